@@ -1,0 +1,64 @@
+"""Take trained image classifiers apart into small working models and build new classifiers from the parts.
+
+The names below are loaded when they are first used, so that `import brickyard` costs no import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from brickyard._version import __version__
+from brickyard.errors import BrickyardError
+
+if TYPE_CHECKING:
+    from brickyard.assemble import Assembly, assemble
+    from brickyard.component import Component
+    from brickyard.disassemble import disassemble
+    from brickyard.evaluate import evaluate
+    from brickyard.files import load
+    from brickyard.locate import Relevance, locate
+    from brickyard.manifest import Preprocessing
+    from brickyard.options import Budget, Thresholds
+
+_HOME = {
+    "Assembly": "assemble",
+    "Budget": "options",
+    "Component": "component",
+    "Preprocessing": "manifest",
+    "Relevance": "locate",
+    "Thresholds": "options",
+    "assemble": "assemble",
+    "disassemble": "disassemble",
+    "evaluate": "evaluate",
+    "load": "files",
+    "locate": "locate",
+}
+
+__all__ = [
+    "Assembly",
+    "BrickyardError",
+    "Budget",
+    "Component",
+    "Preprocessing",
+    "Relevance",
+    "Thresholds",
+    "__version__",
+    "assemble",
+    "disassemble",
+    "evaluate",
+    "load",
+    "locate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"brickyard.{_HOME[name]}"), name)
+        globals()[name] = value  # a function shadows the module of the same name from here on
+        return value
+    raise AttributeError(f"module 'brickyard' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,247 @@
+"""Frozen values that say what a component or an assembly is and where it came from; JSON to and from.
+
+Nothing here knows `torch`: a manifest is plain data, validated when it is made, and the JSON Schema that
+`docs/` publishes is generated from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from brickyard.errors import FileError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AxisRecord",
+    "ComponentManifest",
+    "HealRecord",
+    "LayerSpec",
+    "LocateRecord",
+    "NetworkSpec",
+    "NodeSpec",
+    "Pinned",
+    "Preprocessing",
+    "SelectionRecord",
+    "SourceRecord",
+    "Statistics",
+    "Versions",
+    "validated",
+]
+
+FORMAT_VERSION = 1
+
+Name = Annotated[str, Field(min_length=1, max_length=1024)]
+Count = Annotated[int, Field(ge=0)]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
+
+
+class Frozen(BaseModel):
+    """A value: frozen, strict about unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocessing(Frozen):
+    """What happens to raw images before a network sees them.
+
+    Raw images are uint8 in 0..255 or floating point in [0, 1], of shape (batch, channels, height, width).
+    They are scaled to [0, 1], brought to `channels` and `size`, then `(x - mean) / std` a channel. The
+    default changes nothing, so that a network without preprocessing takes what its source took.
+
+    Attributes:
+        size: Height and width that the network wants, or None to leave the size alone.
+        fit: How an image comes to `size`: "resize" (bilinear, antialiased) or "pad" (zeros around a
+            smaller image; a larger one is resized).
+        channels: 1 or 3, or None to leave the channels alone. Grey becomes colour by repetition, colour
+            becomes grey by the luma weights of ITU-R BT.601.
+        mean: Mean a channel, in [0, 1] units, or None for no normalisation.
+        std: Standard deviation a channel, in [0, 1] units; needs `mean`.
+
+    Example:
+        >>> from brickyard import Preprocessing
+        >>> Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.25,)).size
+        (32, 32)
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]] | None = None
+    fit: Literal["resize", "pad"] = "resize"
+    channels: Literal[1, 3] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _mean_and_std_agree(self) -> Preprocessing:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both, or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
+        return self
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether images pass unchanged."""
+        return self.size is None and self.channels is None and self.mean is None
+
+
+class NodeSpec(Frozen):
+    """One step of a network: `op` says which table `target` is looked up in.
+
+    `args` and `kwargs` are JSON, with `{"node": NAME}` for the value of an earlier step,
+    `{"slice": [a, b, c]}`, `{"tuple": [...]}`, `{"ellipsis": true}` and `{"dtype": NAME}`.
+    """
+
+    name: Name
+    op: Literal["input", "layer", "tensor", "function", "output"]
+    target: Annotated[str, Field(max_length=1024)] = ""
+    args: tuple[Json, ...] = ()
+    kwargs: dict[str, Json] = {}
+
+
+class LayerSpec(Frozen):
+    """A layer's type and constructor arguments, both from a whitelist."""
+
+    type: Name
+    config: dict[str, Json] = {}
+
+
+class NetworkSpec(Frozen):
+    """A network as data: steps in order, layers by dotted name, and which bare tensors are trained."""
+
+    nodes: tuple[NodeSpec, ...]
+    layers: dict[Name, LayerSpec]
+    tensors: dict[Name, Literal["parameter", "buffer"]] = {}
+
+
+class SourceRecord(Frozen):
+    """The source that a component was cut from."""
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    classes: tuple[Name, ...]
+    parameters: Count
+    flops: Count
+
+
+class AxisRecord(Frozen):
+    """How many channels an axis had in the source, and which of them were kept, in order."""
+
+    size: Annotated[int, Field(ge=1)]
+    kept: tuple[Count, ...]
+
+
+class Pinned(Frozen):
+    """An axis or operation that was kept whole, and why."""
+
+    axis: str
+    channels: Count
+    reason: str
+
+
+class LocateRecord(Frozen):
+    """Which images the relevances came from."""
+
+    choose: Literal["confident", "random", "all"]
+    per_class: Count | None
+    seed: int
+    images: tuple[Count, ...]
+    data: str = ""
+
+
+class SelectionRecord(Frozen):
+    """How the channels were chosen: by thresholds or by a budget."""
+
+    thresholds: dict[str, float] | None = None
+    budget: dict[str, Json] | None = None
+    parameters: Count
+    flops: Count
+
+
+class HealRecord(Frozen):
+    """How the component was repaired, and what was seen on the way."""
+
+    method: Literal["none", "moments", "refit"]
+    images: Count = 0
+    ridge: float | None = None
+    layers: Count = 0
+    notes: tuple[str, ...] = ()
+
+
+class Statistics(Frozen):
+    """What scaling may use later, measured on the component's own training images.
+
+    All lists have one entry a class of the task. `winning_logit` is None where no image of the class was
+    answered correctly.
+    """
+
+    images: tuple[Count, ...]
+    correct: tuple[Count, ...]
+    winning_logit: tuple[float | None, ...]
+    mean_logit: tuple[float | None, ...]
+    magnitude: float | None = None
+
+
+class Versions(Frozen):
+    """What made the file."""
+
+    brickyard: str
+    torch: str
+    python: str
+
+
+class ComponentManifest(Frozen):
+    """What a component is and where it came from."""
+
+    kind: Literal["component"] = "component"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    task: Annotated[tuple[Count, ...], Field(min_length=1)]
+    reject: bool = False
+    preprocessing: Preprocessing = Preprocessing()
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    source: SourceRecord
+    axes: dict[str, AxisRecord]
+    output_axis: str | None = None
+    pinned: tuple[Pinned, ...] = ()
+    located: LocateRecord | None = None
+    selection: SelectionRecord
+    heal: HealRecord = HealRecord(method="none")
+    statistics: Statistics | None = None
+    scores: dict[str, Json] = {}
+    versions: Versions
+    created: str
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> ComponentManifest:
+        if len(self.task) != len(self.classes):
+            raise ValueError(f"{len(self.task)} task indices for {len(self.classes)} class names")
+        for index, name in zip(self.task, self.classes, strict=True):
+            if index >= len(self.source.classes) or self.source.classes[index] != name:
+                raise ValueError(f"task index {index} is not class {name!r} of the source")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the component returns for an image."""
+        return len(self.classes) + int(self.reject)
+
+
+def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
+    """Read `value` as a `kind`, or say what is wrong with it.
+
+    Raises:
+        FileError: The value does not fit; the message names the first problem and where it is.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise FileError(f"{what} is not a valid {kind.__name__}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation error, with its place."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{place + ': ' if place else ''}{problem['msg']}{more}"
