@@ -12,27 +12,27 @@ from brickyard._version import __version__
 from brickyard.errors import BrickyardError
 
 if TYPE_CHECKING:
-    from brickyard.assemble import Assembly, assemble
+    from brickyard.assembling import Assembly, assemble
     from brickyard.component import Component
-    from brickyard.disassemble import disassemble
-    from brickyard.evaluate import evaluate
+    from brickyard.disassembling import disassemble
+    from brickyard.evaluation import evaluate
     from brickyard.files import load
-    from brickyard.locate import Relevance, locate
+    from brickyard.locating import Relevance, locate
     from brickyard.manifest import Preprocessing
     from brickyard.options import Budget, Thresholds
 
 _HOME = {
-    "Assembly": "assemble",
+    "Assembly": "assembling",
     "Budget": "options",
     "Component": "component",
     "Preprocessing": "manifest",
-    "Relevance": "locate",
+    "Relevance": "locating",
     "Thresholds": "options",
-    "assemble": "assemble",
-    "disassemble": "disassemble",
-    "evaluate": "evaluate",
+    "assemble": "assembling",
+    "disassemble": "disassembling",
+    "evaluate": "evaluation",
     "load": "files",
-    "locate": "locate",
+    "locate": "locating",
 }
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"brickyard.{_HOME[name]}"), name)
-        globals()[name] = value  # a function shadows the module of the same name from here on
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'brickyard' has no attribute {name!r}")
 

@@ -1,0 +1,254 @@
+"""Read a model as a `Network`: symbolic tracing, in evaluation mode, with the model left as it was."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from brickyard.errors import TraceError
+from brickyard.layers.functions import function_name, method_name
+from brickyard.layers.modules import build_layer, describe_layer, find_type
+from brickyard.network import Network, Node, Ref, refs
+
+__all__ = ["as_before", "read_network", "shared_layer"]
+
+_TORCH_HOME = str(Path(torch.__file__).parent)
+_OWN_HOME = str(Path(__file__).parent.parent)
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back in the mode that it had, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Tracer(fx.Tracer):
+    """Stops at layers of the table and at torch's own layers, and remembers where it was when it failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deepest = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if find_type(m) is not None:
+            return True
+        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return False
+        return type(m).__module__.startswith("torch.nn")
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        before = self.deepest
+        self.deepest = self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.deepest = before  # not in a finally: after a failure the innermost name is wanted
+        return result
+
+
+def read_network(model: nn.Module, example: Tensor) -> Network:
+    """Trace a model into a `Network` that shares its weights and computes the same.
+
+    Args:
+        model: Any module that takes one image batch and returns one (batch, classes) tensor.
+        example: Images as the model takes them, (batch, channels, height, width).
+
+    Raises:
+        TraceError: The model cannot be traced, or does not return (batch, classes), or the traced network
+            does not return what the model returns.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a torch.nn.Module was expected, not a {type(model).__name__}")
+    if example.ndim != 4 or not example.is_floating_point():
+        raise TraceError(
+            f"the example must be floating-point images (batch, channels, height, width), not "
+            f"{tuple(example.shape)} of {example.dtype}"
+        )
+    with as_before(model), torch.no_grad():
+        expected = _call(model, example)
+        network = _convert(model, _trace(model))
+        found = network(example)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise TraceError(
+            f"{type(model).__name__} was traced, but the trace does not return what the model returns: its "
+            "forward depends on something that tracing does not see (hooks, numbers in Python, random "
+            "state); make that part a layer of its own"
+        )
+    return network
+
+
+def _call(model: nn.Module, example: Tensor) -> Tensor:
+    name = type(model).__name__
+    try:
+        result = model(example)
+    except Exception as error:
+        raise TraceError(
+            f"{name} fails on an example of shape {tuple(example.shape)}: {error}; give `example` images of "
+            "the size and kind that the model takes"
+        ) from error
+    if not isinstance(result, Tensor) or result.ndim != 2:
+        what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise TraceError(f"{name} returns {what}; a classifier that returns (batch, classes) is needed")
+    return result
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
+    try:
+        return tracer.trace(model, concrete_args=_defaults(model))
+    except Exception as error:
+        where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; a forward whose "
+            "Python control flow depends on the numbers in its tensors cannot be followed: move that part "
+            "into a layer of its own or make it independent of the input"
+        ) from error
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Values for all arguments of forward after the first, which must have defaults."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
+    if needed:
+        raise TraceError(
+            f"{type(model).__name__}.forward also needs {', '.join(needed)}; a classifier that takes one "
+            "image batch is needed: wrap it in a module that gives the rest"
+        )
+    return {p.name: p.default for p in rest} or None
+
+
+def _user_line(error: Exception) -> str:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((_TORCH_HOME, _OWN_HOME))
+    ]
+    return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def _convert(model: nn.Module, graph: fx.Graph) -> Network:
+    nodes: list[Node] = []
+    layers: dict[str, nn.Module] = {}
+    tensors: dict[str, Tensor] = {}
+    foreign: dict[str, Callable[..., Any]] = {}
+    for step in graph.nodes:
+        args, kwargs = _arguments(step)
+        target = str(step.target)
+        if step.op == "placeholder":
+            if nodes and step.users:
+                raise TraceError(f"{type(model).__name__} takes a second input, {step.name!r}; one is supported")
+            if not nodes:
+                nodes.append(Node(step.name, "input"))
+        elif step.op == "call_module":
+            module = model.get_submodule(target)
+            if _representable(module):
+                layers.setdefault(target, shared_layer(module))
+                nodes.append(Node(step.name, "layer", target, args, kwargs))
+            else:
+                foreign[target] = module
+                nodes.append(Node(step.name, "function", target, args, kwargs))
+        elif step.op == "get_attr":
+            tensors[target] = _attribute(model, target)
+            nodes.append(Node(step.name, "tensor", target))
+        elif step.op == "output":
+            nodes.append(Node("output", "output", "", args))
+        else:
+            node = _function_node(step, args, kwargs, foreign)
+            if node is not None:
+                nodes.append(node)
+    return Network(_without_unused(nodes), layers, tensors, foreign).eval()
+
+
+def _function_node(
+    step: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], foreign: dict[str, Callable[..., Any]]
+) -> Node | None:
+    if step.op == "call_method":
+        name = method_name(str(step.target))
+        call: Callable[..., Any] = getattr(Tensor, str(step.target))
+        title = f"Tensor.{step.target}"
+    else:
+        call = step.target  # type: ignore[assignment]
+        title = getattr(call, "__name__", str(call))
+        if title == "_assert":
+            return None
+        name = function_name(call)
+        if call is getattr and args[1] == "shape":
+            name, args = "shape", args[:1]
+    if name is None:
+        target = f"{title} ({step.name})"
+        foreign[target] = call
+        return Node(step.name, "function", target, args, kwargs)
+    return Node(step.name, "function", name, args, kwargs)
+
+
+def _arguments(step: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return Ref(value.name)
+        if isinstance(value, slice):
+            return slice(plain(value.start), plain(value.stop), plain(value.step))
+        if isinstance(value, tuple):
+            return tuple(plain(item) for item in value)
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value
+
+    args = tuple(plain(value) for value in step.args)
+    kwargs = {key: plain(value) for key, value in step.kwargs.items()}
+    if not args and "input" in kwargs:
+        args = (kwargs.pop("input"),)
+    return args, kwargs
+
+
+def _without_unused(nodes: list[Node]) -> list[Node]:
+    """Drop sizes and tensors that nothing uses; everything else may act in place and stays."""
+    kept: list[Node] = []
+    used: set[str] = set()
+    for node in reversed(nodes):
+        idle = node.op == "tensor" or node.target in ("shape", "size", "dim", "floordiv")
+        if node.name in used or not idle:
+            kept.append(node)
+            used.update(refs(node))
+    return kept[::-1]
+
+
+def _representable(module: nn.Module) -> bool:
+    return find_type(module) is not None and not getattr(module, "return_indices", False)
+
+
+def shared_layer(module: nn.Module) -> nn.Module:
+    """A plain copy of a layer, in evaluation mode, over the same numbers; hooks stay behind."""
+    entry = find_type(module)
+    assert entry is not None
+    copy = build_layer(entry.name, describe_layer(module))
+    for name in copy._parameters:
+        value = getattr(module, name)
+        if value is not None:
+            copy._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
+    for name in copy._buffers:
+        copy._buffers[name] = getattr(module, name)
+    return copy
+
+
+def _attribute(model: nn.Module, target: str) -> Tensor:
+    group, _, leaf = target.rpartition(".")
+    value = getattr(model.get_submodule(group), leaf)
+    if not isinstance(value, Tensor):
+        raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
+    is_parameter = isinstance(value, nn.Parameter)
+    return nn.Parameter(value.detach(), requires_grad=False) if is_parameter else value.detach()

@@ -1,0 +1,174 @@
+"""The table of functions that a network may call between its layers, and what each does to channels.
+
+A function that is not in the table pins the channels that it touches and cannot be written to a file.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["FUNCTIONS", "Function", "function_name", "method_name"]
+
+FunctionRole = Literal["pointwise", "binary", "spatial", "move", "reduce", "pad", "norm", "pin", "number"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One allowed function.
+
+    Attributes:
+        name: The name in files.
+        call: What runs.
+        role: What it does to channels: as for layers, and: binary (joins two values number by number),
+            reduce (sums or averages some dimensions), pad, norm (functional batch norm), number (gives
+            sizes or other plain numbers, no tensor).
+        same: Other callables that mean the same and take the same arguments.
+        methods: Names of tensor methods that mean the same and take the same arguments.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    role: FunctionRole
+    same: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+
+
+def _shape(x: torch.Tensor) -> torch.Size:
+    return x.shape
+
+
+def _method(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
+    return Function(name, getattr(torch.Tensor, name), role, same, (name,))
+
+
+def _functional(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
+    return Function(name, getattr(F, name), role, same)
+
+
+_POINTWISE = (
+    Function("relu", F.relu, "pointwise", (torch.relu,), ("relu",)),
+    Function("sigmoid", torch.sigmoid, "pointwise", (F.sigmoid, torch.special.expit), ("sigmoid",)),
+    Function("tanh", torch.tanh, "pointwise", (F.tanh,), ("tanh",)),
+    *(
+        _functional(name, "pointwise")
+        for name in (
+            "relu6 leaky_relu elu selu celu silu mish gelu softplus hardswish hardsigmoid hardtanh dropout "
+            "dropout2d"
+        ).split()
+    ),
+    _method("relu_", "pointwise", torch.relu_, F.relu_),
+    _method("clamp", "pointwise", torch.clamp),
+    _method("abs", "pointwise", torch.abs),
+    _method("square", "pointwise", torch.square),
+    _method("sqrt", "pointwise", torch.sqrt),
+    _method("exp", "pointwise", torch.exp),
+    _method("pow", "pointwise", torch.pow, operator.pow),
+    _method("neg", "pointwise", torch.neg, operator.neg),
+    _method("contiguous", "pointwise"),
+    _method("clone", "pointwise", torch.clone),
+    _method("detach", "pointwise"),
+    _method("float", "pointwise"),
+)
+
+_BINARY = (
+    Function("add", operator.add, "binary"),
+    Function("sub", operator.sub, "binary"),
+    Function("mul", operator.mul, "binary"),
+    Function("truediv", operator.truediv, "binary"),
+    Function("iadd", operator.iadd, "binary"),
+    Function("imul", operator.imul, "binary"),
+    Function("tensor_add", torch.add, "binary", (), ("add",)),
+    Function("tensor_mul", torch.mul, "binary", (torch.multiply,), ("mul", "multiply")),
+    Function("tensor_sub", torch.sub, "binary", (torch.subtract,), ("sub",)),
+    Function("tensor_div", torch.div, "binary", (torch.true_divide,), ("div",)),
+    _method("add_", "binary"),
+    _method("mul_", "binary"),
+    _method("maximum", "binary", torch.maximum),
+    _method("minimum", "binary", torch.minimum),
+)
+
+_SPATIAL = tuple(
+    _functional(name, "spatial")
+    for name in ("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate").split()
+)
+
+_MOVE = (
+    Function("getitem", operator.getitem, "move"),
+    Function("cat", torch.cat, "move", (torch.concat, torch.concatenate)),
+    Function("stack", torch.stack, "move"),
+    _method("flatten", "move", torch.flatten),
+    _method("reshape", "move", torch.reshape),
+    _method("view", "move"),
+    _method("permute", "move", torch.permute),
+    _method("transpose", "move", torch.transpose),
+    _method("squeeze", "move", torch.squeeze),
+    _method("unsqueeze", "move", torch.unsqueeze),
+    _method("chunk", "move", torch.chunk),
+    _method("split", "move", torch.split),
+    _method("unbind", "move", torch.unbind),
+    _method("expand", "move"),
+    _method("expand_as", "move"),
+    _method("flip", "move", torch.flip),
+    _method("roll", "move", torch.roll),
+)
+
+_REDUCE = (
+    _method("mean", "reduce", torch.mean),
+    _method("sum", "reduce", torch.sum),
+    _method("amax", "reduce", torch.amax),
+)
+
+_PIN = (
+    Function("softmax", F.softmax, "pin"),
+    Function("tensor_softmax", torch.softmax, "pin", (), ("softmax",)),
+    _functional("log_softmax", "pin"),
+    _functional("layer_norm", "pin"),
+    _functional("group_norm", "pin"),
+    _functional("normalize", "pin"),
+    _method("matmul", "pin", torch.matmul, operator.matmul),
+    _functional("scaled_dot_product_attention", "pin"),
+)
+
+_NUMBER = (
+    _method("size", "number"),
+    _method("dim", "number"),
+    Function("shape", _shape, "number"),
+    Function("floordiv", operator.floordiv, "number"),
+)
+
+FUNCTIONS: dict[str, Function] = {
+    entry.name: entry
+    for entry in (
+        *_POINTWISE,
+        *_BINARY,
+        *_SPATIAL,
+        *_MOVE,
+        *_REDUCE,
+        *_PIN,
+        *_NUMBER,
+        _functional("pad", "pad", torch._C._nn.pad),
+        _functional("batch_norm", "norm"),
+    )
+}
+
+_BY_CALLABLE = {call: entry.name for entry in FUNCTIONS.values() for call in (entry.call, *entry.same)}
+_BY_METHOD = {method: entry.name for entry in FUNCTIONS.values() for method in entry.methods}
+
+
+def function_name(call: Callable[..., Any]) -> str | None:
+    """The name in the table of a function found in a model, or None."""
+    try:
+        return _BY_CALLABLE.get(call)
+    except TypeError:  # not hashable
+        return None
+
+
+def method_name(method: str) -> str | None:
+    """The name in the table of a tensor method found in a model, or None."""
+    return _BY_METHOD.get(method)

@@ -1,0 +1,352 @@
+"""A network as an ordinary module that runs a list of steps, and the same network as data.
+
+The list of steps is what tracing finds and what files hold. Running it needs no generated code: each step
+looks its function or layer up in a whitelist. Nothing here knows axes, classes or scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.errors import FileError, SurgeryError
+from brickyard.layers.functions import FUNCTIONS
+from brickyard.layers.modules import build_layer, describe_layer, find_type
+from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec
+
+__all__ = ["Network", "Node", "Ref", "map_refs", "refs", "same_structure", "tensors_of"]
+
+NodeOp = Literal["input", "layer", "tensor", "function", "output"]
+NetworkT = TypeVar("NetworkT", bound="Network")
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+}
+_MAX_DEPTH = 16
+
+
+class Ref(NamedTuple):
+    """Stands, among a step's arguments, for the value of an earlier step."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step. `target` is a layer's or tensor's dotted name, or a function's name in the table."""
+
+    name: str
+    op: NodeOp
+    target: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
+    """Replace every `Ref` in nested arguments."""
+    if isinstance(value, Ref):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map_refs(item, change) for item in value)
+    if isinstance(value, slice):
+        return slice(*(map_refs(item, change) for item in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: map_refs(item, change) for key, item in value.items()}
+    return value
+
+
+def refs(node: Node) -> list[str]:
+    """Names of the steps whose values this one uses, in order, repeats included."""
+    found: list[str] = []
+    map_refs((node.args, dict(node.kwargs)), lambda ref: found.append(ref.node))
+    return found
+
+
+class _Group(nn.Module):
+    """A bare container, so that layers keep the dotted names they had in the source."""
+
+
+class Network(nn.Module):
+    """Runs its steps in order; layers and tensors live under their dotted names.
+
+    Args:
+        nodes: The steps; the first is the input, the last the output.
+        layers: The layers by dotted name.
+        tensors: Bare parameters and buffers by dotted name.
+        foreign: Callables outside the whitelist, by the target that names them. A network that has any
+            runs, but has no form as data.
+
+    Shapes:
+        input (batch, channels, height, width) -> output (batch, classes)
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        layers: Mapping[str, nn.Module],
+        tensors: Mapping[str, Tensor] | None = None,
+        foreign: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._steps = tuple(nodes)
+        self._layer_names = tuple(layers)
+        self._tensor_names = tuple(tensors or {})
+        self._foreign = dict(foreign or {})
+        self._dead = _last_uses(self._steps)
+        for name, layer in layers.items():
+            parent, leaf = self._home(name)
+            parent.add_module(leaf, layer)
+        for name, tensor in (tensors or {}).items():
+            parent, leaf = self._home(name)
+            if isinstance(tensor, nn.Parameter):
+                parent.register_parameter(leaf, tensor)
+            else:
+                parent.register_buffer(leaf, tensor)
+
+    def _home(self, name: str) -> tuple[nn.Module, str]:
+        *groups, leaf = name.split(".")
+        parent: nn.Module = self
+        for group in groups:
+            if group not in parent._modules:
+                if not group or hasattr(parent, group):
+                    raise SurgeryError(f"layer {name!r} cannot be stored: {group!r} is no free attribute name")
+                parent.add_module(group, _Group())
+            parent = parent._modules[group]  # type: ignore[assignment]
+        if not leaf or hasattr(parent, leaf):
+            raise SurgeryError(f"layer {name!r} cannot be stored: {leaf!r} is no free attribute name")
+        return parent, leaf
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The steps, in order."""
+        return self._steps
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Dotted names of the layers."""
+        return self._layer_names
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Dotted names of the bare parameters and buffers."""
+        return self._tensor_names
+
+    @property
+    def foreign(self) -> dict[str, Callable[..., Any]]:
+        """Callables outside the whitelist."""
+        return dict(self._foreign)
+
+    def layer(self, name: str) -> nn.Module:
+        """The layer of that dotted name."""
+        return self.get_submodule(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The bare parameter or buffer of that dotted name."""
+        group, _, leaf = name.rpartition(".")
+        value: Tensor = getattr(self.get_submodule(group), leaf)
+        return value
+
+    def step(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """The value of one step, given those of the earlier ones."""
+        args = map_refs(node.args, lambda ref: values[ref.node])
+        kwargs = map_refs(dict(node.kwargs), lambda ref: values[ref.node])
+        if node.op == "function":
+            call = self._foreign.get(node.target) or FUNCTIONS[node.target].call
+            return call(*args, **kwargs)
+        if node.op == "layer":
+            return self.get_submodule(node.target)(*args, **kwargs)
+        if node.op == "tensor":
+            return self.tensor(node.target)
+        return args[0]  # output
+
+    def dead_after(self, index: int) -> tuple[str, ...]:
+        """Values that no step after this one needs."""
+        return self._dead[index]
+
+    def advance(self, values: dict[str, Any], start: int, stop: int) -> None:
+        """Run steps `start` to `stop` (excluded) in place, dropping each value after its last use."""
+        for index in range(start, stop):
+            node = self._steps[index]
+            if node.op != "input":
+                values[node.name] = self.step(node, values)
+            for name in self._dead[index]:
+                del values[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all steps."""
+        values: dict[str, Any] = {self._steps[0].name: x}
+        self.advance(values, 0, len(self._steps))
+        result: Tensor = values[self._steps[-1].name]
+        return result
+
+    def to_spec(self) -> NetworkSpec:
+        """The network as data.
+
+        Raises:
+            FileError: A step is outside the whitelist; the message names it.
+        """
+        if self._foreign:
+            names = ", ".join(sorted(self._foreign)[:5])
+            raise FileError(
+                f"the network uses {len(self._foreign)} operation(s) that have no form as data: {names}; "
+                "it runs here, but cannot be written to a file"
+            )
+        layers: dict[str, LayerSpec] = {}
+        for name in self._layer_names:
+            module = self.layer(name)
+            entry = find_type(module)
+            if entry is None:
+                raise FileError(f"layer {name!r} is a {type(module).__name__}, which has no form as data")
+            layers[name] = LayerSpec(type=entry.name, config=describe_layer(module))
+        tensors: dict[str, Literal["parameter", "buffer"]] = {
+            name: "parameter" if isinstance(self.tensor(name), nn.Parameter) else "buffer"
+            for name in self._tensor_names
+        }
+        return NetworkSpec(nodes=tuple(map(_node_spec, self._steps)), layers=layers, tensors=tensors)
+
+    @classmethod
+    def from_spec(cls: type[NetworkT], spec: NetworkSpec, shapes: Mapping[str, Sequence[int]]) -> NetworkT:
+        """Build a network on the meta device; `shapes` gives those of its bare tensors.
+
+        Raises:
+            FileError: A step, layer or argument is not allowed, or the steps do not fit together.
+        """
+        nodes = tuple(map(_read_node, spec.nodes))
+        _check_order(nodes, spec)
+        layers = {name: build_layer(layer.type, layer.config) for name, layer in spec.layers.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, kind in spec.tensors.items():
+            if name not in shapes:
+                raise FileError(f"tensor {name!r} is named by the network and missing from the file")
+            value = torch.empty(tuple(shapes[name]), device="meta")
+            tensors[name] = nn.Parameter(value) if kind == "parameter" else value
+        try:
+            return cls(nodes, layers, tensors)
+        except (SurgeryError, KeyError) as error:
+            raise FileError(f"the network's names do not fit together: {error}") from None
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, detached."""
+    return {name: value.detach() for name, value in network.state_dict().items()}
+
+
+def same_structure(a: NetworkSpec, b: NetworkSpec) -> bool:
+    """Whether two networks have the same steps and layer types, whatever their sizes."""
+    return a.nodes == b.nodes and {name: layer.type for name, layer in a.layers.items()} == {
+        name: layer.type for name, layer in b.layers.items()
+    }
+
+
+def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
+    """For each step, the values that nothing later needs."""
+    last: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        last[node.name] = index
+        for name in refs(node):
+            last[name] = index
+    last[nodes[-1].name] = len(nodes)  # the output stays
+    dead: list[list[str]] = [[] for _ in nodes]
+    for name, index in last.items():
+        if index < len(nodes):
+            dead[index].append(name)
+    return tuple(tuple(names) for names in dead)
+
+
+def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
+    if len(nodes) < 2 or nodes[0].op != "input" or nodes[-1].op != "output":
+        raise FileError("a network must start with its input and end with its output")
+    seen: set[str] = set()
+    for index, node in enumerate(nodes):
+        if node.op in ("input", "output") and index not in (0, len(nodes) - 1):
+            raise FileError(f"step {node.name!r} is a second {node.op}; a network has one")
+        if node.name in seen:
+            raise FileError(f"two steps are named {node.name!r}")
+        missing = [name for name in refs(node) if name not in seen]
+        if missing:
+            raise FileError(f"step {node.name!r} uses {missing[0]!r}, which is no earlier step")
+        if node.op == "function" and node.target not in FUNCTIONS:
+            raise FileError(f"step {node.name!r} calls {node.target!r}, which is not an allowed function")
+        if node.op == "layer" and node.target not in spec.layers:
+            raise FileError(f"step {node.name!r} uses layer {node.target!r}, which is not in the file")
+        if node.op == "tensor" and node.target not in spec.tensors:
+            raise FileError(f"step {node.name!r} uses tensor {node.target!r}, which is not in the file")
+        if node.op == "output" and len(node.args) != 1:
+            raise FileError("the output step takes one value")
+        seen.add(node.name)
+
+
+def _node_spec(node: Node) -> NodeSpec:
+    return NodeSpec(
+        name=node.name,
+        op=node.op,
+        target=node.target,
+        args=tuple(_to_json(value, node.name) for value in node.args),
+        kwargs={key: _to_json(value, node.name) for key, value in node.kwargs.items()},
+    )
+
+
+def _read_node(spec: NodeSpec) -> Node:
+    args = tuple(_from_json(value, spec.name, 0) for value in spec.args)
+    kwargs = {key: _from_json(value, spec.name, 0) for key, value in spec.kwargs.items()}
+    return Node(spec.name, spec.op, spec.target, args, kwargs)
+
+
+def _to_json(value: Any, where: str) -> Any:
+    if isinstance(value, Ref):
+        return {"node": value.node}
+    if isinstance(value, slice):
+        return {"slice": [_to_json(item, where) for item in (value.start, value.stop, value.step)]}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item, where) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(item, where) for item in value]
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise FileError(f"step {where!r} has an argument {value!r} that has no form as data")
+
+
+def _from_json(value: Any, where: str, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise FileError(f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, list):
+        return [_from_json(item, where, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        key, inner = next(iter(value.items()))
+        if key == "node" and isinstance(inner, str):
+            return Ref(inner)
+        if key == "tuple" and isinstance(inner, list):
+            return tuple(_from_json(item, where, depth + 1) for item in inner)
+        if key == "slice" and isinstance(inner, list) and len(inner) == 3:
+            return slice(*(_from_json(item, where, depth + 1) for item in inner))
+        if key == "ellipsis" and inner is True:
+            return Ellipsis
+        if key == "dtype" and isinstance(inner, str) and inner in _DTYPES:
+            return _DTYPES[inner]
+    raise FileError(f"step {where!r} has an argument {str(value)[:80]!r} that is not allowed")
+
+
+def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
+    """The steps that are layers: position, step, layer; in order."""
+    for index, node in enumerate(network.nodes):
+        if node.op == "layer":
+            yield index, node, network.layer(node.target)
+
+
+def names_of(items: Iterable[str], most: int = 5) -> str:
+    """A short list of names for a message."""
+    names = list(items)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
