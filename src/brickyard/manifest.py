@@ -130,6 +130,7 @@ class AxisRecord(Frozen):
 
     size: Annotated[int, Field(ge=1)]
     kept: tuple[Count, ...]
+    pinned: bool = False
 
 
 class Pinned(Frozen):

@@ -1,0 +1,145 @@
+"""A component: a small network for one task, with its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.manifest import ComponentManifest, NetworkSpec
+from brickyard.network import Network
+from brickyard.predicting import Predictor
+
+__all__ = ["Component"]
+
+
+class Component(Predictor):
+    """A working model for one task, cut from one source.
+
+    It is an ordinary module: it trains, moves between devices, compiles and exports. It takes what its source
+    took, after preprocessing: `component(component.preprocess(images))`.
+
+    Attributes:
+        network: The cut network.
+        manifest: What it is and where it came from.
+        skeleton: The source's network as data, without numbers, or None where it has no form as data.
+
+    Shapes:
+        (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> component.classes, component(data[0]).shape
+        (('1', '3'), torch.Size([8, 2]))
+    """
+
+    def __init__(self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.manifest = manifest
+        self.skeleton = skeleton
+        self._select = manifest.reject or manifest.output_axis is None
+        others = [k for k in range(len(manifest.source.classes)) if k not in manifest.task]
+        self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
+        self.register_buffer("_others", torch.tensor(others, dtype=torch.long), persistent=False)
+        self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, one an output."""
+        return self.manifest.classes
+
+    @property
+    def reject(self) -> bool:
+        """Whether a last output stands for the source's other classes."""
+        return self.manifest.reject
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the task's classes for preprocessed images."""
+        return self.head(self.network(x))
+
+    def head(self, logits: Tensor) -> Tensor:
+        """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
+        if not self._select:
+            return logits
+        chosen = logits.index_select(1, self._task)  # type: ignore[arg-type]
+        if not self.manifest.reject:
+            return chosen
+        rest = logits.index_select(1, self._others).logsumexp(1, keepdim=True)  # type: ignore[arg-type]
+        return torch.cat([chosen, rest], 1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Raw images, uint8 or in [0, 1] -> what the component takes."""
+        from brickyard.preprocessing import preprocess
+
+        return preprocess(images, self.manifest.preprocessing)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        like = next(self.parameters())
+        return self(self.preprocess(images).to(like.device, like.dtype))
+
+    def with_scores(self, scores: dict[str, Any]) -> Component:
+        """The same component with measured scores in its manifest."""
+        manifest = self.manifest.model_copy(update={"scores": scores})
+        return Component(self.network, manifest, self.skeleton)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the component to one safetensors file, atomically.
+
+        Raises:
+            FileError: The file cannot be written, or the network has operations without a form as data.
+        """
+        from brickyard.files import save_component
+
+        return save_component(self, Path(path))
+
+    def __str__(self) -> str:
+        return describe(self.manifest)
+
+
+def describe(manifest: ComponentManifest) -> str:
+    """A component's manifest as a short report."""
+    source, chosen = manifest.source, manifest.selection
+    lines = [
+        f"component of {source.name} ({len(source.classes)} classes)",
+        f"  classes      {_short(manifest.classes)}{' + reject' if manifest.reject else ''}",
+        f"  parameters   {chosen.parameters:,} ({_share(chosen.parameters, source.parameters)} of the source)",
+        f"  FLOPs        {chosen.flops:,} ({_share(chosen.flops, source.flops)})",
+        f"  chosen by    {_selection(manifest)}",
+        f"  heal         {manifest.heal.method}"
+        + (f", {manifest.heal.images} images, {manifest.heal.layers} layers" if manifest.heal.method != "none" else ""),
+        f"  kept         {_kept(manifest)}",
+    ]
+    lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
+    lines += [f"  note         {note}" for note in manifest.heal.notes]
+    return "\n".join(lines)
+
+
+def _kept(manifest: ComponentManifest) -> str:
+    cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
+    kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
+    return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
+
+
+def _selection(manifest: ComponentManifest) -> str:
+    chosen = manifest.selection
+    if chosen.budget is not None:
+        return f"budget, {chosen.budget}"
+    if chosen.thresholds is not None:
+        return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
+    return "hand"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _short(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

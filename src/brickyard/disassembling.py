@@ -1,0 +1,320 @@
+"""Cut a component out of a source."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard._version import __version__
+from brickyard.component import Component
+from brickyard.errors import DataError, FileError, OptionError, TaskError
+from brickyard.graph import Graph
+from brickyard.healing import heal_network
+from brickyard.images import Images
+from brickyard.locating import Relevance, resolve_task
+from brickyard.manifest import (
+    AxisRecord,
+    ComponentManifest,
+    HealRecord,
+    NetworkSpec,
+    SelectionRecord,
+    SourceRecord,
+    Statistics,
+    Versions,
+)
+from brickyard.network import Network, map_refs
+from brickyard.options import Budget, Heal, Thresholds, check_choice
+from brickyard.selecting import CostModel, by_budget, by_thresholds, keep_mask
+from brickyard.surgery import KeepSet, cut
+
+__all__ = ["disassemble"]
+
+STATISTICS_PER_CLASS = 100
+
+
+def disassemble(
+    model: nn.Module,
+    relevance: Relevance,
+    *,
+    task: Sequence[int | str],
+    thresholds: Thresholds | None = None,
+    budget: Budget | None = None,
+    reject: bool = False,
+    heal: Heal = "refit",
+    images: Any = None,
+    heal_images: int = 400,
+    ridge: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Component:
+    """Cut out of a source the part that a task needs, as a small working model.
+
+    Args:
+        model: The source that the relevances were located on; it comes back untouched.
+        relevance: What `locate` returned.
+        task: Classes by name or index, in the order that the outputs shall have.
+        thresholds: Keep channels by the paper's thresholds; default: those of the relevances.
+        budget: Keep the most relevant channels that a budget allows, instead of thresholds.
+        reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
+        heal: Repair without gradients: "refit", "moments" or "none".
+        images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the
+            relevances remember.
+        heal_images: At most so many of them are used, drawn evenly from the task's classes.
+        ridge: Strength of the refit's prior, a share of the mean diagonal of its normal equations.
+        batch_size: Images at once.
+        seed: Seed for drawing the images.
+
+    Returns:
+        The component, in evaluation mode, with a manifest of where it came from.
+
+    Raises:
+        TaskError: The task is empty, or names a class that is unknown or was not located.
+        OptionError: Options contradict each other, or the budget is too small.
+        DataError: The relevances belong to another model, or the images cannot be used.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> source, data = chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+        >>> relevance = by.locate(source, data)
+        >>> small = by.disassemble(source, relevance, task=["0", "2"], budget=by.Budget(flops=0.5))
+        >>> small.manifest.selection.flops <= 0.5 * small.manifest.source.flops
+        True
+    """
+    check_choice("heal", heal, Heal)
+    if thresholds is not None and budget is not None:
+        raise OptionError("thresholds= and budget= were both given; a component is chosen by one of them")
+    if not ridge >= 0 or heal_images < 1:
+        raise OptionError(f"ridge={ridge!r} must be 0 or more and heal_images={heal_images!r} at least 1")
+    chosen = _task(task, relevance, reject)
+    graph = relevance.graph(model)
+    outputs = list(range(len(relevance.classes))) if reject else chosen
+    notes: list[str] = []
+    if budget is None:
+        thresholds = thresholds or relevance.thresholds
+        relevance = relevance.with_thresholds(thresholds, graph)
+        keep, notes = by_thresholds(graph, relevance, chosen, outputs)
+    else:
+        keep = by_budget(graph, relevance, chosen, outputs, budget)
+    network = cut(graph, keep)
+    pool = _pool(relevance, images, chosen)
+    record = _heal(graph, keep, network, pool, heal, heal_images, ridge, batch_size, seed, notes)
+    manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, budget, record)
+    component = Component(network, manifest, _skeleton(graph))
+    statistics = _statistics(component, pool, batch_size)
+    return Component(network, manifest.model_copy(update={"statistics": statistics}), component.skeleton)
+
+
+def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:
+    chosen = resolve_task(task, relevance.classes)
+    missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
+    if missing:
+        raise TaskError(f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out")
+    if reject and len(chosen) == len(relevance.classes):
+        raise TaskError("reject=True was asked for a task of all the source's classes; no other class is left")
+    return chosen
+
+
+class _Pool:
+    """Images of the task: where they are, and which belong to which class (None where labels are unknown)."""
+
+    def __init__(self, images: Images, by_class: dict[int, list[int]] | None) -> None:
+        self.images = images
+        self.by_class = by_class
+
+    def draw(self, count: int, seed: int) -> list[int]:
+        """Up to `count` images, evenly from the classes, in an order that mixes them."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.by_class is None:
+            return torch.randperm(len(self.images), generator=generator)[:count].tolist()
+        shuffled = [
+            [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
+            for pool in self.by_class.values()
+        ]
+        longest = max(map(len, shuffled), default=0)
+        turns = [pool[turn] for turn in range(longest) for pool in shuffled if turn < len(pool)]
+        return turns[:count]
+
+
+def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | None:
+    if images is None:
+        remembered = relevance.images()
+        if remembered is None:
+            return None
+        source = remembered[0]
+    elif isinstance(images, Tensor):
+        if images.ndim != 4 or len(images) == 0:
+            raise DataError(
+                f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
+                "least one image is needed"
+            )
+        return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
+    else:
+        source = Images(images, relevance.preprocessing, "the images to heal with")
+    labels = source.all_labels()
+    by_class = {k: torch.nonzero(labels == k).flatten().tolist() for k in task}
+    if not any(by_class.values()):
+        raise DataError("the images to heal with hold none of the task's classes; give some, or heal='none'")
+    return _Pool(source, by_class)
+
+
+def _heal(
+    graph: Graph,
+    keep: KeepSet,
+    network: Network,
+    pool: _Pool | None,
+    method: Heal,
+    count: int,
+    ridge: float,
+    batch_size: int,
+    seed: int,
+    notes: list[str],
+) -> HealRecord:
+    if method == "none":
+        return HealRecord(method=method, notes=tuple(notes))
+    if pool is None:
+        raise OptionError(
+            f"heal={method!r} needs images, and relevances from a file remember none; give images=, or heal='none'"
+        )
+    indices = pool.draw(count, seed)
+    like = next((p.detach() for p in graph.network.parameters()), torch.zeros(0))
+    batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
+    if tuple(batches[0].shape[1:]) != graph.input_shape:
+        raise DataError(
+            f"the images to heal with are {tuple(batches[0].shape[1:])} after preprocessing; the source was traced with "
+            f"{graph.input_shape}: give images of that size"
+        )
+    report = heal_network(graph, keep, network, batches, method, ridge)
+    return HealRecord(
+        method=method,
+        images=len(indices),
+        ridge=ridge if method == "refit" else None,
+        layers=report.layers,
+        notes=(*notes, *report.notes),
+    )
+
+
+def _skeleton(graph: Graph) -> NetworkSpec | None:
+    try:
+        return graph.network.to_spec()
+    except FileError:
+        return None
+
+
+def _manifest(
+    graph: Graph,
+    relevance: Relevance,
+    keep: dict[str, Tensor],
+    task: Sequence[int],
+    reject: bool,
+    thresholds: Thresholds | None,
+    budget: Budget | None,
+    heal: HealRecord,
+) -> ComponentManifest:
+    cost_model = CostModel(graph)
+    whole, part = cost_model(keep_mask(graph, {})), cost_model(keep_mask(graph, keep))
+    everything = graph.everything()
+    return ComponentManifest(
+        classes=tuple(relevance.classes[k] for k in task),
+        task=tuple(task),
+        reject=reject,
+        preprocessing=relevance.preprocessing,
+        input_shape=graph.input_shape,
+        source=SourceRecord(
+            name=relevance.source_name,
+            sha256=relevance.source_sha256,
+            classes=relevance.classes,
+            parameters=whole.parameters,
+            flops=whole.flops,
+        ),
+        axes={
+            axis.name: AxisRecord(
+                size=axis.size, kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()), pinned=bool(axis.pinned)
+            )
+            for axis in graph.axes
+        },
+        output_axis=graph.output.name if graph.output is not None else None,
+        pinned=graph.pinned(),
+        located=relevance.record,
+        selection=SelectionRecord(
+            thresholds=None if thresholds is None or budget is not None else thresholds.as_dict(),
+            budget=None if budget is None else {budget.resource: budget.share, "spread": budget.spread},
+            parameters=part.parameters,
+            flops=part.flops,
+        ),
+        heal=heal,
+        versions=Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version()),
+        created=today(),
+    )
+
+
+def today() -> str:
+    """The date in UTC; `SOURCE_DATE_EPOCH` fixes it for reproducible files."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.datetime.fromtimestamp(int(fixed), datetime.UTC) if fixed.isdigit() else datetime.datetime.now(datetime.UTC)
+    return now.date().isoformat()
+
+
+def _statistics(component: Component, pool: _Pool | None, batch_size: int) -> Statistics | None:
+    """What scaling may need, from labelled images of the component's own classes."""
+    if pool is None or pool.by_class is None:
+        return None
+    like = next((p.detach() for p in component.parameters()), torch.zeros(0))
+    features = _Features(component.network)
+    counts: list[int] = []
+    correct: list[int] = []
+    winning: list[float | None] = []
+    mean: list[float | None] = []
+    with torch.inference_mode():
+        for output, k in enumerate(component.manifest.task):
+            indices = pool.by_class[k][:STATISTICS_PER_CLASS]
+            found = [features.run(component, x) for x, _ in pool.images.batches(indices, batch_size, like)]
+            logits = torch.cat(found).double() if found else torch.zeros(0, component.manifest.outputs)
+            own = logits[:, output]
+            right = own[logits[:, : len(component.classes)].argmax(1) == output]
+            counts.append(len(own))
+            correct.append(len(right))
+            winning.append(right.mean().item() if len(right) else None)
+            mean.append(own.mean().item() if len(own) else None)
+    return Statistics(
+        images=tuple(counts),
+        correct=tuple(correct),
+        winning_logit=tuple(winning),
+        mean_logit=tuple(mean),
+        magnitude=features.mean(),
+    )
+
+
+class _Features:
+    """Mean absolute value of what enters the last convolution or linear layer."""
+
+    def __init__(self, network: Network) -> None:
+        steps = [
+            (index, node)
+            for index, node in enumerate(network.nodes)
+            if node.op == "layer" and isinstance(network.layer(node.target), nn.Conv2d | nn.Linear)
+        ]
+        self._at = steps[-1] if steps else None
+        self._sum, self._count = 0.0, 0
+
+    def run(self, component: Component, x: Tensor) -> Tensor:
+        network = component.network
+        values = {network.nodes[0].name: x}
+        stop = self._at[0] if self._at is not None else 0
+        network.advance(values, 0, stop)
+        if self._at is not None:
+            read: list[Tensor] = []
+            map_refs(self._at[1].args[:1], lambda ref: read.append(values[ref.node]))
+            self._sum += read[0].abs().sum(dtype=torch.float64).item()
+            self._count += read[0].numel()
+        network.advance(values, stop, len(network.nodes))
+        return component.head(values[network.nodes[-1].name])
+
+    def mean(self) -> float | None:
+        return self._sum / self._count if self._count else None

@@ -1,0 +1,334 @@
+"""Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
+
+The source and the cut network run side by side over the same images. At every layer the cut network's inputs
+are what they really are after the repairs so far, and the target is what the source's layer gives for the
+channels that were kept.
+
+refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
+so memory is (inputs * kernel)^2 numbers and not the number of images. The prior is the sliced weights: the
+training residual cannot rise.
+
+moments: the scale and shift of each output channel that give it the source's mean and variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.graph import Graph
+from brickyard.network import Network, Node, refs
+from brickyard.options import Heal
+from brickyard.progress import bar
+from brickyard.surgery import KeepSet, Part, positions
+
+__all__ = ["HealReport", "heal_network"]
+
+MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
+_UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
+_SAME = 1e-10  # a residual below this share of the target's energy is rounding
+
+
+@dataclass
+class HealReport:
+    """What was repaired, and what was seen on the way."""
+
+    layers: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def heal_network(
+    graph: Graph, keep: KeepSet, network: Network, batches: Sequence[Tensor], method: Heal, ridge: float
+) -> HealReport:
+    """Repair a cut network in place.
+
+    Args:
+        graph: The source's graph.
+        keep: The keep-set that the network was cut with.
+        network: The cut network; its steps have the names of the source's.
+        batches: Preprocessed images, (batch, channels, height, width) each.
+        method: "refit", "moments" or "none".
+        ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
+
+    Returns:
+        How many layers changed, with notes on those that were left alone and why.
+    """
+    report = HealReport()
+    if method == "none":
+        return report
+    repair = _refit if method == "refit" else _match_moments
+    source, copy = _Stream(graph, graph.network, batches), _Stream(graph, network, batches)
+    layers = _repairable(graph, network, report)
+    with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
+        for index, node in layers:
+            rows = _kept_rows(graph, keep, node.target)
+            layer, intercept = network.layer(node.target), _intercept(network, node)
+            if repair(layer, _pairs(source, copy, index, node, rows), intercept, ridge, node.target, report):
+                report.layers += 1
+            advance(text=f"healing {node.target}")
+    return report
+
+
+# -- the two networks, side by side ------------------------------------------------------------------------
+
+
+class _Stream:
+    """Values of all batches just before some step; held where they fit, computed again where not."""
+
+    def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
+        self.network = network
+        self._start = network.nodes[0].name
+        self._batches = batches
+        self._position = 0
+        fits = _peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
+        self._held = [{self._start: batch} for batch in batches] if fits else None
+
+    def before(self, index: int) -> Iterator[dict[str, Tensor]]:
+        """Values of each batch before step `index`; positions only grow."""
+        if self._held is None:
+            for batch in self._batches:
+                values = {self._start: batch}
+                self.network.advance(values, 0, index)
+                yield values
+            return
+        for values in self._held:
+            self.network.advance(values, self._position, index)
+        self._position = index
+        yield from self._held
+
+
+def _peak_bytes(graph: Graph) -> int:
+    """The most bytes of live values that one image has at any step."""
+    nodes = graph.network.nodes
+    live = peak = 0
+    sizes: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        value = graph.shapes[node.name]
+        items = value if isinstance(value, tuple | list) else (value,)
+        tensors = [item for item in items if isinstance(item, Tensor)]
+        sizes[node.name] = sum(t.numel() // t.shape[0] * t.element_size() for t in tensors if t.ndim)
+        live += sizes[node.name]
+        peak = max(peak, live)
+        live -= sum(sizes[name] for name in graph.network.dead_after(index))
+    return peak
+
+
+def _pairs(
+    source: _Stream, copy: _Stream, index: int, node: Node, rows: NDArray[np.int64] | None
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """A function that goes through the images and gives the copy's input and the source's output."""
+    chosen = None if rows is None else torch.from_numpy(rows)
+
+    def go() -> Iterator[tuple[Tensor, Tensor]]:
+        for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
+            target = source.network.step(node, theirs)
+            if chosen is not None:
+                dim = -1 if isinstance(source.network.layer(node.target), nn.Linear) else 1
+                target = target.index_select(dim, chosen.to(target.device))
+            yield ours[node.args[0].node], target
+
+    return go
+
+
+def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tuple[int, Node]]:
+    """Convolutions and linear layers that run once."""
+    found: list[tuple[int, Node]] = []
+    used: dict[str, int] = {}
+    for node in network.nodes:
+        if node.op == "layer":
+            used[node.target] = used.get(node.target, 0) + 1
+    for index, node in enumerate(network.nodes):
+        if node.op != "layer" or not isinstance(network.layer(node.target), nn.Conv2d | nn.Linear):
+            continue
+        if used[node.target] == 1:
+            found.append((index, node))
+        elif f"layer {node.target!r} runs {used[node.target]} times and was not healed" not in report.notes:
+            report.notes.append(f"layer {node.target!r} runs {used[node.target]} times and was not healed")
+    return found
+
+
+def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | None:
+    labels = graph.at(layer, "out")
+    if labels is None:
+        labels = graph.at(layer, "follow")
+    return None if labels is None else positions(Part(graph, keep), labels)
+
+
+@dataclass(frozen=True)
+class _Intercept:
+    """Where a shift of a layer's output can go: its bias, or the running mean of the batch norm behind it."""
+
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.bias is not None or self.running_mean is not None
+
+    def add(self, shift: Tensor) -> None:
+        if self.bias is not None:
+            self.bias.add_(shift.to(self.bias.dtype))
+        elif self.running_mean is not None:
+            self.running_mean.sub_(shift.to(self.running_mean.dtype))
+
+
+def _intercept(network: Network, node: Node) -> _Intercept:
+    layer = network.layer(node.target)
+    if isinstance(layer.bias, Tensor):
+        return _Intercept(bias=layer.bias.data)
+    users = [other for other in network.nodes if node.name in refs(other)]
+    if len(users) == 1 and users[0].op == "layer":
+        norm = network.layer(users[0].target)
+        uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_mean is not None and uses == 1:
+            return _Intercept(running_mean=norm.running_mean)
+    return _Intercept()
+
+
+# -- moments -----------------------------------------------------------------------------------------------
+
+
+def _match_moments(
+    layer: nn.Module,
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    intercept: _Intercept,
+    ridge: float,
+    name: str,
+    report: HealReport,
+) -> bool:
+    count = 0
+    sums: list[Tensor] = []
+    for x, target in pairs():
+        ours, theirs = (_rows(layer, y).double() for y in (layer(x), target))  # (Q, N)
+        found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        count += ours.shape[1]
+    mean, square, goal, goal_square = (value / count for value in sums)
+    variance, goal_variance = (square - mean**2).clamp_min(0), (goal_square - goal**2).clamp_min(0)
+    if torch.allclose(mean, goal, rtol=1e-6, atol=1e-9) and torch.allclose(variance, goal_variance, rtol=1e-6):
+        return False
+    still = variance <= 1e-12 * goal_variance.clamp_min(1e-12)
+    scale = torch.where(still, 1.0, (goal_variance / variance.clamp_min(1e-300)).sqrt()).clamp(0.1, 10.0)
+    if still.any():
+        report.notes.append(f"layer {name!r}: {int(still.sum())} of {len(scale)} outputs do not vary; only shifted")
+    if not intercept:
+        report.notes.append(f"layer {name!r} has no bias and no batch norm behind it; it was scaled, not shifted")
+    weight = layer.weight.data  # type: ignore[union-attr]
+    weight *= scale.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))  # type: ignore[operator, union-attr]
+    bias = 0.0 if intercept.bias is None else intercept.bias.double()
+    intercept.add(goal - scale * mean + (scale - 1) * bias)
+    return True
+
+
+# -- refit -------------------------------------------------------------------------------------------------
+
+
+def _refit(
+    layer: nn.Module,
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    intercept: _Intercept,
+    ridge: float,
+    name: str,
+    report: HealReport,
+) -> bool:
+    equations = _NormalEquations(bool(intercept))
+    for x, target in pairs():
+        residual = target - layer(x)
+        if equations.count == 0 and residual.double().square().sum() <= _SAME * target.double().square().sum():
+            return False  # what it reads has not changed
+        for block, goal in _blocks(layer, x, residual):
+            equations.add(block, goal)
+    solution = equations.solve(ridge, name, report)
+    if solution is None:
+        return False
+    weight = layer.weight.data  # type: ignore[union-attr]
+    change, shift = solution
+    weight += change.reshape(weight.shape).to(weight.dtype)  # type: ignore[operator, union-attr, arg-type]
+    if shift is not None:
+        intercept.add(shift)
+    return True
+
+
+class _NormalEquations:
+    """Sums of x x^T and x r^T over all positions of all images, for each group of a layer."""
+
+    def __init__(self, with_shift: bool) -> None:
+        self.with_shift = with_shift
+        self.count = 0
+        self.gram: Tensor | None = None  # (G, n, n)
+        self.cross: Tensor | None = None  # (G, n, q)
+
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """Add a block: inputs (G, n, N), residuals (G, q, N)."""
+        if self.with_shift:
+            x = torch.cat([x, x.new_ones(x.shape[0], 1, x.shape[2])], 1)
+        gram = (x @ x.transpose(1, 2)).double()
+        cross = (x @ residual.transpose(1, 2)).double()
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.cross = cross if self.cross is None else self.cross + cross
+        self.count += x.shape[2]
+
+    def solve(self, ridge: float, name: str, report: HealReport) -> tuple[Tensor, Tensor | None] | None:
+        """Changes of weights (G * q, n) and shifts (G * q,), or None where the inputs carry nothing."""
+        if self.gram is None or self.cross is None:
+            return None
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)  # (G, n)
+        weights = diagonal.shape[1] - int(self.with_shift)
+        scale = diagonal[:, :weights].mean(1)
+        dead = int((scale <= 0).sum())
+        if dead:
+            report.notes.append(f"layer {name!r}: {dead} of {len(scale)} groups have only zeros as input")
+        strength = ridge
+        for _ in range(8):
+            penalty = torch.zeros_like(diagonal)
+            penalty[:, :weights] = (strength * scale).clamp_min(1e-12).unsqueeze(1)
+            factor, info = torch.linalg.cholesky_ex(self.gram + torch.diag_embed(penalty))
+            if not info.any():
+                solution = torch.cholesky_solve(self.cross, factor)  # (G, n, q)
+                if strength > ridge:
+                    report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
+                change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
+                shift = solution[:, weights].flatten() if self.with_shift else None
+                return change, shift
+            strength = max(strength * 10, 1e-8)
+        report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
+        return None
+
+
+def _blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time."""
+    if isinstance(layer, nn.Linear):
+        yield x.reshape(1, -1, x.shape[-1]).transpose(1, 2), residual.reshape(1, -1, residual.shape[-1]).transpose(1, 2)
+        return
+    assert isinstance(layer, nn.Conv2d)
+    groups = layer.groups
+    each = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * residual.shape[2] * residual.shape[3]
+    step = max(1, _UNFOLD // each)
+    for start in range(0, len(x), step):
+        columns = _unfold(layer, x[start : start + step])  # (B, P * K, L)
+        goal = residual[start : start + step].flatten(2)  # (B, Q, L)
+        yield _by_group(columns, groups), _by_group(goal, groups)
+
+
+def _unfold(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    if layer.kernel_size == (1, 1):
+        return x[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
+    return F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+
+
+def _by_group(values: Tensor, groups: int) -> Tensor:
+    """(B, G * n, L) -> (G, n, B * L)."""
+    batch, _, length = values.shape
+    return values.reshape(batch, groups, -1, length).permute(1, 2, 0, 3).reshape(groups, -1, batch * length)
+
+
+def _rows(layer: nn.Module, y: Tensor) -> Tensor:
+    """A layer's output as (Q, N)."""
+    return y.reshape(-1, y.shape[-1]).T if isinstance(layer, nn.Linear) else y.transpose(0, 1).flatten(1)

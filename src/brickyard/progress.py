@@ -1,0 +1,36 @@
+"""A progress bar with the time left, on standard error, and only when that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+__all__ = ["Advance", "bar"]
+
+
+class Advance(Protocol):
+    """Tells a bar that some more is done."""
+
+    def __call__(self, amount: float = 1, *, text: str | None = None) -> None:
+        """Advance by `amount`, and change the text if one is given."""
+
+
+@contextmanager
+def bar(text: str, total: float) -> Iterator[Advance]:
+    """Show a bar of `total` units while the body runs."""
+    if not sys.stderr.isatty():
+        yield lambda amount=1, *, text=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(text, total=total)
+
+        def advance(amount: float = 1, *, text: str | None = None) -> None:
+            progress.update(task, advance=amount, description=text)
+
+        yield advance

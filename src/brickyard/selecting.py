@@ -1,0 +1,192 @@
+"""From relevances to keep-sets: by the paper's thresholds, or by a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.errors import OptionError
+from brickyard.graph import Graph
+from brickyard.graph.axes import pair_flops
+from brickyard.layers.modules import layer_role
+from brickyard.locating import Relevance
+from brickyard.network import iter_layers
+from brickyard.options import Budget
+
+__all__ = ["Cost", "CostModel", "by_budget", "by_thresholds"]
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations for one image (two a multiply-add) and parameters."""
+
+    flops: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One layer's cost: `flops` and `parameters` times kept outputs (times kept inputs)."""
+
+    writes: NDArray[np.int64]
+    reads: NDArray[np.int64] | None
+    flops: int
+    parameters: int
+    bias: int
+
+
+class CostModel:
+    """What a network costs when only some channels are kept; counts, no measuring."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._terms: list[_Term] = []
+        self._fixed = Cost(0, 0)
+        seen: set[str] = set()
+        for _, node, module in iter_layers(graph.network):
+            self._add(graph, node.target, module, graph.shapes[node.name], counted=node.target in seen)
+            seen.add(node.target)
+        for name in graph.network.tensor_names:
+            value = graph.network.tensor(name)
+            follow = next((x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None)
+            if not isinstance(value, nn.Parameter):
+                continue
+            if follow is None:
+                self._fixed = Cost(self._fixed.flops, self._fixed.parameters + value.numel())
+            else:
+                self._terms.append(_Term(follow, None, 0, value.numel() // len(follow), 0))
+
+    def _add(self, graph: Graph, name: str, module: nn.Module, output: Tensor, counted: bool) -> None:
+        """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
+        role = layer_role(module)
+        is_conv = isinstance(module, nn.Conv2d)
+        if role == "mix":
+            writes, reads = graph.at(name, "out"), graph.at(name, "in")
+            assert writes is not None and reads is not None
+            kernel = 0 if counted else own[0].numel() // (len(writes) * len(reads))
+            self._terms.append(_Term(writes, reads, pair_flops(module, output), kernel, len(own) - 1 if own else 0))
+        elif role == "follow":
+            follow = graph.at(name, "follow")
+            assert follow is not None
+            flops = pair_flops(module, output) if is_conv else 0
+            self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
+        else:
+            flops = pair_flops(module, output) * module.weight.shape[1] * module.out_channels if is_conv else 0  # type: ignore[union-attr, index, operator]
+            self._fixed = Cost(
+                self._fixed.flops + int(flops), self._fixed.parameters + sum(p.numel() for p in own)
+            )
+
+    def __call__(self, mask: Mask) -> Cost:
+        """The cost of a network that keeps the channels where `mask` (over all channels) is true."""
+        flops, parameters = self._fixed.flops, self._fixed.parameters
+        for term in self._terms:
+            written = int(mask[term.writes].sum())
+            pairs = written if term.reads is None else written * int(mask[term.reads].sum())
+            flops += term.flops * pairs
+            parameters += term.parameters * pairs + term.bias * written
+        return Cost(flops, parameters)
+
+
+def keep_mask(graph: Graph, keep: dict[str, Tensor]) -> Mask:
+    """A keep-set as a mask over all channels."""
+    mask = np.ones(graph.channels, dtype=np.bool_)
+    for axis in graph.axes:
+        if axis.name in keep:
+            mask[axis.channels] = False
+            mask[axis.start + keep[axis.name].numpy()] = True
+    return mask
+
+
+def by_thresholds(
+    graph: Graph, relevance: Relevance, task: Sequence[int], outputs: Sequence[int]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Keep what is relevant for any class of the task; where nothing is, the best channel.
+
+    Returns:
+        The keep-set, and notes on axes where no channel was relevant.
+    """
+    keep = _outputs(graph, outputs)
+    notes: list[str] = []
+    for axis in graph.free:
+        relevant = relevance.relevant(axis.name)[list(task)].any(0)
+        if not relevant.any():
+            notes.append(f"axis {axis.name!r} has no relevant channel; its best one was kept")
+            relevant[int(_score(relevance, axis.name, task).argmax())] = True
+        keep[axis.name] = relevant.nonzero().flatten()
+    return keep, notes
+
+
+def by_budget(
+    graph: Graph, relevance: Relevance, task: Sequence[int], outputs: Sequence[int], budget: Budget
+) -> dict[str, Tensor]:
+    """Keep the channels with the highest relevance that the budget allows; it is met from below.
+
+    Raises:
+        OptionError: Even one channel an axis costs more than the budget.
+    """
+    fixed = _outputs(graph, outputs)
+    cost_model = CostModel(graph)
+    limit = budget.share * getattr(cost_model(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
+    even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
+
+    mask = keep_mask(graph, fixed)
+    for axis in graph.free:
+        mask[axis.channels] = False
+    candidates: list[tuple[float, int]] = []
+    for axis in graph.free:
+        score = _score(relevance, axis.name, task)
+        order = torch.argsort(score, descending=True, stable=True).tolist()
+        mask[axis.start + order[0]] = True
+        for place, channel in enumerate(order[1:], start=1):
+            value = 1 - place / axis.size if even else float(score[channel])
+            candidates.append((-value, axis.start + channel))
+    candidates.sort()
+
+    def cost(chosen: Mask) -> int:
+        return int(getattr(cost_model(chosen), budget.resource))
+
+    if cost(mask) > limit:
+        least = cost(mask) / limit * budget.share
+        raise OptionError(
+            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
+            f"already takes {least:.3g}: raise the budget"
+        )
+    ranked = np.array([channel for _, channel in candidates], dtype=np.int64)
+    mask = _fill(mask, ranked, cost, limit)
+    return {
+        **fixed,
+        **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
+    }
+
+
+def _fill(mask: Mask, ranked: NDArray[np.int64], cost: Callable[[Mask], int], limit: float) -> Mask:
+    """The longest prefix of the ranking that fits, then whatever else still fits."""
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high + 1) // 2
+        trial = mask.copy()
+        trial[ranked[:middle]] = True
+        low, high = (middle, high) if cost(trial) <= limit else (low, middle - 1)
+    mask = mask.copy()
+    mask[ranked[:low]] = True
+    for channel in ranked[low : low + 256]:
+        mask[channel] = True
+        if cost(mask) > limit:
+            mask[channel] = False
+    return mask
+
+
+def _outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
+    return {} if graph.output is None else {graph.output.name: torch.tensor(list(outputs))}
+
+
+def _score(relevance: Relevance, axis: str, task: Sequence[int]) -> Tensor:
+    start, size = relevance.axes[axis]
+    return relevance.scores[2, list(task), start : start + size].amax(0)
