@@ -90,15 +90,15 @@ class Component(Predictor):
         manifest = self.manifest.model_copy(update={"scores": scores})
         return Component(self.network, manifest, self.skeleton)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
 
         Raises:
-            FileError: The file cannot be written, or the network has operations without a form as data.
+            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations without a form as data.
         """
         from brickyard.files import save_component
 
-        return save_component(self, Path(path))
+        return save_component(self, Path(path), overwrite=overwrite)
 
     def __str__(self) -> str:
         return describe(self.manifest)

@@ -298,15 +298,15 @@ class Relevance:
     def _public(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the relevances to a safetensors file, atomically.
 
         Raises:
-            FileError: The file cannot be written.
+            FileError: The file exists and `overwrite` is false, or cannot be written.
         """
         from brickyard.files import save_relevance
 
-        return save_relevance(self, Path(path))
+        return save_relevance(self, Path(path), overwrite=overwrite)
 
     def __str__(self) -> str:
         lines = [f"relevance of {self.source_name}: {len(self.task)} of {len(self.classes)} classes"]

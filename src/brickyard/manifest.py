@@ -14,7 +14,10 @@ from brickyard.errors import FileError
 
 __all__ = [
     "FORMAT_VERSION",
+    "AssemblyFile",
+    "AssemblyManifest",
     "AxisRecord",
+    "ComponentFile",
     "ComponentManifest",
     "HealRecord",
     "LayerSpec",
@@ -23,9 +26,12 @@ __all__ = [
     "NodeSpec",
     "Pinned",
     "Preprocessing",
+    "RelevanceFile",
+    "ScalingRecord",
     "SelectionRecord",
     "SourceRecord",
     "Statistics",
+    "TensorSpec",
     "Versions",
     "validated",
 ]
@@ -34,6 +40,7 @@ FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0)]
+Form = Literal["parallel", "padded", "union"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
 
@@ -107,12 +114,19 @@ class LayerSpec(Frozen):
     config: dict[str, Json] = {}
 
 
+class TensorSpec(Frozen):
+    """A bare parameter or buffer: whether it is trained, and its shape."""
+
+    kind: Literal["parameter", "buffer"]
+    shape: tuple[Count, ...]
+
+
 class NetworkSpec(Frozen):
-    """A network as data: steps in order, layers by dotted name, and which bare tensors are trained."""
+    """A network as data: steps in order, layers and bare tensors by dotted name."""
 
     nodes: tuple[NodeSpec, ...]
     layers: dict[Name, LayerSpec]
-    tensors: dict[Name, Literal["parameter", "buffer"]] = {}
+    tensors: dict[Name, TensorSpec] = {}
 
 
 class SourceRecord(Frozen):
@@ -223,9 +237,87 @@ class ComponentManifest(Frozen):
         return self
 
     @property
+    def width(self) -> int:
+        """How many outputs the network itself has, before task and reject are taken from them."""
+        return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
+
+    @property
     def outputs(self) -> int:
         """How many numbers the component returns for an image."""
         return len(self.classes) + int(self.reject)
+
+
+class ScalingRecord(Frozen):
+    """How the parts' logits were made comparable."""
+
+    name: Name
+    options: dict[str, Json] = {}
+    images: Count = 0
+    log_probability: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class AssemblyManifest(Frozen):
+    """What an assembly is: its parts, how they are joined, and its classes.
+
+    `members` says, for each class, which of the parts' logits it is made of (their places side by side).
+    """
+
+    kind: Literal["assembly"] = "assembly"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    members: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...]
+    on_duplicate: Literal["error", "average", "max", "rename"] = "error"
+    parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
+    form: Form
+    shared_input: bool = False
+    scaling: ScalingRecord = ScalingRecord(name="none")
+    notes: tuple[str, ...] = ()
+    scores: dict[str, Json] = {}
+    versions: Versions
+    created: str
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> AssemblyManifest:
+        places = [place for member in self.members for place in member]
+        total = sum(len(part.classes) for part in self.parts)
+        if len(self.members) != len(self.classes) or sorted(places) != list(range(total)):
+            raise ValueError(f"{len(self.members)} members do not divide {total} logits among the classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        return self
+
+
+class ComponentFile(Frozen):
+    """The JSON text of a component's file, beside its format version."""
+
+    manifest: ComponentManifest
+    network: NetworkSpec
+    skeleton: NetworkSpec | None = None
+
+
+class AssemblyFile(Frozen):
+    """The JSON text of an assembly's file, beside its format version."""
+
+    manifest: AssemblyManifest
+    networks: tuple[NetworkSpec, ...]
+    skeletons: tuple[NetworkSpec | None, ...]
+
+
+class RelevanceFile(Frozen):
+    """The JSON text of a file of relevances, beside its format version."""
+
+    kind: Literal["relevance"] = "relevance"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    task: tuple[Count, ...]
+    thresholds: dict[str, float]
+    layers: dict[str, bool]
+    axes: dict[str, tuple[Count, Count]]
+    record: LocateRecord
+    preprocessing: Preprocessing
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    source_name: Name
+    sums: bool
 
 
 def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:

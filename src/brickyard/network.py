@@ -7,7 +7,7 @@ looks its function or layer up in a whitelist. Nothing here knows axes, classes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from brickyard.errors import FileError, SurgeryError
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
-from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec
+from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 
-__all__ = ["Network", "Node", "Ref", "map_refs", "refs", "same_structure", "tensors_of"]
+__all__ = ["Network", "Node", "Ref", "map_refs", "refs"]
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -204,15 +204,18 @@ class Network(nn.Module):
             if entry is None:
                 raise FileError(f"layer {name!r} is a {type(module).__name__}, which has no form as data")
             layers[name] = LayerSpec(type=entry.name, config=describe_layer(module))
-        tensors: dict[str, Literal["parameter", "buffer"]] = {
-            name: "parameter" if isinstance(self.tensor(name), nn.Parameter) else "buffer"
+        tensors = {
+            name: TensorSpec(
+                kind="parameter" if isinstance(self.tensor(name), nn.Parameter) else "buffer",
+                shape=tuple(self.tensor(name).shape),
+            )
             for name in self._tensor_names
         }
         return NetworkSpec(nodes=tuple(map(_node_spec, self._steps)), layers=layers, tensors=tensors)
 
     @classmethod
-    def from_spec(cls: type[NetworkT], spec: NetworkSpec, shapes: Mapping[str, Sequence[int]]) -> NetworkT:
-        """Build a network on the meta device; `shapes` gives those of its bare tensors.
+    def from_spec(cls: type[NetworkT], spec: NetworkSpec) -> NetworkT:
+        """Build a network on the meta device: shapes and no numbers.
 
         Raises:
             FileError: A step, layer or argument is not allowed, or the steps do not fit together.
@@ -221,27 +224,13 @@ class Network(nn.Module):
         _check_order(nodes, spec)
         layers = {name: build_layer(layer.type, layer.config) for name, layer in spec.layers.items()}
         tensors: dict[str, Tensor] = {}
-        for name, kind in spec.tensors.items():
-            if name not in shapes:
-                raise FileError(f"tensor {name!r} is named by the network and missing from the file")
-            value = torch.empty(tuple(shapes[name]), device="meta")
-            tensors[name] = nn.Parameter(value) if kind == "parameter" else value
+        for name, tensor in spec.tensors.items():
+            value = torch.empty(tensor.shape, device="meta")
+            tensors[name] = nn.Parameter(value) if tensor.kind == "parameter" else value
         try:
-            return cls(nodes, layers, tensors)
+            return cls(nodes, layers, tensors).eval()
         except (SurgeryError, KeyError) as error:
             raise FileError(f"the network's names do not fit together: {error}") from None
-
-
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by name, detached."""
-    return {name: value.detach() for name, value in network.state_dict().items()}
-
-
-def same_structure(a: NetworkSpec, b: NetworkSpec) -> bool:
-    """Whether two networks have the same steps and layer types, whatever their sizes."""
-    return a.nodes == b.nodes and {name: layer.type for name, layer in a.layers.items()} == {
-        name: layer.type for name, layer in b.layers.items()
-    }
 
 
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
@@ -343,10 +332,3 @@ def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
     for index, node in enumerate(network.nodes):
         if node.op == "layer":
             yield index, node, network.layer(node.target)
-
-
-def names_of(items: Iterable[str], most: int = 5) -> str:
-    """A short list of names for a message."""
-    names = list(items)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

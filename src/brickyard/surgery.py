@@ -24,7 +24,7 @@ from brickyard.graph.labels import DimRole, Labels, indexed_dims
 from brickyard.layers.modules import build_layer, describe_layer, find_type, tensor_dims
 from brickyard.network import Network, Node, Ref, map_refs
 
-__all__ = ["KeepSet", "Part", "check_keep", "cut", "join", "positions"]
+__all__ = ["KeepSet", "Part", "check_keep", "cut", "join", "overlay", "positions"]
 
 KeepSet = Mapping[str, Tensor]
 """For each axis by name, the channels that stay, as an integer tensor. Axes left out stay whole."""
@@ -448,3 +448,94 @@ def _on_meta(module: nn.Module) -> nn.Module:
     entry = find_type(module)
     assert entry is not None
     return build_layer(entry.name, describe_layer(module))
+
+
+def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple[str, ...]]:
+    """One component with the union of the channels of parts that were cut from one source.
+
+    Args:
+        parts: The parts, each with its cut network.
+        source: The source's graph. With it the union has the source's weights. Without it, weights between
+            channels that no single part keeps together are zero.
+
+    Returns:
+        The network, and notes on weights that are not known.
+
+    Raises:
+        SurgeryError: The parts are of different sources, or their weights disagree where they overlap.
+    """
+    graph = parts[0].graph
+    if any(p.graph.network.nodes != graph.network.nodes or p.graph.names != graph.names for p in parts):
+        raise SurgeryError("form='union' needs parts of one source; use form='parallel'")
+    output = graph.output
+    if output is None:
+        raise SurgeryError("form='union' needs class outputs that can be cut; use form='parallel'")
+    keep: dict[str, Tensor] = {}
+    for axis in graph.axes:
+        kept = [p.keep[axis.name] for p in parts]
+        keep[axis.name] = torch.cat(kept) if axis.output else torch.cat(kept).unique()
+    if len(keep[output.name].unique()) != len(keep[output.name]):
+        raise SurgeryError("form='union' needs parts with different classes of their source; use form='parallel'")
+    if source is not None:
+        return cut(source, keep), ()
+    whole = Part(graph, keep)
+    network = cut(graph, keep)
+    unknown = 0
+    for name in (*graph.network.layer_names, *graph.network.tensor_names):
+        unknown += _overlay_one(network, whole, parts, name)
+    notes = (f"{unknown:,} weights between channels of different parts are not known and were set to zero",)
+    return network, notes if unknown else ()
+
+
+def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:
+    """Fill one layer or bare tensor of a union; returns how many of its numbers no part knows."""
+    bare = name in network.tensor_names
+    keys = [""] if bare else [*network.layer(name)._parameters, *network.layer(name)._buffers]
+    unknown = 0
+    for key in keys:
+        blank = network.tensor(name) if bare else getattr(network.layer(name), key)
+        if blank is None:
+            continue
+        if blank.ndim == 0:
+            _set(network, name, key, _own_value(parts[0], name, key).detach().clone(), bare)
+            continue
+        value = torch.zeros(blank.shape, dtype=_own_value(parts[0], name, key).dtype)
+        known = torch.zeros(blank.shape, dtype=torch.bool)
+        for part in parts:
+            own = _own_value(part, name, key).detach().cpu()
+            index = torch.meshgrid(
+                *(_within(whole, part, name, dim, size, bare) for dim, size in enumerate(blank.shape)), indexing="ij"
+            )
+            if bool((known[index] & (value[index] != own)).any()):
+                raise SurgeryError(
+                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, or "
+                    "trained since); give source= to use its weights, or use form='parallel'"
+                )
+            value[index] = own
+            known[index] = True
+        unknown += int((~known).sum())
+        _set(network, name, key, value, bare)
+    return unknown
+
+
+def _own_value(part: Part, name: str, key: str) -> Tensor:
+    network = part.network or part.graph.network
+    return network.tensor(name) if not key else getattr(network.layer(name), key)
+
+
+def _within(whole: Part, part: Part, name: str, dim: int, size: int, bare: bool) -> Tensor:
+    """Where the part's entries along a dimension lie in the union's."""
+    roles: tuple[DimRole, ...] = ("follow",) if bare else (("out", "follow"), ("in", "through"))[dim] if dim < 2 else ()
+    for role in roles:
+        labels = whole.graph.at(name, role, dim if bare else 0)
+        if labels is not None and (role != "through" or size > 1):
+            place = {int(entry): index for index, entry in enumerate(positions(whole, labels))}
+            return torch.tensor([place[int(entry)] for entry in positions(part, labels)])
+    return torch.arange(size)
+
+
+def _set(network: Network, name: str, key: str, value: Tensor, bare: bool) -> None:
+    group, _, leaf = name.rpartition(".") if bare else (name, "", key)
+    owner = network.get_submodule(group)
+    store = owner._parameters if leaf in owner._parameters else owner._buffers
+    store[leaf] = nn.Parameter(value) if store is owner._parameters else value  # type: ignore[assignment]

@@ -1,0 +1,337 @@
+"""Components, assemblies and relevances as files: safetensors with one JSON text, nothing that executes.
+
+Reading treats a file as hostile: bounded header, known version, known operations, shapes that match, finite
+numbers; or one `FileError`. Writing is atomic: a temporary file beside the target, flushed, then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from brickyard.assembling import Assembly
+from brickyard.component import Component
+from brickyard.errors import BrickyardError, FileError
+from brickyard.graph import analyse
+from brickyard.locating import LayerRecord, Relevance
+from brickyard.manifest import (
+    FORMAT_VERSION,
+    AssemblyFile,
+    ComponentFile,
+    ComponentManifest,
+    NetworkSpec,
+    RelevanceFile,
+    validated,
+)
+from brickyard.network import Network
+from brickyard.options import Thresholds
+
+__all__ = ["load", "save_assembly", "save_component", "save_relevance"]
+
+KEY = "brickyard"
+MAX_HEADER = 64 << 20
+MAX_STEP = 1 << 31  # numbers in one value for two images
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a component. See `Component.save`."""
+    text = ComponentFile(
+        manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton
+    )
+    return _write(path, _tensors(component.network, "network."), text.model_dump(mode="json"), overwrite)
+
+
+def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) -> Path:
+    """Write an assembly. See `Assembly.save`."""
+    tensors: dict[str, Tensor] = {}
+    specs: list[NetworkSpec] = []
+    for index, network in enumerate(assembly.networks()):
+        specs.append(network.to_spec())
+        tensors.update(_tensors(network, f"networks.{index}."))
+    if assembly.matrix is not None:
+        tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
+    text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
+    return _write(path, tensors, text.model_dump(mode="json"), overwrite)
+
+
+def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
+    """Write relevances. See `Relevance.save`."""
+    tensors: dict[str, Tensor] = {"scores": relevance.scores}
+    for name, layer in relevance.layers.items():
+        tensors[f"hard.{name}"] = relevance.hard_masks[name]
+        tensors[f"reads.{name}"] = torch.from_numpy(layer.reads)
+        tensors[f"writes.{name}"] = torch.from_numpy(layer.writes)
+        if relevance.sums is not None:
+            tensors[f"sums.{name}"] = relevance.sums[name]
+    text = RelevanceFile(
+        classes=relevance.classes,
+        task=relevance.task,
+        thresholds=relevance.thresholds.as_dict(),
+        layers={name: layer.linear for name, layer in relevance.layers.items()},
+        axes=relevance.axes,
+        record=relevance.record,
+        preprocessing=relevance.preprocessing,
+        input_shape=relevance.input_shape,
+        source_sha256=relevance.source_sha256,
+        source_name=relevance.source_name,
+        sums=relevance.sums is not None,
+    )
+    return _write(path, tensors, text.model_dump(mode="json"), overwrite)
+
+
+def _tensors(network: Network, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in network.state_dict().items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
+    for name, value in plain.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FileError(f"tensor {name!r} has numbers that are not finite; nothing was written to {path}")
+    metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, sort_keys=True, allow_nan=False)}
+    write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it; nothing is left after a failure.
+
+    Raises:
+        FileError: The path exists and `overwrite` is false, or the file cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: {path.parent if not path.is_dir() else path} is no place for a file")
+    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(place)
+        with place.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(place, path)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path} cannot be written: {error}; free some space or choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink(missing_ok=True)
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Component | Assembly | Relevance:
+    """Read a component, an assembly or relevances from a file; the source's class is not needed.
+
+    Raises:
+        FileError: The file is missing, truncated, foreign, from a newer version, or not consistent.
+
+    Example:
+        >>> import brickyard as by, tempfile, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = component.save(f"{folder}/small.safetensors")
+        ...     again = by.load(path)
+        >>> torch.equal(again(data[0]), component(data[0]))
+        True
+    """
+    path = Path(path)
+    text, tensors = read(path)
+    kind = text.get("kind") or (text.get("manifest") or {}).get("kind")
+    readers = {"component": _read_component, "assembly": _read_assembly, "relevance": _read_relevance}
+    if kind not in readers:
+        raise FileError(f"{path} holds a {kind!r}; a component, an assembly or relevances are expected")
+    try:
+        return readers[kind](path, text, tensors)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+    except BrickyardError as error:
+        raise FileError(f"{path} is not consistent: {error}") from None
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON text and the tensors of a file of ours.
+
+    Raises:
+        FileError: The file cannot be read or is not one of ours.
+    """
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise FileError(
+                    f"{path} is a safetensors file without the text {KEY!r}: not a component, an assembly or relevances. "
+                    "Weights of a source go with --weights"
+                )
+            text = _json(path, metadata[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise FileError(f"{path} is not a whole safetensors file: {error}; get it again") from None
+    for name, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FileError(f"{path}: tensor {name!r} has numbers that are not finite")
+    return text, tensors
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if len(start) < 8 or length > min(MAX_HEADER, size - 8):
+        raise FileError(f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again")
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} has a text that is not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("format"), int):
+        raise FileError(f"{path} has a text without a format version; it was not written by Brickyard")
+    if value["format"] != FORMAT_VERSION:
+        raise FileError(
+            f"{path} has format version {value['format']}; this Brickyard reads version {FORMAT_VERSION}: "
+            "install a version that fits"
+        )
+    return {key: item for key, item in value.items() if key != "format"}
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
+    file = validated(ComponentFile, text, "its text")
+    network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width)
+    _all_used(tensors)
+    return Component(network, file.manifest, file.skeleton)
+
+
+def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
+    file = validated(AssemblyFile, text, "its text")
+    manifest = file.manifest
+    shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
+    if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
+        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+    networks = [
+        _network(spec, tensors, f"networks.{index}.", shape, width)
+        for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
+    ]
+    matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
+    _all_used(tensors)
+    return Assembly(networks, manifest, matrix, shift, file.skeletons)
+
+
+def network_shapes(
+    parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Input shapes and output widths of the networks of an assembly."""
+    if form == "parallel":
+        return [part.input_shape for part in parts], [part.width for part in parts]
+    channels, *size = parts[0].input_shape
+    copies = 1 if shared_input else len(parts)
+    return [(channels * copies, *size)], [sum(part.width for part in parts)]
+
+
+def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
+    file = validated(RelevanceFile, text, "its text")
+    channels = sum(size for _, size in file.axes.values())
+    count = len(file.classes)
+
+    def take(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        value = tensors.pop(name, None)
+        if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
+            found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
+            raise FileError(f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected")
+        return value
+
+    layers: dict[str, LayerRecord] = {}
+    hard: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] | None = {} if file.sums else None
+    scores = take("scores", torch.float64, 3, count, channels)
+    for name, linear in file.layers.items():
+        reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
+        for numbers in (reads, writes):
+            if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
+                raise FileError(f"layer {name!r} has channel numbers outside 0..{channels - 1}")
+        layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
+        hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
+        if sums is not None:
+            sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
+    _all_used(tensors)
+    if any(k >= count for k in file.task) or not file.task:
+        raise FileError(f"its task {file.task} does not fit {count} classes")
+    return Relevance(
+        classes=file.classes,
+        task=file.task,
+        thresholds=Thresholds(**file.thresholds),
+        layers=layers,
+        axes=dict(file.axes),
+        record=file.record,
+        preprocessing=file.preprocessing,
+        input_shape=file.input_shape,
+        source_sha256=file.source_sha256,
+        source_name=file.source_name,
+        sums=sums,
+        hard_masks=hard,
+        scores=scores,
+    )
+
+
+def _network(
+    spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int
+) -> Network:
+    """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
+    network = Network.from_spec(spec)
+    if len(shape) != 3:
+        raise FileError(f"its input shape {shape} is not (channels, height, width)")
+    try:
+        graph_shapes = analyse(network, torch.empty(2, *shape, device="meta")).shapes
+    except Exception as error:
+        raise FileError(f"its network does not run on images of shape {shape}: {error}") from None
+    found = graph_shapes[network.nodes[-1].name]
+    if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
+        raise FileError(f"its network does not give {width} outputs an image")
+    largest = max((v.numel() for v in graph_shapes.values() if isinstance(v, Tensor)), default=0)
+    if largest > MAX_STEP:
+        raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
+    expected = network.state_dict()
+    state: dict[str, Tensor] = {}
+    for name, blank in expected.items():
+        value = tensors.pop(prefix + name, None)
+        if value is None:
+            raise FileError(f"tensor {prefix + name!r} is missing")
+        if value.shape != blank.shape or value.is_floating_point() != blank.is_floating_point():
+            raise FileError(
+                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} is expected"
+            )
+        state[name] = value
+    network.load_state_dict(state, strict=True, assign=True)
+    return network
+
+
+def _all_used(tensors: dict[str, Tensor]) -> None:
+    if tensors:
+        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")
