@@ -1,0 +1,331 @@
+"""Honest scores: every component against its source with only the task's outputs competing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.assembling import Assembly, shared_logits
+from brickyard.component import Component
+from brickyard.errors import DataError, OptionError
+from brickyard.graph.reading import as_before
+from brickyard.images import Images
+from brickyard.locating import fingerprint
+from brickyard.measuring import Latency, count_flops, count_parameters, measure_latency
+from brickyard.preprocessing import preprocess
+from brickyard.progress import bar
+from brickyard.scores import Row, Scores
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Component | Assembly,
+    data: Any,
+    *,
+    source: nn.Module | Sequence[nn.Module | None] | None = None,
+    latency: bool = True,
+    latency_batch: int = 1,
+    batch_size: int = 128,
+) -> Scores:
+    """Score a component or an assembly against its source or sources.
+
+    Args:
+        model: What to score.
+        data: Labelled test images, as for `locate`: labels are indices into the source's classes. For an
+            assembly, a list with one entry a part. Images that were used to locate, heal or scale must not be
+            among them.
+        source: The source, or a list with one a part, for the rows "base" and "restricted".
+        latency: Measure the time of one batch.
+        latency_batch: Images in that batch.
+        batch_size: Images at once when scoring.
+
+    Returns:
+        Rows with accuracies, sizes and times; prints as a table, writes JSON and CSV.
+        base: the source with all its classes competing. restricted: the source with only the task's outputs
+        competing, the fair baseline. component: its own accuracy; `drop` is restricted minus component.
+        oracle: each image sent to the right component. assembled: all classes of all parts competing.
+
+    Raises:
+        DataError: The images cannot be used, or none belongs to the task, or a source is another one.
+        OptionError: `model` is neither a component nor an assembly.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> scores = by.evaluate(component, data, source=source, latency=False)
+        >>> [row.name for row in scores.rows]
+        ['base', 'restricted', 'component']
+    """
+    if isinstance(model, Component):
+        if isinstance(source, list | tuple):
+            raise OptionError(f"a component has one source; a list of {len(source)} was given")
+        return _component(model, data, source, latency, latency_batch, batch_size)  # type: ignore[arg-type]
+    if isinstance(model, Assembly):
+        sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
+        if len(sources) != len(model.manifest.parts):
+            raise OptionError(f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given")
+        return _assembly(model, data, list(sources), latency, latency_batch, batch_size)  # type: ignore[arg-type]
+    raise OptionError(f"a component or an assembly is scored; a {type(model).__name__} was given")
+
+
+# -- components --------------------------------------------------------------------------------------------
+
+
+def _component(
+    component: Component, data: Any, source: nn.Module | None, timed: bool, batch: int, batch_size: int
+) -> Scores:
+    manifest = component.manifest
+    if source is not None:
+        _check_source(source, component)
+    images = Images(data, manifest.preprocessing, "the images to score")
+    labels = images.all_labels()
+    task = list(manifest.task)
+    single = len(task) == 1
+    chosen = None if single else torch.nonzero(torch.isin(labels, torch.tensor(task))).flatten().tolist()
+    own = _logits(component, images, chosen, batch_size)
+    scored = labels if chosen is None else labels[chosen]
+    inside = torch.isin(scored, torch.tensor(task))
+    if not inside.any():
+        raise DataError(f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}")
+    target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
+    right = own[:, : len(task)].argmax(1) == target
+    rows: list[Row] = []
+    found: Tensor | None = None
+    if source is not None:
+        with as_before(source):
+            found = _logits(source, images, chosen, batch_size)
+        rows.append(_row("base", (found.argmax(1) == scored)[inside], target[inside]))
+        restricted = found[:, task].argmax(1) == target
+        rows.append(_row("restricted", restricted[inside], target[inside]))
+    row = _row("component", right[inside], target[inside])
+    if found is not None:
+        difference = restricted[inside].double() - right[inside].double()
+        row = row.model_copy(update={"drop": _percent(difference), "drop_error": _error(difference)})
+    rows.append(row)
+    if single:
+        rows = _with_auroc(rows, own, found, task[0], inside, manifest.reject)
+    rows = _with_sizes(rows, component, source, timed, batch)
+    notes = [] if not single else ["a task of one class is always answered right; AUROC against the other classes says more"]
+    return Scores(
+        title=f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}",
+        rows=tuple(rows),
+        notes=tuple(notes),
+        per_class=_per_class(manifest.classes, right[inside], target[inside]),
+    )
+
+
+def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_size: int) -> Tensor:
+    like = next((p.detach() for p in model.parameters()), torch.zeros(0))
+    found: list[Tensor] = []
+    with torch.inference_mode(), bar("scoring", len(images) if chosen is None else len(chosen)) as advance:
+        for x, _ in images.batches(chosen, batch_size, like):
+            found.append(model(x).double().cpu())
+            advance(len(x))
+    return torch.cat(found) if found else torch.zeros(0, 1)
+
+
+def _check_source(source: nn.Module, component: Component) -> None:
+    found = fingerprint(source)
+    expected = component.manifest.source
+    if found != expected.sha256:
+        raise DataError(
+            f"the component was cut from {expected.name!r} with weights {expected.sha256[:12]}; the source given has "
+            f"{found[:12]}: give the source that it came from"
+        )
+
+
+def _with_auroc(
+    rows: list[Row], own: Tensor, found: Tensor | None, k: int, inside: Tensor, reject: bool
+) -> list[Row]:
+    """AUROC of the class's score against all other images."""
+    if bool(inside.all()):
+        return rows
+    from sklearn.metrics import roc_auc_score
+
+    def auroc(score: Tensor) -> float:
+        return 100 * float(roc_auc_score(inside.numpy(), score.numpy()))
+
+    ours = auroc(own[:, 0] - own[:, 1] if reject else own[:, 0])
+    theirs = None if found is None else auroc(found[:, k])
+    base = None if found is None else auroc(found.log_softmax(1)[:, k])
+    values = {"component": ours, "restricted": theirs, "base": base}
+    return [row.model_copy(update={"auroc": values[row.name]}) for row in rows]
+
+
+def _with_sizes(
+    rows: list[Row], component: Component, source: nn.Module | None, timed: bool, batch: int
+) -> list[Row]:
+    manifest = component.manifest
+    sizes: dict[str, dict[str, Any]] = {
+        "base": {"parameters": manifest.source.parameters, "flops": manifest.source.flops},
+        "component": {
+            "parameters": count_parameters(component),
+            "flops": count_flops(component.network, manifest.input_shape),
+        },
+    }
+    if timed:
+        like = next(component.parameters())
+        x = torch.rand(batch, *manifest.input_shape).to(like.device, like.dtype)
+        calls: dict[str, Callable[[], object]] = {"component": lambda: component(x)}
+        if source is not None:
+            calls["base"] = lambda: source(x)
+        _time(sizes, calls, source, batch)
+    return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
+
+
+def _time(
+    sizes: dict[str, dict[str, Any]], calls: dict[str, Callable[[], object]], source: nn.Module | None, batch: int
+) -> None:
+    if source is None:
+        found = measure_latency(calls, batch=batch)
+    else:
+        with as_before(source):
+            found = measure_latency(calls, batch=batch)
+    for name, value in found.items():
+        sizes[name]["latency"] = _latency(value)
+
+
+def _latency(value: Latency) -> dict[str, float]:
+    return dict(value.__dict__)
+
+
+# -- assemblies --------------------------------------------------------------------------------------------
+
+
+def _assembly(
+    assembly: Assembly, data: Any, sources: list[nn.Module | None], timed: bool, batch: int, batch_size: int
+) -> Scores:
+    manifest = assembly.manifest
+    owners, labels, logits, places = shared_logits(assembly, data, batch_size=batch_size)
+    class_of = torch.tensor([_class_of(manifest.members, place) for place in range(logits.shape[1])])
+    target = class_of[places]
+    owner, label = torch.tensor(owners), torch.tensor(labels)
+    assembled = assembly.scaled(logits).argmax(1) == target
+    oracle = torch.zeros(len(owners), dtype=torch.bool)
+    base, restricted = oracle.clone(), oracle.clone()
+    offset = 0
+    for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
+        mine = owner == index
+        task = list(part.task)
+        local = logits[mine][:, offset : offset + len(task)].argmax(1) + offset
+        oracle[mine] = local == places[mine]
+        if source is not None and mine.any():
+            images = Images(data[index], part.preprocessing)
+            chosen = torch.nonzero(torch.isin(images.all_labels(), torch.tensor(task))).flatten().tolist()
+            with as_before(source):
+                found = _logits(source, images, chosen, batch_size)
+            base[mine] = found.argmax(1) == label[mine]
+            restricted[mine] = found[:, task].argmax(1) + offset == places[mine]
+        offset += len(task)
+    rows: list[Row] = []
+    if all(source is not None for source in sources):
+        rows += [_row("base", base, target), _row("restricted", restricted, target)]
+    rows += [_row("oracle", oracle, target), _row("assembled", assembled, target)]
+    difference = oracle.double() - assembled.double()
+    rows[-1] = rows[-1].model_copy(update={"drop": _percent(difference), "drop_error": _error(difference)})
+    rows = _assembly_sizes(rows, assembly, sources, timed, batch)
+    return Scores(
+        title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, scaling {manifest.scaling.name}",
+        rows=tuple(rows),
+        notes=("drop of an assembly: oracle minus assembled",),
+        per_class=_per_class(manifest.classes, assembled, target),
+    )
+
+
+def _class_of(members: Sequence[Sequence[int]], place: int) -> int:
+    return next(index for index, member in enumerate(members) if place in member)
+
+
+def _assembly_sizes(
+    rows: list[Row], assembly: Assembly, sources: list[nn.Module | None], timed: bool, batch: int
+) -> list[Row]:
+    from brickyard.files import network_shapes
+
+    parts = assembly.manifest.parts
+    shapes, _ = network_shapes(parts, assembly.manifest.form, assembly.manifest.shared_input)
+    distinct = {part.source.sha256: part.source for part in parts}.values()
+    sizes: dict[str, dict[str, Any]] = {
+        "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
+        "assembled": {
+            "parameters": count_parameters(assembly),
+            "flops": sum(count_flops(n, s) for n, s in zip(assembly.networks(), shapes, strict=True)),
+        },
+    }
+    if timed:
+        image = torch.rand(batch, *parts[0].input_shape)
+        found = measure_latency({"assembled": lambda: assembly(image)}, batch=batch)
+        if all(source is not None for source in sources):
+            used: list[nn.Module] = []
+            for source in sources:
+                if source is not None and not any(source is other for other in used):
+                    used.append(source)
+            modes = [(module, module.training) for source in used for module in source.modules()]
+            try:
+                for module, _ in modes:
+                    module.training = False
+                found = measure_latency(
+                    {
+                        "assembled": lambda: assembly(image),
+                        "base": lambda: [_run_source(s, image, parts, sources) for s in used],
+                    },
+                    batch=batch,
+                )
+            finally:
+                for module, training in modes:
+                    module.training = training
+        for name, value in found.items():
+            sizes[name]["latency"] = _latency(value)
+    return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
+
+
+def _run_source(source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]) -> Tensor:
+    part = next(p for p, s in zip(parts, sources, strict=True) if s is source)
+    like = next(source.parameters())
+    result: Tensor = source(preprocess(image, part.preprocessing).to(like.device, like.dtype))
+    return result
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+
+def _row(name: str, right: Tensor, target: Tensor) -> Row:
+    """Accuracy over images and over classes, with one standard error."""
+    share = right.double()
+    counts = torch.bincount(target)
+    hits = torch.bincount(target, weights=share)
+    present = counts > 0
+    means = hits[present] / counts[present]
+    variance = (means * (1 - means) / counts[present]).sum() / len(means) ** 2
+    return Row(
+        name=name,
+        images=len(right),
+        accuracy=_percent(share),
+        error=_error(share),
+        class_accuracy=100 * means.mean().item(),
+        class_error=100 * math.sqrt(variance.item()),
+    )
+
+
+def _percent(values: Tensor) -> float:
+    return 100 * values.double().mean().item()
+
+
+def _error(values: Tensor) -> float:
+    """One standard error of a mean, in points."""
+    return 100 * values.double().std(correction=0).item() / math.sqrt(len(values))
+
+
+def _per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
+    hits: NDArray[np.float64] = np.bincount(target.numpy(), weights=right.double().numpy(), minlength=len(classes))
+    counts = np.bincount(target.numpy(), minlength=len(classes))
+    return {name: 100 * float(h / c) for name, h, c in zip(classes, hits, counts, strict=True) if c}

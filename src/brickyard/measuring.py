@@ -1,0 +1,63 @@
+"""Sizes and times: parameters, floating-point operations, latency."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Latency", "count_flops", "count_parameters", "measure_latency"]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters; a shared one counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Floating-point operations of convolutions and matrix products for one image, two a multiply-add.
+
+    Counted by `torch.utils.flop_counter` on the meta device; nothing is computed.
+    """
+    bones = copy.deepcopy(model).to("meta").float()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        bones(torch.empty(1, *input_shape, device="meta"))
+    return int(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call in milliseconds, and how it was measured."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    batch: int
+    threads: int
+    runs: int
+
+
+def measure_latency(calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15) -> dict[str, Latency]:
+    """Median time of each call, taken in turn after a warm-up, so that drift of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for call in calls.values():
+            for _ in range(3):
+                call()
+        for _ in range(runs):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {
+        name: Latency(statistics.median(t), min(t), max(t), batch, torch.get_num_threads(), runs)
+        for name, t in times.items()
+    }
