@@ -24,7 +24,7 @@ from torch import Tensor
 from brickyard.assembling import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
-from brickyard.graph import analyse
+from brickyard.graph import step_shapes
 from brickyard.locating import LayerRecord, Relevance
 from brickyard.manifest import (
     FORMAT_VERSION,
@@ -308,13 +308,13 @@ def _network(
     if len(shape) != 3:
         raise FileError(f"its input shape {shape} is not (channels, height, width)")
     try:
-        graph_shapes = analyse(network, torch.empty(2, *shape, device="meta")).shapes
+        shapes = step_shapes(network, torch.empty(2, *shape, device="meta"))
     except Exception as error:
         raise FileError(f"its network does not run on images of shape {shape}: {error}") from None
-    found = graph_shapes[network.nodes[-1].name]
+    found = shapes[network.nodes[-1].name]
     if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
         raise FileError(f"its network does not give {width} outputs an image")
-    largest = max((v.numel() for v in graph_shapes.values() if isinstance(v, Tensor)), default=0)
+    largest = max((v.numel() for v in shapes.values() if isinstance(v, Tensor)), default=0)
     if largest > MAX_STEP:
         raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
     expected = network.state_dict()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ _DTYPES = {
 _MAX_DEPTH = 16
 
 
-class Ref(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ref:
     """Stands, among a step's arguments, for the value of an earlier step."""
 
     node: str
@@ -52,6 +53,8 @@ def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
     """Replace every `Ref` in nested arguments."""
     if isinstance(value, Ref):
         return change(value)
+    if isinstance(value, int | str | float) or value is None:
+        return value
     if isinstance(value, tuple | list):
         return type(value)(map_refs(item, change) for item in value)
     if isinstance(value, slice):
@@ -144,7 +147,10 @@ class Network(nn.Module):
 
     def layer(self, name: str) -> nn.Module:
         """The layer of that dotted name."""
-        return self.get_submodule(name)
+        module: nn.Module = self
+        for part in name.split("."):
+            module = module._modules[part]  # type: ignore[assignment]
+        return module
 
     def tensor(self, name: str) -> Tensor:
         """The bare parameter or buffer of that dotted name."""
@@ -154,13 +160,15 @@ class Network(nn.Module):
 
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:
         """The value of one step, given those of the earlier ones."""
+        if node.op == "layer" and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], Ref):
+            return self.layer(node.target)(values[node.args[0].node])  # nearly all steps, and the fast way
         args = map_refs(node.args, lambda ref: values[ref.node])
         kwargs = map_refs(dict(node.kwargs), lambda ref: values[ref.node])
         if node.op == "function":
             call = self._foreign.get(node.target) or FUNCTIONS[node.target].call
             return call(*args, **kwargs)
         if node.op == "layer":
-            return self.get_submodule(node.target)(*args, **kwargs)
+            return self.layer(node.target)(*args, **kwargs)
         if node.op == "tensor":
             return self.tensor(node.target)
         return args[0]  # output

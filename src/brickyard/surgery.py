@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.errors import SurgeryError
-from brickyard.graph.axes import Axis, Graph, analyse
+from brickyard.graph.axes import Axis, Graph, step_shapes
 from brickyard.graph.labels import DimRole, Labels, indexed_dims
 from brickyard.layers.modules import build_layer, describe_layer, find_type, tensor_dims
 from brickyard.network import Network, Node, Ref, map_refs
@@ -270,7 +270,7 @@ class _Joiner:
         for part in self.parts[:1] if self.shared_input and self._reads_image(labels) else self.parts:
             own = part.graph.labels(node)
             along = np.moveaxis(own, dim, 0)
-            along = along.reshape(along.shape[0], -1)[:, 0]
+            along = np.broadcast_to(along.reshape(along.shape[0], -1)[:, 0], (part.graph.shapes[node.name].shape[dim],))
             total += int((part.rank[along[:stop]] >= 0).sum())
         return total
 
@@ -408,7 +408,7 @@ class _Joiner:
             {name: torch.empty(network.tensor(name).shape, device="meta") for name in network.tensor_names},
         )
         try:
-            shapes = analyse(bones, torch.empty(2, channels, height, width, device="meta")).shapes
+            shapes = step_shapes(bones, torch.empty(2, channels, height, width, device="meta"))
         except Exception as error:
             raise SurgeryError(f"the resized network does not fit together: {error}") from error
         for node in self.first.network.nodes:

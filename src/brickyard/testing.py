@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Branches", "Residual", "SqueezeExcite", "chain", "randomised"]
+from brickyard.graph import Graph
+
+__all__ = ["Branches", "Residual", "SqueezeExcite", "chain", "randomised", "zeroed_output"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def chain(classes: int = 4, widths: tuple[int, int] = (6, 8)) -> nn.Sequential:
@@ -99,7 +105,7 @@ class SqueezeExcite(nn.Module):
         return x.mean((2, 3))
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(model: ModuleT, seed: int = 0) -> ModuleT:
     """Give every number of a model a value far from its default, batch-norm statistics included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -114,3 +120,50 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 value.copy_(noise * 0.3 + (1.0 if name.endswith("weight") else 0.1))
     return model.eval()
+
+
+def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What a cut must equal: the whole network, with dropped channels zero wherever a layer reads them.
+
+    Args:
+        graph: A traced source.
+        keep: The keep-set; axes left out stay whole.
+        x: Images as the source takes them.
+
+    Returns:
+        The source's outputs, reordered and restricted to those that are kept.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.graph import trace
+        >>> from brickyard.surgery import cut
+        >>> from brickyard.testing import chain, zeroed_output
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> graph = trace(chain(), x)
+        >>> keep = {"conv1": torch.tensor([0, 2, 5])}
+        >>> torch.allclose(cut(graph, keep)(x), zeroed_output(graph, keep, x), atol=1e-6)
+        True
+    """
+    kept = torch.ones(graph.channels, dtype=torch.bool)
+    for name, channels in keep.items():
+        axis = graph.axis(name)
+        kept[axis.channels] = False
+        kept[axis.start + channels] = True
+    network = graph.network
+    values: dict[str, Any] = {network.nodes[0].name: x}
+    for node in network.nodes:
+        if node.op == "input":
+            continue
+        reads = graph.at(node.target, "in") if node.op == "layer" else None
+        if reads is None:
+            values[node.name] = network.step(node, values)
+            continue
+        layer = network.layer(node.target)
+        read = values[node.args[0].node]
+        mask = kept[torch.from_numpy(reads)].to(read.dtype)
+        shape = [1] * read.ndim
+        shape[-1 if isinstance(layer, nn.Linear) else 1] = len(mask)
+        values[node.name] = layer(read * mask.reshape(shape))
+    output: Tensor = values[network.nodes[-1].name]
+    chosen = keep.get(graph.output.name) if graph.output is not None else None
+    return output if chosen is None else output[:, chosen]

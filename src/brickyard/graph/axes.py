@@ -24,7 +24,7 @@ from brickyard.layers.modules import layer_role, tensor_dims
 from brickyard.manifest import Pinned
 from brickyard.network import Network, Node, iter_layers
 
-__all__ = ["Axis", "Graph", "Mixer", "analyse", "trace"]
+__all__ = ["Axis", "Graph", "Mixer", "analyse", "step_shapes", "trace"]
 
 _OUTPUT = "the class outputs are chosen by the task"
 
@@ -207,7 +207,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         >>> print(trace(chain(), torch.rand(2, 3, 8, 8)))
         axis     size  writers  readers  followers  pinned because
         ----------------------------------------------------------
-        x        3     x        conv1               the image input is never cut
+        input_1  3     input_1  conv1               the image input is never cut
         conv1    6     conv1    conv2    bn1
         conv2    8     conv2    linear   bn2
         linear   4     linear                       the class outputs are chosen by the task
@@ -219,6 +219,11 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
 def analyse(network: Network, example: Tensor) -> Graph:
     """Find the channel axes of a network; on the meta device no numbers are needed."""
+    return Graph(network, step_shapes(network, example))
+
+
+def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
+    """The value of every step on an example, with tensors replaced by meta tensors."""
     shapes: dict[str, Any] = {}
     values: dict[str, Any] = {network.nodes[0].name: example}
     shapes[network.nodes[0].name] = _bones(example)
@@ -230,7 +235,7 @@ def analyse(network: Network, example: Tensor) -> Graph:
             shapes[node.name] = _bones(values[node.name])
             for name in network.dead_after(index):
                 del values[name]
-    return Graph(network, shapes)
+    return shapes
 
 
 def pair_flops(module: nn.Module, output: Tensor) -> int:

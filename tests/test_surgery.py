@@ -1,0 +1,181 @@
+"""A cut equals the source with the dropped channels at zero; padded equals parallel. Both in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
+from torch import nn
+
+from brickyard.errors import SurgeryError
+from brickyard.graph import trace
+from brickyard.surgery import Part, cut, join
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+
+KINDS = [*BLOCKS, "all"]
+SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+def kinds_of(kind: str) -> tuple[str, ...]:
+    return tuple(BLOCKS) if kind == "all" else (kind, "conv")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SLOW
+@given(data=st.data())
+def test_cut_equals_zeroed(kind: str, data: st.DataObject) -> None:
+    net = Drawn(data.draw(plans(kinds_of(kind))))
+    keep = data.draw(keep_sets(net.axes))
+    x = images()
+    graph = trace(net, x)
+    assert {axis.name: axis.size for axis in graph.free} == net.axes
+    with torch.no_grad():
+        found = cut(graph, keep)(x)
+        whole = net(x)
+        net.masks = masks(keep, net.axes)
+        expected = net(x)
+        net.mask_early = True
+        control = net(x)
+        net.masks, net.mask_early = {}, False
+    assert relative(found, expected) < 1e-9
+    assert relative(zeroed_output(graph, keep, x), expected) < 1e-9  # the shipped oracle agrees with this one
+    assert torch.equal(net(x), whole)
+    dropped = [name for name, size in net.axes.items() if len(keep[name]) < size]
+    if dropped and net.plan.activation == "silu":  # an activation that is zero only at zero
+        assert relative(found, whole) > 1e-9
+        if any(name.removeprefix("layers.") + "n" in net.layers for name in dropped):
+            assert relative(found, control) > 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SLOW
+@given(data=st.data())
+def test_padded_equals_parallel(kind: str, data: st.DataObject) -> None:
+    plan = data.draw(plans(kinds_of(kind)))
+    nets = [Drawn(plan), randomised(Drawn(plan), seed=101)]
+    graphs = [trace(net, images()) for net in nets]
+    keeps = [data.draw(keep_sets(net.axes)) for net in nets]
+    cuts = [cut(graph, keep) for graph, keep in zip(graphs, keeps, strict=True)]
+    parts = [Part(graph, keep, network) for graph, keep, network in zip(graphs, keeps, cuts, strict=True)]
+    x, y = images(3, seed=1), images(3, seed=2)
+    with torch.no_grad():
+        one = join(parts)(x)
+        assert relative(one, torch.cat([network(x) for network in cuts], 1)) < 1e-9
+        two = join(parts, shared_input=False)(torch.cat([x, y], 1))
+        assert relative(two, torch.cat([cuts[0](x), cuts[1](y)], 1)) < 1e-9
+        swapped = join(parts[::-1])(x)
+        assert relative(swapped, torch.cat([network(x) for network in cuts[::-1]], 1)) < 1e-9
+        assume(not torch.allclose(cuts[0](x), cuts[1](x)))
+        assert relative(swapped, one) > 1e-9
+
+
+@SLOW
+@given(data=st.data())
+def test_one_part_joined_is_the_part_and_everything_kept_is_the_source(data: st.DataObject) -> None:
+    net = Drawn(data.draw(plans()))
+    graph = trace(net, images())
+    keep = data.draw(keep_sets(net.axes))
+    part = cut(graph, keep)
+    with torch.no_grad():
+        assert torch.equal(join([Part(graph, keep, part)])(images()), part(images()))
+        assert torch.equal(cut(graph, {})(images()), net(images()))
+        assert torch.equal(cut(graph, graph.everything())(images()), net(images()))
+
+
+@SLOW
+@given(data=st.data())
+def test_outputs_come_in_the_order_of_the_task(data: st.DataObject) -> None:
+    net = Drawn(data.draw(plans()))
+    graph = trace(net, images())
+    assert graph.output is not None
+    order = data.draw(st.permutations(range(net.plan.classes)))
+    taken = order[: data.draw(st.integers(1, net.plan.classes))]
+    with torch.no_grad():
+        found = cut(graph, {graph.output.name: torch.tensor(taken)})(images())
+        assert relative(found, net(images())[:, taken]) < 1e-12
+
+
+@pytest.mark.parametrize("make", [chain, Residual, Branches, SqueezeExcite])
+def test_cut_owns_its_numbers(make) -> None:
+    net = make()
+    graph = trace(net, torch.rand(2, 3, 8, 8))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    copy = cut(graph, {})
+    with torch.no_grad():
+        for value in copy.parameters():
+            value.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.requires_grad for p in copy.parameters())
+
+
+class Shuffled(nn.Module):
+    """Channels that are split, sliced, padded with zeros and joined again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 10, 3, padding=1, stride=2)
+        self.c = nn.Conv2d(5, 4, 1)
+        self.d = nn.Conv2d(9, 3, 1)
+        randomised(self.double())
+
+    def forward(self, x):
+        x = nn.functional.silu(self.a(x))
+        short = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        x = nn.functional.silu(self.b(x) + short)
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([nn.functional.silu(self.c(left)), right], 1)
+        rest = x[:, 1:]
+        x = torch.cat([x[:, :1], rest], dim=1)
+        x = self.d(nn.functional.pad(x, (1, 0, 0, 1)))
+        return x.mean((2, 3))
+
+
+def test_channel_padding_slices_and_splits() -> None:
+    net = Shuffled()
+    x = images(2)
+    graph = trace(net, x)
+    generator = torch.Generator().manual_seed(0)
+    free = {axis.name: axis.size for axis in graph.free}
+    assert sum(free.values()) == 6 + 4 + 4  # a; four of b's ten are tied to nothing but zeros; c
+    for _ in range(20):
+        keep = {
+            name: torch.randperm(size, generator=generator)[: max(1, size - 1)].sort().values
+            for name, size in free.items()
+        }
+        other = {name: torch.tensor([0]) for name in free}
+        with torch.no_grad():
+            found = cut(graph, keep)(x)
+            assert relative(found, zeroed_output(graph, keep, x)) < 1e-12
+            assert relative(found, net(x)) > 1e-6
+            both = join([Part(graph, keep), Part(graph, other)])(x)
+            assert relative(both, torch.cat([found, cut(graph, other)(x)], 1)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"nowhere": torch.tensor([0])}, "axis 'nowhere' was asked for; the network has"),
+        ({"conv1": torch.tensor([0, 0])}, "once each"),
+        ({"conv1": torch.tensor([6])}, "channels 0..5"),
+        ({"conv1": torch.tensor([], dtype=torch.long)}, "0 entries"),
+        ({"input_1": torch.tensor([0])}, "stays whole because the image input is never cut"),
+    ],
+)
+def test_a_keep_set_that_does_not_fit_is_refused(keep, message) -> None:
+    graph = trace(chain(), torch.rand(2, 3, 8, 8))
+    with pytest.raises(SurgeryError, match=message):
+        cut(graph, keep)
+
+
+def test_different_architectures_cannot_be_padded() -> None:
+    a = Part(trace(chain(), torch.rand(2, 3, 8, 8)), {})
+    b = Part(trace(chain(widths=(6, 9)), torch.rand(2, 3, 8, 8)), {})
+    with pytest.raises(SurgeryError, match="parallel"):
+        join([a, b])
+    c = Part(trace(chain(classes=7), torch.rand(2, 3, 8, 8)), {})  # class counts may differ
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert join([a, c])(x).shape == (2, 11)
