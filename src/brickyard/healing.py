@@ -32,6 +32,7 @@ __all__ = ["HealReport", "heal_network"]
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
 _UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
+_PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
 
 
@@ -286,16 +287,17 @@ class _NormalEquations:
         strength = ridge
         for _ in range(8):
             penalty = torch.zeros_like(diagonal)
-            penalty[:, :weights] = (strength * scale).clamp_min(1e-12).unsqueeze(1)
+            penalty[:, :weights] = (strength * torch.where(scale > 0, scale, 1.0)).unsqueeze(1)
             factor, info = torch.linalg.cholesky_ex(self.gram + torch.diag_embed(penalty))
-            if not info.any():
+            pivots = factor.diagonal(dim1=1, dim2=2)
+            if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
                 solution = torch.cholesky_solve(self.cross, factor)  # (G, n, q)
                 if strength > ridge:
                     report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
                 change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
                 shift = solution[:, weights].flatten() if self.with_shift else None
                 return change, shift
-            strength = max(strength * 10, 1e-8)
+            strength = max(strength * 10, 1e-6)
         report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
         return None
 

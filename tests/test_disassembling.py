@@ -1,0 +1,384 @@
+"""Choosing channels, cutting a component out, and healing it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Drawn, images, keep_sets, plans, relative
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import brickyard as by
+from brickyard import healing
+from brickyard.graph import trace
+from brickyard.healing import heal_network
+from brickyard.locating import fingerprint
+from brickyard.measuring import count_flops, count_parameters
+from brickyard.selecting import CostModel, keep_mask
+from brickyard.surgery import cut
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+
+NETS = [chain, Residual, Branches, SqueezeExcite]
+DATA = (torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 4)
+
+
+def wide(make):
+    return {
+        chain: lambda: chain(widths=(24, 32)),
+        Residual: lambda: Residual(width=24, inner=16),
+        Branches: lambda: Branches(widths=(16, 14, 10)),
+        SqueezeExcite: lambda: SqueezeExcite(width=32, squeezed=16),
+    }[make]()
+
+
+# -- cost and budgets ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_costs_are_counted_right(data) -> None:
+    net = Drawn(data.draw(plans())).float()
+    graph = trace(net, images().float())
+    keep = data.draw(keep_sets(net.axes))
+    network = cut(graph, keep)
+    cost = CostModel(graph)(keep_mask(graph, keep))
+    assert cost.parameters == count_parameters(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images(1).float())
+    assert cost.flops == counter.get_total_flops() == count_flops(network, graph.input_shape)
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("resource", ["flops", "parameters"])
+@pytest.mark.parametrize("spread", ["even", "relevance"])
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.35])
+def test_a_budget_is_met_from_below_within_five_percent(make, resource, spread, share) -> None:
+    model = wide(make)
+    relevance = by.locate(model, DATA)
+    budget = by.Budget(**{resource: share}, spread=spread)
+    chosen = by.disassemble(model, relevance, task=["0", "2"], budget=budget, heal="none").manifest
+    part, whole = (getattr(record, resource) for record in (chosen.selection, chosen.source))
+    assert 0.95 * share <= part / whole <= share
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
+    model = chain()
+    relevance = by.locate(model, DATA)
+    with pytest.raises(by.BrickyardError, match=r"already takes 0\.\d+: raise the budget"):
+        by.disassemble(model, relevance, task=[0], budget=by.Budget(flops=0.001))
+
+
+def test_a_budget_keeps_the_most_relevant_channels() -> None:
+    model = chain(widths=(24, 32))
+    relevance = by.locate(model, DATA)
+    kept = by.disassemble(model, relevance, task=[1], budget=by.Budget(parameters=0.5), heal="none").manifest.axes
+    for name in ("conv1", "conv2"):
+        start, size = relevance.axes[name]
+        score = relevance.scores[2, 1, start : start + size]
+        inside = torch.zeros(size, dtype=torch.bool)
+        inside[list(kept[name].kept)] = True
+        assert inside.any()
+        assert bool(inside.all()) or score[inside].min() >= score[~inside].max()
+    assert sum(len(kept[name].kept) for name in ("conv1", "conv2")) < 56
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_thresholds_keep_the_union_over_the_task(make) -> None:
+    model = wide(make)
+    relevance = by.locate(model, DATA)
+    component = by.disassemble(model, relevance, task=["3", "1"], heal="none")
+    for axis in relevance.graph(model).free:
+        union = relevance.relevant(axis.name)[3] | relevance.relevant(axis.name)[1]
+        if union.any():
+            assert component.manifest.axes[axis.name].kept == tuple(union.nonzero().flatten().tolist())
+
+
+# -- components ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_a_bare_component_is_the_zeroed_source(make) -> None:
+    model = wide(make).double()
+    x = DATA[0].double()
+    relevance = by.locate(model, (x, DATA[1]))
+    for reject in (False, True):
+        component = by.disassemble(model, relevance, task=["3", "1"], heal="none", reject=reject)
+        keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}
+        with torch.no_grad():
+            expected = zeroed_output(relevance.graph(model), keep, x)
+            if reject:
+                expected = torch.cat([expected[:, [3, 1]], expected[:, [0, 2]].logsumexp(1, keepdim=True)], 1)
+            assert relative(component(x), expected) < 1e-9
+            assert relative(component(x)[:, :2], model(x)[:, [3, 1]]) > 1e-9
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("heal", ["refit", "moments", "none"])
+def test_the_same_call_gives_the_same_component_and_leaves_the_source_alone(make, heal) -> None:
+    model = wide(make)
+    model.train()
+    before = fingerprint(model)
+    relevance = by.locate(model, DATA)
+    parts = [by.disassemble(model, relevance, task=[0, 2], heal=heal, seed=3) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*(p.state_dict().values() for p in parts), strict=True))
+    assert parts[0].manifest == parts[1].manifest
+    assert fingerprint(model) == before
+    assert all(module.training for module in model.modules())
+    with torch.no_grad():
+        for p in parts[0].parameters():
+            p.add_(1)
+    assert fingerprint(model) == before
+
+
+def test_a_component_trains_like_any_module() -> None:
+    model = chain()
+    component = by.disassemble(model, by.locate(model, DATA), task=[0, 2])
+    optimizer = torch.optim.SGD(component.parameters(), lr=0.1)
+    x, y = DATA[0][:8], torch.arange(8) % 2
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(component.train()(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_unknown_operations_cost_size_and_never_correctness() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+            self.norm = nn.LayerNorm([8, 6, 6])
+            self.b = nn.Conv2d(8, 12, 3, groups=2)
+            self.c = nn.Conv2d(12, 6, 1)
+            self.d = nn.Conv2d(6, 5, 1)
+            self.linear = nn.Linear(5, 4)
+            randomised(self)
+
+        def forward(self, x):
+            x = self.b(torch.relu(self.norm(self.a(x))))
+            x = torch.logcumsumexp(self.c(x), 1)
+            return self.linear(torch.tanh(self.d(x)).mean((2, 3)))
+
+    model = Odd().double()
+    data = DATA[0].double(), DATA[1]
+    relevance = by.locate(model, data)
+    component = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(parameters=0.97), heal="none")
+    reasons = " | ".join(pin.reason for pin in component.manifest.pinned)
+    for name in ("LayerNorm 'norm'", "Conv2d 'b' has 2 groups", "logcumsumexp"):
+        assert name in reasons
+        assert name in str(component)
+    keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}
+    assert len(keep["d"]) < 5
+    with torch.no_grad():
+        assert relative(component(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-9
+    with pytest.raises(by.BrickyardError, match="logcumsumexp"):
+        component.save("never.safetensors")
+
+
+# -- healing -------------------------------------------------------------------------------------------------
+
+
+def setup(make, share=0.6):
+    model = wide(make).double()
+    graph = trace(model, DATA[0][:2].double())
+    generator = torch.Generator().manual_seed(0)
+    keep = {
+        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, int(axis.size * share))].sort().values
+        for axis in graph.free
+    }
+    return model, graph, keep, list(DATA[0].double().split(16))
+
+
+def test_refit_is_ridge_regression() -> None:
+    model, graph, keep, batches = setup(chain)
+    network = cut(graph, keep)
+    x = torch.cat(batches)
+    with torch.no_grad():
+        read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
+        target = model.conv2(torch.relu(model.bn1(model.conv1(x))))[:, keep["conv2"]]
+        residual = target - network.layer("conv2")(read)
+        columns = nn.functional.unfold(read, 3, stride=2)  # (B, n, L)
+    design = columns.permute(0, 2, 1).reshape(-1, columns.shape[1]).numpy()
+    goal = residual.flatten(2).permute(0, 2, 1).reshape(design.shape[0], -1).numpy()
+    ridge = 1e-3 * np.mean(np.sum(design**2, 0))
+    n = design.shape[1]
+    extended = np.vstack([np.hstack([design, np.ones((len(design), 1))]), np.eye(n, n + 1) * np.sqrt(ridge)])
+    solution, *_ = np.linalg.lstsq(extended, np.vstack([goal, np.zeros((n, goal.shape[1]))]), rcond=None)
+    prior = network.layer("conv2").weight.detach().clone()
+    shift = network.layer("bn2").running_mean.clone()
+    report = heal_network(graph, keep, network, batches, "refit", 1e-3)
+    assert report.layers == 2  # conv2 and linear; conv1 reads the image, which has not changed
+    change = (network.layer("conv2").weight.detach() - prior).flatten(1).numpy()
+    np.testing.assert_allclose(change, solution[:n].T, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose((shift - network.layer("bn2").running_mean).numpy(), solution[n], rtol=1e-6, atol=1e-9)
+    assert np.abs(change).max() > 1e-3
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("method", ["refit", "moments"])
+def test_healing_brings_outputs_closer(make, method) -> None:
+    model, graph, keep, batches = setup(make)
+    x = torch.cat(batches)
+    bare, healed = cut(graph, keep), cut(graph, keep)
+    heal_network(graph, keep, healed, batches, method, 1e-3)
+    with torch.no_grad():
+        errors = [float((network(x) - model(x)).square().mean()) for network in (healed, bare)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_refit_never_raises_a_layers_residual(make) -> None:
+    model, graph, keep, batches = setup(make)
+    seen: list[float] = []
+    solve = healing._NormalEquations.solve
+
+    def spy(self, *args):
+        solution = solve(self, *args)
+        change, shift = solution
+        groups = self.gram.shape[0]
+        full = change.reshape(groups, -1, change.shape[1]).transpose(1, 2)
+        if shift is not None:
+            full = torch.cat([full, shift.reshape(groups, 1, -1)], 1)
+        gain = 2 * (full * self.cross).sum() - (full * (self.gram @ full)).sum()  # |r|^2 - |r - x d|^2
+        seen.append(float(gain))
+        return solution
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(healing._NormalEquations, "solve", spy)
+        heal_network(graph, keep, cut(graph, keep), batches, "refit", 1e-3)
+    assert seen
+    assert min(seen) > 0
+
+
+def test_moments_are_matched() -> None:
+    model, graph, keep, batches = setup(chain)
+    network = cut(graph, keep)
+    heal_network(graph, keep, network, batches, "moments", 1e-3)
+    x = torch.cat(batches)
+    with torch.no_grad():
+        ours = nn.Sequential(*[network.layer(n) for n in ("conv1", "bn1", "relu1", "conv2", "bn2")])(x)
+        theirs = nn.Sequential(*list(model.children())[:5])(x)[:, keep["conv2"]]
+    torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(ours.var((0, 2, 3)), theirs.var((0, 2, 3)), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("method", ["refit", "moments"])
+def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) -> None:
+    model, graph, keep, batches = setup(make)
+    results = []
+    for limit, size in ((healing.MEMORY, 16), (0, 16), (healing.MEMORY, 7)):
+        monkeypatch.setattr(healing, "MEMORY", limit)
+        network = cut(graph, keep)
+        heal_network(graph, keep, network, list(torch.cat(batches).split(size)), method, 1e-3)
+        results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))
+    assert torch.equal(results[0], results[1])
+    assert relative(results[2], results[0]) < 1e-7
+    assert not torch.equal(results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()]))
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("method", ["refit", "moments"])
+def test_nothing_cut_nothing_healed(make, method) -> None:
+    model, graph, _, batches = setup(make)
+    network = cut(graph, {})
+    assert heal_network(graph, {}, network, batches, method, 1e-3).layers == 0
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_singular_equations_are_handled_by_the_ridge_and_said() -> None:
+    model, graph, keep, _ = setup(chain)
+    network = cut(graph, keep)
+    one = torch.zeros(2, 3, 8, 8, dtype=torch.float64)  # every position sees the same: rank one
+    report = heal_network(graph, keep, network, [one], "refit", 0.0)
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+    assert any("singular" in note and "ridge" in note for note in report.notes)
+
+
+def test_layers_that_run_twice_are_named() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.again = nn.Conv2d(8, 8, 3, padding=1)
+            self.linear = nn.Linear(8, 4)
+            randomised(self.double())
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            x = torch.relu(self.again(torch.relu(self.again(x))))
+            return self.linear(x.mean((2, 3)))
+
+    model = Twice()
+    data = DATA[0].double(), DATA[1]
+    relevance = by.locate(model, data)
+    assert relevance.graph(model).axis("stem").readers == ("again", "linear")  # both runs share one axis
+    component = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(parameters=0.5))
+    assert any("'again' runs 2 times" in note for note in component.manifest.heal.notes)
+    keep = {"stem": torch.tensor(component.manifest.axes["stem"].kept), "linear": torch.tensor([0, 1])}
+    bare = cut(relevance.graph(model), keep)
+    with torch.no_grad():
+        assert relative(bare(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-12
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+
+def test_tasks_that_cannot_be_cut_are_refused() -> None:
+    model = chain()
+    relevance = by.locate(model, DATA, classes=["cat", "dog", "lamp", "tree"], task=["cat", "dog", "lamp"])
+    for task, message in [
+        ([], "the task is empty; name at least one of cat, dog"),
+        (["bird"], "class 'bird' was asked for; the source knows cat, dog"),
+        ([4], "class 4 was asked for"),
+        (["cat", 0], "class 'cat' is named twice"),
+        ([1.5], "is a float"),
+        (["tree"], "class 'tree' was asked for, but not located"),
+    ]:
+        with pytest.raises(by.BrickyardError, match=message):
+            by.disassemble(model, relevance, task=task)
+    everything = by.locate(model, DATA)
+    with pytest.raises(by.BrickyardError, match="no other class is left"):
+        by.disassemble(model, everything, task=[0, 1, 2, 3], reject=True)
+    with pytest.raises(by.BrickyardError, match="both given"):
+        by.disassemble(model, everything, task=[0], budget=by.Budget(flops=0.5), thresholds=by.Thresholds())
+    with pytest.raises(by.BrickyardError, match="use one of 'refit'"):
+        by.disassemble(model, everything, task=[0], heal="train")
+    with pytest.raises(by.BrickyardError, match="none of the task's classes"):
+        by.disassemble(model, everything, task=[0], images=(DATA[0], torch.full((40,), 2)))
+    with pytest.raises(by.BrickyardError, match="not finite|NaN"):
+        by.disassemble(model, everything, task=[0], images=(DATA[0] * float("nan"), DATA[1]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: by.Budget(), "needs one of flops= and parameters="),
+        (lambda: by.Budget(flops=0.5, parameters=0.5), "2 were given"),
+        (lambda: by.Budget(flops=0), r"flops=0 is not a share in \(0, 1\]"),
+        (lambda: by.Budget(parameters=float("nan")), "is not a share"),
+        (lambda: by.Budget(flops=0.5, spread="odd"), "use one of 'auto'"),
+        (lambda: by.Thresholds(alpha=1.0), r"alpha=1.0 is not in \[0, 1\)"),
+        (lambda: by.Thresholds(linear_beta="x"), "linear_beta='x'"),
+    ],
+)
+def test_options_are_checked_when_they_are_made(make, message) -> None:
+    with pytest.raises(by.BrickyardError, match=message):
+        make()
+
+
+def test_images_without_labels_heal_too() -> None:
+    model = chain()
+    relevance = by.locate(model, DATA)
+    component = by.disassemble(model, relevance, task=[0, 2], images=DATA[0])
+    assert component.manifest.heal.images == 40
+    assert component.manifest.statistics is None
+    labelled = by.disassemble(model, relevance, task=[0, 2])
+    assert labelled.manifest.heal.images == 20  # only the task's
+    assert labelled.manifest.statistics.images == (10, 10)
