@@ -74,7 +74,9 @@ def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
 def test_a_budget_keeps_the_most_relevant_channels() -> None:
     model = chain(widths=(24, 32))
     relevance = by.locate(model, DATA)
-    kept = by.disassemble(model, relevance, task=[1], budget=by.Budget(parameters=0.5), heal="none").manifest.axes
+    kept = by.disassemble(
+        model, relevance, task=[1], budget=by.Budget(parameters=0.5), heal="none"
+    ).manifest.axes
     for name in ("conv1", "conv2"):
         start, size = relevance.axes[name]
         score = relevance.scores[2, 1, start : start + size]
@@ -189,7 +191,9 @@ def setup(make, share=0.6):
     graph = trace(model, DATA[0][:2].double())
     generator = torch.Generator().manual_seed(0)
     keep = {
-        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, int(axis.size * share))].sort().values
+        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, int(axis.size * share))]
+        .sort()
+        .values
         for axis in graph.free
     }
     return model, graph, keep, list(DATA[0].double().split(16))
@@ -216,7 +220,9 @@ def test_refit_is_ridge_regression() -> None:
     assert report.layers == 2  # conv2 and linear; conv1 reads the image, which has not changed
     change = (network.layer("conv2").weight.detach() - prior).flatten(1).numpy()
     np.testing.assert_allclose(change, solution[:n].T, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose((shift - network.layer("bn2").running_mean).numpy(), solution[n], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        (shift - network.layer("bn2").running_mean).numpy(), solution[n], rtol=1e-6, atol=1e-9
+    )
     assert np.abs(change).max() > 1e-3
 
 
@@ -280,7 +286,9 @@ def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) 
         results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))
     assert torch.equal(results[0], results[1])
     assert relative(results[2], results[0]) < 1e-7
-    assert not torch.equal(results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()]))
+    assert not torch.equal(
+        results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()])
+    )
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -289,7 +297,10 @@ def test_nothing_cut_nothing_healed(make, method) -> None:
     model, graph, _, batches = setup(make)
     network = cut(graph, {})
     assert heal_network(graph, {}, network, batches, method, 1e-3).layers == 0
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True)
+    )
 
 
 def test_singular_equations_are_handled_by_the_ridge_and_said() -> None:

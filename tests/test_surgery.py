@@ -15,7 +15,9 @@ from brickyard.surgery import Part, cut, join
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
 
 KINDS = [*BLOCKS, "all"]
-SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SLOW = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 
 
 def kinds_of(kind: str) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ class Assembly(Predictor):
         self.manifest = manifest
         self.skeletons = tuple(skeletons)
         count = sum(len(part.classes) for part in manifest.parts)
-        if matrix is not None and (tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)):
+        if matrix is not None and (
+            tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
+        ):
             raise SurgeryError(f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits")
         self.register_buffer("matrix", matrix)
         self.register_buffer("shift", shift)
@@ -101,7 +103,9 @@ class Assembly(Predictor):
             x = preprocess(images, self.manifest.parts[0].preprocessing)
         else:
             x = torch.cat([preprocess(images, part.preprocessing) for part in self.manifest.parts], 1)
-        outputs = self.joined(x.to(like.device, like.dtype)).split([part.width for part in self.manifest.parts], 1)
+        outputs = self.joined(x.to(like.device, like.dtype)).split(
+            [part.width for part in self.manifest.parts], 1
+        )
         return [head.head(z) for head, z in zip(self.heads, outputs, strict=True)]  # type: ignore[operator, union-attr]
 
     def side_by_side(self, images: Tensor) -> Tensor:
@@ -220,7 +224,9 @@ def assemble(
     parts = list(components)
     if not parts or not all(isinstance(part, Component) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise OptionError(f"components to assemble are needed; {kinds} was given: make some with disassemble or load")
+        raise OptionError(
+            f"components to assemble are needed; {kinds} was given: make some with disassemble or load"
+        )
     strategy = find(scaling)
     classes, members = _members([part.manifest for part in parts], on_duplicate)
     manifest = AssemblyManifest(
@@ -284,6 +290,11 @@ def _joined(parts: list[Component], manifest: AssemblyManifest, source: nn.Modul
         return Assembly([part.network for part in parts], manifest, skeletons=skeletons)
     blueprints = [_blueprint(part) for part in parts]
     if manifest.form == "union":
+        if len({part.manifest.source.sha256 for part in parts}) > 1:
+            names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
+            raise SurgeryError(
+                f"form='union' needs parts of one source; these come from {names}: use form='parallel'"
+            )
         network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
         healed = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
         if source is not None and healed:
@@ -294,9 +305,18 @@ def _joined(parts: list[Component], manifest: AssemblyManifest, source: nn.Modul
         if len({part.manifest.input_shape for part in parts}) > 1:
             raise SurgeryError("padded parts must take images of one size; use form='parallel'")
         network, notes = join(blueprints, shared_input=shared), ()
-    made = Assembly([network], manifest.model_copy(update={"shared_input": shared, "notes": notes}), skeletons=skeletons)
+    made = Assembly(
+        [network], manifest.model_copy(update={"shared_input": shared, "notes": notes}), skeletons=skeletons
+    )
     if manifest.form == "padded":
-        _check_equal(made, Assembly([p.network for p in parts], manifest.model_copy(update={"form": "parallel"}), skeletons=skeletons))
+        _check_equal(
+            made,
+            Assembly(
+                [p.network for p in parts],
+                manifest.model_copy(update={"form": "parallel"}),
+                skeletons=skeletons,
+            ),
+        )
     return made
 
 
@@ -311,7 +331,9 @@ def _blueprint(part: Component) -> Part:
     graph = analyse(Network.from_spec(part.skeleton), like)
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")
+        raise SurgeryError(
+            f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure"
+        )
     return Part(graph, keep, part.network)
 
 

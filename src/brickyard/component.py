@@ -40,7 +40,9 @@ class Component(Predictor):
         (('1', '3'), torch.Size([8, 2]))
     """
 
-    def __init__(self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None) -> None:
+    def __init__(
+        self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.manifest = manifest
@@ -114,7 +116,11 @@ def describe(manifest: ComponentManifest) -> str:
         f"  FLOPs        {chosen.flops:,} ({_share(chosen.flops, source.flops)})",
         f"  chosen by    {_selection(manifest)}",
         f"  heal         {manifest.heal.method}"
-        + (f", {manifest.heal.images} images, {manifest.heal.layers} layers" if manifest.heal.method != "none" else ""),
+        + (
+            f", {manifest.heal.images} images, {manifest.heal.layers} layers"
+            if manifest.heal.method != "none"
+            else ""
+        ),
         f"  kept         {_kept(manifest)}",
     ]
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
@@ -125,7 +131,11 @@ def describe(manifest: ComponentManifest) -> str:
 def _kept(manifest: ComponentManifest) -> str:
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
-    return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
+    return (
+        f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes"
+        if cut
+        else "every channel"
+    )
 
 
 def _selection(manifest: ComponentManifest) -> str:

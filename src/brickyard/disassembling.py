@@ -117,7 +117,9 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
     if missing:
         raise TaskError(f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out")
     if reject and len(chosen) == len(relevance.classes):
-        raise TaskError("reject=True was asked for a task of all the source's classes; no other class is left")
+        raise TaskError(
+            "reject=True was asked for a task of all the source's classes; no other class is left"
+        )
     return chosen
 
 
@@ -154,7 +156,9 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
                 f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
                 "least one image is needed"
             )
-        return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
+        return _Pool(
+            Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None
+        )
     else:
         source = Images(images, relevance.preprocessing, "the images to heal with")
     labels = source.all_labels()
@@ -235,7 +239,9 @@ def _manifest(
         ),
         axes={
             axis.name: AxisRecord(
-                size=axis.size, kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()), pinned=bool(axis.pinned)
+                size=axis.size,
+                kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()),
+                pinned=bool(axis.pinned),
             )
             for axis in graph.axes
         },
@@ -257,7 +263,11 @@ def _manifest(
 def today() -> str:
     """The date in UTC; `SOURCE_DATE_EPOCH` fixes it for reproducible files."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.datetime.fromtimestamp(int(fixed), datetime.UTC) if fixed.isdigit() else datetime.datetime.now(datetime.UTC)
+    now = (
+        datetime.datetime.fromtimestamp(int(fixed), datetime.UTC)
+        if fixed.isdigit()
+        else datetime.datetime.now(datetime.UTC)
+    )
     return now.date().isoformat()
 
 

@@ -73,7 +73,9 @@ def evaluate(
     if isinstance(model, Assembly):
         sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
         if len(sources) != len(model.manifest.parts):
-            raise OptionError(f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given")
+            raise OptionError(
+                f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given"
+            )
         return _assembly(model, data, list(sources), latency, latency_batch, batch_size)  # type: ignore[arg-type]
     raise OptionError(f"a component or an assembly is scored; a {type(model).__name__} was given")
 
@@ -96,7 +98,9 @@ def _component(
     scored = labels if chosen is None else labels[chosen]
     inside = torch.isin(scored, torch.tensor(task))
     if not inside.any():
-        raise DataError(f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}")
+        raise DataError(
+            f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}"
+        )
     target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
     right = own[:, : len(task)].argmax(1) == target
     rows: list[Row] = []
@@ -115,7 +119,11 @@ def _component(
     if single:
         rows = _with_auroc(rows, own, found, task[0], inside, manifest.reject)
     rows = _with_sizes(rows, component, source, timed, batch)
-    notes = [] if not single else ["a task of one class is always answered right; AUROC against the other classes says more"]
+    notes = (
+        []
+        if not single
+        else ["a task of one class is always answered right; AUROC against the other classes says more"]
+    )
     return Scores(
         title=f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}",
         rows=tuple(rows),
@@ -184,7 +192,10 @@ def _with_sizes(
 
 
 def _time(
-    sizes: dict[str, dict[str, Any]], calls: dict[str, Callable[[], object]], source: nn.Module | None, batch: int
+    sizes: dict[str, dict[str, Any]],
+    calls: dict[str, Callable[[], object]],
+    source: nn.Module | None,
+    batch: int,
 ) -> None:
     if source is None:
         found = measure_latency(calls, batch=batch)
@@ -288,7 +299,9 @@ def _assembly_sizes(
     return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
 
 
-def _run_source(source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]) -> Tensor:
+def _run_source(
+    source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]
+) -> Tensor:
     part = next(p for p, s in zip(parts, sources, strict=True) if s is source)
     like = next(source.parameters())
     result: Tensor = source(preprocess(image, part.preprocessing).to(like.device, like.dtype))
@@ -326,6 +339,8 @@ def _error(values: Tensor) -> float:
 
 
 def _per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
-    hits: NDArray[np.float64] = np.bincount(target.numpy(), weights=right.double().numpy(), minlength=len(classes))
+    hits: NDArray[np.float64] = np.bincount(
+        target.numpy(), weights=right.double().numpy(), minlength=len(classes)
+    )
     counts = np.bincount(target.numpy(), minlength=len(classes))
     return {name: 100 * float(h / c) for name, h, c in zip(classes, hits, counts, strict=True) if c}

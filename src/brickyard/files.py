@@ -103,7 +103,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], over
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise FileError(f"tensor {name!r} has numbers that are not finite; nothing was written to {path}")
-    metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, sort_keys=True, allow_nan=False)}
+    metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
     return path
 
@@ -117,7 +117,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     if path.exists() and not overwrite:
         raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
     if path.is_dir() or not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: {path.parent if not path.is_dir() else path} is no place for a file")
+        raise FileError(
+            f"{path} cannot be written: {path.parent if not path.is_dir() else path} is no place for a file"
+        )
     place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(place)
@@ -125,7 +127,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
             os.fsync(file.fileno())
         os.replace(place, path)
     except (OSError, SafetensorError) as error:
-        raise FileError(f"{path} cannot be written: {error}; free some space or choose another place") from error
+        raise FileError(
+            f"{path} cannot be written: {error}; free some space or choose another place"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
@@ -200,7 +204,9 @@ def _check_header(path: Path) -> None:
         raise FileError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
-        raise FileError(f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again")
+        raise FileError(
+            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again"
+        )
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:
@@ -234,7 +240,9 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     manifest = file.manifest
     shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
-        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+        raise FileError(
+            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}"
+        )
     networks = [
         _network(spec, tensors, f"networks.{index}.", shape, width)
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
@@ -274,13 +282,20 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
     for name, linear in file.layers.items():
         reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
         for numbers in (reads, writes):
-            if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
+            if (
+                numbers.ndim != 1
+                or not len(numbers)
+                or int(numbers.min()) < 0
+                or int(numbers.max()) >= channels
+            ):
                 raise FileError(f"layer {name!r} has channel numbers outside 0..{channels - 1}")
         layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     _all_used(tensors)
+    if set(file.thresholds) != set(Thresholds().as_dict()):
+        raise FileError(f"its thresholds are named {', '.join(file.thresholds)}")
     if any(k >= count for k in file.task) or not file.task:
         raise FileError(f"its task {file.task} does not fit {count} classes")
     return Relevance(
@@ -316,7 +331,9 @@ def _network(
         raise FileError(f"its network does not give {width} outputs an image")
     largest = max((v.numel() for v in shapes.values() if isinstance(v, Tensor)), default=0)
     if largest > MAX_STEP:
-        raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
+        raise FileError(
+            f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit"
+        )
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
     for name, blank in expected.items():
@@ -334,4 +351,6 @@ def _network(
 
 def _all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
-        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")
+        raise FileError(
+            f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file"
+        )

@@ -42,7 +42,9 @@ class Images:
         DataError: The data have another form, or images and labels do not belong together.
     """
 
-    def __init__(self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data") -> None:
+    def __init__(
+        self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data"
+    ) -> None:
         self.preprocessing = preprocessing or Preprocessing()
         self.what = what
         self._collate: Any = None
@@ -65,9 +67,17 @@ class Images:
         pair = getattr(data, "images", None), getattr(data, "labels", None)
         if all(isinstance(item, Tensor) for item in pair):
             data = pair
-        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
+        if (
+            isinstance(data, tuple | list)
+            and len(data) == 2
+            and all(isinstance(x, Tensor | np.ndarray) for x in data)
+        ):
             self._tensors = self._pair(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
+        elif (
+            hasattr(data, "__getitem__")
+            and hasattr(data, "__len__")
+            and not isinstance(data, tuple | list | dict)
+        ):
             self._dataset = data
         elif isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | Tensor):
             self._tensors = self._read(data)
@@ -79,7 +89,12 @@ class Images:
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         check_images(images[:1] if images.ndim == 4 else images, self.what)
-        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
+        if (
+            labels.ndim != 1
+            or len(labels) != len(images)
+            or labels.is_floating_point()
+            or labels.is_complex()
+        ):
             raise DataError(
                 f"{self.what} has {len(images)} images and labels of shape {tuple(labels.shape)} and type "
                 f"{labels.dtype}; give one whole number an image"
@@ -91,7 +106,9 @@ class Images:
         labels: list[Tensor] = []
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed")
+                raise DataError(
+                    f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
+                )
             images.append(torch.as_tensor(batch[0]))
             labels.append(torch.as_tensor(batch[1]))
         if not images:
@@ -103,7 +120,9 @@ class Images:
             return len(self._tensors[0])
         return len(cast(Any, self._dataset))
 
-    def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    def raw(
+        self, indices: Sequence[int] | None = None, batch_size: int = 64
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images as given, with labels (batch,), in the order of `indices`.
 
         Raises:
@@ -130,10 +149,14 @@ class Images:
         try:
             for batch in loader:
                 if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                    raise DataError(f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed")
+                    raise DataError(
+                        f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
+                    )
                 yield self._pair(batch[0], torch.as_tensor(batch[1]))
         except RuntimeError as error:
-            raise DataError(f"{self.what} cannot be put in batches: {error}; bring all images to one size") from None
+            raise DataError(
+                f"{self.what} cannot be put in batches: {error}; bring all images to one size"
+            ) from None
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None

@@ -79,7 +79,9 @@ def locate(
     """
     check_choice("choose", choose, Choose)
     if not isinstance(per_class, int) or per_class < 1 or not isinstance(batch_size, int) or batch_size < 1:
-        raise OptionError(f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0")
+        raise OptionError(
+            f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0"
+        )
     like = _like(model)
     images = Images(data, preprocessing, "the images to locate with")
     graph = trace(model, images.example(like))
@@ -180,7 +182,9 @@ class Relevance:
         if self.sums is not None:
             for name, value in sums.items():
                 self.sums[name][k] = value.to("cpu", torch.float32)
-        found = allocate(self.layers, {name: s.cpu() for name, s in sums.items()}, self._start(k, graph), self.thresholds)
+        found = allocate(
+            self.layers, {name: s.cpu() for name, s in sums.items()}, self._start(k, graph), self.thresholds
+        )
         for name, mask in found.hard.items():
             self.hard_masks[name][k] = mask
         self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
@@ -336,7 +340,10 @@ def normalised(sums: Tensor) -> Tensor:
 
 
 def allocate(
-    layers: Mapping[str, LayerRecord], sums: Mapping[str, Tensor], start: tuple[Tensor, Tensor], thresholds: Thresholds
+    layers: Mapping[str, LayerRecord],
+    sums: Mapping[str, Tensor],
+    start: tuple[Tensor, Tensor],
+    thresholds: Thresholds,
 ) -> Allocation:
     """Contribution allocation: walk back from the classifier to the image.
 
@@ -382,7 +389,9 @@ def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
     found: list[int] = []
     for item in task:
         if isinstance(item, bool) or not isinstance(item, int | str):
-            raise TaskError(f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}")
+            raise TaskError(
+                f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}"
+            )
         if isinstance(item, str) and item in names:
             found.append(list(names).index(item))
         elif isinstance(item, int) and 0 <= item < len(names):
@@ -421,7 +430,9 @@ def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     names = tuple(map(str, classes))
     if len(names) != count:
-        raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
+        raise TaskError(
+            f"{len(names)} class names were given and the model has {count} outputs; give one a class"
+        )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(f"class name {twice!r} occurs twice; names must differ")
@@ -430,7 +441,9 @@ def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
     return {
-        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
+        mixer.name: LayerRecord(
+            mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear)
+        )
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
     }
 
@@ -455,7 +468,9 @@ def _choose(
     pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in wanted}
     for k, pool in pools.items():
         if not pool:
-            raise DataError(f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task=")
+            raise DataError(
+                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task="
+            )
     if choose == "all":
         return pools
     if choose == "random":
@@ -469,7 +484,9 @@ def _choose(
     return {k: sorted(pool, key=lambda i: (-confidence[i], i))[:per_class] for k, pool in pools.items()}
 
 
-def _confidences(graph: Graph, images: Images, indices: list[int], batch_size: int, like: Tensor) -> Iterator[float]:
+def _confidences(
+    graph: Graph, images: Images, indices: list[int], batch_size: int, like: Tensor
+) -> Iterator[float]:
     """The source's log-probability of each image's own class."""
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():
         for x, labels in images.batches(indices, batch_size, like):

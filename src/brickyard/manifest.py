@@ -33,6 +33,7 @@ __all__ = [
     "Statistics",
     "TensorSpec",
     "Versions",
+    "file_schema",
     "validated",
 ]
 
@@ -84,7 +85,9 @@ class Preprocessing(Frozen):
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both, or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count"
+            )
         return self
 
     @property
@@ -338,3 +341,20 @@ def first_problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{place + ': ' if place else ''}{problem['msg']}{more}"
+
+
+def file_schema() -> dict[str, Any]:
+    """The JSON Schema of the text in a file: of a component, an assembly, or relevances."""
+    from pydantic import TypeAdapter
+
+    kinds = (ComponentFile, AssemblyFile, RelevanceFile)
+    schema = TypeAdapter(ComponentFile | AssemblyFile | RelevanceFile).json_schema()
+    for kind in kinds:
+        entry = schema["$defs"][kind.__name__]
+        entry["properties"]["format"] = {
+            "const": FORMAT_VERSION,
+            "title": "Format version",
+            "type": "integer",
+        }
+        entry["required"] = ["format", *entry.get("required", [])]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Brickyard file", **schema}

@@ -43,7 +43,9 @@ class Latency:
     runs: int
 
 
-def measure_latency(calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15) -> dict[str, Latency]:
+def measure_latency(
+    calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15
+) -> dict[str, Latency]:
     """Median time of each call, taken in turn after a warm-up, so that drift of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():

@@ -153,10 +153,14 @@ def magnitude(evidence: Evidence) -> Scale:
     """
     found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
     if any(not value for value in found):
-        raise OptionError("scaling='magnitude' needs a positive feature magnitude of every part; use another scaling")
+        raise OptionError(
+            "scaling='magnitude' needs a positive feature magnitude of every part; use another scaling"
+        )
     known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
-    return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
+    return _diagonal(
+        [mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)]
+    )
 
 
 @scaling("affine", few_shot=True)

@@ -95,28 +95,50 @@ class Scores(Frozen):
     def cells(self) -> list[list[str]]:
         """The table as text: a header and one list a row."""
         with_auroc = any(row.auroc is not None for row in self.rows)
-        header = ["", "accuracy", "class mean", *(["AUROC"] if with_auroc else []), "drop", "parameters", "FLOPs", "latency"]
+        header = [
+            "",
+            "accuracy",
+            "class mean",
+            *(["AUROC"] if with_auroc else []),
+            "drop",
+            "parameters",
+            "FLOPs",
+            "latency",
+        ]
         whole = self.rows[0]
         table = [header]
         for row in self.rows:
-            cells = [row.name, f"{row.accuracy:.1f}±{row.error:.1f}", f"{row.class_accuracy:.1f}±{row.class_error:.1f}"]
+            cells = [
+                row.name,
+                f"{row.accuracy:.1f}±{row.error:.1f}",
+                f"{row.class_accuracy:.1f}±{row.class_error:.1f}",
+            ]
             if with_auroc:
                 cells.append("" if row.auroc is None else f"{row.auroc:.1f}")
             cells.append("" if row.drop is None else f"{row.drop:+.1f}±{row.drop_error or 0:.1f}")
             cells.append(_with_share(row.parameters, whole.parameters))
             cells.append(_with_share(row.flops, whole.flops))
             mine, its = (row.latency or {}).get("median_ms"), (whole.latency or {}).get("median_ms")
-            cells.append("" if mine is None else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else ""))
+            cells.append(
+                ""
+                if mine is None
+                else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else "")
+            )
             table.append(cells)
         return table
 
     def __str__(self) -> str:
         table = self.cells()
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
         timed = next((row.latency for row in self.rows if row.latency), None)
         if timed:
-            lines.append(f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads")
+            lines.append(
+                f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads"
+            )
         return "\n".join([self.title, *lines, *self.notes])
 
 

@@ -181,7 +181,10 @@ class Graph:
             for axis in self.axes
         ]
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     __repr__ = __str__

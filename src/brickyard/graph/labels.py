@@ -87,7 +87,9 @@ class Atoms:
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Tie two arrays of atoms, entry by entry, after broadcasting."""
-        for first, second in {(int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)}:
+        for first, second in {
+            (int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)
+        }:
             x, y = self.root(first), self.root(second)
             if x != y:
                 self._parent[max(x, y)] = min(x, y)
@@ -230,7 +232,12 @@ class Labeller:
         return getattr(self, f"_{role}")(node)
 
     def _follow(
-        self, node: Node, module: nn.Module, labels: Labels | None, shape: Sequence[int], out_shape: Sequence[int]
+        self,
+        node: Node,
+        module: nn.Module,
+        labels: Labels | None,
+        shape: Sequence[int],
+        out_shape: Sequence[int],
     ) -> Labels:
         atoms = self._along(node, labels, shape, 1)
         if isinstance(module, nn.Conv2d):
@@ -293,9 +300,9 @@ class Labeller:
                 return result
             if result is None:
                 return labels
-            if {d for d in range(ndim) if labels.shape[d] > 1} - {d for d in range(ndim) if result.shape[d] > 1} and max(
-                result.shape
-            ) > 1:
+            if {d for d in range(ndim) if labels.shape[d] > 1} - {
+                d for d in range(ndim) if result.shape[d] > 1
+            } and max(result.shape) > 1:
                 reason = f"{self._title(node)} joins channels that lie along different dimensions"
                 self.pin(labels, reason)
                 self.pin(result, reason)
@@ -323,7 +330,11 @@ class Labeller:
     def _move(self, node: Node) -> Any:
         """Do to the labels what the step does to the numbers."""
         source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
-        if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
+        if (
+            source is None
+            and isinstance(node.args[0], Ref)
+            and isinstance(self.labels.get(node.args[0].node), tuple)
+        ):
             return self.labels[node.args[0].node][self._concrete(node.args[1])]
         used = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
         if all(self._of(ref) is None for ref in used):

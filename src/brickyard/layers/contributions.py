@@ -31,7 +31,9 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
     if not isinstance(module, nn.Conv2d) or module.groups != 1:
-        raise SurgeryError(f"contributions are defined for plain convolutions and linear layers, not for {module}")
+        raise SurgeryError(
+            f"contributions are defined for plain convolutions and linear layers, not for {module}"
+        )
     left = _padding(module)
     if module.padding_mode != "zeros":
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)

@@ -127,7 +127,9 @@ LAYER_TYPES: dict[str, LayerType] = {
             dims={"weight": ("out",)},
             resize=_resize_prelu,
         ),
-        LayerType(cls=nn.LayerNorm, role="pin", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
+        LayerType(
+            cls=nn.LayerNorm, role="pin", config=("normalized_shape", "eps", "elementwise_affine", "bias")
+        ),
         LayerType(cls=nn.GroupNorm, role="pin", config=("num_groups", "num_channels", "eps", "affine")),
         LayerType(cls=nn.Softmax, role="pin", config=("dim",)),
         LayerType(cls=nn.LogSoftmax, role="pin", config=("dim",)),
@@ -224,7 +226,9 @@ def build_layer(kind: str, config: Config) -> nn.Module:
         )
     unknown = set(config) - set(entry.config)
     if unknown:
-        raise FileError(f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}")
+        raise FileError(
+            f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}"
+        )
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})
