@@ -1,0 +1,364 @@
+"""Image data by a short text: `digits`, a folder of images, a parquet file, or an idx pair.
+
+All of it is raw: uint8 images of one size, labels, class names. A text may end in options:
+`digits?split=test&classes=0-2,7`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from brickyard.errors import DataError, OptionError
+from brickyard.preprocessing import resize
+
+__all__ = ["ImageData", "decode_image", "load_data", "parse_classes"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+class ImageData(Dataset[tuple[Tensor, int]]):
+    """Raw images with labels and class names.
+
+    Args:
+        images: (images, channels, height, width), uint8.
+        labels: (images,), indices into `classes`.
+        classes: Class names.
+        name: What messages and manifests call the data.
+
+    Raises:
+        DataError: The parts do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.datasets import ImageData
+        >>> data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("cat", "dog"))
+        >>> len(data), len(data.of_classes(["dog"]))
+        (4, 2)
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
+        self.images = images
+        self.labels = labels.long()
+        self.classes = tuple(classes)
+        self.name = name
+        if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
+            raise DataError(
+                f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
+                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image"
+            )
+        if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(f"{name}: labels run to {int(labels.max())} and there are {len(self.classes)} class names")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
+        """The images at these places."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
+
+    def of_classes(self, classes: Sequence[int | str]) -> ImageData:
+        """The images of some classes; labels and class names stay.
+
+        Raises:
+            TaskError: A class is unknown.
+        """
+        from brickyard.locating import resolve_task
+
+        wanted = torch.tensor(resolve_task(classes, self.classes))
+        return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
+
+    def renumbered(self, classes: Sequence[int | str]) -> ImageData:
+        """The images of some classes, which become classes 0, 1, ... in this order.
+
+        Raises:
+            TaskError: A class is unknown.
+        """
+        from brickyard.locating import resolve_task
+
+        wanted = resolve_task(classes, self.classes)
+        part = self.of_classes(wanted)
+        labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
+        return ImageData(part.images, labels, [self.classes[k] for k in wanted], self.name)
+
+    def shuffled(self, seed: int = 0) -> ImageData:
+        """The same images in an order drawn with a seed."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
+        """Two parts: `fraction` of every class's images, and the rest; both in an order drawn with the seed.
+
+        Raises:
+            OptionError: The fraction is not between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise OptionError(f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        labels = self.labels[order]
+        first = torch.zeros(len(self), dtype=torch.bool)
+        for k in range(len(self.classes)):
+            places = (labels == k).nonzero().flatten()
+            first[places[: round(fraction * len(places))]] = True
+        return self.subset(order[first]), self.subset(order[~first])
+
+
+def load_data(
+    spec: str | Path, *, split: str = "train", size: tuple[int, int] | None = None, max_images: int | None = None
+) -> ImageData:
+    """Load image data.
+
+    Args:
+        spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
+            `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
+            `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
+            follow a question mark: `split`, and `classes` to keep only some (they keep their numbers).
+        split: "train" or "test", where the text does not say it.
+        size: Height and width for image folders: images are resized and cropped to it.
+        max_images: At most so many images, drawn with a fixed seed.
+
+    Raises:
+        DataError: The data cannot be read.
+        OptionError: The text or an option is not understood, or a package is missing.
+
+    Example:
+        >>> from brickyard.datasets import load_data
+        >>> load_data("digits?split=test&classes=0-2").images.shape
+        torch.Size([162, 1, 8, 8])
+    """
+    place, _, query = str(spec).partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = set(options) - {"split", "classes"}
+    if unknown:
+        raise OptionError(f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes=")
+    data = _open(place, options.get("split", split), size)
+    if "classes" in options:
+        data = data.of_classes(parse_classes([options["classes"]], data.classes))
+    if max_images is not None and len(data) > max_images:
+        data = data.shuffled(0).subset(range(max_images))
+    return data
+
+
+def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
+    """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges."""
+    found: list[int | str] = []
+    for text in texts:
+        for item in [text] if text in names else text.split(","):
+            item = item.strip()
+            first, dash, last = item.partition("-")
+            if item in names:
+                found.append(item)
+            elif dash and first.isdigit() and last.isdigit():
+                found += range(int(first), int(last) + 1)
+            elif item.isdigit():
+                found.append(int(item))
+            elif item:
+                found.append(item)
+    return found
+
+
+def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
+    if place == "digits":
+        return _digits(split)
+    path = Path(place)
+    if not path.exists():
+        raise DataError(
+            f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'"
+        )
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    if (path / f"{split}.parquet").is_file():
+        return _parquet(path / f"{split}.parquet")
+    if path.is_file() and "idx" in path.name:
+        return _idx(path)
+    if path.is_dir():
+        stem = {"train": "train", "test": "t10k"}.get(split, split)
+        for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
+            if (path / name).is_file():
+                return _idx(path / name)
+        return _folder(path, split, size)
+    raise DataError(f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these")
+
+
+def _digits(split: str) -> ImageData:
+    """scikit-learn's 1,797 digits; 70 % of each class are for training."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
+    parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
+    if split not in parts:
+        raise OptionError(f"split {split!r} of digits was asked for; use train or test")
+    return parts[split]
+
+
+# -- parquet and idx -----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> ImageData:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise OptionError(f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
+    try:
+        table = pq.read_table(path)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from None
+    columns = table.column_names
+    image = next((name for name in ("image", "img") if name in columns), None)
+    label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
+    if image is None or label is None:
+        raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
+    labels = torch.tensor(table[label].to_pylist(), dtype=torch.long)
+    pictures: list[Tensor] = []
+    for index, item in enumerate(table[image].to_pylist()):
+        content = item.get("bytes") if isinstance(item, dict) else item
+        if not isinstance(content, bytes):
+            raise DataError(f"{path}: image {index} holds no bytes; embed the images in the file")
+        pictures.append(decode_image(io.BytesIO(content), f"{path}, image {index}"))
+    names = _names_in_schema(table.schema.metadata, label) or [str(k) for k in range(int(labels.max()) + 1)]
+    return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
+
+
+def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _idx(path: Path) -> ImageData:
+    labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
+    folder = path.parent.name
+    count = int(labels.max()) + 1 if len(labels) else 1
+    names = FASHION if "fashion" in folder else [str(k) for k in range(count)]
+    return ImageData(images.unsqueeze(1), labels, names, f"{folder}/{path.name.split('-')[0]}")
+
+
+def _read_idx(path: Path, ndim: int) -> Tensor:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, dims = struct.unpack(">HBB", content[:4])
+        shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
+    except (OSError, EOFError, struct.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} cannot be read as an idx file: {error}") from None
+    numbers = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
+    if zero != 0 or kind != 8 or dims != ndim or numbers.size != int(np.prod(shape)):
+        raise DataError(f"{path} is no whole idx file of bytes with {ndim} dimensions")
+    return torch.from_numpy(numbers.reshape(shape).copy())
+
+
+# -- image folders -------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, split: str, size: tuple[int, int] | None) -> ImageData:
+    for name in (split, "val") if split == "test" else (split,):
+        if (path / name).is_dir():
+            path = path / name
+            break
+    classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    pictures: list[Tensor] = []
+    labels: list[int] = []
+    for k, name in enumerate(classes):
+        for file in sorted((path / name).iterdir()):
+            if file.suffix.lower() in SUFFIXES:
+                picture = decode_image(file)
+                pictures.append(picture if size is None else _crop(picture, size))
+                labels.append(k)
+    if not pictures:
+        raise DataError(
+            f"{path} holds no images in class folders ({', '.join(classes[:5]) or 'no sub-folder'}); put "
+            "each class's images into a folder of its own"
+        )
+    return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
+
+
+def decode_image(source: Any, name: str | None = None) -> Tensor:
+    """A picture as a uint8 tensor (channels, height, width): one channel where it is grey, else three.
+
+    Args:
+        source: A path, a file object, or a PIL image.
+        name: How messages call it.
+
+    Raises:
+        DataError: It is no picture, is cut off, or is unreasonably large.
+    """
+    name = name or str(getattr(source, "filename", None) or source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image.load()
+            array = _pixels(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"image {name} is too large: {error}") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"image {name} cannot be read: {error}; repair it or leave it out") from None
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey
+        wide = np.asarray(image).astype(np.int64)
+        return np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def _crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize until it just covers `size`, then cut out the middle."""
+    height, width = picture.shape[1:]
+    factor = max(size[0] / height, size[1] / width)
+    cover = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    whole = resize(picture.unsqueeze(0).float(), cover)[0].round().clamp(0, 255).to(torch.uint8)
+    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
+    return whole[:, top : top + size[0], left : left + size[1]]
+
+
+def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
+    """One tensor; grey pictures become colour where others are."""
+    if not pictures:
+        raise DataError(f"{name} holds no image")
+    sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
+    if len(sizes) > 1:
+        found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
+        raise DataError(f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to")
+    if len({len(picture) for picture in pictures}) > 1:
+        pictures = [picture.expand(3, -1, -1) for picture in pictures]
+    return torch.stack(pictures)

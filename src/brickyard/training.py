@@ -1,0 +1,102 @@
+"""Make a source: train a small network on image data. Plain, seeded, without surprises."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.datasets import ImageData
+from brickyard.errors import DataError, OptionError
+from brickyard.graph.reading import as_before
+from brickyard.manifest import Preprocessing
+from brickyard.preprocessing import preprocess
+from brickyard.progress import bar
+from brickyard.sources import zoo
+
+__all__ = ["accuracy", "build_seeded", "train"]
+
+
+def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
+    """A network of the zoo with initial weights drawn from a seed; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return zoo.build(name, classes, width, **options)
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    preprocessing: Preprocessing,
+    epochs: int = 10,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    weight_decay: float = 5e-4,
+    augment: bool = False,
+    seed: int = 0,
+) -> float:
+    """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
+
+    Args:
+        model: Takes preprocessed images and returns (batch, classes).
+        data: Training images; labels are the model's outputs.
+        preprocessing: What is done to the images before the model takes them.
+        epochs: Passes over the data.
+        lr: The highest learning rate.
+        batch_size: Images a step.
+        weight_decay: L2 penalty.
+        augment: Shift by up to an eighth of the image and mirror.
+        seed: Seed for order and augmentation.
+
+    Returns:
+        Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
+
+    Raises:
+        OptionError: An option cannot be used.
+        DataError: There are no images.
+    """
+    if epochs < 1 or batch_size < 2 or not lr > 0:
+        raise OptionError(f"epochs={epochs}, batch_size={batch_size}, lr={lr}: give 1, 2 and above 0 at least")
+    if len(data) < 2:
+        raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
+    generator = torch.Generator().manual_seed(seed)
+    images = preprocess(data.images, preprocessing)
+    steps = epochs * max(1, len(data) // batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+    model.train()
+    with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
+        torch.manual_seed(seed)  # for dropout
+        for _ in range(epochs):
+            order = torch.randperm(len(data), generator=generator)
+            for chosen in order[: len(order) // batch_size * batch_size or None].split(batch_size):
+                if len(chosen) < 2:
+                    continue
+                x = _augmented(images[chosen], generator) if augment else images[chosen]
+                loss = F.cross_entropy(model(x), data.labels[chosen])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if schedule.last_epoch < steps:
+                    schedule.step()
+                advance(text=f"training, loss {loss.item():.3f}")
+    model.eval()
+    return accuracy(model, data, preprocessing)
+
+
+def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    reach = max(1, x.shape[-1] // 8)
+    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    x = F.pad(x, (reach,) * 4)[:, :, reach + dy : reach + dy + x.shape[2], reach + dx : reach + dx + x.shape[3]]
+    mirror = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirror.reshape(-1, 1, 1, 1), x.flip(3), x)
+
+
+def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
+    """Share of images that a classifier answers right, in [0, 1]."""
+    right = 0
+    with as_before(model), torch.inference_mode():
+        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+            right += int((model(preprocess(images, preprocessing)).argmax(1) == labels).sum())
+    return right / len(data) if len(data) else 0.0
