@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["Latency", "count_flops", "count_parameters", "measure_latency"]
 
+MIN_RUNS, MAX_SECONDS = 5, 5.0
+
 
 def count_parameters(model: nn.Module) -> int:
     """Numbers in all parameters; a shared one counts once."""
@@ -46,13 +48,19 @@ class Latency:
 def measure_latency(
     calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15
 ) -> dict[str, Latency]:
-    """Median time of each call, taken in turn after a warm-up, so that drift of the machine hits all alike."""
+    """Median time of each call, taken in turn after a warm-up, so that drift of the machine hits all alike.
+
+    Slow calls are timed fewer times, five at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for call in calls.values():
-            for _ in range(3):
+            for _ in range(2):
                 call()
-        for _ in range(runs):
+        begun = time.perf_counter()
+        for done in range(runs):
+            if done >= MIN_RUNS and time.perf_counter() - begun > MAX_SECONDS:
+                break
             for name, call in calls.items():
                 start = time.perf_counter()
                 call()
@@ -60,6 +68,6 @@ def measure_latency(
                     torch.cuda.synchronize()
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {
-        name: Latency(statistics.median(t), min(t), max(t), batch, torch.get_num_threads(), runs)
+        name: Latency(statistics.median(t), min(t), max(t), batch, torch.get_num_threads(), len(t))
         for name, t in times.items()
     }

@@ -1,0 +1,5 @@
+"""`python -m brickyard`: the command line."""
+
+from brickyard.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""The command line. `--help` imports neither torch nor anything else that is slow."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from brickyard._version import __version__
+from brickyard.commands import looking, making
+from brickyard.commands.common import exit_code
+from brickyard.errors import BrickyardError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="brickyard",
+    help="Take trained image classifiers apart into small working models, and build new ones from the parts.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"brickyard {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our own errors and Ctrl-C into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (BrickyardError, KeyboardInterrupt) as error:
+            raise typer.Exit(exit_code(error)) from None
+
+    return run
+
+
+for _command in (
+    looking.demo,
+    making.train,
+    making.locate,
+    making.disassemble,
+    making.assemble,
+    looking.evaluate,
+    looking.show,
+    looking.predict,
+):
+    app.command(_command.__name__)(_guarded(_command))
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The commands; `brickyard.cli` puts them together. Nothing here is imported before a command runs, but typer."""
