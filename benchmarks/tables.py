@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,23 @@ SHARED = Path(os.environ.get("BRICKYARD_SHARED", Path(__file__).parents[2] / "sh
 FASHION = Path(os.environ.get("BRICKYARD_FASHION", "/usr/share/datasets/fashion-mnist"))
 RESULTS = Path(__file__).parent / "results"
 
-GREY = {"size": (32, 32), "fit": "pad", "channels": 3}
+
+def grey(mean: float, std: float) -> by.Preprocessing:
+    return by.Preprocessing(size=(32, 32), fit="pad", channels=3, mean=(mean,), std=(std,))
+
+
 SOURCES: dict[str, tuple[str, str, Path, by.Preprocessing | None]] = {
     "MNIST": (
         "zoo:cnn",
         "vggs-mnist",
         SHARED / "data/mnist",
-        by.Preprocessing(**GREY, mean=(0.1307,), std=(0.3081,)),
+        grey(0.1307, 0.3081),
     ),
     "Fashion": (
         "zoo:cnn",
         "vggs-fmnist",
         FASHION,
-        by.Preprocessing(**GREY, mean=(0.2860,), std=(0.3530,)),
+        grey(0.2860, 0.3530),
     ),
     "ResNet-20": ("zoo:resnet20", "resnet20-cifar10", SHARED / "data/cifar10", None),
     "ResNet-32": ("zoo:resnet32", "resnet32-cifar10", SHARED / "data/cifar10", None),
@@ -119,7 +123,12 @@ def component_row(name: str, task: range, setting: str) -> dict[str, Any]:
         for kind in ("base", "restricted"):
             row[kind] = scores.row(kind).accuracy
         own = scores.row("component")
-        row[heal] = {"accuracy": own.accuracy, "drop": own.drop, "drop_error": own.drop_error, "seconds": seconds}
+        row[heal] = {
+            "accuracy": own.accuracy,
+            "drop": own.drop,
+            "drop_error": own.drop_error,
+            "seconds": seconds,
+        }
         chosen, whole = part.manifest.selection, part.manifest.source
         row |= {
             "images": own.images,
@@ -132,9 +141,7 @@ def component_row(name: str, task: range, setting: str) -> dict[str, Any]:
 
 def assembly_row(parts: tuple[tuple[str, range], ...], share: float) -> dict[str, Any]:
     components = [
-        by.disassemble(
-            source(name).model, relevance(name), task=list(task), budget=by.Budget(parameters=share)
-        )
+        by.disassemble(source(name).model, relevance(name), task=list(task), budget=by.Budget(parameters=share))
         for name, task in parts
     ]
     tests = [load(name, "test") for name, _ in parts]
@@ -143,9 +150,7 @@ def assembly_row(parts: tuple[tuple[str, range], ...], share: float) -> dict[str
     row: dict[str, Any] = {}
     for title, scaling, count in SCALINGS:
         images = None if count is None else shots
-        whole = by.assemble(
-            components, scaling=scaling, images=images, shots=count, on_duplicate="rename", seed=0
-        )
+        whole = by.assemble(components, scaling=scaling, images=images, shots=count, on_duplicate="rename", seed=0)
         with_sources = models if not row else None
         scores = by.evaluate(whole, tests, source=with_sources, latency=False)
         for kind in ("base", "restricted", "oracle"):
@@ -161,11 +166,11 @@ def jobs() -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     for name, task, settings in COMPONENTS:
         for setting in settings:
             title = f"{name} {task.start}-{task.stop - 1} | {setting}"
-            yield "components", title, lambda n=name, t=task, s=setting: component_row(n, t, s)
+            yield "components", title, partial(component_row, name, task, setting)
     for title, parts, shares in ASSEMBLIES:
         for share in shares:
             label = f"{title} | {'whole' if share == 1 else f'{share:.0%} of the parameters'}"
-            yield "assemblies", label, lambda p=parts, s=share: assembly_row(p, s)
+            yield "assemblies", label, partial(assembly_row, parts, share)
 
 
 def machine() -> dict[str, Any]:
@@ -240,7 +245,10 @@ def main() -> None:
         rows[kind][title] = work()
         write(kind, rows[kind])
         left = (time.perf_counter() - started) / done * (len(todo) - done)
-        print(f"{done}/{len(todo)} {title}: {json.dumps(rows[kind][title])[:200]} ({left / 60:.0f} min left)", flush=True)
+        print(
+            f"{done}/{len(todo)} {title}: {json.dumps(rows[kind][title])[:200]} ({left / 60:.0f} min left)",
+            flush=True,
+        )
     order = {title: None for _, title, _ in jobs()}
     ordered = {kind: {t: rows[kind][t] for t in order if t in rows[kind]} for kind in rows}
     for kind, found in ordered.items():

@@ -7,7 +7,7 @@ library's idea of axes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
@@ -49,9 +49,7 @@ class Drawn(nn.Module):
 
     # -- building ----------------------------------------------------------------------------------------
 
-    def _conv(
-        self, name: str, stream, out: int, kernel: int, stride: int = 1, bias: bool = True, norm: bool = True
-    ):
+    def _conv(self, name: str, stream, out: int, kernel: int, stride: int = 1, bias: bool = True, norm: bool = True):
         width = sum(count for _, count in stream)
         self.layers[name] = nn.Conv2d(width, out, kernel, stride, kernel // 2, bias=bias)
         if norm:
@@ -154,9 +152,7 @@ class Drawn(nn.Module):
 widths = st.integers(1, 5)
 kernels = st.sampled_from([1, 3])
 BLOCKS = {
-    "conv": st.tuples(
-        st.just("conv"), widths, kernels, st.sampled_from([1, 2]), st.booleans(), st.booleans()
-    ),
+    "conv": st.tuples(st.just("conv"), widths, kernels, st.sampled_from([1, 2]), st.booleans(), st.booleans()),
     "residual": st.tuples(st.just("residual"), widths, kernels),
     "branch": st.tuples(st.just("branch"), widths, widths),
     "depthwise": st.tuples(st.just("depthwise"), st.sampled_from([3, 5])),

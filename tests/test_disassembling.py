@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Drawn, images, keep_sets, plans, relative
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +19,7 @@ from brickyard.measuring import count_flops, count_parameters
 from brickyard.selecting import CostModel, keep_mask
 from brickyard.surgery import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+from nets import Drawn, images, keep_sets, plans, relative
 
 NETS = [chain, Residual, Branches, SqueezeExcite]
 DATA = (torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 4)
@@ -74,9 +74,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
 def test_a_budget_keeps_the_most_relevant_channels() -> None:
     model = chain(widths=(24, 32))
     relevance = by.locate(model, DATA)
-    kept = by.disassemble(
-        model, relevance, task=[1], budget=by.Budget(parameters=0.5), heal="none"
-    ).manifest.axes
+    kept = by.disassemble(model, relevance, task=[1], budget=by.Budget(parameters=0.5), heal="none").manifest.axes
     for name in ("conv1", "conv2"):
         start, size = relevance.axes[name]
         score = relevance.scores[2, 1, start : start + size]
@@ -179,7 +177,7 @@ def test_unknown_operations_cost_size_and_never_correctness() -> None:
     assert len(keep["d"]) < 5
     with torch.no_grad():
         assert relative(component(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-9
-    with pytest.raises(by.BrickyardError, match="logcumsumexp"):
+    with pytest.raises(by.BrickyardError, match=r"logcumsumexp"):
         component.save("never.safetensors")
 
 
@@ -191,9 +189,7 @@ def setup(make, share=0.6):
     graph = trace(model, DATA[0][:2].double())
     generator = torch.Generator().manual_seed(0)
     keep = {
-        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, int(axis.size * share))]
-        .sort()
-        .values
+        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, int(axis.size * share))].sort().values
         for axis in graph.free
     }
     return model, graph, keep, list(DATA[0].double().split(16))
@@ -220,9 +216,7 @@ def test_refit_is_ridge_regression() -> None:
     assert report.layers == 2  # conv2 and linear; conv1 reads the image, which has not changed
     change = (network.layer("conv2").weight.detach() - prior).flatten(1).numpy()
     np.testing.assert_allclose(change, solution[:n].T, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(
-        (shift - network.layer("bn2").running_mean).numpy(), solution[n], rtol=1e-6, atol=1e-9
-    )
+    np.testing.assert_allclose((shift - network.layer("bn2").running_mean).numpy(), solution[n], rtol=1e-6, atol=1e-9)
     assert np.abs(change).max() > 1e-3
 
 
@@ -240,7 +234,7 @@ def test_healing_brings_outputs_closer(make, method) -> None:
 
 @pytest.mark.parametrize("make", NETS)
 def test_refit_never_raises_a_layers_residual(make) -> None:
-    model, graph, keep, batches = setup(make)
+    _, graph, keep, batches = setup(make)
     seen: list[float] = []
     solve = healing._NormalEquations.solve
 
@@ -277,7 +271,7 @@ def test_moments_are_matched() -> None:
 @pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize("method", ["refit", "moments"])
 def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) -> None:
-    model, graph, keep, batches = setup(make)
+    _, graph, keep, batches = setup(make)
     results = []
     for limit, size in ((healing.MEMORY, 16), (0, 16), (healing.MEMORY, 7)):
         monkeypatch.setattr(healing, "MEMORY", limit)
@@ -286,9 +280,7 @@ def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) 
         results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))
     assert torch.equal(results[0], results[1])
     assert relative(results[2], results[0]) < 1e-7
-    assert not torch.equal(
-        results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()])
-    )
+    assert not torch.equal(results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()]))
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -298,13 +290,12 @@ def test_nothing_cut_nothing_healed(make, method) -> None:
     network = cut(graph, {})
     assert heal_network(graph, {}, network, batches, method, 1e-3).layers == 0
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True)
     )
 
 
 def test_singular_equations_are_handled_by_the_ridge_and_said() -> None:
-    model, graph, keep, _ = setup(chain)
+    _, graph, keep, _ = setup(chain)
     network = cut(graph, keep)
     one = torch.zeros(2, 3, 8, 8, dtype=torch.float64)  # every position sees the same: rank one
     report = heal_network(graph, keep, network, [one], "refit", 0.0)
@@ -355,15 +346,15 @@ def test_tasks_that_cannot_be_cut_are_refused() -> None:
         with pytest.raises(by.BrickyardError, match=message):
             by.disassemble(model, relevance, task=task)
     everything = by.locate(model, DATA)
-    with pytest.raises(by.BrickyardError, match="no other class is left"):
+    with pytest.raises(by.BrickyardError, match=r"no other class is left"):
         by.disassemble(model, everything, task=[0, 1, 2, 3], reject=True)
-    with pytest.raises(by.BrickyardError, match="both given"):
+    with pytest.raises(by.BrickyardError, match=r"both given"):
         by.disassemble(model, everything, task=[0], budget=by.Budget(flops=0.5), thresholds=by.Thresholds())
-    with pytest.raises(by.BrickyardError, match="use one of 'refit'"):
+    with pytest.raises(by.BrickyardError, match=r"use one of 'refit'"):
         by.disassemble(model, everything, task=[0], heal="train")
-    with pytest.raises(by.BrickyardError, match="none of the task's classes"):
+    with pytest.raises(by.BrickyardError, match=r"none of the task's classes"):
         by.disassemble(model, everything, task=[0], images=(DATA[0], torch.full((40,), 2)))
-    with pytest.raises(by.BrickyardError, match="not finite|NaN"):
+    with pytest.raises(by.BrickyardError, match=r"not finite|NaN"):
         by.disassemble(model, everything, task=[0], images=(DATA[0] * float("nan"), DATA[1]))
 
 

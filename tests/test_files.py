@@ -77,10 +77,8 @@ def test_relevances_come_back(tmp_path) -> None:
     for options in ({}, {"budget": by.Budget(parameters=0.6)}, {"thresholds": by.Thresholds(alpha=0.1)}):
         a = by.disassemble(model, relevance, task=[0, 2], images=DATA, **options)
         b = by.disassemble(model, again, task=[0, 2], images=DATA, **options)
-        assert all(
-            torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-        )
-    with pytest.raises(by.BrickyardError, match="relevances from a file remember none"):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    with pytest.raises(by.BrickyardError, match=r"relevances from a file remember none"):
         by.disassemble(model, again, task=[0, 2])
 
 
@@ -96,9 +94,7 @@ def test_a_file_loads_without_the_sources_class(tmp_path) -> None:
         "assert 'brickyard.testing' not in sys.modules and 'torchvision' not in sys.modules\n"
         "print(torch.equal(part(case['x']), case['y']))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
 
 
@@ -203,9 +199,9 @@ def test_foreign_and_cut_off_files(tmp_path, honest) -> None:
     whole = honest.read_bytes()
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(2)}, foreign)
-    with pytest.raises(by.BrickyardError, match="--weights"):
+    with pytest.raises(by.BrickyardError, match=r"--weights"):
         by.load(foreign)
-    with pytest.raises(by.BrickyardError, match="cannot be read.*check the path"):
+    with pytest.raises(by.BrickyardError, match=r"cannot be read.*check the path"):
         by.load(tmp_path / "nowhere.safetensors")
     bad = tmp_path / "bad.safetensors"
     for content in (
@@ -217,7 +213,7 @@ def test_foreign_and_cut_off_files(tmp_path, honest) -> None:
         *(whole[:size] for size in range(0, len(whole), len(whole) // 40)),
     ):
         bad.write_bytes(content)
-        with pytest.raises(by.BrickyardError, match="bad.safetensors"):
+        with pytest.raises(by.BrickyardError, match=r"bad.safetensors"):
             by.load(bad)
     bad.write_bytes(whole)
     assert isinstance(by.load(bad), by.Component)
@@ -242,7 +238,7 @@ def test_a_hostile_relevance_is_one_clear_error(tmp_path) -> None:
 
 def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path, honest) -> None:
     before = honest.read_bytes()
-    with pytest.raises(by.BrickyardError, match="exists; give another path, or overwrite=True"):
+    with pytest.raises(by.BrickyardError, match=r"exists; give another path, or overwrite=True"):
         component().save(honest)
     assert honest.read_bytes() == before
     component().save(honest, overwrite=True)
@@ -281,17 +277,15 @@ def test_a_full_disk_is_one_clear_error(tmp_path) -> None:
         "try:\n    part.save('part.safetensors')\n"
         "except by.BrickyardError as error:\n    print('clear:', error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "clear: part.safetensors cannot be written" in done.stdout, done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_folder_no_file(tmp_path) -> None:
-    with pytest.raises(by.BrickyardError, match="no place for a file"):
+    with pytest.raises(by.BrickyardError, match=r"no place for a file"):
         component().save(tmp_path / "nowhere" / "x.safetensors")
-    with pytest.raises(by.BrickyardError, match="exists|no place"):
+    with pytest.raises(by.BrickyardError, match=r"exists|no place"):
         component().save(tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -300,7 +294,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path) -> None:
     part = component()
     with torch.no_grad():
         next(part.parameters()).fill_(float("nan"))
-    with pytest.raises(by.BrickyardError, match="not finite; nothing was written"):
+    with pytest.raises(by.BrickyardError, match=r"not finite; nothing was written"):
         part.save(tmp_path / "x.safetensors")
     assert os.listdir(tmp_path) == []
 

@@ -6,18 +6,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
 from torch import nn
 
 from brickyard.errors import SurgeryError
 from brickyard.graph import trace
 from brickyard.surgery import Part, cut, join
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
 
 KINDS = [*BLOCKS, "all"]
-SLOW = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 def kinds_of(kind: str) -> tuple[str, ...]:

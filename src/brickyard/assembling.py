@@ -103,10 +103,8 @@ class Assembly(Predictor):
             x = preprocess(images, self.manifest.parts[0].preprocessing)
         else:
             x = torch.cat([preprocess(images, part.preprocessing) for part in self.manifest.parts], 1)
-        outputs = self.joined(x.to(like.device, like.dtype)).split(
-            [part.width for part in self.manifest.parts], 1
-        )
-        return [head.head(z) for head, z in zip(self.heads, outputs, strict=True)]  # type: ignore[operator, union-attr]
+        outputs = self.joined(x.to(like.device, like.dtype)).split([part.width for part in self.manifest.parts], 1)
+        return [head.head(z) for head, z in zip(self.heads, outputs, strict=True)]  # type: ignore[operator]
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' class logits before scaling, (batch, logits)."""
@@ -224,9 +222,7 @@ def assemble(
     parts = list(components)
     if not parts or not all(isinstance(part, Component) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise OptionError(
-            f"components to assemble are needed; {kinds} was given: make some with disassemble or load"
-        )
+        raise OptionError(f"components to assemble are needed; {kinds} was given: make some with disassemble or load")
     strategy = find(scaling)
     classes, members = _members([part.manifest for part in parts], on_duplicate)
     manifest = AssemblyManifest(
@@ -292,9 +288,7 @@ def _joined(parts: list[Component], manifest: AssemblyManifest, source: nn.Modul
     if manifest.form == "union":
         if len({part.manifest.source.sha256 for part in parts}) > 1:
             names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-            raise SurgeryError(
-                f"form='union' needs parts of one source; these come from {names}: use form='parallel'"
-            )
+            raise SurgeryError(f"form='union' needs parts of one source; these come from {names}: use form='parallel'")
         network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
         healed = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
         if source is not None and healed:
@@ -331,9 +325,7 @@ def _blueprint(part: Component) -> Part:
     graph = analyse(Network.from_spec(part.skeleton), like)
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(
-            f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure"
-        )
+        raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")
     return Part(graph, keep, part.network)
 
 
@@ -395,8 +387,8 @@ def shared_logits(
     parts = assembly.manifest.parts
     if not isinstance(images, list | tuple) or len(images) != len(parts):
         raise DataError(
-            f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None where "
-            f"there are none); a {type(images).__name__} was given"
+            f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
+            f"where there are none); a {type(images).__name__} was given"
         )
     owners: list[int] = []
     labels: list[int] = []

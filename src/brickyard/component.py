@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.manifest import ComponentManifest, NetworkSpec
 from brickyard.network import Network
@@ -40,9 +40,7 @@ class Component(Predictor):
         (('1', '3'), torch.Size([8, 2]))
     """
 
-    def __init__(
-        self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None
-    ) -> None:
+    def __init__(self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None) -> None:
         super().__init__()
         self.network = network
         self.manifest = manifest
@@ -85,7 +83,7 @@ class Component(Predictor):
 
     def _logits(self, images: Tensor) -> Tensor:
         like = next(self.parameters())
-        return self(self.preprocess(images).to(like.device, like.dtype))
+        return self.forward(self.preprocess(images).to(like.device, like.dtype))
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
         """The same component with measured scores in its manifest."""
@@ -96,7 +94,8 @@ class Component(Predictor):
         """Write the component to one safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations without a form as data.
+            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
+                without a form as data.
         """
         from brickyard.files import save_component
 
@@ -116,11 +115,7 @@ def describe(manifest: ComponentManifest) -> str:
         f"  FLOPs        {chosen.flops:,} ({_share(chosen.flops, source.flops)})",
         f"  chosen by    {_selection(manifest)}",
         f"  heal         {manifest.heal.method}"
-        + (
-            f", {manifest.heal.images} images, {manifest.heal.layers} layers"
-            if manifest.heal.method != "none"
-            else ""
-        ),
+        + (f", {manifest.heal.images} images, {manifest.heal.layers} layers" if manifest.heal.method != "none" else ""),
         f"  kept         {_kept(manifest)}",
     ]
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
@@ -131,11 +126,7 @@ def describe(manifest: ComponentManifest) -> str:
 def _kept(manifest: ComponentManifest) -> str:
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
-    return (
-        f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes"
-        if cut
-        else "every channel"
-    )
+    return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
 
 
 def _selection(manifest: ComponentManifest) -> str:

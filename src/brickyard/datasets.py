@@ -133,7 +133,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 def load_data(
-    spec: str | Path, *, split: str = "train", size: tuple[int, int] | None = None, max_images: int | None = None
+    spec: str | Path,
+    *,
+    split: str = "train",
+    size: tuple[int, int] | None = None,
+    max_images: int | None = None,
 ) -> ImageData:
     """Load image data.
 
@@ -191,9 +195,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
         return _digits(split)
     path = Path(place)
     if not path.exists():
-        raise DataError(
-            f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'"
-        )
+        raise DataError(f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'")
     if path.suffix == ".parquet":
         return _parquet(path)
     if (path / f"{split}.parquet").is_file():

@@ -66,8 +66,8 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
     training, held_out = ([data.renumbered(list(range_)) for range_ in (PLAIN, RESIDUAL)] for data in (digits, test))
     scores: dict[str, Scores] = {}
     for scaling in ("none", "logit-mean", "joint-head"):
-        few = {"images": training, "shots": 5} if scaling == "joint-head" else {}
-        whole = assemble([left, right], scaling=scaling, **few)
+        few = scaling == "joint-head"
+        whole = assemble([left, right], scaling=scaling, images=training if few else None, shots=5 if few else None)
         scores[scaling] = evaluate(whole, held_out, source=[first.model, second.model])
         if scaling == "none":
             path = whole.save(folder / "digits-012789.safetensors", overwrite=True)

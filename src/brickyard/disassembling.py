@@ -117,9 +117,7 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
     if missing:
         raise TaskError(f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out")
     if reject and len(chosen) == len(relevance.classes):
-        raise TaskError(
-            "reject=True was asked for a task of all the source's classes; no other class is left"
-        )
+        raise TaskError("reject=True was asked for a task of all the source's classes; no other class is left")
     return chosen
 
 
@@ -156,9 +154,7 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
                 f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
                 "least one image is needed"
             )
-        return _Pool(
-            Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None
-        )
+        return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
     else:
         source = Images(images, relevance.preprocessing, "the images to heal with")
     labels = source.all_labels()
@@ -191,7 +187,7 @@ def _heal(
     batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(
-            f"the images to heal with are {tuple(batches[0].shape[1:])} after preprocessing; the source was traced with "
+            f"the images to heal with are {tuple(batches[0].shape[1:])} after preprocessing; the source takes "
             f"{graph.input_shape}: give images of that size"
         )
     report = heal_network(graph, keep, network, batches, method, ridge)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.assembling import Assembly, shared_logits
@@ -73,9 +72,7 @@ def evaluate(
     if isinstance(model, Assembly):
         sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
         if len(sources) != len(model.manifest.parts):
-            raise OptionError(
-                f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given"
-            )
+            raise OptionError(f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given")
         return _assembly(model, data, list(sources), latency, latency_batch, batch_size)  # type: ignore[arg-type]
     raise OptionError(f"a component or an assembly is scored; a {type(model).__name__} was given")
 
@@ -98,9 +95,7 @@ def _component(
     scored = labels if chosen is None else labels[chosen]
     inside = torch.isin(scored, torch.tensor(task))
     if not inside.any():
-        raise DataError(
-            f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}"
-        )
+        raise DataError(f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}")
     target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
     right = own[:, : len(task)].argmax(1) == target
     rows: list[Row] = []
@@ -152,9 +147,7 @@ def _check_source(source: nn.Module, component: Component) -> None:
         )
 
 
-def _with_auroc(
-    rows: list[Row], own: Tensor, found: Tensor | None, k: int, inside: Tensor, reject: bool
-) -> list[Row]:
+def _with_auroc(rows: list[Row], own: Tensor, found: Tensor | None, k: int, inside: Tensor, reject: bool) -> list[Row]:
     """AUROC of the class's score against all other images."""
     if bool(inside.all()):
         return rows
@@ -170,9 +163,7 @@ def _with_auroc(
     return [row.model_copy(update={"auroc": values[row.name]}) for row in rows]
 
 
-def _with_sizes(
-    rows: list[Row], component: Component, source: nn.Module | None, timed: bool, batch: int
-) -> list[Row]:
+def _with_sizes(rows: list[Row], component: Component, source: nn.Module | None, timed: bool, batch: int) -> list[Row]:
     manifest = component.manifest
     sizes: dict[str, dict[str, Any]] = {
         "base": {"parameters": manifest.source.parameters, "flops": manifest.source.flops},
@@ -246,7 +237,8 @@ def _assembly(
     rows[-1] = rows[-1].model_copy(update={"drop": _percent(difference), "drop_error": _error(difference)})
     rows = _assembly_sizes(rows, assembly, sources, timed, batch)
     return Scores(
-        title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, scaling {manifest.scaling.name}",
+        title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
+        f"scaling {manifest.scaling.name}",
         rows=tuple(rows),
         notes=("drop of an assembly: oracle minus assembled",),
         per_class=_per_class(manifest.classes, assembled, target),
@@ -299,9 +291,7 @@ def _assembly_sizes(
     return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
 
 
-def _run_source(
-    source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]
-) -> Tensor:
+def _run_source(source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]) -> Tensor:
     part = next(p for p, s in zip(parts, sources, strict=True) if s is source)
     like = next(source.parameters())
     result: Tensor = source(preprocess(image, part.preprocessing).to(like.device, like.dtype))
@@ -339,8 +329,6 @@ def _error(values: Tensor) -> float:
 
 
 def _per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
-    hits: NDArray[np.float64] = np.bincount(
-        target.numpy(), weights=right.double().numpy(), minlength=len(classes)
-    )
+    hits = np.bincount(target.numpy(), weights=right.double().numpy(), minlength=len(classes))
     counts = np.bincount(target.numpy(), minlength=len(classes))
     return {name: 100 * float(h / c) for name, h, c in zip(classes, hits, counts, strict=True) if c}

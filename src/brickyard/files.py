@@ -50,9 +50,7 @@ MAX_STEP = 1 << 31  # numbers in one value for two images
 
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
     """Write a component. See `Component.save`."""
-    text = ComponentFile(
-        manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton
-    )
+    text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
     return _write(path, _tensors(component.network, "network."), text.model_dump(mode="json"), overwrite)
 
 
@@ -63,7 +61,7 @@ def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) ->
     for index, network in enumerate(assembly.networks()):
         specs.append(network.to_spec())
         tensors.update(_tensors(network, f"networks.{index}."))
-    if assembly.matrix is not None:
+    if assembly.matrix is not None and assembly.shift is not None:
         tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
     text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
     return _write(path, tensors, text.model_dump(mode="json"), overwrite)
@@ -127,9 +125,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
             os.fsync(file.fileno())
         os.replace(place, path)
     except (OSError, SafetensorError) as error:
-        raise FileError(
-            f"{path} cannot be written: {error}; free some space or choose another place"
-        ) from error
+        raise FileError(f"{path} cannot be written: {error}; free some space or choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
@@ -158,9 +154,11 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     """
     path = Path(path)
     text, tensors = read(path)
-    kind = text.get("kind") or (text.get("manifest") or {}).get("kind")
+    manifest = text.get("manifest")
+    kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")
+    readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
     readers = {"component": _read_component, "assembly": _read_assembly, "relevance": _read_relevance}
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise FileError(f"{path} holds a {kind!r}; a component, an assembly or relevances are expected")
     try:
         return readers[kind](path, text, tensors)
@@ -182,7 +180,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileError(
-                    f"{path} is a safetensors file without the text {KEY!r}: not a component, an assembly or relevances. "
+                    f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances. "
                     "Weights of a source go with --weights"
                 )
             text = _json(path, metadata[KEY])
@@ -240,9 +238,7 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     manifest = file.manifest
     shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
-        raise FileError(
-            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}"
-        )
+        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
     networks = [
         _network(spec, tensors, f"networks.{index}.", shape, width)
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
@@ -282,12 +278,7 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
     for name, linear in file.layers.items():
         reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
         for numbers in (reads, writes):
-            if (
-                numbers.ndim != 1
-                or not len(numbers)
-                or int(numbers.min()) < 0
-                or int(numbers.max()) >= channels
-            ):
+            if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
                 raise FileError(f"layer {name!r} has channel numbers outside 0..{channels - 1}")
         layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
@@ -315,9 +306,7 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
     )
 
 
-def _network(
-    spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int
-) -> Network:
+def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int) -> Network:
     """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
@@ -331,9 +320,7 @@ def _network(
         raise FileError(f"its network does not give {width} outputs an image")
     largest = max((v.numel() for v in shapes.values() if isinstance(v, Tensor)), default=0)
     if largest > MAX_STEP:
-        raise FileError(
-            f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit"
-        )
+        raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
     for name, blank in expected.items():
@@ -351,6 +338,4 @@ def _network(
 
 def _all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
-        raise FileError(
-            f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file"
-        )
+        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")

@@ -70,6 +70,7 @@ def heal_network(
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
             layer, intercept = network.layer(node.target), _intercept(network, node)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
             if repair(layer, _pairs(source, copy, index, node, rows), intercept, ridge, node.target, report):
                 report.layers += 1
             advance(text=f"healing {node.target}")
@@ -195,7 +196,7 @@ def _intercept(network: Network, node: Node) -> _Intercept:
 
 
 def _match_moments(
-    layer: nn.Module,
+    layer: nn.Conv2d | nn.Linear,
     pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     intercept: _Intercept,
     ridge: float,
@@ -211,22 +212,16 @@ def _match_moments(
         count += ours.shape[1]
     mean, square, goal, goal_square = (value / count for value in sums)
     variance, goal_variance = (square - mean**2).clamp_min(0), (goal_square - goal**2).clamp_min(0)
-    if torch.allclose(mean, goal, rtol=1e-6, atol=1e-9) and torch.allclose(
-        variance, goal_variance, rtol=1e-6
-    ):
+    if torch.allclose(mean, goal, rtol=1e-6, atol=1e-9) and torch.allclose(variance, goal_variance, rtol=1e-6):
         return False
     still = variance <= 1e-12 * goal_variance.clamp_min(1e-12)
     scale = torch.where(still, 1.0, (goal_variance / variance.clamp_min(1e-300)).sqrt()).clamp(0.1, 10.0)
     if still.any():
-        report.notes.append(
-            f"layer {name!r}: {int(still.sum())} of {len(scale)} outputs do not vary; only shifted"
-        )
+        report.notes.append(f"layer {name!r}: {int(still.sum())} of {len(scale)} outputs do not vary; only shifted")
     if not intercept:
-        report.notes.append(
-            f"layer {name!r} has no bias and no batch norm behind it; it was scaled, not shifted"
-        )
-    weight = layer.weight.data  # type: ignore[union-attr]
-    weight *= scale.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))  # type: ignore[operator, union-attr]
+        report.notes.append(f"layer {name!r} has no bias and no batch norm behind it; it was scaled, not shifted")
+    weight = layer.weight.data
+    weight *= scale.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
     bias = 0.0 if intercept.bias is None else intercept.bias.double()
     intercept.add(goal - scale * mean + (scale - 1) * bias)
     return True
@@ -236,7 +231,7 @@ def _match_moments(
 
 
 def _refit(
-    layer: nn.Module,
+    layer: nn.Conv2d | nn.Linear,
     pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
     intercept: _Intercept,
     ridge: float,
@@ -246,19 +241,15 @@ def _refit(
     equations = _NormalEquations(bool(intercept))
     for x, target in pairs():
         residual = target - layer(x)
-        if (
-            equations.count == 0
-            and residual.double().square().sum() <= _SAME * target.double().square().sum()
-        ):
+        if equations.count == 0 and residual.double().square().sum() <= _SAME * target.double().square().sum():
             return False  # what it reads has not changed
         for block, goal in _blocks(layer, x, residual):
             equations.add(block, goal)
     solution = equations.solve(ridge, name, report)
     if solution is None:
         return False
-    weight = layer.weight.data  # type: ignore[union-attr]
     change, shift = solution
-    weight += change.reshape(weight.shape).to(weight.dtype)  # type: ignore[operator, union-attr, arg-type]
+    layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
     if shift is not None:
         intercept.add(shift)
     return True
@@ -302,9 +293,7 @@ class _NormalEquations:
             if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
                 solution = torch.cholesky_solve(self.cross, factor)  # (G, n, q)
                 if strength > ridge:
-                    report.notes.append(
-                        f"layer {name!r}: its equations were singular; ridge {strength:g} was used"
-                    )
+                    report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
                 change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
                 shift = solution[:, weights].flatten() if self.with_shift else None
                 return change, shift
@@ -323,13 +312,7 @@ def _blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Ten
         return
     assert isinstance(layer, nn.Conv2d)
     groups = layer.groups
-    each = (
-        layer.in_channels
-        * layer.kernel_size[0]
-        * layer.kernel_size[1]
-        * residual.shape[2]
-        * residual.shape[3]
-    )
+    each = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * residual.shape[2] * residual.shape[3]
     step = max(1, _UNFOLD // each)
     for start in range(0, len(x), step):
         columns = _unfold(layer, x[start : start + step])  # (B, P * K, L)

@@ -22,6 +22,8 @@ __all__ = ["Images", "class_names"]
 
 DataLike = Any  # (images, labels), Dataset, DataLoader, or an iterable of (images, labels) batches
 
+FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (images, labels) batches"
+
 
 def class_names(data: DataLike) -> tuple[str, ...] | None:
     """The class names that a data set carries in `.classes`, if it does."""
@@ -42,9 +44,7 @@ class Images:
         DataError: The data have another form, or images and labels do not belong together.
     """
 
-    def __init__(
-        self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data"
-    ) -> None:
+    def __init__(self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data") -> None:
         self.preprocessing = preprocessing or Preprocessing()
         self.what = what
         self._collate: Any = None
@@ -62,39 +62,25 @@ class Images:
             raise DataError(f"{what} has no image; give at least one a class")
 
     def _open(self, data: DataLike) -> None:
+        if isinstance(data, str | bytes | dict):
+            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
         if all(isinstance(item, Tensor) for item in pair):
             data = pair
-        if (
-            isinstance(data, tuple | list)
-            and len(data) == 2
-            and all(isinstance(x, Tensor | np.ndarray) for x in data)
-        ):
+        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
             self._tensors = self._pair(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
-        elif (
-            hasattr(data, "__getitem__")
-            and hasattr(data, "__len__")
-            and not isinstance(data, tuple | list | dict)
-        ):
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
             self._dataset = data
-        elif isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | Tensor):
+        elif isinstance(data, Iterable) and not isinstance(data, Tensor):
             self._tensors = self._read(data)
         else:
-            raise DataError(
-                f"{self.what} is a {type(data).__name__}; give (images, labels), a Dataset, a DataLoader, or an "
-                "iterable of (images, labels) batches"
-            )
+            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         check_images(images[:1] if images.ndim == 4 else images, self.what)
-        if (
-            labels.ndim != 1
-            or len(labels) != len(images)
-            or labels.is_floating_point()
-            or labels.is_complex()
-        ):
+        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
             raise DataError(
                 f"{self.what} has {len(images)} images and labels of shape {tuple(labels.shape)} and type "
                 f"{labels.dtype}; give one whole number an image"
@@ -106,9 +92,7 @@ class Images:
         labels: list[Tensor] = []
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
-                )
+                raise DataError(f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed")
             images.append(torch.as_tensor(batch[0]))
             labels.append(torch.as_tensor(batch[1]))
         if not images:
@@ -120,9 +104,7 @@ class Images:
             return len(self._tensors[0])
         return len(cast(Any, self._dataset))
 
-    def raw(
-        self, indices: Sequence[int] | None = None, batch_size: int = 64
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images as given, with labels (batch,), in the order of `indices`.
 
         Raises:
@@ -154,9 +136,7 @@ class Images:
                     )
                 yield self._pair(batch[0], torch.as_tensor(batch[1]))
         except RuntimeError as error:
-            raise DataError(
-                f"{self.what} cannot be put in batches: {error}; bring all images to one size"
-            ) from None
+            raise DataError(f"{self.what} cannot be put in batches: {error}; bring all images to one size") from None
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None

@@ -79,9 +79,7 @@ def locate(
     """
     check_choice("choose", choose, Choose)
     if not isinstance(per_class, int) or per_class < 1 or not isinstance(batch_size, int) or batch_size < 1:
-        raise OptionError(
-            f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0"
-        )
+        raise OptionError(f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0")
     like = _like(model)
     images = Images(data, preprocessing, "the images to locate with")
     graph = trace(model, images.example(like))
@@ -289,8 +287,8 @@ class Relevance:
             return self
         if self.sums is None:
             raise OptionError(
-                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and sums were "
-                "not kept: locate again with these thresholds or with keep_sums=True"
+                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
+                "sums were not kept: locate again with these thresholds or with keep_sums=True"
             )
         other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
         for k in self.task:
@@ -360,7 +358,7 @@ def allocate(
     soft = relevant.double()
     score = soft.clone()
     hard: dict[str, Tensor] = {}
-    for name in reversed(layers):
+    for name in reversed(list(layers)):
         layer = layers[name]
         alpha, beta = thresholds.of(layer.linear)
         r = normalised(sums[name].double())
@@ -389,9 +387,7 @@ def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
     found: list[int] = []
     for item in task:
         if isinstance(item, bool) or not isinstance(item, int | str):
-            raise TaskError(
-                f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}"
-            )
+            raise TaskError(f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}")
         if isinstance(item, str) and item in names:
             found.append(list(names).index(item))
         elif isinstance(item, int) and 0 <= item < len(names):
@@ -430,9 +426,7 @@ def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     names = tuple(map(str, classes))
     if len(names) != count:
-        raise TaskError(
-            f"{len(names)} class names were given and the model has {count} outputs; give one a class"
-        )
+        raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(f"class name {twice!r} occurs twice; names must differ")
@@ -441,9 +435,7 @@ def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
     return {
-        mixer.name: LayerRecord(
-            mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear)
-        )
+        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
     }
 
@@ -484,9 +476,7 @@ def _choose(
     return {k: sorted(pool, key=lambda i: (-confidence[i], i))[:per_class] for k, pool in pools.items()}
 
 
-def _confidences(
-    graph: Graph, images: Images, indices: list[int], batch_size: int, like: Tensor
-) -> Iterator[float]:
+def _confidences(graph: Graph, images: Images, indices: list[int], batch_size: int, like: Tensor) -> Iterator[float]:
     """The source's log-probability of each image's own class."""
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():
         for x, labels in images.batches(indices, batch_size, like):

@@ -85,9 +85,7 @@ class Preprocessing(Frozen):
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both, or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count"
-            )
+            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
         return self
 
     @property

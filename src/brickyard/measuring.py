@@ -45,9 +45,7 @@ class Latency:
     runs: int
 
 
-def measure_latency(
-    calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15
-) -> dict[str, Latency]:
+def measure_latency(calls: dict[str, Callable[[], object]], *, batch: int, runs: int = 15) -> dict[str, Latency]:
     """Median time of each call, taken in turn after a warm-up, so that drift of the machine hits all alike.
 
     Slow calls are timed fewer times, five at least.

@@ -118,9 +118,7 @@ class Network(nn.Module):
         for group in groups:
             if group not in parent._modules:
                 if not group or hasattr(parent, group):
-                    raise SurgeryError(
-                        f"layer {name!r} cannot be stored: {group!r} is no free attribute name"
-                    )
+                    raise SurgeryError(f"layer {name!r} cannot be stored: {group!r} is no free attribute name")
                 parent.add_module(group, _Group())
             parent = parent._modules[group]  # type: ignore[assignment]
         if not leaf or hasattr(parent, leaf):
@@ -310,11 +308,7 @@ def _to_json(value: Any, where: str) -> Any:
         return {"ellipsis": True}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
-    if (
-        value is None
-        or isinstance(value, bool | int | str)
-        or (isinstance(value, float) and math.isfinite(value))
-    ):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise FileError(f"step {where!r} has an argument {value!r} that has no form as data")
 

@@ -101,9 +101,7 @@ class Budget:
             raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given")
         (name, share), *_ = given.items()
         if not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
-            raise OptionError(
-                f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's"
-            )
+            raise OptionError(f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's")
         check_choice("spread", self.spread, Spread)
 
     @property

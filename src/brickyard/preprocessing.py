@@ -55,9 +55,7 @@ def to_unit(images: Tensor) -> Tensor:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
     if images.dim() != 4:
-        raise DataError(
-            f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
-        )
+        raise DataError(f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)")
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():

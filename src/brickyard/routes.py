@@ -24,7 +24,14 @@ __all__ = ["Band", "Column", "Layout", "layout", "plot_routes"]
 
 SHARED = "#444444"
 IDLE = "#d9d9d9"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for colour-blind eyes
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito: safe for colour-blind eyes
 BINS = 48  # bricks a column, at most
 
 
@@ -68,9 +75,7 @@ class Layout:
     left_out: int
 
 
-def layout(
-    relevance: Relevance, graph: Graph, classes: Sequence[int | str], *, most_bands: int = 600
-) -> Layout:
+def layout(relevance: Relevance, graph: Graph, classes: Sequence[int | str], *, most_bands: int = 600) -> Layout:
     """Compute what a picture of routes shows.
 
     Args:
@@ -173,7 +178,12 @@ def _strongest(bands: list[Band], most: int) -> list[Band]:
 
 
 def plot_routes(
-    relevance: Relevance, graph: Graph, classes: Sequence[int | str], path: str | Path, *, overwrite: bool = False
+    relevance: Relevance,
+    graph: Graph,
+    classes: Sequence[int | str],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Draw the decision routes of some classes as PNG or SVG, by the suffix of the path.
 
@@ -201,7 +211,9 @@ def plot_routes(
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     write_atomically(
-        path, lambda place: figure.savefig(place, format=kind, dpi=150, metadata=metadata), overwrite=overwrite
+        path,
+        lambda place: figure.savefig(place, format=kind, dpi=150, metadata=metadata),
+        overwrite=overwrite,
     )
     return path
 
@@ -231,7 +243,13 @@ def _paint(ax: Axes, plan: Layout, title: str) -> None:
             [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4],
         )
         ax.add_patch(
-            PathPatch(curve, fc="none", ec=COLOURS[band.owner], lw=0.3 + 1.6 * strength, alpha=0.06 + 0.34 * strength)
+            PathPatch(
+                curve,
+                fc="none",
+                ec=COLOURS[band.owner],
+                lw=0.3 + 1.6 * strength,
+                alpha=0.06 + 0.34 * strength,
+            )
         )
     for x, column in enumerate(plan.columns):
         for brick, owners in enumerate(column.bricks):
@@ -242,7 +260,14 @@ def _paint(ax: Axes, plan: Layout, title: str) -> None:
         ax.text(x, 0.64, column.axis, ha="left", va="bottom", fontsize=7.5, rotation=35, color="#333333")
     handles = [Patch(color=COLOURS[i], label=f"only {name}") for i, name in enumerate(plan.classes)]
     handles += [Patch(color=SHARED, label="shared"), Patch(color=IDLE, label="not relevant")]
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.2), ncols=len(handles), frameon=False, fontsize=9)
+    ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+    )
     caption = "a brick: a channel (or a run of them)   ·   a curve: contributions, thicker is more"
     if plan.left_out:
         caption += f"   ·   {plan.left_out:,} weaker curves are not drawn"

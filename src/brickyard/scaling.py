@@ -153,14 +153,10 @@ def magnitude(evidence: Evidence) -> Scale:
     """
     found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
     if any(not value for value in found):
-        raise OptionError(
-            "scaling='magnitude' needs a positive feature magnitude of every part; use another scaling"
-        )
+        raise OptionError("scaling='magnitude' needs a positive feature magnitude of every part; use another scaling")
     known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
-    return _diagonal(
-        [mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)]
-    )
+    return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
 
 @scaling("affine", few_shot=True)
@@ -213,11 +209,11 @@ def _minimise(
         optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(outputs(p), targets)
         value = value + 0.5 * strength * (p * unit).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[arg-type]
+        optimizer.step(loss)
     return p.detach()
 
 

@@ -120,9 +120,7 @@ class Scores(Frozen):
             cells.append(_with_share(row.flops, whole.flops))
             mine, its = (row.latency or {}).get("median_ms"), (whole.latency or {}).get("median_ms")
             cells.append(
-                ""
-                if mine is None
-                else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else "")
+                "" if mine is None else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else "")
             )
             table.append(cells)
         return table
@@ -131,8 +129,7 @@ class Scores(Frozen):
         table = self.cells()
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
         ]
         timed = next((row.latency for row in self.rows if row.latency), None)
         if timed:

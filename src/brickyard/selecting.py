@@ -54,9 +54,7 @@ class CostModel:
             seen.add(node.target)
         for name in graph.network.tensor_names:
             value = graph.network.tensor(name)
-            follow = next(
-                (x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None
-            )
+            follow = next((x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None)
             if not isinstance(value, nn.Parameter):
                 continue
             if follow is None:
@@ -71,23 +69,20 @@ class CostModel:
         is_conv = isinstance(module, nn.Conv2d)
         if role == "mix":
             writes, reads = graph.at(name, "out"), graph.at(name, "in")
-            assert writes is not None and reads is not None
+            assert writes is not None
+            assert reads is not None
             kernel = 0 if counted else own[0].numel() // (len(writes) * len(reads))
-            self._terms.append(
-                _Term(writes, reads, pair_flops(module, output), kernel, len(own) - 1 if own else 0)
-            )
+            self._terms.append(_Term(writes, reads, pair_flops(module, output), kernel, len(own) - 1 if own else 0))
         elif role == "follow":
             follow = graph.at(name, "follow")
             assert follow is not None
             flops = pair_flops(module, output) if is_conv else 0
             self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
         else:
-            flops = (
-                pair_flops(module, output) * module.weight.shape[1] * module.out_channels if is_conv else 0
-            )  # type: ignore[union-attr, index, operator]
-            self._fixed = Cost(
-                self._fixed.flops + int(flops), self._fixed.parameters + sum(p.numel() for p in own)
-            )
+            flops = 0
+            if isinstance(module, nn.Conv2d):  # grouped: all channels stay
+                flops = pair_flops(module, output) * module.out_channels * (module.in_channels // module.groups)
+            self._fixed = Cost(self._fixed.flops + flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def __call__(self, mask: Mask) -> Cost:
         """The cost of a network that keeps the channels where `mask` (over all channels) is true."""

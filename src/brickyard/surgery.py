@@ -47,9 +47,7 @@ def check_keep(graph: Graph, keep: KeepSet) -> None:
                 f"{found[:8]}, does not name one or more of them, once each"
             )
         if axis.pinned and not axis.output and len(found) != axis.size:
-            raise SurgeryError(
-                f"axis {name!r} stays whole because {axis.pinned[0]}; keep all {axis.size} channels"
-            )
+            raise SurgeryError(f"axis {name!r} stays whole because {axis.pinned[0]}; keep all {axis.size} channels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +128,7 @@ def _own(call: Callable[..., Any]) -> Callable[..., Any]:
 def _check_same(parts: Sequence[Part]) -> None:
     first = parts[0].graph
     for part in parts:
-        blocked = [
-            axis for axis in part.graph.axes if axis.pinned and not axis.output and not _is_image(part, axis)
-        ]
+        blocked = [axis for axis in part.graph.axes if axis.pinned and not axis.output and not _is_image(part, axis)]
         if blocked:
             raise SurgeryError(
                 f"alignment padding lays channels side by side, and axis {blocked[0].name!r} cannot be: "
@@ -210,7 +206,8 @@ class _Joiner:
             config = entry.resize(config, self._total(out, 0), self._total(read, 0))
         made = build_layer(entry.name, config)
         dims = tensor_dims(module)
-        for store in (made._parameters, made._buffers):
+        stores: tuple[dict[str, Any], ...] = (made._parameters, made._buffers)
+        for store in stores:
             for key, blank in store.items():
                 if blank is None:
                     continue
@@ -237,10 +234,7 @@ class _Joiner:
     ) -> Tensor:
         """Put the kept numbers of each part at their places; zeros elsewhere."""
         if all(places is None for places in indices):
-            if (
-                any(not torch.equal(value, values[0]) for value in values[1:])
-                and values[0].is_floating_point()
-            ):
+            if any(not torch.equal(value, values[0]) for value in values[1:]) and values[0].is_floating_point():
                 raise SurgeryError(
                     f"parts have different numbers in {name!r}, which has no channels; use form='parallel'"
                 )
@@ -281,9 +275,7 @@ class _Joiner:
         for part in self.parts[:1] if self.shared_input and self._reads_image(labels) else self.parts:
             own = part.graph.labels(node)
             along = np.moveaxis(own, dim, 0)
-            along = np.broadcast_to(
-                along.reshape(along.shape[0], -1)[:, 0], (part.graph.shapes[node.name].shape[dim],)
-            )
+            along = np.broadcast_to(along.reshape(along.shape[0], -1)[:, 0], (part.graph.shapes[node.name].shape[dim],))
             total += int((part.rank[along[:stop]] >= 0).sum())
         return total
 
@@ -380,9 +372,7 @@ class _Joiner:
             return node
         key = None if len(node.args) > 1 else "pad"
         amounts = list(
-            map_refs(
-                node.args[1] if key is None else node.kwargs[key], lambda ref: self.first.shapes[ref.node]
-            )
+            map_refs(node.args[1] if key is None else node.kwargs[key], lambda ref: self.first.shapes[ref.node])
         )
         changed = False
         for back in range(len(amounts) // 2):
@@ -430,11 +420,7 @@ class _Joiner:
             raise SurgeryError(f"the resized network does not fit together: {error}") from error
         for node in self.first.network.nodes:
             before, after = self.first.shapes[node.name], shapes[node.name]
-            if (
-                isinstance(before, Tensor)
-                and isinstance(self.first.labels(node), np.ndarray)
-                and node.op != "input"
-            ):
+            if isinstance(before, Tensor) and isinstance(self.first.labels(node), np.ndarray) and node.op != "input":
                 expected = list(before.shape)
                 for dim, size in self._affected(node).items():
                     expected[dim] = size
@@ -461,9 +447,7 @@ def _number(part: Part, layer: str, key: str) -> Tensor:
     return value
 
 
-def _padded(
-    indices: Sequence[list[NDArray[np.int64]] | None], ndim: int
-) -> list[list[NDArray[np.int64]] | None]:
+def _padded(indices: Sequence[list[NDArray[np.int64]] | None], ndim: int) -> list[list[NDArray[np.int64]] | None]:
     return [*indices, *[None] * (ndim - len(indices))]
 
 
@@ -498,9 +482,7 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
         kept = [p.keep[axis.name] for p in parts]
         keep[axis.name] = torch.cat(kept) if axis.output else torch.cat(kept).unique()
     if len(keep[output.name].unique()) != len(keep[output.name]):
-        raise SurgeryError(
-            "form='union' needs parts with different classes of their source; use form='parallel'"
-        )
+        raise SurgeryError("form='union' needs parts with different classes of their source; use form='parallel'")
     if source is not None:
         return cut(source, keep), ()
     whole = Part(graph, keep)
@@ -534,8 +516,8 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
             )
             if bool((known[index] & (value[index] != own)).any()):
                 raise SurgeryError(
-                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, or "
-                    "trained since); give source= to use its weights, or use form='parallel'"
+                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, "
+                    "or trained since); give source= to use its weights, or use form='parallel'"
                 )
             value[index] = own
             known[index] = True
@@ -551,9 +533,7 @@ def _own_value(part: Part, name: str, key: str) -> Tensor:
 
 def _within(whole: Part, part: Part, name: str, dim: int, size: int, bare: bool) -> Tensor:
     """Where the part's entries along a dimension lie in the union's."""
-    roles: tuple[DimRole, ...] = (
-        ("follow",) if bare else (("out", "follow"), ("in", "through"))[dim] if dim < 2 else ()
-    )
+    roles: tuple[DimRole, ...] = ("follow",) if bare else (("out", "follow"), ("in", "through"))[dim] if dim < 2 else ()
     for role in roles:
         labels = whole.graph.at(name, role, dim if bare else 0)
         if labels is not None and (role != "through" or size > 1):

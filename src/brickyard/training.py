@@ -64,7 +64,9 @@ def train(
     images = preprocess(data.images, preprocessing)
     steps = epochs * max(1, len(data) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False
+    )
     model.train()
     with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
         torch.manual_seed(seed)  # for dropout
@@ -76,7 +78,7 @@ def train(
                 x = _augmented(images[chosen], generator) if augment else images[chosen]
                 loss = F.cross_entropy(model(x), data.labels[chosen])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 if schedule.last_epoch < steps:
                     schedule.step()

@@ -44,7 +44,8 @@ DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; m
 
 SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="Weights: .safetensors, or .pt/.pth/.bin.", show_default=False)
+    Path | None,
+    typer.Option("--weights", help="Weights: .safetensors, or .pt/.pth/.bin.", show_default=False),
 ]
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP, show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)]
@@ -55,7 +56,8 @@ Task = Annotated[
 ]
 Classes = Annotated[list[str] | None, typer.Option("--classes", help="Only these classes.", show_default=False)]
 Names = Annotated[
-    str | None, typer.Option("--class-names", help="Names of the source's classes, by commas.", show_default=False)
+    str | None,
+    typer.Option("--class-names", help="Names of the source's classes, by commas.", show_default=False),
 ]
 Mean = Annotated[str | None, typer.Option("--mean", help="Mean a channel, by commas, in [0, 1].", show_default=False)]
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviation a channel.", show_default=False)]

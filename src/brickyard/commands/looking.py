@@ -37,9 +37,7 @@ def evaluate(
     if len(data) not in (1, len(parts)):
         raise OptionError(f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
     data = data if len(data) == len(parts) else data * len(parts)
-    images = [
-        data_of(spec, part.preprocessing, split, max_images) for spec, part in zip(data, parts, strict=True)
-    ]
+    images = [data_of(spec, part.preprocessing, split, max_images) for spec, part in zip(data, parts, strict=True)]
     specs: list[str] = list(source or [])
     files: list[Path | None] = list(weights or [])
     if specs and len(specs) != len(parts):
@@ -165,9 +163,7 @@ def predict(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and picture.")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and picture.")] = Path("demo-output"),
     as_json: Json = False,
 ) -> None:
     """Build a six-way digit classifier from two sources, offline, in under two minutes."""

@@ -78,8 +78,13 @@ def train(
     channels = images.images.shape[1]
     if how is None or how.mean is None:
         values = images.images.double().div(255).transpose(0, 1).flatten(1)
-        square = {"size": how.size if how else (32, 32), "fit": how.fit if how else "resize"}
-        how = Preprocessing(**square, channels=channels, mean=tuple(values.mean(1)), std=tuple(values.std(1) + 1e-6))
+        how = Preprocessing(
+            size=how.size if how else (32, 32),
+            fit=how.fit if how else "resize",
+            channels=1 if channels == 1 else 3,
+            mean=tuple(values.mean(1).tolist()),
+            std=tuple((values.std(1) + 1e-6).tolist()),
+        )
     name, _, query = network.removeprefix("zoo:").partition("?")
     options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
     options.setdefault("channels", channels)
@@ -88,7 +93,14 @@ def train(
     width = options.pop("width", 1.0)
     model = build_seeded(name, len(images.classes), width, seed, **options)
     found = fit(
-        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
+        model,
+        images,
+        preprocessing=how,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
     )
     scores = {"train_accuracy": found}
     side = how.size or tuple(images.images.shape[2:])
@@ -143,7 +155,8 @@ def disassemble(
     task: Task,
     output: Output,
     data: Annotated[
-        str | None, typer.Option("--data", help="Training images, to locate (without --relevance) and to heal with.")
+        str | None,
+        typer.Option("--data", help="Training images, to locate (without --relevance) and to heal with."),
     ] = None,
     relevance: Annotated[Path | None, typer.Option("--relevance", help="A file that `locate` wrote.")] = None,
     weights: Weights = None,
@@ -242,9 +255,7 @@ def assemble(
     parts = [loaded(path, Component) for path in files]
     labelled = None
     if images:
-        labelled = [
-            data_of(spec, part.manifest.preprocessing) for spec, part in zip(images, parts, strict=False)
-        ]
+        labelled = [data_of(spec, part.manifest.preprocessing) for spec, part in zip(images, parts, strict=False)]
         if len(images) != len(parts):
             raise OptionError(f"{len(parts)} parts need --images {len(parts)} times; it was given {len(images)} times")
     model = None if source is None else source_of(source, weights, None, None).model
@@ -259,7 +270,12 @@ def assemble(
         seed=seed,
     )
     whole.save(output, overwrite=force)
-    value = {"output": str(output), "classes": list(whole.classes), "form": whole.manifest.form, "scaling": scaling}
+    value = {
+        "output": str(output),
+        "classes": list(whole.classes),
+        "form": whole.manifest.form,
+        "scaling": scaling,
+    }
     emit(value, as_json, f"{whole}\n{output}")
 
 

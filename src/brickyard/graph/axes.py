@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.errors import TraceError
 from brickyard.graph.labels import DimRecord, DimRole, Labeller, Labels
 from brickyard.graph.reading import read_network
 from brickyard.layers.modules import layer_role, tensor_dims
@@ -325,9 +324,7 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
     return number, tuple(axes)
 
 
-def _axis(
-    records: list[DimRecord], why: tuple[str, ...], size: int, start: int, names: dict[str, int]
-) -> Axis:
+def _axis(records: list[DimRecord], why: tuple[str, ...], size: int, start: int, names: dict[str, int]) -> Axis:
     def owners(*roles: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(record.owner for record in records if record.role in roles))
 

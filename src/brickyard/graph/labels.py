@@ -87,9 +87,7 @@ class Atoms:
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Tie two arrays of atoms, entry by entry, after broadcasting."""
-        for first, second in {
-            (int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)
-        }:
+        for first, second in {(int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)}:
             x, y = self.root(first), self.root(second)
             if x != y:
                 self._parent[max(x, y)] = min(x, y)
@@ -280,7 +278,7 @@ class Labeller:
             for x in tensors
             if (labels := self._of(x)) is not None
             for d, size in enumerate(labels.shape)
-            if size > 1 or self.shapes[x.node].shape[d] > 1 and _is_channel(labels, d)
+            if size > 1 or (self.shapes[x.node].shape[d] > 1 and _is_channel(labels, d))
         }
         result: Labels | None = None
         for x in tensors:
@@ -330,11 +328,7 @@ class Labeller:
     def _move(self, node: Node) -> Any:
         """Do to the labels what the step does to the numbers."""
         source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
-        if (
-            source is None
-            and isinstance(node.args[0], Ref)
-            and isinstance(self.labels.get(node.args[0].node), tuple)
-        ):
+        if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
             return self.labels[node.args[0].node][self._concrete(node.args[1])]
         used = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
         if all(self._of(ref) is None for ref in used):

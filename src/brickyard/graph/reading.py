@@ -82,9 +82,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         expected = _call(model, example)
         network = _convert(model, _trace(model))
         found = network(example)
-    if found.shape != expected.shape or not torch.allclose(
-        found, expected, rtol=1e-4, atol=1e-5, equal_nan=True
-    ):
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise TraceError(
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its "
             "forward depends on something that tracing does not see (hooks, numbers in Python, random "
@@ -103,11 +101,7 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
             "the size and kind that the model takes"
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
-        what = (
-            f"a tensor of shape {tuple(result.shape)}"
-            if isinstance(result, Tensor)
-            else type(result).__name__
-        )
+        what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TraceError(f"{name} returns {what}; a classifier that returns (batch, classes) is needed")
     return result
 
@@ -144,9 +138,7 @@ def _user_line(error: Exception) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((_TORCH_HOME, _OWN_HOME))
     ]
-    return (
-        f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    )
+    return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
 def _convert(model: nn.Module, graph: fx.Graph) -> Network:
@@ -159,9 +151,7 @@ def _convert(model: nn.Module, graph: fx.Graph) -> Network:
         target = str(step.target)
         if step.op == "placeholder":
             if nodes and step.users:
-                raise TraceError(
-                    f"{type(model).__name__} takes a second input, {step.name!r}; one is supported"
-                )
+                raise TraceError(f"{type(model).__name__} takes a second input, {step.name!r}; one is supported")
             if not nodes:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
@@ -259,8 +249,6 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     group, _, leaf = target.rpartition(".")
     value = getattr(model.get_submodule(group), leaf)
     if not isinstance(value, Tensor):
-        raise TraceError(
-            f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed"
-        )
+        raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
     is_parameter = isinstance(value, nn.Parameter)
     return nn.Parameter(value.detach(), requires_grad=False) if is_parameter else value.detach()

@@ -1,5 +1,6 @@
-"""How much each input channel of a layer contributes to each of its output channels (the paper's relative
-contribution, section 3.1), without ever building the hidden maps.
+"""How much each input channel of a layer contributes to each of its output channels.
+
+This is the paper's relative contribution (its section 3.1), without ever building the hidden maps.
 
 The sum of a hidden map over its positions is linear in the kernel: `s[b,q,p] = sum_k c[q,p,k] U[b,p,k]`, where
 `U[b,p,k]` is the sum of the padded input over the positions that kernel offset k visits.
@@ -31,9 +32,7 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
     if not isinstance(module, nn.Conv2d) or module.groups != 1:
-        raise SurgeryError(
-            f"contributions are defined for plain convolutions and linear layers, not for {module}"
-        )
+        raise SurgeryError(f"contributions are defined for plain convolutions and linear layers, not for {module}")
     left = _padding(module)
     if module.padding_mode != "zeros":
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
@@ -112,5 +111,11 @@ def contribution_sums(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _kernel(module: nn.Module) -> Tensor:
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr, operator, assignment]
+    weight = _weight(module).detach()
     return weight.flatten(2) if weight.ndim == 4 else weight.unsqueeze(2)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -51,17 +51,15 @@ def _functional(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Fun
     return Function(name, getattr(F, name), role, same)
 
 
+_ACTIVATIONS = (
+    *("relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "softplus"),
+    *("hardswish", "hardsigmoid", "hardtanh", "dropout", "dropout2d"),
+)
 _POINTWISE = (
     Function("relu", F.relu, "pointwise", (torch.relu,), ("relu",)),
     Function("sigmoid", torch.sigmoid, "pointwise", (F.sigmoid, torch.special.expit), ("sigmoid",)),
     Function("tanh", torch.tanh, "pointwise", (F.tanh,), ("tanh",)),
-    *(
-        _functional(name, "pointwise")
-        for name in (
-            "relu6 leaky_relu elu selu celu silu mish gelu softplus hardswish hardsigmoid hardtanh dropout "
-            "dropout2d"
-        ).split()
-    ),
+    *(_functional(name, "pointwise") for name in _ACTIVATIONS),
     _method("relu_", "pointwise", torch.relu_, F.relu_),
     _method("clamp", "pointwise", torch.clamp),
     _method("abs", "pointwise", torch.abs),
@@ -95,7 +93,7 @@ _BINARY = (
 
 _SPATIAL = tuple(
     _functional(name, "spatial")
-    for name in ("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate").split()
+    for name in ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"]
 )
 
 _MOVE = (

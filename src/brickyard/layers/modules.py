@@ -127,9 +127,7 @@ LAYER_TYPES: dict[str, LayerType] = {
             dims={"weight": ("out",)},
             resize=_resize_prelu,
         ),
-        LayerType(
-            cls=nn.LayerNorm, role="pin", config=("normalized_shape", "eps", "elementwise_affine", "bias")
-        ),
+        LayerType(cls=nn.LayerNorm, role="pin", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
         LayerType(cls=nn.GroupNorm, role="pin", config=("num_groups", "num_channels", "eps", "affine")),
         LayerType(cls=nn.Softmax, role="pin", config=("dim",)),
         LayerType(cls=nn.LogSoftmax, role="pin", config=("dim",)),
@@ -189,7 +187,7 @@ def tensor_dims(module: nn.Module) -> Dims:
     """For each of the module's tensors that has channels, what its leading dimensions index."""
     dims = _BY_CLASS[type(module)].dims
     if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return {name: ("out",) for name in dims}  # the second dimension of a depthwise kernel has size one
+        return dict.fromkeys(dims, ("out",))  # the second dimension of a depthwise kernel has size one
     return dims
 
 
@@ -226,9 +224,7 @@ def build_layer(kind: str, config: Config) -> nn.Module:
         )
     unknown = set(config) - set(entry.config)
     if unknown:
-        raise FileError(
-            f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}"
-        )
+        raise FileError(f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}")
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})

@@ -100,8 +100,8 @@ def load_source(
         model, found = _own(spec, classes), Preprocessing()
     else:
         raise OptionError(
-            f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or "
-            f"a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}"
+            f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, "
+            f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}"
         )
     text = None
     if weights is not None:
@@ -141,7 +141,11 @@ def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int,
 
 
 def _zoo(
-    spec: str, rest: str, weights: str | Path | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None
+    spec: str,
+    rest: str,
+    weights: str | Path | None,
+    classes: Sequence[str] | None,
+    preprocessing: Preprocessing | None,
 ) -> Source:
     name, _, query = rest.partition("?")
     options = {key: _number(value) for key, value in parse_qsl(query, keep_blank_values=True)}
@@ -152,8 +156,8 @@ def _zoo(
     if name == "auto":
         if text is None:
             raise FileError(
-                f"{weights} does not say which network it belongs to; give zoo:NAME, torchvision:NAME, timm:NAME or your own "
-                "code as the source, and the file with --weights"
+                f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
+                "own code as the source, and the file with --weights"
             )
         name = text.arch
     if text is not None:
@@ -268,7 +272,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FileError(f"weights {path} hold no table of tensors; save model.state_dict()")
-    return found, _beside(path)
+    return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
 
 
 def _beside(path: Path) -> SourceText | None:
@@ -285,9 +289,22 @@ def _beside(path: Path) -> SourceText | None:
     how = None
     if found.get("mean") and found.get("std"):
         size = found.get("size", 32)
-        how = {"size": (size, size), "channels": len(found["mean"]), "mean": found["mean"], "std": found["std"]}
+        how = {
+            "size": (size, size),
+            "channels": len(found["mean"]),
+            "mean": found["mean"],
+            "std": found["std"],
+        }
     options = {"width": found["width"]} if "width" in found else {}
-    return _text({"arch": found["arch"], "options": options, "classes": found.get("classes", ()), "preprocessing": how}, place)
+    return _text(
+        {
+            "arch": found["arch"],
+            "options": options,
+            "classes": found.get("classes", ()),
+            "preprocessing": how,
+        },
+        place,
+    )
 
 
 def _text(value: Any, path: Path) -> SourceText:
@@ -295,7 +312,6 @@ def _text(value: Any, path: Path) -> SourceText:
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     expected = model.state_dict()
     missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
     extra = [key for key in tensors if key not in expected]
@@ -311,8 +327,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     ]
     if problems:
         raise FileError(
-            f"weights {weights} do not fit {type(model).__name__}: {'; '.join(problems)}. Check the name, width and class "
-            "count of the source"
+            f"weights {weights} do not fit {type(model).__name__}: {'; '.join(problems)}. Check the name, width and "
+            "class count of the source"
         )
     model.load_state_dict(tensors, strict=False)
 

@@ -22,6 +22,8 @@ CHANNELS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 
+POOLED = ("4a", "5a")  # blocks behind a pool that halves height and width
+
 
 class BasicConv2d(nn.Module):
     """Convolution without bias, batch norm, ReLU."""
@@ -75,10 +77,9 @@ class GoogLeNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, channels, H, W) to logits (B, classes)."""
         x = self.pool(self.stem(images))
-        x = self.inception3b(self.inception3a(x))
-        x = self.inception4a(self.pool(x))
-        x = self.inception4e(self.inception4d(self.inception4c(self.inception4b(x))))
-        x = self.inception5b(self.inception5a(self.pool(x)))
+        for name in CHANNELS:
+            block = getattr(self, f"inception{name}")
+            x = block(self.pool(x) if name in POOLED else x)
         x = self.dropout(torch.flatten(self.avgpool(x), 1))
         return self.fc(x)  # type: ignore[no-any-return]
 

@@ -1,0 +1,43 @@
+# `make demo` and `make test` each do all their own set-up in .venv; they need only Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint types unit install install-test clean
+
+demo: install
+	$(BIN)/brickyard demo -o demo-output
+
+test: lint types unit
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-test
+	$(BIN)/mypy
+
+unit: install-test
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.demo
+install-test: $(VENV)/.test
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Brickyard needs Python 3.11 or newer; try make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+
+# torch and torchvision must fit each other: requirements.txt names a pair that was tried together.
+$(VENV)/.demo: requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --requirement requirements.txt
+	$(PIP) install --quiet --editable '.[plots]'
+	touch $@
+
+$(VENV)/.test: requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --requirement requirements.txt
+	$(PIP) install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

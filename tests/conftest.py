@@ -1,0 +1,38 @@
+"""Shared material: trained sources and images, read from the folder that BRICKYARD_SHARED names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
+ROOT = Path(__file__).parent.parent
+
+
+def needed(path: Path, what: str) -> Path:
+    """The path; where it is missing the test is skipped with its reason, and fails in CI."""
+    if path.exists():
+        return path
+    reason = f"{what} is not at {path}: set the environment variable that names it"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    return needed(Path(os.environ.get("BRICKYARD_SHARED", ROOT.parent / "shared")), "BRICKYARD_SHARED")
+
+
+@pytest.fixture(scope="session")
+def fashion() -> Path:
+    place = os.environ.get("BRICKYARD_FASHION", "/usr/share/datasets/fashion-mnist")
+    return needed(Path(place), "Fashion-MNIST (BRICKYARD_FASHION)")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,193 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import brickyard as by
+from brickyard.cli import app
+from brickyard.datasets import load_data
+
+COMMANDS = ["demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict"]
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with two sources, their relevances, two components and an assembly."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, classes, network in (("a", "0-2", "lenet5?width=0.5"), ("b", "7-9", "cnn?width=0.25")):
+        run(
+            *("train", network, "--data", "digits", "--classes", classes, "--epochs", 4, "--batch-size", 32),
+            *("--lr", 0.05, "--size", 16, "-o", folder / f"{name}.source.safetensors"),
+        )
+    for name, task in (("a", "0,2"), ("b", "9,7")):
+        source = folder / f"{name}.source.safetensors"
+        data = f"digits?classes={'0-2' if name == 'a' else '7-9'}"
+        images = load_data(data).renumbered(list(range(3)) if name == "a" else [7, 8, 9])
+        save_folder(images, folder / f"{name}-train")
+        run("locate", source, "--data", folder / f"{name}-train", "-o", folder / f"{name}.relevance.safetensors")
+        run(
+            *("disassemble", source, "--relevance", folder / f"{name}.relevance.safetensors", "--task", task),
+            *("--data", folder / f"{name}-train", "--flops", 0.6, "-o", folder / f"{name}.safetensors"),
+        )
+    run("assemble", folder / "a.safetensors", folder / "b.safetensors", "-o", folder / "ab.safetensors")
+    return folder
+
+
+def save_folder(data, path) -> None:
+    """An image folder, one sub-folder a class."""
+    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+        place = path / data.classes[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{i}.png")
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom brickyard.cli import app\n"
+        f"for command in [[], *[[c] for c in {COMMANDS!r}]]:\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "brickyard", "--help"], capture_output=True, timeout=60, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0  # 0.15 s on an idle machine; importing torch alone takes longer than this
+    code = "import sys, brickyard; print('torch' in sys.modules, 'typer' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False False"
+
+
+def test_the_way_from_sources_to_a_classifier(work) -> None:
+    a, whole = by.load(work / "a.safetensors"), by.load(work / "ab.safetensors")
+    assert a.classes == ("0", "2")
+    assert whole.classes == ("0", "2", "9", "7")
+    assert a.manifest.selection.flops <= 0.6 * a.manifest.source.flops
+    assert a.manifest.preprocessing.size == (16, 16)
+    relevance = by.load(work / "a.relevance.safetensors")
+    assert relevance.classes == ("0", "1", "2")
+    assert a.manifest.source.sha256 == relevance.source_sha256
+
+
+def test_evaluate_prints_json_and_csv(work, tmp_path) -> None:
+    result = run(
+        *("evaluate", work / "a.safetensors", "--data", work / "a-train", "--source", work / "a.source.safetensors"),
+        *("--no-latency", "--json", "--csv", tmp_path / "rows.csv"),
+    )
+    value = json.loads(result.stdout)
+    names = [row["name"] for row in value["rows"]]
+    assert names == ["base", "restricted", "component"]
+    assert value["rows"][2]["accuracy"] > 80
+    assert (tmp_path / "rows.csv").read_text().startswith("name,images,accuracy")
+    both = run(
+        *("evaluate", work / "ab.safetensors", "--data", work / "a-train", "--data", work / "b-train"),
+        *("--source", work / "a.source.safetensors", "--source", work / "b.source.safetensors", "--no-latency"),
+    )
+    assert "assembled" in both.stdout
+    assert "oracle" in both.stdout
+
+
+def test_predict_is_what_the_library_says(work) -> None:
+    pictures = sorted((work / "a-train" / "2").iterdir())[:3]
+    value = json.loads(run("predict", work / "ab.safetensors", *pictures, "--json", "--top", 2).stdout)
+    whole = by.load(work / "ab.safetensors")
+    expected = whole.predict(pictures)
+    assert [answer["classes"][0]["name"] for answer in value["predictions"]] == expected
+    assert len(set(whole.predict(sorted((work / "b-train").rglob("*.png")))) & {"7", "9"}) == 2
+    best = whole.predict_proba(pictures).max(1).values
+    for answer, probability in zip(value["predictions"], best.tolist(), strict=True):
+        assert answer["classes"][0]["probability"] == pytest.approx(probability, abs=1e-5)
+
+
+def test_show_everything(work) -> None:
+    assert "component of lenet5" in run("show", work / "a.safetensors", "--axes").stdout
+    assert "part 1" in run("show", work / "ab.safetensors").stdout
+    assert "relevance of lenet5" in run("show", work / "a.relevance.safetensors", "--axes").stdout
+    assert "pinned because" in run("show", work / "a.source.safetensors").stdout
+    table = run("show", "zoo:resnet20").stdout
+    assert "layer1.0.conv1" in table
+    value = json.loads(run("show", work / "a.safetensors", "--json").stdout)
+    assert value["classes"] == ["0", "2"]
+
+
+def test_few_shot_scaling_from_the_command_line(work, tmp_path) -> None:
+    run(
+        *("assemble", work / "a.safetensors", work / "b.safetensors", "--scaling", "joint-head", "--shots", 3),
+        *("--images", work / "a-train", "--images", work / "b-train", "-o", tmp_path / "s.safetensors"),
+    )
+    whole = by.load(tmp_path / "s.safetensors")
+    assert whole.manifest.scaling.images == 12
+    assert not torch.equal(whole.matrix, torch.eye(4, dtype=torch.float64))
+
+
+def test_mistakes_are_one_clear_error_and_code_one(work, tmp_path) -> None:
+    source, relevance = work / "a.source.safetensors", work / "a.relevance.safetensors"
+    cut = ("disassemble", source, "--relevance", relevance, "--heal", "none", "-o", tmp_path / "x.safetensors")
+    (tmp_path / "foreign.safetensors").write_bytes(b"nothing at all")
+    for arguments, message in [
+        ((*cut, "--task", "cat"), "class 'cat' was asked for; the source knows 0, 1, 2"),
+        ((*cut, "--task", ""), "the task is empty"),
+        ((*cut, "--task", "0", "--flops", "0"), "is not a share in (0, 1]"),
+        ((*cut, "--task", "0", "--flops", "1e-6"), "raise the budget"),
+        ((*cut, "--task", "0", "--flops", "0.5", "--parameters", "0.5"), "2 were given"),
+        ((*cut, "--task", "0", "--alpha", "7"), "alpha=7.0"),
+        ((*cut[:-4], "-o", work / "a.safetensors", "--task", "0"), "exists; give another path, or --force"),
+        ((*cut[:-4], "-o", tmp_path / "no" / "x", "--task", "0"), "there is no folder"),
+        ((*cut[:2], "--task", "0", *cut[-2:]), "give --data or --relevance"),
+        ((*cut[:-4], "--task", "0", *cut[-2:]), "heal='refit' needs images"),
+        (("show", tmp_path / "foreign.safetensors"), "not a safetensors file"),
+        (("show", tmp_path / "nowhere.safetensors"), "cannot be read"),
+        (("evaluate", relevance, "--data", "digits"), "holds a relevance; a component or assembly is needed"),
+        (("evaluate", work / "a.safetensors", "--data", "/nowhere"), "there is no such file"),
+        (("predict", work / "a.safetensors", tmp_path / "no.png"), "there is no such file"),
+        (("predict", work / "a.safetensors", tmp_path / "foreign.safetensors"), "cannot be read"),
+        (("assemble", work / "a.safetensors", work / "a.safetensors", *cut[-2:]), "class '0' is in part 0"),
+        (("train", "resnet21", "--data", "digits", *cut[-2:]), "did you mean"),
+        (("locate", source, "--data", "digits", "--size", "big", *cut[-2:]), "give 32, 32x48 or pad:32"),
+    ]:
+        result = run(*arguments, code=1)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert result.stderr.startswith("brickyard: ") or "\nbrickyard: " in result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.safetensors"]
+    assert "Missing argument" in run("disassemble", code=2).stderr
+    assert "No such option: --unknown" in run(*cut, "--task", "0", "--unknown", code=2).stderr
+
+
+def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brickyard.files.save_file", stop)
+    arguments = ("disassemble", work / "a.source.safetensors", "--data", work / "a-train", "--task", "0,1")
+    result = run(*arguments, "-o", tmp_path / "x.safetensors", code=130)
+    assert "stopped" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    run(*arguments, "-o", tmp_path / "x.safetensors")
+    first = (tmp_path / "x.safetensors").read_bytes()
+    run(*arguments, "-o", tmp_path / "x.safetensors", "--force")
+    assert (tmp_path / "x.safetensors").read_bytes() == first  # the same call, the same bytes
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout.strip() == f"brickyard {by.__version__}"

@@ -1,0 +1,216 @@
+"""Image data, preprocessing and training."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import brickyard as by
+from brickyard.datasets import ImageData, decode_image, load_data, parse_classes
+from brickyard.preprocessing import preprocess, resize
+from brickyard.training import accuracy, build_seeded, train
+
+
+def picture(seed: int, size=(6, 5), mode="RGB") -> Image.Image:
+    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
+    array = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+    return Image.fromarray(array.squeeze(), mode)
+
+
+def test_digits_are_split_by_class_and_never_overlap() -> None:
+    train_part, test_part = load_data("digits"), load_data("digits", split="test")
+    assert len(train_part) + len(test_part) == 1797
+    for k in range(10):
+        share = (train_part.labels == k).sum() / ((train_part.labels == k).sum() + (test_part.labels == k).sum())
+        assert abs(float(share) - 0.7) < 0.01
+    again = load_data("digits")
+    assert torch.equal(again.images, train_part.images)
+    assert int(train_part.images.max()) == 255
+    some = load_data("digits?split=test&classes=0-2,7")
+    assert set(some.labels.tolist()) == {0, 1, 2, 7}
+    assert len(some.classes) == 10
+
+
+def test_an_image_folder(tmp_path) -> None:
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for i in range(3):
+            picture(10 * k + i).save(tmp_path / "test" / name / f"{i}.png")
+    (tmp_path / "test" / "cat" / "notes.txt").write_text("no picture")
+    data = load_data(str(tmp_path), split="test")
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    expected = np.asarray(picture(11)).transpose(2, 0, 1)
+    assert np.array_equal(data.images[4].numpy(), expected)
+    picture(99, size=(9, 7)).save(tmp_path / "test" / "cat" / "odd.png")
+    with pytest.raises(by.BrickyardError, match="2 sizes.*give a size"):
+        load_data(str(tmp_path), split="test")
+    assert load_data(str(tmp_path), split="test", size=(4, 4)).images.shape == (7, 3, 4, 4)
+    (tmp_path / "test" / "dog" / "broken.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(by.BrickyardError, match=r"broken.png cannot be read"):
+        load_data(str(tmp_path), split="test", size=(4, 4))
+
+
+def test_a_parquet_file(tmp_path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pictures = [picture(i, mode="L" if i % 2 else "RGB") for i in range(4)]
+    rows = []
+    for p in pictures:
+        buffer = io.BytesIO()
+        p.save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": rows, "label": [0, 1, 1, 0]}).replace_schema_metadata(
+        {"huggingface": json.dumps(features)}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    for spec in (tmp_path, tmp_path / "train.parquet"):
+        data = load_data(str(spec))
+        assert data.classes == ("no", "yes")
+        assert data.labels.tolist() == [0, 1, 1, 0]
+        assert np.array_equal(data.images[0].numpy(), np.asarray(pictures[0]).transpose(2, 0, 1))
+        assert np.array_equal(data.images[1].numpy(), np.stack([np.asarray(pictures[1])] * 3))
+    pq.write_table(table.rename_columns(["x", "label"]), tmp_path / "train.parquet")
+    with pytest.raises(by.BrickyardError, match="columns x, label; 'image' and 'label' are needed"):
+        load_data(str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(by.BrickyardError, match="cannot be read as parquet"):
+        load_data(str(tmp_path))
+
+
+def test_an_idx_pair(tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    labels = np.array([0, 2, 1, 1, 0], dtype=np.uint8)
+    for name, array in (("t10k-images-idx3-ubyte.gz", images), ("t10k-labels-idx1-ubyte.gz", labels)):
+        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+        (tmp_path / name).write_bytes(gzip.compress(header + array.tobytes()))
+    data = load_data(str(tmp_path), split="test")
+    assert np.array_equal(data.images[:, 0].numpy(), images)
+    assert data.labels.tolist() == labels.tolist()
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
+    with pytest.raises(by.BrickyardError, match="cannot be read as an idx file"):
+        load_data(str(tmp_path), split="test")
+
+
+def test_pictures_of_every_kind_become_grey_or_colour(tmp_path) -> None:
+    rgb, grey = picture(1), picture(2, mode="L")
+    half = picture(3, mode="RGBA")
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    expected = np.asarray(half).astype(float)
+    expected = expected[..., :3] * expected[..., 3:] / 255 + 255 - expected[..., 3:]
+    for name, image, array in [
+        ("rgb.png", rgb, np.asarray(rgb)),
+        ("grey.png", grey, np.asarray(grey)[..., None]),
+        ("16bit.png", wide, np.asarray(grey)[..., None]),
+        ("alpha.png", half, expected),
+        ("cmyk.tif", rgb.convert("CMYK"), np.asarray(rgb.convert("CMYK").convert("RGB"))),
+        ("palette.png", rgb.quantize(8), np.asarray(rgb.quantize(8).convert("RGB"))),
+    ]:
+        image.save(tmp_path / name)
+        found = decode_image(tmp_path / name).permute(1, 2, 0).numpy().astype(float)
+        assert found.shape == array.shape, name
+        assert np.abs(found - array).max() <= 1, name
+
+
+def test_a_giant_picture_is_refused(monkeypatch, tmp_path) -> None:
+    picture(1, size=(40, 40)).save(tmp_path / "giant.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(by.BrickyardError, match=r"giant.png is too large"):
+        decode_image(tmp_path / "giant.png")
+
+
+def test_parts_of_data() -> None:
+    data = load_data("digits")
+    a, b = data.split(0.25, seed=1)
+    rows = {image.numpy().tobytes() for image in a.images} & {image.numpy().tobytes() for image in b.images}
+    assert len(a) + len(b) == len(data)
+    assert len(rows) < 5  # a few digits are drawn alike
+    assert not torch.equal(a.labels, a.labels.sort().values)
+    few = data.renumbered(["7", "2"])
+    assert few.classes == ("7", "2")
+    assert torch.equal((few.labels == 0).sum(), (data.labels == 7).sum())
+    with pytest.raises(by.BrickyardError, match="class 'x' was asked for"):
+        data.of_classes(["x"])
+    with pytest.raises(by.BrickyardError, match="one label an image"):
+        ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3), ("a",))
+    with pytest.raises(by.BrickyardError, match="there is no such file"):
+        load_data("/nowhere/at/all")
+    with pytest.raises(by.BrickyardError, match="option 'colour' is not known"):
+        load_data("digits?colour=red")
+
+
+def test_classes_from_text() -> None:
+    names = ["cat", "dog, wild", "3", "x-ray"]
+    assert parse_classes(["0-2,1", "cat", "dog, wild", "3", "x-ray"], names) == [
+        0, 1, 2, 1, "cat", "dog, wild", "3", "x-ray",
+    ]  # fmt: skip
+
+
+# -- preprocessing -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    before=st.tuples(st.integers(2, 12), st.integers(2, 12)),
+    after=st.tuples(st.integers(2, 12), st.integers(2, 12)),
+    seed=st.integers(0, 5),
+)
+def test_resizing_is_what_torch_does(before, after, seed) -> None:
+    x = torch.rand(2, 3, *before, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    expected = torch.nn.functional.interpolate(x, after, mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(resize(x, after), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_preprocessing_step_by_step() -> None:
+    raw = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    how = by.Preprocessing(size=(6, 6), fit="pad", channels=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = torch.zeros(2, 3, 6, 6)
+    expected[:, :, 1:5, 1:5] = raw.float() / 255
+    for c in range(3):
+        expected[:, c] = (expected[:, c] - how.mean[c]) / how.std[c]
+    torch.testing.assert_close(preprocess(raw, how), expected)
+    assert torch.equal(preprocess(raw.float() / 255, by.Preprocessing()), raw.float() / 255)
+    colour = torch.rand(2, 3, 4, 4)
+    luma = (colour * torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)).sum(1, keepdim=True)
+    torch.testing.assert_close(preprocess(colour, by.Preprocessing(channels=1)), luma)
+    for images, message in [
+        (torch.rand(3, 4, 4), "4 dimensions"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "give uint8"),
+        (torch.rand(1, 2, 4, 4), "2 channels"),
+    ]:
+        with pytest.raises(by.BrickyardError, match=message):
+            preprocess(images, how)
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_is_the_same_for_a_seed() -> None:
+    how = by.Preprocessing(size=(16, 16), mean=(0.3,), std=(0.4,))
+    data = load_data("digits?classes=0-2").renumbered([0, 1, 2])
+    test = load_data("digits?classes=0-2", split="test").renumbered([0, 1, 2])
+    state = torch.get_rng_state()
+    models = []
+    for seed in (0, 0, 1):
+        model = build_seeded("cnn", 3, 0.25, seed=seed, channels=1)
+        before = accuracy(model, test, how)
+        train(model, data, preprocessing=how, epochs=4, lr=0.1, batch_size=32, seed=seed, augment=seed == 1)
+        assert accuracy(model, test, how) > max(0.7, before)
+        assert not model.training
+        models.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(models[0], models[1])
+    assert not torch.equal(models[0], models[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(by.BrickyardError, match="epochs=0"):
+        train(model, data, preprocessing=how, epochs=0)

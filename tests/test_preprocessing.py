@@ -1,0 +1,65 @@
+"""Preprocessing: types, export with any batch size, and images that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, export
+
+import brickyard as by
+from brickyard.preprocessing import check_images, preprocess
+
+
+class Wrapped(nn.Module):
+    def __init__(self, how: by.Preprocessing) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return preprocess(images, self.how)
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+def test_it_exports_with_any_batch_size(fit) -> None:
+    how = by.Preprocessing(size=(12, 16), fit=fit, channels=3, mean=(0.5,), std=(0.2,))
+    exported = export(
+        Wrapped(how), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),), dynamic_shapes=({0: Dim("batch")},)
+    ).module()
+    for batch in (2, 7):
+        images = torch.randint(0, 256, (batch, 1, 8, 8), dtype=torch.uint8)
+        torch.testing.assert_close(exported(images), preprocess(images, how), rtol=0, atol=1e-6)
+        assert not torch.allclose(exported(images), preprocess(255 - images, how))
+
+
+def test_types() -> None:
+    raw = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    how = by.Preprocessing(size=(6, 6), mean=(0.5,), std=(0.2,))
+    exact = preprocess(raw.double() / 255, how)
+    assert exact.dtype == torch.float64
+    assert preprocess(raw, how).dtype == preprocess(raw.half() / 255, how).dtype == torch.float32
+    torch.testing.assert_close(preprocess(raw, how).double(), exact, rtol=0, atol=1e-5)
+    assert not torch.allclose(preprocess(raw.double(), how), exact)  # floats are taken to be in [0, 1]
+
+
+def test_a_larger_image_is_resized_where_a_smaller_one_is_padded() -> None:
+    pad, resized = (by.Preprocessing(size=(8, 8), fit=fit) for fit in ("pad", "resize"))
+    large, small = torch.rand(1, 3, 10, 9), torch.rand(1, 3, 5, 8)
+    assert torch.equal(preprocess(large, pad), preprocess(large, resized))
+    assert torch.equal(preprocess(small, pad)[:, :, 1:6], small)
+    assert not torch.equal(preprocess(small, pad), preprocess(small, resized))
+
+
+def test_images_that_are_refused() -> None:
+    good = torch.rand(4, 3, 2, 2)
+    check_images(good, "mine")
+    for value in (float("nan"), float("inf")):
+        bad = good.clone()
+        bad[2, 1, 0, 1] = value
+        with pytest.raises(by.BrickyardError, match=r"mine: 1 of 4 images .* index 2"):
+            check_images(bad, "mine")
+    for images in (good[0], good[:0]):
+        with pytest.raises(by.BrickyardError, match="mine: images of shape"):
+            check_images(images, "mine")
+    with pytest.raises(by.BrickyardError, match="2 channels, but a mean and std for 3"):
+        preprocess(good[:, :2], by.Preprocessing(mean=(0.1, 0.2, 0.3), std=(1, 1, 1)))

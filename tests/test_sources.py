@@ -1,0 +1,294 @@
+"""The zoo, weights, and sources by text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import brickyard as by
+from brickyard.datasets import load_data
+from brickyard.graph import trace
+from brickyard.sources import Source, load_source, save_source, zoo
+from brickyard.surgery import cut
+from brickyard.testing import randomised, zeroed_output
+from brickyard.training import accuracy, build_seeded
+
+ARCHITECTURES = [
+    *((name, {}) for name in zoo.available()),
+    *((name, {"shortcut": "B"}) for name in ("resnet20", "resnet32", "resnet56")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ARCHITECTURES)
+def test_every_network_of_the_zoo_cuts_right(name, options) -> None:
+    width = 0.25 if name not in ("resnet50", "resnet56") else 0.125
+    model = randomised(zoo.build(name, classes=5, width=width, **options)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    graph = trace(model, x)
+    generator = torch.Generator().manual_seed(0)
+    keep = {
+        axis.name: torch.randperm(axis.size, generator=generator)[: max(1, round(0.7 * axis.size))].sort().values
+        for axis in graph.free
+    }
+    assert graph.pinned() == ()
+    with torch.no_grad():
+        network, expected = cut(graph, keep), zeroed_output(graph, keep, x)
+        error = (network(x) - expected).abs().max() / expected.abs().max()
+        assert error < 1e-9
+        assert (expected - model(x)).abs().max() / expected.abs().max() > 1e-9
+        assert network(x[:1]).shape == (1, 5)
+
+
+@pytest.mark.parametrize("width", [0.1, 0.25, 0.5, 1.0])
+def test_width_scales_every_layer(width) -> None:
+    full, narrow = (zoo.build("vgg16", classes=3, width=w) for w in (1.0, width))
+    for a, b in zip(full.modules(), narrow.modules(), strict=True):
+        if isinstance(a, nn.Conv2d):
+            assert b.out_channels == max(1, int(a.out_channels * width + 1e-9))
+
+
+SHARED_MODELS = [
+    ("zoo:resnet20", "resnet20-cifar10", "cifar10", 91.73, None),
+    ("zoo:resnet32", "resnet32-cifar10", "cifar10", 92.63, None),
+    ("zoo:auto", "vgg16-w25-cifar10", "cifar10", 87.60, None),
+    ("zoo:auto", "vgg16-w25-cifar100", "cifar100", 59.71, None),
+    ("zoo:auto", "googlenet-w25-cifar10", "cifar10", 87.93, None),
+    ("zoo:cnn", "vggs-mnist", "mnist", 99.4, (0.1307, 0.3081)),
+]
+
+
+def grey(mean: float, std: float) -> by.Preprocessing:
+    return by.Preprocessing(size=(32, 32), fit="pad", channels=3, mean=(mean,), std=(std,))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("spec", "weights", "data", "published", "how"), SHARED_MODELS)
+def test_shared_weights_load_and_reach_their_accuracy(spec, weights, data, published, how, shared) -> None:
+    images = load_data(str(shared / "data" / data), split="test", max_images=1000)
+    source = load_source(
+        spec, weights=shared / "models" / f"{weights}.safetensors", preprocessing=how and grey(*how)
+    )
+    found = 100 * accuracy(source.model, images, source.preprocessing)
+    assert abs(found - published) < 4 * (published * (100 - published) / 1000) ** 0.5  # standard errors
+    assert len(source.classes) == len(images.classes)
+    wrong = by.Preprocessing(**{**source.preprocessing.model_dump(), "mean": (5.0,), "std": (1.0,)})
+    assert 100 * accuracy(source.model, images, wrong) < found - 10
+
+
+@pytest.mark.shared
+def test_fashion(shared, fashion) -> None:
+    images = load_data(str(fashion), split="test", max_images=1000)
+    source = load_source(
+        "zoo:cnn", weights=shared / "models/vggs-fmnist.safetensors", preprocessing=grey(0.2860, 0.3530)
+    )
+    assert 100 * accuracy(source.model, images, source.preprocessing) > 88
+    assert images.classes[9] == "Ankle boot"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("weights", ["resnet20-cifar10", "googlenet-w25-cifar10"])
+def test_cut_and_padded_on_trained_residual_and_concatenating_nets(weights, shared) -> None:
+    spec = "zoo:resnet20" if "resnet" in weights else "zoo:auto"
+    source = load_source(spec, weights=shared / "models" / f"{weights}.safetensors")
+    images = load_data(str(shared / "data/cifar10"), max_images=60)
+    relevance = by.locate(source.model.double(), images, preprocessing=source.preprocessing, per_class=5)
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    parts = [
+        by.disassemble(source.model, relevance, task=task, budget=by.Budget(flops=0.5), heal="none")
+        for task in ([0, 1, 2], [7, 5])
+    ]
+    graph = relevance.graph(source.model)
+    with torch.no_grad():
+        for part in parts:
+            keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
+            expected = zeroed_output(graph, keep, x)
+            assert (part(x) - expected).abs().max() / expected.abs().max() < 1e-9
+            assert (part(x) - source.model(x)[:, part.manifest.task]).abs().max() > 1e-3
+        a, b = by.assemble(parts, form="padded")(x), by.assemble(parts, form="parallel")(x)
+        assert (a - b).abs().max() / b.abs().max() < 1e-9
+        assert (a[:, :2] - b[:, 2:4]).abs().max() > 1e-3
+
+
+def test_a_source_comes_back_from_its_file(tmp_path) -> None:
+    model = build_seeded("resnet20", 4, 0.5, seed=1, channels=1, shortcut="B")
+    how = by.Preprocessing(size=(16, 16), mean=(0.3,), std=(0.4,))
+    source = Source(model.eval(), "resnet20", ("a", "b", "c", "d"), how, (1, 16, 16))
+    options = {"width": 0.5, "channels": 1, "shortcut": "B"}
+    path = save_source(tmp_path / "s.safetensors", source, arch="resnet20", options=options)
+    again = load_source(str(path))
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(again.model(x), model(x))
+    assert (again.classes, again.preprocessing, again.input_shape) == (source.classes, how, source.input_shape)
+    other = load_source("zoo:resnet20?shortcut=B", weights=path)
+    assert torch.equal(other.model(x), model(x))
+    with pytest.raises(by.BrickyardError, match="exists"):
+        save_source(path, source, arch="resnet20")
+
+
+def test_weights_in_other_forms(tmp_path) -> None:
+    model = build_seeded("lenet5", 4)
+    x = torch.rand(2, 3, 32, 32)
+    state = model.state_dict()
+    forms = {
+        "plain.pt": state,
+        "wrapped.pth": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+    }
+    for name, value in forms.items():
+        torch.save(value, tmp_path / name)
+        loaded = load_source("zoo:lenet5", weights=tmp_path / name)
+        assert torch.equal(loaded.model(x), model.eval()(x))
+    assert not torch.equal(load_source("zoo:lenet5?classes=4").model(x), model(x))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_weights_that_cannot_be_used(tmp_path, capsys) -> None:
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(by.BrickyardError, match="hold more than tensors"):
+        load_source("zoo:lenet5?classes=4", weights=tmp_path / "evil.pt")
+    assert "executed" not in capsys.readouterr().out
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    state = build_seeded("lenet5", 4).state_dict()
+    state["conv1.weight"] = torch.zeros(1, 2)
+    state["extra"] = state.pop("fc3.bias")
+    save_file(state, tmp_path / "wrong.safetensors")
+    text = json.dumps({"arch": 3})
+    save_file({"x": torch.zeros(1)}, tmp_path / "hostile.safetensors", {"brickyard-source": text})
+    for name, message in [
+        ("cut.safetensors", "cannot be read"),
+        ("nowhere.safetensors", "there is no such file"),
+        ("wrong.safetensors", r"missing: fc3.bias; not in the network: extra; of another shape: conv1.weight \(1, 2\)"),
+        ("hostile.safetensors", "arch"),
+    ]:
+        with pytest.raises(by.BrickyardError, match=message):
+            load_source("zoo:lenet5?classes=4&channels=3&width=1", weights=tmp_path / name)
+
+
+def test_your_own_code(tmp_path) -> None:
+    code = (
+        "import torch\n"
+        "def make():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1),"
+        " torch.nn.Flatten())\n"
+        "def number():\n    return 3\n"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    source = load_source(f"{tmp_path}/mine.py:make", classes=["a", "b", "c", "d"])
+    assert source.model(torch.rand(1, 3, 9, 9)).shape == (1, 4)
+    for spec, message in [
+        (f"{tmp_path}/mine.py:nothing", "has no function 'nothing'; it has make, number"),
+        (f"{tmp_path}/other.py:make", "there is no file"),
+        (f"{tmp_path}/mine.py:number", "returned a int"),
+        ("zoo:resnet21?classes=2", "did you mean 'resnet"),
+        ("zoo:resnet20", "the number of classes is not known"),
+        ("resnet20", "is not understood"),
+    ]:
+        with pytest.raises(by.BrickyardError, match=message):
+            load_source(spec)
+    with pytest.raises(by.BrickyardError, match="4 outputs and 2 class names"):
+        load_source(f"{tmp_path}/mine.py:make", classes=["a", "b"])
+
+
+def test_models_of_libraries() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    assert torchvision
+    source = load_source("torchvision:squeezenet1_1")
+    assert source.input_shape == (3, 224, 224)
+    assert len(source.classes) == 1000
+    with pytest.raises(by.BrickyardError, match="has no classifier 'nothing'"):
+        load_source("torchvision:nothing")
+
+
+# -- models that cannot be read ------------------------------------------------------------------------------
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Decides()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(self.block(x).mean((2, 3)))
+
+
+class Tuple(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x.mean((2, 3))), x
+
+
+class TwoInputs(Tuple):
+    def forward(self, x, y):
+        return self.linear(x.mean((2, 3)) + y)
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Hidden(Tuple):
+    calls = 0
+
+    def forward(self, x):
+        Hidden.calls += 1
+        return self.linear(x.mean((2, 3))) * Hidden.calls
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(), r"cannot be traced in layer 'block' at test_sources.py line \d+ \(return x if x.sum\(\) > 0"),
+        (Tuple(), "returns tuple; a classifier that returns"),
+        (TwoInputs(), "fails on an example|also needs y"),
+        (Dense(), r"returns a tensor of shape \(2, 2, 6, 6\)"),
+        (Hidden(), "does not return what the model returns"),
+        ("resnet", "a torch.nn.Module was expected, not a str"),
+    ],
+)
+def test_models_that_cannot_be_traced_say_why(model, message) -> None:
+    if isinstance(model, nn.Module):
+        model.train()
+    with pytest.raises(by.BrickyardError, match=message):
+        trace(model, torch.rand(2, 3, 8, 8))
+    assert not isinstance(model, nn.Module) or all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.rand(4, 3, 8), torch.arange(4)), "shape"),
+        ((torch.rand(4, 3, 8, 8), torch.arange(3)), "give one whole number an image"),
+        ((torch.rand(4, 3, 8, 8), torch.rand(4)), "give one whole number an image"),
+        ((torch.rand(4, 3, 8, 8), torch.arange(4) + 9), "labels run from 9 to 12; the model has classes 0 to 1"),
+        ((torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)), "class '1' has no image among 4"),
+        ((torch.rand(4, 5, 8, 8), torch.arange(4) % 2), "fails on an example of shape"),
+        ((torch.full((4, 3, 8, 8), float("nan")), torch.arange(4) % 2), "NaN"),
+        ("digits", "is a str; give"),
+        ([], "has no image"),
+        ([torch.rand(2, 3, 8, 8)], "pairs are needed"),
+    ],
+)
+def test_images_that_cannot_be_used_say_why(data, message) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(by.BrickyardError, match=message):
+        by.locate(model, data)
