@@ -54,7 +54,7 @@ def test_option_a_pads_both_sides_with_zeros() -> None:
 
 def test_what_cannot_be_built_says_why() -> None:
     for arguments, options, message in [
-        (("resnet21", 10), {}, "did you mean 'resnet2"),
+        (("googlnet", 10), {}, "did you mean 'googlenet'"),
         (("resnet20", 0), {}, "classes=0"),
         (("resnet20", 10, float("nan")), {}, "width=nan"),
         (("resnet20", 10), {"shortcut": "C"}, "shortcut='C'"),
