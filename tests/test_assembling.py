@@ -105,7 +105,7 @@ def test_union_of_parts_of_one_source(make) -> None:
 def test_union_needs_one_source_and_equal_numbers() -> None:
     with pytest.raises(by.BrickyardError, match=r"parts of one source"):
         by.assemble(parts(tasks=((0,), (1,))), form="union")
-    model = chain()
+    model = chain(widths=(16, 24))
     relevance = by.locate(model, DATA)
     healed = [by.disassemble(model, relevance, task=[k], heal="refit") for k in (0, 1)]
     with pytest.raises(by.BrickyardError, match=r"different numbers.*source="):

@@ -52,7 +52,7 @@ def test_an_image_folder(tmp_path) -> None:
     expected = np.asarray(picture(11)).transpose(2, 0, 1)
     assert np.array_equal(data.images[4].numpy(), expected)
     picture(99, size=(9, 7)).save(tmp_path / "test" / "cat" / "odd.png")
-    with pytest.raises(by.BrickyardError, match="2 sizes.*give a size"):
+    with pytest.raises(by.BrickyardError, match=r"2 sizes.*give a size"):
         load_data(str(tmp_path), split="test")
     assert load_data(str(tmp_path), split="test", size=(4, 4)).images.shape == (7, 3, 4, 4)
     (tmp_path / "test" / "dog" / "broken.png").write_bytes(b"\x89PNG broken")
@@ -143,7 +143,11 @@ def test_parts_of_data() -> None:
     with pytest.raises(by.BrickyardError, match="class 'x' was asked for"):
         data.of_classes(["x"])
     with pytest.raises(by.BrickyardError, match="one label an image"):
-        ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3), ("a",))
+        ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), ("a",))
+    with pytest.raises(by.BrickyardError, match="whole numbers"):
+        ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0.7, 0.1]), ("a",))
+    mask = data.labels == 3
+    assert set(data.subset(mask).labels.tolist()) == {3}
     with pytest.raises(by.BrickyardError, match="there is no such file"):
         load_data("/nowhere/at/all")
     with pytest.raises(by.BrickyardError, match="option 'colour' is not known"):

@@ -40,6 +40,15 @@ class Assembly(Predictor):
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes)
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> relevance = by.locate(chain(), (images, labels))
+        >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
+        >>> isinstance(whole, by.Assembly), whole(images).shape
+        (True, torch.Size([8, 2]))
     """
 
     matrix: Tensor | None

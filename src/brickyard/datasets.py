@@ -11,6 +11,7 @@ import io
 import json
 import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -64,6 +65,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
+            raise DataError(f"{name}: images and labels must be tensors, and labels whole numbers")
         self.images = images
         self.labels = labels.long()
         self.classes = tuple(classes)
@@ -73,6 +76,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
                 f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
                 f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image"
             )
+        if len(set(self.classes)) != len(self.classes):
+            raise DataError(f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ")
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise DataError(f"{name}: labels run to {int(labels.max())} and there are {len(self.classes)} class names")
 
@@ -83,8 +88,17 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
-        """The images at these places."""
-        chosen = torch.as_tensor(indices, dtype=torch.long)
+        """The images at these places, or where a mask is true.
+
+        Raises:
+            DataError: There is no such place.
+        """
+        chosen = torch.as_tensor(indices)
+        if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
+            chosen = chosen.nonzero().flatten()
+        chosen = chosen.long()
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            raise DataError(f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for")
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
@@ -157,9 +171,10 @@ def load_data(
     Example:
         >>> from brickyard.datasets import load_data
         >>> load_data("digits?split=test&classes=0-2").images.shape
-        torch.Size([162, 1, 8, 8])
+        torch.Size([161, 1, 8, 8])
     """
-    place, _, query = str(spec).partition("?")
+    place, _, query = (str(spec), "", "") if Path(str(spec)).exists() else str(spec).rpartition("?")
+    place, query = (place, query) if place else (query, "")
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"split", "classes"}
     if unknown:
@@ -167,6 +182,8 @@ def load_data(
     data = _open(place, options.get("split", split), size)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
+    if max_images is not None and max_images < 1:
+        raise OptionError(f"max_images={max_images} was asked for; give 1 or more")
     if max_images is not None and len(data) > max_images:
         data = data.shuffled(0).subset(range(max_images))
     return data
@@ -241,7 +258,10 @@ def _parquet(path: Path) -> ImageData:
     label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
     if image is None or label is None:
         raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
-    labels = torch.tensor(table[label].to_pylist(), dtype=torch.long)
+    values = table[label].to_pylist()
+    if not values or not all(isinstance(value, int) for value in values):
+        raise DataError(f"{path}: its column {label!r} must hold a whole number in each of {len(values)} rows")
+    labels = torch.tensor(values, dtype=torch.long)
     pictures: list[Tensor] = []
     for index, item in enumerate(table[image].to_pylist()):
         content = item.get("bytes") if isinstance(item, dict) else item
@@ -274,7 +294,7 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, dims = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
-    except (OSError, EOFError, struct.error, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, struct.error, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an idx file: {error}") from None
     numbers = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
     if zero != 0 or kind != 8 or dims != ndim or numbers.size != int(np.prod(shape)):
@@ -332,9 +352,13 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
 
 
 def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit numbers
         wide = np.asarray(image).astype(np.int64)
-        return np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
+        step = 257 if image.mode != "I" or wide.max() > 255 else 1
+        return np.clip(np.rint(wide / step), 0, 255).astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError("its numbers are floating point, and their range is not known")
     if image.mode in ("1", "L"):
         return np.array(image.convert("L"))
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:

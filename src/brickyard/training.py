@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ def train(
         lr: The highest learning rate.
         batch_size: Images a step.
         weight_decay: L2 penalty.
-        augment: Shift by up to an eighth of the image and mirror.
+        augment: Shift every image by up to an eighth of its size, and mirror half of them.
         seed: Seed for order and augmentation.
 
     Returns:
@@ -56,12 +58,15 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    if epochs < 1 or batch_size < 2 or not lr > 0:
-        raise OptionError(f"epochs={epochs}, batch_size={batch_size}, lr={lr}: give 1, 2 and above 0 at least")
+    if epochs < 1 or batch_size < 2 or not 0 < lr < math.inf or not weight_decay >= 0:
+        raise OptionError(
+            f"epochs={epochs}, batch_size={batch_size}, lr={lr}, weight_decay={weight_decay}: give at least 1, 2, "
+            "above 0, and 0"
+        )
     if len(data) < 2:
         raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
     generator = torch.Generator().manual_seed(seed)
-    images = preprocess(data.images, preprocessing)
+    like = next(model.parameters())
     steps = epochs * max(1, len(data) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -75,8 +80,17 @@ def train(
             for chosen in order[: len(order) // batch_size * batch_size or None].split(batch_size):
                 if len(chosen) < 2:
                     continue
-                x = _augmented(images[chosen], generator) if augment else images[chosen]
-                loss = F.cross_entropy(model(x), data.labels[chosen])
+                x = preprocess(data.images[chosen], preprocessing).to(like.dtype)
+                x = _augmented(x, generator) if augment else x
+                logits = model(x)
+                if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
+                    raise DataError(
+                        f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
+                        f"{tuple(logits.shape)}; give it one output a class"
+                    )
+                loss = F.cross_entropy(logits, data.labels[chosen])
+                if not torch.isfinite(loss):
+                    raise OptionError(f"training diverged (loss {loss.item()}); give a lower lr than {lr}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -88,17 +102,23 @@ def train(
 
 
 def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    reach = max(1, x.shape[-1] // 8)
-    dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-    x = F.pad(x, (reach,) * 4)[:, :, reach + dy : reach + dy + x.shape[2], reach + dx : reach + dx + x.shape[3]]
-    mirror = torch.rand(len(x), generator=generator) < 0.5
+    """Shift and mirror each image on its own."""
+    count, _, height, width = x.shape
+    reach = max(1, width // 8)
+    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
+    rows = (shift[0] + torch.arange(height)).reshape(count, 1, height, 1)
+    columns = (shift[1] + torch.arange(width)).reshape(count, 1, 1, width)
+    x = F.pad(x, (reach,) * 4)
+    x = x[torch.arange(count).reshape(-1, 1, 1, 1), torch.arange(x.shape[1]).reshape(1, -1, 1, 1), rows, columns]
+    mirror = torch.rand(count, generator=generator) < 0.5
     return torch.where(mirror.reshape(-1, 1, 1, 1), x.flip(3), x)
 
 
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
     """Share of images that a classifier answers right, in [0, 1]."""
-    right = 0
+    right, like = 0, next(model.parameters())
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
-            right += int((model(preprocess(images, preprocessing)).argmax(1) == labels).sum())
+            x = preprocess(images, preprocessing).to(like.dtype)
+            right += int((model(x).argmax(1) == labels).sum())
     return right / len(data) if len(data) else 0.0

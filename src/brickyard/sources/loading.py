@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickyard.errors import FileError, OptionError, TaskError
-from brickyard.manifest import Frozen, Name, Preprocessing, validated
+from brickyard.manifest import Frozen, Name, Preprocessing, first_problem, validated
 from brickyard.sources import zoo
 
 __all__ = ["Source", "load_source", "save_source"]
@@ -48,6 +47,9 @@ class Source:
     input_shape: tuple[int, int, int]
 
 
+Size = Annotated[int, Field(ge=1, le=16384)]
+
+
 class SourceText(Frozen):
     """What a file of weights says of the network that they belong to."""
 
@@ -57,6 +59,7 @@ class SourceText(Frozen):
     options: dict[str, float | int | str] = {}
     classes: tuple[Name, ...] = ()
     preprocessing: Preprocessing | None = None
+    input_shape: tuple[Size, Size, Size] | None = None
     scores: dict[str, float] = {}
 
 
@@ -92,10 +95,15 @@ def load_source(
     kind, colon, rest = spec.partition(":")
     if kind == "zoo" and colon:
         return _zoo(spec, rest, weights, classes, preprocessing)
+    text = None
+    tensors: dict[str, Tensor] = {}
+    if weights is not None:
+        tensors, text = read_weights(Path(weights))
+    classes = classes or (text.classes if text else ())
     if kind == "torchvision" and colon:
-        model, found = _torchvision(rest), IMAGENET
+        model, found = _torchvision(rest, len(classes) or _rows_of_last(tensors)), IMAGENET
     elif kind == "timm" and colon:
-        model, found = _timm(rest)
+        model, found = _timm(rest, len(classes) or _rows_of_last(tensors))
     elif ".py:" in spec:
         model, found = _own(spec, classes), Preprocessing()
     else:
@@ -103,13 +111,10 @@ def load_source(
             f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, "
             f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}"
         )
-    text = None
-    if weights is not None:
-        tensors, text = read_weights(Path(weights))
+    if tensors:
         _fill(model, tensors, weights)
     how = preprocessing or (text.preprocessing if text else None) or found
-    shape = _shape(how, None)
-    return _source(model, spec, classes or (text.classes if text else ()), how, shape)
+    return _source(model, spec, classes, how, _shape(how, text.input_shape if text else None))
 
 
 def _source(
@@ -117,7 +122,7 @@ def _source(
 ) -> Source:
     model.eval()
     with torch.no_grad():
-        like = next(model.parameters())
+        like = next(model.parameters(), torch.zeros(0))
         try:
             outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
         except Exception as error:
@@ -154,6 +159,8 @@ def _zoo(
     if weights is not None:
         tensors, text = read_weights(Path(weights))
     if name == "auto":
+        if weights is None:
+            raise OptionError("zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME")
         if text is None:
             raise FileError(
                 f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
@@ -171,13 +178,15 @@ def _zoo(
     if "classes" not in options:
         raise OptionError(f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights")
     count, width = options.pop("classes"), options.pop("width", 1.0)
-    model = zoo.build(name, int(count), float(width), **options)
+    numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
+    model = _seeded(lambda: zoo.build(name, **numbers))
     if tensors:
         _fill(model, tensors, weights)
-    known = zoo.input_shape(name, options)
+    known = (text.input_shape if text else None) or zoo.input_shape(name, options)
     how = preprocessing or (text.preprocessing if text else None)
     if how is None:
-        how = CIFAR if name in ("resnet20", "resnet32", "resnet56") else Preprocessing()
+        trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and known[0] == 3
+        how = CIFAR if trained_on_cifar else Preprocessing()
     title = f"{name} ({Path(weights).stem})" if weights is not None else name
     return _source(model, title, classes or (text.classes if text else ()), how, _shape(how, known))
 
@@ -193,32 +202,44 @@ def _number(text: str) -> float | int | str:
         return text
 
 
-def _torchvision(name: str) -> nn.Module:
+def _torchvision(name: str, classes: int | None) -> nn.Module:
     try:
         import torchvision.models as models
     except ImportError:
         raise OptionError(f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'") from None
     if name not in models.list_models(module=models):
         raise OptionError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
-    with torch.random.fork_rng(devices=[]):
-        model: nn.Module = models.get_model(name, weights=None)
-    return model
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    return _seeded(lambda: models.get_model(name, weights=None, **options))
 
 
-def _timm(name: str) -> tuple[nn.Module, Preprocessing]:
+def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     try:
         import timm
     except ImportError:
         raise OptionError(f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
     if not timm.is_model(name):
         raise OptionError(f"timm has no model {name!r}; see timm.list_models()")
-    with torch.random.fork_rng(devices=[]):
-        model: nn.Module = timm.create_model(name, pretrained=False)
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
     config = getattr(model, "pretrained_cfg", None) or {}
     _, height, width = config.get("input_size", (3, 224, 224))
     mean, std = config.get("mean"), config.get("std")
     how = Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
     return model, how
+
+
+def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
+    """The outputs of the last layer of some weights, where they show them."""
+    biases = [value for key, value in tensors.items() if key.endswith("bias") and value.ndim == 1]
+    return len(biases[-1]) if biases else None
+
+
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build with initial weights of a fixed seed; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
 
 
 def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
@@ -231,14 +252,22 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     if module_spec is None or module_spec.loader is None:
         raise OptionError(f"source {spec!r}: {place!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules.setdefault(path.stem, module)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise OptionError(f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}") from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
         raise OptionError(f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}")
     takes_classes = "classes" in inspect.signature(make).parameters and classes
-    model = make(classes=len(classes)) if takes_classes and classes else make()
+    try:
+        model = make(classes=len(classes)) if takes_classes and classes else make()
+    except Exception as error:
+        raise OptionError(
+            f"source {spec!r} failed: {type(error).__name__}: {error}; it is called without arguments, or with "
+            "classes=NUMBER where it takes that and class names are given"
+        ) from error
     if not isinstance(model, nn.Module):
         raise OptionError(f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module")
     return model
@@ -265,6 +294,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FileError(f"weights {path} cannot be read: {error}") from None
+    except FileError:
+        raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
         raise FileError(f"weights {path} hold more than tensors, or are damaged: {str(error)[:200]}") from None
     for key in ("state_dict", "model", "model_state_dict"):
@@ -330,7 +361,13 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
             f"weights {weights} do not fit {type(model).__name__}: {'; '.join(problems)}. Check the name, width and "
             "class count of the source"
         )
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise FileError(f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}")
     model.load_state_dict(tensors, strict=False)
+    types = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    if len(types) == 1:
+        model.to(types.pop())
 
 
 def save_source(
@@ -349,13 +386,17 @@ def save_source(
     """
     from brickyard.files import write_atomically
 
-    text = SourceText(
-        arch=arch,
-        options=options or {},
-        classes=source.classes,
-        preprocessing=source.preprocessing,
-        scores=scores or {},
-    )
+    try:
+        text = SourceText(
+            arch=arch,
+            options=options or {},
+            classes=source.classes,
+            preprocessing=source.preprocessing,
+            input_shape=source.input_shape,
+            scores=scores or {},
+        )
+    except ValidationError as error:
+        raise OptionError(f"what is to be written with {path} cannot be: {first_problem(error)}") from None
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in source.model.state_dict().items()}
     path = Path(path)
     metadata = {KEY: text.model_dump_json()}

@@ -110,6 +110,9 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
     if unknown:
         known = ", ".join(["width", *found.defaults])
         raise OptionError(f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}")
+    for key, value in options.items():
+        if isinstance(found.defaults[key], str) and not isinstance(value, str):
+            raise OptionError(f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
     for key in ("channels", "size"):
         _check_count(name, key, options.get(key, 3 if key == "channels" else 32))
     return found.make(classes, float(width), **options)
