@@ -199,7 +199,7 @@ def disassemble(
         raise OptionError("disassemble needs images or relevances; give --data or --relevance")
     else:
         origin, found = _located(
-            source, data, weights, None, choose, per_class, thresholds, names, size, mean, std, seed
+            source, data, weights, task, choose, per_class, thresholds, names, size, mean, std, seed
         )
     component = cut(
         origin.model,
