@@ -71,6 +71,31 @@ def refs(node: Node) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A step made ready to run many times: most are one layer of one value, or a call with flat arguments."""
+
+    node: Node
+    name: str
+    dead: tuple[str, ...]
+    layer: tuple[str, ...] = ()
+    source: str = ""
+    call: Callable[..., Any] | None = None
+    args: tuple[tuple[bool, Any], ...] = ()
+
+
+def _planned(node: Node, dead: tuple[str, ...], foreign: Mapping[str, Callable[..., Any]]) -> _Planned:
+    one = len(node.args) == 1 and isinstance(node.args[0], Ref) and not node.kwargs
+    if node.op == "layer" and one:
+        return _Planned(node, node.name, dead, layer=tuple(node.target.split(".")), source=node.args[0].node)
+    flat = all(isinstance(value, Ref | int | float | str) or value is None for value in node.args)
+    if node.op == "function" and flat and not node.kwargs and node.target not in foreign:
+        found = FUNCTIONS.get(node.target)  # a name that is not in the table is refused elsewhere
+        args = tuple((isinstance(value, Ref), value) for value in node.args)
+        return _Planned(node, node.name, dead, call=found.call if found else None, args=args)
+    return _Planned(node, node.name, dead)
+
+
 class _Group(nn.Module):
     """A bare container, so that layers keep the dotted names they had in the source."""
 
@@ -102,6 +127,9 @@ class Network(nn.Module):
         self._tensor_names = tuple(tensors or {})
         self._foreign = dict(foreign or {})
         self._dead = _last_uses(self._steps)
+        self._plan = tuple(
+            _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
+        )
         for name, layer in layers.items():
             parent, leaf = self._home(name)
             parent.add_module(leaf, layer)
@@ -160,8 +188,6 @@ class Network(nn.Module):
 
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:
         """The value of one step, given those of the earlier ones."""
-        if node.op == "layer" and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], Ref):
-            return self.layer(node.target)(values[node.args[0].node])  # nearly all steps, and the fast way
         args = map_refs(node.args, lambda ref: values[ref.node])
         kwargs = map_refs(dict(node.kwargs), lambda ref: values[ref.node])
         if node.op == "function":
@@ -189,7 +215,18 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run all steps."""
         values: dict[str, Any] = {self._steps[0].name: x}
-        self.advance(values, 0, len(self._steps))
+        for step in self._plan[1:]:
+            if step.layer:
+                module: Any = self
+                for part in step.layer:
+                    module = module._modules[part]
+                values[step.name] = module(values[step.source])
+            elif step.call is not None:
+                values[step.name] = step.call(*[values[item.node] if is_ref else item for is_ref, item in step.args])
+            else:
+                values[step.name] = self.step(step.node, values)
+            for name in step.dead:
+                del values[name]
         result: Tensor = values[self._steps[-1].name]
         return result
 
