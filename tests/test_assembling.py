@@ -357,6 +357,34 @@ def test_scores_print_and_are_written(tmp_path) -> None:
     assert float(rows[2]["latency_ms"]) == scores.row("component").latency["median_ms"]
 
 
+def test_images_of_the_wrong_size_are_one_clear_error() -> None:
+    model = Branches()  # its classifier is behind a flatten: only one size fits
+    part = by.disassemble(model, by.locate(model, DATA), task=[2, 0])
+    wrong = torch.rand(6, 3, 12, 12)
+    labels = torch.tensor([0, 2, 0, 2, 0, 2])
+    for call in (
+        lambda: part.predict(wrong),
+        lambda: by.assemble([part]).predict(wrong),
+        lambda: by.evaluate(part, (wrong, labels), latency=False),
+        lambda: by.evaluate(by.assemble([part]), [(wrong, labels)], latency=False),
+        lambda: by.locate(model, (wrong, labels)),
+        lambda: by.disassemble(model, by.locate(model, DATA), task=[2], images=(wrong, labels)),
+    ):
+        with pytest.raises(by.BrickyardError, match=r"12, 12|12x12"):
+            call()
+    nan = DATA[0].clone()
+    nan[2, 0, 0, 0] = float("nan")
+    for call in (
+        lambda: part.predict(nan),
+        lambda: by.evaluate(part, (nan, DATA[1]), latency=False),
+        lambda: by.locate(model, (nan, DATA[1]), choose="all"),
+        lambda: by.disassemble(model, by.locate(model, DATA), task=[2, 3], images=(nan, DATA[1])),
+    ):
+        with pytest.raises(by.BrickyardError, match="NaN"):
+            call()
+    assert len(part.predict(DATA[0])) == 48
+
+
 def test_scoring_is_asked_for_rightly() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[2, 0])

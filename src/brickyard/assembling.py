@@ -19,7 +19,7 @@ from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, Versions
 from brickyard.network import Network
 from brickyard.options import Duplicates, Form, check_choice
-from brickyard.predicting import Predictor
+from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Scale, find, scale
 from brickyard.surgery import Part, join, overlay
@@ -410,7 +410,7 @@ def shared_logits(
             chosen = _shots(pool.all_labels(), part, shots, seed)
             with torch.inference_mode():
                 for x, y in pool.raw(chosen, batch_size):
-                    logits.append(assembly.side_by_side(x).double().cpu())
+                    logits.append(run_images(assembly.side_by_side, x, pool.what).double().cpu())
                     owners += [index] * len(y)
                     labels += y.tolist()
                     places += [offset + part.task.index(k) for k in y.tolist()]

@@ -17,6 +17,7 @@ from brickyard.graph.reading import as_before
 from brickyard.images import Images
 from brickyard.locating import fingerprint
 from brickyard.measuring import Latency, count_flops, count_parameters, measure_latency
+from brickyard.predicting import run_images
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.scores import Row, Scores
@@ -132,7 +133,7 @@ def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_si
     found: list[Tensor] = []
     with torch.inference_mode(), bar("scoring", len(images) if chosen is None else len(chosen)) as advance:
         for x, _ in images.batches(chosen, batch_size, like):
-            found.append(model(x).double().cpu())
+            found.append(run_images(model, x, images.what).double().cpu())
             advance(len(x))
     return torch.cat(found) if found else torch.zeros(0, 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from brickyard.errors import DataError
 from brickyard.preprocessing import check_images
 
-__all__ = ["Predictor", "read_images"]
+__all__ = ["Predictor", "read_images", "run_images"]
 
 REJECT = "(none of these)"
 
@@ -51,7 +51,8 @@ class Predictor(nn.Module):
         try:
             with torch.inference_mode():
                 for batch in read_images(images, batch_size):
-                    found.append(self._logits(batch).double().softmax(1).cpu())
+                    logits = run_images(self._logits, batch, "the images")
+                    found.append(logits.double().softmax(1).cpu())
         finally:
             self.train(was_training)
         return torch.cat(found) if found else torch.zeros(0, len(self.classes) + int(self.reject))
@@ -64,6 +65,21 @@ class Predictor(nn.Module):
         """
         names = (*self.classes, REJECT)
         return [names[k] for k in self.predict_proba(images, batch_size).argmax(1).tolist()]
+
+
+def run_images(model: Callable[[Tensor], Tensor], images: Tensor, what: str) -> Tensor:
+    """Run a model on images; images that it cannot take are a clear error.
+
+    Raises:
+        DataError: The model refuses the images.
+    """
+    try:
+        return model(images)
+    except RuntimeError as error:
+        raise DataError(
+            f"{what} of shape {tuple(images.shape)} do not fit the model: {str(error).splitlines()[0]}; give images "
+            "of the size and channels that its source takes, or a preprocessing that makes them so"
+        ) from error
 
 
 def read_images(images: Any, batch_size: int) -> list[Tensor]:
