@@ -1,0 +1,160 @@
+"""What is kept of each network, and where it goes when several are laid side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from brickyard.errors import SurgeryError
+from brickyard.graph.axes import Axis, Graph
+from brickyard.graph.labels import DimRole, Labels
+from brickyard.network import Network, Node
+
+__all__ = ["KeepSet", "Part", "Plan", "check_keep", "is_output", "positions"]
+
+KeepSet = Mapping[str, Tensor]
+"""For each axis by name, the channels that stay, as an integer tensor. Axes left out stay whole."""
+
+
+def check_keep(graph: Graph, keep: KeepSet) -> None:
+    """Check a keep-set: known axes, valid channels, none twice, at least one, pinned axes whole.
+
+    Raises:
+        SurgeryError: It does not fit the graph.
+    """
+    for name, channels in keep.items():
+        if name not in graph.names:
+            raise SurgeryError(f"axis {name!r} was asked for; the network has {', '.join(graph.names)}")
+        axis = graph.axis(name)
+        found = channels.tolist()
+        if not found or len(set(found)) != len(found) or min(found) < 0 or max(found) >= axis.size:
+            raise SurgeryError(
+                f"axis {name!r} has channels 0..{axis.size - 1}; a keep-set of {len(found)} entries, "
+                f"{found[:8]}, does not name one or more of them, once each"
+            )
+        if axis.pinned and not axis.output and len(found) != axis.size:
+            raise SurgeryError(f"axis {name!r} stays whole because {axis.pinned[0]}; keep all {axis.size} channels")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A graph and what is kept of it.
+
+    Attributes:
+        graph: The source's graph; its network may be on the meta device when `network` is given.
+        keep: The keep-set.
+        network: Where the numbers are: None for the source's own network (they are sliced), or the already
+            cut network (they are taken as they are).
+    """
+
+    graph: Graph
+    keep: KeepSet
+    network: Network | None = None
+
+    @cached_property
+    def rank(self) -> NDArray[np.int64]:
+        """For every channel of the source, its place in its axis's keep-set, or -1."""
+        rank = np.full(self.graph.channels, -1, dtype=np.int64)
+        for axis in self.graph.axes:
+            channels = self.keep.get(axis.name)
+            chosen = np.arange(axis.size) if channels is None else channels.numpy()
+            rank[axis.start + chosen] = np.arange(len(chosen))
+        return rank
+
+
+def positions(part: Part, labels: Labels) -> NDArray[np.int64]:
+    """Places along a dimension that are kept: in place order, or in task order for the class outputs."""
+    rank = part.rank[labels]
+    kept = np.flatnonzero(rank >= 0)
+    if is_output(part.graph.output, labels):
+        return kept[np.argsort(rank[kept], kind="stable")]
+    return kept
+
+
+def is_output(axis: Axis | None, labels: Labels) -> bool:
+    """Whether all entries along a dimension are class outputs."""
+    return axis is not None and bool(((labels >= axis.start) & (labels < axis.start + axis.size)).all())
+
+
+class Plan:
+    """Where everything goes when parts are laid side by side; nothing is built yet.
+
+    Args:
+        parts: The parts; the first one's graph gives the steps.
+        shared_input: Whether all parts read the same image, or each has its own among the input's channels.
+    """
+
+    def __init__(self, parts: Sequence[Part], shared_input: bool) -> None:
+        self.parts = parts
+        self.first = parts[0].graph
+        self.shared_input = shared_input
+        self._image = self.first.at(self.first.network.nodes[0].name, "out")
+
+    def places(self, owner: str, role: DimRole, dim: int = 0) -> list[NDArray[np.int64]] | None:
+        """For each part, where its kept entries go along a dimension of the result; None without channels."""
+        labels = self.first.at(owner, role, dim)
+        if labels is None:
+            return None
+        if role == "in" and self.shared_input and self._reads_image(labels):
+            return [np.arange(len(labels)) for _ in self.parts]
+        kept: list[NDArray[np.int64]] = []
+        for part in self.parts:
+            own = part.graph.at(owner, role, dim)
+            assert own is not None  # the graphs were compared
+            kept.append(positions(part, own))
+        sizes = [len(places) for places in kept]
+        if is_output(self.first.output, labels) or self._reads_image(labels):
+            order = np.arange(sum(sizes))  # part after part
+        else:
+            order = np.argsort(np.lexsort(_side_by_side(labels, kept)))
+        return np.split(order, np.cumsum(sizes)[:-1])
+
+    def _reads_image(self, labels: Labels) -> bool:
+        return self._image is not None and bool(np.isin(labels, self._image).all())
+
+    def kept(self, node: Node, dim: int, stop: int | None = None, piece: int | None = None) -> int:
+        """How many entries (before `stop`) of a dimension of a step's value the result has.
+
+        `piece` picks one of the values of a step that gives several.
+        """
+        labels = self.first.labels(node)
+        image = self.shared_input and isinstance(labels, np.ndarray) and self._reads_image(labels)
+        total = 0
+        for part in self.parts[:1] if image else self.parts:
+            own, value = part.graph.labels(node), part.graph.shapes[node.name]
+            if piece is not None:
+                own, value = own[piece], value[piece]
+            along = np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)[:, 0]
+            along = np.broadcast_to(along, (value.shape[dim],))
+            total += int((part.rank[along[:stop]] >= 0).sum())
+        return total
+
+    def changed(self, node: Node) -> dict[int, int]:
+        """Dimensions of a step's value whose size changes, with the new size."""
+        labels = self.first.labels(node)
+        if not isinstance(labels, np.ndarray):
+            return {}
+        found: dict[int, int] = {}
+        for dim, size in enumerate(labels.shape):
+            if size == 1 and not (labels.size == 1 and dim == 1):  # one channel in all lies along dimension 1
+                continue
+            new = self.kept(node, dim)
+            if new != self.first.shapes[node.name].shape[dim]:
+                found[dim] = new
+        return found
+
+
+def _side_by_side(labels: Labels, kept: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], ...]:
+    """Sort keys, last one first: the source's channel, then the part, then the place within the channel.
+
+    Flattening repeats a channel in a run of entries, which must stay together.
+    """
+    run = np.concatenate([[0], np.cumsum(labels[1:] != labels[:-1])])
+    places = np.concatenate(kept)
+    part = np.repeat(np.arange(len(kept)), [len(p) for p in kept])
+    return places, part, run[places]

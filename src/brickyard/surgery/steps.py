@@ -1,0 +1,106 @@
+"""Rewrite the constants of steps that depend on channel counts: views, splits, slices, channel padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from brickyard.graph.labels import indexed_dims
+from brickyard.network import Node, Ref, map_refs
+from brickyard.surgery.plan import Plan
+
+__all__ = ["rewritten"]
+
+
+def rewritten(plan: Plan, node: Node) -> Node:
+    """The step with its constants changed to fit the result."""
+    rewrite = _REWRITE.get(node.target) if node.op == "function" else None
+    return node if rewrite is None else rewrite(plan, node)
+
+
+def _reshape(plan: Plan, node: Node) -> Node:
+    changed = plan.changed(node)
+    if not changed:
+        return node
+    sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+    new = tuple(
+        changed[dim] if dim in changed and isinstance(size, int) and size != -1 else size
+        for dim, size in enumerate(sizes)
+    )
+    return replace(node, args=(node.args[0], new))
+
+
+def _split(plan: Plan, node: Node) -> Node:
+    """Split at the places where the source splits, counted in kept channels."""
+    source, pieces = plan.first.labels(_producer(plan, node)), plan.first.labels(node)
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    if not isinstance(source, np.ndarray) or not isinstance(pieces, tuple) or source.shape[dim] == 1:
+        return node
+    dim = dim % source.ndim
+    sizes = [plan.kept(node, dim, piece=index) for index in range(len(pieces))]
+    if sizes == [int(value.shape[dim]) for value in plan.first.shapes[node.name]]:
+        return node
+    return Node(node.name, "function", "split", (node.args[0], sizes, dim))
+
+
+def _getitem(plan: Plan, node: Node) -> Node:
+    if not isinstance(node.args[0], Ref):
+        return node
+    producer = _producer(plan, node)
+    source = plan.first.labels(producer)
+    if not isinstance(source, np.ndarray):
+        return node
+    index = node.args[1]
+    moved: dict[int, slice] = {}
+    for dim, part in indexed_dims(index, source.ndim):
+        if isinstance(part, slice) and source.shape[dim] > 1 and (part.start, part.stop) != (None, None):
+            start, stop, _ = _concrete(plan, part).indices(plan.first.shapes[producer.name].shape[dim])
+            moved[id(part)] = slice(plan.kept(producer, dim, start), plan.kept(producer, dim, stop))
+    if not moved:
+        return node
+    if not isinstance(index, tuple):
+        return replace(node, args=(node.args[0], moved[id(index)]))
+    return replace(node, args=(node.args[0], tuple(moved.get(id(part), part) for part in index)))
+
+
+def _pad(plan: Plan, node: Node) -> Node:
+    labels = plan.first.labels(node)
+    if not isinstance(labels, np.ndarray):
+        return node
+    by_name = len(node.args) == 1
+    amounts = list(_concrete(plan, node.kwargs["pad"] if by_name else node.args[1]))
+    before = list(amounts)
+    for back in range(len(amounts) // 2):
+        dim = labels.ndim - 1 - back
+        left, right = before[2 * back : 2 * back + 2]
+        if labels.shape[dim] > 1 and (left, right) != (0, 0):
+            amounts[2 * back] = plan.kept(node, dim, left)
+            amounts[2 * back + 1] = plan.kept(node, dim) - plan.kept(node, dim, labels.shape[dim] - right)
+    if amounts == before:
+        return node
+    if by_name:
+        return replace(node, kwargs={**node.kwargs, "pad": amounts})
+    return replace(node, args=(node.args[0], amounts, *node.args[2:]))
+
+
+def _producer(plan: Plan, node: Node) -> Node:
+    return next(other for other in plan.first.network.nodes if other.name == node.args[0].node)
+
+
+def _concrete(plan: Plan, value: Any) -> Any:
+    """Sizes that the network computes, as they were on the example."""
+    return map_refs(value, lambda ref: plan.first.shapes[ref.node])
+
+
+_REWRITE: dict[str, Callable[[Plan, Node], Node]] = {
+    "reshape": _reshape,
+    "view": _reshape,
+    "expand": _reshape,
+    "chunk": _split,
+    "split": _split,
+    "getitem": _getitem,
+    "pad": _pad,
+}
