@@ -14,8 +14,8 @@ import brickyard as by
 from brickyard import healing
 from brickyard.graph import trace
 from brickyard.healing import heal_network
-from brickyard.locating import fingerprint
 from brickyard.measuring import count_flops, count_parameters
+from brickyard.relevance import fingerprint
 from brickyard.selecting import CostModel, keep_mask
 from brickyard.surgery import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import brickyard as by
 from brickyard.graph import trace
 from brickyard.layers.contributions import contribution_sums, contributions, window_sums
-from brickyard.locating import EPSILON, fingerprint
+from brickyard.relevance import EPSILON, fingerprint
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
 

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from brickyard.disassembling import disassemble
     from brickyard.evaluation import evaluate
     from brickyard.files import load
-    from brickyard.locating import Relevance, locate
+    from brickyard.locating import locate
     from brickyard.manifest import Preprocessing
     from brickyard.options import Budget, Thresholds
+    from brickyard.relevance import Relevance
 
 _HOME = {
     "Assembly": "assembling",
     "Budget": "options",
     "Component": "component",
     "Preprocessing": "manifest",
-    "Relevance": "locating",
+    "Relevance": "relevance",
     "Thresholds": "options",
     "assemble": "assembling",
     "disassemble": "disassembling",

@@ -340,7 +340,7 @@ def _blueprint(part: Component) -> Part:
 
 def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
     from brickyard.graph import trace
-    from brickyard.locating import fingerprint
+    from brickyard.relevance import fingerprint
 
     found = fingerprint(source)
     for part in parts:

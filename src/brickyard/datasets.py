@@ -107,7 +107,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.locating import resolve_task
+        from brickyard.relevance import resolve_task
 
         wanted = torch.tensor(resolve_task(classes, self.classes))
         return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
@@ -118,7 +118,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.locating import resolve_task
+        from brickyard.relevance import resolve_task
 
         wanted = resolve_task(classes, self.classes)
         part = self.of_classes(wanted)

@@ -17,9 +17,10 @@ from brickyard.disassembling import disassemble
 from brickyard.errors import FileError, OptionError
 from brickyard.evaluation import evaluate
 from brickyard.files import load
-from brickyard.locating import Relevance, locate
+from brickyard.locating import locate
 from brickyard.manifest import Preprocessing
 from brickyard.options import Budget
+from brickyard.relevance import Relevance
 from brickyard.scores import Scores
 from brickyard.sources import Source, save_source
 from brickyard.training import build_seeded, train

@@ -17,7 +17,6 @@ from brickyard.errors import DataError, FileError, OptionError, TaskError
 from brickyard.graph import Graph
 from brickyard.healing import heal_network
 from brickyard.images import Images
-from brickyard.locating import Relevance, resolve_task
 from brickyard.manifest import (
     AxisRecord,
     ComponentManifest,
@@ -30,6 +29,7 @@ from brickyard.manifest import (
 )
 from brickyard.network import Network, map_refs
 from brickyard.options import Budget, Heal, Thresholds, check_choice
+from brickyard.relevance import Relevance, resolve_task
 from brickyard.selecting import CostModel, by_budget, by_thresholds, keep_mask
 from brickyard.surgery import KeepSet, cut
 

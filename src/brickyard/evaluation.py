@@ -15,11 +15,11 @@ from brickyard.component import Component
 from brickyard.errors import DataError, OptionError
 from brickyard.graph.reading import as_before
 from brickyard.images import Images
-from brickyard.locating import fingerprint
 from brickyard.measuring import Latency, count_flops, count_parameters, measure_latency
 from brickyard.predicting import run_images
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
+from brickyard.relevance import fingerprint
 from brickyard.scores import Row, Scores
 
 __all__ = ["evaluate"]

@@ -25,7 +25,6 @@ from brickyard.assembling import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
 from brickyard.graph import step_shapes
-from brickyard.locating import LayerRecord, Relevance
 from brickyard.manifest import (
     FORMAT_VERSION,
     AssemblyFile,
@@ -37,6 +36,7 @@ from brickyard.manifest import (
 )
 from brickyard.network import Network
 from brickyard.options import Thresholds
+from brickyard.relevance import LayerRecord, Relevance
 
 __all__ = ["load", "save_assembly", "save_component", "save_relevance"]
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +15,10 @@ from brickyard.images import Images, class_names
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.options import Choose, Thresholds, check_choice
 from brickyard.progress import bar
+from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
 
-__all__ = ["Relevance", "fingerprint", "locate", "resolve_task"]
+__all__ = ["locate"]
 
-EPSILON = 1e-5
-TIE = 1e-4  # weight of the tie-break: below one count among the outputs of all but very wide layers
 KEEP_BYTES = 1 << 30  # sums are kept in memory up to this size unless asked otherwise
 
 
@@ -80,7 +75,7 @@ def locate(
     check_choice("choose", choose, Choose)
     if not isinstance(per_class, int) or per_class < 1 or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0")
-    like = _like(model)
+    like = weights_like(model)
     images = Images(data, preprocessing, "the images to locate with")
     graph = trace(model, images.example(like))
     names = _names(classes or class_names(data), graph.output_width)
@@ -113,312 +108,6 @@ def locate(
             relevance.add_class(k, class_sums(graph, batches), graph)
             advance(text=f"locating {names[k]}")
     return relevance
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What locating needs to know of a layer: its channel numbers, and whether it is linear."""
-
-    reads: np.ndarray[Any, np.dtype[np.int64]]
-    writes: np.ndarray[Any, np.dtype[np.int64]]
-    linear: bool
-
-
-@dataclass(eq=False, kw_only=True)
-class Relevance:
-    """Which channels matter for which class; made by `locate`, saved and loaded as safetensors.
-
-    Attributes:
-        classes: Names of the source's classes.
-        task: Indices of the classes that were located.
-        thresholds: What `hard` and `relevant` use.
-        record: Which images were used.
-        preprocessing: What was done to them before the source took them.
-        input_shape: (channels, height, width) that the source takes.
-        source_sha256: Fingerprint of the source's weights.
-        source_name: What the source is called.
-
-    Example:
-        >>> import brickyard as by, torch
-        >>> from brickyard.testing import chain
-        >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
-        >>> relevance.contribution("conv2").shape, relevance.axis("conv1").shape
-        (torch.Size([4, 8, 6]), torch.Size([4, 6]))
-    """
-
-    classes: tuple[str, ...]
-    task: tuple[int, ...]
-    thresholds: Thresholds
-    layers: dict[str, LayerRecord]
-    axes: dict[str, tuple[int, int]]
-    record: LocateRecord
-    preprocessing: Preprocessing
-    input_shape: tuple[int, ...]
-    source_sha256: str
-    source_name: str
-    sums: dict[str, Tensor] | None
-    hard_masks: dict[str, Tensor] = field(default_factory=dict)
-    scores: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _graph: Graph | None = field(default=None, repr=False)
-    _images: Images | None = field(default=None, repr=False)
-    _indices: list[int] = field(default_factory=list, repr=False)
-
-    # -- filling it ------------------------------------------------------------------------------------
-
-    def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
-        """Remember the images and the graph, in memory only."""
-        self._images, self._indices, self._graph = images, indices, graph
-
-    def add_class(self, k: int, sums: Mapping[str, Tensor], graph: Graph) -> None:
-        """Turn one class's contribution sums into its relevances."""
-        if not self.hard_masks:
-            self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
-            for name, layer in self.layers.items():
-                self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
-                if self.sums is not None:
-                    self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
-        if self.sums is not None:
-            for name, value in sums.items():
-                self.sums[name][k] = value.to("cpu", torch.float32)
-        found = allocate(
-            self.layers, {name: s.cpu() for name, s in sums.items()}, self._start(k, graph), self.thresholds
-        )
-        for name, mask in found.hard.items():
-            self.hard_masks[name][k] = mask
-        self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
-
-    def _start(self, k: int, graph: Graph) -> tuple[Tensor, Tensor]:
-        """(channels that are relevant before any layer says so, channels that count as written for class k)."""
-        pinned = torch.zeros(graph.channels, dtype=torch.bool)
-        for axis in graph.axes:
-            if axis.pinned and not axis.output:
-                pinned[axis.channels] = True
-        written = pinned.clone()
-        if graph.output is not None:
-            written[graph.output.start + k] = True
-        return pinned, written
-
-    # -- reading it ------------------------------------------------------------------------------------
-
-    def _layer(self, name: str) -> LayerRecord:
-        if name not in self.layers:
-            raise OptionError(f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}")
-        return self.layers[name]
-
-    def hard(self, layer: str) -> Tensor:
-        """Relevant input channels of a layer: bool, (classes, in_channels).
-
-        Raises:
-            OptionError: There is no such layer.
-        """
-        self._layer(layer)
-        return self.hard_masks[layer]
-
-    def sum(self, layer: str) -> Tensor:
-        """S, the clamped contributions summed over the images of each class: (classes, out, in).
-
-        Raises:
-            OptionError: There is no such layer, or sums were not kept.
-        """
-        self._layer(layer)
-        if self.sums is None:
-            raise OptionError(
-                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True"
-            )
-        return self.sums[layer]
-
-    def contribution(self, layer: str) -> Tensor:
-        """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
-
-        Raises:
-            OptionError: There is no such layer, or sums were not kept.
-        """
-        return normalised(self.sum(layer).double()).float()
-
-    def axis(self, name: str) -> Tensor:
-        """Soft relevance in [0, 1] of an axis's channels: (classes, channels), the highest of any reader.
-
-        Raises:
-            OptionError: There is no such axis.
-        """
-        start, size = self._axis(name)
-        return self.scores[1, :, start : start + size].float()
-
-    def relevant(self, name: str) -> Tensor:
-        """Relevant channels of an axis: bool, (classes, channels); relevant is what any reader finds so."""
-        start, size = self._axis(name)
-        return self.scores[0, :, start : start + size].bool()
-
-    def _axis(self, name: str) -> tuple[int, int]:
-        if name not in self.axes:
-            raise OptionError(f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}")
-        return self.axes[name]
-
-    def images(self) -> tuple[Images, list[int]] | None:
-        """The images that were used and their indices, or None after loading from a file."""
-        return None if self._images is None else (self._images, list(self._indices))
-
-    def graph(self, model: nn.Module) -> Graph:
-        """The graph of the model that was located, traced again where it is not at hand.
-
-        Raises:
-            DataError: The model's weights are not those that were located.
-        """
-        found = fingerprint(model)
-        if found != self.source_sha256:
-            raise DataError(
-                f"the relevances belong to {self.source_name!r} with weights {self.source_sha256[:12]}; this model's "
-                f"are {found[:12]}: locate again, or give the model that was located"
-            )
-        if self._graph is None:
-            generator = torch.Generator().manual_seed(0)
-            like = _like(model)
-            example = torch.randn(2, *self.input_shape, generator=generator).to(like.device, like.dtype)
-            self._graph = trace(model, example)
-        return self._graph
-
-    def with_thresholds(self, thresholds: Thresholds, graph: Graph) -> Relevance:
-        """The relevances under other thresholds, from the same sums.
-
-        Raises:
-            OptionError: Sums were not kept.
-        """
-        if thresholds == self.thresholds:
-            return self
-        if self.sums is None:
-            raise OptionError(
-                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
-                "sums were not kept: locate again with these thresholds or with keep_sums=True"
-            )
-        other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
-        for k in self.task:
-            other.add_class(k, {name: value[k].double() for name, value in self.sums.items()}, graph)
-        other.sums = self.sums
-        other._images, other._indices, other._graph = self._images, self._indices, graph
-        return other
-
-    def _public(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the relevances to a safetensors file, atomically.
-
-        Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
-        """
-        from brickyard.files import save_relevance
-
-        return save_relevance(self, Path(path), overwrite=overwrite)
-
-    def __str__(self) -> str:
-        lines = [f"relevance of {self.source_name}: {len(self.task)} of {len(self.classes)} classes"]
-        for name, mask in self.hard_masks.items():
-            share = mask[list(self.task)].float().mean().item()
-            lines.append(f"  {name}: {mask.shape[1]} inputs, {share:.0%} relevant for a class on average")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """One class's relevances: by layer (`hard`), and by channel number.
-
-    `soft` is u; `score` is u with ties broken by the contributions behind the counts.
-    """
-
-    hard: dict[str, Tensor]
-    relevant: Tensor
-    soft: Tensor
-    score: Tensor
-
-
-def normalised(sums: Tensor) -> Tensor:
-    """Contribution aggregation: sums (..., out, in) to [0, 1] over the inputs of each output."""
-    low, high = sums.amin(-1, keepdim=True), sums.amax(-1, keepdim=True)
-    return (sums - low) / (high - low + EPSILON)
-
-
-def allocate(
-    layers: Mapping[str, LayerRecord],
-    sums: Mapping[str, Tensor],
-    start: tuple[Tensor, Tensor],
-    thresholds: Thresholds,
-) -> Allocation:
-    """Contribution allocation: walk back from the classifier to the image.
-
-    A layer counts the relevant outputs that a strong contribution links to each of its inputs (parameter
-    linking). A channel is relevant when any of its readers finds it so.
-
-    Args:
-        layers: The layers in network order.
-        sums: For each layer, S of one class, (out, in).
-        start: Channels that are relevant from the start, and those that count as written.
-        thresholds: alpha and beta.
-    """
-    relevant, written = start[0].clone(), start[1].clone()
-    soft = relevant.double()
-    score = soft.clone()
-    hard: dict[str, Tensor] = {}
-    for name in reversed(list(layers)):
-        layer = layers[name]
-        alpha, beta = thresholds.of(layer.linear)
-        r = normalised(sums[name].double())
-        m = written[torch.from_numpy(layer.writes)].double()
-        t = m @ (r > alpha).double()
-        u = normalised(t)
-        hard[name] = u > beta
-        fine = normalised(m @ r)
-        reads = torch.from_numpy(layer.reads)
-        at = reads[hard[name]]
-        relevant[at] = True
-        written[at] = True
-        soft = soft.scatter_reduce(0, reads, u, "amax")
-        score = score.scatter_reduce(0, reads, u + TIE * fine, "amax")
-    return Allocation({name: hard[name] for name in layers}, relevant, soft, score)
-
-
-def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    """Indices of the classes that a task names, in its order.
-
-    Raises:
-        TaskError: The task is empty, names an unknown class, or names one twice.
-    """
-    if isinstance(task, int | str):
-        task = [task]
-    found: list[int] = []
-    for item in task:
-        if isinstance(item, bool) or not isinstance(item, int | str):
-            raise TaskError(f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}")
-        if isinstance(item, str) and item in names:
-            found.append(list(names).index(item))
-        elif isinstance(item, int) and 0 <= item < len(names):
-            found.append(item)
-        else:
-            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}")
-    if not found:
-        raise TaskError(f"the task is empty; name at least one of {_list(names)}")
-    if len(set(found)) != len(found):
-        twice = next(k for k in found if found.count(k) > 1)
-        raise TaskError(f"class {names[twice]!r} is named twice in the task; name each class once")
-    return found
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and numbers of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _like(model: nn.Module) -> Tensor:
-    """A tensor on the device and in the type of a model's weights."""
-    if isinstance(model, nn.Module):
-        for value in model.parameters():
-            if value.is_floating_point():
-                return value.detach().reshape(-1)[:0]
-    return torch.zeros(0)
 
 
 def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -484,7 +173,3 @@ def _confidences(graph: Graph, images: Images, indices: list[int], batch_size: i
             log_p = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1)).squeeze(1)
             advance(len(x))
             yield from log_p.tolist()
-
-
-def _list(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,7 +15,7 @@ import torch
 
 from brickyard.errors import OptionError
 from brickyard.graph import Graph
-from brickyard.locating import Relevance, resolve_task
+from brickyard.relevance import Relevance, resolve_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

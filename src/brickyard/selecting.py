@@ -14,9 +14,9 @@ from brickyard.errors import OptionError
 from brickyard.graph import Graph
 from brickyard.graph.axes import pair_flops
 from brickyard.layers.modules import layer_role
-from brickyard.locating import Relevance
 from brickyard.network import iter_layers
 from brickyard.options import Budget
+from brickyard.relevance import Relevance
 
 __all__ = ["Cost", "CostModel", "by_budget", "by_thresholds"]
 

@@ -100,7 +100,7 @@ def _is_source(path: Path) -> bool:
 
 def _show_file(path: Path, axes: bool, as_json: bool) -> None:
     from brickyard.component import Component
-    from brickyard.locating import Relevance
+    from brickyard.relevance import Relevance
 
     found = loaded(path)
     if isinstance(found, Relevance):

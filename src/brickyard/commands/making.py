@@ -32,8 +32,8 @@ from brickyard.commands.common import (
 from brickyard.errors import OptionError
 
 if TYPE_CHECKING:
-    from brickyard.locating import Relevance
     from brickyard.options import Budget, Thresholds
+    from brickyard.relevance import Relevance
     from brickyard.sources import Source
 
 Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
@@ -183,8 +183,8 @@ def disassemble(
     """Cut a component for a task out of a source."""
     from brickyard.datasets import parse_classes
     from brickyard.disassembling import disassemble as cut
-    from brickyard.locating import Relevance
     from brickyard.options import Budget
+    from brickyard.relevance import Relevance
 
     check_free(output, force)
     thresholds = _thresholds(alpha, beta, linear_alpha, linear_beta)
