@@ -23,7 +23,7 @@ LEVELS = [
     {"locating"},
     {"selecting", "predicting"},
     {"component", "scaling"},
-    {"disassembling"},
+    {"disassembling", "assembly"},
     {"assembling"},
     {"files", "scores", "routes"},
     {"evaluation"},

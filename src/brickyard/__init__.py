@@ -12,7 +12,8 @@ from brickyard._version import __version__
 from brickyard.errors import BrickyardError
 
 if TYPE_CHECKING:
-    from brickyard.assembling import Assembly, assemble
+    from brickyard.assembling import assemble
+    from brickyard.assembly import Assembly
     from brickyard.component import Component
     from brickyard.disassembling import disassemble
     from brickyard.evaluation import evaluate
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from brickyard.relevance import Relevance
 
 _HOME = {
-    "Assembly": "assembling",
+    "Assembly": "assembly",
     "Budget": "options",
     "Component": "component",
     "Preprocessing": "manifest",

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from brickyard.assembling import Assembly, assemble
+from brickyard.assembling import assemble
+from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.datasets import ImageData, load_data
 from brickyard.disassembling import disassemble

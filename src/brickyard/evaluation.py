@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembling import Assembly, shared_logits
+from brickyard.assembly import Assembly, shared_logits
 from brickyard.component import Component
 from brickyard.errors import DataError, OptionError
 from brickyard.graph.reading import as_before

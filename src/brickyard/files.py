@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brickyard.assembling import Assembly
+from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
 from brickyard.graph import step_shapes

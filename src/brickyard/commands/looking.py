@@ -28,7 +28,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a component or an assembly against its source or sources."""
-    from brickyard.assembling import Assembly
+    from brickyard.assembly import Assembly
     from brickyard.component import Component
     from brickyard.evaluation import evaluate as score
 
@@ -134,7 +134,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures."""
-    from brickyard.assembling import Assembly
+    from brickyard.assembly import Assembly
     from brickyard.component import Component
     from brickyard.predicting import REJECT
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.graph.labels import DimRecord, DimRole, Labeller, Labels
+from brickyard.graph.atoms import DimRecord, DimRole, Labels
+from brickyard.graph.labels import Labeller
 from brickyard.graph.reading import read_network
 from brickyard.layers.modules import layer_role, tensor_dims
 from brickyard.manifest import Pinned

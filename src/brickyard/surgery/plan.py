@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brickyard.errors import SurgeryError
+from brickyard.graph.atoms import DimRole, Labels
 from brickyard.graph.axes import Axis, Graph
-from brickyard.graph.labels import DimRole, Labels
 from brickyard.network import Network, Node
 
 __all__ = ["KeepSet", "Part", "Plan", "check_keep", "is_output", "positions"]

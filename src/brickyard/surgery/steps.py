@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from brickyard.graph.labels import indexed_dims
+from brickyard.graph.atoms import indexed_dims
 from brickyard.network import Node, Ref, map_refs
 from brickyard.surgery.plan import Plan
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.errors import SurgeryError
-from brickyard.graph.labels import Labels
+from brickyard.graph.atoms import Labels
 from brickyard.layers.modules import build_layer, describe_layer, find_type, tensor_dims
 from brickyard.surgery.plan import Part, Plan, positions
 
