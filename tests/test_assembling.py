@@ -396,3 +396,34 @@ def test_scoring_is_asked_for_rightly() -> None:
         by.evaluate(part, (DATA[0], torch.ones(48, dtype=torch.long)))
     with pytest.raises(by.BrickyardError, match=r"2 parts need as many sources"):
         by.evaluate(by.assemble(parts()), [DATA, DATA], source=[model])
+
+
+# -- ordinary modules ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
+    pair = parts(make, preprocessing=(by.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), None), reject=True)
+    for model in (pair[0], by.assemble(pair), by.assemble(pair, form="padded", scaling="logit-mean")):
+        batch = torch.export.Dim("batch", min=1, max=1024)
+        program = torch.export.export(model, (DATA[0][:2],), dynamic_shapes=({0: batch},))
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(DATA[0]), model(DATA[0]), rtol=1e-5, atol=1e-5)
+            assert not torch.equal(program.module()(DATA[0] + 1), model(DATA[0]))
+
+
+def test_copies_types_and_modes() -> None:
+    import copy
+
+    part = parts(reject=True)[0]
+    twin = copy.deepcopy(part)
+    with torch.no_grad():
+        assert torch.equal(twin(DATA[0]), part(DATA[0]))
+        for p in twin.parameters():
+            p.add_(0.1)
+        assert not torch.equal(twin(DATA[0]), part(DATA[0]))
+        wide = copy.deepcopy(part).double()
+        torch.testing.assert_close(wide(DATA[0].double()).float(), part(DATA[0]), rtol=1e-4, atol=1e-4)
+    part.train()
+    part.predict(DATA[0][:3])
+    assert all(module.training for module in part.modules())
