@@ -193,7 +193,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
 
 
-JOINT_STRENGTH = 1e-7  # times the fourth power of the number of logits; chosen on held-out training images
+JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen on held-out training images
 
 
 def _minimise(
