@@ -274,5 +274,6 @@ def _paint(ax: Axes, plan: Layout, title: str) -> None:
     ax.text(0.5, -0.125, caption, transform=ax.transAxes, ha="center", fontsize=7.5, color="#666666")
     ax.set_title(f"{title}: {', '.join(plan.classes)}", fontsize=12, pad=4)
     ax.set_xlim(-0.6, len(plan.columns) - 0.4 + 0.5)
-    ax.set_ylim(-0.76, 0.82)
+    longest = max(len(column.axis) for column in plan.columns)
+    ax.set_ylim(-0.76, 0.72 + 0.018 * longest)
     ax.axis("off")
