@@ -173,6 +173,63 @@ def test_mistakes_are_one_clear_error_and_code_one(work, tmp_path) -> None:
     assert "No such option: --unknown" in run(*cut, "--task", "0", "--unknown", code=2).stderr
 
 
+def test_labels_follow_class_names(work, tmp_path) -> None:
+    """The second source's classes 0, 1, 2 are the digits 7, 8, 9: labels of `digits` must not be taken as they are."""
+    source = work / "b.source.safetensors"
+    place = ("--source", source, "--no-latency", "--json")
+    by_name = run("evaluate", work / "b.safetensors", "--data", "digits", *place)
+    assert "are of classes that the source does not know" in by_name.stderr
+    row = next(row for row in json.loads(by_name.stdout)["rows"] if row["name"] == "component")
+    component = by.load(work / "b.safetensors")
+    test = load_data("digits", split="test").of_classes(component.classes)
+    named = [test.classes[k] for k in test.labels.tolist()]
+    right = [a == b for a, b in zip(component.predict(test.images), named, strict=True)]
+    assert row["images"] == len(test)
+    assert row["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    run("locate", source, "--data", "digits", "-o", tmp_path / "all.safetensors")
+    run("locate", source, "--data", work / "b-train", "-o", tmp_path / "own.safetensors")
+    whole, own = (by.load(tmp_path / f"{name}.safetensors") for name in ("all", "own"))
+    assert whole.task == own.task
+    assert torch.equal(whole.sum("seq.4"), own.sum("seq.4"))
+    (tmp_path / "cats" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "cats" / "cat" / "1.png")
+    refused = run("evaluate", work / "b.safetensors", "--data", tmp_path / "cats", code=1)
+    assert "no name agrees" in refused.stderr
+
+
+def test_relevances_from_a_file_keep_their_thresholds(work, tmp_path) -> None:
+    source, file = work / "a.source.safetensors", tmp_path / "strict.safetensors"
+    run("locate", source, "--data", work / "a-train", "--alpha", 0.7, "--beta", 0.6, "-o", file)
+    cut = ("disassemble", source, "--relevance", file, "--task", "0", "--heal", "none", "--json", "-o")
+    kept = json.loads(run(*cut, tmp_path / "kept.safetensors").stdout)
+    usual = json.loads(run(*cut, tmp_path / "usual.safetensors", "--alpha", 0.3, "--beta", 0.2).stdout)
+    assert by.load(tmp_path / "kept.safetensors").manifest.selection.thresholds["alpha"] == 0.7
+    assert kept["flops"] < usual["flops"]
+    idle = run(*cut, tmp_path / "no.safetensors", "--flops", 0.5, "--alpha", 0.2, "--size", 8, code=1)
+    assert "--size, --alpha would change nothing" in idle.stderr
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_size_alone_keeps_what_the_source_says(work, tmp_path) -> None:
+    source = work / "a.source.safetensors"
+    run("locate", source, "--data", work / "a-train", "--size", 16, "-o", tmp_path / "sized.safetensors")
+    sized, own = by.load(tmp_path / "sized.safetensors"), by.load(work / "a.relevance.safetensors")
+    assert sized.preprocessing == own.preprocessing
+    assert own.preprocessing.mean is not None
+    refused = run("train", "vgg16", "--data", "digits", "--size", 4, "-o", tmp_path / "tiny.safetensors", code=1)
+    assert "vgg16 does not take images of 4x4" in refused.stderr
+
+
+def test_csv_is_not_overwritten_unasked(work, tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("precious")
+    score = ("evaluate", work / "a.safetensors", "--data", "digits", "--no-latency", "--csv", tmp_path / "rows.csv")
+    assert "exists" in run(*score, code=1).stderr
+    assert (tmp_path / "rows.csv").read_text() == "precious"
+    run(*score, "--force")
+    assert (tmp_path / "rows.csv").read_text().startswith("name,")
+    assert "no folder" in run(*score[:-1], tmp_path / "nowhere" / "rows.csv", code=1).stderr
+
+
 def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt

@@ -17,7 +17,8 @@ from brickyard.datasets import ImageData, load_data
 from brickyard.disassembling import disassemble
 from brickyard.errors import FileError, OptionError
 from brickyard.evaluation import evaluate
-from brickyard.files import load
+from brickyard.files import load, write_atomically
+from brickyard.graph import trace
 from brickyard.locating import locate
 from brickyard.manifest import Preprocessing
 from brickyard.options import Budget
@@ -54,11 +55,24 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"folder {folder} cannot be made: {error}; choose another with -o") from None
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # tiny networks: more threads wait for each other, and round differently
+        return _run(folder, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(folder: Path, say: Say) -> dict[str, Any]:
     started = time.perf_counter()
     digits, test = load_data("digits"), load_data("digits", split="test")
     say("1. Train two sources on scikit-learn's digits: each knows only seven of the ten.")
     first = _source("cnn", PLAIN, digits, folder / "plain.source.safetensors", say)
     second = _source("resnet20", RESIDUAL, digits, folder / "residual.source.safetensors", say)
+
+    graph = trace(first.model, torch.zeros(2, *SIZE))
+    say("\n   The channel axes of the first: what is cut together.")
+    say("\n".join(f"   {line}" for line in str(graph).splitlines()))
 
     say(f"\n2. Take 0, 1, 2 out of the first and 7, 8, 9 out of the second, at {SHARE:.0%} of the FLOPs.")
     left, relevance, left_scores = _component(first, PLAIN, ["0", "1", "2"], digits, test, folder, say)
@@ -80,14 +94,17 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
         say(f"assembled with scaling {scaling}{shots}: {scores[scaling].row('assembled').accuracy:.1f}")
 
     picture = _routes(relevance, first, folder / "routes.png", say)
+    files = ["plain.source", "residual.source", "digits-012", "digits-789", "digits-012789"]
     result: dict[str, Any] = {
         "components": [left_scores.as_dict(), right_scores.as_dict()],
         "assembled": {name: value.as_dict() for name, value in scores.items()},
         "seconds": round(time.perf_counter() - started, 1),
-        "files": sorted(p.name for p in folder.glob("*.safetensors")) + ([picture.name] if picture else []),
+        "files": [f"{name}.safetensors" for name in files] + ([picture.name] if picture else []),
     }
-    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    say(f"\nDone in {result['seconds']} s. In {folder}: {', '.join([*result['files'], 'scores.json'])}")
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomically(folder / "scores.json", lambda place: place.write_text(text, encoding="utf-8"), overwrite=True)
+    written = "".join(f"\n   {name}" for name in [*result["files"], "scores.json"])
+    say(f"\nDone in {result['seconds']} s. In {folder}:{written}")
     return result
 
 

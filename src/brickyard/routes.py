@@ -33,6 +33,7 @@ COLOURS = (
     "#56b4e9",
 )  # Okabe and Ito: safe for colour-blind eyes
 BINS = 48  # bricks a column, at most
+FLOOR = -0.58  # curves stay above the counts
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,10 @@ def layout(relevance: Relevance, graph: Graph, classes: Sequence[int | str], *, 
         owner[axis.channels] = position[axis.name]
     start = np.array([axis.start for axis in axes])
     bands: list[Band] = []
-    for mixer in graph.mixers():
-        for index, k in enumerate(chosen):
-            bands += _bands(relevance, mixer, k, index, owner, start, columns)
+    for index, k in enumerate(chosen):
+        relevant = np.concatenate([_relevant(relevance, graph, axis.name, k).numpy() for axis in graph.axes])
+        for mixer in graph.mixers():
+            bands += _bands(relevance, mixer, k, index, relevant, owner, start, columns)
     drawn = _strongest(bands, most_bands)
     return Layout(tuple(relevance.classes[k] for k in chosen), columns, tuple(drawn), len(bands) - len(drawn))
 
@@ -136,6 +138,7 @@ def _bands(
     mixer: Any,
     k: int,
     index: int,
+    relevant: np.ndarray[Any, Any],
     owner: np.ndarray[Any, Any],
     start: np.ndarray[Any, Any],
     columns: Sequence[Column],
@@ -148,7 +151,7 @@ def _bands(
         for number in numbers.tolist():
             column = int(owner[number])
             brick = columns[column].places[number - int(start[column])]
-            found.append((column, brick) if index in columns[column].bricks[brick] else None)
+            found.append((column, brick) if relevant[number] else None)
         return found
 
     reads, writes = bricks(mixer.reads), bricks(mixer.writes)
@@ -224,33 +227,54 @@ def _height(column: Column, brick: int) -> float:
     return ((count - 1) / 2 - brick) * min(0.06, 1.0 / max(1, count - 1))
 
 
-def _paint(ax: Axes, plan: Layout, title: str) -> None:
-    from matplotlib.patches import Patch, PathPatch
-    from matplotlib.path import Path as Curve
+@dataclass(frozen=True)
+class _Curve:
+    """A curve to paint: bundles of several classes at one place are one curve, in the colour of what is shared."""
 
+    start: tuple[int, int]
+    end: tuple[int, int]
+    colour: str
+    strength: float
+
+
+def _curves(plan: Layout) -> list[_Curve]:
+    """Curves with strengths in [0, 1] within their layer and class, weak ones first so that strong ones show."""
     strongest: dict[tuple[str, int], float] = {}
     for band in plan.bands:
         key = (band.layer, band.owner)
         strongest[key] = max(strongest.get(key, 1e-9), band.weight)
+    places: dict[tuple[str, tuple[int, int], tuple[int, int]], list[Band]] = {}
     for band in plan.bands:
-        (x0, b0), (x1, b1) = band.start, band.end
+        places.setdefault((band.layer, band.start, band.end), []).append(band)
+    curves = [
+        _Curve(
+            start,
+            end,
+            SHARED if len(bands) > 1 else COLOURS[bands[0].owner],
+            max(band.weight / strongest[band.layer, band.owner] for band in bands),
+        )
+        for (_, start, end), bands in places.items()
+    ]
+    return sorted(curves, key=lambda curve: curve.strength)
+
+
+def _paint(ax: Axes, plan: Layout, title: str) -> None:
+    from matplotlib.patches import Patch, PathPatch
+    from matplotlib.path import Path as Curve
+
+    for curve_of in _curves(plan):
+        (x0, b0), (x1, b1) = curve_of.start, curve_of.end
         y0, y1 = _height(plan.columns[x0], b0), _height(plan.columns[x1], b1)
-        strength = band.weight / strongest[band.layer, band.owner]
         bend = (x1 - x0) / 2
-        lift = 0.0 if 0 < x1 - x0 <= 1 else -0.13 * abs(x1 - x0) ** 0.5  # residual: below the others
+        skips = not 0 < x1 - x0 <= 1
+        lift = -0.13 * abs(x1 - x0) ** 0.5 if skips else 0.0  # residual: below the others, above the counts
         curve = Curve(
-            [(x0, y0), (x0 + bend, y0 + lift), (x1 - bend, y1 + lift), (x1, y1)],
+            [(x0, y0), (x0 + bend, max(FLOOR, y0 + lift)), (x1 - bend, max(FLOOR, y1 + lift)), (x1, y1)],
             [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4],
         )
-        ax.add_patch(
-            PathPatch(
-                curve,
-                fc="none",
-                ec=COLOURS[band.owner],
-                lw=0.3 + 1.6 * strength,
-                alpha=0.06 + 0.34 * strength,
-            )
-        )
+        alpha = 0.06 + 0.34 * curve_of.strength
+        width = 0.3 + 1.6 * curve_of.strength
+        ax.add_patch(PathPatch(curve, fc="none", ec=curve_of.colour, lw=width, alpha=alpha / 2 if skips else alpha))
     for x, column in enumerate(plan.columns):
         for brick, owners in enumerate(column.bricks):
             colour = IDLE if not owners else COLOURS[owners[0]] if len(owners) == 1 else SHARED

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard.errors import BrickyardError, FileError, OptionError
+from brickyard.errors import BrickyardError, DataError, FileError, OptionError
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
@@ -17,13 +18,25 @@ if TYPE_CHECKING:
     from brickyard.sources import Source
 
 __all__ = [
+    "Alpha",
+    "Beta",
+    "Choose",
     "Classes",
     "Data",
     "Force",
+    "GivenAlpha",
+    "GivenBeta",
+    "GivenChoose",
+    "GivenLinearAlpha",
+    "GivenLinearBeta",
+    "GivenPerClass",
     "Json",
+    "LinearAlpha",
+    "LinearBeta",
     "Mean",
     "Names",
     "Output",
+    "PerClass",
     "Seed",
     "Size",
     "SourceSpec",
@@ -33,7 +46,10 @@ __all__ = [
     "check_free",
     "data_of",
     "emit",
+    "fitted",
+    "loaded",
     "numbers",
+    "only_for_locating",
     "preprocessing_of",
     "say",
     "source_of",
@@ -67,6 +83,29 @@ Size = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+
+Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
+PerClass = Annotated[int, typer.Option("--per-class", help="Images a class to locate with.", min=1)]
+Alpha = Annotated[float, typer.Option("--alpha", help="Threshold of contributions, convolutions.")]
+Beta = Annotated[float, typer.Option("--beta", help="Threshold of relevance, convolutions.")]
+LinearAlpha = Annotated[float, typer.Option("--linear-alpha", help="Threshold of contributions, linear layers.")]
+LinearBeta = Annotated[float, typer.Option("--linear-beta", help="Threshold of relevance, linear layers.")]
+
+# `disassemble` has to know which of them were given: relevances from a file bring their own.
+GivenAlpha = Annotated[
+    float | None, typer.Option("--alpha", help="As for `locate`; default: the relevances', or 0.3.", show_default=False)
+]
+GivenBeta = Annotated[float | None, typer.Option("--beta", help="The same, or 0.2.", show_default=False)]
+GivenLinearAlpha = Annotated[float | None, typer.Option("--linear-alpha", help="The same, or 0.4.", show_default=False)]
+GivenLinearBeta = Annotated[float | None, typer.Option("--linear-beta", help="The same, or 0.3.", show_default=False)]
+GivenChoose = Annotated[
+    str | None,
+    typer.Option("--choose", help="Images to locate with: confident (default), random or all.", show_default=False),
+]
+GivenPerClass = Annotated[
+    int | None,
+    typer.Option("--per-class", help="Images a class to locate with; default 50.", min=1, show_default=False),
+]
 
 
 def say(text: object) -> None:
@@ -102,7 +141,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 
 def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
-    """Preprocessing from options, or None where none was given."""
+    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
     from pydantic import ValidationError
 
     from brickyard.manifest import Preprocessing, first_problem
@@ -115,7 +154,7 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
         parts = sides.split("x")
         if fit not in ("", "pad", "resize") or len(parts) > 2 or not all(part.isdigit() for part in parts):
             raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
-        values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize", "channels": 3}
+        values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
     try:
         return Preprocessing(**values)
     except ValidationError as error:
@@ -129,12 +168,30 @@ def source_of(
     how: Preprocessing | None,
     data: ImageData | None = None,
 ) -> Source:
-    """A source, with class names from options, from its weights, or from the data."""
+    """A source, with class names from options, from its weights, or from the data.
+
+    What `how` leaves open (size, mean, channels) stays as the source has it.
+    """
     from dataclasses import replace
 
     from brickyard.sources import load_source
 
-    source = load_source(spec, weights=weights, classes=names.split(",") if names else None, preprocessing=how)
+    classes = names.split(",") if names else None
+    own: Preprocessing | None = None
+    if how is not None:
+        try:
+            own = load_source(spec, weights=weights, classes=classes).preprocessing
+        except OptionError:  # it does not take its usual size: the size that was asked for decides
+            own = None
+    if how is not None and own is not None:
+        given = {key: value for key, value in how.model_dump().items() if value is not None}
+        if how.size is None:
+            given.pop("fit", None)
+        how = own.model_copy(update=given)
+    source = load_source(spec, weights=weights, classes=classes, preprocessing=how)
+    if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
+        channels = source.input_shape[0]
+        source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
     count = len(source.classes)
     if data is not None and source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
         source = replace(source, classes=data.classes)
@@ -144,7 +201,6 @@ def source_of(
 def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
     """Image data, brought to the size of the preprocessing where its images have several."""
     from brickyard.datasets import load_data
-    from brickyard.errors import DataError
 
     try:
         return load_data(spec, split=split, max_images=most)
@@ -152,6 +208,34 @@ def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: in
         if "sizes" in str(error) and how is not None and how.size is not None:
             return load_data(spec, split=split, size=how.size, max_images=most)
         raise
+
+
+def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
+    """The same images with labels that count a source's classes: by name, or by number where no name agrees.
+
+    Raises:
+        DataError: No name agrees, and there are not as many classes.
+    """
+    from brickyard.datasets import ImageData
+
+    places = {name: k for k, name in enumerate(classes)}
+    if data.classes == tuple(classes):
+        return data
+    if not places.keys() & set(data.classes):
+        if len(data.classes) == len(classes):
+            return data
+        raise DataError(
+            f"{data.name} has {len(data.classes)} classes ({', '.join(data.classes[:5])} ...), the source "
+            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images"
+        )
+    known = data.of_classes([name for name in data.classes if name in places])
+    labels = known.labels.clone()
+    for k, name in enumerate(data.classes):
+        labels[known.labels == k] = places.get(name, -1)
+    if len(known) < len(data):
+        left = f"{len(data) - len(known):,} of {len(data):,}"
+        say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
+    return ImageData(known.images, labels, tuple(classes), data.name)
 
 
 def loaded(path: Path, *kinds: type) -> Any:
@@ -177,3 +261,22 @@ def exit_code(error: BaseException) -> int:
     assert isinstance(error, BrickyardError)
     say(f"brickyard: {error}")
     return 1
+
+
+def only_for_locating(
+    path: Path,
+    choose: str | None,
+    per_class: int | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    thresholds: dict[str, float | None],
+) -> None:
+    """Refuse options that relevances from a file leave without effect."""
+    given = {"choose": choose, "per_class": per_class, "size": size, "mean": mean, "std": std, **thresholds}
+    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if idle:
+        raise OptionError(
+            f"{', '.join(idle)} would change nothing: {path} was located before, and a budget needs no threshold; "
+            "leave it out, or give --data without --relevance"
+        )

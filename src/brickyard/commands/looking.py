@@ -7,7 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard.commands.common import DATA_HELP, Json, Weights, data_of, emit, loaded, say, source_of
+from brickyard.commands.common import (
+    DATA_HELP,
+    Force,
+    Json,
+    Names,
+    Size,
+    Weights,
+    check_free,
+    data_of,
+    emit,
+    fitted,
+    loaded,
+    preprocessing_of,
+    say,
+    source_of,
+)
 from brickyard.errors import FileError, OptionError
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
@@ -25,19 +40,26 @@ def evaluate(
     latency: Annotated[bool, typer.Option(help="Measure the time of one batch.")] = True,
     latency_batch: Annotated[int, typer.Option(help="Images in that batch.", min=1)] = 1,
     csv: Annotated[Path | None, typer.Option(help="Also write the rows as CSV.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a component or an assembly against its source or sources."""
     from brickyard.assembly import Assembly
     from brickyard.component import Component
     from brickyard.evaluation import evaluate as score
+    from brickyard.files import write_atomically
 
+    if csv is not None:
+        check_free(csv, force)
     model = loaded(file, Component, Assembly)
     parts = model.manifest.parts if isinstance(model, Assembly) else (model.manifest,)
     if len(data) not in (1, len(parts)):
         raise OptionError(f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
     data = data if len(data) == len(parts) else data * len(parts)
-    images = [data_of(spec, part.preprocessing, split, max_images) for spec, part in zip(data, parts, strict=True)]
+    images = [
+        fitted(data_of(spec, part.preprocessing, split, max_images), part.source.classes)
+        for spec, part in zip(data, parts, strict=True)
+    ]
     specs: list[str] = list(source or [])
     files: list[Path | None] = list(weights or [])
     if specs and len(specs) != len(parts):
@@ -52,13 +74,15 @@ def evaluate(
     origin: Any = (models or None) if isinstance(model, Assembly) else (models[0] if models else None)
     scores = score(model, target, source=origin, latency=latency, latency_batch=latency_batch)
     if csv is not None:
-        scores.to_csv(csv)
+        write_atomically(csv, scores.to_csv, overwrite=force)
     emit(scores.as_dict(), as_json, scores)
 
 
 def show(
     item: Annotated[str, typer.Argument(help="A file, or a source such as zoo:resnet20.", show_default=False)],
     weights: Weights = None,
+    names: Names = None,
+    size: Size = None,
     axes: Annotated[bool, typer.Option("--axes", help="List the axes: size, kept channels.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +96,7 @@ def show(
     from brickyard.graph import trace
 
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    source = source_of(spec, weights, None, None)
+    source = source_of(spec, weights, names, preprocessing_of(None, None, size))
     graph = trace(source.model, torch.zeros(2, *source.input_shape))
     value = {
         "source": source.name,
@@ -93,7 +117,8 @@ def _is_source(path: Path) -> bool:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
+            metadata = file.metadata() or {}
+            return KEY in metadata or ("brickyard" not in metadata and path.with_suffix(".json").is_file())
     except (OSError, SafetensorError):
         return False
 

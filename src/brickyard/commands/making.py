@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brickyard.commands.common import (
+    Alpha,
+    Beta,
+    Choose,
     Classes,
     Data,
     Force,
+    GivenAlpha,
+    GivenBeta,
+    GivenChoose,
+    GivenLinearAlpha,
+    GivenLinearBeta,
+    GivenPerClass,
     Json,
+    LinearAlpha,
+    LinearBeta,
     Mean,
     Names,
     Output,
+    PerClass,
     Seed,
     Size,
     SourceSpec,
@@ -24,7 +36,9 @@ from brickyard.commands.common import (
     check_free,
     data_of,
     emit,
+    fitted,
     loaded,
+    only_for_locating,
     preprocessing_of,
     say,
     source_of,
@@ -35,13 +49,6 @@ if TYPE_CHECKING:
     from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
     from brickyard.sources import Source
-
-Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
-PerClass = Annotated[int, typer.Option("--per-class", help="Images a class to locate with.", min=1)]
-Alpha = Annotated[float, typer.Option("--alpha", help="Threshold of contributions, convolutions.")]
-Beta = Annotated[float, typer.Option("--beta", help="Threshold of relevance, convolutions.")]
-LinearAlpha = Annotated[float, typer.Option("--linear-alpha", help="Threshold of contributions, linear layers.")]
-LinearBeta = Annotated[float, typer.Option("--linear-beta", help="Threshold of relevance, linear layers.")]
 
 
 def train(
@@ -63,6 +70,8 @@ def train(
     """Train a small network of the zoo: makes a source."""
     from urllib.parse import parse_qsl
 
+    import torch
+
     from brickyard.datasets import parse_classes
     from brickyard.manifest import Preprocessing
     from brickyard.sources import Source, save_source, zoo
@@ -75,35 +84,33 @@ def train(
     images = data_of(data, how)
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
-    channels = images.images.shape[1]
-    if how is None or how.mean is None:
-        values = images.images.double().div(255).transpose(0, 1).flatten(1)
-        how = Preprocessing(
-            size=how.size if how else (32, 32),
-            fit=how.fit if how else "resize",
-            channels=1 if channels == 1 else 3,
-            mean=tuple(values.mean(1).tolist()),
-            std=tuple((values.std(1) + 1e-6).tolist()),
-        )
     name, _, query = network.removeprefix("zoo:").partition("?")
     options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
-    options.setdefault("channels", channels)
-    if "size" in zoo.entry(name).defaults and how.size:
-        options.setdefault("size", how.size[0])
+    channels = options.setdefault("channels", images.images.shape[1])
+    side = (how.size if how else None) or (32, 32)
+    if "size" in zoo.entry(name).defaults:
+        options.setdefault("size", side[0])
+    values = images.images.double().div(255).transpose(0, 1).flatten(1)
+    how = Preprocessing(
+        size=side,
+        fit=how.fit if how else "resize",
+        channels=1 if channels == 1 else 3,
+        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
+        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+    )
     width = options.pop("width", 1.0)
     model = build_seeded(name, len(images.classes), width, seed, **options)
+    try:
+        model.eval()(torch.zeros(2, channels, *side))
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise OptionError(
+            f"{name} does not take images of {side[0]}x{side[1]}: {problem}; give another --size"
+        ) from None
     found = fit(
-        model,
-        images,
-        preprocessing=how,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
+        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
     )
     scores = {"train_accuracy": found}
-    side = how.size or tuple(images.images.shape[2:])
     source = Source(model, name, images.classes, how, (channels, side[0], side[1]))
     if data == "digits":
         held_out = data_of(data, how, "test")
@@ -135,9 +142,12 @@ def locate(
     as_json: Json = False,
 ) -> None:
     """Find out which channels of a source matter for which class."""
+    from brickyard.options import Thresholds
+
     check_free(output, force)
     found, relevance = _located(
-        source, data, weights, task, choose, per_class, _thresholds(alpha, beta, linear_alpha, linear_beta),
+        source, data, weights, task, choose, per_class,
+        Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta),
         names, size, mean, std, seed,
     )  # fmt: skip
     relevance.save(output, overwrite=force)
@@ -162,16 +172,16 @@ def disassemble(
     weights: Weights = None,
     flops: Annotated[float | None, typer.Option(help="Budget: share of the source's FLOPs, in (0, 1].")] = None,
     parameters: Annotated[float | None, typer.Option(help="Budget: share of its parameters, in (0, 1].")] = None,
-    alpha: Alpha = 0.3,
-    beta: Beta = 0.2,
-    linear_alpha: LinearAlpha = 0.4,
-    linear_beta: LinearBeta = 0.3,
+    alpha: GivenAlpha = None,
+    beta: GivenBeta = None,
+    linear_alpha: GivenLinearAlpha = None,
+    linear_beta: GivenLinearBeta = None,
     reject: Annotated[bool, typer.Option("--reject", help='Keep an output for "none of these".')] = False,
     heal: Annotated[str, typer.Option(help="Repair: refit, moments or none.")] = "refit",
     heal_images: Annotated[int, typer.Option(help="Images to heal with, at most.", min=1)] = 400,
     ridge: Annotated[float, typer.Option(help="Strength of the refit's prior.")] = 1e-3,
-    choose: Choose = "confident",
-    per_class: PerClass = 50,
+    choose: GivenChoose = None,
+    per_class: GivenPerClass = None,
     names: Names = None,
     size: Size = None,
     mean: Mean = None,
@@ -183,24 +193,27 @@ def disassemble(
     """Cut a component for a task out of a source."""
     from brickyard.datasets import parse_classes
     from brickyard.disassembling import disassemble as cut
-    from brickyard.options import Budget
+    from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
 
     check_free(output, force)
-    thresholds = _thresholds(alpha, beta, linear_alpha, linear_beta)
+    asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
     budget = None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters)
     images = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
-        how = preprocessing_of(mean, std, size) or found.preprocessing
-        origin = source_of(source, weights, names, how)
-        images = None if data is None else data_of(data, how)
+        only_for_locating(relevance, choose, per_class, size, mean, std, asked if budget else {})
+        thresholds = _thresholds(found.thresholds, asked)
+        origin = source_of(source, weights, names, found.preprocessing)
+        images = None if data is None else fitted(data_of(data, found.preprocessing), found.classes)
     elif data is None:
         raise OptionError("disassemble needs images or relevances; give --data or --relevance")
     else:
+        thresholds = _thresholds(Thresholds(), asked)
         origin, found = _located(
-            source, data, weights, task, choose, per_class, thresholds, names, size, mean, std, seed
-        )
+            source, data, weights, task, choose or "confident", per_class or 50, thresholds,
+            names, size, mean, std, seed,
+        )  # fmt: skip
     component = cut(
         origin.model,
         found,
@@ -255,9 +268,12 @@ def assemble(
     parts = [loaded(path, Component) for path in files]
     labelled = None
     if images:
-        labelled = [data_of(spec, part.manifest.preprocessing) for spec, part in zip(images, parts, strict=False)]
         if len(images) != len(parts):
             raise OptionError(f"{len(parts)} parts need --images {len(parts)} times; it was given {len(images)} times")
+        labelled = [
+            fitted(data_of(spec, part.manifest.preprocessing), part.manifest.source.classes)
+            for spec, part in zip(images, parts, strict=True)
+        ]
     model = None if source is None else source_of(source, weights, None, None).model
     whole = join(
         parts,
@@ -300,6 +316,7 @@ def _located(
     source = source_of(spec, weights, names, how)
     images = data_of(data, source.preprocessing)
     source = source_of(spec, weights, names, how, images)
+    images = fitted(images, source.classes)
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
     relevance = find(
         source.model,
@@ -316,10 +333,11 @@ def _located(
     return source, relevance
 
 
-def _thresholds(alpha: float, beta: float, linear_alpha: float, linear_beta: float) -> Thresholds:
-    from brickyard.options import Thresholds
+def _thresholds(base: Thresholds, asked: dict[str, float | None]) -> Thresholds:
+    """Thresholds with those that were asked for in place of the others."""
+    from dataclasses import replace
 
-    return Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta)
+    return replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _chosen(thresholds: Thresholds, budget: Budget | None) -> dict[str, Any]:
