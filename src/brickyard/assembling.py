@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from brickyard._version import __version__
 from brickyard.assembly import Assembly, shared_logits
 from brickyard.component import Component
-from brickyard.disassembling import today
+from brickyard.disassembling import made_with, today
 from brickyard.errors import OptionError, SurgeryError, TaskError
 from brickyard.graph import Graph, analyse
-from brickyard.manifest import AssemblyManifest, ComponentManifest, Versions
+from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.network import Network
 from brickyard.options import Duplicates, Form, check_choice
 from brickyard.scaling import Evidence, Scale, find, scale
@@ -88,7 +86,7 @@ def assemble(
         on_duplicate=on_duplicate,
         parts=tuple(part.manifest for part in parts),
         form="parallel" if form == "auto" else form,
-        versions=Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version()),
+        versions=made_with(),
         created=today(),
     )
     assembly = _joined(parts, manifest, source)

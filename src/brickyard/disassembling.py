@@ -251,9 +251,14 @@ def _manifest(
             flops=part.flops,
         ),
         heal=heal,
-        versions=Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version()),
+        versions=made_with(),
         created=today(),
     )
+
+
+def made_with() -> Versions:
+    """What makes a file, now."""
+    return Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version())
 
 
 def today() -> str:

@@ -88,11 +88,6 @@ class Preprocessing(Frozen):
             raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
         return self
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether images pass unchanged."""
-        return self.size is None and self.channels is None and self.mean is None
-
 
 class NodeSpec(Frozen):
     """One step of a network: `op` says which table `target` is looked up in.

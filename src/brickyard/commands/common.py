@@ -48,6 +48,7 @@ __all__ = [
     "emit",
     "fitted",
     "loaded",
+    "named_after",
     "numbers",
     "only_for_locating",
     "preprocessing_of",
@@ -166,9 +167,8 @@ def source_of(
     weights: Path | None,
     names: str | None,
     how: Preprocessing | None,
-    data: ImageData | None = None,
 ) -> Source:
-    """A source, with class names from options, from its weights, or from the data.
+    """A source, with class names from options or from its weights.
 
     What `how` leaves open (size, mean, channels) stays as the source has it.
     """
@@ -192,9 +192,16 @@ def source_of(
     if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
+    return source
+
+
+def named_after(source: Source, data: ImageData) -> Source:
+    """A source whose classes are only numbered takes the names of data that have as many."""
+    from dataclasses import replace
+
     count = len(source.classes)
-    if data is not None and source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
-        source = replace(source, classes=data.classes)
+    if source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
+        return replace(source, classes=data.classes)
     return source
 
 

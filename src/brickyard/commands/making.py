@@ -38,6 +38,7 @@ from brickyard.commands.common import (
     emit,
     fitted,
     loaded,
+    named_after,
     only_for_locating,
     preprocessing_of,
     say,
@@ -315,7 +316,7 @@ def _located(
     how = preprocessing_of(mean, std, size)
     source = source_of(spec, weights, names, how)
     images = data_of(data, source.preprocessing)
-    source = source_of(spec, weights, names, how, images)
+    source = named_after(source, images)
     images = fitted(images, source.classes)
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
     relevance = find(
