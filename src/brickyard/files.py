@@ -24,7 +24,6 @@ from torch import Tensor
 from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
-from brickyard.graph import step_shapes
 from brickyard.manifest import (
     FORMAT_VERSION,
     AssemblyFile,
@@ -34,7 +33,7 @@ from brickyard.manifest import (
     RelevanceFile,
     validated,
 )
-from brickyard.network import Network
+from brickyard.network import Network, step_shapes
 from brickyard.options import Thresholds
 from brickyard.relevance import LayerRecord, Relevance
 

@@ -19,7 +19,7 @@ from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 
-__all__ = ["Network", "Node", "Ref", "map_refs", "refs"]
+__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "refs", "step_shapes"]
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -130,7 +130,7 @@ class Network(nn.Module):
         self._plan = tuple(
             _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
         )
-        for name, layer in layers.items():
+        for name, layer in sorted(layers.items(), key=lambda item: item[0].count(".")):  # a layer may hold others
             parent, leaf = self._home(name)
             parent.add_module(leaf, layer)
         for name, tensor in (tensors or {}).items():
@@ -377,3 +377,27 @@ def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
     for index, node in enumerate(network.nodes):
         if node.op == "layer":
             yield index, node, network.layer(node.target)
+
+
+def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
+    """The value of every step on an example, with tensors replaced by meta tensors."""
+    shapes: dict[str, Any] = {}
+    values: dict[str, Any] = {network.nodes[0].name: example}
+    shapes[network.nodes[0].name] = _bones(example)
+    with torch.no_grad():
+        for index, node in enumerate(network.nodes):
+            if node.op == "input":
+                continue
+            values[node.name] = network.step(node, values)
+            shapes[node.name] = _bones(values[node.name])
+            for name in network.dead_after(index):
+                del values[name]
+    return shapes
+
+
+def _bones(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return type(value)(_bones(item) for item in value)
+    return value

@@ -67,6 +67,7 @@ class CostModel:
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
         role = layer_role(module)
         is_conv = isinstance(module, nn.Conv2d)
+        own_inputs = module.in_channels // module.groups if isinstance(module, nn.Conv2d) else 0
         if role == "mix":
             writes, reads = graph.at(name, "out"), graph.at(name, "in")
             assert writes is not None
@@ -76,13 +77,10 @@ class CostModel:
         elif role == "follow":
             follow = graph.at(name, "follow")
             assert follow is not None
-            flops = pair_flops(module, output) if is_conv else 0
+            flops = pair_flops(module, output) * own_inputs if is_conv else 0
             self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
         else:
-            flops = 0
-            if isinstance(module, nn.Conv2d):  # grouped: all channels stay
-                flops = pair_flops(module, output) * module.out_channels * (module.in_channels // module.groups)
-            self._fixed = Cost(self._fixed.flops + flops, self._fixed.parameters + sum(p.numel() for p in own))
+            self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def __call__(self, mask: Mask) -> Cost:
         """The cost of a network that keeps the channels where `mask` (over all channels) is true."""

@@ -154,6 +154,11 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
     for node in network.nodes:
         if node.op == "input":
             continue
+        if node.name in graph.sums:
+            name = node.args[0].node
+            mask = kept[torch.from_numpy(graph.sums[node.name])].to(values[name].dtype)
+            values[node.name] = network.step(node, {**values, name: values[name] * mask})
+            continue
         reads = graph.at(node.target, "in") if node.op == "layer" else None
         if reads is None:
             values[node.name] = network.step(node, values)
@@ -162,6 +167,8 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
         read = values[node.args[0].node]
         mask = kept[torch.from_numpy(reads)].to(read.dtype)
         shape = [1] * read.ndim
+        if isinstance(layer, nn.Conv2d):
+            mask = mask.repeat(layer.groups)  # groups are cut alike
         shape[-1 if isinstance(layer, nn.Linear) else 1] = len(mask)
         values[node.name] = layer(read * mask.reshape(shape))
     output: Tensor = values[network.nodes[-1].name]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Atoms", "DimRecord", "DimRole", "Labels", "PinRecord", "compress", "indexed_dims"]
+__all__ = ["Atoms", "DimRecord", "DimRole", "Labels", "PinRecord", "compress", "indexed_dims", "lying_dims", "settled"]
 
 Labels = NDArray[np.int64]
 DimRole = Literal["out", "in", "follow", "through", "zeros"]
@@ -102,3 +103,25 @@ def compress(labels: NDArray[np.int64]) -> Labels:
         if labels.shape[dim] > 1 and (labels == first).all():
             labels = first
     return labels
+
+
+def settled(labels: Labels, stands_for: Callable[[Labels], Labels]) -> Labels:
+    """The labels without the dimensions along which what stands for them does not change, the longest one kept."""
+    if labels.size == max(labels.shape, default=1):
+        return labels
+    found = compress(stands_for(labels))
+    if found.size > 1:
+        return found
+    longest = int(np.argmax(labels.shape))
+    return labels[tuple(slice(None) if d == longest else slice(0, 1) for d in range(labels.ndim))]
+
+
+def lying_dims(labels: Labels, shape: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions along which the channels of a value of that shape lie.
+
+    They are those along which labels vary. One channel in all lies along the first dimension after the batch that
+    has size one, or, flattened, along the one after the batch.
+    """
+    varying = tuple(d for d, size in enumerate(labels.shape) if size > 1)
+    ones = [d for d, size in enumerate(shape) if d > 0 and size == 1]
+    return varying or ((ones or [1])[0],) if len(shape) > 1 else varying

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.graph.atoms import DimRecord, DimRole, Labels
+from brickyard.graph.atoms import DimRecord, DimRole, Labels, lying_dims, settled
 from brickyard.graph.labels import Labeller
 from brickyard.graph.reading import read_network
 from brickyard.layers.modules import layer_role, tensor_dims
 from brickyard.manifest import Pinned
-from brickyard.network import Network, Node, iter_layers
+from brickyard.network import Network, Node, iter_layers, step_shapes
 
-__all__ = ["Axis", "Graph", "Mixer", "analyse", "step_shapes", "trace"]
+__all__ = ["Axis", "Graph", "Mixer", "analyse", "pair_flops", "trace"]
 
 _OUTPUT = "the class outputs are chosen by the task"
 
@@ -83,6 +83,15 @@ class Graph:
 
     Printing it gives the table of axes. Channels of all axes are numbered together: axis by axis, in the
     order of `axes`.
+
+    Attributes:
+        network: The network.
+        shapes: The value of every step on an example, with tensors replaced by meta tensors.
+        axes: The channel axes.
+        channels: How many channels all axes have together.
+        output_width: How many class outputs there are.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: channel numbers of values whose channels the step sums up or averages.
     """
 
     def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
@@ -98,6 +107,8 @@ class Graph:
             for record in labeller.dims
         ]
         self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
+        self.apart = frozenset(labeller.apart)
+        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
         self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
         self.channels = sum(axis.size for axis in self.axes)
 
@@ -225,36 +236,12 @@ def analyse(network: Network, example: Tensor) -> Graph:
     return Graph(network, step_shapes(network, example))
 
 
-def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
-    """The value of every step on an example, with tensors replaced by meta tensors."""
-    shapes: dict[str, Any] = {}
-    values: dict[str, Any] = {network.nodes[0].name: example}
-    shapes[network.nodes[0].name] = _bones(example)
-    with torch.no_grad():
-        for index, node in enumerate(network.nodes):
-            if node.op == "input":
-                continue
-            values[node.name] = network.step(node, values)
-            shapes[node.name] = _bones(values[node.name])
-            for name in network.dead_after(index):
-                del values[name]
-    return shapes
-
-
 def pair_flops(module: nn.Module, output: Tensor) -> int:
     """Floating-point operations of one (output, input) channel pair for one image: two a multiply-add."""
     if isinstance(module, nn.Conv2d):
         kernel = module.kernel_size[0] * module.kernel_size[1]
         return 2 * kernel * output.shape[2] * output.shape[3]
     return 2 * int(np.prod(output.shape[1:-1], dtype=np.int64))
-
-
-def _bones(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return type(value)(_bones(item) for item in value)
-    return value
 
 
 def _no_axis(name: str) -> Axis:
@@ -341,4 +328,4 @@ def _axis(records: list[DimRecord], why: tuple[str, ...], size: int, start: int,
 def _renumber(value: Any, number: NDArray[np.int64]) -> Any:
     if isinstance(value, tuple):
         return tuple(_renumber(item, number) for item in value)
-    return None if value is None else number[value]
+    return None if value is None else settled(number[value], lambda labels: labels)

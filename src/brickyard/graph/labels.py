@@ -5,6 +5,10 @@ as the value, of size one along the dimensions where the label does not change: 
 convolution. Operations that only move numbers (flatten, concatenate, slice, permute, chunk ...) are applied
 to the labels themselves, so they need no rules of their own. Adding ties atoms together. What is not
 understood pins its atoms: they are kept whole, with the reason.
+
+A view may spread channels over several dimensions (heads and their width, halves of a split). Cutting must
+leave a block, so all but one of these dimensions are tied: those that a later step mixes or picks from, and at
+the end all but the longest.
 """
 
 from __future__ import annotations
@@ -16,16 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.graph.atoms import Atoms, DimRecord, DimRole, Labels, PinRecord, compress, indexed_dims
+from brickyard.graph.atoms import Atoms, DimRecord, DimRole, Labels, PinRecord, compress, indexed_dims, lying_dims, settled
 from brickyard.layers.functions import FUNCTIONS
-from brickyard.layers.modules import find_type, layer_role
+from brickyard.layers.modules import find_type, layer_role, whole_groups
 from brickyard.network import Network, Node, Ref, map_refs
 
 __all__ = ["Labeller"]
 
 
 class Labeller:
-    """Runs over a network's steps once; afterwards `dims`, `pins` and `labels` hold what was found.
+    """Runs over a network's steps once; afterwards its attributes hold what was found.
+
+    Attributes:
+        atoms: The channels, and what is tied.
+        labels: By step: the labels of its value, a tuple of them, or None.
+        dims: The tensor dimensions that are cut together with their atoms.
+        pins: Atoms that are kept whole, and why.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: labels of values whose channels the step sums up, the dropped ones counting as zeros.
 
     Args:
         network: The network.
@@ -39,12 +51,17 @@ class Labeller:
         self.labels: dict[str, Any] = {}
         self.dims: list[DimRecord] = []
         self.pins: list[PinRecord] = []
+        self.apart: set[str] = set()
+        self.sums: dict[str, Labels] = {}
+        self._step = ""
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
         self._whole: set[str] = set()  # bare tensors that are used in a way that forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         for position, node in enumerate(network.nodes):
-            self.position = position
+            self.position, self._step = position, node.name
             self.labels[node.name] = self._label(node)
+        self._step = ""
+        self._tie_spread()
         for record in self.dims:
             if record.owner in self._whole:
                 self.pin(record.atoms, f"tensor {record.owner!r} is also used where it cannot be sliced")
@@ -56,12 +73,40 @@ class Labeller:
 
     def _of(self, value: Any) -> Labels | None:
         found = self.labels.get(value.node) if isinstance(value, Ref) else None
-        return found if isinstance(found, np.ndarray) else None
+        return self._settled(found) if isinstance(found, np.ndarray) else None
+
+    def _settled(self, labels: Labels) -> Labels:
+        """The labels without the dimensions along which they are tied by now."""
+        return settled(labels, self.atoms.roots)
+
+    def _tied_over(self, labels: Labels, dims: Sequence[int]) -> Labels:
+        """Tie along some dimensions; what is left varies along the others."""
+        for dim in dims:
+            first = labels.take([0], axis=dim)
+            if labels.shape[dim] > 1:
+                self.atoms.tie(first, labels)
+            labels = first
+        return labels
+
+    def _tie_spread(self) -> None:
+        """Leave no value whose channels are spread over several dimensions."""
+        spread = True
+        while spread:
+            spread = False
+            for value in self.labels.values():
+                for labels in value if isinstance(value, tuple) else (value,):
+                    if isinstance(labels, np.ndarray) and labels.size > max(labels.shape):
+                        found = self._settled(labels)
+                        dims = sorted(range(found.ndim), key=lambda d: -found.shape[d])
+                        if found.shape[dims[1]] > 1:
+                            self._tied_over(found, dims[1:])
+                            spread = True
 
     def pin(self, labels: Labels | None, reason: str) -> None:
         """Keep these atoms whole."""
         if labels is not None and labels.size:
             self.pins.append(PinRecord(np.unique(labels), reason))
+            self.apart.add(self._step)
 
     def _pin_all(self, node: Node, reason: str) -> None:
         def visit(ref: Ref) -> None:
@@ -81,15 +126,40 @@ class Labeller:
         return f"{node.target} ({node.name})" if node.target in FUNCTIONS else node.target
 
     def _along(self, node: Node, labels: Labels | None, shape: Sequence[int], dim: int) -> Labels:
-        """Atoms along one dimension; unknown ones are new and pinned, mixed ones are pinned."""
+        """Atoms along one dimension, tied along all others; unknown ones are new and pinned."""
         dim = dim % len(shape)
-        reason = f"{self._title(node)} reads channels that could not be followed"
-        if labels is not None and all(size == 1 for d, size in enumerate(labels.shape) if d != dim):
+        if labels is not None and (labels.size == 1 or labels.shape[dim] > 1):
+            labels = self._tied_over(labels, [d for d in range(labels.ndim) if d != dim])
             return np.broadcast_to(labels.reshape(-1), (shape[dim],)).copy()
+        reason = f"{self._title(node)} reads channels that could not be followed"
         self.pin(labels, reason)
         atom = self.atoms.fresh(1)
         self.pin(atom, reason)
         return np.repeat(atom, shape[dim])
+
+    def _mixed_over(self, node: Node, labels: Labels | None, dims: Sequence[int]) -> Labels | None:
+        """The step mixes numbers along some dimensions: tie along them, or pin channels that lie there alone."""
+        if labels is None:
+            return None
+        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
+        inside = [d for d in lying if d in dims]
+        if len(inside) < len(lying):
+            return self._tied_over(labels, inside)
+        if inside:
+            self.pin(labels, f"{self._title(node)} mixes channels")
+        return labels
+
+    def _in_groups(self, atoms: Labels, groups: int) -> Labels:
+        """Tie the atoms within each of several groups; returns one a group."""
+        rows = atoms.reshape(groups, -1)
+        self.atoms.tie(rows[:, :1], rows)
+        return rows[:, 0]
+
+    def _across_groups(self, atoms: Labels, groups: int) -> Labels:
+        """Tie the atoms at the same place of every group; returns those of one group."""
+        rows = atoms.reshape(groups, -1)
+        self.atoms.tie(rows[:1], rows)
+        return rows[0]
 
     @staticmethod
     def _place(atoms: Labels, ndim: int, dim: int) -> Labels:
@@ -150,14 +220,16 @@ class Labeller:
         labels, shape = self._of(x), self.shapes[x.node].shape
         out_shape = self.shapes[node.name].shape
         if role == "mix":
+            groups = module.groups if isinstance(module, nn.Conv2d) else 1
             read = self._along(node, labels, shape, entry.channel_dim)
-            self._record(node.target, "in", read)
-            written = self._record(node.target, "out", self.atoms.fresh(out_shape[entry.channel_dim]))
+            self._record(node.target, "in", self._across_groups(read, groups))
+            fresh = self.atoms.fresh(out_shape[entry.channel_dim] // groups)
+            written = self._record(node.target, "out", np.tile(fresh, groups))
             return self._place(written, len(out_shape), entry.channel_dim)
         if role == "follow":
             return self._follow(node, module, labels, shape, out_shape)
-        if role == "pin":
-            return self._pinning_layer(node, module, labels, out_shape)
+        if role == "normalise":
+            return self._normalising_layer(node, module, labels, len(shape))
         return getattr(self, f"_{role}")(node)
 
     def _follow(
@@ -169,23 +241,23 @@ class Labeller:
         out_shape: Sequence[int],
     ) -> Labels:
         atoms = self._along(node, labels, shape, 1)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and whole_groups(module):
             self._record(node.target, "through", atoms)
-            atoms = np.repeat(atoms, module.out_channels // module.in_channels)
+            atoms = np.repeat(self._in_groups(atoms, module.groups), module.out_channels // module.groups)
+        elif isinstance(module, nn.GroupNorm):
+            self._in_groups(atoms, module.num_groups)
         self._record(node.target, "follow", atoms)
         return self._place(atoms, len(out_shape), 1)
 
-    def _pinning_layer(
-        self, node: Node, module: nn.Module, labels: Labels | None, out_shape: Sequence[int]
-    ) -> Labels | None:
-        if isinstance(module, nn.Conv2d):
-            reason = f"{self._title(node)} has {module.groups} groups"
-            self.pin(labels, reason)
-            written = self.atoms.fresh(module.out_channels)
-            self.pin(written, reason)
-            return self._place(written, len(out_shape), 1)
-        self.pin(labels, f"{self._title(node)} mixes the channels of its input")
-        return labels
+    def _normalising_layer(self, node: Node, module: nn.Module, labels: Labels | None, ndim: int) -> Labels | None:
+        if isinstance(module, nn.LayerNorm):
+            dims = range(ndim - len(module.normalized_shape), ndim)
+        elif isinstance(module, nn.GroupNorm):
+            dims = range(1, ndim)
+        else:
+            dim = 1 if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type, call-overload]
+            dims = range(dim, dim + 1)
+        return self._mixed_over(node, labels, dims)
 
     # -- roles -----------------------------------------------------------------------------------------
 
@@ -203,58 +275,69 @@ class Labeller:
         tensors = [x for x in operands if isinstance(x, Ref) and isinstance(self.shapes[x.node], Tensor)]
         if any(isinstance(x, Ref) and not isinstance(self.shapes[x.node], Tensor) for x in operands):
             self._pin_all(node, f"{self._title(node)} uses a computed number")
-        ndim = len(self.shapes[node.name].shape)
-        varying = {
-            ndim - labels.ndim + d
-            for x in tensors
-            if (labels := self._of(x)) is not None
-            for d, size in enumerate(labels.shape)
-            if size > 1 or (self.shapes[x.node].shape[d] > 1 and _is_channel(labels, d))
-        }
+        return self._joined(node, tensors, len(self.shapes[node.name].shape))
+
+    def _joined(self, node: Node, tensors: Sequence[Ref], ndim: int) -> Labels | None:
+        """Tie values that meet number by number, after broadcasting to `ndim` dimensions."""
         result: Labels | None = None
         for x in tensors:
-            result = self._join(node, x, result, varying, ndim)
+            labels = self._of(x)
+            if labels is not None:
+                labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
+                result = labels if result is None else self._merged(node, result, labels)
+        if result is None:
+            return None
+        for x in tensors:
+            shape = (1,) * (ndim - len(self.shapes[x.node].shape)) + tuple(self.shapes[x.node].shape)
+            varying = [d for d, size in enumerate(result.shape) if size > 1]
+            touching = [d for d in varying if shape[d] > 1]
+            if self._of(x) is not None:
+                if varying and not touching:
+                    self.pin(self._of(x), f"{self._title(node)} spreads one channel over many")
+            elif touching and len(touching) < len(varying):
+                result = self._tied_over(result, touching)
+            elif touching and x.node in self._bare and len(varying) == 1:
+                dim = varying[0] - ndim + len(self.shapes[x.node].shape)
+                atoms = self._record(self._bare[x.node], "follow", result.reshape(-1), dim)
+                self.labels[x.node] = self._place(atoms, len(self.shapes[x.node].shape), dim)
+            elif touching:
+                self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
         return result
 
-    def _join(self, node: Node, x: Ref, result: Labels | None, varying: set[int], ndim: int) -> Labels | None:
-        """Add one operand to what the others gave."""
-        shape = self.shapes[x.node].shape
-        offset = ndim - len(shape)
-        labels = self._of(x)
-        touching = [d for d in varying if d >= offset and shape[d - offset] > 1]
-        if labels is not None:
-            labels = labels.reshape((1,) * offset + labels.shape)
-            if varying and not touching:  # one channel spread over many
-                self.pin(labels, f"{self._title(node)} spreads one channel over many")
-                return result
-            if result is None:
-                return labels
-            if {d for d in range(ndim) if labels.shape[d] > 1} - {
-                d for d in range(ndim) if result.shape[d] > 1
-            } and max(result.shape) > 1:
-                reason = f"{self._title(node)} joins channels that lie along different dimensions"
-                self.pin(labels, reason)
-                self.pin(result, reason)
-                return result
-            self.atoms.tie(result, labels)
-            return labels if labels.size > result.size else result
-        if not touching:
-            return result
-        if x.node in self._bare and len(varying) == 1:
-            dim = touching[0]
-            other = next(found for y in _tensor_refs(node) if (found := self._of(y)) is not None)
-            atoms = np.broadcast_to(other.reshape(-1), (shape[dim - offset],)).copy()
-            self._record(self._bare[x.node], "follow", atoms, dim - offset)
-            return result
-        self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
-        return result
+    def _merged(self, node: Node, a: Labels, b: Labels) -> Labels:
+        """Tie two label arrays, unless one varies where the other does not and the other way round."""
+        along = [{d for d, size in enumerate(labels.shape) if size > 1} for labels in (a, b)]
+        if along[0] and along[1] and not along[0] & along[1]:
+            reason = f"{self._title(node)} joins channels that lie along different dimensions"
+            self.pin(a, reason)
+            self.pin(b, reason)
+            return a
+        if bool(along[0]) == bool(along[1]):  # else one channel meets many
+            self.atoms.tie(a, b)
+        return np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy()
+
+    def _attend(self, node: Node) -> Labels | None:
+        """Products of matrices: channels may lie along the batch dimensions only."""
+        operands = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, Ref)]
+        ndim = len(self.shapes[node.name].shape)
+        names = [x for x in operands if isinstance(self.shapes[x.node], Tensor)]
+        for x in names:
+            labels = self._of(x)
+            if labels is None:
+                continue
+            inside = [d for d in lying_dims(labels, self.shapes[x.node].shape) if d >= labels.ndim - 2]
+            if len(inside) == len(lying_dims(labels, self.shapes[x.node].shape)) or labels.ndim != ndim:
+                self._pin_all(node, f"{self._title(node)} mixes channels")
+                return None
+            self._tied_over(labels, inside)
+        if any(self._of(x) is None and x.node not in self._bare for x in names):
+            self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
+            return None
+        return self._joined(node, names, ndim)
 
     def _spatial(self, node: Node) -> Labels | None:
         labels = self._of(node.args[0])
-        if labels is not None and any(size > 1 for size in labels.shape[2:]):
-            self.pin(labels, f"{self._title(node)} mixes channels that lie along height or width")
-            return None
-        return labels
+        return None if labels is None else self._mixed_over(node, labels, range(2, labels.ndim))
 
     def _move(self, node: Node) -> Any:
         """Do to the labels what the step does to the numbers."""
@@ -287,45 +370,55 @@ class Labeller:
         else:
             moved = FUNCTIONS[node.target].call(*args, **kwargs)
         if isinstance(moved, tuple | list):
-            return tuple(self._one_dim(node, item) for item in moved)
-        return self._one_dim(node, moved)
+            return tuple(self._settled(compress(item.numpy())) for item in moved)
+        labels = self._settled(compress(moved.numpy()))
+        if node.target in ("cat", "stack"):
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+            if sum(size > 1 for size in labels.shape) > 1:
+                labels = self._tied_over(labels, [dim % labels.ndim])
+        return labels
 
     def _pin_places(self, node: Node) -> None:
-        """Pin channels that a step picks by their place in a way that no cut can preserve."""
+        """Tie, or pin, channels that a step picks by their place in a way that no cut can preserve."""
         labels = self._of(node.args[0])
         if labels is None:
             return
-        varying = {d for d, size in enumerate(labels.shape) if size > 1}
         if node.target == "getitem":
-            picked = {d for d, index in indexed_dims(node.args[1], labels.ndim) if not _plain_slice(index)}
+            picked = [d for d, index in indexed_dims(node.args[1], labels.ndim) if not _plain_slice(index)]
         elif node.target in ("roll", "unbind"):
             dims = node.args[-1] if len(node.args) > 1 else node.kwargs.get("dims", node.kwargs.get("dim", 0))
-            picked = {d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))}
+            picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
+        elif node.target == "channel_shuffle" or node.op == "layer" and "Shuffle" in self._title(node):
+            picked = [1]
         else:
             return
-        if varying & picked:
+        varying = {d for d, size in enumerate(labels.shape) if size > 1}
+        if varying - set(picked):
+            self._tied_over(labels, [d for d in picked if d in varying])
+        elif varying:
             self.pin(labels, f"{self._title(node)} picks channels by their place")
-
-    def _one_dim(self, node: Node, moved: Tensor) -> Labels:
-        """Compress labels; channels spread over several dimensions are pinned."""
-        labels = compress(moved.numpy())
-        spread = [d for d, size in enumerate(labels.shape) if size > 1]
-        if len(spread) > 1:
-            self.pin(labels, f"{self._title(node)} spreads channels over several dimensions")
-        return labels
 
     def _reduce(self, node: Node) -> Labels | None:
         labels = self._of(node.args[0])
         if labels is None:
             return None
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        keep = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+        place = 2 if node.target == "norm" else 1
+        dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+        keep = bool(node.args[place + 1] if len(node.args) > place + 1 else node.kwargs.get("keepdim", False))
         dims = self._concrete(dims)
         if dims is None or isinstance(dims, torch.dtype):
             reduced = list(range(labels.ndim))
         else:
             reduced = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
-        if any(labels.shape[d] > 1 or (d == 1 and labels.ndim == 4) for d in reduced):
+        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
+        inside = [d for d in lying if d in reduced]
+        if len(inside) < len(lying):
+            labels = self._tied_over(labels, inside)
+        elif inside and node.target in ("mean", "sum", "mean_of"):
+            self.apart.add(node.name)
+            self.sums[node.name] = labels
+            return None
+        elif inside:
             self.pin(labels, f"{self._title(node)} mixes channels")
             return None
         return labels if keep else labels.reshape([s for d, s in enumerate(labels.shape) if d not in reduced])
@@ -352,33 +445,20 @@ class Labeller:
             labels = self._place(np.concatenate([zeros[:left], inner, zeros[left:]]), labels.ndim, dim)
         return labels
 
-    def _norm(self, node: Node) -> Labels | None:
-        """Functional batch norm: its tensors follow the channels."""
-        x, *tensors = node.args
-        atoms = self._along(node, self._of(x), self.shapes[x.node].shape, 1)
-        for ref in (*tensors, *node.kwargs.values()):
-            if isinstance(ref, Ref) and ref.node in self._bare:
-                self._record(self._bare[ref.node], "follow", atoms, 0)
-            elif isinstance(ref, Ref) and isinstance(self.shapes[ref.node], Tensor):
-                self.pin(atoms, f"{self._title(node)} has computed parameters")
-        return self._place(atoms, len(self.shapes[x.node].shape), 1)
-
     def _pin(self, node: Node) -> Labels | None:
+        if node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
+            place, default = (2, 1) if node.target == "normalize" else (1, -1)
+            dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
+            return self._mixed_over(node, self._of(node.args[0]), [int(dim) % len(self.shapes[node.name].shape)])
         self._pin_all(node, f"{self._title(node)} mixes channels")
         labels = self._of(node.args[0])
-        same = labels is not None and self.shapes[node.name].shape == self.shapes[node.args[0].node].shape
-        return labels if same and node.target.endswith(("softmax", "norm", "normalize")) else None
+        return labels if node.target in ("layer_norm", "group_norm", "batch_norm") else None
 
     _number = _pin
 
 
 def _plain_slice(index: Any) -> bool:
     return isinstance(index, slice) and index.step in (None, 1)
-
-
-def _is_channel(labels: Labels, dim: int) -> bool:
-    """Whether a label array of size one along `dim` still has its channels there (one channel in all)."""
-    return dim == 1 and labels.size == 1
 
 
 def _tensor_refs(node: Node) -> list[Ref]:

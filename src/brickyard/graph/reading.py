@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from brickyard.errors import TraceError
+from brickyard.errors import BrickyardError, TraceError
+from brickyard.graph.exporting import export_draft
+from brickyard.graph.lowering import Draft, lowered
 from brickyard.layers.functions import function_name, method_name
 from brickyard.layers.modules import build_layer, describe_layer, find_type
-from brickyard.network import Network, Node, Ref, refs
+from brickyard.network import Network, Node, Ref
 
 __all__ = ["as_before", "read_network", "shared_layer"]
 
@@ -80,7 +83,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         )
     with as_before(model), torch.no_grad():
         expected = _call(model, example)
-        network = _convert(model, _trace(model))
+        network = lowered(_trace(model, example), example)
         found = network(example)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise TraceError(
@@ -106,16 +109,22 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
     return result
 
 
-def _trace(model: nn.Module) -> fx.Graph:
+def _trace(model: nn.Module, example: Tensor) -> Draft:
+    """Symbolic tracing; where Python control flow depends on sizes, `torch.export` for the example's size."""
     tracer = _Tracer()
     try:
-        return tracer.trace(model, concrete_args=_defaults(model))
+        return _convert(model, tracer.trace(model, concrete_args=_defaults(model)))
+    except BrickyardError:
+        raise
     except Exception as error:
+        exported = export_draft(model, example)
+        if isinstance(exported, Draft):
+            return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; a forward whose "
-            "Python control flow depends on the numbers in its tensors cannot be followed: move that part "
-            "into a layer of its own or make it independent of the input"
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; torch.export cannot follow it "
+            f"either ({exported}). A forward whose Python control flow depends on the numbers in its tensors cannot be "
+            "followed: move that part into a layer of its own or make it independent of the input"
         ) from error
 
 
@@ -141,37 +150,55 @@ def _user_line(error: Exception) -> str:
     return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
-def _convert(model: nn.Module, graph: fx.Graph) -> Network:
-    nodes: list[Node] = []
-    layers: dict[str, nn.Module] = {}
-    tensors: dict[str, Tensor] = {}
-    foreign: dict[str, Callable[..., Any]] = {}
+def _convert(model: nn.Module, graph: fx.Graph) -> Draft:
+    draft = Draft([], {}, {}, {})
+    nodes = draft.nodes
+    same: dict[str, Ref] = {}
     for step in graph.nodes:
-        args, kwargs = _arguments(step)
+        args, kwargs = _arguments(step, same)
         target = str(step.target)
+        draft.homes[step.name] = next(reversed(step.meta.get("nn_module_stack") or [""]))
         if step.op == "placeholder":
-            if nodes and step.users:
+            if nodes and not all(_checks_default(user) for user in step.users):
                 raise TraceError(f"{type(model).__name__} takes a second input, {step.name!r}; one is supported")
             if not nodes:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
             module = model.get_submodule(target)
             if _representable(module):
-                layers.setdefault(target, shared_layer(module))
+                draft.layers.setdefault(target, shared_layer(module))
                 nodes.append(Node(step.name, "layer", target, args, kwargs))
             else:
-                foreign[target] = module
+                draft.foreign[target] = module
                 nodes.append(Node(step.name, "function", target, args, kwargs))
         elif step.op == "get_attr":
-            tensors[target] = _attribute(model, target)
+            draft.tensors[target] = _attribute(model, target)
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
             nodes.append(Node("output", "output", "", args))
+        elif step.target is fx._symbolic_trace._assert_is_none:
+            continue
+        elif _is_idle(step):
+            same[step.name] = args[0]
         else:
-            node = _function_node(step, args, kwargs, foreign)
+            node = _function_node(step, args, kwargs, draft.foreign)
             if node is not None:
                 nodes.append(node)
-    return Network(_without_unused(nodes), layers, tensors, foreign).eval()
+    return draft
+
+
+def _checks_default(user: fx.Node) -> bool:
+    """Whether a step only checks that an argument has its default."""
+    is_none, is_equal = fx._symbolic_trace._assert_is_none, operator.eq
+    return user.target is is_none or (
+        user.target is is_equal and all(check.target is torch._assert for check in user.users)
+    )
+
+
+def _is_idle(step: fx.Node) -> bool:
+    """Whether a step is a stochastic depth, which does nothing in evaluation mode."""
+    training = step.args[3] if len(step.args) > 3 else step.kwargs.get("training", True)
+    return getattr(step.target, "__name__", "") == "stochastic_depth" and training is False
 
 
 def _function_node(
@@ -196,10 +223,12 @@ def _function_node(
     return Node(step.name, "function", name, args, kwargs)
 
 
-def _arguments(step: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A step's arguments; `same` says which steps only pass an earlier value on."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, fx.Node):
-            return Ref(value.name)
+            return same.get(value.name) or Ref(value.name)
         if isinstance(value, slice):
             return slice(plain(value.start), plain(value.stop), plain(value.step))
         if isinstance(value, tuple):
@@ -213,18 +242,6 @@ def _arguments(step: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not args and "input" in kwargs:
         args = (kwargs.pop("input"),)
     return args, kwargs
-
-
-def _without_unused(nodes: list[Node]) -> list[Node]:
-    """Drop sizes and tensors that nothing uses; everything else may act in place and stays."""
-    kept: list[Node] = []
-    used: set[str] = set()
-    for node in reversed(nodes):
-        idle = node.op == "tensor" or node.target in ("shape", "size", "dim", "floordiv")
-        if node.name in used or not idle:
-            kept.append(node)
-            used.update(refs(node))
-    return kept[::-1]
 
 
 def _representable(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ A function that is not in the table pins the channels that it touches and cannot
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 __all__ = ["FUNCTIONS", "Function", "function_name", "method_name"]
 
-FunctionRole = Literal["pointwise", "binary", "spatial", "move", "reduce", "pad", "norm", "pin", "number"]
+FunctionRole = Literal["pointwise", "binary", "spatial", "move", "reduce", "attend", "pad", "pin", "number"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Function:
         name: The name in files.
         call: What runs.
         role: What it does to channels: as for layers, and: binary (joins two values number by number),
-            reduce (sums or averages some dimensions), pad, norm (functional batch norm), number (gives
-            sizes or other plain numbers, no tensor).
+            reduce (sums or averages some dimensions), attend (products of matrices, with channels along the
+            batch dimensions), pad, number (gives sizes or other plain numbers, no tensor).
         same: Other callables that mean the same and take the same arguments.
         methods: Names of tensor methods that mean the same and take the same arguments.
     """
@@ -41,6 +41,18 @@ class Function:
 
 def _shape(x: torch.Tensor) -> torch.Size:
     return x.shape
+
+
+def _take(x: torch.Tensor, dim: int, places: Sequence[int]) -> torch.Tensor:
+    """The entries at some places along a dimension, in that order."""
+    if not places or min(places) < 0 or max(places) >= x.shape[dim]:
+        raise IndexError(f"places {list(places)[:4]}... do not lie in a dimension of size {x.shape[dim]}")
+    return x.index_select(dim, torch.tensor(list(places), device=x.device))
+
+
+def _mean_of(x: torch.Tensor, dim: int | Sequence[int] | None, keepdim: bool, share: float) -> torch.Tensor:
+    """A mean over numbers of which only a share is in `x`; the others are zero."""
+    return x.mean(dim, keepdim) * share
 
 
 def _method(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
@@ -87,6 +99,7 @@ _BINARY = (
     Function("tensor_div", torch.div, "binary", (torch.true_divide,), ("div",)),
     _method("add_", "binary"),
     _method("mul_", "binary"),
+    _method("addcmul", "binary", torch.addcmul),
     _method("maximum", "binary", torch.maximum),
     _method("minimum", "binary", torch.minimum),
 )
@@ -103,6 +116,9 @@ _MOVE = (
     _method("flatten", "move", torch.flatten),
     _method("reshape", "move", torch.reshape),
     _method("view", "move"),
+    _method("reshape_as", "move"),
+    _method("view_as", "move"),
+    _method("repeat", "move"),
     _method("permute", "move", torch.permute),
     _method("transpose", "move", torch.transpose),
     _method("squeeze", "move", torch.squeeze),
@@ -114,12 +130,21 @@ _MOVE = (
     _method("expand_as", "move"),
     _method("flip", "move", torch.flip),
     _method("roll", "move", torch.roll),
+    _functional("channel_shuffle", "move", torch.channel_shuffle),
+    Function("take", _take, "move"),
 )
 
 _REDUCE = (
     _method("mean", "reduce", torch.mean),
     _method("sum", "reduce", torch.sum),
     _method("amax", "reduce", torch.amax),
+    _method("norm", "reduce", torch.norm),
+    Function("mean_of", _mean_of, "reduce"),
+)
+
+_ATTEND = (
+    _method("matmul", "attend", torch.matmul, operator.matmul),
+    _functional("scaled_dot_product_attention", "attend"),
 )
 
 _PIN = (
@@ -129,8 +154,9 @@ _PIN = (
     _functional("layer_norm", "pin"),
     _functional("group_norm", "pin"),
     _functional("normalize", "pin"),
-    _method("matmul", "pin", torch.matmul, operator.matmul),
-    _functional("scaled_dot_product_attention", "pin"),
+    _functional("conv2d", "pin"),
+    _functional("linear", "pin"),
+    _functional("batch_norm", "pin"),
 )
 
 _NUMBER = (
@@ -138,6 +164,7 @@ _NUMBER = (
     _method("dim", "number"),
     Function("shape", _shape, "number"),
     Function("floordiv", operator.floordiv, "number"),
+    Function("mod", operator.mod, "number"),
 )
 
 FUNCTIONS: dict[str, Function] = {
@@ -148,10 +175,10 @@ FUNCTIONS: dict[str, Function] = {
         *_SPATIAL,
         *_MOVE,
         *_REDUCE,
+        *_ATTEND,
         *_PIN,
         *_NUMBER,
         _functional("pad", "pad", torch._C._nn.pad),
-        _functional("batch_norm", "norm"),
     )
 }
 

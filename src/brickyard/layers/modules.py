@@ -17,17 +17,27 @@ from torch import nn
 
 from brickyard.errors import FileError
 
-__all__ = ["LAYER_TYPES", "LayerType", "Role", "build_layer", "describe_layer", "layer_role", "tensor_dims"]
+__all__ = [
+    "LAYER_TYPES",
+    "LayerType",
+    "Role",
+    "build_layer",
+    "describe_layer",
+    "find_type",
+    "layer_role",
+    "tensor_dims",
+    "whole_groups",
+]
 
-Role = Literal["mix", "follow", "pointwise", "spatial", "move", "pin"]
+Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise"]
 """What a layer does to channels.
 
 mix: reads one channel axis and writes another (convolution, linear).
-follow: holds one number or kernel a channel (batch norm, depthwise convolution, PReLU).
+follow: holds numbers of its own for every channel or group of channels (batch norm, depthwise convolution, PReLU).
 pointwise: treats every number alike (activations, dropout).
 spatial: works within each channel (pooling, upsampling).
 move: only moves numbers to other places (flatten).
-pin: mixes channels in a way that cannot be cut (layer norm, softmax, grouped convolution).
+normalise: mixes the numbers along some dimensions (layer norm, softmax), whose channels then stay whole.
 """
 
 Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
@@ -60,8 +70,16 @@ class LayerType:
         return self.cls.__name__
 
 
+def _cut_by_groups(in_channels: int, out_channels: int, groups: int) -> bool:
+    return groups > 1 and (groups >= in_channels // groups or groups == out_channels)
+
+
 def _resize_conv(config: Config, out: int, in_: int) -> Config:
-    groups = in_ if config["groups"] > 1 else 1  # only depthwise kernels are resized, one group a channel
+    groups, width = config["groups"], config["in_channels"] // config["groups"]
+    if _cut_by_groups(config["in_channels"], config["out_channels"], groups):
+        groups = in_ // width
+    else:
+        in_ *= groups
     return {**config, "out_channels": out, "in_channels": in_, "groups": groups}
 
 
@@ -71,6 +89,11 @@ def _resize_linear(config: Config, out: int, in_: int) -> Config:
 
 def _resize_features(config: Config, out: int, in_: int) -> Config:
     return {**config, "num_features": out}
+
+
+def _resize_group_norm(config: Config, out: int, in_: int) -> Config:
+    width = config["num_channels"] // config["num_groups"]
+    return {**config, "num_groups": out // width, "num_channels": out}
 
 
 def _resize_prelu(config: Config, out: int, in_: int) -> Config:
@@ -127,10 +150,17 @@ LAYER_TYPES: dict[str, LayerType] = {
             dims={"weight": ("out",)},
             resize=_resize_prelu,
         ),
-        LayerType(cls=nn.LayerNorm, role="pin", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
-        LayerType(cls=nn.GroupNorm, role="pin", config=("num_groups", "num_channels", "eps", "affine")),
-        LayerType(cls=nn.Softmax, role="pin", config=("dim",)),
-        LayerType(cls=nn.LogSoftmax, role="pin", config=("dim",)),
+        LayerType(cls=nn.InstanceNorm2d, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features),
+        LayerType(
+            cls=nn.GroupNorm,
+            role="follow",
+            config=("num_groups", "num_channels", "eps", "affine"),
+            dims={"weight": ("out",), "bias": ("out",)},
+            resize=_resize_group_norm,
+        ),
+        LayerType(cls=nn.LayerNorm, role="normalise", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
+        LayerType(cls=nn.Softmax, role="normalise", config=("dim",)),
+        LayerType(cls=nn.LogSoftmax, role="normalise", config=("dim",)),
         _pointwise(nn.Identity),
         _pointwise(nn.ReLU, "inplace"),
         _pointwise(nn.ReLU6, "inplace"),
@@ -144,6 +174,8 @@ LAYER_TYPES: dict[str, LayerType] = {
         _pointwise(nn.Sigmoid),
         _pointwise(nn.Tanh),
         _pointwise(nn.Softplus, "beta", "threshold"),
+        _pointwise(nn.Softsign),
+        _pointwise(nn.LogSigmoid),
         _pointwise(nn.Hardswish, "inplace"),
         _pointwise(nn.Hardsigmoid, "inplace"),
         _pointwise(nn.Hardtanh, "min_val", "max_val", "inplace"),
@@ -157,7 +189,10 @@ LAYER_TYPES: dict[str, LayerType] = {
         _spatial(nn.ZeroPad2d, "padding"),
         _spatial(nn.ReflectionPad2d, "padding"),
         _spatial(nn.ReplicationPad2d, "padding"),
+        _spatial(nn.CircularPad2d, "padding"),
+        _spatial(nn.ConstantPad2d, "padding", "value"),
         LayerType(cls=nn.Flatten, role="move", config=("start_dim", "end_dim")),
+        LayerType(cls=nn.ChannelShuffle, role="move", config=("groups",)),
     )
 }
 
@@ -170,24 +205,26 @@ def find_type(module: nn.Module) -> LayerType | None:
 
 
 def layer_role(module: nn.Module) -> Role:
-    """The role of this very module: a grouped convolution pins, a depthwise one follows."""
-    entry = _BY_CLASS[type(module)]
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "follow" if module.groups == module.in_channels else "pin"
+    """The role of this very module: a convolution that is cut by whole groups follows, as a depthwise one does."""
+    if isinstance(module, nn.Conv2d) and whole_groups(module):
+        return "follow"
+    if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+        return "normalise"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return "pointwise"
-    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d | nn.MaxPool2d) and getattr(
-        module, "return_indices", False
-    ):
-        return "pin"
-    return entry.role
+    return _BY_CLASS[type(module)].role
+
+
+def whole_groups(module: nn.Conv2d) -> bool:
+    """Whether a grouped convolution is cut by whole groups (many narrow groups), or else alike in every group."""
+    return _cut_by_groups(module.in_channels, module.out_channels, module.groups)
 
 
 def tensor_dims(module: nn.Module) -> Dims:
     """For each of the module's tensors that has channels, what its leading dimensions index."""
     dims = _BY_CLASS[type(module)].dims
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return dict.fromkeys(dims, ("out",))  # the second dimension of a depthwise kernel has size one
+    if isinstance(module, nn.Conv2d) and whole_groups(module):
+        return dict.fromkeys(dims, ("out",))  # the second dimension lies within a group
     return dims
 
 

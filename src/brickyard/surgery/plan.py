@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brickyard.errors import SurgeryError
-from brickyard.graph.atoms import DimRole, Labels
+from brickyard.graph.atoms import DimRole, Labels, lying_dims
 from brickyard.graph.axes import Axis, Graph
 from brickyard.network import Network, Node
 
-__all__ = ["KeepSet", "Part", "Plan", "check_keep", "is_output", "positions"]
+__all__ = ["KeepSet", "Layout", "Part", "Plan", "check_keep", "is_output", "positions"]
 
 KeepSet = Mapping[str, Tensor]
 """For each axis by name, the channels that stay, as an integer tensor. Axes left out stay whole."""
@@ -81,6 +81,26 @@ def is_output(axis: Axis | None, labels: Labels) -> bool:
     return axis is not None and bool(((labels >= axis.start) & (labels < axis.start + axis.size)).all())
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the kept entries of several parts lie along one dimension of the result.
+
+    Attributes:
+        kept: For each part, places in its source that are kept.
+        targets: For each part, where they go.
+        shared: Whether all parts have the very same entries: those of the image that all read.
+    """
+
+    kept: list[NDArray[np.int64]]
+    targets: list[NDArray[np.int64]]
+    shared: bool = False
+
+    @property
+    def size(self) -> int:
+        """Entries in the result."""
+        return len(self.kept[0]) if self.shared else sum(map(len, self.kept))
+
+
 class Plan:
     """Where everything goes when parts are laid side by side; nothing is built yet.
 
@@ -95,58 +115,70 @@ class Plan:
         self.shared_input = shared_input
         self._image = self.first.at(self.first.network.nodes[0].name, "out")
 
-    def places(self, owner: str, role: DimRole, dim: int = 0) -> list[NDArray[np.int64]] | None:
-        """For each part, where its kept entries go along a dimension of the result; None without channels."""
-        labels = self.first.at(owner, role, dim)
-        if labels is None:
-            return None
-        if role == "in" and self.shared_input and self._reads_image(labels):
-            return [np.arange(len(labels)) for _ in self.parts]
-        kept: list[NDArray[np.int64]] = []
-        for part in self.parts:
-            own = part.graph.at(owner, role, dim)
-            assert own is not None  # the graphs were compared
-            kept.append(positions(part, own))
-        sizes = [len(places) for places in kept]
-        if is_output(self.first.output, labels) or self._reads_image(labels):
-            order = np.arange(sum(sizes))  # part after part
-        else:
-            order = np.argsort(np.lexsort(_side_by_side(labels, kept)))
-        return np.split(order, np.cumsum(sizes)[:-1])
+    def alone(self, number: int) -> Plan:
+        """The plan of one part by itself."""
+        return Plan([self.parts[number]], self.shared_input)
 
-    def _reads_image(self, labels: Labels) -> bool:
+    def is_image(self, labels: Labels) -> bool:
+        """Whether all these channels are the image's."""
         return self._image is not None and bool(np.isin(labels, self._image).all())
+
+    def layout(self, labels: Sequence[Labels]) -> Layout:
+        """The layout of a dimension whose channel numbers are given for each part.
+
+        The class outputs and the image lie part after part. All else lies in the order of the source's channels,
+        and within a channel part after part: so a concatenation of two layouts is the layout of the concatenation.
+        """
+        if self.shared_input and self.is_image(labels[0]):
+            whole = [np.arange(len(own)) for own in labels]
+            return Layout(whole, whole, shared=True)
+        kept = [positions(part, own) for part, own in zip(self.parts, labels, strict=True)]
+        sizes = [len(places) for places in kept]
+        if is_output(self.first.output, labels[0]) or self.is_image(labels[0]):
+            order = np.arange(sum(sizes))
+        else:
+            order = np.argsort(np.lexsort(_side_by_side(labels[0], kept)))
+        return Layout(kept, np.split(order, np.cumsum(sizes)[:-1]))
+
+    def places(self, owner: str, role: DimRole, dim: int = 0) -> list[NDArray[np.int64]] | None:
+        """For each part, where its entries go along a dimension of a layer or tensor; None without channels."""
+        if self.first.at(owner, role, dim) is None:
+            return None
+        found = [part.graph.at(owner, role, dim) for part in self.parts]
+        return self.layout([own for own in found if own is not None]).targets
+
+    def along(self, node: Node, dim: int, piece: int | None = None) -> list[Labels]:
+        """For each part, the channel numbers along a dimension of a step's value."""
+        return [_along(part.graph, node, dim, piece) for part in self.parts]
 
     def kept(self, node: Node, dim: int, stop: int | None = None, piece: int | None = None) -> int:
         """How many entries (before `stop`) of a dimension of a step's value the result has.
 
         `piece` picks one of the values of a step that gives several.
         """
-        labels = self.first.labels(node)
-        image = self.shared_input and isinstance(labels, np.ndarray) and self._reads_image(labels)
-        total = 0
-        for part in self.parts[:1] if image else self.parts:
-            own, value = part.graph.labels(node), part.graph.shapes[node.name]
-            if piece is not None:
-                own, value = own[piece], value[piece]
-            along = np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)[:, 0]
-            along = np.broadcast_to(along, (value.shape[dim],))
-            total += int((part.rank[along[:stop]] >= 0).sum())
-        return total
+        return self.layout([labels[:stop] for labels in self.along(node, dim, piece)]).size
 
     def changed(self, node: Node) -> dict[int, int]:
         """Dimensions of a step's value whose size changes, with the new size."""
+        dim = self.dim(node)
+        if dim is None:
+            return {}
+        new = self.kept(node, dim)
+        return {} if new == self.first.shapes[node.name].shape[dim] else {dim: new}
+
+    def dim(self, node: Node) -> int | None:
+        """The dimension of a step's value along which its channels lie, or None if there is none."""
         labels = self.first.labels(node)
         if not isinstance(labels, np.ndarray):
-            return {}
-        found: dict[int, int] = {}
-        for dim, size in enumerate(labels.shape):
-            if size == 1 and not (labels.size == 1 and dim == 1):  # one channel in all lies along dimension 1
-                continue
-            new = self.kept(node, dim)
-            if new != self.first.shapes[node.name].shape[dim]:
-                found[dim] = new
-        return found
+            return None
+        return next(iter(lying_dims(labels, self.first.shapes[node.name].shape)), None)
+
+
+def _along(graph: Graph, node: Node, dim: int, piece: int | None) -> Labels:
+    labels, value = graph.labels(node), graph.shapes[node.name]
+    if piece is not None:
+        labels, value = labels[piece], value[piece]
+    return np.broadcast_to(np.moveaxis(labels, dim, 0).reshape(labels.shape[dim], -1)[:, 0], (value.shape[dim],))
 
 
 def _side_by_side(labels: Labels, kept: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], ...]:

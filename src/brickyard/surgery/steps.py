@@ -27,7 +27,7 @@ def _reshape(plan: Plan, node: Node) -> Node:
         return node
     sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
     new = tuple(
-        changed[dim] if dim in changed and isinstance(size, int) and size != -1 else size
+        changed[dim] if dim in changed and size != -1 else size
         for dim, size in enumerate(sizes)
     )
     return replace(node, args=(node.args[0], new))
@@ -95,6 +95,37 @@ def _concrete(plan: Plan, value: Any) -> Any:
     return map_refs(value, lambda ref: plan.first.shapes[ref.node])
 
 
+def _take(plan: Plan, node: Node) -> Node:
+    """The same channels in the same order, counted in what is kept."""
+    dim, order = node.args[1], np.asarray(node.args[2])
+    if plan.dim(node) != dim:
+        return node
+    source = plan.layout(plan.along(_producer(plan, node), dim))
+    result = plan.layout(plan.along(node, dim))
+    new = np.zeros(result.size, dtype=np.int64)
+    for before, targets, kept, places in zip(source.kept, source.targets, result.kept, result.targets, strict=True):
+        where = np.zeros(1 + int(order.max()), dtype=np.int64)
+        inside = before < len(where)
+        where[before[inside]] = targets[inside]
+        new[places] = where[order[kept]]
+    return replace(node, args=(node.args[0], dim, new.tolist()))
+
+
+def _mean(plan: Plan, node: Node) -> Node:
+    """A mean over channels counts the dropped ones as zeros."""
+    producer = _producer(plan, node)
+    if node.name not in plan.first.sums or not plan.changed(producer):
+        return node
+    dim = plan.dim(producer)
+    assert dim is not None
+    share = plan.kept(producer, dim) / int(plan.first.shapes[producer.name].shape[dim])
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    if node.target == "mean_of":
+        share *= node.args[3]
+    return Node(node.name, "function", "mean_of", (node.args[0], dims, keep, share))
+
+
 _REWRITE: dict[str, Callable[[Plan, Node], Node]] = {
     "reshape": _reshape,
     "view": _reshape,
@@ -103,4 +134,7 @@ _REWRITE: dict[str, Callable[[Plan, Node], Node]] = {
     "split": _split,
     "getitem": _getitem,
     "pad": _pad,
+    "take": _take,
+    "mean": _mean,
+    "mean_of": _mean,
 }
