@@ -119,7 +119,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
         )
     place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        place.touch()
+        usual = place.stat().st_mode  # the writer may make a file of its own that only its owner can read
         write(place)
+        place.chmod(usual)
         with place.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(place, path)
@@ -183,7 +186,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     "Weights of a source go with --weights"
                 )
             text = _json(path, metadata[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies of their own: kernels may round otherwise where numbers are not aligned, as in the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise FileError(f"{path} is not a whole safetensors file: {error}; get it again") from None
     for name, value in tensors.items():

@@ -5,7 +5,8 @@ are what they really are after the repairs so far, and the target is what the so
 channels that were kept.
 
 refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
-so memory is (inputs * kernel)^2 numbers and not the number of images. The prior is the sliced weights: the
+so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
+inputs, the same solution comes from the products between positions. The prior is the sliced weights: the
 training residual cannot rise.
 
 moments: the scale and shift of each output channel that give it the source's mean and variance.
@@ -69,10 +70,11 @@ def heal_network(
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
-            layer, intercept = network.layer(node.target), _intercept(network, node)
+            layer = network.layer(node.target)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            if repair(layer, _pairs(source, copy, index, node, rows), intercept, ridge, node.target, report):
-                report.layers += 1
+            pairs = _pairs(source, copy, index, node, rows)
+            job = _Job(node.target, layer, _intercept(network, node), pairs, sum(map(len, batches)))
+            report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
 
@@ -192,20 +194,33 @@ def _intercept(network: Network, node: Node) -> _Intercept:
     return _Intercept()
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One layer to repair.
+
+    Attributes:
+        name: Its dotted name.
+        layer: The layer in the cut network.
+        intercept: Where a shift of its outputs can go.
+        pairs: Goes through the images and gives its inputs and what its outputs should be.
+        images: How many images there are.
+    """
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    intercept: _Intercept
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    images: int
+
+
 # -- moments -----------------------------------------------------------------------------------------------
 
 
-def _match_moments(
-    layer: nn.Conv2d | nn.Linear,
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
-    intercept: _Intercept,
-    ridge: float,
-    name: str,
-    report: HealReport,
-) -> bool:
+def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
+    layer, intercept, name = job.layer, job.intercept, job.name
     count = 0
     sums: list[Tensor] = []
-    for x, target in pairs():
+    for x, target in job.pairs():
         ours, theirs = (_rows(layer, y).double() for y in (layer(x), target))  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
@@ -230,22 +245,20 @@ def _match_moments(
 # -- refit -------------------------------------------------------------------------------------------------
 
 
-def _refit(
-    layer: nn.Conv2d | nn.Linear,
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
-    intercept: _Intercept,
-    ridge: float,
-    name: str,
-    report: HealReport,
-) -> bool:
-    equations = _NormalEquations(bool(intercept))
-    for x, target in pairs():
+def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
+    layer, intercept = job.layer, job.intercept
+    equations: _NormalEquations | _FewPositions | None = None
+    for x, target in job.pairs():
         residual = target - layer(x)
-        if equations.count == 0 and residual.double().square().sum() <= _SAME * target.double().square().sum():
+        if equations is None and residual.double().square().sum() <= _SAME * target.double().square().sum():
             return False  # what it reads has not changed
+        if equations is None:
+            positions_each = residual[0].numel() // layer.weight.shape[0]
+            few = job.images * positions_each < layer.weight[0].numel()
+            equations = (_FewPositions if few else _NormalEquations)(bool(intercept))
         for block, goal in _blocks(layer, x, residual):
             equations.add(block, goal)
-    solution = equations.solve(ridge, name, report)
+    solution = None if equations is None else equations.solve(ridge, job.name, report)
     if solution is None:
         return False
     change, shift = solution
@@ -255,12 +268,15 @@ def _refit(
     return True
 
 
+Solution = tuple[Tensor, Tensor | None]
+"""Changes of weights (G * q, n), and shifts (G * q,) or None."""
+
+
 class _NormalEquations:
     """Sums of x x^T and x r^T over all positions of all images, for each group of a layer."""
 
     def __init__(self, with_shift: bool) -> None:
         self.with_shift = with_shift
-        self.count = 0
         self.gram: Tensor | None = None  # (G, n, n)
         self.cross: Tensor | None = None  # (G, n, q)
 
@@ -272,34 +288,73 @@ class _NormalEquations:
         cross = (x @ residual.transpose(1, 2)).double()
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
-        self.count += x.shape[2]
 
-    def solve(self, ridge: float, name: str, report: HealReport) -> tuple[Tensor, Tensor | None] | None:
-        """Changes of weights (G * q, n) and shifts (G * q,), or None where the inputs carry nothing."""
+    def solve(self, ridge: float, name: str, report: HealReport) -> Solution | None:
+        """The solution, or None where the inputs carry nothing."""
         if self.gram is None or self.cross is None:
             return None
         diagonal = self.gram.diagonal(dim1=1, dim2=2)  # (G, n)
         weights = diagonal.shape[1] - int(self.with_shift)
-        scale = diagonal[:, :weights].mean(1)
-        dead = int((scale <= 0).sum())
-        if dead:
-            report.notes.append(f"layer {name!r}: {dead} of {len(scale)} groups have only zeros as input")
-        strength = ridge
-        for _ in range(8):
-            penalty = torch.zeros_like(diagonal)
-            penalty[:, :weights] = (strength * torch.where(scale > 0, scale, 1.0)).unsqueeze(1)
-            factor, info = torch.linalg.cholesky_ex(self.gram + torch.diag_embed(penalty))
-            pivots = factor.diagonal(dim1=1, dim2=2)
-            if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
-                solution = torch.cholesky_solve(self.cross, factor)  # (G, n, q)
-                if strength > ridge:
-                    report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
-                change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
-                shift = solution[:, weights].flatten() if self.with_shift else None
-                return change, shift
-            strength = max(strength * 10, 1e-6)
-        report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
-        return None
+        scale = _scale(diagonal[:, :weights].mean(1), name, report)
+        penalty = torch.zeros_like(diagonal)
+        penalty[:, :weights] = scale.unsqueeze(1)
+        solution = _solved(self.gram, penalty, self.cross, ridge, name, report)  # (G, n, q)
+        if solution is None:
+            return None
+        change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
+        return change, solution[:, weights].flatten() if self.with_shift else None
+
+
+class _FewPositions:
+    """The same solution from products between positions, for fewer positions than inputs."""
+
+    def __init__(self, with_shift: bool) -> None:
+        self.with_shift = with_shift
+        self.inputs: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """Add a block: inputs (G, n, N), residuals (G, q, N)."""
+        self.inputs.append(x.clone())
+        self.residuals.append(residual.clone())
+
+    def solve(self, ridge: float, name: str, report: HealReport) -> Solution | None:
+        """The solution: an unpenalised shift is what makes both sides' means agree."""
+        x, r = torch.cat(self.inputs, 2).double(), torch.cat(self.residuals, 2).double()
+        scale = _scale(x.square().sum((1, 2)) / x.shape[1], name, report)
+        x_mean, r_mean = x.mean(2, keepdim=True), r.mean(2, keepdim=True)
+        if self.with_shift:
+            x, r = x - x_mean, r - r_mean
+        gram = x.transpose(1, 2) @ x  # (G, N, N)
+        solution = _solved(gram, scale.unsqueeze(1).expand(gram.shape[:2]), r.transpose(1, 2), ridge, name, report)
+        if solution is None:
+            return None
+        change = solution.transpose(1, 2) @ x.transpose(1, 2)  # (G, q, n)
+        shift = (r_mean - change @ x_mean).flatten() if self.with_shift else None
+        return change.flatten(0, 1), shift
+
+
+def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:
+    """The mean energy of a group's inputs; one where they are all zeros, which is noted."""
+    dead = int((scale <= 0).sum())
+    if dead:
+        report.notes.append(f"layer {name!r}: {dead} of {len(scale)} groups have only zeros as input")
+    return torch.where(scale > 0, scale, 1.0)
+
+
+def _solved(gram: Tensor, penalty: Tensor, right: Tensor, ridge: float, name: str, report: HealReport) -> Tensor | None:
+    """Solve (gram + ridge * penalty) z = right for each group, with a stronger ridge where that is singular."""
+    strength = ridge
+    for _ in range(8):
+        factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(strength * penalty))
+        pivots = factor.diagonal(dim1=1, dim2=2)
+        if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
+            if strength > ridge:
+                report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
+            return torch.cholesky_solve(right, factor)
+        strength = max(strength * 10, 1e-6)
+    report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
+    return None
 
 
 def _blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.graph.atoms import DimRecord, DimRole, Labels, lying_dims, settled
+from brickyard.graph.atoms import DimRecord, DimRole, Labels, settled
 from brickyard.graph.labels import Labeller
 from brickyard.graph.reading import read_network
 from brickyard.layers.modules import layer_role, tensor_dims
@@ -132,6 +132,21 @@ class Graph:
     def free(self) -> tuple[Axis, ...]:
         """The axes that may be cut."""
         return tuple(axis for axis in self.axes if not axis.pinned)
+
+    @property
+    def free_share(self) -> float:
+        """Share of the output channels of convolutions and linear layers, class outputs aside, that can be cut."""
+        free = np.zeros(self.channels, dtype=np.bool_)
+        for axis in self.free:
+            free[axis.channels] = True
+        written = [record.atoms for record in self.dims if record.role == "out" and record.position > 0]
+        output = self.output
+        if output is not None:
+            written = [
+                atoms for atoms in written if not (atoms >= output.start).all() or atoms.max() >= output.channels.stop
+            ]
+        channels = np.concatenate(written) if written else np.zeros(0, dtype=np.int64)
+        return float(free[channels].mean()) if len(channels) else 0.0
 
     @property
     def output(self) -> Axis | None:

@@ -22,16 +22,18 @@ from brickyard.network import Node, Ref
 
 __all__ = ["export_draft"]
 
+_UNCHANGED = (
+    *("conv2d", "linear", "relu", "sigmoid", "tanh", "silu", "gelu", "mish", "softplus", "hardswish", "hardsigmoid"),
+    *("hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
+    *("chunk", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip", "roll"),
+    *("repeat", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow", "neg", "contiguous"),
+    *("clone", "maximum", "minimum", "addcmul", "layer_norm", "group_norm", "channel_shuffle"),
+    "scaled_dot_product_attention",
+)
 # ATen operators by name -> the table's function that takes the same arguments.
 _SAME = {
-    **{name: name for name in ("conv2d", "linear", "relu", "sigmoid", "tanh", "silu", "gelu", "mish", "softplus")},
-    **{name: name for name in ("hardswish", "hardsigmoid", "hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu")},
-    **{name: name for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "pad")},
-    **{name: name for name in ("flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split", "chunk")},
-    **{name: name for name in ("unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip")},
-    **{name: name for name in ("roll", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow")},
-    **{name: name for name in ("neg", "contiguous", "clone", "maximum", "minimum", "addcmul", "layer_norm", "repeat")},
-    **{name: name for name in ("group_norm", "channel_shuffle", "scaled_dot_product_attention")},
+    **{name: name for name in _UNCHANGED},
     **{name: f"tensor_{name}" for name in ("add", "mul", "sub", "div", "softmax")},
     "split_with_sizes": "split",
     "sym_size": "size",
@@ -83,7 +85,8 @@ def _read(model: nn.Module, program: torch.export.ExportedProgram) -> Draft:
             draft.tensors[target] = _number(model, program, target)
             draft.nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
-            draft.nodes.append(Node("output", "output", "", (_plain(step.args[0][0], same),)))
+            (result,) = _plain(step.args[0], same)
+            draft.nodes.append(Node("output", "output", "", (result,)))
         elif step.op == "call_function":
             _add(draft, step, same)
         else:
@@ -114,37 +117,41 @@ def _plain(value: Any, same: dict[str, Ref]) -> Any:
 
 def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     """Add one operator as a function of the table, or as one outside it."""
-    args = _plain(step.args, same)
+    args, operator = _plain(step.args, same), step.target
     kwargs = {key: _plain(value, same) for key, value in step.kwargs.items()}
-    known = function_name(step.target)  # operators on sizes are Python's own
-    if known is not None:
-        draft.nodes.append(Node(step.name, "function", known, args, kwargs))
-        return
-    name = str(getattr(step.target, "_opname", step.target))
-    if name.endswith("_") and name[:-1] in (*_SAME, *_NOTHING):
-        if len(step.args[0].users) > 1:
-            raise ValueError(f"{step.target} changes a value in place that other steps use")
+    assert callable(operator)
+    known = function_name(operator)  # operators on sizes are Python's own
+    name = str(getattr(operator, "_opname", operator))
+    inputs = step.all_input_nodes
+    if known is None and name.endswith("_") and name[:-1] in (*_SAME, *_NOTHING):
+        if len(inputs[0].users) > 1:
+            raise ValueError(f"{operator} changes a value in place that other steps use")
         name = name[:-1]
-    if name in _NOTHING:
+    if known is None and name in _NOTHING:
         same[step.name] = args[0]
-    elif name.startswith("_assert") or name == "sym_constrain_range_for_size":
         return
-    elif name == "batch_norm":
+    if known is None and (name.startswith("_assert") or name == "sym_constrain_range_for_size"):
+        return
+    if known is None and name == "batch_norm":
         x, weight, bias, mean, variance, training, momentum, eps, *_ = args
-        draft.nodes.append(
-            Node(step.name, "function", name, (x, mean, variance, weight, bias, training, momentum, eps))
-        )
-    elif name == "select":
-        index = (*[slice(None)] * (args[1] % step.args[0].meta["val"].ndim), args[2])
-        draft.nodes.append(Node(step.name, "function", "getitem", (args[0], index)))
-    elif name == "slice":
-        x, dim, start, end, stride = (*args, *(0, None, None, 1)[len(args) - 1 :])
-        end = None if isinstance(end, int) and end >= 1 << 62 else end
-        index = (*[slice(None)] * (dim % step.args[0].meta["val"].ndim), slice(start, end, None if stride == 1 else stride))
-        draft.nodes.append(Node(step.name, "function", "getitem", (x, index)))
-    elif name in _SAME:
-        draft.nodes.append(Node(step.name, "function", _SAME[name], args, kwargs))
-    else:
-        target = f"{step.target} ({step.name})"
-        draft.foreign[target] = step.target
-        draft.nodes.append(Node(step.name, "function", target, args, kwargs))
+        known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif known is None and name in ("select", "slice"):
+        known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
+    elif known is None:
+        known = _SAME.get(name)
+    if known is None:
+        known = f"{operator} ({step.name})"
+        draft.foreign[known] = operator
+    draft.nodes.append(Node(step.name, "function", known, args, kwargs))
+
+
+def _subscript(name: str, args: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """The subscript that does what `select(dim, index)` or `slice(dim, start, end, step)` do."""
+    if name == "select":
+        dim, index = args
+        return (*[slice(None)] * (dim % ndim), index)
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, step = args + defaults[len(args) :]
+    if isinstance(end, int) and end >= 1 << 62:  # how the operator says "to the end"
+        end = None
+    return (*[slice(None)] * (dim % ndim), slice(start, end, None if step == 1 else step))

@@ -20,7 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.graph.atoms import Atoms, DimRecord, DimRole, Labels, PinRecord, compress, indexed_dims, lying_dims, settled
+from brickyard.graph.atoms import (
+    Atoms,
+    DimRecord,
+    DimRole,
+    Labels,
+    PinRecord,
+    compress,
+    indexed_dims,
+    lying_dims,
+    settled,
+)
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import find_type, layer_role, whole_groups
 from brickyard.network import Network, Node, Ref, map_refs
@@ -159,7 +169,7 @@ class Labeller:
         """Tie the atoms at the same place of every group; returns those of one group."""
         rows = atoms.reshape(groups, -1)
         self.atoms.tie(rows[:1], rows)
-        return rows[0]
+        return rows[:1].reshape(-1)
 
     @staticmethod
     def _place(atoms: Labels, ndim: int, dim: int) -> Labels:
@@ -255,7 +265,7 @@ class Labeller:
         elif isinstance(module, nn.GroupNorm):
             dims = range(1, ndim)
         else:
-            dim = 1 if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type, call-overload]
+            dim = 1 if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type]
             dims = range(dim, dim + 1)
         return self._mixed_over(node, labels, dims)
 
@@ -388,7 +398,7 @@ class Labeller:
         elif node.target in ("roll", "unbind"):
             dims = node.args[-1] if len(node.args) > 1 else node.kwargs.get("dims", node.kwargs.get("dim", 0))
             picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
-        elif node.target == "channel_shuffle" or node.op == "layer" and "Shuffle" in self._title(node):
+        elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self._title(node)):
             picked = [1]
         else:
             return

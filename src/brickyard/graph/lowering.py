@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brickyard.errors import TraceError
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer
 from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes
@@ -128,14 +127,11 @@ def _constant(draft: Draft, name: str, value: Tensor, trained: bool) -> Node:
 
 
 def _with_values(node: Node, values: Mapping[str, Any]) -> Node:
-    args, kwargs = map_refs(
-        (node.args, dict(node.kwargs)), lambda ref: values[ref.node] if ref.node in values else ref
-    )
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values.get(ref.node, ref))
     return replace(node, args=args, kwargs=kwargs)
 
 
 # -- functions that are layers -----------------------------------------------------------------------------
-
 
 
 _SIGNATURES = {
@@ -157,7 +153,9 @@ def _make_layers(draft: Draft, shapes: Mapping[str, Any]) -> None:
             made = _as_layer(node, tensors, draft, shapes)
             if made is not None:
                 found[node.name] = made
-    elsewhere = {tensors[name] for node in draft.nodes if node.name not in found for name in refs(node) if name in tensors}
+    elsewhere = {
+        tensors[name] for node in draft.nodes if node.name not in found for name in refs(node) if name in tensors
+    }
     names: dict[str, str] = {}
     for index, node in enumerate(draft.nodes):
         if node.name not in found:
@@ -268,7 +266,7 @@ def _join_shuffles(draft: Draft, shapes: Mapping[str, Any]) -> None:
     chains: dict[str, tuple[str, Tensor]] = {}
     for index, node in enumerate(draft.nodes):
         shuffles = node.op == "layer" and isinstance(draft.layers[node.target], nn.ChannelShuffle)
-        if not (node.op == "function" and node.target in _VIEWS or shuffles) or not isinstance(node.args[0], Ref):
+        if not ((node.op == "function" and node.target in _VIEWS) or shuffles) or not isinstance(node.args[0], Ref):
             continue
         source = node.args[0].node
         shape, result = tuple(shapes[source].shape), tuple(shapes[node.name].shape)

@@ -122,9 +122,9 @@ def _trace(model: nn.Module, example: Tensor) -> Draft:
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; torch.export cannot follow it "
-            f"either ({exported}). A forward whose Python control flow depends on the numbers in its tensors cannot be "
-            "followed: move that part into a layer of its own or make it independent of the input"
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; torch.export cannot follow "
+            f"it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors cannot "
+            "be followed: move that part into a layer of its own or make it independent of the input"
         ) from error
 
 

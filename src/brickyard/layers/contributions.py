@@ -23,7 +23,7 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     """Sums of a layer's input over output positions, one a kernel offset.
 
     Args:
-        module: A convolution without groups, or a linear layer.
+        module: A convolution or linear layer.
         x: Its input, (B, P, H, W) or (B, ..., P).
 
     Returns:
@@ -31,8 +31,8 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     """
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
-    if not isinstance(module, nn.Conv2d) or module.groups != 1:
-        raise SurgeryError(f"contributions are defined for plain convolutions and linear layers, not for {module}")
+    if not isinstance(module, nn.Conv2d):
+        raise SurgeryError(f"contributions are defined for convolutions and linear layers, not for {module}")
     left = _padding(module)
     if module.padding_mode != "zeros":
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
@@ -73,27 +73,37 @@ def _visits(module: nn.Conv2d, d: int, size: int, out: int, left: int, like: Ten
 
 
 def contributions(module: nn.Module, x: Tensor) -> Tensor:
-    """Summed hidden maps of each image, (B, Q, P): positions summed, nothing clamped, no bias.
+    """Summed hidden maps of each image, (B, Q, P / groups): positions summed, nothing clamped, no bias.
 
     Summed over p they are the layer's own output without bias, summed over its positions. For tests and small
     cases: memory is B * Q * P numbers.
     """
-    sums = window_sums(module, x)  # (B, P, K)
-    kernel = _kernel(module)  # (Q, P, K)
-    return torch.einsum("bpk,qpk->bqp", sums, kernel)
+    maps = [torch.einsum("bpk,qpk->bqp", sums, kernel) for sums, kernel in _groups(module, x)]
+    return torch.cat(maps, 1)
 
 
 def contribution_sums(module: nn.Module, x: Tensor) -> Tensor:
     """`S[q,p]`: the clamped contributions, summed over a batch of images of one class.
 
     Args:
-        module: A convolution without groups, or a linear layer.
+        module: A convolution or linear layer.
         x: Its input on a batch, (B, P, H, W) or (B, ..., P).
 
     Returns:
-        S of shape (Q, P) in float64. Memory beyond it is bounded by a fixed block.
+        S of shape (Q, P / groups) in float64: in a grouped convolution, of the inputs of each output's own group.
+        Memory beyond it is bounded by a fixed block.
     """
+    return torch.cat([_clamped(sums, kernel) for sums, kernel in _groups(module, x)])
+
+
+def _groups(module: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each group of a layer: window sums (B, P / groups, K), and its kernel (Q / groups, P / groups, K)."""
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
     sums, kernel = window_sums(module, x), _kernel(module)
+    return list(zip(sums.chunk(groups, 1), kernel.chunk(groups, 0), strict=True))
+
+
+def _clamped(sums: Tensor, kernel: Tensor) -> Tensor:
     images, inputs, offsets = sums.shape
     outputs = kernel.shape[0]
     if offsets == 1:  # max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)
@@ -101,7 +111,7 @@ def contribution_sums(module: nn.Module, x: Tensor) -> Tensor:
         positive = total.clamp_min(0).sum(0, dtype=torch.float64)
         negative = (-total).clamp_min(0).sum(0, dtype=torch.float64)
         return weight.clamp_min(0) * positive + (-weight).clamp_min(0) * negative
-    result = torch.empty(outputs, inputs, dtype=torch.float64, device=x.device)
+    result = torch.empty(outputs, inputs, dtype=torch.float64, device=sums.device)
     block = max(1, _BLOCK // max(1, images * outputs))
     for start in range(0, inputs, block):
         part = slice(start, start + block)

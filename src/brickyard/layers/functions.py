@@ -50,7 +50,7 @@ def _take(x: torch.Tensor, dim: int, places: Sequence[int]) -> torch.Tensor:
     return x.index_select(dim, torch.tensor(list(places), device=x.device))
 
 
-def _mean_of(x: torch.Tensor, dim: int | Sequence[int] | None, keepdim: bool, share: float) -> torch.Tensor:
+def _mean_of(x: torch.Tensor, dim: int | tuple[int, ...] | None, keepdim: bool, share: float) -> torch.Tensor:
     """A mean over numbers of which only a share is in `x`; the others are zero."""
     return x.mean(dim, keepdim) * share
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.errors import SurgeryError
+from brickyard.graph.atoms import indexed_dims
 from brickyard.graph.axes import Graph
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type, layer_role
 from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes
 from brickyard.surgery.plan import KeepSet, Part, Plan, check_keep, is_output
-from brickyard.surgery.steps import rewritten
+from brickyard.surgery.steps import concrete, rewritten
 from brickyard.surgery.weights import made_layer, made_tensor, number_of
 
 __all__ = ["cut", "join"]
@@ -84,14 +88,14 @@ class _Builder:
         if node.op == "input" or any(name in self._live for name in refs(node)):
             self._live.add(node.name)
         if not self._runs_apart(node):
-            made = map_refs_of(rewritten(self.plan, node), self._together)
+            made = _with_refs(rewritten(self.plan, node), self._together)
             self._use(made, node.target, self.plan)
             return
         self.apart.add(node.name)
         for number, plan in enumerate(self.alone):
             name = self._new_name(f"{node.name}_part{number}")
             self._sizes[node.name, number] = name
-            made = map_refs_of(rewritten(plan, node), lambda ref, number=number: self._of_part(ref, number))
+            made = _with_refs(rewritten(plan, node), partial(self._of_part, number))
             own = f"{node.target}_part{number}" if node.op in ("layer", "tensor") else made.target
             if node.target in self.source.foreign:
                 own = f"{node.target} of part {number}"
@@ -122,12 +126,53 @@ class _Builder:
         if node.name in self.plan.first.apart or any(self._is_lost(name) for name in values):
             return True
         if node.op != "layer":
-            return False
+            return self._breaks_layout(node)
         layer = self.source.layer(node.target)
         if layer_role(layer) == "follow":
             return self._shared(values[0])
         keys = [key for key, value in layer.named_parameters(recurse=False) if value is not None]
         return layer_role(layer) != "mix" and not all(self._same_numbers(node.target, key) for key in keys)
+
+    def _breaks_layout(self, node: Node) -> bool:
+        """Whether moving channels that lie side by side gives another order than the result is planned to have.
+
+        Entries of one channel that follow each other stay together, part after part. That fails where a boundary
+        between joined or cut-off pieces lies within such a run, and where the order is turned round.
+        """
+        if node.target == "flip":
+            dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+            (x,) = refs(node)
+            dim = self.plan.dim(self._steps[x])
+            return dim in [d % self.plan.first.shapes[x].ndim for d in dims]
+        if node.target in ("cat", "repeat"):
+            dim = self.plan.dim(node)
+            names = refs(node) if node.target == "cat" else [refs(node)[0]] * 2
+            pieces = [self._numbers(name, dim) for name in names]
+        elif node.target in ("chunk", "split"):
+            values = self.plan.first.labels(node)
+            dim = self.plan.dim(self._steps[refs(node)[0]])
+            pieces = [self.plan.along(node, dim, place)[0] for place in range(len(values))] if dim is not None else []
+        elif node.target == "getitem":
+            source = refs(node)[0]
+            dim = self.plan.dim(self._steps[source])
+            if dim is None:
+                return False
+            whole = self._numbers(source, dim)
+            runs = {0, len(whole), *(np.flatnonzero(whole[1:] != whole[:-1]) + 1).tolist()}
+            cuts = [
+                stop
+                for at, part in indexed_dims(node.args[1], self.plan.first.shapes[source].ndim)
+                if at == dim and isinstance(part, slice)
+                for stop in concrete(self.plan, part).indices(len(whole))[:2]
+            ]
+            return not set(cuts) <= runs
+        else:
+            return False
+        return any(len(a) and len(b) and a[-1] == b[0] for a, b in pairwise(pieces))
+
+    def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
+        """The first part's channel numbers along a dimension of a step's value."""
+        return np.zeros(0, dtype=np.int64) if dim is None else self.plan.along(self._steps[name], dim)[0]
 
     def _is_lost(self, name: str) -> bool:
         """Whether a value exists for each part by itself and cannot be laid side by side."""
@@ -165,14 +210,14 @@ class _Builder:
             self._joined[name] = last
         return Ref(self._joined[name])
 
-    def _of_part(self, ref: Ref, number: int) -> Ref:
+    def _of_part(self, number: int, ref: Ref) -> Ref:
         """The value of one part."""
         name = ref.node
         if (name, number) in self._sizes:
             return Ref(self._sizes[name, number])
         node = self._steps[name]
         if not _is_value(self.plan.first.shapes[name]):
-            made = map_refs_of(node, lambda inner: self._of_part(inner, number))
+            made = _with_refs(node, partial(self._of_part, number))
             new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
             self._nodes.append(replace(made, name=new))
             return Ref(new)
@@ -195,7 +240,7 @@ class _Builder:
         return name
 
 
-def map_refs_of(node: Node, change: Callable[[Ref], Any]) -> Node:
+def _with_refs(node: Node, change: Callable[[Ref], Any]) -> Node:
     """The step with every reference replaced."""
     args, kwargs = map_refs((node.args, dict(node.kwargs)), change)
     return replace(node, args=args, kwargs=kwargs)

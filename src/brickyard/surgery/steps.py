@@ -12,7 +12,7 @@ from brickyard.graph.atoms import indexed_dims
 from brickyard.network import Node, Ref, map_refs
 from brickyard.surgery.plan import Plan
 
-__all__ = ["rewritten"]
+__all__ = ["concrete", "rewritten"]
 
 
 def rewritten(plan: Plan, node: Node) -> Node:
@@ -26,10 +26,7 @@ def _reshape(plan: Plan, node: Node) -> Node:
     if not changed:
         return node
     sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-    new = tuple(
-        changed[dim] if dim in changed and size != -1 else size
-        for dim, size in enumerate(sizes)
-    )
+    new = tuple(changed[dim] if dim in changed and size != -1 else size for dim, size in enumerate(sizes))
     return replace(node, args=(node.args[0], new))
 
 
@@ -57,7 +54,7 @@ def _getitem(plan: Plan, node: Node) -> Node:
     moved: dict[int, slice] = {}
     for dim, part in indexed_dims(index, source.ndim):
         if isinstance(part, slice) and source.shape[dim] > 1 and (part.start, part.stop) != (None, None):
-            start, stop, _ = _concrete(plan, part).indices(plan.first.shapes[producer.name].shape[dim])
+            start, stop, _ = concrete(plan, part).indices(plan.first.shapes[producer.name].shape[dim])
             moved[id(part)] = slice(plan.kept(producer, dim, start), plan.kept(producer, dim, stop))
     if not moved:
         return node
@@ -71,7 +68,7 @@ def _pad(plan: Plan, node: Node) -> Node:
     if not isinstance(labels, np.ndarray):
         return node
     by_name = len(node.args) == 1
-    amounts = list(_concrete(plan, node.kwargs["pad"] if by_name else node.args[1]))
+    amounts = list(concrete(plan, node.kwargs["pad"] if by_name else node.args[1]))
     before = list(amounts)
     for back in range(len(amounts) // 2):
         dim = labels.ndim - 1 - back
@@ -90,7 +87,7 @@ def _producer(plan: Plan, node: Node) -> Node:
     return next(other for other in plan.first.network.nodes if other.name == node.args[0].node)
 
 
-def _concrete(plan: Plan, value: Any) -> Any:
+def concrete(plan: Plan, value: Any) -> Any:
     """Sizes that the network computes, as they were on the example."""
     return map_refs(value, lambda ref: plan.first.shapes[ref.node])
 

@@ -1,0 +1,37 @@
+"""The fast slice of the conformity suite; `make conformity` runs the whole of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checks
+import models
+import pytest
+
+FAST = [entry for entry in models.MODELS if entry.fast]
+EXPORTED = ("resnet18", "shufflenet_v2_x1_0")  # exporting takes longer than all the rest
+
+
+def test_the_slice_has_ten_architectures_and_none_is_named_twice() -> None:
+    assert len(FAST) == 10
+    assert len({entry.title for entry in models.MODELS}) == len(models.MODELS) == 43
+
+
+@pytest.mark.parametrize("entry", FAST, ids=lambda entry: entry.name)
+def test_architecture(entry: models.Entry, tmp_path: Path) -> None:
+    pytest.importorskip(entry.library)
+    chosen = entry.name in EXPORTED
+    report = checks.check(entry, tmp_path, onnx=chosen, pruning=chosen)
+    assert report.free >= 0.3
+    assert report.traced < 1e-9
+    assert report.zeroed < 1e-9
+    assert report.padded < 1e-9
+    assert report.control > 1e-6
+    assert report.refit < report.bare
+    assert report.flops <= 0.6
+    assert report.file
+    if chosen:
+        assert report.onnx is not None
+        assert report.onnx < 1e-4
+    if entry.name == "resnet18":
+        assert report.pruning.startswith("agrees")
