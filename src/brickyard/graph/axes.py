@@ -92,6 +92,7 @@ class Graph:
         output_width: How many class outputs there are.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: channel numbers of values whose channels the step sums up or averages.
+        counts: Steps whose value is a number that was computed from a count of channels.
     """
 
     def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
@@ -108,6 +109,7 @@ class Graph:
         ]
         self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
         self.apart = frozenset(labeller.apart)
+        self.counts = frozenset(labeller.counts)
         self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
         self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
         self.channels = sum(axis.size for axis in self.axes)

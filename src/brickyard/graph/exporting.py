@@ -28,7 +28,8 @@ _UNCHANGED = (
     *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
     *("chunk", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip", "roll"),
     *("repeat", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow", "neg", "contiguous"),
-    *("clone", "maximum", "minimum", "addcmul", "layer_norm", "group_norm", "channel_shuffle"),
+    *("log", "sin", "cos", "rsqrt", "reciprocal", "erf"),
+    *("clone", "maximum", "minimum", "addcmul", "channel_shuffle"),
     "scaled_dot_product_attention",
 )
 # ATen operators by name -> the table's function that takes the same arguments.
@@ -135,6 +136,8 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     if known is None and name == "batch_norm":
         x, weight, bias, mean, variance, training, momentum, eps, *_ = args
         known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif known is None and name in ("layer_norm", "group_norm"):
+        known, args = name, args[:5]  # the last one picks a kernel
     elif known is None and name in ("select", "slice"):
         known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
     elif known is None:

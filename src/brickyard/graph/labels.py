@@ -48,6 +48,7 @@ class Labeller:
         pins: Atoms that are kept whole, and why.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: labels of values whose channels the step sums up, the dropped ones counting as zeros.
+        counts: Steps whose value is a number that was computed from a count of channels.
 
     Args:
         network: The network.
@@ -63,7 +64,9 @@ class Labeller:
         self.pins: list[PinRecord] = []
         self.apart: set[str] = set()
         self.sums: dict[str, Labels] = {}
+        self.counts: set[str] = set()
         self._step = ""
+        self._size_of: dict[str, str] = {}  # step that gives all sizes of a value -> the value
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
         self._whole: set[str] = set()  # bare tensors that are used in a way that forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
@@ -128,6 +131,11 @@ class Labeller:
                     self.pin(item, reason)
 
         map_refs((node.args, dict(node.kwargs)), visit)
+
+    def _pin_counts(self, node: Node) -> None:
+        """A number that changes with the cut must not change: pin what it counts."""
+        if self.counts & {ref.node for ref in _tensor_refs(node)}:
+            self._pin_all(node, f"{self._title(node)} uses a number computed from a count of channels")
 
     def _title(self, node: Node) -> str:
         if node.op == "layer":
@@ -207,9 +215,35 @@ class Labeller:
             return None
         role = FUNCTIONS[node.target].role
         if not any(isinstance(item, Tensor) for item in _leaves(self.shapes[node.name])):
-            return None  # sizes and other plain numbers
-        handler = getattr(self, f"_{role}")
-        return handler(node)
+            self._count(node)
+            return None
+        found = getattr(self, f"_{role}")(node)
+        if found is None and node.name not in self.apart:
+            self._pin_all(node, f"{self._title(node)} has channels that could not be followed")
+        return found
+
+    def _count(self, node: Node) -> None:
+        """Note a plain number that changes with a cut: the size of a dimension of channels, or what comes from it."""
+        inputs = _tensor_refs(node)
+        if not inputs:
+            return
+        first = inputs[0].node
+        labels = self._of(inputs[0])
+        if node.target == "shape" or (node.target == "size" and len(node.args) + len(node.kwargs) == 1):
+            self._size_of[node.name] = first
+        elif node.target == "size":
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+            if labels is not None and int(dim) % labels.ndim in lying_dims(labels, self.shapes[first].shape):
+                self.counts.add(node.name)
+        elif node.target == "getitem" and first in self._size_of:
+            labels = self._of(Ref(self._size_of[first]))
+            sizes = self.shapes[self._size_of[first]].shape
+            picked = list(range(len(sizes)))[self._concrete(node.args[1])]
+            dims = picked if isinstance(picked, list) else [picked]
+            if labels is not None and set(dims) & set(lying_dims(labels, sizes)):
+                self.counts.add(node.name)
+        elif self.counts & {ref.node for ref in inputs}:
+            self.counts.add(node.name)
 
     def _tensor(self, node: Node) -> Labels | None:
         """A bare tensor with one long dimension has one entry a channel; others wait for what they meet."""
@@ -272,19 +306,16 @@ class Labeller:
     # -- roles -----------------------------------------------------------------------------------------
 
     def _pointwise(self, node: Node) -> Labels | None:
-        labels = self._of(node.args[0])
-        for extra in (*node.args[1:], *node.kwargs.values()):
-            if isinstance(extra, Ref):  # a number computed from sizes may change with the cut
-                self.pin(labels, f"{self._title(node)} uses a computed number")
-        return labels
+        tensors = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
+        self._pin_counts(node)
+        return self._joined(node, tensors, len(self.shapes[node.name].shape))
 
     def _binary(self, node: Node) -> Labels | None:
         operands = list(node.args[:2])
         if node.kwargs or len(node.args) > 2:
             operands += [*node.args[2:], *node.kwargs.values()]
         tensors = [x for x in operands if isinstance(x, Ref) and isinstance(self.shapes[x.node], Tensor)]
-        if any(isinstance(x, Ref) and not isinstance(self.shapes[x.node], Tensor) for x in operands):
-            self._pin_all(node, f"{self._title(node)} uses a computed number")
+        self._pin_counts(node)
         return self._joined(node, tensors, len(self.shapes[node.name].shape))
 
     def _joined(self, node: Node, tensors: Sequence[Ref], ndim: int) -> Labels | None:
@@ -301,9 +332,12 @@ class Labeller:
             shape = (1,) * (ndim - len(self.shapes[x.node].shape)) + tuple(self.shapes[x.node].shape)
             varying = [d for d, size in enumerate(result.shape) if size > 1]
             touching = [d for d in varying if shape[d] > 1]
-            if self._of(x) is not None:
-                if varying and not touching:
-                    self.pin(self._of(x), f"{self._title(node)} spreads one channel over many")
+            labels = self._of(x)
+            if labels is not None:
+                if varying and labels.size == 1:
+                    reason = f"{self._title(node)} spreads one channel over many"
+                    self.pin(labels, reason)
+                    self.pin(result if touching else None, reason)
             elif touching and len(touching) < len(varying):
                 result = self._tied_over(result, touching)
             elif touching and x.node in self._bare and len(varying) == 1:
@@ -354,15 +388,20 @@ class Labeller:
         source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
         if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
             return self.labels[node.args[0].node][self._concrete(node.args[1])]
-        used = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
-        if all(self._of(ref) is None for ref in used):
+        used = [ref for ref in _tensor_refs(node) if _has_tensors(self.shapes[ref.node])]
+        if node.target in ("expand_as", "reshape_as", "view_as"):
+            used = used[:1]  # the other one only gives its shape
+        if all(self.labels.get(ref.node) is None for ref in used):
             return None
 
         def expanded(ref: Ref) -> Any:
             value = self.shapes[ref.node]
-            if not isinstance(value, Tensor):
-                return value
-            labels = self._of(ref)
+            if isinstance(value, tuple | list) and _has_tensors(value):
+                found = self.labels.get(ref.node) or [None] * len(value)
+                return [whole(labels, item) for labels, item in zip(found, value, strict=True)]
+            return whole(self._of(ref), value) if isinstance(value, Tensor) else value
+
+        def whole(labels: Labels | None, value: Tensor) -> Tensor:
             if labels is None:
                 labels = self.atoms.fresh(1)
                 self.pin(labels, f"{self._title(node)} uses channels that could not be followed")
@@ -456,7 +495,7 @@ class Labeller:
         return labels
 
     def _pin(self, node: Node) -> Labels | None:
-        if node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
+        if node.op == "function" and node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
             place, default = (2, 1) if node.target == "normalize" else (1, -1)
             dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
             return self._mixed_over(node, self._of(node.args[0]), [int(dim) % len(self.shapes[node.name].shape)])
@@ -475,6 +514,10 @@ def _tensor_refs(node: Node) -> list[Ref]:
     found: list[Ref] = []
     map_refs((node.args, dict(node.kwargs)), found.append)
     return found
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(item, Tensor) for item in _leaves(value))
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer
-from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes
+from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
 
 __all__ = ["Draft", "lowered"]
 
@@ -45,6 +46,10 @@ class Draft:
     tensors: dict[str, Tensor]
     foreign: dict[str, Callable[..., Any]]
     homes: dict[str, str] = field(default_factory=dict)
+
+    def unknown(self) -> list[str]:
+        """Operations outside the table that the result needs."""
+        return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
 
     def network(self) -> Network:
         """What there is so far, as a network."""
@@ -96,8 +101,12 @@ def _fold(draft: Draft) -> None:
                 placed.add(name)
                 nodes.append(_constant(draft, name, known[name], name in trained))
         plain = {name: known[name] for name in inputs if name in computed and not isinstance(known[name], Tensor)}
-        nodes.append(_with_values(node, plain) if plain else node)
+        nodes.append(with_refs(node, partial(_plain_value, plain)) if plain else node)
     draft.nodes = nodes
+
+
+def _plain_value(values: Mapping[str, Any], ref: Ref) -> Any:
+    return values.get(ref.node, ref)
 
 
 def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], draft: Draft) -> bool:
@@ -124,11 +133,6 @@ def _constant(draft: Draft, name: str, value: Tensor, trained: bool) -> Node:
     trained = trained and value.is_floating_point()
     draft.tensors[target] = nn.Parameter(value, requires_grad=False) if trained else value
     return Node(name, "tensor", target)
-
-
-def _with_values(node: Node, values: Mapping[str, Any]) -> Node:
-    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values.get(ref.node, ref))
-    return replace(node, args=args, kwargs=kwargs)
 
 
 # -- functions that are layers -----------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
         result = model(example)
     except Exception as error:
         raise TraceError(
-            f"{name} fails on an example of shape {tuple(example.shape)}: {error}; give `example` images of "
+            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give `example` images of "
             "the size and kind that the model takes"
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
@@ -110,10 +110,10 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def _trace(model: nn.Module, example: Tensor) -> Draft:
-    """Symbolic tracing; where Python control flow depends on sizes, `torch.export` for the example's size."""
+    """Symbolic tracing; where it fails, or leaves unknown operations that `torch.export` knows, the latter."""
     tracer = _Tracer()
     try:
-        return _convert(model, tracer.trace(model, concrete_args=_defaults(model)))
+        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)))
     except BrickyardError:
         raise
     except Exception as error:
@@ -122,10 +122,20 @@ def _trace(model: nn.Module, example: Tensor) -> Draft:
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {error}; torch.export cannot follow "
-            f"it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors cannot "
-            "be followed: move that part into a layer of its own or make it independent of the input"
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; torch.export cannot "
+            f"follow it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors "
+            "cannot be followed: move that part into a layer of its own or make it independent of the input"
         ) from error
+    unknown = draft.unknown()
+    if unknown:
+        exported = export_draft(model, example)
+        if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
+            return exported
+    return draft
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ __all__ = [
     "whole_groups",
 ]
 
-Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise"]
+Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise", "pin"]
 """What a layer does to channels.
 
 mix: reads one channel axis and writes another (convolution, linear).
@@ -38,6 +38,7 @@ pointwise: treats every number alike (activations, dropout).
 spatial: works within each channel (pooling, upsampling).
 move: only moves numbers to other places (flatten).
 normalise: mixes the numbers along some dimensions (layer norm, softmax), whose channels then stay whole.
+pin: does something else with channels, which then stay whole.
 """
 
 Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
@@ -159,6 +160,14 @@ LAYER_TYPES: dict[str, LayerType] = {
             resize=_resize_group_norm,
         ),
         LayerType(cls=nn.LayerNorm, role="normalise", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
+        LayerType(
+            cls=nn.Conv1d,
+            role="pin",
+            config=(
+                *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"),
+                "padding_mode",
+            ),
+        ),
         LayerType(cls=nn.Softmax, role="normalise", config=("dim",)),
         LayerType(cls=nn.LogSoftmax, role="normalise", config=("dim",)),
         _pointwise(nn.Identity),

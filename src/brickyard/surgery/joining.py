@@ -24,7 +24,7 @@ from brickyard.graph.atoms import indexed_dims
 from brickyard.graph.axes import Graph
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type, layer_role
-from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes
+from brickyard.network import Network, Node, Ref, refs, step_shapes, with_refs
 from brickyard.surgery.plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery.steps import concrete, rewritten
 from brickyard.surgery.weights import made_layer, made_tensor, number_of
@@ -88,14 +88,14 @@ class _Builder:
         if node.op == "input" or any(name in self._live for name in refs(node)):
             self._live.add(node.name)
         if not self._runs_apart(node):
-            made = _with_refs(rewritten(self.plan, node), self._together)
+            made = with_refs(rewritten(self.plan, node), self._together)
             self._use(made, node.target, self.plan)
             return
         self.apart.add(node.name)
         for number, plan in enumerate(self.alone):
             name = self._new_name(f"{node.name}_part{number}")
             self._sizes[node.name, number] = name
-            made = _with_refs(rewritten(plan, node), partial(self._of_part, number))
+            made = with_refs(rewritten(plan, node), partial(self._of_part, number))
             own = f"{node.target}_part{number}" if node.op in ("layer", "tensor") else made.target
             if node.target in self.source.foreign:
                 own = f"{node.target} of part {number}"
@@ -217,7 +217,7 @@ class _Builder:
             return Ref(self._sizes[name, number])
         node = self._steps[name]
         if not _is_value(self.plan.first.shapes[name]):
-            made = _with_refs(node, partial(self._of_part, number))
+            made = with_refs(node, partial(self._of_part, number))
             new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
             self._nodes.append(replace(made, name=new))
             return Ref(new)
@@ -238,12 +238,6 @@ class _Builder:
             name, number = f"{wanted}_{number}", number + 1
         self._names.add(name)
         return name
-
-
-def _with_refs(node: Node, change: Callable[[Ref], Any]) -> Node:
-    """The step with every reference replaced."""
-    args, kwargs = map_refs((node.args, dict(node.kwargs)), change)
-    return replace(node, args=args, kwargs=kwargs)
 
 
 def _is_value(value: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from brickyard.graph.atoms import indexed_dims
-from brickyard.network import Node, Ref, map_refs
+from brickyard.layers.functions import FUNCTIONS
+from brickyard.network import Node, Ref, map_refs, refs, with_refs
 from brickyard.surgery.plan import Plan
 
 __all__ = ["concrete", "rewritten"]
@@ -17,7 +18,11 @@ __all__ = ["concrete", "rewritten"]
 
 def rewritten(plan: Plan, node: Node) -> Node:
     """The step with its constants changed to fit the result."""
-    rewrite = _REWRITE.get(node.target) if node.op == "function" else None
+    if node.op != "function" or node.target not in FUNCTIONS:
+        return node
+    if FUNCTIONS[node.target].role == "move" and plan.first.counts & set(refs(node)):
+        node = with_refs(node, lambda ref: plan.first.shapes[ref.node] if ref.node in plan.first.counts else ref)
+    rewrite = _REWRITE.get(node.target)
     return node if rewrite is None else rewrite(plan, node)
 
 
@@ -53,7 +58,8 @@ def _getitem(plan: Plan, node: Node) -> Node:
     index = node.args[1]
     moved: dict[int, slice] = {}
     for dim, part in indexed_dims(index, source.ndim):
-        if isinstance(part, slice) and source.shape[dim] > 1 and (part.start, part.stop) != (None, None):
+        plain = isinstance(part, slice) and part.step in (None, 1)  # others pick by place, and nothing there is cut
+        if plain and source.shape[dim] > 1 and (part.start, part.stop) != (None, None):
             start, stop, _ = concrete(plan, part).indices(plan.first.shapes[producer.name].shape[dim])
             moved[id(part)] = slice(plan.kept(producer, dim, start), plan.kept(producer, dim, stop))
     if not moved:
