@@ -87,13 +87,20 @@ class CostModel:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def _add_product(self, graph: Graph, node: Node) -> None:
-        """Count a product of activations, which has as many terms as channels lie along its batch dimensions."""
-        operands = [graph.shapes[name].shape for name in refs(node)]
+        """Count a sum of products of activations, for each channel along which it lies."""
+        operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
         result = graph.shapes[node.name].shape
         batch = graph.shapes[graph.network.nodes[0].name].shape[0]
-        depth = operands[0][-1]
-        if node.target != "matmul":  # the scores are a product too, as wide as the values are deep
-            depth = operands[1][-2] * (depth + result[-1]) / result[-1]
+        if node.target == "matmul":
+            depth = operands[0].shape[-1]
+        elif node.target == "einsum":
+            inputs, _, out = str(node.args[0]).replace(" ", "").partition("->")
+            sizes: dict[str, int] = {}
+            for own, value in zip(inputs.split(","), operands, strict=True):
+                sizes.update(zip(own, value.shape, strict=True))
+            depth = int(np.prod([size for letter, size in sizes.items() if letter not in out]))
+        else:  # the scores are a product too, as deep as the queries
+            depth = operands[1].shape[-2] * (operands[0].shape[-1] + result[-1]) / result[-1]
         total = round(2 * int(np.prod(result)) * depth) // batch
         labels = graph.labels(node)
         if labels is None or labels.size < 2:

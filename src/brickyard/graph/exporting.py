@@ -28,7 +28,7 @@ _UNCHANGED = (
     *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
     *("chunk", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip", "roll"),
     *("repeat", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow", "neg", "contiguous"),
-    *("log", "sin", "cos", "rsqrt", "reciprocal", "erf"),
+    *("log", "sin", "cos", "rsqrt", "reciprocal", "erf", "clamp_min", "unflatten", "einsum"),
     *("clone", "maximum", "minimum", "addcmul", "channel_shuffle"),
     "scaled_dot_product_attention",
 )
@@ -38,6 +38,10 @@ _SAME = {
     **{name: f"tensor_{name}" for name in ("add", "mul", "sub", "div", "softmax")},
     "split_with_sizes": "split",
     "sym_size": "size",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "bmm": "matmul",
+    "linalg_vector_norm": "norm",
 }
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
 
@@ -53,7 +57,7 @@ def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
     try:
         with _quiet():
             program = torch.export.export(model, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        return _read(model, program)
+        return _read(model, program, example)
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -71,10 +75,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(model: nn.Module, program: torch.export.ExportedProgram) -> Draft:
+def _read(model: nn.Module, program: torch.export.ExportedProgram, example: Tensor) -> Draft:
     signature = program.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    draft = Draft([], {}, {}, {})
+    draft = Draft([], {}, {}, {}, example)
     same: dict[str, Ref] = {}
     for step in program.graph_module.graph.nodes:
         home = list((step.meta.get("nn_module_stack") or {}).values())

@@ -14,6 +14,7 @@ the end all but the longest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ from brickyard.layers.modules import find_type, layer_role, whole_groups
 from brickyard.network import Network, Node, Ref, map_refs
 
 __all__ = ["Labeller"]
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A value that meets others, seen in the dimensions of the result.
+
+    Attributes:
+        ref: The step that gave it.
+        labels: Its labels, or None.
+        shape: Its shape, one where it has no such dimension.
+        dims: Which of its own dimensions each one of the result is; below zero where it has none.
+    """
+
+    ref: Ref
+    labels: Labels | None
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
 
 
 class Labeller:
@@ -308,7 +326,7 @@ class Labeller:
     def _pointwise(self, node: Node) -> Labels | None:
         tensors = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
         self._pin_counts(node)
-        return self._joined(node, tensors, len(self.shapes[node.name].shape))
+        return self._meeting(node, tensors)
 
     def _binary(self, node: Node) -> Labels | None:
         operands = list(node.args[:2])
@@ -316,34 +334,43 @@ class Labeller:
             operands += [*node.args[2:], *node.kwargs.values()]
         tensors = [x for x in operands if isinstance(x, Ref) and isinstance(self.shapes[x.node], Tensor)]
         self._pin_counts(node)
-        return self._joined(node, tensors, len(self.shapes[node.name].shape))
+        return self._meeting(node, tensors)
 
-    def _joined(self, node: Node, tensors: Sequence[Ref], ndim: int) -> Labels | None:
-        """Tie values that meet number by number, after broadcasting to `ndim` dimensions."""
-        result: Labels | None = None
+    def _meeting(self, node: Node, tensors: Sequence[Ref]) -> Labels | None:
+        """Tie values that meet number by number, after broadcasting."""
+        ndim = len(self.shapes[node.name].shape)
+        found: list[_Operand] = []
         for x in tensors:
-            labels = self._of(x)
+            labels, shape = self._of(x), tuple(self.shapes[x.node].shape)
+            missing = ndim - len(shape)
             if labels is not None:
-                labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
-                result = labels if result is None else self._merged(node, result, labels)
+                labels = labels.reshape((1,) * missing + labels.shape)
+            found.append(_Operand(x, labels, (1,) * missing + shape, tuple(range(-missing, len(shape)))))
+        return self._joined(node, found)
+
+    def _joined(self, node: Node, operands: Sequence[_Operand]) -> Labels | None:
+        """Tie operands of which the result has all dimensions."""
+        result: Labels | None = None
+        for operand in operands:
+            if operand.labels is not None:
+                result = operand.labels if result is None else self._merged(node, result, operand.labels)
         if result is None:
             return None
-        for x in tensors:
-            shape = (1,) * (ndim - len(self.shapes[x.node].shape)) + tuple(self.shapes[x.node].shape)
+        for operand in operands:
+            name = operand.ref.node
             varying = [d for d, size in enumerate(result.shape) if size > 1]
-            touching = [d for d in varying if shape[d] > 1]
-            labels = self._of(x)
-            if labels is not None:
-                if varying and labels.size == 1:
+            touching = [d for d in varying if operand.shape[d] > 1]
+            if operand.labels is not None:
+                if varying and operand.labels.size == 1:
                     reason = f"{self._title(node)} spreads one channel over many"
-                    self.pin(labels, reason)
+                    self.pin(operand.labels, reason)
                     self.pin(result if touching else None, reason)
             elif touching and len(touching) < len(varying):
                 result = self._tied_over(result, touching)
-            elif touching and x.node in self._bare and len(varying) == 1:
-                dim = varying[0] - ndim + len(self.shapes[x.node].shape)
-                atoms = self._record(self._bare[x.node], "follow", result.reshape(-1), dim)
-                self.labels[x.node] = self._place(atoms, len(self.shapes[x.node].shape), dim)
+            elif touching and name in self._bare and len(varying) == 1:
+                dim = operand.dims[varying[0]]
+                atoms = self._record(self._bare[name], "follow", result.reshape(-1), dim)
+                self.labels[name] = self._place(atoms, len(self.shapes[name].shape), dim)
             elif touching:
                 self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
         return result
@@ -361,23 +388,27 @@ class Labeller:
         return np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy()
 
     def _attend(self, node: Node) -> Labels | None:
-        """Products of matrices: channels may lie along the batch dimensions only."""
-        operands = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, Ref)]
-        ndim = len(self.shapes[node.name].shape)
-        names = [x for x in operands if isinstance(self.shapes[x.node], Tensor)]
-        for x in names:
-            labels = self._of(x)
-            if labels is None:
-                continue
-            inside = [d for d in lying_dims(labels, self.shapes[x.node].shape) if d >= labels.ndim - 2]
-            if len(inside) == len(lying_dims(labels, self.shapes[x.node].shape)) or labels.ndim != ndim:
-                self._pin_all(node, f"{self._title(node)} mixes channels")
-                return None
-            self._tied_over(labels, inside)
-        if any(self._of(x) is None and x.node not in self._bare for x in names):
-            self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
+        """A sum of products: channels stay along dimensions that are not summed over."""
+        operands = [x for x in _tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
+        letters = _letters(node, [self.shapes[x.node].ndim for x in operands])
+        if letters is None:
+            self._pin_all(node, f"{self._title(node)} is not followed in this form")
             return None
-        return self._joined(node, names, ndim)
+        *inputs, result = letters
+        found: list[_Operand] = []
+        for x, own in zip(operands, inputs, strict=True):
+            labels, shape = self._of(x), tuple(self.shapes[x.node].shape)
+            if labels is not None:
+                lying = lying_dims(labels, shape)
+                inside = [d for d in lying if own[d] not in result]
+                if len(inside) == len(lying):
+                    self._pin_all(node, f"{self._title(node)} mixes channels")
+                    return None
+                labels = self._tied_over(labels, inside)
+                labels = _arranged(labels, own, result)
+            sizes = tuple(shape[own.index(letter)] if letter in own else 1 for letter in result)
+            found.append(_Operand(x, labels, sizes, tuple(map(own.find, result))))
+        return self._joined(node, found)
 
     def _spatial(self, node: Node) -> Labels | None:
         labels = self._of(node.args[0])
@@ -514,6 +545,33 @@ def _tensor_refs(node: Node) -> list[Ref]:
     found: list[Ref] = []
     map_refs((node.args, dict(node.kwargs)), found.append)
     return found
+
+
+def _letters(node: Node, ndims: Sequence[int]) -> list[str] | None:
+    """One letter a dimension for each operand and the result; letters missing from the result are summed over."""
+    if node.target == "einsum":
+        equation = str(node.args[0]).replace(" ", "")
+        inputs, arrow, result = equation.partition("->")
+        found = [*inputs.split(","), result]
+        plain = arrow and "." not in equation and all(len(set(term)) == len(term) for term in found)
+        return found if plain and [*map(len, found[:-1])] == list(ndims) else None
+    batch = "".join(chr(ord("A") + d) for d in range(max(ndims) - 2))
+    if min(ndims) < 2 or len(ndims) < 2:
+        return None
+    if node.target == "matmul":
+        (a, b) = (batch[len(batch) - (n - 2) :] for n in ndims)
+        return [a + "ik", b + "kj", batch + "ij"]
+    q, k, v, *masks = (batch[len(batch) - (n - 2) :] for n in ndims)
+    return [q + "nd", k + "md", v + "me", *(mask + "nm" for mask in masks), batch + "ne"]
+
+
+def _arranged(labels: Labels, own: str, result: str) -> Labels:
+    """Dimensions in the order of the result's letters, of size one where a letter is missing; the others are gone."""
+    kept = [letter for letter in result if letter in own]
+    first = labels[tuple(slice(None) if letter in kept else 0 for letter in own)]
+    order = [letter for letter in own if letter in kept]
+    moved = first.transpose([order.index(letter) for letter in kept])
+    return moved.reshape([moved.shape[kept.index(letter)] if letter in kept else 1 for letter in result])
 
 
 def _has_tensors(value: Any) -> bool:

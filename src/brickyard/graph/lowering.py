@@ -24,6 +24,7 @@ from brickyard.network import Network, Node, Ref, map_refs, refs, step_shapes, w
 __all__ = ["Draft", "lowered"]
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
+_LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
 _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "contiguous", "channel_shuffle"}
@@ -39,16 +40,19 @@ class Draft:
         tensors: Bare parameters and buffers by dotted name.
         foreign: Callables outside the table, by the target that names them.
         homes: By step: the dotted name of the module whose forward made it.
+        example: An image batch, for its type and device.
     """
 
     nodes: list[Node]
     layers: dict[str, nn.Module]
     tensors: dict[str, Tensor]
     foreign: dict[str, Callable[..., Any]]
+    example: Tensor
     homes: dict[str, str] = field(default_factory=dict)
 
     def unknown(self) -> list[str]:
-        """Operations outside the table that the result needs."""
+        """Operations outside the table that depend on the image; what does not is computed now."""
+        _fold(self)
         return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
 
     def network(self) -> Network:
@@ -90,7 +94,7 @@ def _fold(draft: Draft) -> None:
             known[node.name] = draft.tensors[node.target]
             if isinstance(known[node.name], nn.Parameter):
                 trained.add(node.name)
-        elif _is_constant(node, inputs, known, draft):
+        elif _is_constant(node, inputs, known, computed, draft):
             known[node.name] = _result(draft, node, known)
             computed.add(node.name)
             if trained & set(inputs):
@@ -109,17 +113,17 @@ def _plain_value(values: Mapping[str, Any], ref: Ref) -> Any:
     return values.get(ref.node, ref)
 
 
-def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], draft: Draft) -> bool:
-    name = node.target.partition(" ")[0]
-    if node.op != "function" or name.endswith("_") or name in ("iadd", "imul"):  # in place
-        return False
-    if not inputs:
-        return name in _MAKERS
+def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], computed: set[str], draft: Draft) -> bool:
+    name = node.target.partition(" ")[0].removeprefix("aten.").partition(".")[0]
+    if node.op != "function" or ((name.endswith("_") or name in ("iadd", "imul")) and inputs[0] not in computed):
+        return False  # in place: nothing of the model's own is changed
+    if not inputs or name in _LIKE:
+        return name in _MAKERS or (name in _LIKE and len(inputs) == 1)
     return not isinstance(draft.foreign.get(node.target), nn.Module) and all(name in known for name in inputs)
 
 
 def _result(draft: Draft, node: Node, known: Mapping[str, Any]) -> Any:
-    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: known[ref.node])
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: known.get(ref.node, draft.example))
     call = draft.foreign.get(node.target) or FUNCTIONS[node.target].call
     with torch.no_grad():
         result = call(*args, **kwargs)

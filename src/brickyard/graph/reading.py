@@ -113,7 +113,7 @@ def _trace(model: nn.Module, example: Tensor) -> Draft:
     """Symbolic tracing; where it fails, or leaves unknown operations that `torch.export` knows, the latter."""
     tracer = _Tracer()
     try:
-        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)))
+        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example)
     except BrickyardError:
         raise
     except Exception as error:
@@ -160,8 +160,8 @@ def _user_line(error: Exception) -> str:
     return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
-def _convert(model: nn.Module, graph: fx.Graph) -> Draft:
-    draft = Draft([], {}, {}, {})
+def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
+    draft = Draft([], {}, {}, {}, example)
     nodes = draft.nodes
     same: dict[str, Ref] = {}
     for step in graph.nodes:

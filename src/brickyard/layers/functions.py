@@ -26,8 +26,8 @@ class Function:
         name: The name in files.
         call: What runs.
         role: What it does to channels: as for layers, and: binary (joins two values number by number),
-            reduce (sums or averages some dimensions), attend (products of matrices, with channels along the
-            batch dimensions), pad, number (gives sizes or other plain numbers, no tensor).
+            reduce (sums or averages some dimensions), attend (sums of products of activations), pad, number
+            (gives sizes or other plain numbers, no tensor).
         same: Other callables that mean the same and take the same arguments.
         methods: Names of tensor methods that mean the same and take the same arguments.
     """
@@ -74,6 +74,7 @@ _POINTWISE = (
     *(_functional(name, "pointwise") for name in _ACTIVATIONS),
     _method("relu_", "pointwise", torch.relu_, F.relu_),
     _method("clamp", "pointwise", torch.clamp),
+    _method("clamp_min", "pointwise", torch.clamp_min),
     _method("abs", "pointwise", torch.abs),
     _method("square", "pointwise", torch.square),
     _method("sqrt", "pointwise", torch.sqrt),
@@ -122,6 +123,7 @@ _MOVE = (
     _method("flatten", "move", torch.flatten),
     _method("reshape", "move", torch.reshape),
     _method("view", "move"),
+    _method("unflatten", "move", torch.unflatten),
     _method("reshape_as", "move"),
     _method("view_as", "move"),
     _method("repeat", "move"),
@@ -149,7 +151,8 @@ _REDUCE = (
 )
 
 _ATTEND = (
-    _method("matmul", "attend", torch.matmul, operator.matmul),
+    _method("matmul", "attend", torch.matmul, operator.matmul, torch.bmm),
+    Function("einsum", torch.einsum, "attend"),
     _functional("scaled_dot_product_attention", "attend"),
 )
 

@@ -35,6 +35,14 @@ def _reshape(plan: Plan, node: Node) -> Node:
     return replace(node, args=(node.args[0], new))
 
 
+def _unflatten(plan: Plan, node: Node) -> Node:
+    changed = plan.changed(node)
+    dim, sizes = node.args[1:]
+    dim %= plan.first.shapes[_producer(plan, node).name].ndim
+    new = tuple(size if size == -1 else changed.get(dim + place, size) for place, size in enumerate(sizes))
+    return replace(node, args=(node.args[0], node.args[1], new))
+
+
 def _split(plan: Plan, node: Node) -> Node:
     """Split at the places where the source splits, counted in kept channels."""
     source, pieces = plan.first.labels(_producer(plan, node)), plan.first.labels(node)
@@ -133,6 +141,7 @@ _REWRITE: dict[str, Callable[[Plan, Node], Node]] = {
     "reshape": _reshape,
     "view": _reshape,
     "expand": _reshape,
+    "unflatten": _unflatten,
     "chunk": _split,
     "split": _split,
     "getitem": _getitem,
