@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types unit install install-test clean
+.PHONY: demo test lint types unit conformity install install-test clean
 
 demo: install
 	$(BIN)/brickyard demo -o demo-output
@@ -20,6 +20,10 @@ types: install-test
 
 unit: install-test
 	$(BIN)/python -m pytest
+
+# Every architecture of the table, some twenty minutes on two cores; writes docs/architectures.md.
+conformity: install-test
+	$(BIN)/python tests/conformity
 
 install: $(VENV)/.demo
 install-test: $(VENV)/.test

@@ -197,8 +197,11 @@ def setup(make, share=0.6):
     return model, graph, keep, list(DATA[0].double().split(16))
 
 
-def test_refit_is_ridge_regression() -> None:
+@pytest.mark.parametrize("images", [None, 2])  # two images give fewer positions than the layer has inputs
+def test_refit_is_ridge_regression(images) -> None:
     model, graph, keep, batches = setup(chain)
+    if images is not None:
+        batches = [batches[0][:images]]
     network = cut(graph, keep)
     x = torch.cat(batches)
     with torch.no_grad():
@@ -207,6 +210,7 @@ def test_refit_is_ridge_regression() -> None:
         residual = target - network.layer("conv2")(read)
         columns = nn.functional.unfold(read, 3, stride=2)  # (B, n, L)
     design = columns.permute(0, 2, 1).reshape(-1, columns.shape[1]).numpy()
+    assert (len(design) < design.shape[1]) == (images is not None)
     goal = residual.flatten(2).permute(0, 2, 1).reshape(design.shape[0], -1).numpy()
     ridge = 1e-3 * np.mean(np.sum(design**2, 0))
     n = design.shape[1]

@@ -19,7 +19,18 @@ from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomis
 
 
 def hidden_maps(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The direct way: every input channel convolved with its own kernels, (B, Q, P, H, W)."""
+    """The direct way: every input channel convolved with its own kernels, (B, Q, P / groups, H, W)."""
+    if conv.groups > 1:
+        each = conv.out_channels // conv.groups
+        parts = []
+        for group, part in enumerate(x.chunk(conv.groups, 1)):
+            one = nn.Conv2d(
+                part.shape[1], each, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                padding_mode=conv.padding_mode, dtype=x.dtype,
+            )  # fmt: skip
+            one.weight.data = conv.weight.data[group * each : (group + 1) * each]
+            parts.append(hidden_maps(one, part))
+        return torch.cat(parts, 1)
     maps = []
     for p in range(conv.in_channels):
         one = nn.Conv2d(
@@ -40,9 +51,10 @@ def convolutions(draw):
     choices = [st.integers(0, 2), st.tuples(st.integers(0, 2), st.integers(0, 2))]
     if stride == 1:
         choices.append(st.sampled_from(["same", "valid"]))
+    groups = draw(st.integers(1, 2))
     conv = nn.Conv2d(
-        draw(st.integers(1, 4)), draw(st.integers(1, 4)), kernel, stride, draw(st.one_of(choices)), dilation,
-        padding_mode=mode, dtype=torch.float64,
+        groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 4)), kernel, stride, draw(st.one_of(choices)),
+        dilation, groups, padding_mode=mode, dtype=torch.float64,
     )  # fmt: skip
     return randomised(conv, draw(st.integers(0, 9)))
 

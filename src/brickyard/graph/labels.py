@@ -402,10 +402,10 @@ class Labeller:
                 lying = lying_dims(labels, shape)
                 inside = [d for d in lying if own[d] not in result]
                 if len(inside) == len(lying):
-                    self._pin_all(node, f"{self._title(node)} mixes channels")
-                    return None
-                labels = self._tied_over(labels, inside)
-                labels = _arranged(labels, own, result)
+                    self.pin(labels, f"{self._title(node)} mixes channels")
+                    labels = None
+                else:
+                    labels = _arranged(self._tied_over(labels, inside), own, result)
             sizes = tuple(shape[own.index(letter)] if letter in own else 1 for letter in result)
             found.append(_Operand(x, labels, sizes, tuple(map(own.find, result))))
         return self._joined(node, found)

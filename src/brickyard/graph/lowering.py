@@ -27,7 +27,7 @@ _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
 _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
-_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "contiguous", "channel_shuffle"}
+_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
 
 
 @dataclass
@@ -84,6 +84,7 @@ def lowered(draft: Draft, example: Tensor) -> Network:
 def _fold(draft: Draft) -> None:
     """Compute steps that depend on weights and plain numbers only."""
     known: dict[str, Any] = {}
+    groups: dict[str, set[str]] = {}  # the modules whose weights a value comes from
     trained: set[str] = set()
     computed: set[str] = set()
     nodes: list[Node] = []
@@ -92,18 +93,21 @@ def _fold(draft: Draft) -> None:
         inputs = refs(node)
         if node.op == "tensor":
             known[node.name] = draft.tensors[node.target]
+            groups[node.name] = {node.target.rpartition(".")[0]}
             if isinstance(known[node.name], nn.Parameter):
                 trained.add(node.name)
         elif _is_constant(node, inputs, known, computed, draft):
             known[node.name] = _result(draft, node, known)
             computed.add(node.name)
+            groups[node.name] = set().union(*(groups.get(name, set()) for name in inputs))
             if trained & set(inputs):
                 trained.add(node.name)
             continue
         for name in inputs:
             if name in computed and isinstance(known[name], Tensor) and name not in placed:
                 placed.add(name)
-                nodes.append(_constant(draft, name, known[name], name in trained))
+                home = groups[name].pop() if len(groups[name]) == 1 else draft.homes.get(name, "")
+                nodes.append(_constant(draft, name, home, known[name], name in trained))
         plain = {name: known[name] for name in inputs if name in computed and not isinstance(known[name], Tensor)}
         nodes.append(with_refs(node, partial(_plain_value, plain)) if plain else node)
     draft.nodes = nodes
@@ -130,8 +134,9 @@ def _result(draft: Draft, node: Node, known: Mapping[str, Any]) -> Any:
     return tuple(result) if isinstance(result, torch.Size) else result
 
 
-def _constant(draft: Draft, name: str, value: Tensor, trained: bool) -> Node:
-    home = draft.homes.get(name, "")
+def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) -> Node:
+    if home in draft.layers:
+        home = home.rpartition(".")[0]
     target = f"{home}.computed_{name}" if home else f"computed_{name}"
     value = value.detach().contiguous()
     trained = trained and value.is_floating_point()

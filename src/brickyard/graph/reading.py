@@ -7,6 +7,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,18 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             node = _function_node(step, args, kwargs, draft.foreign)
             if node is not None:
                 nodes.append(node)
+    _keep_from_layers(draft)
     return draft
+
+
+def _keep_from_layers(draft: Draft) -> None:
+    """Rename bare tensors that belong to a layer which also runs: a layer keeps its tensors to itself."""
+    for index, node in enumerate(draft.nodes):
+        group, _, leaf = node.target.rpartition(".")
+        if node.op == "tensor" and group in draft.layers:
+            name = f"{group}_{leaf}"
+            draft.tensors[name] = draft.tensors[node.target]
+            draft.nodes[index] = replace(node, target=name)
 
 
 def _checks_default(user: fx.Node) -> bool:
