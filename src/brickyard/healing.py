@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.graph import Graph
-from brickyard.network import Network, Node, refs
+from brickyard.network import Network, Node, Ref, refs
 from brickyard.options import Heal
 from brickyard.progress import bar
 from brickyard.surgery import KeepSet, Part, positions
 
-__all__ = ["HealReport", "heal_network"]
+__all__ = ["HealReport", "Intercept", "Stream", "blocks", "heal_network", "intercept_of"]
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
 _UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
@@ -65,7 +65,7 @@ def heal_network(
     if method == "none":
         return report
     repair = _refit if method == "refit" else _match_moments
-    source, copy = _Stream(graph, graph.network, batches), _Stream(graph, network, batches)
+    source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
     layers = _repairable(graph, network, report)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
@@ -73,7 +73,7 @@ def heal_network(
             layer = network.layer(node.target)
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             pairs = _pairs(source, copy, index, node, rows)
-            job = _Job(node.target, layer, _intercept(network, node), pairs, sum(map(len, batches)))
+            job = _Job(node.target, layer, intercept_of(network, node), pairs, sum(map(len, batches)))
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
@@ -82,7 +82,7 @@ def heal_network(
 # -- the two networks, side by side ------------------------------------------------------------------------
 
 
-class _Stream:
+class Stream:
     """Values of all batches just before some step; held where they fit, computed again where not."""
 
     def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
@@ -124,20 +124,54 @@ def _peak_bytes(graph: Graph) -> int:
 
 
 def _pairs(
-    source: _Stream, copy: _Stream, index: int, node: Node, rows: NDArray[np.int64] | None
+    source: Stream, copy: Stream, index: int, node: Node, rows: NDArray[np.int64] | None
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """A function that goes through the images and gives the copy's input and the source's output."""
+    """A function that goes through the images and gives the copy's input and what its output should be.
+
+    That is the source's output; where it is added to a shortcut that is already off, it makes up for that too.
+    """
     chosen = None if rows is None else torch.from_numpy(rows)
+    dim = -1 if isinstance(source.network.layer(node.target), nn.Linear) else 1
+    shortcut = _shortcut(copy.network, index, node)
+
+    def of_kept(value: Tensor) -> Tensor:
+        return value if chosen is None else value.index_select(dim, chosen.to(value.device))
 
     def go() -> Iterator[tuple[Tensor, Tensor]]:
         for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
-            target = source.network.step(node, theirs)
-            if chosen is not None:
-                dim = -1 if isinstance(source.network.layer(node.target), nn.Linear) else 1
-                target = target.index_select(dim, chosen.to(target.device))
+            target = of_kept(source.network.step(node, theirs))
+            if shortcut is not None:
+                name, scale = shortcut
+                target = target + (of_kept(theirs[name]) - ours[name]) / scale.to(target.dtype)
             yield ours[node.args[0].node], target
 
     return go
+
+
+def _shortcut(network: Network, index: int, node: Node) -> tuple[str, Tensor] | None:
+    """A value known by now that a layer's output is added to, and the scale of the batch norm in between."""
+    scale = torch.ones(())
+    name = node.name
+    while True:
+        users = [other for other in network.nodes if name in refs(other)]
+        if len(users) != 1:
+            return None
+        (user,) = users
+        if user.op == "layer" and isinstance(norm := network.layer(user.target), nn.BatchNorm2d) and name == node.name:
+            if norm.running_var is None or norm.weight is None:
+                return None
+            scale = (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).reshape(1, -1, 1, 1)
+            name = user.name
+        elif user.op == "layer" and isinstance(network.layer(user.target), nn.Identity | nn.Dropout):
+            name = user.name
+        elif user.op == "function" and user.target in ("add", "iadd", "add_", "tensor_add") and len(user.args) == 2:
+            others = [ref.node for ref in user.args if isinstance(ref, Ref) and ref.node != name]
+            earlier = {step.name for step in network.nodes[:index]}
+            if len(others) != 1 or others[0] not in earlier or bool((scale == 0).any()):
+                return None
+            return others[0], scale
+        else:
+            return None
 
 
 def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tuple[int, Node]]:
@@ -165,7 +199,7 @@ def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | N
 
 
 @dataclass(frozen=True)
-class _Intercept:
+class Intercept:
     """Where a shift of a layer's output can go: its bias, or the running mean of the batch norm behind it."""
 
     bias: Tensor | None = None
@@ -174,24 +208,31 @@ class _Intercept:
     def __bool__(self) -> bool:
         return self.bias is not None or self.running_mean is not None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What `add` changes."""
+        return tuple(value for value in (self.bias, self.running_mean) if value is not None)
+
     def add(self, shift: Tensor) -> None:
+        """Shift the output of the layer."""
         if self.bias is not None:
             self.bias.add_(shift.to(self.bias.dtype))
         elif self.running_mean is not None:
             self.running_mean.sub_(shift.to(self.running_mean.dtype))
 
 
-def _intercept(network: Network, node: Node) -> _Intercept:
+def intercept_of(network: Network, node: Node) -> Intercept:
+    """Where a shift of a layer's output can go in a network."""
     layer = network.layer(node.target)
     if isinstance(layer.bias, Tensor):
-        return _Intercept(bias=layer.bias.data)
+        return Intercept(bias=layer.bias.data)
     users = [other for other in network.nodes if node.name in refs(other)]
     if len(users) == 1 and users[0].op == "layer":
         norm = network.layer(users[0].target)
         uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
         if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_mean is not None and uses == 1:
-            return _Intercept(running_mean=norm.running_mean)
-    return _Intercept()
+            return Intercept(running_mean=norm.running_mean)
+    return Intercept()
 
 
 @dataclass(frozen=True)
@@ -208,7 +249,7 @@ class _Job:
 
     name: str
     layer: nn.Conv2d | nn.Linear
-    intercept: _Intercept
+    intercept: Intercept
     pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]]
     images: int
 
@@ -256,7 +297,7 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
             positions_each = residual[0].numel() // layer.weight.shape[0]
             few = job.images * positions_each < layer.weight[0].numel()
             equations = (_FewPositions if few else _NormalEquations)(bool(intercept))
-        for block, goal in _blocks(layer, x, residual):
+        for block, goal in blocks(layer, x, residual):
             equations.add(block, goal)
     solution = None if equations is None else equations.solve(ridge, job.name, report)
     if solution is None:
@@ -357,7 +398,7 @@ def _solved(gram: Tensor, penalty: Tensor, right: Tensor, ridge: float, name: st
     return None
 
 
-def _blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time."""
     if isinstance(layer, nn.Linear):
         yield (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brickyard.eliminating import Curve
 from brickyard.errors import OptionError
-from brickyard.graph import Graph
+from brickyard.graph import Axis, Graph
 from brickyard.graph.axes import pair_flops
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import layer_role
@@ -19,7 +21,7 @@ from brickyard.network import Node, iter_layers, refs
 from brickyard.options import Budget
 from brickyard.relevance import Relevance
 
-__all__ = ["Cost", "CostModel", "by_budget", "by_thresholds"]
+__all__ = ["Cost", "CostModel", "by_budget", "by_curves", "by_thresholds"]
 
 Mask = NDArray[np.bool_]
 
@@ -177,18 +179,100 @@ def by_budget(
     def cost(chosen: Mask) -> int:
         return int(getattr(cost_model(chosen), budget.resource))
 
-    if cost(mask) > limit:
-        least = cost(mask) / limit * budget.share
-        raise OptionError(
-            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
-            f"already takes {least:.3g}: raise the budget"
-        )
+    _check_enough(cost(mask), limit, budget)
     ranked = np.array([channel for _, channel in candidates], dtype=np.int64)
     mask = _fill(mask, ranked, cost, limit)
     return {
         **fixed,
         **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
     }
+
+
+def by_curves(graph: Graph, curves: Mapping[str, Curve], outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
+    """Spend a budget where a saved operation (or parameter) costs the least damage.
+
+    Channels go, some of one axis at a time, until the budget is met; then whatever still fits comes back.
+
+    Raises:
+        OptionError: Even one channel an axis costs more than the budget.
+    """
+    cost_model = CostModel(graph)
+
+    def cost(mask: Mask) -> int:
+        return int(getattr(cost_model(mask), budget.resource))
+
+    limit = budget.share * cost(np.ones(graph.channels, dtype=np.bool_))
+    mask = keep_mask(graph, _outputs(graph, outputs))
+    axes = {name: graph.axis(name) for name in curves}
+    kept = {name: axis.size for name, axis in axes.items()}
+    least = mask.copy()
+    for name, axis in axes.items():
+        least[axis.start + curves[name].order[1:]] = False
+    _check_enough(cost(least), limit, budget)
+
+    def cheapest(name: str) -> tuple[float, int]:
+        """The least damage for each unit that some next cut of an axis saves, and how many channels that leaves."""
+        axis, curve, now = axes[name], curves[name], kept[name]
+        found = []
+        for step in (1, 2, 4):
+            left = max(1, now - step * max(1, axis.size // 16))
+            trial = mask.copy()
+            trial[axis.start + curve.order[left:now]] = False
+            found.append(((curve.damage[left] - curve.damage[now]) / max(1, spent - cost(trial)), left))
+        return min(found)
+
+    spent = cost(mask)
+    queue = [(*cheapest(name), name) for name in axes if kept[name] > 1]
+    heapq.heapify(queue)
+    while spent > limit:
+        _, _, name = heapq.heappop(queue)
+        ratio, left = cheapest(name)  # what it saves has changed since
+        if queue and ratio > queue[0][0]:
+            heapq.heappush(queue, (ratio, left, name))
+            continue
+        mask[axes[name].start + curves[name].order[left : kept[name]]] = False
+        kept[name] = left
+        spent = cost(mask)
+        if left > 1:
+            heapq.heappush(queue, (*cheapest(name), name))
+    _take_back(mask, axes, curves, kept, cost, limit)
+    return {
+        **_outputs(graph, outputs),
+        **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
+    }
+
+
+def _take_back(
+    mask: Mask,
+    axes: Mapping[str, Axis],
+    curves: Mapping[str, Curve],
+    kept: dict[str, int],
+    cost: Callable[[Mask], int],
+    limit: float,
+) -> None:
+    """Bring back single channels while they fit, the most damaging losses first."""
+    while True:
+        losses = {
+            name: curves[name].damage[k] - curves[name].damage[k + 1] for name, k in kept.items() if k < axes[name].size
+        }
+        for name in sorted(losses, key=lambda name: -losses[name]):
+            channel = axes[name].start + curves[name].order[kept[name]]
+            mask[channel] = True
+            if cost(mask) <= limit:
+                kept[name] += 1
+                break
+            mask[channel] = False
+        else:
+            return
+
+
+def _check_enough(least: float, limit: float, budget: Budget) -> None:
+    if least > limit:
+        share = least / limit * budget.share
+        raise OptionError(
+            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
+            f"already takes {share:.3g}: raise the budget"
+        )
 
 
 def _fill(mask: Mask, ranked: NDArray[np.int64], cost: Callable[[Mask], int], limit: float) -> Mask:

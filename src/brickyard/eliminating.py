@@ -1,0 +1,261 @@
+"""Which channels a budget should keep, by the damage that the refit cannot repair.
+
+For a layer that reads channels x and gives y = W x, the normal equations H = sum x x^T say what the best other
+weights could do without some channels D: the squared error that is left is tr(W_D (H^-1_DD)^-1 W_D^T), and the best
+weights are W - W_D (H^-1_DD)^-1 H^-1_D (block elimination; the surgeon of Hassibi and Stork, 1993, for channels). Going
+backwards, the cheapest channels first, gives for every axis an order, and weights at each length.
+
+How much an axis may lose is then measured: at some lengths, with the weights above in its readers and all else whole,
+how far the task's logits move. A budget is spent where a saved operation costs the least of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.graph import Axis, Graph
+from brickyard.healing import Stream, blocks, intercept_of
+from brickyard.network import Network, Node, iter_layers
+from brickyard.progress import bar
+from brickyard.surgery import cut
+
+__all__ = ["Curve", "damage_curves"]
+
+LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of an axis at which damage is measured
+STEPS = 64  # eliminations an axis, at most; wider axes lose several channels at once
+WIDEST = 6144  # inputs of a layer whose normal equations are inverted; wider ones are judged by energy
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What cutting one axis costs.
+
+    Attributes:
+        order: Its channels, the last to go first.
+        damage: For each number of channels that are kept, 0 to all, the squared error of the task's logits as a
+            share of their energy.
+    """
+
+    order: NDArray[np.int64]
+    damage: NDArray[np.float64]
+
+
+class _Reader:
+    """A layer that reads channels of an axis, while they are eliminated.
+
+    Args:
+        node: Its step.
+        position: Where that is.
+        columns: For each channel of the axis, its columns among the layer's inputs (channels, each).
+        network: Where it runs.
+        equations: Its normal equations.
+    """
+
+    def __init__(self, node: Node, position: int, columns: Tensor, network: Network, equations: _Equations) -> None:
+        self.node, self.position, self.columns = node, position, columns
+        layer = network.layer(node.target)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.layer = layer
+        self.weight = self.layer.weight.detach().double().flatten(1).clone()  # as refitted so far
+        self.mean, self.energy = equations.mean, equations.energy
+        self.inverse = equations.inverse.clone()
+        self.intercept = intercept_of(network, node)
+
+    def costs(self, channels: Tensor) -> Tensor:
+        """The error that losing each channel leaves, as a share of the output's variance."""
+        columns = self.columns[channels]  # (C, b)
+        weight = self.weight[:, columns]  # (Q, C, b)
+        if self.inverse.ndim == 1:
+            return (weight.square() / self.inverse[columns]).sum((0, 2)) / self.energy
+        blocks = self.inverse[columns.unsqueeze(2), columns.unsqueeze(1)]  # (C, b, b)
+        solved = torch.linalg.solve(blocks, weight.permute(1, 2, 0))  # (C, b, Q)
+        error: Tensor = (solved * weight.permute(1, 2, 0)).sum((1, 2))
+        return error / self.energy
+
+    def eliminate(self, channels: Tensor) -> None:
+        """Take channels out: the rest makes up for them as well as it can."""
+        gone = self.columns[channels].reshape(-1)
+        if self.inverse.ndim == 1:
+            self.weight[:, gone] = 0
+            return
+        rows = self.inverse[gone]  # (d, n)
+        solved = torch.linalg.solve(rows[:, gone], rows)  # (d, n)
+        self.weight -= self.weight[:, gone] @ solved
+        self.inverse -= rows.T @ solved
+        self.weight[:, gone] = 0
+
+
+def damage_curves(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int]) -> dict[str, Curve]:
+    """Order the channels of every free axis, and measure what losing them costs.
+
+    Args:
+        graph: The source's graph.
+        batches: Preprocessed images of the task, (batch, channels, height, width) each; labels are not needed.
+        outputs: The task's class outputs.
+    """
+    output = graph.output
+    copy = cut(graph, {} if output is None else {output.name: torch.tensor(list(outputs))})
+    axes = [axis for axis in graph.free if axis.size > 1]
+    curves: dict[str, Curve] = {}
+    with torch.no_grad(), bar("measuring axes", len(axes)) as advance:
+        readers = _readers(copy)
+        stream = Stream(graph, copy, batches)
+        equations = {node.target: _equations(stream, index, node) for index, node in readers}
+        whole = [copy(batch) for batch in batches]
+        for axis in axes:
+            own = [
+                _Reader(node, index, columns, copy, equations[node.target])
+                for index, node in readers
+                if (columns := _columns(graph, axis, node.target)) is not None
+            ]
+            curves[axis.name] = _curve(axis, own, _Measure(own, copy, batches, whole))
+            advance(text=f"measuring {axis.name}")
+    return curves
+
+
+# -- normal equations ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """What is known of a layer's inputs.
+
+    Attributes:
+        inverse: Inverse of the centred normal equations (inputs, inputs), or of their diagonal (inputs,).
+        mean: Mean input (inputs,).
+        energy: Variance of the outputs, summed over outputs and positions.
+    """
+
+    inverse: Tensor
+    mean: Tensor
+    energy: float
+
+
+def _readers(network: Network) -> list[tuple[int, Node]]:
+    """Layers that mix channels, without groups, and run once."""
+    found = [(index, node) for index, node, _ in iter_layers(network)]
+    names = [node.target for _, node in found]
+    return [
+        (index, node)
+        for index, node in found
+        if names.count(node.target) == 1
+        and isinstance(layer := network.layer(node.target), nn.Conv2d | nn.Linear)
+        and (isinstance(layer, nn.Linear) or layer.groups == 1)
+    ]
+
+
+def _equations(stream: Stream, index: int, node: Node) -> _Equations:
+    layer = stream.network.layer(node.target)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    inputs = layer.weight[0].numel()
+    full = inputs <= WIDEST
+    gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
+    total = torch.zeros(inputs, dtype=torch.float64)
+    sums = torch.zeros(2, layer.weight.shape[0], dtype=torch.float64)
+    count = 0
+    for values in stream.before(index):
+        x = values[node.args[0].node]
+        for columns, result in blocks(layer, x, layer(x)):
+            one, out = columns[0], result[0].double()  # (n, N), (q, N)
+            gram += (one @ one.T).double().cpu() if full else one.double().square().sum(1).cpu()
+            total += one.sum(1, dtype=torch.float64).cpu()
+            sums += torch.stack([out.sum(1), out.square().sum(1)]).cpu()
+            count += one.shape[1]
+    mean = total / count
+    energy = float((sums[1] - sums[0].square() / count).clamp_min(0).sum())
+    gram -= count * (torch.outer(mean, mean) if full else mean.square())
+    diagonal = gram.diagonal() if full else gram.clamp_min_(0)
+    diagonal += RIDGE * diagonal.mean().clamp_min(1e-30)
+    return _Equations(torch.linalg.inv(gram) if full else 1 / gram, mean, max(energy, 1e-30))
+
+
+def _columns(graph: Graph, axis: Axis, layer: str) -> Tensor | None:
+    """For each channel of the axis the columns of the layer that read it; None where it reads none, or unevenly."""
+    reads = graph.at(layer, "in")
+    if reads is None:
+        return None
+    module = graph.network.layer(layer)
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    kernel = module.weight[0, 0].numel()
+    places = [np.flatnonzero(reads == axis.start + channel) for channel in range(axis.size)]
+    if len({len(found) for found in places}) != 1 or not len(places[0]):
+        return None
+    return (torch.from_numpy(np.stack(places)).unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1)
+
+
+# -- one axis -----------------------------------------------------------------------------------------------
+
+
+def _curve(axis: Axis, readers: list[_Reader], measure: _Measure) -> Curve:
+    """Eliminate channel after channel, and measure at some lengths."""
+    alive = torch.arange(axis.size)
+    gone: list[int] = []
+    marks = {max(1, round(level * axis.size)) for level in LEVELS} - {axis.size}
+    measured = {axis.size: 0.0}
+    while len(alive) > 1:
+        cost = sum((reader.costs(alive) for reader in readers), torch.zeros(len(alive), dtype=torch.float64))
+        following = [mark for mark in marks if mark < len(alive)] or [1]
+        count = min(max(1, axis.size // STEPS), len(alive) - max(following))
+        chosen = alive[torch.argsort(cost, stable=True)[:count]]
+        for reader in readers:
+            reader.eliminate(chosen)
+        gone += chosen.tolist()
+        alive = alive[~torch.isin(alive, chosen)]
+        if len(alive) in marks:
+            measured[len(alive)] = measure()
+    order = np.array([*gone, *alive.tolist()][::-1], dtype=np.int64)
+    sizes = sorted(measured)
+    damage = np.maximum.accumulate([measured[size] for size in sizes][::-1])[::-1]  # more channels never cost more
+    return Curve(order, np.interp(np.arange(axis.size + 1), sizes, damage))
+
+
+class _Measure:
+    """How far the logits move when the readers have the weights that they have been given so far."""
+
+    def __init__(
+        self, readers: list[_Reader], network: Network, batches: Sequence[Tensor], whole: Sequence[Tensor]
+    ) -> None:
+        self.readers, self.network, self.whole = readers, network, whole
+        self._start = min((reader.position for reader in readers), default=len(network.nodes))
+        self._before: list[dict[str, Tensor]] = []
+        for batch in batches:
+            values = {network.nodes[0].name: batch}
+            network.advance(values, 0, self._start)
+            self._before.append(values)
+
+    def __call__(self) -> float:
+        """The squared error of the logits, as a share of their energy."""
+        kept = [self._set(reader) for reader in self.readers]
+        error = energy = 0.0
+        for values, goal in zip(self._before, self.whole, strict=True):
+            found = dict(values)
+            self.network.advance(found, self._start, len(self.network.nodes))
+            logits = found[self.network.nodes[-1].name]
+            error += float(_centred(logits - goal).double().square().sum())
+            energy += float(_centred(goal).double().square().sum())
+        for value, before in (pair for pairs in kept for pair in pairs):
+            value.copy_(before)
+        return error / max(energy, 1e-30)
+
+    @staticmethod
+    def _set(reader: _Reader) -> list[tuple[Tensor, Tensor]]:
+        """Put a reader's weights into its layer; returns what was changed, with the numbers before."""
+        weight = reader.layer.weight.data
+        places = [weight, *reader.intercept.tensors]
+        kept = [(value, value.clone()) for value in places]
+        shift = (weight.double().flatten(1).cpu() - reader.weight) @ reader.mean
+        weight.copy_(reader.weight.reshape(weight.shape))
+        reader.intercept.add(shift.to(weight.device))
+        return kept
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """Logits up to what all classes share; for one class, up to what all images share."""
+    return logits - logits.mean(1 if logits.shape[1] > 1 else 0, keepdim=True)
