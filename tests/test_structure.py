@@ -20,7 +20,7 @@ LEVELS = [
     {"graph"},
     {"images", "contribution", "surgery", "testing", "measuring"},
     {"relevance", "healing"},
-    {"locating"},
+    {"locating", "eliminating", "criteria"},
     {"selecting", "predicting"},
     {"component", "scaling"},
     {"disassembling", "assembly"},

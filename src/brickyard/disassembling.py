@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.component import Component
+from brickyard.criteria import CRITERIA
 from brickyard.errors import DataError, FileError, OptionError, TaskError
 from brickyard.graph import Graph
 from brickyard.healing import heal_network
@@ -28,10 +29,10 @@ from brickyard.manifest import (
     Versions,
 )
 from brickyard.network import Network, map_refs
-from brickyard.options import Budget, Heal, Thresholds, check_choice
+from brickyard.options import Budget, Heal, Select, Thresholds, check_choice
 from brickyard.relevance import Relevance, resolve_task
-from brickyard.selecting import CostModel, by_budget, by_thresholds, keep_mask
-from brickyard.surgery import KeepSet, cut
+from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
+from brickyard.surgery import cut
 
 __all__ = ["disassemble"]
 
@@ -45,6 +46,7 @@ def disassemble(
     task: Sequence[int | str],
     thresholds: Thresholds | None = None,
     budget: Budget | None = None,
+    select: Select = "mda",
     reject: bool = False,
     heal: Heal = "refit",
     images: Any = None,
@@ -61,6 +63,9 @@ def disassemble(
         task: Classes by name or index, in the order that the outputs shall have.
         thresholds: Keep channels by the paper's thresholds; default: those of the relevances.
         budget: Keep the most relevant channels that a budget allows, instead of thresholds.
+        select: What a budget ranks channels by: "mda", the relevances (the paper); "damage", what the refit cannot
+            repair, measured on images (slower, and the most accurate); or a control: "l1", "activation", "taylor",
+            "random".
         reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
         heal: Repair without gradients: "refit", "moments" or "none".
         images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the
@@ -88,6 +93,9 @@ def disassemble(
         True
     """
     check_choice("heal", heal, Heal)
+    check_choice("select", select, Select)
+    if select != "mda" and budget is None:
+        raise OptionError(f"select={select!r} ranks channels for a budget, and none was given; add budget=")
     if thresholds is not None and budget is not None:
         raise OptionError("thresholds= and budget= were both given; a component is chosen by one of them")
     if not ridge >= 0 or heal_images < 1:
@@ -95,17 +103,34 @@ def disassemble(
     chosen = _task(task, relevance, reject)
     graph = relevance.graph(model)
     outputs = list(range(len(relevance.classes))) if reject else chosen
+    pool = _pool(relevance, images, chosen)
     notes: list[str] = []
     if budget is None:
         thresholds = thresholds or relevance.thresholds
         relevance = relevance.with_thresholds(thresholds, graph)
         keep, notes = by_thresholds(graph, relevance, chosen, outputs)
+    elif select == "mda":
+        keep = by_budget(graph, mda_scores(relevance, chosen), outputs, budget)
     else:
-        keep = by_budget(graph, relevance, chosen, outputs, budget)
+        batches = _batches(graph, pool, heal_images, batch_size, seed, f"select={select!r}")
+        if select == "damage":
+            keep = by_damage(graph, batches, outputs, budget, ridge)
+        else:
+            keep = by_budget(graph, CRITERIA[select](graph, batches, outputs, seed), outputs, budget)
     network = cut(graph, keep)
-    pool = _pool(relevance, images, chosen)
-    record = _heal(graph, keep, network, pool, heal, heal_images, ridge, batch_size, seed, notes)
-    manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, budget, record)
+    record = HealRecord(method="none", notes=tuple(notes))
+    if heal != "none":
+        batches = _batches(graph, pool, heal_images, batch_size, seed, f"heal={heal!r}")
+        report = heal_network(graph, keep, network, batches, heal, ridge)
+        record = HealRecord(
+            method=heal,
+            images=sum(map(len, batches)),
+            ridge=ridge if heal == "refit" else None,
+            layers=report.layers,
+            notes=(*notes, *report.notes),
+        )
+    choice = {} if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
+    manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
     component = Component(network, manifest, _skeleton(graph))
     statistics = _statistics(component, pool, batch_size)
     return Component(network, manifest.model_copy(update={"statistics": statistics}), component.skeleton)
@@ -164,40 +189,21 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
     return _Pool(source, by_class)
 
 
-def _heal(
-    graph: Graph,
-    keep: KeepSet,
-    network: Network,
-    pool: _Pool | None,
-    method: Heal,
-    count: int,
-    ridge: float,
-    batch_size: int,
-    seed: int,
-    notes: list[str],
-) -> HealRecord:
-    if method == "none":
-        return HealRecord(method=method, notes=tuple(notes))
+def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed: int, wanted_by: str) -> list[Tensor]:
+    """Preprocessed images of the task, drawn evenly from its classes."""
     if pool is None:
         raise OptionError(
-            f"heal={method!r} needs images, and relevances from a file remember none; give images=, or heal='none'"
+            f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without"
         )
     indices = pool.draw(count, seed)
     like = next((p.detach() for p in graph.network.parameters()), torch.zeros(0))
     batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(
-            f"the images to heal with are {tuple(batches[0].shape[1:])} after preprocessing; the source takes "
-            f"{graph.input_shape}: give images of that size"
+            f"the images that {wanted_by} needs are {tuple(batches[0].shape[1:])} after preprocessing; the source "
+            f"takes {graph.input_shape}: give images of that size"
         )
-    report = heal_network(graph, keep, network, batches, method, ridge)
-    return HealRecord(
-        method=method,
-        images=len(indices),
-        ridge=ridge if method == "refit" else None,
-        layers=report.layers,
-        notes=(*notes, *report.notes),
-    )
+    return batches
 
 
 def _skeleton(graph: Graph) -> NetworkSpec | None:
@@ -214,7 +220,7 @@ def _manifest(
     task: Sequence[int],
     reject: bool,
     thresholds: Thresholds | None,
-    budget: Budget | None,
+    budget: dict[str, Any],
     heal: HealRecord,
 ) -> ComponentManifest:
     cost_model = CostModel(graph)
@@ -245,8 +251,8 @@ def _manifest(
         pinned=graph.pinned(),
         located=relevance.record,
         selection=SelectionRecord(
-            thresholds=None if thresholds is None or budget is not None else thresholds.as_dict(),
-            budget=None if budget is None else {budget.resource: budget.share, "spread": budget.spread},
+            thresholds=None if thresholds is None or budget else thresholds.as_dict(),
+            budget=budget or None,
             parameters=part.parameters,
             flops=part.flops,
         ),

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 
 from brickyard.errors import OptionError
 
-__all__ = ["Budget", "Choose", "Duplicates", "Form", "Heal", "Spread", "Thresholds", "check_choice"]
+__all__ = ["Budget", "Choose", "Duplicates", "Form", "Heal", "Select", "Spread", "Thresholds", "check_choice"]
 
 Choose = Literal["confident", "random", "all"]
 Heal = Literal["refit", "moments", "none"]
 Form = Literal["auto", "union", "padded", "parallel"]
 Duplicates = Literal["error", "average", "max", "rename"]
 Spread = Literal["auto", "relevance", "even"]
+Select = Literal["mda", "damage", "l1", "activation", "taylor", "random"]
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -78,8 +79,8 @@ class Budget:
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
-        spread: Where to spend it. "relevance": wherever the relevances are highest, over all layers;
-            "even": about the same share of every axis; "auto": even for FLOPs, relevance for parameters.
+        spread: Where to spend it, if channels are ranked by scores. "relevance": wherever they are highest, over
+            all layers; "even": about the same share of every axis; "auto": even for FLOPs, relevance for parameters.
 
     Raises:
         OptionError: Not exactly one of `flops` and `parameters` is given, or it is outside (0, 1].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,17 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.eliminating import Curve
-from brickyard.errors import OptionError
-from brickyard.graph import Axis, Graph
+from brickyard.eliminating import Curve, damage_curves
+from brickyard.errors import OptionError, SurgeryError
+from brickyard.graph import Axis, Graph, analyse
 from brickyard.graph.axes import pair_flops
+from brickyard.healing import heal_network
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import layer_role
 from brickyard.network import Node, iter_layers, refs
 from brickyard.options import Budget
 from brickyard.relevance import Relevance
+from brickyard.surgery import cut
 
-__all__ = ["Cost", "CostModel", "by_budget", "by_curves", "by_thresholds"]
+__all__ = ["Cost", "CostModel", "by_budget", "by_damage", "by_thresholds", "keep_mask", "mda_scores"]
+
+STAGE = 0.8  # of what a stage starts from, about, is left after it
 
 Mask = NDArray[np.bool_]
 
@@ -150,10 +155,14 @@ def by_thresholds(
     return keep, notes
 
 
-def by_budget(
-    graph: Graph, relevance: Relevance, task: Sequence[int], outputs: Sequence[int], budget: Budget
-) -> dict[str, Tensor]:
-    """Keep the channels with the highest relevance that the budget allows; it is met from below.
+def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
+    """Keep the channels with the highest scores that the budget allows; it is met from below.
+
+    Args:
+        graph: The source's graph.
+        scores: One number for every channel of all axes.
+        outputs: The class outputs to keep, in order.
+        budget: The budget.
 
     Raises:
         OptionError: Even one channel an axis costs more than the budget.
@@ -168,7 +177,7 @@ def by_budget(
         mask[axis.channels] = False
     candidates: list[tuple[float, int]] = []
     for axis in graph.free:
-        score = _score(relevance, axis.name, task)
+        score = scores[axis.channels]
         order = torch.argsort(score, descending=True, stable=True).tolist()
         mask[axis.start + order[0]] = True
         for place, channel in enumerate(order[1:], start=1):
@@ -188,8 +197,46 @@ def by_budget(
     }
 
 
-def by_curves(graph: Graph, curves: Mapping[str, Curve], outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
-    """Spend a budget where a saved operation (or parameter) costs the least damage.
+def by_damage(
+    graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], budget: Budget, ridge: float
+) -> dict[str, Tensor]:
+    """Keep the channels whose loss the refit cannot repair: see `eliminating`.
+
+    The way down is gone in stages. Each one starts from what is left and refitted, since what the loss of a channel
+    costs depends on what else is gone.
+
+    Args:
+        graph: The source's graph.
+        batches: Preprocessed images of the task.
+        outputs: The class outputs to keep, in order.
+        budget: The budget.
+        ridge: Strength of the refit's prior between the stages.
+
+    Raises:
+        OptionError: Even one channel an axis costs more than the budget.
+    """
+    keep = {**graph.everything(), **_outputs(graph, outputs)}
+    names = {axis.name for axis in graph.free}
+    whole = getattr(CostModel(graph)(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
+    stages = max(1, round(math.log(budget.share) / math.log(STAGE)))
+    now, left = graph, list(outputs)
+    for stage in range(1, stages + 1):
+        limit = int(budget.share ** (stage / stages) * whole)
+        chosen = by_curves(now, damage_curves(now, batches, left), left, limit, budget)
+        keep.update({name: keep[name][chosen[name]] for name in names})
+        if stage < stages:
+            network = cut(graph, keep)
+            heal_network(graph, keep, network, batches, "refit", ridge)
+            now, left = analyse(network, batches[0][:2]), list(range(len(outputs)))
+            if {axis.name for axis in now.free} != names:
+                raise SurgeryError("a cut network has other axes than its source; please report this network")
+    return keep
+
+
+def by_curves(
+    graph: Graph, curves: Mapping[str, Curve], outputs: Sequence[int], limit: int, budget: Budget
+) -> dict[str, Tensor]:
+    """Cut down to `limit` operations (or parameters) where a saved one costs the least damage.
 
     Channels go, some of one axis at a time, until the budget is met; then whatever still fits comes back.
 
@@ -201,7 +248,6 @@ def by_curves(graph: Graph, curves: Mapping[str, Curve], outputs: Sequence[int],
     def cost(mask: Mask) -> int:
         return int(getattr(cost_model(mask), budget.resource))
 
-    limit = budget.share * cost(np.ones(graph.channels, dtype=np.bool_))
     mask = keep_mask(graph, _outputs(graph, outputs))
     axes = {name: graph.axis(name) for name in curves}
     kept = {name: axis.size for name, axis in axes.items()}
@@ -294,6 +340,11 @@ def _fill(mask: Mask, ranked: NDArray[np.int64], cost: Callable[[Mask], int], li
 
 def _outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
     return {} if graph.output is None else {graph.output.name: torch.tensor(list(outputs))}
+
+
+def mda_scores(relevance: Relevance, task: Sequence[int]) -> Tensor:
+    """The highest relevance for any class of the task, one number for every channel of all axes."""
+    return relevance.scores[2, list(task)].amax(0)
 
 
 def _score(relevance: Relevance, axis: str, task: Sequence[int]) -> Tensor:

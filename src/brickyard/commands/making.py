@@ -178,6 +178,9 @@ def disassemble(
     linear_alpha: GivenLinearAlpha = None,
     linear_beta: GivenLinearBeta = None,
     reject: Annotated[bool, typer.Option("--reject", help='Keep an output for "none of these".')] = False,
+    select: Annotated[
+        str, typer.Option(help="Rank channels for a budget by: mda, damage, l1, activation, taylor, random.")
+    ] = "mda",
     heal: Annotated[str, typer.Option(help="Repair: refit, moments or none.")] = "refit",
     heal_images: Annotated[int, typer.Option(help="Images to heal with, at most.", min=1)] = 400,
     ridge: Annotated[float, typer.Option(help="Strength of the refit's prior.")] = 1e-3,
@@ -221,6 +224,7 @@ def disassemble(
         task=parse_classes(task, found.classes),
         **_chosen(thresholds, budget),
         reject=reject,
+        select=select,  # type: ignore[arg-type]
         heal=heal,  # type: ignore[arg-type]
         heal_images=heal_images,
         ridge=ridge,
