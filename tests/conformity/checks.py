@@ -92,7 +92,7 @@ def check_surgery(entry: models.Entry, model: nn.Module, report: Report) -> Grap
     report.trace_s = time.perf_counter() - start
     report.axes, report.steps, report.free = len(graph.axes), len(graph.network.nodes), graph.free_share
     report.pinned = dict(Counter(reason_kind(pin.reason) for pin in graph.pinned()))
-    x = images(entry, 2, 1)
+    x = images(entry, 3, 1)  # another batch than was traced
     keeps = [drawn_keep(graph, seed) for seed in (0, 1)]
     networks = [cut(graph, keep) for keep in keeps]
     with torch.no_grad():

@@ -385,7 +385,7 @@ class Labeller:
             return a
         if bool(along[0]) == bool(along[1]):  # else one channel meets many
             self.atoms.tie(a, b)
-        return np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy()
+        return self._settled(np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy())
 
     def _attend(self, node: Node) -> Labels | None:
         """A sum of products: channels stay along dimensions that are not summed over."""

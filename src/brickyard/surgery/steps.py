@@ -31,7 +31,11 @@ def _reshape(plan: Plan, node: Node) -> Node:
     if not changed:
         return node
     sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-    new = tuple(changed[dim] if dim in changed and size != -1 else size for dim, size in enumerate(sizes))
+    free = -1 not in sizes  # a size that is computed, from the batch for one, is left to be found
+    new = tuple(
+        size if size == -1 or dim not in changed else -1 if free and isinstance(size, Ref) else changed[dim]
+        for dim, size in enumerate(sizes)
+    )
     return replace(node, args=(node.args[0], new))
 
 
