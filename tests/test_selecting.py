@@ -1,0 +1,194 @@
+"""What a budget keeps: elimination against brute force, and budgets by measured damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import brickyard as by
+from brickyard.criteria import CRITERIA
+from brickyard.eliminating import LEVELS, RIDGE, damage_curves
+from brickyard.graph import trace
+from brickyard.healing import heal_network
+from brickyard.selecting import CostModel, by_damage, keep_mask
+from brickyard.surgery import cut
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
+
+IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def two_layers(width: int = 8) -> nn.Sequential:
+    layers = nn.Sequential(nn.Conv2d(3, width, 8), nn.Flatten(), nn.SiLU(), nn.Linear(width, 3))
+    return randomised(layers.double())
+
+
+def brute_force(x: Tensor, weight: Tensor) -> tuple[list[int], dict[int, float]]:
+    """Backward elimination with a regression from scratch for every candidate: the order, and the logits' error."""
+    centred = x - x.mean(0)
+    gram = (centred.T @ centred).numpy()
+    gram += RIDGE * np.mean(np.diag(gram)) * np.eye(len(gram))
+    target = weight.numpy()
+    logits = (centred @ weight.T).numpy()
+    logits -= logits.mean(1, keepdims=True)
+    alive, gone, errors = list(range(x.shape[1])), [], {}
+
+    def best(kept: list[int]) -> tuple[float, np.ndarray]:
+        changed = np.zeros_like(target)
+        changed[:, kept] = np.linalg.solve(gram[np.ix_(kept, kept)], gram[kept] @ target.T).T
+        lost = target - changed
+        return float(np.trace(lost @ gram @ lost.T)), changed
+
+    while len(alive) > 1:
+        costs = [best([c for c in alive if c != channel])[0] for channel in alive]
+        gone.append(alive.pop(int(np.argmin(costs))))
+        moved = centred.numpy() @ (target - best(alive)[1]).T
+        moved -= moved.mean(1, keepdims=True)
+        errors[len(alive)] = float((moved**2).sum())
+    return [*gone, *alive][::-1], errors
+
+
+def test_elimination_is_backward_selection_by_regression() -> None:
+    model = two_layers()
+    graph = trace(model, IMAGES)
+    curve = damage_curves(graph, [IMAGES[:10], IMAGES[10:]], [0, 1, 2])["0"]
+    with torch.no_grad():
+        order, errors = brute_force(model[:3](IMAGES), model[3].weight.detach())
+        logits = model(IMAGES)
+        energy = float((logits - logits.mean(1, keepdim=True)).square().sum())
+    assert curve.order.tolist() == order
+    marks = {round(level * 8) for level in LEVELS} - {8}
+    for kept in marks:
+        assert curve.damage[kept] == pytest.approx(errors[kept] / energy, rel=1e-6)
+    assert curve.damage[8] == 0
+    assert curve.damage[1] > 10 * curve.damage[7] > 0
+
+
+def test_a_channel_that_says_what_another_says_goes_first_and_costs_nothing() -> None:
+    model = two_layers()
+    with torch.no_grad():
+        model[0].weight[6], model[0].bias[6] = model[0].weight[2], model[0].bias[2]
+    curve = damage_curves(trace(model, IMAGES), [IMAGES], [0, 1])["0"]
+    assert curve.order[-1] in (2, 6)
+    control = damage_curves(trace(two_layers(), IMAGES), [IMAGES], [0, 1])["0"]
+    assert control.damage[7] > 10 * curve.damage[7]
+
+
+@pytest.mark.parametrize("make", [chain, Residual, Branches, SqueezeExcite])
+def test_measuring_leaves_the_source_alone_and_is_reproducible(make) -> None:
+    model = make().double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = trace(model, IMAGES)
+    first, second = (damage_curves(graph, [IMAGES], [0, 2]) for _ in range(2))
+    assert set(first) == {axis.name for axis in graph.free if axis.size > 1}
+    for name, curve in first.items():
+        assert np.array_equal(curve.order, second[name].order)
+        assert np.array_equal(curve.damage, second[name].damage)
+        assert sorted(curve.order) == list(range(graph.axis(name).size))
+        assert (np.diff(curve.damage) <= 0).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [chain, Residual, Branches])
+@pytest.mark.parametrize("resource", ["flops", "parameters"])
+def test_a_budget_by_damage_is_met_from_below_and_hurts_less_than_chance(make, resource) -> None:
+    wide = {chain: {"widths": (24, 32)}, Residual: {"width": 24, "inner": 20}, Branches: {"widths": (20, 16, 12)}}
+    model = make(**wide[make]).double()
+    graph = trace(model, IMAGES)
+    budget = by.Budget(**{resource: 0.5})
+    outputs = [0, 2, 3]
+    keep = by_damage(graph, [IMAGES], outputs, budget, 1e-3)
+    cost, whole = (getattr(CostModel(graph)(keep_mask(graph, k)), resource) for k in (keep, {}))
+    assert 0.95 * 0.5 <= cost / whole <= 0.5
+
+    def error(kept: dict[str, Tensor]) -> float:
+        network = cut(graph, kept)
+        heal_network(graph, kept, network, [IMAGES], "refit", 1e-3)
+        with torch.no_grad():
+            return float((network(IMAGES) - model(IMAGES)[:, outputs]).square().sum())
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(5):
+        chance = {
+            name: torch.randperm(graph.axis(name).size, generator=generator)[: len(kept)].sort().values
+            for name, kept in keep.items()
+        }
+        drawn.append(error({**chance, graph.output.name: keep[graph.output.name]}))
+    assert error(keep) < min(drawn)
+
+
+@pytest.mark.parametrize("select", ["damage", "l1", "activation", "taylor", "random"])
+def test_every_choice_makes_a_component_that_says_how_it_was_chosen(select) -> None:
+    model = Residual(width=24, inner=20)
+    data = IMAGES.float(), torch.arange(24) % 4
+    relevance = by.locate(model, data)
+    budget = by.Budget(flops=0.5)
+    component = by.disassemble(model, relevance, task=[0, 3], budget=budget, select=select)
+    again = by.disassemble(model, relevance, task=[0, 3], budget=budget, select=select)
+    assert component.manifest == again.manifest
+    assert component.manifest.selection.budget["select"] == select
+    assert component.manifest.selection.flops <= 0.5 * component.manifest.source.flops
+    other = by.disassemble(model, relevance, task=[0, 3], budget=budget).manifest
+    assert other.selection.budget["select"] == "mda"
+    assert other.axes != component.manifest.axes
+
+
+def test_controls_are_what_their_names_say() -> None:
+    model = two_layers()
+    graph = trace(model, IMAGES)
+    start = graph.axis("0").channels
+    x = model[:3](IMAGES)
+    scores = {name: call(graph, [IMAGES], [0, 1, 2], 0)[start].numpy() for name, call in CRITERIA.items()}
+    np.testing.assert_allclose(scores["l1"], model[0].weight.detach().abs().sum((1, 2, 3)))
+    np.testing.assert_allclose(scores["activation"], x.detach().abs().sum(0))
+    x = x.detach().requires_grad_()
+    logits = model[3](x)
+    nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()
+    np.testing.assert_allclose(scores["taylor"], (x * x.grad).abs().sum(0).detach(), rtol=1e-9)
+    assert len(set(scores["random"].tolist())) == 8
+
+
+def test_a_choice_without_a_budget_or_without_images_is_refused(tmp_path) -> None:
+    model = chain()
+    relevance = by.locate(model, (IMAGES.float(), torch.arange(24) % 4))
+    with pytest.raises(by.BrickyardError, match="add budget="):
+        by.disassemble(model, relevance, task=[0], select="l1")
+    remembers_nothing = by.load(relevance.save(tmp_path / "relevance.safetensors"))
+    with pytest.raises(by.BrickyardError, match="select='damage' needs images"):
+        by.disassemble(model, remembers_nothing, task=[0], budget=by.Budget(flops=0.5), select="damage")
+
+
+class Sum(nn.Module):
+    """Two linear ways from the image, summed: one through a bottleneck that will be cut."""
+
+    def __init__(self, bottleneck_first: bool) -> None:
+        super().__init__()
+        self.first = bottleneck_first
+        self.a, self.b, self.c = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.first else x + 0  # the same; only the order of the two ways differs
+        if self.first:
+            shortcut = self.b(self.a(x))
+            y = self.c(x) + shortcut
+        else:
+            main = self.c(x)
+            y = self.b(self.a(x)) + main
+        return self.linear(torch.tanh(y).mean((2, 3)))
+
+
+def test_a_layer_makes_up_for_the_shortcut_that_it_is_added_to() -> None:
+    errors = []
+    for bottleneck_first in (True, False):
+        model = randomised(Sum(bottleneck_first).double())
+        graph = trace(model, IMAGES)
+        keep = {"a": torch.tensor([1])}
+        network = cut(graph, keep)
+        heal_network(graph, keep, network, [IMAGES], "refit", 1e-9)
+        with torch.no_grad():
+            errors.append(float((network(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()))
+    assert errors[0] < 1e-6  # c reads the image, and can give what the bottleneck lost
+    assert errors[1] > 1e-3  # the control: c came first, when nothing was off yet
