@@ -31,6 +31,7 @@ LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of an axis at w
 STEPS = 64  # eliminations an axis, at most; wider axes lose several channels at once
 WIDEST = 6144  # inputs of a layer whose normal equations are inverted; wider ones are judged by energy
 RIDGE = 1e-3
+MEASURED = 256  # images that damage is measured on, at most
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,15 @@ def damage_curves(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int
         readers = _readers(copy)
         stream = Stream(graph, copy, batches)
         equations = {node.target: _equations(stream, index, node) for index, node in readers}
-        whole = [copy(batch) for batch in batches]
+        shown = list(torch.cat(list(batches))[:MEASURED].split(max(map(len, batches))))
+        whole = [copy(batch) for batch in shown]
         for axis in axes:
             own = [
                 _Reader(node, index, columns, copy, equations[node.target])
                 for index, node in readers
                 if (columns := _columns(graph, axis, node.target)) is not None
             ]
-            curves[axis.name] = _curve(axis, own, _Measure(own, copy, batches, whole))
+            curves[axis.name] = _curve(axis, own, _Measure(own, copy, shown, whole))
             advance(text=f"measuring {axis.name}")
     return curves
 

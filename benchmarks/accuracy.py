@@ -1,0 +1,152 @@
+"""Components at a budget of FLOPs: what the choice of channels is worth, on real images, full test splits.
+
+    python benchmarks/accuracy.py                # everything that is not there yet
+    python benchmarks/accuracy.py --only Fashion # rows whose name contains the text
+    python benchmarks/accuracy.py --workers 2    # rows at once, one thread each
+
+Every row is written as soon as it is known; a run that was stopped goes on where it was. Channels are chosen and
+components refitted on at most 400 training images, drawn with three seeds; test images are scored, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+import brickyard as by
+import tables
+from brickyard.progress import bar
+
+SEEDS = (0, 1, 2)
+CHOICES = ("damage", "mda", "l1", "activation", "taylor", "random")
+TASKS: list[tuple[str, range]] = [
+    *((name, task) for name in ("MNIST", "Fashion", "ResNet-20") for task in (range(3), range(3, 10))),
+    ("VGG-16-w25 CIFAR-10", range(3)),
+    ("VGG-16-w25 CIFAR-10", range(3, 10)),
+    ("VGG-16-w25 CIFAR-100", range(20)),
+]
+SHARES = (0.5, 0.3)
+PATH = tables.RESULTS / "accuracy.json"
+PAGE = tables.RESULTS / "accuracy.md"
+
+
+def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
+    """Every component: its title, and what it is made of."""
+    for share in SHARES:
+        for seed in SEEDS:
+            for name, task in TASKS:
+                for choice in CHOICES:
+                    if choice in ("damage", "mda", "l1", "random") or (seed == 0 and share == 0.5):
+                        title = f"{name} {task.start}-{task.stop - 1} | {share:.0%} | {choice} | {seed}"
+                        yield title, name, task, share, choice, seed
+
+
+def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[str, Any]:
+    """One component's scores on the full test split."""
+    torch.set_num_threads(1)
+    model = tables.source(name).model
+    started = time.perf_counter()
+    part = by.disassemble(
+        model,
+        tables.relevance(name),
+        task=list(task),
+        budget=by.Budget(flops=share),
+        select=choice,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    seconds = time.perf_counter() - started
+    scores = by.evaluate(part, tables.load(name, "test"), source=model, latency=False)
+    own, chosen, whole = scores.row("component"), part.manifest.selection, part.manifest.source
+    return {
+        "base": scores.row("base").accuracy,
+        "restricted": scores.row("restricted").accuracy,
+        "accuracy": own.accuracy,
+        "drop": own.drop,
+        "drop_error": own.drop_error,
+        "flops": chosen.flops / whole.flops,
+        "parameters": chosen.parameters / whole.parameters,
+        "seconds": seconds,
+    }
+
+
+def read() -> dict[str, Any]:
+    return dict(json.loads(PATH.read_text())["rows"]) if PATH.exists() else {}
+
+
+def write(rows: dict[str, Any]) -> None:
+    ordered = {title: rows[title] for title, *_ in jobs() if title in rows}
+    temporary = PATH.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": tables.machine(), "rows": ordered}, indent=1) + "\n")
+    temporary.replace(PATH)
+    PAGE.write_text(page(ordered))
+
+
+def page(rows: dict[str, Any]) -> str:
+    lines = [
+        "# Components at a budget of FLOPs",
+        "",
+        "Written by `python benchmarks/accuracy.py`. Full test splits. Each cell is the drop of accuracy against the",
+        "source restricted to the task, in points, after the refit: mean over seeds, with one standard error (of the",
+        "mean over seeds and of the paired test images together). Choices: `damage` (measured), `mda` (the paper's",
+        "relevances), and controls.",
+        "",
+        f"| task | FLOPs | restricted | {' | '.join(CHOICES)} |",
+        f"|---|---|---|{'---|' * len(CHOICES)}",
+    ]
+    for share in SHARES:
+        for name, task in TASKS:
+            title = f"{name} {task.start}-{task.stop - 1}"
+            cells, restricted = [], ""
+            for choice in CHOICES:
+                found = [rows[key] for seed in SEEDS if (key := f"{title} | {share:.0%} | {choice} | {seed}") in rows]
+                cells.append(cell(found))
+                restricted = f"{found[0]['restricted']:.1f}" if found else restricted
+            if any(cells):
+                lines.append(f"| {title} | {share:.0%} | {restricted} | {' | '.join(cells)} |")
+    about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
+    return "\n".join([*lines, "", f"Machine: {about}.", ""])
+
+
+def cell(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return ""
+    drops = [one["drop"] for one in found]
+    images = statistics.mean(one["drop_error"] for one in found)
+    seeds = statistics.stdev(drops) / len(drops) ** 0.5 if len(drops) > 1 else 0.0
+    return f"{statistics.mean(drops):.1f} ({(images**2 + seeds**2) ** 0.5:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the choice of channels is worth.")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    parser.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
+    options = parser.parse_args()
+    rows = {} if options.fresh else read()
+    todo = [job for job in jobs() if options.only in job[0] and job[0] not in rows]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with (
+        bar("components", len(todo)) as advance,
+        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
+    ):
+        waiting = {pool.submit(row, *job[1:]): job[0] for job in todo}
+        for done in as_completed(waiting):
+            title = waiting[done]
+            rows[title] = done.result()
+            write(rows)
+            advance(text=title)
+            print(f"{title}: {json.dumps(rows[title])}", flush=True)
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()
