@@ -159,6 +159,8 @@ def test_classes_from_text() -> None:
     assert parse_classes(["0-2,1", "cat", "dog, wild", "3", "x-ray"], names) == [
         0, 1, 2, 1, "cat", "dog, wild", "3", "x-ray",
     ]  # fmt: skip
+    with pytest.raises(by.BrickyardError, match="'2-0' runs backwards; write 0-2"):
+        parse_classes(["2-0"], names)
 
 
 # -- preprocessing -------------------------------------------------------------------------------------------

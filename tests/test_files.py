@@ -82,6 +82,11 @@ def test_relevances_come_back(tmp_path) -> None:
         by.disassemble(model, again, task=[0, 2])
 
 
+def test_a_file_has_the_permissions_of_other_files(tmp_path, honest) -> None:
+    (tmp_path / "other").write_text("")
+    assert honest.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_file_loads_without_the_sources_class(tmp_path) -> None:
     part = component(Branches)
     part.save(tmp_path / "part.safetensors")

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brickyard.errors import DataError, OptionError
+from brickyard.errors import DataError, OptionError, TaskError
 from brickyard.preprocessing import resize
 
 __all__ = ["ImageData", "decode_image", "load_data", "parse_classes"]
@@ -190,7 +190,11 @@ def load_data(
 
 
 def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
-    """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges."""
+    """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges.
+
+    Raises:
+        TaskError: A range runs backwards.
+    """
     found: list[int | str] = []
     for text in texts:
         for item in [text] if text in names else text.split(","):
@@ -199,6 +203,8 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
             if item in names:
                 found.append(item)
             elif dash and first.isdigit() and last.isdigit():
+                if int(last) < int(first):
+                    raise TaskError(f"range {item!r} runs backwards; write {last}-{first}, or the classes in order")
                 found += range(int(first), int(last) + 1)
             elif item.isdigit():
                 found.append(int(item))
