@@ -192,3 +192,28 @@ def test_a_layer_makes_up_for_the_shortcut_that_it_is_added_to() -> None:
             errors.append(float((network(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()))
     assert errors[0] < 1e-6  # c reads the image, and can give what the bottleneck lost
     assert errors[1] > 1e-3  # the control: c came first, when nothing was off yet
+
+
+class Unusual(nn.Module):
+    """Axes whose only readers have groups that are cut alike, run twice, or read flattened channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2)
+        self.grouped = nn.Conv2d(6, 8, 1, groups=2)
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.linear = nn.Linear(8 * 9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.grouped(torch.tanh(self.stem(x))))
+        return self.linear(torch.tanh(self.twice(torch.tanh(self.twice(x)))).flatten(1))
+
+
+def test_axes_with_unusual_readers_are_not_thought_to_be_free_of_cost() -> None:
+    model = randomised(Unusual().double())
+    graph = trace(model, IMAGES)
+    curves = damage_curves(graph, [IMAGES], [0, 1, 2, 3])
+    assert {name: len(curve.order) for name, curve in curves.items()} == {"stem": 3, "grouped": 4}
+    for curve in curves.values():
+        assert curve.damage[1] > 1e-3
+        assert curve.damage[-1] == 0

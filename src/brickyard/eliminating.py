@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from brickyard.graph import Axis, Graph
 from brickyard.healing import Stream, blocks, intercept_of
+from brickyard.layers.modules import layer_role
 from brickyard.network import Network, Node, iter_layers
 from brickyard.progress import bar
 from brickyard.surgery import cut
@@ -54,12 +55,14 @@ class _Reader:
     Args:
         node: Its step.
         position: Where that is.
-        columns: For each channel of the axis, its columns among the layer's inputs (channels, each).
+        columns: For each channel of the axis, its columns among the layer's inputs.
         network: Where it runs.
         equations: Its normal equations.
     """
 
-    def __init__(self, node: Node, position: int, columns: Tensor, network: Network, equations: _Equations) -> None:
+    def __init__(
+        self, node: Node, position: int, columns: list[Tensor], network: Network, equations: _Equations
+    ) -> None:
         self.node, self.position, self.columns = node, position, columns
         layer = network.layer(node.target)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -71,7 +74,13 @@ class _Reader:
 
     def costs(self, channels: Tensor) -> Tensor:
         """The error that losing each channel leaves, as a share of the output's variance."""
-        columns = self.columns[channels]  # (C, b)
+        found = [self.columns[channel] for channel in channels.tolist()]
+        if len({len(columns) for columns in found}) == 1:
+            return self._cost(torch.stack(found))
+        return torch.cat([self._cost(columns.unsqueeze(0)) for columns in found])
+
+    def _cost(self, columns: Tensor) -> Tensor:
+        """For blocks of equally many columns, (C, b) -> (C,)."""
         weight = self.weight[:, columns]  # (Q, C, b)
         if self.inverse.ndim == 1:
             return (weight.square() / self.inverse[columns]).sum((0, 2)) / self.energy
@@ -82,7 +91,9 @@ class _Reader:
 
     def eliminate(self, channels: Tensor) -> None:
         """Take channels out: the rest makes up for them as well as it can."""
-        gone = self.columns[channels].reshape(-1)
+        gone = torch.cat([self.columns[channel] for channel in channels.tolist()])
+        if not len(gone):
+            return
         if self.inverse.ndim == 1:
             self.weight[:, gone] = 0
             return
@@ -141,55 +152,51 @@ class _Equations:
 
 
 def _readers(network: Network) -> list[tuple[int, Node]]:
-    """Layers that mix channels, without groups, and run once."""
-    found = [(index, node) for index, node, _ in iter_layers(network)]
-    names = [node.target for _, node in found]
-    return [
-        (index, node)
-        for index, node in found
-        if names.count(node.target) == 1
-        and isinstance(layer := network.layer(node.target), nn.Conv2d | nn.Linear)
-        and (isinstance(layer, nn.Linear) or layer.groups == 1)
-    ]
+    """Layers that mix channels, where they first run."""
+    found: dict[str, tuple[int, Node]] = {}
+    for index, node, layer in iter_layers(network):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer_role(layer) == "mix":
+            found.setdefault(node.target, (index, node))
+    return list(found.values())
 
 
 def _equations(stream: Stream, index: int, node: Node) -> _Equations:
+    """From the source's own activations; in groups that are cut alike, of their mean."""
     layer = stream.network.layer(node.target)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     inputs = layer.weight[0].numel()
-    full = inputs <= WIDEST
+    full = inputs <= WIDEST and (isinstance(layer, nn.Linear) or layer.groups == 1)
     gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
     total = torch.zeros(inputs, dtype=torch.float64)
     sums = torch.zeros(2, layer.weight.shape[0], dtype=torch.float64)
-    count = 0
+    count = positions = 0
     for values in stream.before(index):
         x = values[node.args[0].node]
         for columns, result in blocks(layer, x, layer(x)):
-            one, out = columns[0], result[0].double()  # (n, N), (q, N)
-            gram += (one @ one.T).double().cpu() if full else one.double().square().sum(1).cpu()
-            total += one.sum(1, dtype=torch.float64).cpu()
+            out = result.double().flatten(0, 1)  # (q, N)
+            gram += (columns[0] @ columns[0].T).double().cpu() if full else columns.double().square().sum((0, 2)).cpu()
+            total += columns.sum((0, 2), dtype=torch.float64).cpu()
             sums += torch.stack([out.sum(1), out.square().sum(1)]).cpu()
-            count += one.shape[1]
+            positions += columns.shape[2]
+            count += columns.shape[0] * columns.shape[2]
     mean = total / count
-    energy = float((sums[1] - sums[0].square() / count).clamp_min(0).sum())
+    energy = float((sums[1] - sums[0].square() / positions).clamp_min(0).sum())
     gram -= count * (torch.outer(mean, mean) if full else mean.square())
     diagonal = gram.diagonal() if full else gram.clamp_min_(0)
     diagonal += RIDGE * diagonal.mean().clamp_min(1e-30)
     return _Equations(torch.linalg.inv(gram) if full else 1 / gram, mean, max(energy, 1e-30))
 
 
-def _columns(graph: Graph, axis: Axis, layer: str) -> Tensor | None:
-    """For each channel of the axis the columns of the layer that read it; None where it reads none, or unevenly."""
+def _columns(graph: Graph, axis: Axis, layer: str) -> list[Tensor] | None:
+    """For each channel of the axis the columns of the layer's weight that read it; None where it reads none."""
     reads = graph.at(layer, "in")
-    if reads is None:
+    if reads is None or not ((reads >= axis.start) & (reads < axis.start + axis.size)).any():
         return None
     module = graph.network.layer(layer)
     assert isinstance(module, nn.Conv2d | nn.Linear)
     kernel = module.weight[0, 0].numel()
-    places = [np.flatnonzero(reads == axis.start + channel) for channel in range(axis.size)]
-    if len({len(found) for found in places}) != 1 or not len(places[0]):
-        return None
-    return (torch.from_numpy(np.stack(places)).unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1)
+    places = (torch.from_numpy(np.flatnonzero(reads == axis.start + channel)) for channel in range(axis.size))
+    return [(found.unsqueeze(1) * kernel + torch.arange(kernel)).flatten() for found in places]
 
 
 # -- one axis -----------------------------------------------------------------------------------------------
