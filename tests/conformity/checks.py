@@ -23,10 +23,11 @@ from brickyard.testing import zeroed_output
 REMOVED = 0.3
 FOREIGNERS = ("torchvision", "timm")
 
-# Loads a file where the source's libraries are not imported, and says so.
+# Loads a file where the source's libraries are not imported, and says so. As many threads: sums are ordered by them.
 LOADER = f"""
 import sys, torch
 import brickyard as by
+torch.set_num_threads(int(sys.argv[3]))
 images, outputs = torch.load(sys.argv[2], weights_only=True)
 component = by.load(sys.argv[1])
 with torch.no_grad():
@@ -135,7 +136,7 @@ def loads_elsewhere(component: by.Component, x: Tensor, folder: Path) -> bool:
         outputs = component(x)
     path = component.save(folder / "component.safetensors", overwrite=True)
     torch.save((x, outputs), folder / "images.pt")
-    command = [sys.executable, "-c", LOADER, str(path), str(folder / "images.pt")]
+    command = [sys.executable, "-c", LOADER, str(path), str(folder / "images.pt"), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
