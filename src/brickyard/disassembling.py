@@ -104,6 +104,10 @@ def disassemble(
     graph = relevance.graph(model)
     outputs = list(range(len(relevance.classes))) if reject else chosen
     pool = _pool(relevance, images, chosen)
+    batches: list[Tensor] = []
+    if select != "mda" or heal != "none":
+        wanted_by = f"heal={heal!r}" if select == "mda" else f"select={select!r}"
+        batches = _batches(graph, pool, heal_images, batch_size, seed, wanted_by)
     notes: list[str] = []
     if budget is None:
         thresholds = thresholds or relevance.thresholds
@@ -111,16 +115,13 @@ def disassemble(
         keep, notes = by_thresholds(graph, relevance, chosen, outputs)
     elif select == "mda":
         keep = by_budget(graph, mda_scores(relevance, chosen), outputs, budget)
+    elif select == "damage":
+        keep = by_damage(graph, batches, outputs, budget, ridge)
     else:
-        batches = _batches(graph, pool, heal_images, batch_size, seed, f"select={select!r}")
-        if select == "damage":
-            keep = by_damage(graph, batches, outputs, budget, ridge)
-        else:
-            keep = by_budget(graph, CRITERIA[select](graph, batches, outputs, seed), outputs, budget)
+        keep = by_budget(graph, CRITERIA[select](graph, batches, outputs, seed), outputs, budget)
     network = cut(graph, keep)
     record = HealRecord(method="none", notes=tuple(notes))
     if heal != "none":
-        batches = _batches(graph, pool, heal_images, batch_size, seed, f"heal={heal!r}")
         report = heal_network(graph, keep, network, batches, heal, ridge)
         record = HealRecord(
             method=heal,

@@ -145,12 +145,13 @@ def by_thresholds(
         The keep-set, and notes on axes where no channel was relevant.
     """
     keep = _outputs(graph, outputs)
+    scores = mda_scores(relevance, task)
     notes: list[str] = []
     for axis in graph.free:
         relevant = relevance.relevant(axis.name)[list(task)].any(0)
         if not relevant.any():
             notes.append(f"axis {axis.name!r} has no relevant channel; its best one was kept")
-            relevant[int(_score(relevance, axis.name, task).argmax())] = True
+            relevant[int(scores[axis.channels].argmax())] = True
         keep[axis.name] = relevant.nonzero().flatten()
     return keep, notes
 
@@ -345,8 +346,3 @@ def _outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
 def mda_scores(relevance: Relevance, task: Sequence[int]) -> Tensor:
     """The highest relevance for any class of the task, one number for every channel of all axes."""
     return relevance.scores[2, list(task)].amax(0)
-
-
-def _score(relevance: Relevance, axis: str, task: Sequence[int]) -> Tensor:
-    start, size = relevance.axes[axis]
-    return relevance.scores[2, list(task), start : start + size].amax(0)

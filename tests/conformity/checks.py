@@ -12,6 +12,7 @@ from typing import Any
 
 import models
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import brickyard as by
@@ -27,13 +28,14 @@ FOREIGNERS = ("torchvision", "timm")
 LOADER = f"""
 import sys, torch
 import brickyard as by
+from safetensors.torch import load_file
 torch.set_num_threads(int(sys.argv[3]))
-images, outputs = torch.load(sys.argv[2], weights_only=True)
+shown = load_file(sys.argv[2])
 component = by.load(sys.argv[1])
 with torch.no_grad():
-    found = component(images)
+    found = component(shown["images"].clone())
 assert not set({FOREIGNERS!r}) & set(sys.modules)
-sys.exit(0 if torch.equal(found, outputs) else 3)
+sys.exit(0 if torch.equal(found, shown["outputs"]) else 3)
 """
 
 
@@ -135,8 +137,8 @@ def loads_elsewhere(component: by.Component, x: Tensor, folder: Path) -> bool:
     with torch.no_grad():
         outputs = component(x)
     path = component.save(folder / "component.safetensors", overwrite=True)
-    torch.save((x, outputs), folder / "images.pt")
-    command = [sys.executable, "-c", LOADER, str(path), str(folder / "images.pt"), str(torch.get_num_threads())]
+    save_file({"images": x.contiguous(), "outputs": outputs}, folder / "shown.safetensors")
+    command = [sys.executable, "-c", LOADER, str(path), str(folder / "shown.safetensors"), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 3):
         raise RuntimeError(done.stderr.strip().splitlines()[-1])

@@ -40,7 +40,7 @@ class Draft:
         tensors: Bare parameters and buffers by dotted name.
         foreign: Callables outside the table, by the target that names them.
         homes: By step: the dotted name of the module whose forward made it.
-        example: An image batch, for its type and device.
+        example: Images as the model takes them.
     """
 
     nodes: list[Node]
@@ -64,15 +64,10 @@ class Draft:
         return Network(self.nodes, self.layers, self.tensors, self.foreign).eval()
 
 
-def lowered(draft: Draft, example: Tensor) -> Network:
-    """The network in plain form; `draft` is used up.
-
-    Args:
-        draft: What tracing gave.
-        example: Images as the model takes them.
-    """
+def lowered(draft: Draft) -> Network:
+    """The network in plain form; `draft`, what tracing gave, is used up."""
     _fold(draft)
-    shapes = step_shapes(draft.network(), example)
+    shapes = step_shapes(draft.network(), draft.example)
     _make_layers(draft, shapes)
     _join_shuffles(draft, shapes)
     return draft.network()
@@ -106,7 +101,7 @@ def _fold(draft: Draft) -> None:
         for name in inputs:
             if name in computed and isinstance(known[name], Tensor) and name not in placed:
                 placed.add(name)
-                home = groups[name].pop() if len(groups[name]) == 1 else draft.homes.get(name, "")
+                home = next(iter(groups[name])) if len(groups[name]) == 1 else draft.homes.get(name, "")
                 nodes.append(_constant(draft, name, home, known[name], name in trained))
         plain = {name: known[name] for name in inputs if name in computed and not isinstance(known[name], Tensor)}
         nodes.append(with_refs(node, partial(_plain_value, plain)) if plain else node)

@@ -84,7 +84,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         )
     with as_before(model), torch.no_grad():
         expected = _call(model, example)
-        network = lowered(_trace(model, example), example)
+        network = lowered(_trace(model, example))
         found = network(example)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise TraceError(
