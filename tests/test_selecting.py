@@ -24,6 +24,10 @@ def two_layers(width: int = 8) -> nn.Sequential:
     return randomised(layers.double())
 
 
+def curves_for(graph, outputs, batches=(IMAGES,)):
+    return damage_curves(graph, batches, {graph.output.name: torch.tensor(outputs)})
+
+
 def brute_force(x: Tensor, weight: Tensor) -> tuple[list[int], dict[int, float]]:
     """Backward elimination with a regression from scratch for every candidate: the order, and the logits' error."""
     centred = x - x.mean(0)
@@ -52,7 +56,7 @@ def brute_force(x: Tensor, weight: Tensor) -> tuple[list[int], dict[int, float]]
 def test_elimination_is_backward_selection_by_regression() -> None:
     model = two_layers()
     graph = trace(model, IMAGES)
-    curve = damage_curves(graph, [IMAGES[:10], IMAGES[10:]], [0, 1, 2])["0"]
+    curve = curves_for(graph, [0, 1, 2], [IMAGES[:10], IMAGES[10:]])["0"]
     with torch.no_grad():
         order, errors = brute_force(model[:3](IMAGES), model[3].weight.detach())
         logits = model(IMAGES)
@@ -69,9 +73,9 @@ def test_a_channel_that_says_what_another_says_goes_first_and_costs_nothing() ->
     model = two_layers()
     with torch.no_grad():
         model[0].weight[6], model[0].bias[6] = model[0].weight[2], model[0].bias[2]
-    curve = damage_curves(trace(model, IMAGES), [IMAGES], [0, 1])["0"]
+    curve = curves_for(trace(model, IMAGES), [0, 1])["0"]
     assert curve.order[-1] in (2, 6)
-    control = damage_curves(trace(two_layers(), IMAGES), [IMAGES], [0, 1])["0"]
+    control = curves_for(trace(two_layers(), IMAGES), [0, 1])["0"]
     assert control.damage[7] > 10 * curve.damage[7]
 
 
@@ -80,7 +84,7 @@ def test_measuring_leaves_the_source_alone_and_is_reproducible(make) -> None:
     model = make().double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = trace(model, IMAGES)
-    first, second = (damage_curves(graph, [IMAGES], [0, 2]) for _ in range(2))
+    first, second = (curves_for(graph, [0, 2]) for _ in range(2))
     assert set(first) == {axis.name for axis in graph.free if axis.size > 1}
     for name, curve in first.items():
         assert np.array_equal(curve.order, second[name].order)
@@ -212,8 +216,19 @@ class Unusual(nn.Module):
 def test_axes_with_unusual_readers_are_not_thought_to_be_free_of_cost() -> None:
     model = randomised(Unusual().double())
     graph = trace(model, IMAGES)
-    curves = damage_curves(graph, [IMAGES], [0, 1, 2, 3])
+    curves = curves_for(graph, [0, 1, 2, 3])
     assert {name: len(curve.order) for name, curve in curves.items()} == {"stem": 3, "grouped": 4}
     for curve in curves.values():
         assert curve.damage[1] > 1e-3
         assert curve.damage[-1] == 0
+
+
+def test_groups_that_become_few_on_the_way_to_a_budget_are_still_cut_whole() -> None:
+    layers = [nn.Conv2d(3, 12, 1), nn.SiLU(), nn.Conv2d(12, 12, 3, groups=4), nn.SiLU(), nn.Conv2d(12, 8, 1)]
+    model = randomised(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).double())
+    graph = trace(model, IMAGES)
+    assert graph.axis("0").size == 4  # one channel a group; with two left, a network of its own would be cut otherwise
+    keep = by_damage(graph, [IMAGES], [0, 1], by.Budget(flops=0.4), 1e-3)
+    assert 0 < len(keep["0"]) <= 2
+    cost, whole = (CostModel(graph)(keep_mask(graph, k)).flops for k in (keep, {}))
+    assert cost <= 0.4 * whole

@@ -24,7 +24,7 @@ from brickyard.healing import Stream, blocks, intercept_of
 from brickyard.layers.modules import layer_role
 from brickyard.network import Network, Node, iter_layers
 from brickyard.progress import bar
-from brickyard.surgery import cut
+from brickyard.surgery import KeepSet, Part, cut, positions
 
 __all__ = ["Curve", "damage_curves"]
 
@@ -40,9 +40,9 @@ class Curve:
     """What cutting one axis costs.
 
     Attributes:
-        order: Its channels, the last to go first.
-        damage: For each number of channels that are kept, 0 to all, the squared error of the task's logits as a
-            share of their energy.
+        order: Those of its channels that are there, the last to go first.
+        damage: For each number of channels that are kept, 0 to all of these, the squared error of the task's logits
+            as a share of their energy.
     """
 
     order: NDArray[np.int64]
@@ -104,17 +104,20 @@ class _Reader:
         self.weight[:, gone] = 0
 
 
-def damage_curves(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int]) -> dict[str, Curve]:
+def damage_curves(
+    graph: Graph, batches: Sequence[Tensor], keep: KeepSet, network: Network | None = None
+) -> dict[str, Curve]:
     """Order the channels of every free axis, and measure what losing them costs.
 
     Args:
         graph: The source's graph.
         batches: Preprocessed images of the task, (batch, channels, height, width) each; labels are not needed.
-        outputs: The task's class outputs.
+        keep: What is left of the source, with the task's class outputs.
+        network: The network that was cut with it; default: cut now.
     """
-    output = graph.output
-    copy = cut(graph, {} if output is None else {output.name: torch.tensor(list(outputs))})
-    axes = [axis for axis in graph.free if axis.size > 1]
+    part = Part(graph, keep)
+    copy = cut(graph, keep) if network is None else network
+    axes = [axis for axis in graph.free if len(_left(part, axis)) > 1]
     curves: dict[str, Curve] = {}
     with torch.no_grad(), bar("measuring axes", len(axes)) as advance:
         readers = _readers(copy)
@@ -126,9 +129,9 @@ def damage_curves(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int
             own = [
                 _Reader(node, index, columns, copy, equations[node.target])
                 for index, node in readers
-                if (columns := _columns(graph, axis, node.target)) is not None
+                if (columns := _columns(part, axis, node.target)) is not None
             ]
-            curves[axis.name] = _curve(axis, own, _Measure(own, copy, shown, whole))
+            curves[axis.name] = _curve(_left(part, axis), own, _Measure(own, copy, shown, whole))
             advance(text=f"measuring {axis.name}")
     return curves
 
@@ -187,31 +190,38 @@ def _equations(stream: Stream, index: int, node: Node) -> _Equations:
     return _Equations(torch.linalg.inv(gram) if full else 1 / gram, mean, max(energy, 1e-30))
 
 
-def _columns(graph: Graph, axis: Axis, layer: str) -> list[Tensor] | None:
-    """For each channel of the axis the columns of the layer's weight that read it; None where it reads none."""
-    reads = graph.at(layer, "in")
+def _left(part: Part, axis: Axis) -> NDArray[np.int64]:
+    """The channels of an axis that are left, in order."""
+    return np.flatnonzero(part.rank[axis.channels] >= 0)
+
+
+def _columns(part: Part, axis: Axis, layer: str) -> list[Tensor] | None:
+    """For each channel that is left the columns of the cut layer's weight that read it; None where it reads none."""
+    reads = part.graph.at(layer, "in")
     if reads is None or not ((reads >= axis.start) & (reads < axis.start + axis.size)).any():
         return None
-    module = graph.network.layer(layer)
+    module = part.graph.network.layer(layer)
     assert isinstance(module, nn.Conv2d | nn.Linear)
+    reads = reads[positions(part, reads)]
     kernel = module.weight[0, 0].numel()
-    places = (torch.from_numpy(np.flatnonzero(reads == axis.start + channel)) for channel in range(axis.size))
+    places = (torch.from_numpy(np.flatnonzero(reads == axis.start + channel)) for channel in _left(part, axis))
     return [(found.unsqueeze(1) * kernel + torch.arange(kernel)).flatten() for found in places]
 
 
 # -- one axis -----------------------------------------------------------------------------------------------
 
 
-def _curve(axis: Axis, readers: list[_Reader], measure: _Measure) -> Curve:
+def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measure) -> Curve:
     """Eliminate channel after channel, and measure at some lengths."""
-    alive = torch.arange(axis.size)
+    size = len(channels)
+    alive = torch.arange(size)
     gone: list[int] = []
-    marks = {max(1, round(level * axis.size)) for level in LEVELS} - {axis.size}
-    measured = {axis.size: 0.0}
+    marks = {max(1, round(level * size)) for level in LEVELS} - {size}
+    measured = {size: 0.0}
     while len(alive) > 1:
         cost = sum((reader.costs(alive) for reader in readers), torch.zeros(len(alive), dtype=torch.float64))
         following = [mark for mark in marks if mark < len(alive)] or [1]
-        count = min(max(1, axis.size // STEPS), len(alive) - max(following))
+        count = min(max(1, size // STEPS), len(alive) - max(following))
         chosen = alive[torch.argsort(cost, stable=True)[:count]]
         for reader in readers:
             reader.eliminate(chosen)
@@ -221,8 +231,8 @@ def _curve(axis: Axis, readers: list[_Reader], measure: _Measure) -> Curve:
             measured[len(alive)] = measure()
     order = np.array([*gone, *alive.tolist()][::-1], dtype=np.int64)
     sizes = sorted(measured)
-    damage = np.maximum.accumulate([measured[size] for size in sizes][::-1])[::-1]  # more channels never cost more
-    return Curve(order, np.interp(np.arange(axis.size + 1), sizes, damage))
+    damage = np.maximum.accumulate([measured[length] for length in sizes][::-1])[::-1]  # more channels never cost more
+    return Curve(channels[order], np.interp(np.arange(size + 1), sizes, damage))
 
 
 class _Measure:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.eliminating import Curve, damage_curves
-from brickyard.errors import OptionError, SurgeryError
-from brickyard.graph import Axis, Graph, analyse
+from brickyard.errors import OptionError
+from brickyard.graph import Axis, Graph
 from brickyard.graph.axes import pair_flops
 from brickyard.healing import heal_network
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import layer_role
-from brickyard.network import Node, iter_layers, refs
+from brickyard.network import Network, Node, iter_layers, refs
 from brickyard.options import Budget
 from brickyard.relevance import Relevance
 from brickyard.surgery import cut
@@ -217,25 +217,20 @@ def by_damage(
         OptionError: Even one channel an axis costs more than the budget.
     """
     keep = {**graph.everything(), **_outputs(graph, outputs)}
-    names = {axis.name for axis in graph.free}
+    network: Network | None = None
     whole = getattr(CostModel(graph)(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
     stages = max(1, round(math.log(budget.share) / math.log(STAGE)))
-    now, left = graph, list(outputs)
     for stage in range(1, stages + 1):
         limit = int(budget.share ** (stage / stages) * whole)
-        chosen = by_curves(now, damage_curves(now, batches, left), left, limit, budget)
-        keep.update({name: keep[name][chosen[name]] for name in names})
+        keep = by_curves(graph, damage_curves(graph, batches, keep, network), keep, limit, budget)
         if stage < stages:
             network = cut(graph, keep)
             heal_network(graph, keep, network, batches, "refit", ridge)
-            now, left = analyse(network, batches[0][:2]), list(range(len(outputs)))
-            if {axis.name for axis in now.free} != names:
-                raise SurgeryError("a cut network has other axes than its source; please report this network")
     return keep
 
 
 def by_curves(
-    graph: Graph, curves: Mapping[str, Curve], outputs: Sequence[int], limit: int, budget: Budget
+    graph: Graph, curves: Mapping[str, Curve], keep: dict[str, Tensor], limit: int, budget: Budget
 ) -> dict[str, Tensor]:
     """Cut down to `limit` operations (or parameters) where a saved one costs the least damage.
 
@@ -249,9 +244,9 @@ def by_curves(
     def cost(mask: Mask) -> int:
         return int(getattr(cost_model(mask), budget.resource))
 
-    mask = keep_mask(graph, _outputs(graph, outputs))
+    mask = keep_mask(graph, keep)
     axes = {name: graph.axis(name) for name in curves}
-    kept = {name: axis.size for name, axis in axes.items()}
+    kept = {name: len(curve.order) for name, curve in curves.items()}
     least = mask.copy()
     for name, axis in axes.items():
         least[axis.start + curves[name].order[1:]] = False
@@ -262,7 +257,7 @@ def by_curves(
         axis, curve, now = axes[name], curves[name], kept[name]
         found = []
         for step in (1, 2, 4):
-            left = max(1, now - step * max(1, axis.size // 16))
+            left = max(1, now - step * max(1, len(curve.order) // 16))
             trial = mask.copy()
             trial[axis.start + curve.order[left:now]] = False
             found.append(((curve.damage[left] - curve.damage[now]) / max(1, spent - cost(trial)), left))
@@ -284,7 +279,7 @@ def by_curves(
             heapq.heappush(queue, (*cheapest(name), name))
     _take_back(mask, axes, curves, kept, cost, limit)
     return {
-        **_outputs(graph, outputs),
+        **keep,
         **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
     }
 
@@ -299,9 +294,8 @@ def _take_back(
 ) -> None:
     """Bring back single channels while they fit, the most damaging losses first."""
     while True:
-        losses = {
-            name: curves[name].damage[k] - curves[name].damage[k + 1] for name, k in kept.items() if k < axes[name].size
-        }
+        short = {name: k for name, k in kept.items() if k < len(curves[name].order)}
+        losses = {name: curves[name].damage[k] - curves[name].damage[k + 1] for name, k in short.items()}
         for name in sorted(losses, key=lambda name: -losses[name]):
             channel = axes[name].start + curves[name].order[kept[name]]
             mask[channel] = True
