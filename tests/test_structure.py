@@ -20,7 +20,7 @@ LEVELS = [
     {"graph"},
     {"images", "contribution", "surgery", "testing", "measuring"},
     {"relevance", "healing"},
-    {"locating", "eliminating", "criteria"},
+    {"locating", "eliminating", "criteria", "shifting"},
     {"selecting", "predicting"},
     {"component", "scaling"},
     {"disassembling", "assembly"},

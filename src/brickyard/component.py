@@ -114,8 +114,7 @@ def describe(manifest: ComponentManifest) -> str:
         f"  parameters   {chosen.parameters:,} ({_share(chosen.parameters, source.parameters)} of the source)",
         f"  FLOPs        {chosen.flops:,} ({_share(chosen.flops, source.flops)})",
         f"  chosen by    {_selection(manifest)}",
-        f"  heal         {manifest.heal.method}"
-        + (f", {manifest.heal.images} images, {manifest.heal.layers} layers" if manifest.heal.method != "none" else ""),
+        f"  heal         {_heal(manifest)}",
         f"  kept         {_kept(manifest)}",
     ]
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
@@ -136,6 +135,14 @@ def _selection(manifest: ComponentManifest) -> str:
     if chosen.thresholds is not None:
         return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
     return "hand"
+
+
+def _heal(manifest: ComponentManifest) -> str:
+    heal = manifest.heal
+    if heal.method == "none":
+        return "none"
+    shifted = f" and {heal.copies - 1} shifted copies of each" if heal.copies > 1 else ""
+    return f"{heal.method}, {heal.images} images{shifted}, {heal.layers} layers"
 
 
 def _share(part: int, whole: int) -> str:

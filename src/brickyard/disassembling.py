@@ -32,6 +32,7 @@ from brickyard.network import Network, map_refs
 from brickyard.options import Budget, Heal, Select, Thresholds, check_choice
 from brickyard.relevance import Relevance, resolve_task
 from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
+from brickyard.shifting import copies_needed, with_copies
 from brickyard.surgery import cut
 
 __all__ = ["disassemble"]
@@ -70,7 +71,8 @@ def disassemble(
         heal: Repair without gradients: "refit", "moments" or "none".
         images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the
             relevances remember.
-        heal_images: At most so many of them are used, drawn evenly from the task's classes.
+        heal_images: At most so many of them are used, drawn evenly from the task's classes. Where a layer has few
+            positions for its many inputs, shifted copies of them are used too.
         ridge: Strength of the refit's prior, a share of the mean diagonal of its normal equations.
         batch_size: Images at once.
         seed: Seed for drawing the images.
@@ -105,9 +107,12 @@ def disassemble(
     outputs = list(range(len(relevance.classes))) if reject else chosen
     pool = _pool(relevance, images, chosen)
     batches: list[Tensor] = []
+    copies = 1
     if select != "mda" or heal != "none":
         wanted_by = f"heal={heal!r}" if select == "mda" else f"select={select!r}"
         batches = _batches(graph, pool, heal_images, batch_size, seed, wanted_by)
+        copies = copies_needed(graph, sum(map(len, batches)))
+        batches = with_copies(batches, copies, seed)
     notes: list[str] = []
     if budget is None:
         thresholds = thresholds or relevance.thresholds
@@ -125,7 +130,8 @@ def disassemble(
         report = heal_network(graph, keep, network, batches, heal, ridge)
         record = HealRecord(
             method=heal,
-            images=sum(map(len, batches)),
+            images=sum(map(len, batches)) // copies,
+            copies=copies,
             ridge=ridge if heal == "refit" else None,
             layers=report.layers,
             notes=(*notes, *report.notes),

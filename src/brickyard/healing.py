@@ -9,13 +9,18 @@ so memory is (inputs * kernel)^2 numbers and not the number of images; where the
 inputs, the same solution comes from the products between positions. The prior is the sliced weights: the
 training residual cannot rise.
 
+Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
+error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
+where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+
 moments: the scale and shift of each output channel that give it the source's mean and variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +34,15 @@ from brickyard.options import Heal
 from brickyard.progress import bar
 from brickyard.surgery import KeepSet, Part, positions
 
-__all__ = ["HealReport", "Intercept", "Stream", "blocks", "heal_network", "intercept_of"]
+__all__ = ["MEMORY", "HealReport", "Intercept", "Stream", "blocks", "heal_network", "intercept_of", "peak_bytes"]
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
 _UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
+_ADD = ("add", "iadd", "add_", "tensor_add")
+_RELU = ("relu", "relu_")
+ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
 
 
 @dataclass
@@ -70,10 +78,7 @@ def heal_network(
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
-            layer = network.layer(node.target)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            pairs = _pairs(source, copy, index, node, rows)
-            job = _Job(node.target, layer, intercept_of(network, node), pairs, sum(map(len, batches)))
+            job = _Job(index, node, rows, source, copy, sum(map(len, batches)))
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
@@ -90,7 +95,7 @@ class Stream:
         self._start = network.nodes[0].name
         self._batches = batches
         self._position = 0
-        fits = _peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
+        fits = peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
         self._held = [{self._start: batch} for batch in batches] if fits else None
 
     def before(self, index: int) -> Iterator[dict[str, Tensor]]:
@@ -107,7 +112,7 @@ class Stream:
         yield from self._held
 
 
-def _peak_bytes(graph: Graph) -> int:
+def peak_bytes(graph: Graph) -> int:
     """The most bytes of live values that one image has at any step."""
     nodes = graph.network.nodes
     live = peak = 0
@@ -123,55 +128,63 @@ def _peak_bytes(graph: Graph) -> int:
     return peak
 
 
-def _pairs(
-    source: Stream, copy: Stream, index: int, node: Node, rows: NDArray[np.int64] | None
-) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """A function that goes through the images and gives the copy's input and what its output should be.
+@dataclass(frozen=True)
+class _Tail:
+    """What a layer's output goes through on its way to the next nonlinearity.
 
-    That is the source's output; where it is added to a shortcut that is already off, it makes up for that too.
+    Attributes:
+        steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
+        scale: What they multiply the layer's output by, (channels,).
+        rectified: Whether a ReLU follows.
     """
-    chosen = None if rows is None else torch.from_numpy(rows)
-    dim = -1 if isinstance(source.network.layer(node.target), nn.Linear) else 1
-    shortcut = _shortcut(copy.network, index, node)
 
-    def of_kept(value: Tensor) -> Tensor:
-        return value if chosen is None else value.index_select(dim, chosen.to(value.device))
+    steps: tuple[Node, ...] = ()
+    scale: Tensor | None = None
+    rectified: bool = False
 
-    def go() -> Iterator[tuple[Tensor, Tensor]]:
-        for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
-            target = of_kept(source.network.step(node, theirs))
-            if shortcut is not None:
-                name, scale = shortcut
-                target = target + (of_kept(theirs[name]) - ours[name]) / scale.to(target.dtype)
-            yield ours[node.args[0].node], target
+    def run(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """What the steps make of a layer's output; no value is changed in place."""
+        found = {**values, node.name: output}
+        name = node.name
+        for step in self.steps:
+            if step.op == "function":
+                one, other = (found[ref.node] for ref in step.args)
+                found[step.name] = one + other
+            else:
+                found[step.name] = network.step(step, found)
+            name = step.name
+        result: Tensor = found[name]
+        return result
 
-    return go
 
-
-def _shortcut(network: Network, index: int, node: Node) -> tuple[str, Tensor] | None:
-    """A value known by now that a layer's output is added to, and the scale of the batch norm in between."""
-    scale = torch.ones(())
+def _tail(network: Network, index: int, node: Node) -> _Tail:
+    """The steps behind the layer at `index`, as far as they can be seen through."""
+    known = {step.name for step in network.nodes[:index]}
+    seen = _Tail()
+    fresh = True  # nothing has changed the layer's output yet
     name = node.name
     while True:
         users = [other for other in network.nodes if name in refs(other)]
         if len(users) != 1:
-            return None
+            return seen
         (user,) = users
-        if user.op == "layer" and isinstance(norm := network.layer(user.target), nn.BatchNorm2d) and name == node.name:
-            if norm.running_var is None or norm.weight is None:
-                return None
-            scale = (norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).reshape(1, -1, 1, 1)
-            name = user.name
-        elif user.op == "layer" and isinstance(network.layer(user.target), nn.Identity | nn.Dropout):
-            name = user.name
-        elif user.op == "function" and user.target in ("add", "iadd", "add_", "tensor_add") and len(user.args) == 2:
-            others = [ref.node for ref in user.args if isinstance(ref, Ref) and ref.node != name]
-            earlier = {step.name for step in network.nodes[:index]}
-            if len(others) != 1 or others[0] not in earlier or bool((scale == 0).any()):
-                return None
-            return others[0], scale
-        else:
-            return None
+        layer = network.layer(user.target) if user.op == "layer" else None
+        scale = seen.scale
+        if isinstance(layer, nn.ReLU) or (user.op == "function" and user.target in _RELU):
+            return replace(seen, rectified=True)
+        if isinstance(layer, nn.BatchNorm2d) and fresh:
+            if layer.running_var is None or layer.weight is None or bool((layer.weight == 0).any()):
+                return seen
+            scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
+        elif user.op == "function" and user.target in _ADD and len(user.args) == 2 and not user.kwargs:
+            others = [value.node for value in user.args if isinstance(value, Ref) and value.node != name]
+            if len(others) != 1 or others[0] not in known:
+                return seen
+        elif not isinstance(layer, nn.Identity | nn.Dropout):
+            return seen
+        fresh = fresh and isinstance(layer, nn.Identity | nn.Dropout)
+        seen = _Tail((*seen.steps, user), scale)
+        name = user.name
 
 
 def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tuple[int, Node]]:
@@ -235,23 +248,49 @@ def intercept_of(network: Network, node: Node) -> Intercept:
     return Intercept()
 
 
-@dataclass(frozen=True)
 class _Job:
-    """One layer to repair.
+    """One layer to repair, with the images that it is repaired on.
 
     Attributes:
         name: Its dotted name.
         layer: The layer in the cut network.
         intercept: Where a shift of its outputs can go.
-        pairs: Goes through the images and gives its inputs and what its outputs should be.
+        tail: What its output goes through next.
         images: How many images there are.
     """
 
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    intercept: Intercept
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]]
-    images: int
+    def __init__(
+        self, index: int, node: Node, rows: NDArray[np.int64] | None, source: Stream, copy: Stream, images: int
+    ) -> None:
+        layer = copy.network.layer(node.target)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.name, self.layer, self.images = node.target, layer, images
+        self.intercept = intercept_of(copy.network, node)
+        self.tail = _tail(copy.network, index, node)
+        self._index, self._node, self._source, self._copy = index, node, source, copy
+        self._rows = None if rows is None else torch.from_numpy(rows)
+        self._dim = -1 if isinstance(layer, nn.Linear) else 1
+
+    def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each batch: the layer's inputs, its outputs, and what these lack.
+
+        They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
+        up for that too. With `rectified`, as far as it matters behind the ReLU.
+        """
+        node, index = self._node, self._index
+        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
+            x = ours[node.args[0].node]
+            output = self.layer(x)
+            found = self.tail.run(self._copy.network, node, output, ours)
+            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
+            if self._rows is not None:
+                goal = goal.index_select(self._dim, self._rows.to(goal.device))
+            if rectified:
+                goal = torch.where(goal > 0, goal, found.clamp(max=0))
+            missing = goal - found
+            if self.tail.scale is not None:
+                missing = missing / self.tail.scale.to(missing.dtype).reshape(1, -1, 1, 1)
+            yield x, output, missing
 
 
 # -- moments -----------------------------------------------------------------------------------------------
@@ -261,8 +300,8 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept, name = job.layer, job.intercept, job.name
     count = 0
     sums: list[Tensor] = []
-    for x, target in job.pairs():
-        ours, theirs = (_rows(layer, y).double() for y in (layer(x), target))  # (Q, N)
+    for _, output, missing in job.residuals():
+        ours, theirs = (_rows(layer, y).double() for y in (output, output + missing))  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
         count += ours.shape[1]
@@ -288,24 +327,30 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 
 def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept = job.layer, job.intercept
+    sliced = layer.weight.detach().clone()
     equations: _NormalEquations | _FewPositions | None = None
-    for x, target in job.pairs():
-        residual = target - layer(x)
-        if equations is None and residual.double().square().sum() <= _SAME * target.double().square().sum():
-            return False  # what it reads has not changed
+    for turn in range(1 + ROUNDS):
+        for x, output, missing in job.residuals(rectified=turn > 0):
+            if equations is None:
+                if missing.double().square().sum() <= _SAME * (output + missing).double().square().sum():
+                    return False  # what it reads has not changed
+                positions_each = missing[0].numel() // layer.weight.shape[0]
+                few = job.images * positions_each < layer.weight[0].numel()
+                equations = (_FewPositions if few else _NormalEquations)(bool(intercept))
+            for block, goal in blocks(layer, x, missing):
+                equations.add(block, goal)
         if equations is None:
-            positions_each = residual[0].numel() // layer.weight.shape[0]
-            few = job.images * positions_each < layer.weight[0].numel()
-            equations = (_FewPositions if few else _NormalEquations)(bool(intercept))
-        for block, goal in blocks(layer, x, residual):
-            equations.add(block, goal)
-    solution = None if equations is None else equations.solve(ridge, job.name, report)
-    if solution is None:
-        return False
-    change, shift = solution
-    layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
-    if shift is not None:
-        intercept.add(shift)
+            return False
+        solution = equations.solve(ridge, layer.weight.detach() - sliced, job.name, report)
+        if solution is None:
+            return False
+        change, shift = solution
+        layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
+        if shift is not None:
+            intercept.add(shift)
+        if not job.tail.rectified or isinstance(equations, _FewPositions):
+            break  # the latter would have to hold all inputs again
+        equations.next_round()
     return True
 
 
@@ -320,18 +365,24 @@ class _NormalEquations:
         self.with_shift = with_shift
         self.gram: Tensor | None = None  # (G, n, n)
         self.cross: Tensor | None = None  # (G, n, q)
+        self._complete = False
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Add a block: inputs (G, n, N), residuals (G, q, N)."""
         if self.with_shift:
             x = torch.cat([x, x.new_ones(x.shape[0], 1, x.shape[2])], 1)
-        gram = (x @ x.transpose(1, 2)).double()
         cross = (x @ residual.transpose(1, 2)).double()
-        self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
+        if not self._complete:
+            gram = (x @ x.transpose(1, 2)).double()
+            self.gram = gram if self.gram is None else self.gram + gram
 
-    def solve(self, ridge: float, name: str, report: HealReport) -> Solution | None:
-        """The solution, or None where the inputs carry nothing."""
+    def next_round(self) -> None:
+        """Take other residuals of the same inputs from now on."""
+        self.cross, self._complete = None, True
+
+    def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
+        """The solution, or None where the inputs carry nothing; `moved`: how far weights are from the prior by now."""
         if self.gram is None or self.cross is None:
             return None
         diagonal = self.gram.diagonal(dim1=1, dim2=2)  # (G, n)
@@ -339,7 +390,9 @@ class _NormalEquations:
         scale = _scale(diagonal[:, :weights].mean(1), name, report)
         penalty = torch.zeros_like(diagonal)
         penalty[:, :weights] = scale.unsqueeze(1)
-        solution = _solved(self.gram, penalty, self.cross, ridge, name, report)  # (G, n, q)
+        pull = torch.zeros_like(self.cross)
+        pull[:, :weights] = moved.double().reshape(len(scale), -1, weights).transpose(1, 2) * scale.reshape(-1, 1, 1)
+        solution = _solved(self.gram, penalty, self.cross, pull, ridge, name, report)  # (G, n, q)
         if solution is None:
             return None
         change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
@@ -359,7 +412,7 @@ class _FewPositions:
         self.inputs.append(x.clone())
         self.residuals.append(residual.clone())
 
-    def solve(self, ridge: float, name: str, report: HealReport) -> Solution | None:
+    def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
         """The solution: an unpenalised shift is what makes both sides' means agree."""
         x, r = torch.cat(self.inputs, 2).double(), torch.cat(self.residuals, 2).double()
         scale = _scale(x.square().sum((1, 2)) / x.shape[1], name, report)
@@ -367,7 +420,8 @@ class _FewPositions:
         if self.with_shift:
             x, r = x - x_mean, r - r_mean
         gram = x.transpose(1, 2) @ x  # (G, N, N)
-        solution = _solved(gram, scale.unsqueeze(1).expand(gram.shape[:2]), r.transpose(1, 2), ridge, name, report)
+        right = r.transpose(1, 2)
+        solution = _solved(gram, scale.unsqueeze(1).expand(gram.shape[:2]), right, right * 0, ridge, name, report)
         if solution is None:
             return None
         change = solution.transpose(1, 2) @ x.transpose(1, 2)  # (G, q, n)
@@ -383,8 +437,10 @@ def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:
     return torch.where(scale > 0, scale, 1.0)
 
 
-def _solved(gram: Tensor, penalty: Tensor, right: Tensor, ridge: float, name: str, report: HealReport) -> Tensor | None:
-    """Solve (gram + ridge * penalty) z = right for each group, with a stronger ridge where that is singular."""
+def _solved(
+    gram: Tensor, penalty: Tensor, right: Tensor, pull: Tensor, ridge: float, name: str, report: HealReport
+) -> Tensor | None:
+    """Solve (gram + ridge * penalty) z = right - ridge * pull a group, with a stronger ridge where that is singular."""
     strength = ridge
     for _ in range(8):
         factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(strength * penalty))
@@ -392,7 +448,7 @@ def _solved(gram: Tensor, penalty: Tensor, right: Tensor, ridge: float, name: st
         if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
             if strength > ridge:
                 report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
-            return torch.cholesky_solve(right, factor)
+            return torch.cholesky_solve(right - strength * pull, factor)
         strength = max(strength * 10, 1e-6)
     report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
     return None

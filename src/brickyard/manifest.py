@@ -171,10 +171,14 @@ class SelectionRecord(Frozen):
 
 
 class HealRecord(Frozen):
-    """How the component was repaired, and what was seen on the way."""
+    """How the component was repaired, and what was seen on the way.
+
+    `copies` says how many times the images were used, themselves included: further times they were shifted.
+    """
 
     method: Literal["none", "moments", "refit"]
     images: Count = 0
+    copies: Annotated[int, Field(ge=1)] = 1
     ridge: float | None = None
     layers: Count = 0
     notes: tuple[str, ...] = ()
