@@ -52,6 +52,7 @@ SOURCES: dict[str, tuple[str, str, Path, by.Preprocessing | None]] = {
     "ResNet-20": ("zoo:resnet20", "resnet20-cifar10", SHARED / "data/cifar10", None),
     "ResNet-32": ("zoo:resnet32", "resnet32-cifar10", SHARED / "data/cifar10", None),
     "VGG-16-w25 CIFAR-10": ("zoo:auto", "vgg16-w25-cifar10", SHARED / "data/cifar10", None),
+    "GoogLeNet-w25 CIFAR-10": ("zoo:auto", "googlenet-w25-cifar10", SHARED / "data/cifar10", None),
     "VGG-16-w25 CIFAR-100": ("zoo:auto", "vgg16-w25-cifar100", SHARED / "data/cifar100", None),
 }
 THRESHOLDS = {

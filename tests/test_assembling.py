@@ -181,7 +181,7 @@ def test_log_probability_uses_the_reject_output() -> None:
     whole = by.assemble(pair, scaling="log-probability")
     with torch.no_grad():
         expected = torch.cat([p(DATA[0]).log_softmax(1)[:, :-1] for p in pair], 1)
-        assert torch.equal(whole(DATA[0]), expected)
+        torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-6, atol=1e-6)
         assert not torch.allclose(expected, by.assemble(pair)(DATA[0]))
 
 
@@ -199,11 +199,10 @@ def few_shot_case(count=400):
     targets = torch.randint(0, 5, (count,), generator=generator)
     z = 3 * nn.functional.one_hot(targets, 5).double() + torch.randn(count, 5, generator=generator, dtype=torch.float64)
     z[:, 2:] = z[:, 2:] * 0.3 - 4
-    pair = tuple(p.manifest for p in parts())
-    return Evidence(pair, z[:200], targets[:200]), z[200:], targets[200:]
+    return Evidence(by.assemble(parts()).manifest, z[:200], targets[:200]), z[200:], targets[200:]
 
 
-@pytest.mark.parametrize("name", [name for name, s in SCALINGS.items() if s.few_shot])
+@pytest.mark.parametrize("name", [name for name, s in SCALINGS.items() if s.few_shot and not s.gated])
 def test_few_shot_scalings_learn_from_labels(name) -> None:
     evidence, z, targets = few_shot_case()
     fitted, record = scale(name, evidence, {})

@@ -18,7 +18,7 @@ LEVELS = [
     {"layers", "preprocessing"},
     {"network"},
     {"graph"},
-    {"images", "contribution", "surgery", "testing", "measuring"},
+    {"images", "contribution", "surgery", "testing", "measuring", "familiarity"},
     {"relevance", "healing"},
     {"locating", "eliminating", "criteria", "shifting"},
     {"selecting", "predicting"},

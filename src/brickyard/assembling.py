@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brickyard.assembly import Assembly, shared_logits
+from brickyard.assembly import Assembly, shared_signals
 from brickyard.component import Component
 from brickyard.disassembling import made_with, today
 from brickyard.errors import OptionError, SurgeryError, TaskError
@@ -30,6 +30,7 @@ def assemble(
     images: Any = None,
     shots: int | None = None,
     on_duplicate: Duplicates = "error",
+    votes: bool = False,
     source: nn.Module | None = None,
     seed: int = 0,
     **options: Any,
@@ -48,6 +49,8 @@ def assemble(
         shots: Use at most so many images a class, drawn with `seed`.
         on_duplicate: When two parts know a class of the same name: "error", "average" or "max" of their
             scaled logits, or "rename" the later ones.
+        votes: A part that was cut with `reject=True` has its source's other outputs still. With this, they count where
+            another part contributes a class of the same name: the class's logit is the mean of all that know it.
         source: The source of all parts, for form="union": fills in the weights between channels that only
             different parts keep.
         seed: Seed for drawing images.
@@ -79,37 +82,47 @@ def assemble(
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise OptionError(f"components to assemble are needed; {kinds} was given: make some with disassemble or load")
     strategy = find(scaling)
-    classes, members = _members([part.manifest for part in parts], on_duplicate)
+    classes, members, voting = _members([part.manifest for part in parts], on_duplicate, votes)
     manifest = AssemblyManifest(
         classes=classes,
         members=members,
         on_duplicate=on_duplicate,
+        votes=voting,
         parts=tuple(part.manifest for part in parts),
         form="parallel" if form == "auto" else form,
         versions=made_with(),
         created=today(),
     )
     assembly = _joined(parts, manifest, source)
-    evidence = Evidence(manifest.parts)
+    evidence = Evidence(manifest)
     if strategy.few_shot and images is not None:
-        _, _, logits, targets = shared_logits(assembly, images, shots=shots, seed=seed)
-        evidence = Evidence(manifest.parts, logits, targets)
+        seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
+        logits, features, distances = seen.signals
+        evidence = Evidence(manifest, logits, seen.targets, seen.owners, features, distances)
     fitted, record = scale(scaling, evidence, options)
     return _scaled(assembly, fitted, assembly.manifest.model_copy(update={"scaling": record}))
 
 
 def _scaled(assembly: Assembly, fitted: Scale, manifest: AssemblyManifest) -> Assembly:
-    return Assembly(assembly.networks(), manifest, fitted.matrix, fitted.shift, assembly.skeletons)
+    known = [part.familiarity for part in assembly.components()] if manifest.form == "parallel" else []
+    return Assembly(assembly.networks(), manifest, fitted.matrix, fitted.shift, assembly.skeletons, known, fitted.gate)
 
 
 def _members(
-    parts: Sequence[ComponentManifest], on_duplicate: Duplicates
-) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Class names, and for each the places of its logits side by side."""
+    parts: Sequence[ComponentManifest], on_duplicate: Duplicates, votes: bool
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Class names; for each the places of its logits side by side; and what further classes each part votes on."""
+    known = {name for part in parts for name in part.classes} if votes else set()
+    voting = tuple(_votes(part, known) for part in parts)
+    if votes and not any(voting):
+        raise TaskError(
+            "votes=True was asked for, and no part knows a class that another one contributes: cut the parts with "
+            "reject=True from sources that name their classes alike, or leave votes out"
+        )
     places: dict[str, list[int]] = {}
     first_owner: dict[str, str] = {}
     place = 0
-    for index, part in enumerate(parts):
+    for index, (part, own_votes) in enumerate(zip(parts, voting, strict=True)):
         owner = f"part {index} ({part.source.name})"
         for name in part.classes:
             if name in places and on_duplicate == "error":
@@ -122,7 +135,21 @@ def _members(
             places.setdefault(name, []).append(place)
             first_owner.setdefault(name, owner)
             place += 1
-    return tuple(places), tuple(map(tuple, places.values()))
+        place += len(own_votes)
+    place = 0
+    for part, own_votes in zip(parts, voting, strict=True):
+        place += len(part.classes)
+        for k in own_votes:
+            places[part.source.classes[k]].append(place)
+            place += 1
+    return tuple(places), tuple(map(tuple, places.values())), voting if any(voting) else ()
+
+
+def _votes(part: ComponentManifest, known: set[str]) -> tuple[int, ...]:
+    """Classes outside a part's task that other parts contribute and its source knows."""
+    if not part.reject:
+        return ()
+    return tuple(k for k, name in enumerate(part.source.classes) if name in known and k not in part.task)
 
 
 def _new_name(name: str, source: str, taken: dict[str, list[int]]) -> str:
@@ -138,7 +165,8 @@ def _new_name(name: str, source: str, taken: dict[str, list[int]]) -> str:
 def _joined(parts: list[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
     skeletons = [part.skeleton for part in parts]
     if manifest.form == "parallel":
-        return Assembly([part.network for part in parts], manifest, skeletons=skeletons)
+        known = [part.familiarity for part in parts]
+        return Assembly([part.network for part in parts], manifest, skeletons=skeletons, familiarity=known)
     blueprints = [_blueprint(part) for part in parts]
     if manifest.form == "union":
         if len({part.manifest.source.sha256 for part in parts}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 
 from brickyard.component import Component
 from brickyard.errors import DataError, SurgeryError
+from brickyard.familiarity import Familiarity, observe, pooled
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec
-from brickyard.network import Network, Node, Ref
+from brickyard.network import Network
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
+from brickyard.scaling import Gate, combine, owned
 
-__all__ = ["Assembly", "shared_logits"]
+__all__ = ["Assembly", "Shared", "shared_signals"]
 
 
 class Assembly(Predictor):
@@ -29,6 +32,7 @@ class Assembly(Predictor):
         manifest: What it is, with the manifests of its parts.
         matrix: The scaling's linear map on the parts' logits, (logits, logits), or None.
         shift: Its shift, (logits,), or None.
+        gate: What the scaling adds to a part's classes by how its features look, or None.
         skeletons: The sources' networks as data, one a part.
 
     Shapes:
@@ -46,6 +50,7 @@ class Assembly(Predictor):
 
     matrix: Tensor | None
     shift: Tensor | None
+    _share: Tensor
 
     def __init__(
         self,
@@ -54,24 +59,26 @@ class Assembly(Predictor):
         matrix: Tensor | None = None,
         shift: Tensor | None = None,
         skeletons: Sequence[NetworkSpec | None] = (),
+        familiarity: Sequence[Familiarity | None] = (),
+        gate: Gate | None = None,
     ) -> None:
         super().__init__()
         if manifest.form == "parallel":
-            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons))
-            self.heads = nn.ModuleList()
+            known = familiarity or [None] * len(networks)
+            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))
         else:
             self.joined = networks[0]
-            self.heads = nn.ModuleList(Component(_Nothing(), part) for part in manifest.parts)
         self.manifest = manifest
         self.skeletons = tuple(skeletons)
-        count = sum(len(part.classes) for part in manifest.parts)
+        count = sum(map(len, manifest.columns))
         if matrix is not None and (
             tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
         ):
             raise SurgeryError(f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits")
         self.register_buffer("matrix", matrix)
         self.register_buffer("shift", shift)
-        self._plain = all(member == (place,) for place, member in enumerate(manifest.members))
+        self.register_buffer("_share", owned(manifest), persistent=False)
+        self.gate = gate
         self.eval()
 
     @property
@@ -96,40 +103,73 @@ class Assembly(Predictor):
             assert isinstance(part, Component)
             yield part
 
-    def part_outputs(self, images: Tensor) -> list[Tensor]:
-        """Each part's own outputs, reject included: one (batch, outputs) a part."""
-        if self.manifest.form == "parallel":
-            return [part._logits(images) for part in self.components()]
+    def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the parts say, before scaling.
+
+        Args:
+            images: Raw images, (batch, channels, height, width).
+            features: Whether to give features and distances too; only in parallel form.
+
+        Returns:
+            The parts' logits of their columns, (batch, logits); what enters their last layers, (batch, features); and
+            its squared distances from the parts' own classes, (batch, parts).
+        """
+        outputs: list[Tensor] = []
+        entering: list[Tensor] = []
+        distances: list[Tensor] = []
+        if self.manifest.form != "parallel":
+            outputs = self._joined_outputs(images)
+        else:
+            for part in self.components():
+                like = next(part.parameters())
+                x = part.preprocess(images).to(like.device, like.dtype)
+                if not features:
+                    outputs.append(part.network(x))
+                    continue
+                layer, value, output = observe(part.network, x)
+                outputs.append(output)
+                entering.append(pooled(layer, value))
+                if part.familiarity is not None:
+                    distances.append(part.familiarity(entering[-1]))
+        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
+        logits = torch.cat([self._columns(*column) for column in columns], 1)
+        known = len(distances) == len(outputs)
+        return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
+
+    def _joined_outputs(self, images: Tensor) -> list[Tensor]:
         like = next(self.joined.parameters())
         if self.manifest.shared_input:
             x = preprocess(images, self.manifest.parts[0].preprocessing)
         else:
             x = torch.cat([preprocess(images, part.preprocessing) for part in self.manifest.parts], 1)
-        outputs = self.joined(x.to(like.device, like.dtype)).split([part.width for part in self.manifest.parts], 1)
-        return [head.head(z) for head, z in zip(self.heads, outputs, strict=True)]  # type: ignore[operator]
+        outputs: Tensor = self.joined(x.to(like.device, like.dtype))
+        return list(outputs.split([part.width for part in self.manifest.parts], 1))
+
+    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
+        """A part's logits of the classes that are asked of it."""
+        if not part.reject:
+            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
+        if self.manifest.scaling.log_probability:
+            outputs = outputs.log_softmax(1)
+        return outputs[:, list(columns)] if part.reject else outputs
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' class logits before scaling, (batch, logits)."""
-        found: list[Tensor] = []
-        for part, z in zip(self.manifest.parts, self.part_outputs(images), strict=True):
-            z = z.log_softmax(1) if self.manifest.scaling.log_probability else z
-            found.append(z[:, : len(part.classes)])
-        return torch.cat(found, 1)
+        return self.signals(images)[0]
 
-    def scaled(self, logits: Tensor) -> Tensor:
-        """Side-by-side logits -> the assembly's outputs: scaling, then classes that several parts know."""
+    def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
-        if self._plain:
+        logits = combine(self.manifest, logits)
+        if self.gate is None or features is None or distances is None:
             return logits
-        columns = [logits[:, list(member)] for member in self.manifest.members]
-        if self.manifest.on_duplicate == "max":
-            return torch.stack([column.amax(1) for column in columns], 1)
-        return torch.stack([column.mean(1) for column in columns], 1)
+        gain: Tensor = self.gate(features, distances)
+        return logits + gain @ self._share.T.to(logits.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw images -> logits of all classes."""
-        return self.scaled(self.side_by_side(images))
+        return self.scaled(*self.signals(images, features=self.gate is not None))
 
     _logits = forward
 
@@ -160,32 +200,45 @@ class Assembly(Predictor):
         return "\n".join(lines)
 
 
-class _Nothing(Network):
-    """Stands in for the network of a part whose numbers are in the joined network."""
-
-    def __init__(self) -> None:
-        super().__init__([Node("x", "input"), Node("output", "output", "", (Ref("x"),))], {})
-
-
 # -- labelled images of several parts ----------------------------------------------------------------------
 
 
-def shared_logits(
-    assembly: Assembly, images: Any, *, shots: int | None = None, seed: int = 0, batch_size: int = 64
-) -> tuple[list[int], list[int], Tensor, Tensor]:
+@dataclass(frozen=True)
+class Shared:
+    """Labelled images of several parts, and what all parts say to them; one entry an image.
+
+    Attributes:
+        owners: The part that it belongs to.
+        labels: Its label in that part's source.
+        targets: The right class of the assembly.
+        signals: What `Assembly.signals` gives, in float64.
+    """
+
+    owners: Tensor
+    labels: Tensor
+    targets: Tensor
+    signals: tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def shared_signals(
+    assembly: Assembly,
+    images: Any,
+    *,
+    features: bool,
+    shots: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Shared:
     """Run labelled images of every part through all parts.
 
     Args:
         assembly: The assembly.
         images: A list with one entry a part: labelled images whose labels index the part's source's classes,
             or None. Images of classes outside the part's task are left out.
+        features: Whether features and distances are wanted.
         shots: At most so many images a class.
         seed: Seed for drawing them.
         batch_size: Images at once.
-
-    Returns:
-        For each image: its part, its label in the part's source, the side-by-side logits (images, logits) in
-        float64, and the place of the right logit.
     """
     parts = assembly.manifest.parts
     if not isinstance(images, list | tuple) or len(images) != len(parts):
@@ -193,10 +246,11 @@ def shared_logits(
             f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
             f"where there are none); a {type(images).__name__} was given"
         )
+    class_of = {place: k for k, member in enumerate(assembly.manifest.members) for place in member}
     owners: list[int] = []
     labels: list[int] = []
-    places: list[int] = []
-    logits: list[Tensor] = []
+    targets: list[int] = []
+    found: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
     offset = 0
     for index, (part, data) in enumerate(zip(parts, images, strict=True)):
         if data is not None:
@@ -204,14 +258,21 @@ def shared_logits(
             chosen = _shots(pool.all_labels(), part, shots, seed)
             with torch.inference_mode():
                 for x, y in pool.raw(chosen, batch_size):
-                    logits.append(run_images(assembly.side_by_side, x, pool.what).double().cpu())
+                    found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
                     owners += [index] * len(y)
                     labels += y.tolist()
-                    places += [offset + part.task.index(k) for k in y.tolist()]
-        offset += len(part.classes)
-    if not logits:
+                    targets += [class_of[offset + part.task.index(k)] for k in y.tolist()]
+        offset += len(assembly.manifest.columns[index])
+    if not found:
         raise DataError("none of the images belongs to a class of the assembly; give some that do")
-    return owners, labels, torch.cat(logits), torch.tensor(places)
+    logits, entering, distances = (_joined(list(values)) for values in zip(*found, strict=True))
+    assert logits is not None
+    return Shared(torch.tensor(owners), torch.tensor(labels), torch.tensor(targets), (logits, entering, distances))
+
+
+def _joined(values: list[Tensor | None]) -> Tensor | None:
+    known = [value.double().cpu() for value in values if value is not None]
+    return torch.cat(known) if known else None
 
 
 def _shots(labels: Tensor, part: ComponentManifest, shots: int | None, seed: int) -> list[int]:

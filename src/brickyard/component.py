@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brickyard.familiarity import Familiarity
 from brickyard.manifest import ComponentManifest, NetworkSpec
 from brickyard.network import Network
 from brickyard.predicting import Predictor
@@ -26,6 +27,8 @@ class Component(Predictor):
         network: The cut network.
         manifest: What it is and where it came from.
         skeleton: The source's network as data, without numbers, or None where it has no form as data.
+        familiarity: How far an image is from those that the component was made for, or None where it was cut
+            without labelled images.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
@@ -40,11 +43,18 @@ class Component(Predictor):
         (('1', '3'), torch.Size([8, 2]))
     """
 
-    def __init__(self, network: Network, manifest: ComponentManifest, skeleton: NetworkSpec | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        manifest: ComponentManifest,
+        skeleton: NetworkSpec | None = None,
+        familiarity: Familiarity | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.manifest = manifest
         self.skeleton = skeleton
+        self.familiarity = familiarity
         self._select = manifest.reject or manifest.output_axis is None
         others = [k for k in range(len(manifest.source.classes)) if k not in manifest.task]
         self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
@@ -88,7 +98,7 @@ class Component(Predictor):
     def with_scores(self, scores: dict[str, Any]) -> Component:
         """The same component with measured scores in its manifest."""
         manifest = self.manifest.model_copy(update={"scores": scores})
-        return Component(self.network, manifest, self.skeleton)
+        return Component(self.network, manifest, self.skeleton, self.familiarity)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.

@@ -15,6 +15,7 @@ from brickyard._version import __version__
 from brickyard.component import Component
 from brickyard.criteria import CRITERIA
 from brickyard.errors import DataError, FileError, OptionError, TaskError
+from brickyard.familiarity import Familiarity, observe, pooled
 from brickyard.graph import Graph
 from brickyard.healing import heal_network
 from brickyard.images import Images
@@ -28,7 +29,6 @@ from brickyard.manifest import (
     Statistics,
     Versions,
 )
-from brickyard.network import Network, map_refs
 from brickyard.options import Budget, Heal, Select, Thresholds, check_choice
 from brickyard.relevance import Relevance, resolve_task
 from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
@@ -139,8 +139,9 @@ def disassemble(
     choice = {} if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
     manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
     component = Component(network, manifest, _skeleton(graph))
-    statistics = _statistics(component, pool, batch_size)
-    return Component(network, manifest.model_copy(update={"statistics": statistics}), component.skeleton)
+    statistics, familiarity = _statistics(component, pool, batch_size)
+    manifest = manifest.model_copy(update={"statistics": statistics})
+    return Component(network, manifest, component.skeleton, familiarity)
 
 
 def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:
@@ -285,60 +286,49 @@ def today() -> str:
     return now.date().isoformat()
 
 
-def _statistics(component: Component, pool: _Pool | None, batch_size: int) -> Statistics | None:
+def _statistics(
+    component: Component, pool: _Pool | None, batch_size: int
+) -> tuple[Statistics | None, Familiarity | None]:
     """What scaling may need, from labelled images of the component's own classes."""
     if pool is None or pool.by_class is None:
-        return None
+        return None, None
     like = next((p.detach() for p in component.parameters()), torch.zeros(0))
-    features = _Features(component.network)
-    counts: list[int] = []
-    correct: list[int] = []
-    winning: list[float | None] = []
-    mean: list[float | None] = []
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    size, numbers = 0.0, 0
+    counts = [len(pool.by_class[k][:STATISTICS_PER_CLASS]) for k in component.manifest.task]
     with torch.inference_mode():
-        for output, k in enumerate(component.manifest.task):
-            indices = pool.by_class[k][:STATISTICS_PER_CLASS]
-            found = [features.run(component, x) for x, _ in pool.images.batches(indices, batch_size, like)]
-            logits = torch.cat(found).double() if found else torch.zeros(0, component.manifest.outputs)
-            own = logits[:, output]
-            right = own[logits[:, : len(component.classes)].argmax(1) == output]
-            counts.append(len(own))
-            correct.append(len(right))
-            winning.append(right.mean().item() if len(right) else None)
-            mean.append(own.mean().item() if len(own) else None)
-    return Statistics(
+        for k in component.manifest.task:
+            for x, _ in pool.images.batches(pool.by_class[k][:STATISTICS_PER_CLASS], batch_size, like):
+                layer, entering, outputs = observe(component.network, x)
+                features.append(pooled(layer, entering).double().cpu())
+                logits.append(component.head(outputs)[:, : len(component.classes)].double().cpu())
+                size += entering.abs().sum(dtype=torch.float64).item()
+                numbers += entering.numel()
+    z = torch.cat(logits)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    familiarity = Familiarity.fit(torch.cat(features), labels)
+    own = z.gather(1, labels.unsqueeze(1)).squeeze(1)
+    right = z.argmax(1) == labels
+    statistics = Statistics(
         images=tuple(counts),
-        correct=tuple(correct),
-        winning_logit=tuple(winning),
-        mean_logit=tuple(mean),
-        magnitude=features.mean(),
+        correct=tuple(int(right[labels == k].sum()) for k in range(len(counts))),
+        winning_logit=tuple(_mean(own[right & (labels == k)]) for k in range(len(counts))),
+        mean_logit=tuple(_mean(own[labels == k]) for k in range(len(counts))),
+        magnitude=size / numbers,
+        margin=_margin(z),
+        familiarity=None if familiarity is None else familiarity.record,
     )
+    return statistics, None if familiarity is None else familiarity.to(like.device)
 
 
-class _Features:
-    """Mean absolute value of what enters the last convolution or linear layer."""
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
 
-    def __init__(self, network: Network) -> None:
-        steps = [
-            (index, node)
-            for index, node in enumerate(network.nodes)
-            if node.op == "layer" and isinstance(network.layer(node.target), nn.Conv2d | nn.Linear)
-        ]
-        self._at = steps[-1] if steps else None
-        self._sum, self._count = 0.0, 0
 
-    def run(self, component: Component, x: Tensor) -> Tensor:
-        network = component.network
-        values = {network.nodes[0].name: x}
-        stop = self._at[0] if self._at is not None else 0
-        network.advance(values, 0, stop)
-        if self._at is not None:
-            read: list[Tensor] = []
-            map_refs(self._at[1].args[:1], lambda ref: read.append(values[ref.node]))
-            self._sum += read[0].abs().sum(dtype=torch.float64).item()
-            self._count += read[0].numel()
-        network.advance(values, stop, len(network.nodes))
-        return component.head(values[network.nodes[-1].name])
-
-    def mean(self) -> float | None:
-        return self._sum / self._count if self._count else None
+def _margin(logits: Tensor) -> float:
+    """How far the highest logit is above the next, on average; for one class, how much its logit varies."""
+    if logits.shape[1] == 1:
+        return logits.std(correction=0).item()
+    first, second = logits.topk(2, 1).values.unbind(1)
+    return (first - second).mean().item()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly import Assembly, shared_logits
+from brickyard.assembly import Assembly, shared_signals
 from brickyard.component import Component
 from brickyard.errors import DataError, OptionError
 from brickyard.graph.reading import as_before
@@ -209,27 +209,26 @@ def _assembly(
     assembly: Assembly, data: Any, sources: list[nn.Module | None], timed: bool, batch: int, batch_size: int
 ) -> Scores:
     manifest = assembly.manifest
-    owners, labels, logits, places = shared_logits(assembly, data, batch_size=batch_size)
-    class_of = torch.tensor([_class_of(manifest.members, place) for place in range(logits.shape[1])])
-    target = class_of[places]
-    owner, label = torch.tensor(owners), torch.tensor(labels)
-    assembled = assembly.scaled(logits).argmax(1) == target
-    oracle = torch.zeros(len(owners), dtype=torch.bool)
+    seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
+    logits, target = seen.signals[0], seen.targets
+    class_of = {place: k for k, member in enumerate(manifest.members) for place in member}
+    assembled = assembly.scaled(*seen.signals).argmax(1) == target
+    oracle = torch.zeros(len(target), dtype=torch.bool)
     base, restricted = oracle.clone(), oracle.clone()
     offset = 0
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
-        mine = owner == index
+        mine = seen.owners == index
         task = list(part.task)
-        local = logits[mine][:, offset : offset + len(task)].argmax(1) + offset
-        oracle[mine] = local == places[mine]
+        own = torch.tensor([class_of[offset + place] for place in range(len(task))])
+        oracle[mine] = own[logits[mine][:, offset : offset + len(task)].argmax(1)] == target[mine]
         if source is not None and mine.any():
             images = Images(data[index], part.preprocessing)
             chosen = torch.nonzero(torch.isin(images.all_labels(), torch.tensor(task))).flatten().tolist()
             with as_before(source):
                 found = _logits(source, images, chosen, batch_size)
-            base[mine] = found.argmax(1) == label[mine]
-            restricted[mine] = found[:, task].argmax(1) + offset == places[mine]
-        offset += len(task)
+            base[mine] = found.argmax(1) == seen.labels[mine]
+            restricted[mine] = own[found[:, task].argmax(1)] == target[mine]
+        offset += len(manifest.columns[index])
     rows: list[Row] = []
     if all(source is not None for source in sources):
         rows += [_row("base", base, target), _row("restricted", restricted, target)]
@@ -244,10 +243,6 @@ def _assembly(
         notes=("drop of an assembly: oracle minus assembled",),
         per_class=_per_class(manifest.classes, assembled, target),
     )
-
-
-def _class_of(members: Sequence[Sequence[int]], place: int) -> int:
-    return next(index for index, member in enumerate(members) if place in member)
 
 
 def _assembly_sizes(

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
+from brickyard.familiarity import Familiarity
 from brickyard.manifest import (
     FORMAT_VERSION,
     AssemblyFile,
@@ -36,6 +37,7 @@ from brickyard.manifest import (
 from brickyard.network import Network, step_shapes
 from brickyard.options import Thresholds
 from brickyard.relevance import LayerRecord, Relevance
+from brickyard.scaling import Gate
 
 __all__ = ["load", "save_assembly", "save_component", "save_relevance"]
 
@@ -50,7 +52,8 @@ MAX_STEP = 1 << 31  # numbers in one value for two images
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
     """Write a component. See `Component.save`."""
     text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
-    return _write(path, _tensors(component.network, "network."), text.model_dump(mode="json"), overwrite)
+    tensors = _tensors(component.network, "network.") | _tensors(component.familiarity, "familiarity.")
+    return _write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
 def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) -> Path:
@@ -60,8 +63,12 @@ def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) ->
     for index, network in enumerate(assembly.networks()):
         specs.append(network.to_spec())
         tensors.update(_tensors(network, f"networks.{index}."))
+    if assembly.manifest.form == "parallel":
+        for index, part in enumerate(assembly.components()):
+            tensors.update(_tensors(part.familiarity, f"familiarity.{index}."))
     if assembly.matrix is not None and assembly.shift is not None:
         tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
+    tensors.update(_tensors(assembly.gate, "scaling.gate."))
     text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
     return _write(path, tensors, text.model_dump(mode="json"), overwrite)
 
@@ -91,8 +98,8 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
     return _write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
-def _tensors(network: Network, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in network.state_dict().items()}
+def _tensors(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
+    return {} if module is None else {prefix + name: value for name, value in module.state_dict().items()}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
@@ -232,8 +239,9 @@ def _no_constant(name: str) -> float:
 def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
     network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width)
+    familiarity = _familiarity(file.manifest, tensors, "familiarity.")
     _all_used(tensors)
-    return Component(network, file.manifest, file.skeleton)
+    return Component(network, file.manifest, file.skeleton, familiarity)
 
 
 def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
@@ -247,8 +255,18 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
+    known: list[Familiarity | None] = []
+    if manifest.form == "parallel":
+        known = [_familiarity(part, tensors, f"familiarity.{i}.") for i, part in enumerate(manifest.parts)]
+    gate = None
+    if manifest.scaling.gate:
+        sizes = [part.mean.shape[1] for part in known if part is not None]
+        if len(sizes) != len(manifest.parts):
+            raise FileError("its scaling needs what is known of the features of every part")
+        gate = Gate.blank(sizes)
+        _fill(gate, tensors, "scaling.gate.")
     _all_used(tensors)
-    return Assembly(networks, manifest, matrix, shift, file.skeletons)
+    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)
 
 
 def network_shapes(
@@ -324,9 +342,22 @@ def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: 
     largest = max((v.numel() for v in shapes.values() if isinstance(v, Tensor)), default=0)
     if largest > MAX_STEP:
         raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
-    expected = network.state_dict()
+    _fill(network, tensors, prefix)
+    return network
+
+
+def _familiarity(manifest: ComponentManifest, tensors: dict[str, Tensor], prefix: str) -> Familiarity | None:
+    if manifest.statistics is None or manifest.statistics.familiarity is None:
+        return None
+    found = Familiarity.blank(manifest.statistics.familiarity)
+    _fill(found, tensors, prefix)
+    return found
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Give a module without numbers those of the file."""
     state: dict[str, Tensor] = {}
-    for name, blank in expected.items():
+    for name, blank in module.state_dict().items():
         value = tensors.pop(prefix + name, None)
         if value is None:
             raise FileError(f"tensor {prefix + name!r} is missing")
@@ -335,8 +366,7 @@ def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: 
                 f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} is expected"
             )
         state[name] = value
-    network.load_state_dict(state, strict=True, assign=True)
-    return network
+    module.load_state_dict(state, strict=True, assign=True)
 
 
 def _all_used(tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "AxisRecord",
     "ComponentFile",
     "ComponentManifest",
+    "FamiliarityRecord",
     "HealRecord",
     "LayerSpec",
     "LocateRecord",
@@ -184,11 +185,19 @@ class HealRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class FamiliarityRecord(Frozen):
+    """Shape of what is known of a component's features; the numbers are tensors in the file."""
+
+    classes: Annotated[int, Field(ge=1, le=1 << 20)]
+    size: Annotated[int, Field(ge=1, le=1 << 20)]
+    rank: Annotated[int, Field(ge=1, le=1 << 10)]
+
+
 class Statistics(Frozen):
     """What scaling may use later, measured on the component's own training images.
 
     All lists have one entry a class of the task. `winning_logit` is None where no image of the class was
-    answered correctly.
+    answered correctly. `margin` is the mean difference between the highest and the next logit.
     """
 
     images: tuple[Count, ...]
@@ -196,6 +205,8 @@ class Statistics(Frozen):
     winning_logit: tuple[float | None, ...]
     mean_logit: tuple[float | None, ...]
     magnitude: float | None = None
+    margin: float | None = None
+    familiarity: FamiliarityRecord | None = None
 
 
 class Versions(Frozen):
@@ -248,25 +259,32 @@ class ComponentManifest(Frozen):
 
 
 class ScalingRecord(Frozen):
-    """How the parts' logits were made comparable."""
+    """How the parts' logits were made comparable.
+
+    `gate` says that each part's classes also gain or lose by how its features look.
+    """
 
     name: Name
     options: dict[str, Json] = {}
     images: Count = 0
     log_probability: bool = False
+    gate: bool = False
     notes: tuple[str, ...] = ()
 
 
 class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
-    `members` says, for each class, which of the parts' logits it is made of (their places side by side).
+    `votes` says, for each part, on which further classes of its source it votes, since other parts contribute them.
+    `members` says, for each class, which of the parts' logits it is made of (their places side by side; each part's
+    task, then its votes).
     """
 
     kind: Literal["assembly"] = "assembly"
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
     members: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...]
     on_duplicate: Literal["error", "average", "max", "rename"] = "error"
+    votes: tuple[tuple[Count, ...], ...] = ()
     parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
     form: Form
     shared_input: bool = False
@@ -279,12 +297,34 @@ class AssemblyManifest(Frozen):
     @model_validator(mode="after")
     def _members_fit(self) -> AssemblyManifest:
         places = [place for member in self.members for place in member]
-        total = sum(len(part.classes) for part in self.parts)
+        if self.votes and len(self.votes) != len(self.parts):
+            raise ValueError(f"votes of {len(self.votes)} parts for {len(self.parts)} parts")
+        for part, votes in zip(self.parts, self.votes, strict=False):
+            others = {k for k in range(len(part.source.classes)) if k not in part.task}
+            if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
+                raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
+        total = sum(map(len, self.columns))
         if len(self.members) != len(self.classes) or sorted(places) != list(range(total)):
             raise ValueError(f"{len(self.members)} members do not divide {total} logits among the classes")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have one name")
         return self
+
+    @property
+    def columns(self) -> tuple[tuple[int, ...], ...]:
+        """For each part, the classes of its source whose logits are used: its task, then its votes."""
+        votes = self.votes or ((),) * len(self.parts)
+        return tuple(part.task + own for part, own in zip(self.parts, votes, strict=True))
+
+    @property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the parts whose task it is."""
+        owner = [
+            part if place < len(self.parts[part].task) else None
+            for part, columns in enumerate(self.columns)
+            for place in range(len(columns))
+        ]
+        return tuple(tuple(o for place in member if (o := owner[place]) is not None) for member in self.members)
 
 
 class ComponentFile(Frozen):

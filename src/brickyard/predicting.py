@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from brickyard.errors import DataError
 from brickyard.preprocessing import check_images
 
 __all__ = ["Predictor", "read_images", "run_images"]
+
+ResultT = TypeVar("ResultT")
 
 REJECT = "(none of these)"
 
@@ -67,7 +69,7 @@ class Predictor(nn.Module):
         return [names[k] for k in self.predict_proba(images, batch_size).argmax(1).tolist()]
 
 
-def run_images(model: Callable[[Tensor], Tensor], images: Tensor, what: str) -> Tensor:
+def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) -> ResultT:
     """Run a model on images; images that it cannot take are a clear error.
 
     Raises:

@@ -1,8 +1,8 @@
 """Make the logits of different components comparable (the paper's parameter scaling, and others).
 
-A strategy is one function in one table. It returns a `Scale`: a linear map on the parts' logits side by side.
-Strategies that need no image come from statistics in the manifests; few-shot ones also take a few labelled
-images.
+A strategy is one function in one table. It returns a `Scale`: a linear map on the parts' logits side by side, and for
+some a gate, which raises or lowers all classes of a part by how its features look. Strategies that need no image come
+from statistics in the components; few-shot ones also take a few labelled images.
 """
 
 from __future__ import annotations
@@ -12,12 +12,49 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brickyard.errors import OptionError
-from brickyard.manifest import ComponentManifest, ScalingRecord
+from brickyard.manifest import AssemblyManifest, ComponentManifest, ScalingRecord
 
-__all__ = ["SCALINGS", "Evidence", "Scale", "Scaling", "scale", "scaling"]
+__all__ = ["SCALINGS", "Evidence", "Gate", "Scale", "Scaling", "combine", "owned", "scale", "scaling"]
+
+FAMILIARITY = 0.3  # of the smallest margin: what a part's logits lose for each usual distance of its features
+LDA_STRENGTH = 2.0  # of the prior, over the number of images
+LDA_SHRINK = 1.0  # of the mean variance, added to every direction
+
+
+class Gate(nn.Module):
+    """Raises or lowers all classes of a part by how the parts' features look.
+
+    For images with squared distances d (batch, parts) and features f of all parts side by side (batch, features) it
+    gives `f @ weights.T + bias - d * slopes`, (batch, parts).
+
+    Attributes:
+        slopes: (parts,).
+        weights: (parts, features).
+        bias: (parts,).
+    """
+
+    slopes: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, slopes: Tensor, weights: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        for name, value in (("slopes", slopes), ("weights", weights), ("bias", bias)):
+            self.register_buffer(name, value.float())
+
+    @classmethod
+    def blank(cls, sizes: Sequence[int]) -> Gate:
+        """One without numbers, on the meta device, for parts with so many features."""
+        parts = len(sizes)
+        return cls(*(torch.empty(shape, device="meta") for shape in ((parts,), (parts, sum(sizes)), (parts,))))
+
+    def forward(self, features: Tensor, distances: Tensor) -> Tensor:
+        """What is added to the classes of each part, (batch, parts)."""
+        slopes, weights, bias = (value.to(features.dtype) for value in (self.slopes, self.weights, self.bias))
+        return features @ weights.T + bias - distances * slopes
 
 
 @dataclass(frozen=True)
@@ -25,19 +62,36 @@ class Evidence:
     """What a strategy may look at.
 
     Attributes:
-        parts: The components' manifests.
+        manifest: The assembly's manifest, with those of the parts.
         logits: Logits of the few-shot images, all parts' side by side, (images, logits), or None.
-        targets: For each of them, the place of the right logit, or None.
+        targets: For each of them, the right class of the assembly, or None.
+        owners: For each of them, the part that it belongs to, or None.
+        features: For each of them, what enters the last layers of all parts, side by side, or None where the parts are
+            not at hand one by one.
+        distances: For each of them, its squared distance from each part's classes, (images, parts), or None.
     """
 
-    parts: tuple[ComponentManifest, ...]
+    manifest: AssemblyManifest
     logits: Tensor | None = None
     targets: Tensor | None = None
+    owners: Tensor | None = None
+    features: Tensor | None = None
+    distances: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[ComponentManifest, ...]:
+        """The components' manifests."""
+        return self.manifest.parts
 
     @property
     def sizes(self) -> list[int]:
         """Logits a part."""
-        return [len(part.classes) for part in self.parts]
+        return [len(columns) for columns in self.manifest.columns]
+
+    @property
+    def part_of(self) -> Tensor:
+        """For each logit, the part that gives it."""
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
 
 
 @dataclass(frozen=True)
@@ -47,6 +101,7 @@ class Scale:
     Attributes:
         matrix: (logits, logits).
         shift: (logits,).
+        gate: Added to a part's classes, or None.
         log_probability: Whether each part's logits are first turned into log-probabilities over all the
             outputs that it has, reject included.
         notes: What a reader of the manifest should know.
@@ -54,28 +109,51 @@ class Scale:
 
     matrix: Tensor | None = None
     shift: Tensor | None = None
+    gate: Gate | None = None
     log_probability: bool = False
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:
+    """Scaled logits side by side -> one for each class: several parts may know it."""
+    if all(member == (place,) for place, member in enumerate(manifest.members)):
+        return logits
+    columns = [logits[:, list(member)] for member in manifest.members]
+    if manifest.on_duplicate == "max":
+        return torch.stack([column.amax(1) for column in columns], 1)
+    return torch.stack([column.mean(1) for column in columns], 1)
+
+
+def owned(manifest: AssemblyManifest) -> Tensor:
+    """What share of a class each part contributes: (classes, parts)."""
+    share = torch.zeros(len(manifest.classes), len(manifest.parts), dtype=torch.float64)
+    for index, parts in enumerate(manifest.owners):
+        for part in parts:
+            share[index, part] += 1 / len(parts)
+    return share
+
+
 @dataclass(frozen=True)
 class Scaling:
-    """A strategy: its function, and whether it needs labelled images."""
+    """A strategy: its function, and whether it needs labelled images, or the parts' features."""
 
     name: str
     fit: Callable[..., Scale]
     few_shot: bool
+    gated: bool
 
 
 SCALINGS: dict[str, Scaling] = {}
 
 
-def scaling(name: str, *, few_shot: bool = False) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
+def scaling(
+    name: str, *, few_shot: bool = False, gated: bool = False
+) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
     """Register a strategy under a name."""
 
     def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
-        SCALINGS[name] = Scaling(name, fit, few_shot)
+        SCALINGS[name] = Scaling(name, fit, few_shot, gated)
         return fit
 
     return register
@@ -90,6 +168,11 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
         raise OptionError(f"scaling={name!r} needs a few labelled images of every part; give images=")
+    if strategy.gated and evidence.manifest.form != "parallel":
+        raise OptionError(
+            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} does not keep apart; "
+            "use form='parallel'"
+        )
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
@@ -99,6 +182,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
         options={**options, **fitted.options},
         images=0 if evidence.logits is None or not strategy.few_shot else len(evidence.logits),
         log_probability=fitted.log_probability,
+        gate=fitted.gate is not None,
         notes=fitted.notes,
     )
     return fitted, record
@@ -132,7 +216,7 @@ def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
     factors: list[float] = []
     notes: list[str] = []
-    for part in evidence.parts:
+    for part, size in zip(evidence.parts, evidence.sizes, strict=True):
         found = _statistics(part, "logit-mean").winning_logit
         usable = [value for value in found if value is not None and value > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
@@ -142,6 +226,7 @@ def logit_mean(evidence: Evidence) -> Scale:
                 notes.append(f"class {name!r} has {why}; the mean of its component's other classes stands in")
                 value = fallback
             factors.append(1 / value)
+        factors += [1 / fallback] * (size - len(part.classes))
     return _diagonal(factors, notes=tuple(notes))
 
 
@@ -159,14 +244,33 @@ def magnitude(evidence: Evidence) -> Scale:
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
 
+@scaling("mahalanobis", gated=True)
+def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
+    """Lower a part's logits where its features are far from those of its own classes.
+
+    The distance is in units of the usual one, and `weight` is in units of the smallest margin of any part (the mean
+    difference between its two highest logits): what decides between parts must not drown what decides within one.
+
+    Args:
+        evidence: The parts.
+        weight: Margins that a part's logits lose for each usual distance.
+    """
+    if not weight >= 0:
+        raise OptionError(f"weight={weight!r} must be 0 or more")
+    slopes = torch.full((len(evidence.parts),), weight * _smallest_margin(evidence, "mahalanobis"))
+    sizes = _feature_sizes(evidence, "mahalanobis")
+    gate = Gate(slopes, torch.zeros(len(sizes), sum(sizes)), torch.zeros(len(sizes)))
+    return Scale(gate=gate, options={"weight": weight})
+
+
 @scaling("affine", few_shot=True)
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     """One factor and one shift a component, fitted to labelled images by logistic regression."""
     z, targets = _few_shot(evidence)
-    owner = torch.repeat_interleave(torch.arange(len(evidence.sizes)), torch.tensor(evidence.sizes))
+    owner = evidence.part_of
 
     def outputs(p: Tensor) -> Tensor:
-        return z * (1 + p[0])[owner] + p[1][owner] * _spread(z)
+        return combine(evidence.manifest, z * (1 + p[0])[owner] + p[1][owner] * _spread(z))
 
     p = _minimise(torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, targets, strength)
     return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
@@ -187,10 +291,93 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     eye = torch.eye(count, dtype=torch.float64)
 
     def outputs(p: Tensor) -> Tensor:
-        return z @ (eye + p[:count]).T + p[count] * _spread(z)
+        return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
 
     p = _minimise(torch.zeros(count + 1, count, dtype=torch.float64), outputs, targets, strength, _spread(z))
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
+
+
+@scaling("lda", few_shot=True, gated=True)
+def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_SHRINK) -> Scale:
+    """Learn which part an image belongs to, by linear discriminant analysis of all parts' features.
+
+    A logistic regression then finds one factor and one shift a component, the weight of the analysis (of its
+    leave-one-out scores, so that it is not trusted on images that it has seen), and that of "mahalanobis", where all
+    of it starts and is held by a prior.
+
+    Args:
+        evidence: Parts, and logits, features and targets of labelled images.
+        strength: Weight of the prior, over the number of images.
+        shrink: Share of the mean variance that is added to every direction of the features' covariance.
+    """
+    z, targets = _few_shot(evidence)
+    features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
+    sizes = _feature_sizes(evidence, "lda")
+    if features is None or distances is None or image_owner is None:
+        raise OptionError("scaling='lda' needs the features of labelled images; give images=")
+    if not shrink > 0:
+        raise OptionError(f"shrink={shrink!r} must be above 0")
+    slope = FAMILIARITY * _smallest_margin(evidence, "lda")
+    found = _discriminant(features, image_owner, sizes, shrink)
+    scores, weights, bias = found or (
+        torch.zeros_like(distances),
+        torch.zeros(len(sizes), sum(sizes)),
+        0 * distances[0],
+    )
+    share, owner, count = owned(evidence.manifest), evidence.part_of, len(sizes)
+
+    def outputs(p: Tensor) -> Tensor:
+        rows = z * (1 + p[:count])[owner] + p[count : 2 * count][owner] * _spread(z)
+        gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slope * distances
+        return combine(evidence.manifest, rows) + gate @ share.T
+
+    p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
+    reach = p[-1] * _spread(z)
+    gate = Gate(torch.full((count,), float((1 + p[-2]) * slope)), reach * weights, reach * bias)
+    notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
+    matrix, shift = torch.diag((1 + p[:count])[owner]), p[count : 2 * count][owner] * _spread(z)
+    return Scale(matrix, shift, gate, notes=notes, options={"strength": strength, "shrink": shrink})
+
+
+def _discriminant(
+    features: Tensor, owners: Tensor, sizes: Sequence[int], shrink: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Linear discriminant analysis of the parts: leave-one-out scores (images, parts), weights and bias of the rule.
+
+    Scores have a standard deviation of one. None where a part has no two images.
+    """
+    count = len(sizes)
+    images = torch.bincount(owners, minlength=count)
+    if int(images.min()) < 2:
+        return None
+    unit = torch.cat([block.std().clamp_min(1e-12).expand(block.shape[1]) for block in features.split(list(sizes), 1)])
+    x = features / unit
+    x = x - (middle := x.mean(0))
+    mean = torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, owners, x) / images.unsqueeze(1)
+    rest = x - mean[owners]
+    floor = shrink * rest.square().mean()
+    if not floor > 0:
+        return None
+    _, values, directions = torch.linalg.svd(rest, full_matrices=False)
+    variance = values.square() / len(rest)
+    gains = variance / (variance + floor)
+
+    def inverse(rows: Tensor) -> Tensor:
+        """Rows times the inverse of the covariance."""
+        result: Tensor = (rows - (rows @ directions.T * gains) @ directions) / floor
+        return result
+
+    weights = inverse(mean)
+    bias = -0.5 * (weights * mean).sum(1)
+    scores = x @ weights.T + bias
+    size = images[owners].unsqueeze(1)
+    without = (mean[owners] * size - x) / (size - 1)
+    turned = inverse(without)
+    own = (turned * x).sum(1) - 0.5 * (turned * without).sum(1)
+    scores[torch.arange(len(x)), owners] = own
+    spread = scores.std().clamp_min(1e-12)
+    bias = bias - weights @ middle
+    return scores / spread, weights / unit / spread, bias / spread
 
 
 JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen on held-out training images
@@ -226,6 +413,24 @@ def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
     if evidence.logits is None or evidence.targets is None:
         raise OptionError("labelled images are needed; give images=")
     return evidence.logits.double(), evidence.targets
+
+
+def _smallest_margin(evidence: Evidence, name: str) -> float:
+    margins = [_statistics(part, name).margin for part in evidence.parts]
+    return min((margin for margin in margins if margin is not None), default=1.0)
+
+
+def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
+    """Features a part."""
+    found = [_statistics(part, name).familiarity for part in evidence.parts]
+    for part, record in zip(evidence.parts, found, strict=True):
+        if record is None:
+            raise OptionError(
+                f"scaling={name!r} needs to know the features of every part; those of the component for "
+                f"{', '.join(part.classes[:5])} of {part.source.name!r} were not measured, or do not vary: cut it "
+                "again with several labelled images a class, or use scaling='none'"
+            )
+    return [record.size for record in found]
 
 
 def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:

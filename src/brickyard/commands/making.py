@@ -251,7 +251,8 @@ def assemble(
     output: Output,
     form: Annotated[str, typer.Option(help="auto, parallel, padded or union.")] = "auto",
     scaling: Annotated[
-        str, typer.Option(help="none, log-probability, logit-mean, magnitude, affine or joint-head.")
+        str,
+        typer.Option(help="none, mahalanobis, log-probability, logit-mean, magnitude; affine, joint-head or lda."),
     ] = "none",
     images: Annotated[
         list[str] | None,
@@ -259,6 +260,9 @@ def assemble(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Use at most so many images a class.", min=1)] = None,
     on_duplicate: Annotated[str, typer.Option(help="Class names twice: error, average, max, rename.")] = "error",
+    votes: Annotated[
+        bool, typer.Option("--votes", help="Parts cut with --reject also vote on other parts' classes that they know.")
+    ] = False,
     source: Annotated[str | None, typer.Option(help="The parts' source, for --form union.")] = None,
     weights: Weights = None,
     seed: Seed = 0,
@@ -287,6 +291,7 @@ def assemble(
         images=labelled,
         shots=shots,
         on_duplicate=on_duplicate,  # type: ignore[arg-type]
+        votes=votes,
         source=model,
         seed=seed,
     )

@@ -1,0 +1,298 @@
+"""Assemblies of components, whole and at half of the FLOPs: what each scaling is worth, full test splits.
+
+    python benchmarks/assemblies.py              # everything that is not there yet
+    python benchmarks/assemblies.py --only SAME  # rows whose name contains the text
+    python benchmarks/assemblies.py --tune       # and the scores after ten epochs of training, which take long
+
+Every row is written as soon as it is known; a run that was stopped goes on where it was. Settings of the scalings were
+chosen on training images of sources that were trained for that; here test images are scored, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import brickyard as by
+import tables
+from brickyard.assembly import Shared, shared_signals
+from brickyard.datasets import ImageData
+from brickyard.preprocessing import preprocess
+from brickyard.progress import bar
+from brickyard.scaling import Evidence, Scale, scale
+
+Parts = tuple[tuple[str, range], ...]
+C10, C100 = "VGG-16-w25 CIFAR-10", "VGG-16-w25 CIFAR-100"
+ASSEMBLIES: dict[str, Parts] = {
+    "M5F5": tables.M5F5,
+    "MF": tables.MF,
+    "CF": tables.CF,
+    "SAME": tables.SAME,
+    "C10 0-2 + C100 0-19": ((C10, range(3)), (C100, range(20))),
+    "C10 3-9 + C100 20-69": ((C10, range(3, 10)), (C100, range(20, 70))),
+    "C10 0-9 + C100 20-99": ((C10, range(10)), (C100, range(20, 100))),
+}
+SHARES = (1.0, 0.5)
+SEEDS = (0, 1, 2)
+SHOTS = (1, 5, 20)
+FEW_SHOT = ("affine", "joint-head", "lda")
+EPOCHS = 10
+PATH, PAGE = tables.RESULTS / "assembled.json", tables.RESULTS / "assembled.md"
+
+
+def title(name: str, share: float) -> str:
+    return f"{name} | {'whole' if share == 1 else f'{share:.0%} of the FLOPs'}"
+
+
+def component(name: str, task: range, share: float, reject: bool) -> by.Component:
+    """A part: whole, or what `select="damage"` leaves of it."""
+    budget, heal = by.Budget(flops=share), "refit" if share < 1 else "none"
+    return by.disassemble(
+        tables.source(name).model,
+        tables.relevance(name),
+        task=list(task),
+        budget=budget,
+        select="damage" if share < 1 else "mda",
+        reject=reject,
+        heal=heal,  # type: ignore[arg-type]
+    )
+
+
+def row(name: str, share: float) -> dict[str, Any]:
+    """One assembly's scores on the full test splits: mean over classes."""
+    torch.set_num_threads(1)
+    parts = ASSEMBLIES[name]
+    voting = name == "SAME"  # the two sources know each other's classes
+    components = [component(*part, share, voting) for part in parts]
+    tests = [tables.load(part, "test") for part, _ in parts]
+    trains = [tables.load(part, "train") for part, _ in parts]
+    sources = [tables.source(part).model for part, _ in parts]
+    plain = by.assemble(components, on_duplicate="rename")
+    scores = by.evaluate(plain, tests, source=sources, latency=False)
+    found: dict[str, Any] = {"images": scores.row("assembled").images, "error": scores.row("assembled").class_error}
+    found |= {kind: [scores.row(kind).class_accuracy] for kind in ("base", "restricted", "oracle")}
+    seen = shared_signals(plain, tests, features=True)
+    right = {"none": rights(plain, seen)}
+    for free in ("logit-mean", "mahalanobis"):
+        right[free] = rights(scaled(plain, free, Evidence(plain.manifest)), seen)
+    for shots in SHOTS:
+        for seed in SEEDS:
+            few = shared_signals(plain, trains, features=True, shots=shots, seed=seed)
+            evidence = Evidence(plain.manifest, few.signals[0], few.targets, few.owners, *few.signals[1:])
+            for strategy in FEW_SHOT:
+                whole = scaled(plain, strategy, evidence)
+                found.setdefault(f"{strategy} n={shots}", []).append(accuracy(rights(whole, seen), seen.targets)[0])
+    if voting:
+        votes = by.assemble(components, scaling="mahalanobis", votes=True)
+        again = shared_signals(votes, tests, features=True)
+        right["mahalanobis, votes"] = rights(votes, again)
+        if share == 1:
+            right["both sources averaged"] = averaged(plain, sources, tests, seen)
+    for kind, value in right.items():
+        found[kind] = [accuracy(value, seen.targets)[0]]
+        if kind != "none":
+            found[f"gain of {kind}"] = accuracy(value - right["none"], seen.targets)
+    return found
+
+
+def scaled(plain: by.Assembly, strategy: str, evidence: Evidence) -> by.Assembly:
+    fitted: Scale = scale(strategy, evidence, {})[0]
+    known = [part.familiarity for part in plain.components()]
+    return by.Assembly(
+        plain.networks(), plain.manifest, fitted.matrix, fitted.shift, plain.skeletons, known, fitted.gate
+    )
+
+
+def rights(assembly: by.Assembly, seen: Shared) -> Tensor:
+    return (assembly.scaled(*seen.signals).argmax(1) == seen.targets).double()
+
+
+def accuracy(right: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Mean over classes of a value an image, in points, with one standard error."""
+    values = [right[targets == k] for k in targets.unique().tolist()]
+    means = [float(value.mean()) for value in values]
+    error = math.sqrt(sum(float(value.var(correction=0)) / len(value) for value in values)) / len(values)
+    return 100 * statistics.mean(means), 100 * error
+
+
+def averaged(plain: by.Assembly, sources: list[torch.nn.Module], tests: list[ImageData], seen: Shared) -> Tensor:
+    """Both whole sources, all their classes competing, log-probabilities averaged."""
+    total = torch.zeros(len(seen.targets), len(plain.manifest.parts[0].source.classes), dtype=torch.float64)
+    start = 0
+    for index, part in enumerate(plain.components()):
+        chosen = torch.isin(tests[index].labels, torch.tensor(part.manifest.task))
+        images = tests[index].images[chosen]
+        for batch in images.split(256):
+            with torch.inference_mode():
+                for source in sources:
+                    found = source(part.preprocess(batch)).double().log_softmax(1)
+                    total[start : start + len(batch)] += found
+            start += len(batch)
+    return (total.argmax(1) == seen.labels).double()
+
+
+def tuned(name: str, share: float) -> dict[str, Any]:
+    """After ten epochs on the training images, all parts together: the paper's second score."""
+    torch.set_num_threads(1)
+    parts = ASSEMBLIES[name]
+    components = [component(*part, share, False) for part in parts]
+    whole = by.assemble(components, on_duplicate="rename")
+    before = rights(whole, seen := shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
+    images: list[Tensor] = []
+    targets: list[Tensor] = []
+    offset = 0
+    for part, (source, task) in zip(components, parts, strict=True):
+        data = tables.load(source, "train")
+        inside = torch.isin(data.labels, torch.tensor(list(task)))
+        batch = by.Preprocessing(size=(32, 32), fit=part.manifest.preprocessing.fit, channels=3)
+        images.append(preprocess(data.images[inside], batch))
+        targets.append(data.labels[inside] - task.start + offset)
+        offset += len(task)
+    x, y = torch.cat(images), torch.cat(targets)
+    for parameter in whole.parameters():
+        parameter.requires_grad_(True)
+    whole.train()
+    optimizer = torch.optim.SGD(whole.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    generator = torch.Generator().manual_seed(0)
+    steps = EPOCHS * (len(x) // 64)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with bar(f"training {name}", steps) as advance:
+        for _ in range(EPOCHS):
+            for chosen in torch.randperm(len(x), generator=generator)[: len(x) // 64 * 64].split(64):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(whole(x[chosen]), y[chosen]).backward()
+                optimizer.step()
+                schedule.step()
+                advance()
+    whole.eval()
+    after = rights(whole, shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
+    return {"before": accuracy(before, seen.targets), "after": accuracy(after, seen.targets)}
+
+
+def jobs(tune: bool) -> Iterator[tuple[str, str, float]]:
+    for share in SHARES:
+        for name in ASSEMBLIES:
+            yield title(name, share), name, share
+    if tune:
+        for name in ASSEMBLIES:
+            yield f"{title(name, 0.5)} | tuned", name, 0.5
+
+
+def work(key: str, name: str, share: float) -> dict[str, Any]:
+    return tuned(name, share) if key.endswith("tuned") else row(name, share)
+
+
+def read() -> dict[str, Any]:
+    return dict(json.loads(PATH.read_text())["rows"]) if PATH.exists() else {}
+
+
+def write(rows: dict[str, Any]) -> None:
+    ordered = {job[0]: rows[job[0]] for job in jobs(True) if job[0] in rows}
+    temporary = PATH.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": tables.machine(), "rows": ordered}, indent=1) + "\n")
+    temporary.replace(PATH)
+    PAGE.write_text(page(ordered))
+
+
+def cell(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    spread = f" ({statistics.stdev(values) / math.sqrt(len(values)):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def page(rows: dict[str, Any]) -> str:
+    free = ("base", "restricted", "oracle", "none", "logit-mean", "mahalanobis", "mahalanobis, votes")
+    few = [f"{strategy} n={shots}" for shots in SHOTS for strategy in FEW_SHOT]
+    lines = [
+        "# Assemblies",
+        "",
+        "Written by `python benchmarks/assemblies.py`. Full test splits; accuracy in percent, mean over classes; `error`",
+        "is one standard error of a cell from the test images. Parts are whole, or cut by measured damage to half of",
+        "their source's FLOPs and refitted. base: the sources with all their classes; restricted: with those of their",
+        "task; oracle: each image sent to the right part. Nothing in this table has seen an image of the other side:",
+        "",
+        f"| assembly | parts | {' | '.join(free)} | error |",
+        f"|---|---|{'---|' * (len(free) + 1)}",
+    ]
+    main = {key: value for key, value in rows.items() if not key.endswith("tuned")}
+    for key, value in main.items():
+        cells = [cell(value.get(column)) for column in free]
+        lines.append(f"| {key} | {' | '.join(cells)} | {value['error']:.1f} |")
+    lines += [
+        "",
+        "What `mahalanobis` gains over side by side, paired over images, with one standard error:",
+        "",
+        "| assembly | parts | gain | with votes |",
+        "|---|---|---|---|",
+    ]
+    for key, value in main.items():
+        gains = [value.get(f"gain of {kind}") for kind in ("mahalanobis", "mahalanobis, votes")]
+        lines.append(f"| {key} | {' | '.join(f'{g[0]:+.2f} ({g[1]:.2f})' if g else '' for g in gains)} |")
+    lines += [
+        "",
+        "With n labelled training images a class: mean over three draws, with its standard error.",
+        "",
+        f"| assembly | parts | none | {' | '.join(few)} | oracle |",
+        f"|---|---|{'---|' * (len(few) + 2)}",
+    ]
+    for key, value in main.items():
+        cells = [cell(value.get(column)) for column in ("none", *few, "oracle")]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    for key, value in main.items():
+        if "both sources averaged" in value:
+            both = cell(value["both sources averaged"])
+            lines += ["", f"{key.split(' | ')[0]}: both whole sources averaged over all their classes: {both}."]
+    after = {key: value for key, value in rows.items() if key.endswith("tuned")}
+    if after:
+        lines += [
+            "",
+            f"Side by side, before and after {EPOCHS} epochs of training on the training images (the paper's second",
+            "score), parts at half of the FLOPs:",
+            "",
+            "| assembly | before | after |",
+            "|---|---|---|",
+        ]
+        for key, value in after.items():
+            cells = [f"{value[when][0]:.1f} ({value[when][1]:.1f})" for when in ("before", "after")]
+            lines.append(f"| {key.split(' | ')[0]} | {' | '.join(cells)} |")
+    about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
+    return "\n".join([*lines, "", f"Machine: {about}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each scaling is worth.")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    parser.add_argument("--tune", action="store_true", help="train assemblies for ten epochs too")
+    parser.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
+    options = parser.parse_args()
+    rows = {} if options.fresh else read()
+    todo = [job for job in jobs(options.tune) if options.only in job[0] and job[0] not in rows]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with (
+        bar("assemblies", len(todo)) as advance,
+        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
+    ):
+        waiting = {pool.submit(work, *job): job[0] for job in todo}
+        for done in as_completed(waiting):
+            key = waiting[done]
+            rows[key] = done.result()
+            write(rows)
+            advance(text=key)
+            print(f"{key}: {json.dumps(rows[key])}", flush=True)
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()
