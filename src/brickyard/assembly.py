@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brickyard.component import Component
 from brickyard.errors import DataError, SurgeryError
-from brickyard.familiarity import Familiarity, observe, pooled
+from brickyard.familiarity import Familiarity, observe
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec
 from brickyard.network import Network
@@ -111,8 +111,8 @@ class Assembly(Predictor):
             features: Whether to give features and distances too; only in parallel form.
 
         Returns:
-            The parts' logits of their columns, (batch, logits); what enters their last layers, (batch, features); and
-            its squared distances from the parts' own classes, (batch, parts).
+            The parts' logits of their columns, (batch, logits); their features, each part's of length one, (batch,
+            features); and how far these are from the parts' own classes, (batch, parts).
         """
         outputs: list[Tensor] = []
         entering: list[Tensor] = []
@@ -126,11 +126,11 @@ class Assembly(Predictor):
                 if not features:
                     outputs.append(part.network(x))
                     continue
-                layer, value, output = observe(part.network, x)
+                found, _, output = observe(part.network, x)
                 outputs.append(output)
-                entering.append(pooled(layer, value))
+                entering.append(nn.functional.normalize(found, dim=1))
                 if part.familiarity is not None:
-                    distances.append(part.familiarity(entering[-1]))
+                    distances.append(part.familiarity(found))
         columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
         logits = torch.cat([self._columns(*column) for column in columns], 1)
         known = len(distances) == len(outputs)

@@ -1,8 +1,10 @@
 """How familiar an image is to a component: the distance of its features from those of the component's own classes.
 
-The features are what enters the last convolution or linear layer, averaged over positions. The distance is that of
-Mahalanobis, to the nearest class, with one covariance for all classes (Lee et al., 2018, arXiv 1807.03888). It is given
-in units of what it is for the component's own images, so that 1 means the same in every component.
+The features are what the classifier reads: the values that enter the last layer, or the first of the linear layers that
+end the network, averaged over positions. The distance is that of Mahalanobis, to the nearest class, with one covariance
+for all classes (Lee et al., 2018, arXiv 1807.03888), in units of what it is for the component's own images, so that 1
+means the same in every component. Images that say little to a network have short features, which are near to every
+class; so what a feature vector is too short is added, squared, in standard deviations of the usual length.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.manifest import FamiliarityRecord
-from brickyard.network import Network, map_refs
+from brickyard.network import Network
 
-__all__ = ["Familiarity", "observe", "pooled"]
+__all__ = ["Familiarity", "observe"]
 
 SHRINK = 0.1  # of the mean variance, added to every direction
 MOST = 256  # directions in which the variance is known; it is SHRINK's in all others
 FOLDS = 2
+SHORTNESS = 0.3  # usual distances for a length that is one standard deviation below the usual one
 
 
 class Familiarity(nn.Module):
@@ -28,6 +31,7 @@ class Familiarity(nn.Module):
         directions: Orthonormal directions in which features vary, (rank, size).
         gains: How far the variance in each exceeds that in all others, as a share of the two together, (rank,).
         unit: What a squared length outside these directions is divided by, ().
+        length: Usual length of features and its standard deviation, (2,).
 
     Shapes:
         (batch, size) -> (batch,)
@@ -37,11 +41,15 @@ class Familiarity(nn.Module):
     directions: Tensor
     gains: Tensor
     unit: Tensor
+    length: Tensor
 
-    def __init__(self, mean: Tensor, directions: Tensor, gains: Tensor, unit: Tensor) -> None:
+    def __init__(self, mean: Tensor, directions: Tensor, gains: Tensor, unit: Tensor, length: Tensor) -> None:
         super().__init__()
-        for name, value in (("mean", mean), ("directions", directions), ("gains", gains), ("unit", unit)):
-            self.register_buffer(name, value)
+        self.register_buffer("mean", mean)
+        self.register_buffer("directions", directions)
+        self.register_buffer("gains", gains)
+        self.register_buffer("unit", unit)
+        self.register_buffer("length", length)
 
     @property
     def record(self) -> FamiliarityRecord:
@@ -51,7 +59,7 @@ class Familiarity(nn.Module):
     @classmethod
     def blank(cls, record: FamiliarityRecord) -> Familiarity:
         """One without numbers, on the meta device."""
-        shapes = (record.classes, record.size), (record.rank, record.size), (record.rank,), ()
+        shapes = (record.classes, record.size), (record.rank, record.size), (record.rank,), (), (2,)
         return cls(*(torch.empty(shape, device="meta") for shape in shapes))
 
     @classmethod
@@ -68,14 +76,22 @@ class Familiarity(nn.Module):
         for fold in range(FOLDS):
             rest = _fitted(features[turn != fold].double(), labels[turn != fold])
             if rest is not None and bool((turn == fold).any()):
-                found.append(rest(features[turn == fold].double()))
-        usual = (torch.cat(found) if found else whole(features.double())).mean()
+                found.append(rest.distance(features[turn == fold].double()))
+        usual = (torch.cat(found) if found else whole.distance(features.double())).mean()
         if not usual > 0:
             return None
         unit = whole.unit * usual
-        return cls(whole.mean.float(), whole.directions.float(), whole.gains.float(), unit.float())
+        values = whole.mean, whole.directions, whole.gains, unit, whole.length
+        return cls(*(value.float() for value in values))
 
     def forward(self, features: Tensor) -> Tensor:
+        """How far features are, in usual distances."""
+        usual, spread = self.length.to(features.dtype)
+        short = (usual - features.norm(dim=1)).clamp_min(0) / spread
+        result: Tensor = self.distance(features) + SHORTNESS * short.square()
+        return result
+
+    def distance(self, features: Tensor) -> Tensor:
         """Squared distance to the nearest class, in units of the usual one."""
         mean, directions = self.mean.to(features.dtype), self.directions.to(features.dtype)
         centre = mean.mean(0)
@@ -99,37 +115,38 @@ def _fitted(features: Tensor, labels: Tensor) -> Familiarity | None:
     mean = torch.zeros(len(present), features.shape[1], dtype=torch.float64).index_add_(0, index, features) / counts
     rest = features - mean[index]
     floor = SHRINK * rest.square().mean()
-    if not floor > 0:
+    lengths = features.norm(dim=1)
+    if not floor > 0 or not lengths.std() > 0:
         return None
     _, values, directions = torch.linalg.svd(rest, full_matrices=False)
     variance = values.square() / len(rest)
     rank = min(MOST, len(variance))
     gains = variance[:rank] / (variance[:rank] + floor)
-    return Familiarity(mean, directions[:rank], gains, floor)
+    length = torch.stack([lengths.mean(), lengths.std()])
+    return Familiarity(mean, directions[:rank], gains, floor, length)
 
 
-def observe(network: Network, x: Tensor) -> tuple[nn.Module | None, Tensor, Tensor]:
-    """Run a network: its last convolution or linear layer, what enters that, and the output.
+def observe(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a network.
 
-    Where there is no such layer, the images themselves stand for what enters it.
+    Returns:
+        Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
+        Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
-    steps = [
-        index
-        for index, node in enumerate(network.nodes)
-        if node.op == "layer" and isinstance(network.layer(node.target), nn.Conv2d | nn.Linear)
-    ]
     values = {network.nodes[0].name: x}
-    stop = steps[-1] if steps else 0
-    network.advance(values, 0, stop)
-    read: list[Tensor] = [x]
-    if steps:
-        map_refs(network.nodes[stop].args[:1], lambda ref: read.append(values[ref.node]))
-    network.advance(values, stop, len(network.nodes))
-    layer = network.layer(network.nodes[stop].target) if steps else None
-    return layer, read[-1], values[network.nodes[-1].name]
+    reading: nn.Module | None = None
+    entering = x
+    for index, node in enumerate(network.nodes):
+        layer = network.layer(node.target) if node.op == "layer" else None
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            value = values[node.args[0].node]
+            if reading is None or value.ndim != 2 or entering.ndim != 2:
+                reading, entering = layer, value
+        network.advance(values, index, index + 1)
+    return _pooled(reading, entering), entering, values[network.nodes[-1].name]
 
 
-def pooled(layer: nn.Module | None, value: Tensor) -> Tensor:
+def _pooled(layer: nn.Module | None, value: Tensor) -> Tensor:
     """What enters a layer, averaged over positions: (batch, channels)."""
     if isinstance(layer, nn.Linear):
         return value.reshape(len(value), -1, value.shape[-1]).mean(1)

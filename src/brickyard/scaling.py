@@ -20,15 +20,15 @@ from brickyard.manifest import AssemblyManifest, ComponentManifest, ScalingRecor
 __all__ = ["SCALINGS", "Evidence", "Gate", "Scale", "Scaling", "combine", "owned", "scale", "scaling"]
 
 FAMILIARITY = 0.3  # of the smallest margin: what a part's logits lose for each usual distance of its features
-LDA_STRENGTH = 2.0  # of the prior, over the number of images
+LDA_STRENGTH = 1.0  # of the prior, over the number of images
 LDA_SHRINK = 1.0  # of the mean variance, added to every direction
 
 
 class Gate(nn.Module):
     """Raises or lowers all classes of a part by how the parts' features look.
 
-    For images with squared distances d (batch, parts) and features f of all parts side by side (batch, features) it
-    gives `f @ weights.T + bias - d * slopes`, (batch, parts).
+    For images at distances d (batch, parts) with features f of all parts side by side (batch, features) it gives
+    `f @ weights.T + bias - d * slopes`, (batch, parts).
 
     Attributes:
         slopes: (parts,).
@@ -66,9 +66,9 @@ class Evidence:
         logits: Logits of the few-shot images, all parts' side by side, (images, logits), or None.
         targets: For each of them, the right class of the assembly, or None.
         owners: For each of them, the part that it belongs to, or None.
-        features: For each of them, what enters the last layers of all parts, side by side, or None where the parts are
-            not at hand one by one.
-        distances: For each of them, its squared distance from each part's classes, (images, parts), or None.
+        features: For each of them, the features of all parts side by side, or None where the parts are not at hand one
+            by one.
+        distances: For each of them, how far it is from each part's classes, (images, parts), or None.
     """
 
     manifest: AssemblyManifest
@@ -250,6 +250,8 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
 
     The distance is in units of the usual one, and `weight` is in units of the smallest margin of any part (the mean
     difference between its two highest logits): what decides between parts must not drown what decides within one.
+    A class that a part's source knows by name is not foreign to it: the weight is that of the share of the other
+    parts' classes that the source does not know.
 
     Args:
         evidence: The parts.
@@ -257,7 +259,7 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     """
     if not weight >= 0:
         raise OptionError(f"weight={weight!r} must be 0 or more")
-    slopes = torch.full((len(evidence.parts),), weight * _smallest_margin(evidence, "mahalanobis"))
+    slopes = weight * _smallest_margin(evidence, "mahalanobis") * _foreign(evidence)
     sizes = _feature_sizes(evidence, "mahalanobis")
     gate = Gate(slopes, torch.zeros(len(sizes), sum(sizes)), torch.zeros(len(sizes)))
     return Scale(gate=gate, options={"weight": weight})
@@ -317,7 +319,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         raise OptionError("scaling='lda' needs the features of labelled images; give images=")
     if not shrink > 0:
         raise OptionError(f"shrink={shrink!r} must be above 0")
-    slope = FAMILIARITY * _smallest_margin(evidence, "lda")
+    slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
     scores, weights, bias = found or (
         torch.zeros_like(distances),
@@ -328,12 +330,12 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
 
     def outputs(p: Tensor) -> Tensor:
         rows = z * (1 + p[:count])[owner] + p[count : 2 * count][owner] * _spread(z)
-        gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slope * distances
+        gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
         return combine(evidence.manifest, rows) + gate @ share.T
 
     p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
     reach = p[-1] * _spread(z)
-    gate = Gate(torch.full((count,), float((1 + p[-2]) * slope)), reach * weights, reach * bias)
+    gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
     notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
     matrix, shift = torch.diag((1 + p[:count])[owner]), p[count : 2 * count][owner] * _spread(z)
     return Scale(matrix, shift, gate, notes=notes, options={"strength": strength, "shrink": shrink})
@@ -350,9 +352,7 @@ def _discriminant(
     images = torch.bincount(owners, minlength=count)
     if int(images.min()) < 2:
         return None
-    unit = torch.cat([block.std().clamp_min(1e-12).expand(block.shape[1]) for block in features.split(list(sizes), 1)])
-    x = features / unit
-    x = x - (middle := x.mean(0))
+    x = features - (middle := features.mean(0))
     mean = torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, owners, x) / images.unsqueeze(1)
     rest = x - mean[owners]
     floor = shrink * rest.square().mean()
@@ -377,7 +377,7 @@ def _discriminant(
     scores[torch.arange(len(x)), owners] = own
     spread = scores.std().clamp_min(1e-12)
     bias = bias - weights @ middle
-    return scores / spread, weights / unit / spread, bias / spread
+    return scores / spread, weights / spread, bias / spread
 
 
 JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen on held-out training images
@@ -418,6 +418,16 @@ def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
 def _smallest_margin(evidence: Evidence, name: str) -> float:
     margins = [_statistics(part, name).margin for part in evidence.parts]
     return min((margin for margin in margins if margin is not None), default=1.0)
+
+
+def _foreign(evidence: Evidence) -> Tensor:
+    """For each part, the share of the others' classes that its source does not know by name: (parts,)."""
+    found: list[float] = []
+    for index, part in enumerate(evidence.parts):
+        others = [name for other, p in enumerate(evidence.parts) if other != index for name in p.classes]
+        unknown = sum(name not in part.source.classes for name in others)
+        found.append(unknown / len(others) if others else 0.0)
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
