@@ -45,11 +45,14 @@ def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
     """Every component: its title, and what it is made of; what matters most comes first."""
     settings = [(0.5, seed) for seed in SEEDS] + [(share, SEEDS[0]) for share in SHARES if share != 0.5]
     for share, seed in settings:
-        for name, task in TASKS if (share, seed) == settings[0] else TASKS[:MAIN]:
+        for name, task in TASKS[:MAIN]:
             for choice in ("damage", "mda", "l1", "random"):
                 yield title(name, task, share, choice, seed), name, task, share, choice, seed
-    for name, task in TASKS[:MAIN]:
-        for choice in ("activation", "taylor"):
+    for choice in ("activation", "taylor"):
+        for name, task in TASKS[:MAIN]:
+            yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
+    for name, task in TASKS[MAIN:]:
+        for choice in ("mda", "l1", "random", "damage"):
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
 
 

@@ -221,9 +221,9 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# Assemblies",
         "",
-        "Written by `python benchmarks/assemblies.py`. Full test splits; accuracy in percent, mean over classes, with one",
-        "standard error of a cell from the test images. Parts are whole, or cut by measured damage to half of their",
-        "source's FLOPs and refitted. base: the sources with all their classes; restricted: with those of their task;",
+        "Written by `python benchmarks/assemblies.py`. Full test splits; accuracy in percent, mean over classes, and",
+        "one standard error from the test images. Parts are whole, or cut by measured damage to half of the FLOPs of",
+        "their source, and refitted. base: the sources with all their classes; restricted: with those of their task;",
         "oracle: each image sent to the right part. No scaling in this table has seen an image of the other side:",
         "",
         f"| assembly | parts | {' | '.join(free)} | error |",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import brickyard as by
+from brickyard.familiarity import Familiarity, observe
+from brickyard.graph import trace
 from brickyard.preprocessing import preprocess
-from brickyard.scaling import SCALINGS, Evidence, scale
+from brickyard.scaling import SCALINGS, Evidence, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
 DATA = (torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(48) % 4)
@@ -231,6 +234,207 @@ def test_joint_head_is_at_the_minimum_of_its_loss() -> None:
     assert off != loss
 
 
+# -- familiarity, the gate, votes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [5, 40])  # fewer and more features than images
+def test_familiarity_is_mahalanobis_distance_in_usual_units(size) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % 3
+    features = torch.randn(30, size, generator=generator, dtype=torch.float64) * torch.linspace(0.2, 2, size)
+    features += 3 * torch.randn(3, size, generator=generator, dtype=torch.float64)[labels]
+    found = Familiarity.fit(features, labels)
+
+    def measured(own, own_labels, others):
+        means = np.stack([own[own_labels == k].mean(0) for k in range(3)])
+        rest = own - means[own_labels]
+        covariance = rest.T @ rest / len(rest) + 0.1 * np.square(rest).mean() * np.eye(size)
+        offsets = others[:, None] - means[None]
+        return np.einsum("ncd,de,nce->nc", offsets, np.linalg.inv(covariance), offsets).min(1)
+
+    f, y = features.numpy(), labels.numpy()
+    even = np.arange(30) % 2 == 0
+    usual = np.concatenate([measured(f[~even], y[~even], f[even]), measured(f[even], y[even], f[~even])]).mean()
+    lengths = np.linalg.norm(f, axis=1)
+    for x in (f, 0.1 * f, -f):
+        short = np.maximum(0, lengths.mean() - np.linalg.norm(x, axis=1)) / lengths.std(ddof=1)
+        expected = measured(f, y, x) / usual + 0.3 * short**2
+        np.testing.assert_allclose(found(torch.from_numpy(x)).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert found(-features).mean() > 2 * found(features).mean()
+    assert Familiarity.fit(features[:3], labels[:3]) is None  # one image a class does not vary
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_features_are_what_the_classifier_reads(make) -> None:
+    model = randomised(make())
+    graph = trace(model, DATA[0][:2])
+    with torch.no_grad():
+        features, _, output = observe(graph.network, DATA[0])
+        assert torch.equal(output, graph.network(DATA[0]))
+        last = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+        seen: list[torch.Tensor] = []
+        handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        model(DATA[0])
+        handle.remove()
+    read = seen[-1]
+    torch.testing.assert_close(features, read if read.ndim == 2 else read.mean((2, 3)))
+    deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
+    with torch.no_grad():
+        features, _, _ = observe(trace(deep, DATA[0][:2]).network, DATA[0])
+        torch.testing.assert_close(features, deep[0](DATA[0]).mean((2, 3)))
+
+
+def test_mahalanobis_lowers_what_is_far() -> None:
+    pair = parts()
+    x = DATA[0]
+    plain, whole = by.assemble(pair), by.assemble(pair, scaling="mahalanobis")
+    with torch.no_grad():
+        margins, far = [], []
+        for part in pair:
+            features, _, logits = observe(part.network, x)
+            inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
+            best = logits[inside].topk(2, 1).values
+            margins.append(float((best[:, 0] - best[:, 1]).mean()))
+            assert part.manifest.statistics.margin == pytest.approx(margins[-1], rel=1e-4)
+            far.append(part.familiarity(features))
+        lost = 0.3 * min(margins) * torch.stack([far[0]] * 2 + [far[1]] * 3, 1)
+        torch.testing.assert_close(whole(x), plain(x) - lost, rtol=1e-4, atol=1e-5)
+        assert float(lost.min()) > 0
+        assert torch.equal(by.assemble(pair, scaling="mahalanobis", weight=0.0)(x), plain(x))
+
+
+def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
+    known = ["a", "b", "f", "d"]  # the first source knows one of the three classes of the other part
+    pair = parts()
+    model = randomised(chain(), 0)
+    knowing = by.disassemble(model, by.locate(model, DATA, classes=known), task=["a", "d"])
+    slopes = [by.assemble([first, pair[1]], scaling="mahalanobis").gate.slopes for first in (pair[0], knowing)]
+    assert slopes[0][0] == slopes[0][1] == slopes[1][1] > 0
+    assert slopes[1][0] / slopes[1][1] == pytest.approx(2 / 3)
+
+
+def coloured(count=48):
+    """Two sets of images whose sources are not to blame: one is red, one is green."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(2, count, 3, 8, 8, generator=generator)
+    images[0, :, 0] += 1
+    images[1, :, 1] += 1
+    return [(x / 2, torch.arange(count) % 4) for x in images]
+
+
+def coloured_parts() -> tuple[list[by.Component], list]:
+    sets = coloured()
+    pair = []
+    for seed, (data, names) in enumerate(zip(sets, NAMES, strict=True)):
+        model = randomised(chain(widths=(8, 12)), seed)
+        pair.append(by.disassemble(model, by.locate(model, data, classes=names), task=[0, 1, 2]))
+    return pair, sets
+
+
+def test_lda_learns_to_tell_parts_apart_from_few_images() -> None:
+    pair, sets = coloured_parts()
+    share = {}
+    for scaling in ("none", "affine", "lda"):
+        images = None if scaling == "none" else sets
+        whole = by.assemble(pair, scaling=scaling, images=images, shots=None if images is None else 2)
+        with torch.no_grad():
+            share[scaling] = sum(
+                int((whole(x[y < 3]).argmax(1) // 3 == index).sum()) for index, (x, y) in enumerate(sets)
+            )
+    assert share["lda"] > 1.1 * max(share["none"], share["affine"])
+    assert share["lda"] >= 0.95 * 72
+
+
+def test_lda_with_an_endless_prior_is_mahalanobis() -> None:
+    pair, sets = coloured_parts()
+    held = by.assemble(pair, scaling="lda", images=sets, strength=1e12)
+    free = by.assemble(pair, scaling="lda", images=sets)
+    expected = by.assemble(pair, scaling="mahalanobis")
+    with torch.no_grad():
+        torch.testing.assert_close(held(sets[0][0]), expected(sets[0][0]), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(free(sets[0][0]), expected(sets[0][0]), atol=1e-2)
+
+
+def test_the_discriminant_is_scored_without_the_image_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    f = torch.randn(20, 30, generator=generator, dtype=torch.float64)
+    owners = torch.arange(20) % 2
+    f[owners == 1] += 0.5
+    scores, weights, bias = _discriminant(f, owners, [10, 20], 0.5)
+    x, y = (f - f.mean(0)).numpy(), owners.numpy()
+    means = np.stack([x[y == k].mean(0) for k in (0, 1)])
+    rest = x - means[y]
+    inverse = np.linalg.inv(rest.T @ rest / 20 + 0.5 * np.square(rest).mean() * np.eye(30))
+    expected = np.zeros((20, 2))
+    for index in range(20):
+        for k in (0, 1):
+            without = (y == k) & (np.arange(20) != index)
+            m = x[without].mean(0)
+            expected[index, k] = x[index] @ inverse @ m - 0.5 * m @ inverse @ m
+    spread = expected.std(ddof=1)
+    np.testing.assert_allclose(scores.numpy(), expected / spread, rtol=1e-9, atol=1e-9)
+    rule = (f @ weights.T + bias).numpy() * spread
+    np.testing.assert_allclose(rule, x @ inverse @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, inverse, means))
+    assert _discriminant(f, torch.tensor([0, *[1] * 19]), [10, 20], 0.5) is None  # one image cannot be left out
+
+
+def voters() -> list[by.Component]:
+    names = (["a", "b", "c", "d"], ["d", "c", "x", "a"])
+    models = [randomised(chain(), seed) for seed in (0, 1)]
+    return [
+        by.disassemble(model, by.locate(model, DATA, classes=own), task=task, reject=True)
+        for model, own, task in zip(models, names, (["a", "b"], ["c", "x"]), strict=True)
+    ]
+
+
+def test_a_part_votes_on_classes_that_its_source_knows() -> None:
+    pair = voters()
+    x = DATA[0]
+    with torch.no_grad():
+        first, second = (part.network(x) for part in pair)  # all classes of their sources
+        whole = by.assemble(pair, votes=True)
+        assert whole.classes == ("a", "b", "c", "x")
+        expected = [(first[:, 0] + second[:, 3]) / 2, first[:, 1], (second[:, 1] + first[:, 2]) / 2, second[:, 2]]
+        torch.testing.assert_close(whole(x), torch.stack(expected, 1))
+        assert not torch.allclose(whole(x), by.assemble(pair)(x), atol=1e-3)
+        torch.testing.assert_close(by.assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
+        swapped = by.assemble(pair[::-1], votes=True)
+        torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1]], whole(x))
+    with pytest.raises(by.BrickyardError, match=r"no part knows a class that another one contributes"):
+        by.assemble(parts(reject=True), votes=True)
+    with pytest.raises(by.BrickyardError, match=r"no part knows a class that another one contributes"):
+        by.assemble(parts(), votes=True)
+
+
+@pytest.mark.parametrize("scaling", ["affine", "joint-head", "lda", "mahalanobis", "logit-mean"])
+def test_scalings_know_of_votes(scaling) -> None:
+    pair = voters()
+    few = SCALINGS[scaling].few_shot
+    images = [DATA, DATA] if few else None
+    whole = by.assemble(pair, votes=True, scaling=scaling, images=images)
+    assert whole(DATA[0]).shape == (48, 4)
+    if few:
+        held = by.assemble(pair, votes=True, scaling=scaling, images=images, strength=1e12)
+        plain = by.assemble(pair, votes=True, scaling="mahalanobis" if scaling == "lda" else "none")
+        with torch.no_grad():
+            torch.testing.assert_close(held(DATA[0]), plain(DATA[0]), rtol=1e-3, atol=1e-3)
+            assert not torch.allclose(whole(DATA[0]), plain(DATA[0]), atol=1e-3)
+
+
+def test_scores_of_an_assembly_with_votes() -> None:
+    pair = voters()
+    scores = by.evaluate(whole := by.assemble(pair, votes=True), [DATA, DATA], latency=False)
+    right = {"oracle": 0, "assembled": 0}
+    with torch.no_grad():
+        for index, part in enumerate(pair):
+            inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
+            target = torch.tensor([part.manifest.task.index(int(k)) for k in DATA[1][inside]])
+            right["oracle"] += int((part(DATA[0][inside])[:, :2].argmax(1) == target).sum())
+            right["assembled"] += int((whole(DATA[0][inside]).argmax(1) == target + 2 * index).sum())
+    for name, count in right.items():
+        assert scores.row(name).accuracy == pytest.approx(100 * count / 48)
+
+
 def test_scaling_is_asked_for_rightly() -> None:
     pair = parts()
     for options, message in [
@@ -239,6 +443,10 @@ def test_scaling_is_asked_for_rightly() -> None:
         ({"scaling": "joint-head", "images": [DATA]}, "for each of the 2 parts"),
         ({"scaling": "joint-head", "images": [None, None]}, "none of the images belongs"),
         ({"scaling": "none", "power": 2}, "cannot take the options"),
+        ({"scaling": "lda"}, "needs a few labelled images"),
+        ({"scaling": "lda", "images": [DATA, DATA], "shrink": 0}, "shrink=0 must be above 0"),
+        ({"scaling": "mahalanobis", "form": "padded"}, "use form='parallel'"),
+        ({"scaling": "mahalanobis", "weight": -1}, "weight=-1 must be 0 or more"),
         ({"form": "round"}, "use one of 'auto'"),
         ({"on_duplicate": "ignore"}, "use one of 'error'"),
     ]:
@@ -250,8 +458,12 @@ def test_scaling_is_asked_for_rightly() -> None:
         by.assemble([chain()])
     model = chain()
     bare = by.disassemble(model, by.locate(model, DATA), task=[0, 1], images=DATA[0])
-    with pytest.raises(by.BrickyardError, match=r"needs statistics"):
-        by.assemble([bare], scaling="logit-mean")
+    for scaling in ("logit-mean", "mahalanobis"):
+        with pytest.raises(by.BrickyardError, match=r"needs statistics"):
+            by.assemble([bare], scaling=scaling)
+    few = by.disassemble(model, by.locate(model, (DATA[0][:4], DATA[1][:4])), task=[0, 1])
+    with pytest.raises(by.BrickyardError, match=r"several labelled images a class"):
+        by.assemble([few], scaling="mahalanobis")
 
 
 def test_few_shot_images_and_shots() -> None:
@@ -403,7 +615,12 @@ def test_scoring_is_asked_for_rightly() -> None:
 @pytest.mark.parametrize("make", NETS)
 def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
     pair = parts(make, preprocessing=(by.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), None), reject=True)
-    for model in (pair[0], by.assemble(pair), by.assemble(pair, form="padded", scaling="logit-mean")):
+    for model in (
+        pair[0],
+        by.assemble(pair),
+        by.assemble(pair, form="padded", scaling="logit-mean"),
+        by.assemble(pair, scaling="lda", images=[DATA, DATA]),
+    ):
         batch = torch.export.Dim("batch", min=1, max=1024)
         program = torch.export.export(model, (DATA[0][:2],), dynamic_shapes=({0: batch},))
         with torch.no_grad():

@@ -58,6 +58,48 @@ def test_an_assembly_comes_back_bit_for_bit(form, scaling, tmp_path) -> None:
     assert resaved.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("scaling", ["mahalanobis", "lda"])
+@pytest.mark.parametrize("votes", [False, True])
+def test_gates_and_votes_come_back_bit_for_bit(scaling, votes, tmp_path) -> None:
+    pair = [component(task=(k,), seed=seed, reject=True) for seed, k in enumerate("02")]
+    images = [DATA, DATA] if scaling == "lda" else None
+    whole = by.assemble(pair, scaling=scaling, votes=votes, images=images)
+    again = by.load(whole.save(tmp_path / "whole.safetensors"))
+    assert again.manifest == whole.manifest
+    assert torch.equal(again(DATA[0]), whole(DATA[0]))
+    assert not torch.equal(whole(DATA[0]), by.assemble(pair, votes=not votes)(DATA[0]))
+    assert again.save(tmp_path / "again.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text, tensors: tensors.pop("scaling.gate.slopes"), r"'scaling.gate.slopes' is missing"),
+        (lambda text, tensors: tensors.update({"scaling.gate.bias": torch.zeros(3)}), r"gate.bias' is \(3,\)"),
+        (lambda text, tensors: tensors.pop("familiarity.1.mean"), r"'familiarity.1.mean' is missing"),
+        (lambda text, tensors: tensors["familiarity.0.length"].zero_(), r"must be above 0"),
+        (lambda text, tensors: text["manifest"]["scaling"].update(gate=False), r"belongs to nothing"),
+        (lambda text, tensors: text["manifest"].update(votes=[[2], [9]]), r"cannot vote on"),
+        (lambda text, tensors: text["manifest"].update(votes=[[2]]), r"votes of 1 parts for 2"),
+        (
+            lambda text, tensors: text["manifest"]["parts"][0]["statistics"]["familiarity"].update(size=7),
+            r"tells of 7 features",
+        ),
+    ],
+)
+def test_gates_and_votes_that_do_not_fit_are_refused(change, message, tmp_path) -> None:
+    pair = [component(task=(k,), seed=seed, reject=True) for seed, k in enumerate("02")]
+    path = by.assemble(pair, scaling="mahalanobis", votes=True).save(tmp_path / "whole.safetensors")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.loads(file.metadata()["brickyard"])
+    assert isinstance(by.load(path), by.Assembly)
+    change(text, tensors)
+    save_file(tensors, path, {"brickyard": json.dumps(text)})
+    with pytest.raises(by.BrickyardError, match=message):
+        by.load(path)
+
+
 def test_components_from_files_assemble_as_those_in_memory(tmp_path) -> None:
     parts = [component(), component(task=("0",), seed=1)]
     loaded = [by.load(part.save(tmp_path / f"{i}.safetensors")) for i, part in enumerate(parts)]
@@ -319,6 +361,7 @@ def test_every_kind_of_file_fits_the_published_schema(tmp_path) -> None:
     paths = [
         component().save(tmp_path / "a.safetensors"),
         assembly("padded").save(tmp_path / "b.safetensors"),
+        assembly(scaling="mahalanobis").save(tmp_path / "d.safetensors"),
         by.locate(chain(), DATA).save(tmp_path / "c.safetensors"),
     ]
     for path in paths:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.manifest import FamiliarityRecord
-from brickyard.network import Network
+from brickyard.network import Network, iter_layers, refs
 
 __all__ = ["Familiarity", "observe"]
 
@@ -133,21 +133,35 @@ def observe(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
+    stop = _reader(network)
     values = {network.nodes[0].name: x}
-    reading: nn.Module | None = None
-    entering = x
-    for index, node in enumerate(network.nodes):
-        layer = network.layer(node.target) if node.op == "layer" else None
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            value = values[node.args[0].node]
-            if reading is None or value.ndim != 2 or entering.ndim != 2:
-                reading, entering = layer, value
-        network.advance(values, index, index + 1)
-    return _pooled(reading, entering), entering, values[network.nodes[-1].name]
+    network.advance(values, 0, stop)
+    node = network.nodes[stop]
+    layer = network.layer(node.target) if node.op == "layer" else None
+    entering: Tensor = values[refs(node)[0]] if stop else x
+    features = _pooled(layer, entering)
+    network.advance(values, stop, len(network.nodes))
+    return features, entering, values[network.nodes[-1].name]
+
+
+def _reader(network: Network) -> int:
+    """Where the last convolution or linear layer is, or the first of the linear layers that end the network."""
+    place = {node.name: index for index, node in enumerate(network.nodes)}
+    found = [index for index, node, layer in iter_layers(network) if isinstance(layer, nn.Conv2d | nn.Linear)]
+    reader = found[-1] if found else 0
+    index = reader
+    while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
+        index = place[before[0]]
+        layer = network.layer(network.nodes[index].target) if network.nodes[index].op == "layer" else None
+        if isinstance(layer, nn.Linear):
+            reader = index
+        elif isinstance(layer, nn.Conv2d):
+            break
+    return reader
 
 
 def _pooled(layer: nn.Module | None, value: Tensor) -> Tensor:
     """What enters a layer, averaged over positions: (batch, channels)."""
-    if isinstance(layer, nn.Linear):
-        return value.reshape(len(value), -1, value.shape[-1]).mean(1)
-    return value.flatten(2).mean(2) if value.ndim > 2 else value
+    if value.ndim <= 2:
+        return value
+    return value.flatten(1, -2).mean(1) if isinstance(layer, nn.Linear) else value.flatten(2).mean(2)

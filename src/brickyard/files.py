@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
-from brickyard.familiarity import Familiarity
+from brickyard.familiarity import Familiarity, observe
 from brickyard.manifest import (
     FORMAT_VERSION,
     AssemblyFile,
@@ -239,7 +239,7 @@ def _no_constant(name: str) -> float:
 def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
     network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width)
-    familiarity = _familiarity(file.manifest, tensors, "familiarity.")
+    familiarity = _familiarity(file.manifest, file.network, tensors, "familiarity.")
     _all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)
 
@@ -257,7 +257,8 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
-        known = [_familiarity(part, tensors, f"familiarity.{i}.") for i, part in enumerate(manifest.parts)]
+        pairs = zip(manifest.parts, file.networks, strict=True)
+        known = [_familiarity(part, spec, tensors, f"familiarity.{i}.") for i, (part, spec) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
@@ -346,11 +347,20 @@ def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: 
     return network
 
 
-def _familiarity(manifest: ComponentManifest, tensors: dict[str, Tensor], prefix: str) -> Familiarity | None:
-    if manifest.statistics is None or manifest.statistics.familiarity is None:
+def _familiarity(
+    manifest: ComponentManifest, spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str
+) -> Familiarity | None:
+    record = None if manifest.statistics is None else manifest.statistics.familiarity
+    if record is None:
         return None
-    found = Familiarity.blank(manifest.statistics.familiarity)
+    image = torch.empty(2, *manifest.input_shape, device="meta")
+    size = observe(Network.from_spec(spec), image)[0].shape[1]
+    if record.size != size:
+        raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
+    found = Familiarity.blank(record)
     _fill(found, tensors, prefix)
+    if not (found.unit > 0 and bool((found.length > 0).all())):
+        raise FileError(f"tensors {prefix}unit and {prefix}length must be above 0")
     return found
 
 
