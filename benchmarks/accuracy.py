@@ -37,9 +37,11 @@ TASKS: list[tuple[str, range]] = [
 ]
 MAIN = TASKS[:9]  # with all three seeds
 CURVES = [TASKS[k] for k in (3, 5, 7, 8)]  # at other shares too
+SINGLES = [(name, range(k, k + 1)) for name in ("ResNet-20", "VGG-16-w25 CIFAR-10") for k in (0, 1)]
 SHARES = (0.7, 0.5, 0.3)
 PATH = tables.RESULTS / "accuracy.json"
 PAGE = tables.RESULTS / "accuracy.md"
+PICTURE = tables.RESULTS / "accuracy.png"
 
 
 def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
@@ -50,6 +52,9 @@ def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
     for seed, share, (name, task) in [*half, *curves, *last]:
         for choice in ("damage", "mda", "l1", "random"):
             yield title(name, task, share, choice, seed), name, task, share, choice, seed
+    for name, task in SINGLES:
+        for choice in ("damage", "mda", "random"):
+            yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
     for choice in ("activation", "taylor"):
         for name, task in MAIN:
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
@@ -58,8 +63,12 @@ def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
 
 
+def named(name: str, task: range) -> str:
+    return f"{name} {task.start}" + (f"-{task.stop - 1}" if len(task) > 1 else "")
+
+
 def title(name: str, task: range, share: float, choice: str, seed: int) -> str:
-    return f"{name} {task.start}-{task.stop - 1} | {share:.0%} | {choice} | {seed}"
+    return f"{named(name, task)} | {share:.0%} | {choice} | {seed}"
 
 
 def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[str, Any]:
@@ -87,6 +96,8 @@ def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[st
         "flops": chosen.flops / whole.flops,
         "parameters": chosen.parameters / whole.parameters,
         "seconds": seconds,
+        "auroc": own.auroc,
+        "restricted_auroc": scores.row("restricted").auroc,
     }
 
 
@@ -100,6 +111,33 @@ def write(rows: dict[str, Any]) -> None:
     temporary.write_text(json.dumps({"machine": tables.machine(), "rows": ordered}, indent=1) + "\n")
     temporary.replace(PATH)
     PAGE.write_text(page(ordered))
+    draw(ordered)
+
+
+def draw(rows: dict[str, Any]) -> None:
+    """Drop against FLOPs, a panel a task, a line a choice; the first seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(CURVES), figsize=(3.1 * len(CURVES), 3.2), constrained_layout=True)
+    for panel, (name, task) in zip(panels, CURVES, strict=True):
+        for choice, mark in (("damage", "o"), ("mda", "s"), ("l1", "^"), ("random", "x")):
+            found = [rows.get(title(name, task, share, choice, SEEDS[0])) for share in SHARES]
+            points = [(100 * row["flops"], row["drop"], row["drop_error"]) for row in found if row]
+            if points:
+                x, y, error = zip(*points, strict=True)
+                panel.errorbar(x, y, error, marker=mark, markersize=4, linewidth=1.2, capsize=2, label=choice)
+        panel.axhline(0, color="0.6", linewidth=0.8)
+        panel.set_title(named(name, task), fontsize=9)
+        panel.set_xlabel("% of the source's FLOPs")
+        panel.set_xticks([100 * share for share in SHARES])
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("points below restricted")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
+    plt.close(figure)
 
 
 def page(rows: dict[str, Any]) -> str:
@@ -122,11 +160,27 @@ def page(rows: dict[str, Any]) -> str:
                 cells.append(cell(found))
                 restricted = f"{found[0]['restricted']:.1f}" if found else restricted
             if any(cells):
-                lines.append(
-                    f"| {name} {task.start}-{task.stop - 1} | {share:.0%} | {restricted} | {' | '.join(cells)} |"
-                )
+                lines.append(f"| {named(name, task)} | {share:.0%} | {restricted} | {' | '.join(cells)} |")
+    lines += ["", "![Points below restricted against FLOPs](accuracy.png)", "", *singles(rows)]
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
+
+
+def singles(rows: dict[str, Any]) -> list[str]:
+    """Tasks of one class: accuracy is 100 for any of them, the AUROC against the other classes is not."""
+    lines = [
+        "Tasks of one class at half of the FLOPs: AUROC of the class's logit against all other classes' images.",
+        "",
+        "| task | restricted | damage | mda | random |",
+        "|---|---|---|---|---|",
+    ]
+    for name, task in SINGLES:
+        found = [rows.get(title(name, task, 0.5, choice, SEEDS[0])) for choice in ("damage", "mda", "random")]
+        if any(found):
+            whole = next(row["restricted_auroc"] for row in found if row)
+            cells = [f"{row['auroc']:.1f}" if row else "" for row in found]
+            lines.append(f"| {named(name, task)} | {whole:.1f} | {' | '.join(cells)} |")
+    return lines if len(lines) > 4 else []
 
 
 def cell(found: list[dict[str, Any]]) -> str:
