@@ -10,21 +10,15 @@ components refitted on at most 400 training images, drawn with three seeds; test
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 import brickyard as by
 import tables
-from brickyard.progress import bar
 
 SEEDS = (0, 1, 2)
 CHOICES = ("damage", "mda", "l1", "activation", "taylor", "random")
@@ -101,15 +95,8 @@ def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[st
     }
 
 
-def read() -> dict[str, Any]:
-    return dict(json.loads(PATH.read_text())["rows"]) if PATH.exists() else {}
-
-
 def write(rows: dict[str, Any]) -> None:
-    ordered = {job[0]: rows[job[0]] for job in jobs() if job[0] in rows}
-    temporary = PATH.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": tables.machine(), "rows": ordered}, indent=1) + "\n")
-    temporary.replace(PATH)
+    ordered = tables.write_rows(PATH, rows, (job[0] for job in jobs()))
     PAGE.write_text(page(ordered))
     draw(ordered)
 
@@ -163,7 +150,7 @@ def page(rows: dict[str, Any]) -> str:
                 lines.append(f"| {named(name, task)} | {share:.0%} | {restricted} | {' | '.join(cells)} |")
     lines += ["", "![Points below restricted against FLOPs](accuracy.png)", "", *singles(rows)]
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
-    return "\n".join([*lines, "", f"Machine: {about}.", ""])
+    return "\n".join([*lines, f"Machine: {about}.", ""])
 
 
 def singles(rows: dict[str, Any]) -> list[str]:
@@ -180,7 +167,7 @@ def singles(rows: dict[str, Any]) -> list[str]:
             whole = next(row["restricted_auroc"] for row in found if row)
             cells = [f"{row['auroc']:.1f}" if row else "" for row in found]
             lines.append(f"| {named(name, task)} | {whole:.1f} | {' | '.join(cells)} |")
-    return lines if len(lines) > 4 else []
+    return [*lines, ""] if len(lines) > 4 else []
 
 
 def cell(found: list[dict[str, Any]]) -> str:
@@ -192,27 +179,13 @@ def cell(found: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(drops):.1f} ({(images**2 + seeds**2) ** 0.5:.1f})"
 
 
+def work(_: str, *job: Any) -> dict[str, Any]:
+    return row(*job)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the choice of channels is worth.")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    parser.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
-    options = parser.parse_args()
-    rows = {} if options.fresh else read()
-    todo = [job for job in jobs() if options.only in job[0] and job[0] not in rows]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with (
-        bar("components", len(todo)) as advance,
-        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
-    ):
-        waiting = {pool.submit(row, *job[1:]): job[0] for job in todo}
-        for done in as_completed(waiting):
-            name = waiting[done]
-            rows[name] = done.result()
-            write(rows)
-            advance(text=name)
-            print(f"{name}: {json.dumps(rows[name])}", flush=True)
-    write(rows)
+    options = tables.parser("What the choice of channels is worth.").parse_args()
+    tables.run_rows(options, PATH, list(jobs()), work, write)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,9 @@ chosen on training images of sources that were trained for that; here test image
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -29,7 +24,7 @@ from brickyard.assembly import Shared, shared_signals
 from brickyard.datasets import ImageData
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
-from brickyard.scaling import Evidence, Scale, scale
+from brickyard.scaling import Evidence, scale
 
 Parts = tuple[tuple[str, range], ...]
 C10, C100 = "VGG-16-w25 CIFAR-10", "VGG-16-w25 CIFAR-100"
@@ -88,7 +83,7 @@ def row(name: str, share: float) -> dict[str, Any]:
     for shots in SHOTS:
         for seed in SEEDS:
             few = shared_signals(plain, trains, features=True, shots=shots, seed=seed)
-            evidence = Evidence(plain.manifest, few.signals[0], few.targets, few.owners, *few.signals[1:])
+            evidence = few.evidence(plain.manifest)
             for strategy in FEW_SHOT:
                 whole = scaled(plain, strategy, evidence)
                 found.setdefault(f"{strategy} n={shots}", []).append(accuracy(rights(whole, seen), seen.targets)[0])
@@ -110,11 +105,7 @@ def row(name: str, share: float) -> dict[str, Any]:
 
 
 def scaled(plain: by.Assembly, strategy: str, evidence: Evidence) -> by.Assembly:
-    fitted: Scale = scale(strategy, evidence, {})[0]
-    known = [part.familiarity for part in plain.components()]
-    return by.Assembly(
-        plain.networks(), plain.manifest, fitted.matrix, fitted.shift, plain.skeletons, known, fitted.gate
-    )
+    return plain.with_scaling(*scale(strategy, evidence, {}))
 
 
 def rights(assembly: by.Assembly, seen: Shared) -> Tensor:
@@ -196,15 +187,8 @@ def work(key: str, name: str, share: float) -> dict[str, Any]:
     return tuned(name, share) if key.endswith("tuned") else row(name, share)
 
 
-def read() -> dict[str, Any]:
-    return dict(json.loads(PATH.read_text())["rows"]) if PATH.exists() else {}
-
-
 def write(rows: dict[str, Any]) -> None:
-    ordered = {job[0]: rows[job[0]] for job in jobs(True) if job[0] in rows}
-    temporary = PATH.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": tables.machine(), "rows": ordered}, indent=1) + "\n")
-    temporary.replace(PATH)
+    ordered = tables.write_rows(PATH, rows, (job[0] for job in jobs(True)))
     PAGE.write_text(page(ordered))
 
 
@@ -278,27 +262,10 @@ def page(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each scaling is worth.")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    parser = tables.parser("What each scaling is worth.")
     parser.add_argument("--tune", action="store_true", help="train assemblies for ten epochs too")
-    parser.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
     options = parser.parse_args()
-    rows = {} if options.fresh else read()
-    todo = [job for job in jobs(options.tune) if options.only in job[0] and job[0] not in rows]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with (
-        bar("assemblies", len(todo)) as advance,
-        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
-    ):
-        waiting = {pool.submit(work, *job): job[0] for job in todo}
-        for done in as_completed(waiting):
-            key = waiting[done]
-            rows[key] = done.result()
-            write(rows)
-            advance(text=key)
-            print(f"{key}: {json.dumps(rows[key])}", flush=True)
-    write(rows)
+    tables.run_rows(options, PATH, list(jobs(options.tune)), work, write)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import torch
 
 import brickyard as by
 from brickyard.datasets import ImageData, load_data
+from brickyard.progress import bar
 from brickyard.sources import Source, load_source
 
 SHARED = Path(os.environ.get("BRICKYARD_SHARED", Path(__file__).parents[2] / "shared"))
@@ -185,17 +188,52 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(kind: str, rows: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{kind}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    temporary.replace(path)
+def parser(about: str) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=about)
+    found.add_argument("--only", default="", help="rows whose name contains this text")
+    found.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    found.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
+    return found
 
 
-def read(kind: str) -> dict[str, Any]:
-    path = RESULTS / f"{kind}.json"
+def read_rows(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())["rows"]) if path.exists() else {}
+
+
+def write_rows(path: Path, rows: dict[str, Any], order: Iterable[str]) -> dict[str, Any]:
+    """Write rows in an order, atomically; returns them in it."""
+    ordered = {title: rows[title] for title in order if title in rows}
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": machine(), "rows": ordered}, indent=1) + "\n")
+    temporary.replace(path)
+    return ordered
+
+
+def run_rows(
+    options: argparse.Namespace,
+    path: Path,
+    jobs: Sequence[tuple[Any, ...]],
+    work: Callable[..., dict[str, Any]],
+    write: Callable[[dict[str, Any]], None],
+) -> None:
+    """Do the jobs (a title and more) that have no row yet, each with one thread; write after each."""
+    rows = {} if options.fresh else read_rows(path)
+    todo = [job for job in jobs if options.only in job[0] and job[0] not in rows]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # what the workers have, and what is written of the machine
+    with (
+        bar(path.stem, len(todo)) as advance,
+        ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
+    ):
+        waiting = {pool.submit(work, *job): job[0] for job in todo}
+        for done in as_completed(waiting):
+            title = waiting[done]
+            rows[title] = done.result()
+            write(rows)
+            advance(text=title)
+            print(f"{title}: {json.dumps(rows[title])}", flush=True)
+    write(rows)
 
 
 def markdown(components: dict[str, Any], assemblies: dict[str, Any]) -> str:
@@ -239,21 +277,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args()
-    rows = {kind: {} if options.fresh else read(kind) for kind in ("components", "assemblies")}
+    rows = {kind: {} if options.fresh else read_rows(RESULTS / f"{kind}.json") for kind in ("components", "assemblies")}
     todo = [job for job in jobs() if options.only in job[1] and job[1] not in rows[job[0]]]
+    order = [title for _, title, _ in jobs()]
     started = time.perf_counter()
     for done, (kind, title, work) in enumerate(todo, start=1):
         rows[kind][title] = work()
-        write(kind, rows[kind])
+        write_rows(RESULTS / f"{kind}.json", rows[kind], order)
         left = (time.perf_counter() - started) / done * (len(todo) - done)
         print(
             f"{done}/{len(todo)} {title}: {json.dumps(rows[kind][title])[:200]} ({left / 60:.0f} min left)",
             flush=True,
         )
-    order = {title: None for _, title, _ in jobs()}
-    ordered = {kind: {t: rows[kind][t] for t in order if t in rows[kind]} for kind in rows}
-    for kind, found in ordered.items():
-        write(kind, found)
+    ordered = {kind: write_rows(RESULTS / f"{kind}.json", found, order) for kind, found in rows.items()}
     (RESULTS / "tables.md").write_text(markdown(ordered["components"], ordered["assemblies"]))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import brickyard as by
-from brickyard.familiarity import Familiarity, observe
+from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.graph import trace
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import SCALINGS, Evidence, _discriminant, scale
@@ -269,7 +269,7 @@ def test_features_are_what_the_classifier_reads(make) -> None:
     model = randomised(make())
     graph = trace(model, DATA[0][:2])
     with torch.no_grad():
-        features, _, output = observe(graph.network, DATA[0])
+        features, _, output = observe(graph.network, reader(graph.network), DATA[0])
         assert torch.equal(output, graph.network(DATA[0]))
         last = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
         seen: list[torch.Tensor] = []
@@ -280,7 +280,8 @@ def test_features_are_what_the_classifier_reads(make) -> None:
     torch.testing.assert_close(features, read if read.ndim == 2 else read.mean((2, 3)))
     deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
     with torch.no_grad():
-        features, _, _ = observe(trace(deep, DATA[0][:2]).network, DATA[0])
+        network = trace(deep, DATA[0][:2]).network
+        features, _, _ = observe(network, reader(network), DATA[0])
         torch.testing.assert_close(features, deep[0](DATA[0]).mean((2, 3)))
 
 
@@ -291,7 +292,7 @@ def test_mahalanobis_lowers_what_is_far() -> None:
     with torch.no_grad():
         margins, far = [], []
         for part in pair:
-            features, _, logits = observe(part.network, x)
+            features, _, logits = part.observe(x)
             inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
             best = logits[inside].topk(2, 1).values
             margins.append(float((best[:, 0] - best[:, 1]).mean()))

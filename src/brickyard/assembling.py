@@ -16,7 +16,7 @@ from brickyard.graph import Graph, analyse
 from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.network import Network
 from brickyard.options import Duplicates, Form, check_choice
-from brickyard.scaling import Evidence, Scale, find, scale
+from brickyard.scaling import Evidence, find, scale
 from brickyard.surgery import Part, join, overlay
 
 __all__ = ["assemble"]
@@ -97,15 +97,8 @@ def assemble(
     evidence = Evidence(manifest)
     if strategy.few_shot and images is not None:
         seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
-        logits, features, distances = seen.signals
-        evidence = Evidence(manifest, logits, seen.targets, seen.owners, features, distances)
-    fitted, record = scale(scaling, evidence, options)
-    return _scaled(assembly, fitted, assembly.manifest.model_copy(update={"scaling": record}))
-
-
-def _scaled(assembly: Assembly, fitted: Scale, manifest: AssemblyManifest) -> Assembly:
-    known = [part.familiarity for part in assembly.components()] if manifest.form == "parallel" else []
-    return Assembly(assembly.networks(), manifest, fitted.matrix, fitted.shift, assembly.skeletons, known, fitted.gate)
+        evidence = seen.evidence(manifest)
+    return assembly.with_scaling(*scale(scaling, evidence, options))
 
 
 def _members(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from brickyard.component import Component
 from brickyard.errors import DataError, SurgeryError
-from brickyard.familiarity import Familiarity, observe
+from brickyard.familiarity import Familiarity
 from brickyard.images import Images
-from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec
+from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
 from brickyard.network import Network
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
-from brickyard.scaling import Gate, combine, owned
+from brickyard.scaling import Evidence, Gate, Scale, combine, owned
 
 __all__ = ["Assembly", "Shared", "shared_signals"]
 
@@ -79,6 +79,7 @@ class Assembly(Predictor):
         self.register_buffer("shift", shift)
         self.register_buffer("_share", owned(manifest), persistent=False)
         self.gate = gate
+        self._plain = manifest.plain
         self.eval()
 
     @property
@@ -126,7 +127,7 @@ class Assembly(Predictor):
                 if not features:
                     outputs.append(part.network(x))
                     continue
-                found, _, output = observe(part.network, x)
+                found, _, output = part.observe(x)
                 outputs.append(output)
                 entering.append(nn.functional.normalize(found, dim=1))
                 if part.familiarity is not None:
@@ -161,7 +162,7 @@ class Assembly(Predictor):
         """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
-        logits = combine(self.manifest, logits)
+        logits = logits if self._plain else combine(self.manifest, logits)
         if self.gate is None or features is None or distances is None:
             return logits
         gain: Tensor = self.gate(features, distances)
@@ -172,6 +173,13 @@ class Assembly(Predictor):
         return self.scaled(*self.signals(images, features=self.gate is not None))
 
     _logits = forward
+
+    def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
+        """The same assembly, scaled otherwise."""
+        manifest = self.manifest.model_copy(update={"scaling": record})
+        known = [part.familiarity for part in self.components()] if manifest.form == "parallel" else []
+        networks = self.networks()
+        return Assembly(networks, manifest, fitted.matrix, fitted.shift, self.skeletons, known, fitted.gate)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -219,6 +227,11 @@ class Shared:
     targets: Tensor
     signals: tuple[Tensor, Tensor | None, Tensor | None]
 
+    def evidence(self, manifest: AssemblyManifest) -> Evidence:
+        """All of it for a few-shot scaling of the assembly."""
+        logits, features, distances = self.signals
+        return Evidence(manifest, logits, self.targets, self.owners, features, distances)
+
 
 def shared_signals(
     assembly: Assembly,
@@ -246,7 +259,7 @@ def shared_signals(
             f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
             f"where there are none); a {type(images).__name__} was given"
         )
-    class_of = {place: k for k, member in enumerate(assembly.manifest.members) for place in member}
+    class_of = assembly.manifest.class_of
     owners: list[int] = []
     labels: list[int] = []
     targets: list[int] = []

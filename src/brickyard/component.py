@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.familiarity import Familiarity
+from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec
 from brickyard.network import Network
 from brickyard.predicting import Predictor
@@ -55,6 +55,7 @@ class Component(Predictor):
         self.manifest = manifest
         self.skeleton = skeleton
         self.familiarity = familiarity
+        self._reader = reader(network)
         self._select = manifest.reject or manifest.output_axis is None
         others = [k for k in range(len(manifest.source.classes)) if k not in manifest.task]
         self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
@@ -74,6 +75,10 @@ class Component(Predictor):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the task's classes for preprocessed images."""
         return self.head(self.network(x))
+
+    def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For preprocessed images the features, the values that they are averages of, and the network's output."""
+        return observe(self.network, self._reader, x)
 
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""

@@ -15,7 +15,7 @@ from brickyard._version import __version__
 from brickyard.component import Component
 from brickyard.criteria import CRITERIA
 from brickyard.errors import DataError, FileError, OptionError, TaskError
-from brickyard.familiarity import Familiarity, observe
+from brickyard.familiarity import Familiarity
 from brickyard.graph import Graph
 from brickyard.healing import heal_network
 from brickyard.images import Images
@@ -300,7 +300,7 @@ def _statistics(
     with torch.inference_mode():
         for k in component.manifest.task:
             for x, _ in pool.images.batches(pool.by_class[k][:STATISTICS_PER_CLASS], batch_size, like):
-                found, entering, outputs = observe(component.network, x)
+                found, entering, outputs = component.observe(x)
                 features.append(found.double().cpu())
                 logits.append(component.head(outputs)[:, : len(component.classes)].double().cpu())
                 size += entering.abs().sum(dtype=torch.float64).item()

@@ -211,7 +211,7 @@ def _assembly(
     manifest = assembly.manifest
     seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
     logits, target = seen.signals[0], seen.targets
-    class_of = {place: k for k, member in enumerate(manifest.members) for place in member}
+    class_of = manifest.class_of
     assembled = assembly.scaled(*seen.signals).argmax(1) == target
     oracle = torch.zeros(len(target), dtype=torch.bool)
     base, restricted = oracle.clone(), oracle.clone()

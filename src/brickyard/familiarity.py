@@ -9,13 +9,15 @@ class; so what a feature vector is too short is added, squared, in standard devi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from brickyard.manifest import FamiliarityRecord
 from brickyard.network import Network, iter_layers, refs
 
-__all__ = ["Familiarity", "observe"]
+__all__ = ["Familiarity", "Within", "feature_size", "observe", "reader"]
 
 SHRINK = 0.1  # of the mean variance, added to every direction
 MOST = 256  # directions in which the variance is known; it is SHRINK's in all others
@@ -106,34 +108,67 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
     return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
 
 
+@dataclass(frozen=True)
+class Within:
+    """Means of groups, and the covariance of what is left, with a floor added to every direction.
+
+    Attributes:
+        counts: Members a group, (groups,).
+        mean: Mean a group, (groups, size).
+        directions: Orthonormal directions of the covariance, (rank, size).
+        gains: In each, the variance as a share of variance and floor, (rank,).
+        floor: Variance that is added everywhere, ().
+    """
+
+    counts: Tensor
+    mean: Tensor
+    directions: Tensor
+    gains: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, groups: Tensor, shrink: float) -> Within | None:
+        """Of features (images, size) in float64; None where they do not vary within groups.
+
+        The floor is `shrink` times the mean variance.
+        """
+        present, index = groups.unique(return_inverse=True)
+        if len(features) <= len(present):
+            return None
+        counts = torch.bincount(index)
+        sums = torch.zeros(len(present), features.shape[1], dtype=features.dtype).index_add_(0, index, features)
+        mean = sums / counts.unsqueeze(1)
+        rest = features - mean[index]
+        floor = shrink * rest.square().mean()
+        if not floor > 0:
+            return None
+        _, values, directions = torch.linalg.svd(rest, full_matrices=False)
+        variance = values.square() / len(rest)
+        return cls(counts, mean, directions, variance / (variance + floor), floor)
+
+    def inverse(self, rows: Tensor) -> Tensor:
+        """Rows times the inverse of the covariance."""
+        result: Tensor = (rows - (rows @ self.directions.T * self.gains) @ self.directions) / self.floor
+        return result
+
+
 def _fitted(features: Tensor, labels: Tensor) -> Familiarity | None:
-    """Class means, and the covariance of what is left, before distances have a unit."""
-    present, index = labels.unique(return_inverse=True)
-    if len(features) <= len(present):
-        return None
-    counts = torch.bincount(index).unsqueeze(1)
-    mean = torch.zeros(len(present), features.shape[1], dtype=torch.float64).index_add_(0, index, features) / counts
-    rest = features - mean[index]
-    floor = SHRINK * rest.square().mean()
+    """What is known of features, before distances have a unit."""
     lengths = features.norm(dim=1)
-    if not floor > 0 or not lengths.std() > 0:
+    within = Within.of(features, labels, SHRINK)
+    if within is None or not lengths.std() > 0:
         return None
-    _, values, directions = torch.linalg.svd(rest, full_matrices=False)
-    variance = values.square() / len(rest)
-    rank = min(MOST, len(variance))
-    gains = variance[:rank] / (variance[:rank] + floor)
     length = torch.stack([lengths.mean(), lengths.std()])
-    return Familiarity(mean, directions[:rank], gains, floor, length)
+    return Familiarity(within.mean, within.directions[:MOST], within.gains[:MOST], within.floor, length)
 
 
-def observe(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a network.
+def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a network whose `reader` is step `stop`.
 
     Returns:
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
-    stop = _reader(network)
     values = {network.nodes[0].name: x}
     network.advance(values, 0, stop)
     node = network.nodes[stop]
@@ -144,20 +179,28 @@ def observe(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return features, entering, values[network.nodes[-1].name]
 
 
-def _reader(network: Network) -> int:
-    """Where the last convolution or linear layer is, or the first of the linear layers that end the network."""
+def reader(network: Network) -> int:
+    """The step of the last convolution or linear layer is, or the first of the linear layers that end the network."""
     place = {node.name: index for index, node in enumerate(network.nodes)}
     found = [index for index, node, layer in iter_layers(network) if isinstance(layer, nn.Conv2d | nn.Linear)]
-    reader = found[-1] if found else 0
-    index = reader
+    index = last = found[-1] if found else 0
     while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
         index = place[before[0]]
         layer = network.layer(network.nodes[index].target) if network.nodes[index].op == "layer" else None
         if isinstance(layer, nn.Linear):
-            reader = index
+            last = index
         elif isinstance(layer, nn.Conv2d):
             break
-    return reader
+    return last
+
+
+def feature_size(network: Network, channels: int) -> int:
+    """How many features a network has that takes images of so many channels."""
+    node = network.nodes[reader(network)]
+    layer = network.layer(node.target) if node.op == "layer" else None
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    return layer.in_channels if isinstance(layer, nn.Conv2d) else channels
 
 
 def _pooled(layer: nn.Module | None, value: Tensor) -> Tensor:

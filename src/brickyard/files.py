@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, FileError
-from brickyard.familiarity import Familiarity, observe
+from brickyard.familiarity import Familiarity, feature_size
 from brickyard.manifest import (
     FORMAT_VERSION,
     AssemblyFile,
@@ -239,7 +239,7 @@ def _no_constant(name: str) -> float:
 def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
     network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width)
-    familiarity = _familiarity(file.manifest, file.network, tensors, "familiarity.")
+    familiarity = _familiarity(file.manifest, network, tensors, "familiarity.")
     _all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)
 
@@ -257,8 +257,8 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
-        pairs = zip(manifest.parts, file.networks, strict=True)
-        known = [_familiarity(part, spec, tensors, f"familiarity.{i}.") for i, (part, spec) in enumerate(pairs)]
+        pairs = zip(manifest.parts, networks, strict=True)
+        known = [_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
@@ -348,13 +348,12 @@ def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: 
 
 
 def _familiarity(
-    manifest: ComponentManifest, spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str
+    manifest: ComponentManifest, network: Network, tensors: dict[str, Tensor], prefix: str
 ) -> Familiarity | None:
     record = None if manifest.statistics is None else manifest.statistics.familiarity
     if record is None:
         return None
-    image = torch.empty(2, *manifest.input_shape, device="meta")
-    size = observe(Network.from_spec(spec), image)[0].shape[1]
+    size = feature_size(network, manifest.input_shape[0])
     if record.size != size:
         raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
     found = Familiarity.blank(record)

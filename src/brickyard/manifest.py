@@ -311,6 +311,16 @@ class AssemblyManifest(Frozen):
         return self
 
     @property
+    def plain(self) -> bool:
+        """Whether every class is one logit, in the order of the logits."""
+        return all(member == (place,) for place, member in enumerate(self.members))
+
+    @property
+    def class_of(self) -> dict[int, int]:
+        """The class that each of the parts' logits side by side is one of."""
+        return {place: k for k, member in enumerate(self.members) for place in member}
+
+    @property
     def columns(self) -> tuple[tuple[int, ...], ...]:
         """For each part, the classes of its source whose logits are used: its task, then its votes."""
         votes = self.votes or ((),) * len(self.parts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.errors import OptionError
+from brickyard.familiarity import Within
 from brickyard.manifest import AssemblyManifest, ComponentManifest, ScalingRecord
 
 __all__ = ["SCALINGS", "Evidence", "Gate", "Scale", "Scaling", "combine", "owned", "scale", "scaling"]
@@ -117,7 +118,7 @@ class Scale:
 
 def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:
     """Scaled logits side by side -> one for each class: several parts may know it."""
-    if all(member == (place,) for place, member in enumerate(manifest.members)):
+    if manifest.plain:
         return logits
     columns = [logits[:, list(member)] for member in manifest.members]
     if manifest.on_duplicate == "max":
@@ -348,31 +349,19 @@ def _discriminant(
 
     Scores have a standard deviation of one. None where a part has no two images.
     """
-    count = len(sizes)
-    images = torch.bincount(owners, minlength=count)
+    images = torch.bincount(owners, minlength=len(sizes))
     if int(images.min()) < 2:
         return None
     x = features - (middle := features.mean(0))
-    mean = torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, owners, x) / images.unsqueeze(1)
-    rest = x - mean[owners]
-    floor = shrink * rest.square().mean()
-    if not floor > 0:
+    within = Within.of(x, owners, shrink)
+    if within is None:
         return None
-    _, values, directions = torch.linalg.svd(rest, full_matrices=False)
-    variance = values.square() / len(rest)
-    gains = variance / (variance + floor)
-
-    def inverse(rows: Tensor) -> Tensor:
-        """Rows times the inverse of the covariance."""
-        result: Tensor = (rows - (rows @ directions.T * gains) @ directions) / floor
-        return result
-
-    weights = inverse(mean)
-    bias = -0.5 * (weights * mean).sum(1)
+    weights = within.inverse(within.mean)
+    bias = -0.5 * (weights * within.mean).sum(1)
     scores = x @ weights.T + bias
     size = images[owners].unsqueeze(1)
-    without = (mean[owners] * size - x) / (size - 1)
-    turned = inverse(without)
+    without = (within.mean[owners] * size - x) / (size - 1)
+    turned = within.inverse(without)
     own = (turned * x).sum(1) - 0.5 * (turned * without).sum(1)
     scores[torch.arange(len(x)), owners] = own
     spread = scores.std().clamp_min(1e-12)

@@ -13,7 +13,7 @@ from brickyard.graph import Graph
 from brickyard.healing import MEMORY, peak_bytes
 from brickyard.network import iter_layers
 
-__all__ = ["copies_needed", "with_copies"]
+__all__ = ["copies_needed", "windows", "with_copies"]
 
 ENOUGH = 5  # positions for each input of a layer
 MOST = 4  # times the images, the originals included
@@ -53,12 +53,18 @@ def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tenso
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     down, across = int(height * REACH), int(width * REACH)
     padded = F.pad(images, (across, across, down, down), mode="reflect")
     top = torch.randint(0, 2 * down + 1, (count, 1), generator=generator)
     left = torch.randint(0, 2 * across + 1, (count, 1), generator=generator)
-    rows = (top + torch.arange(height)).reshape(count, 1, height, 1)
-    columns = (left + torch.arange(width)).reshape(count, 1, 1, width)
+    return windows(padded, top, left, (height, width))
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """From each image the window of a size that starts at its own row and column, `top` and `left`, (count, 1) each."""
+    count, channels = images.shape[:2]
+    rows = (top + torch.arange(size[0])).reshape(count, 1, size[0], 1)
+    columns = (left + torch.arange(size[1])).reshape(count, 1, 1, size[1])
     which = torch.arange(count).reshape(count, 1, 1, 1), torch.arange(channels).reshape(1, channels, 1, 1)
-    return padded[*which, rows, columns]
+    return images[*which, rows, columns]

@@ -14,6 +14,7 @@ from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
+from brickyard.shifting import windows
 from brickyard.sources import zoo
 
 __all__ = ["accuracy", "build_seeded", "train"]
@@ -106,10 +107,7 @@ def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = x.shape
     reach = max(1, width // 8)
     shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    rows = (shift[0] + torch.arange(height)).reshape(count, 1, height, 1)
-    columns = (shift[1] + torch.arange(width)).reshape(count, 1, 1, width)
-    x = F.pad(x, (reach,) * 4)
-    x = x[torch.arange(count).reshape(-1, 1, 1, 1), torch.arange(x.shape[1]).reshape(1, -1, 1, 1), rows, columns]
+    x = windows(F.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
     mirror = torch.rand(count, generator=generator) < 0.5
     return torch.where(mirror.reshape(-1, 1, 1, 1), x.flip(3), x)
 
