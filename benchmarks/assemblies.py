@@ -239,8 +239,8 @@ def page(rows: dict[str, Any]) -> str:
         lines.append(f"| {key} | {' | '.join(cells)} |")
     for key, value in main.items():
         if "mahalanobis, votes" in value:
-            cells = ", ".join(f"{cell(value[f'lda, votes n={shots}'])} with n={shots}" for shots in SHOTS)
-            lines += ["", f"{key.replace(' | ', ', ')}: lda with votes: {cells}."]
+            found = ", ".join(f"{cell(value[f'lda, votes n={shots}'])} with n={shots}" for shots in SHOTS)
+            lines += ["", f"{key.replace(' | ', ', ')}: lda with votes: {found}."]
         if "both sources averaged" in value:
             both = cell(value["both sources averaged"])
             lines += [f"Both whole sources averaged over all their classes: {both}."]
