@@ -33,6 +33,7 @@ from brickyard.sources import Source, load_source
 SHARED = Path(os.environ.get("BRICKYARD_SHARED", Path(__file__).parents[2] / "shared"))
 FASHION = Path(os.environ.get("BRICKYARD_FASHION", "/usr/share/datasets/fashion-mnist"))
 RESULTS = Path(__file__).parent / "results"
+TRAINED = Path(__file__).parent / "trained"  # what `python benchmarks/sources.py` trains
 
 
 def grey(mean: float, std: float) -> by.Preprocessing:
@@ -57,6 +58,7 @@ SOURCES: dict[str, tuple[str, str, Path, by.Preprocessing | None]] = {
     "VGG-16-w25 CIFAR-10": ("zoo:auto", "vgg16-w25-cifar10", SHARED / "data/cifar10", None),
     "GoogLeNet-w25 CIFAR-10": ("zoo:auto", "googlenet-w25-cifar10", SHARED / "data/cifar10", None),
     "VGG-16-w25 CIFAR-100": ("zoo:auto", "vgg16-w25-cifar100", SHARED / "data/cifar100", None),
+    "VGG-11-w25 CIFAR-100": ("zoo:auto", "vgg11-w25-cifar100", SHARED / "data/cifar100", None),
 }
 THRESHOLDS = {
     ".2/.1/.25/.2": by.Thresholds(alpha=0.2, beta=0.1, linear_alpha=0.25, linear_beta=0.2),
@@ -91,7 +93,12 @@ SCALINGS: list[tuple[str, str, int | None]] = [
 def source(name: str) -> Source:
     spec, weights, _, how = SOURCES[name]
     classes = load(name, "train").classes if name != "MNIST" else None
-    return load_source(spec, weights=SHARED / "models" / f"{weights}.safetensors", classes=classes, preprocessing=how)
+    path = SHARED / "models" / f"{weights}.safetensors"
+    if not path.exists():
+        path = TRAINED / path.name
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: set BRICKYARD_SHARED, or run python benchmarks/sources.py")
+    return load_source(spec, weights=path, classes=classes, preprocessing=how)
 
 
 @cache

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import brickyard as by
 from brickyard.graph import trace
-from brickyard.layers.contributions import contribution_sums, contributions, window_sums
+from brickyard.layers.contributions import ContributionSums, contributions, window_sums
 from brickyard.relevance import EPSILON, fingerprint
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
@@ -59,6 +59,13 @@ def convolutions(draw):
     return randomised(conv, draw(st.integers(0, 9)))
 
 
+def contribution_sums(module: nn.Module, *batches: torch.Tensor) -> torch.Tensor:
+    sums = ContributionSums(module)
+    for x in batches:
+        sums.add(x)
+    return sums.dense()
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(conv=convolutions(), height=st.integers(8, 11), width=st.integers(8, 11), seed=st.integers(0, 9))
 def test_sums_of_hidden_maps_without_hidden_maps(conv, height, width, seed) -> None:
@@ -67,7 +74,10 @@ def test_sums_of_hidden_maps_without_hidden_maps(conv, height, width, seed) -> N
     with torch.no_grad():
         maps = hidden_maps(conv, x).sum((3, 4))  # (B, Q, P)
         torch.testing.assert_close(contributions(conv, x), maps, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(contribution_sums(conv, x), maps.clamp_min(0).sum(0), rtol=1e-9, atol=1e-9)
+        direct = maps.clamp_min(0).sum(0)
+        torch.testing.assert_close(contribution_sums(conv, x), direct, rtol=1e-9, atol=1e-9)
+        last = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(contribution_sums(conv, last[:1], last[1:]), direct, rtol=1e-9, atol=1e-9)
         without_bias = conv(x) - conv.bias.reshape(1, -1, 1, 1)
         torch.testing.assert_close(contributions(conv, x).sum(2), without_bias.sum((2, 3)), rtol=1e-9, atol=1e-8)
     if bool((maps < -1e-6).any()) and bool((maps > 1e-6).any()):  # clamping after the sum over images differs

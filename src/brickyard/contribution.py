@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from brickyard.graph import Graph
-from brickyard.layers.contributions import contribution_sums
+from brickyard.layers.contributions import ContributionSums
 
 __all__ = ["class_sums"]
 
 
-def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
     """Clamped contributions of every convolution and linear layer, summed over images of one class.
 
     Args:
@@ -21,17 +21,15 @@ def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         batches: Preprocessed images of the class, (batch, channels, height, width) each.
 
     Returns:
-        For each layer that reads and writes channels, S of shape (out, in), in float64.
+        For each layer that reads and writes channels, its S.
     """
     network = graph.network
-    wanted = {mixer.name for mixer in graph.mixers()}
-    sums: dict[str, Tensor] = {}
+    sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
     with torch.inference_mode():
         for images in batches:
             values = {network.nodes[0].name: images}
             for index, node in enumerate(network.nodes):
-                if node.op == "layer" and node.target in wanted:
-                    found = contribution_sums(network.layer(node.target), values[node.args[0].node])
-                    sums[node.target] = sums[node.target] + found if node.target in sums else found
+                if node.op == "layer" and node.target in sums:
+                    sums[node.target].add(values[node.args[0].node])
                 network.advance(values, index, index + 1)
     return sums

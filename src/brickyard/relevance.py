@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from brickyard.errors import DataError, OptionError, TaskError
 from brickyard.graph import Graph, trace
 from brickyard.images import Images
+from brickyard.layers.contributions import ContributionSums
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.options import Thresholds
 
 __all__ = ["LayerRecord", "Relevance", "allocate", "fingerprint", "normalised", "resolve_task", "weights_like"]
 
 EPSILON = 1e-5
+_BLOCK = 1 << 17  # numbers in a block of rows of S
 TIE = 1e-4  # weight of the tie-break: below one count among the outputs of all but very wide layers
 
 
@@ -78,7 +80,7 @@ class Relevance:
         """Remember the images and the graph, in memory only."""
         self._images, self._indices, self._graph = images, indices, graph
 
-    def add_class(self, k: int, sums: Mapping[str, Tensor], graph: Graph) -> None:
+    def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Graph) -> None:
         """Turn one class's contribution sums into its relevances."""
         if not self.hard_masks:
             self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
@@ -88,10 +90,8 @@ class Relevance:
                     self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
         if self.sums is not None:
             for name, value in sums.items():
-                self.sums[name][k] = value.to("cpu", torch.float32)
-        found = allocate(
-            self.layers, {name: s.cpu() for name, s in sums.items()}, self._start(k, graph), self.thresholds
-        )
+                self.sums[name][k] = value if isinstance(value, Tensor) else value.dense()
+        found = allocate(self.layers, sums, self._start(k, graph), self.thresholds)
         for name, mask in found.hard.items():
             self.hard_masks[name][k] = mask
         self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
@@ -248,7 +248,7 @@ def normalised(sums: Tensor) -> Tensor:
 
 def allocate(
     layers: Mapping[str, LayerRecord],
-    sums: Mapping[str, Tensor],
+    sums: Mapping[str, Tensor] | Mapping[str, ContributionSums],
     start: tuple[Tensor, Tensor],
     thresholds: Thresholds,
 ) -> Allocation:
@@ -270,12 +270,9 @@ def allocate(
     for name in reversed(list(layers)):
         layer = layers[name]
         alpha, beta = thresholds.of(layer.linear)
-        r = normalised(sums[name].double())
-        m = written[torch.from_numpy(layer.writes)].double()
-        t = m @ (r > alpha).double()
-        u = normalised(t)
+        counts, shares = _linked(sums[name], written[torch.from_numpy(layer.writes)], alpha)
+        u, fine = normalised(counts), normalised(shares)
         hard[name] = u > beta
-        fine = normalised(m @ r)
         reads = torch.from_numpy(layer.reads)
         at = reads[hard[name]]
         relevant[at] = True
@@ -283,6 +280,20 @@ def allocate(
         soft = soft.scatter_reduce(0, reads, u, "amax")
         score = score.scatter_reduce(0, reads, u + TIE * fine, "amax")
     return Allocation({name: hard[name] for name in layers}, relevant, soft, score)
+
+
+def _linked(sums: Tensor | ContributionSums, written: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """For each input, how many of the written outputs a strong contribution links to it, and the contributions' sum.
+
+    Rows of S are made a block at a time.
+    """
+    inputs = sums.shape[1]
+    counts, shares = torch.zeros(2, inputs, dtype=torch.float64)
+    for rows in torch.nonzero(written).flatten().split(max(1, _BLOCK // inputs)):
+        r = normalised(sums[rows].to("cpu", torch.float64))
+        counts += (r > alpha).sum(0)
+        shares += r.sum(0)
+    return counts, shares
 
 
 def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:

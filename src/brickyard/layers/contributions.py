@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from brickyard.errors import SurgeryError
 
-__all__ = ["contribution_sums", "contributions", "window_sums"]
+__all__ = ["ContributionSums", "contributions", "window_sums"]
 
-_BLOCK = 1 << 22  # numbers held at once in a (channels, images, outputs) block
+_BLOCK = 1 << 18  # numbers held at once in an (inputs, images, outputs) block: what fits a core's own cache
+_PLANE = 1 << 12  # pixels up to which window sums are one matrix product
 
 
 def window_sums(module: nn.Module, x: Tensor) -> Tensor:
@@ -38,9 +39,16 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
         left = (0, 0)
     out = [_out_size(module, d, x.shape[2 + d]) for d in (0, 1)]
-    rows, columns = (_visits(module, d, x.shape[2 + d], out[d], left[d], x) for d in (0, 1))
-    sums = rows @ (x @ columns.T)  # (B, P, kh, kw)
-    return sums.flatten(2)
+    if module.kernel_size == (1, 1) and left == (0, 0):
+        rows, columns = (slice(0, out[d] * module.stride[d], module.stride[d]) for d in (0, 1))
+        return x[:, :, rows, columns].sum((2, 3)).unsqueeze(2)
+    height, width = (_visits(module, d, x.shape[2 + d], out[d], left[d], x) for d in (0, 1))
+    if x[0, 0].numel() > _PLANE:
+        return (height @ (x @ width.T)).flatten(2)
+    visits = torch.einsum("ah,bw->hwab", height, width).flatten(2).flatten(0, 1)  # (H W, K)
+    if x.is_contiguous():
+        return x.flatten(2) @ visits
+    return (visits.T @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2).contiguous()  # channels last
 
 
 def _padding(module: nn.Conv2d) -> tuple[int, int]:
@@ -82,18 +90,64 @@ def contributions(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat(maps, 1)
 
 
-def contribution_sums(module: nn.Module, x: Tensor) -> Tensor:
-    """`S[q,p]`: the clamped contributions, summed over a batch of images of one class.
+class ContributionSums:
+    """`S[q,p]` of one layer: clamped contributions, summed over images, batch by batch, in float64.
+
+    Where a kernel has one position, `max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)`: two sums an input
+    say all, and rows of S are made when they are asked for. Otherwise S is held, inputs first. Memory beyond it is a
+    fixed block.
 
     Args:
-        module: A convolution or linear layer.
-        x: Its input on a batch, (B, P, H, W) or (B, ..., P).
+        module: A convolution or linear layer. In a grouped convolution, inputs are those of each output's own group.
 
-    Returns:
-        S of shape (Q, P / groups) in float64: in a grouped convolution, of the inputs of each output's own group.
-        Memory beyond it is bounded by a fixed block.
+    Attributes:
+        shape: (Q, P / groups).
+        totals: What is summed; sums of several processes may be added up. (2, P) or (groups, P / groups, Q / groups).
     """
-    return torch.cat([_clamped(sums, kernel) for sums, kernel in _groups(module, x)])
+
+    totals: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        kernel = _kernel(module)
+        self.shape = (kernel.shape[0], kernel.shape[1])
+        self._pointwise = kernel.shape[2] == 1
+        outputs, inputs = self.shape
+        size = (2, self._groups * inputs) if self._pointwise else (self._groups, inputs, outputs // self._groups)
+        self.totals = torch.zeros(size, dtype=torch.float64, device=kernel.device)
+
+    def add(self, x: Tensor) -> None:
+        """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
+        sums = window_sums(self._module, x)
+        if self._pointwise:
+            total = sums[:, :, 0]
+            self.totals[0] += total.clamp_min(0).sum(0, dtype=torch.float64)
+            self.totals[1] += (-total).clamp_min(0).sum(0, dtype=torch.float64)
+            return
+        kernels = _kernel(self._module).chunk(self._groups)
+        for totals, part, kernel in zip(self.totals, sums.chunk(self._groups, 1), kernels, strict=True):
+            block = max(1, _BLOCK // (len(x) * len(kernel)))
+            for start in range(0, self.shape[1], block):
+                chosen = slice(start, start + block)
+                maps = torch.bmm(part[:, chosen].transpose(0, 1), kernel[:, chosen].permute(1, 2, 0))  # (p, B, Q)
+                totals[chosen] += maps.clamp_min_(0).sum(1)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows of S: (rows, P / groups)."""
+        outputs, inputs = self.shape
+        group = rows // (outputs // self._groups)
+        if not self._pointwise:
+            return self.totals.transpose(1, 2)[group, rows % (outputs // self._groups)]
+        weight = _kernel(self._module)[rows, :, 0].double()
+        totals = self.totals.reshape(2, self._groups, inputs)
+        positive, negative = totals if self._groups == 1 else totals[:, group]
+        found: Tensor = weight.clamp_min(0) * positive + (-weight).clamp_min(0) * negative
+        return found
+
+    def dense(self) -> Tensor:
+        """All of S."""
+        return self[torch.arange(self.shape[0], device=self.totals.device)]
 
 
 def _groups(module: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -101,23 +155,6 @@ def _groups(module: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     sums, kernel = window_sums(module, x), _kernel(module)
     return list(zip(sums.chunk(groups, 1), kernel.chunk(groups, 0), strict=True))
-
-
-def _clamped(sums: Tensor, kernel: Tensor) -> Tensor:
-    images, inputs, offsets = sums.shape
-    outputs = kernel.shape[0]
-    if offsets == 1:  # max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)
-        weight, total = kernel[:, :, 0].double(), sums[:, :, 0]
-        positive = total.clamp_min(0).sum(0, dtype=torch.float64)
-        negative = (-total).clamp_min(0).sum(0, dtype=torch.float64)
-        return weight.clamp_min(0) * positive + (-weight).clamp_min(0) * negative
-    result = torch.empty(outputs, inputs, dtype=torch.float64, device=sums.device)
-    block = max(1, _BLOCK // max(1, images * outputs))
-    for start in range(0, inputs, block):
-        part = slice(start, start + block)
-        maps = torch.bmm(sums[:, part].transpose(0, 1), kernel[:, part].permute(1, 2, 0))  # (p, B, Q)
-        result[:, part] = maps.clamp_min_(0).sum(1, dtype=torch.float64).T
-    return result
 
 
 def _kernel(module: nn.Module) -> Tensor:
