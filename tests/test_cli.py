@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brickyard.files.save_file", stop)
+    monkeypatch.setattr("brickyard.container.save_file", stop)
     arguments = ("disassemble", work / "a.source.safetensors", "--data", work / "a-train", "--task", "0,1")
     result = run(*arguments, "-o", tmp_path / "x.safetensors", code=130)
     assert "stopped" in result.stderr

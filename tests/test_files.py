@@ -301,7 +301,7 @@ def test_a_failure_while_writing_leaves_the_old_file(where, error, tmp_path, hon
     def fail(*_args, **_kwargs):
         raise error
 
-    target = {"write": "brickyard.files.save_file", "fsync": "os.fsync", "replace": "os.replace"}[where]
+    target = {"write": "brickyard.container.save_file", "fsync": "os.fsync", "replace": "os.replace"}[where]
     monkeypatch.setattr(target, fail)
     expected = by.BrickyardError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):

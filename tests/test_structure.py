@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "brickyard"
 LEVELS = [
     {"_version", "errors"},
     {"manifest", "options", "progress"},
-    {"layers", "preprocessing"},
+    {"layers", "preprocessing", "container", "ranks"},
     {"network"},
     {"graph"},
     {"images", "contribution", "surgery", "testing", "measuring", "familiarity"},

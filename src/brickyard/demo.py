@@ -13,11 +13,12 @@ import torch
 from brickyard.assembling import assemble
 from brickyard.assembly import Assembly
 from brickyard.component import Component
+from brickyard.container import write_atomically
 from brickyard.datasets import ImageData, load_data
 from brickyard.disassembling import disassemble
 from brickyard.errors import FileError, OptionError
 from brickyard.evaluation import evaluate
-from brickyard.files import load, write_atomically
+from brickyard.files import load
 from brickyard.graph import trace
 from brickyard.locating import locate
 from brickyard.manifest import Preprocessing

@@ -200,7 +200,7 @@ def plot_routes(
         from matplotlib.figure import Figure
     except ImportError:
         raise OptionError("pictures need matplotlib; pip install 'brickyard[plots]'") from None
-    from brickyard.files import write_atomically
+    from brickyard.container import write_atomically
 
     path = Path(path)
     plan = layout(relevance, graph, classes)

@@ -46,8 +46,8 @@ def evaluate(
     """Score a component or an assembly against its source or sources."""
     from brickyard.assembly import Assembly
     from brickyard.component import Component
+    from brickyard.container import write_atomically
     from brickyard.evaluation import evaluate as score
-    from brickyard.files import write_atomically
 
     if csv is not None:
         check_free(csv, force)

@@ -384,7 +384,7 @@ def save_source(
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
     """
-    from brickyard.files import write_atomically
+    from brickyard.container import write_atomically
 
     try:
         text = SourceText(
