@@ -20,7 +20,7 @@ LEVELS = [
     {"graph"},
     {"images", "contribution", "surgery", "testing", "measuring", "familiarity"},
     {"relevance", "healing"},
-    {"locating", "eliminating", "criteria", "shifting"},
+    {"notebook", "locating", "eliminating", "criteria", "shifting"},
     {"selecting", "predicting"},
     {"component", "scaling"},
     {"disassembling", "assembly"},

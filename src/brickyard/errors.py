@@ -10,6 +10,7 @@ __all__ = [
     "DataError",
     "FileError",
     "OptionError",
+    "ProcessError",
     "SurgeryError",
     "TaskError",
     "TraceError",
@@ -51,3 +52,7 @@ class SurgeryError(BrickyardError):
 
 class FileError(BrickyardError):
     """A file cannot be read or written, or is not what it claims to be."""
+
+
+class ProcessError(BrickyardError):
+    """One of several processes on a job has stopped."""

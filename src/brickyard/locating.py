@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +15,16 @@ from brickyard.errors import DataError, OptionError, TaskError
 from brickyard.graph import Graph, trace
 from brickyard.images import Images, class_names
 from brickyard.manifest import LocateRecord, Preprocessing
+from brickyard.network import quick_layout
+from brickyard.notebook import Notebook
 from brickyard.options import Choose, Thresholds, check_choice
 from brickyard.progress import bar
+from brickyard.ranks import Ranks
 from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
 
 __all__ = ["locate"]
 
-KEEP_BYTES = 1 << 30  # sums are kept in memory up to this size unless asked otherwise
+KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked otherwise
 
 
 def locate(
@@ -36,6 +41,7 @@ def locate(
     batch_size: int = 64,
     seed: int = 0,
     name: str | None = None,
+    resume: str | Path | None = None,
 ) -> Relevance:
     """Find out which channels matter for which class.
 
@@ -50,10 +56,15 @@ def locate(
         per_class: Images a class.
         task: Restrict the work to these classes; default: all.
         thresholds: Thresholds that `Relevance.hard` uses; others may be used later while sums are kept.
-        keep_sums: Keep the contribution sums of every class and layer; default: when they take at most 1 GiB.
+        keep_sums: Keep the contribution sums of every class and layer; default: when they take at most 256 MiB.
         batch_size: Images at once.
         seed: Seed of the random choice.
         name: What to call the source; default: the name of its class.
+        resume: A folder where every class is kept as soon as it is done. A call that was stopped goes on from there;
+            the folder may be deleted afterwards.
+
+    In a process group (`torchrun`, or one of your own) every process calls this with the same arguments. Each works
+    on its share of the images, and all return the same relevances.
 
     Returns:
         The relevances, with a memory of the images that they come from.
@@ -63,6 +74,8 @@ def locate(
         DataError: A class has no image, or images or labels do not fit the model.
         TaskError: `task` names an unknown class.
         OptionError: An option has a value that cannot be used.
+        FileError: `resume` holds the work of another call, or cannot be written.
+        ProcessError: Another process of the group has stopped.
 
     Example:
         >>> import brickyard as by, torch
@@ -80,7 +93,6 @@ def locate(
     graph = trace(model, images.example(like))
     names = _names(classes or class_names(data), graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
-    chosen = _choose(graph, images, names, wanted, choose, per_class, batch_size, seed, like)
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(wanted)
     relevance = Relevance(
         classes=names,
@@ -92,7 +104,7 @@ def locate(
             choose=choose,
             per_class=None if choose == "all" else per_class,
             seed=seed,
-            images=tuple(len(chosen.get(k, ())) for k in range(len(names))),
+            images=(0,) * len(names),
             data=str(getattr(data, "name", type(data).__name__)),
         ),
         preprocessing=images.preprocessing,
@@ -101,13 +113,59 @@ def locate(
         source_name=name or type(model).__name__,
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
+    layout = quick_layout(graph.network, images.example(like))
+    run = _Run(graph, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
+    chosen = _choose(run, names, wanted, choose, per_class, seed)
+    counts = tuple(len(chosen.get(k, ())) for k in range(len(names)))
+    relevance.record = relevance.record.model_copy(update={"images": counts})
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
-    with bar("locating", len(wanted)) as advance:
-        for k in wanted:
-            batches = (x for x, _ in images.batches(chosen[k], batch_size, like))
-            relevance.add_class(k, class_sums(graph, batches), graph)
-            advance(text=f"locating {names[k]}")
+    _fill(run, relevance, chosen)
     return relevance
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all of one call's work needs."""
+
+    graph: Graph
+    images: Images
+    batch_size: int
+    like: Tensor
+    notebook: Notebook
+    ranks: Ranks
+    layout: torch.memory_format
+
+    def batches(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Preprocessed images with labels, as they lie in memory to be fastest."""
+        for x, labels in self.images.batches(indices, self.batch_size, self.like):
+            yield x.contiguous(memory_format=self.layout), labels
+
+    def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Indices batch by batch."""
+        return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+
+
+def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None:
+    """Locate every class, as many at once as there are processes: images are dealt out, each sum has an owner."""
+    ranks = run.ranks
+    done = torch.tensor([int(run.notebook.recall(k, chosen[k], relevance, run.graph)) for k in chosen])
+    ranks.add(done)  # processes on several machines may see different folders
+    left = [k for k, known in zip(chosen, done.tolist(), strict=True) if known < ranks.count]
+    with bar("locating", len(chosen)) as advance:
+        advance(len(chosen) - len(left))
+        for start in range(0, len(left), ranks.count):
+            block = left[start : start + ranks.count]
+            deals = [(k, part) for k in block for part in run.split(chosen[k])]
+            for owner, k in enumerate(block):
+                parts = [part for at, part in ranks.mine(deals) if at == k]
+                sums = class_sums(run.graph, (x for part in parts for x, _ in run.batches(part)))
+                for value in sums.values():
+                    ranks.add_for(owner, value.totals)
+                if owner == ranks.rank:
+                    relevance.add_class(k, sums, run.graph)
+                    run.notebook.write(k, chosen[k], relevance)
+                advance(text=f"locating {relevance.classes[k]}")
+    relevance.gather(left, ranks, run.graph)
 
 
 def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -130,18 +188,10 @@ def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
 
 
 def _choose(
-    graph: Graph,
-    images: Images,
-    names: Sequence[str],
-    wanted: Sequence[int],
-    choose: Choose,
-    per_class: int,
-    batch_size: int,
-    seed: int,
-    like: Tensor,
+    run: _Run, names: Sequence[str], wanted: Sequence[int], choose: Choose, per_class: int, seed: int
 ) -> dict[int, list[int]]:
     """For each wanted class, the indices of the images to use."""
-    labels = images.all_labels()
+    labels = run.images.all_labels()
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
         raise DataError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}"
@@ -161,15 +211,28 @@ def _choose(
             for k, pool in pools.items()
         }
     every = [index for pool in pools.values() for index in pool]
-    confidence = dict(zip(every, _confidences(graph, images, every, batch_size, like), strict=True))
-    return {k: sorted(pool, key=lambda i: (-confidence[i], i))[:per_class] for k, pool in pools.items()}
+    confidence = run.notebook.recall_numbers(every)
+    known = torch.tensor(int(confidence is not None))
+    run.ranks.add(known)
+    if confidence is None or int(known) < run.ranks.count:
+        confidence = _confidences(run, every)
+        if run.ranks.rank == 0:
+            run.notebook.write_numbers(every, confidence)
+    found = dict(zip(every, confidence.tolist(), strict=True))
+    return {k: sorted(pool, key=lambda i: (-found[i], i))[:per_class] for k, pool in pools.items()}
 
 
-def _confidences(graph: Graph, images: Images, indices: list[int], batch_size: int, like: Tensor) -> Iterator[float]:
-    """The source's log-probability of each image's own class."""
+def _confidences(run: _Run, indices: list[int]) -> Tensor:
+    """The source's log-probability of each image's own class, (images,) in float64."""
+    found = torch.zeros(len(indices), dtype=torch.float64)
+    starts = range(0, len(indices), run.batch_size)
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():
-        for x, labels in images.batches(indices, batch_size, like):
-            logits = graph.network(x).double()
-            log_p = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1)).squeeze(1)
-            advance(len(x))
-            yield from log_p.tolist()
+        for start in run.ranks.mine(starts):
+            part = indices[start : start + run.batch_size]
+            for x, labels in run.batches(part):
+                logits = run.graph.network(x).double()
+                own = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1))
+                found[start : start + len(part)] = own.squeeze(1).cpu()
+            advance(len(part) * run.ranks.count)
+    run.ranks.add(found)
+    return found

@@ -19,7 +19,7 @@ from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 
-__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "refs", "step_shapes", "with_refs"]
+__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "quick_layout", "refs", "step_shapes", "with_refs"]
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -399,6 +399,21 @@ def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
             for name in network.dead_after(index):
                 del values[name]
     return shapes
+
+
+def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
+    """How images should lie in memory so that a network is fast: channels last on a CPU, where it runs so.
+
+    Networks that look at strides (a `view` of feature maps) run on contiguous images only.
+    """
+    if example.device.type != "cpu" or example.dtype != torch.float32:
+        return torch.contiguous_format
+    try:
+        with torch.inference_mode():
+            network(example.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _bones(value: Any) -> Any:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import DataError, OptionError, TaskError
+from brickyard.errors import DataError, FileError, OptionError, TaskError
 from brickyard.graph import Graph, trace
 from brickyard.images import Images
 from brickyard.layers.contributions import ContributionSums
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.options import Thresholds
+from brickyard.ranks import Ranks
 
 __all__ = ["LayerRecord", "Relevance", "allocate", "fingerprint", "normalised", "resolve_task", "weights_like"]
 
@@ -82,12 +83,7 @@ class Relevance:
 
     def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Graph) -> None:
         """Turn one class's contribution sums into its relevances."""
-        if not self.hard_masks:
-            self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
-            for name, layer in self.layers.items():
-                self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
-                if self.sums is not None:
-                    self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
+        self._prepare(graph)
         if self.sums is not None:
             for name, value in sums.items():
                 self.sums[name][k] = value if isinstance(value, Tensor) else value.dense()
@@ -95,6 +91,48 @@ class Relevance:
         for name, mask in found.hard.items():
             self.hard_masks[name][k] = mask
         self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
+
+    def _prepare(self, graph: Graph) -> None:
+        if self.hard_masks:
+            return
+        self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
+        for name, layer in self.layers.items():
+            self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
+            if self.sums is not None:
+                self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
+
+    def take(self, k: int) -> dict[str, Tensor]:
+        """All that is known of one class."""
+        masks = {f"hard.{name}": mask[k] for name, mask in self.hard_masks.items()}
+        sums = {f"sums.{name}": value[k] for name, value in (self.sums or {}).items()}
+        return {"scores": self.scores[:, k], **masks, **sums}
+
+    def put(self, k: int, tensors: Mapping[str, Tensor], graph: Graph) -> None:
+        """Set one class to what `take` gave.
+
+        Raises:
+            FileError: The tensors are not those of these layers.
+        """
+        self._prepare(graph)
+        own = self.take(k)
+        for name, value in own.items():
+            found = tensors.get(name)
+            if found is None or found.shape != value.shape or found.dtype != value.dtype:
+                raise FileError(f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type")
+            value.copy_(found)
+
+    def gather(self, located: Sequence[int], ranks: Ranks, graph: Graph) -> None:
+        """Take over what other processes located: the class at place i is that of process i % count."""
+        if ranks.count == 1:
+            return
+        self._prepare(graph)
+        for place, k in enumerate(located):
+            for value in self.take(k).values():
+                if place % ranks.count != ranks.rank:
+                    value.zero_()
+                sent = value.to(torch.uint8) if value.dtype == torch.bool else value.clone()
+                ranks.add(sent)
+                value.copy_(sent)
 
     def _start(self, k: int, graph: Graph) -> tuple[Tensor, Tensor]:
         """(channels that are relevant before any layer says so, channels that count as written for class k)."""

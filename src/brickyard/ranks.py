@@ -1,0 +1,104 @@
+"""Several processes on one job: who does what, and sums over all.
+
+A process group of `torch.distributed` that exists is used; there is no option. Work is dealt out in whole batches, so
+that a sum over all processes is the same, to the rounding of float64, however many there are. Tensors are all that
+is exchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from brickyard.errors import ProcessError
+
+__all__ = ["Ranks", "joined"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the group.
+
+    Attributes:
+        rank: Its number.
+        count: How many there are; one where there is no group.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """This process in the default group, or alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def mine(self, items: Sequence[T]) -> Sequence[T]:
+        """Those that this process takes, dealt out one by one."""
+        return items[self.rank :: self.count]
+
+    def add(self, *values: Tensor) -> None:
+        """Sum each tensor over all processes, in place.
+
+        Raises:
+            ProcessError: Another process is gone.
+        """
+        for value in values if self.count > 1 else ():
+            with _told():
+                sent = value.to(_device()).contiguous()
+                dist.all_reduce(sent)
+            value.copy_(sent)
+
+    def add_for(self, owner: int, value: Tensor) -> None:
+        """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use.
+
+        Raises:
+            ProcessError: Another process is gone.
+        """
+        if self.count > 1:
+            with _told():
+                sent = value.to(_device()).contiguous()
+                dist.reduce(sent, owner)
+            value.copy_(sent)
+
+
+def _device() -> torch.device:
+    """Where tensors must be to be exchanged."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped "
+            f"({str(error).splitlines()[0][:200]}); start all of them again"
+        ) from None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The group that `torchrun` describes in the environment, while the body runs; alone where it does not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available() or dist.is_initialized():
+        yield Ranks.current()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
