@@ -19,6 +19,7 @@ from brickyard.measuring import Latency, count_flops, count_parameters, measure_
 from brickyard.predicting import run_images
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
+from brickyard.ranks import Ranks
 from brickyard.relevance import fingerprint
 from brickyard.scores import Row, Scores
 
@@ -129,13 +130,24 @@ def _component(
 
 
 def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_size: int) -> Tensor:
+    """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
     like = next((p.detach() for p in model.parameters()), torch.zeros(0))
-    found: list[Tensor] = []
-    with torch.inference_mode(), bar("scoring", len(images) if chosen is None else len(chosen)) as advance:
-        for x, _ in images.batches(chosen, batch_size, like):
-            found.append(run_images(model, x, images.what).double().cpu())
-            advance(len(x))
-    return torch.cat(found) if found else torch.zeros(0, 1)
+    ranks = Ranks.current()
+    order = list(range(len(images))) if chosen is None else chosen
+    starts = range(0, len(order), batch_size)
+    parts: list[tuple[int, Tensor]] = []
+    with torch.inference_mode(), bar("scoring", len(order)) as advance:
+        for start in ranks.mine(starts):
+            part = order[start : start + batch_size]
+            for x, _ in images.batches(part, batch_size, like):
+                parts.append((start, run_images(model, x, images.what).double().cpu()))
+            advance(len(part) * ranks.count)
+    width = ranks.joined(torch.tensor([max((logits.shape[1] for _, logits in parts), default=1)]))
+    found = torch.zeros(len(order), int(width.max()), dtype=torch.float64)
+    for start, logits in parts:
+        found[start : start + len(logits)] = logits
+    ranks.add(found)
+    return found
 
 
 def _check_source(source: nn.Module, component: Component) -> None:

@@ -18,6 +18,7 @@ moments: the scale and shift of each output channel that give it the source's me
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ from brickyard.graph import Graph
 from brickyard.network import Network, Node, Ref, refs
 from brickyard.options import Heal
 from brickyard.progress import bar
+from brickyard.ranks import Ranks
 from brickyard.surgery import KeepSet, Part, positions
 
 __all__ = ["MEMORY", "HealReport", "Intercept", "Stream", "blocks", "heal_network", "intercept_of", "peak_bytes"]
@@ -72,13 +74,16 @@ def heal_network(
     report = HealReport()
     if method == "none":
         return report
+    ranks = Ranks.current()
+    images = sum(map(len, batches))
+    batches = ranks.mine(batches)
     repair = _refit if method == "refit" else _match_moments
     source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
     layers = _repairable(graph, network, report)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
-            job = _Job(index, node, rows, source, copy, sum(map(len, batches)))
+            job = _Job(index, node, rows, source, copy, images, ranks)
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
@@ -92,11 +97,17 @@ class Stream:
 
     def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
         self.network = network
+        self._shapes = graph.shapes
         self._start = network.nodes[0].name
         self._batches = batches
         self._position = 0
         fits = peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
         self._held = [{self._start: batch} for batch in batches] if fits else None
+
+    def positions(self, node: Node) -> int:
+        """How many outputs of each channel a layer has for one image."""
+        value = self._shapes[node.name]
+        return int(value[0].numel()) // len(self.network.layer(node.target).weight)  # type: ignore[arg-type]
 
     def before(self, index: int) -> Iterator[dict[str, Tensor]]:
         """Values of each batch before step `index`; positions only grow."""
@@ -256,18 +267,28 @@ class _Job:
         layer: The layer in the cut network.
         intercept: Where a shift of its outputs can go.
         tail: What its output goes through next.
-        images: How many images there are.
+        images: How many images there are, in all processes.
+        positions: For each of them, how many outputs of each channel there are.
+        ranks: The processes that have a share of them each.
     """
 
     def __init__(
-        self, index: int, node: Node, rows: NDArray[np.int64] | None, source: Stream, copy: Stream, images: int
+        self,
+        index: int,
+        node: Node,
+        rows: NDArray[np.int64] | None,
+        source: Stream,
+        copy: Stream,
+        images: int,
+        ranks: Ranks,
     ) -> None:
         layer = copy.network.layer(node.target)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.name, self.layer, self.images = node.target, layer, images
+        self.name, self.layer, self.images, self.ranks = node.target, layer, images, ranks
         self.intercept = intercept_of(copy.network, node)
         self.tail = _tail(copy.network, index, node)
         self._index, self._node, self._source, self._copy = index, node, source, copy
+        self.positions = source.positions(node)
         self._rows = None if rows is None else torch.from_numpy(rows)
         self._dim = -1 if isinstance(layer, nn.Linear) else 1
 
@@ -298,14 +319,13 @@ class _Job:
 
 def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept, name = job.layer, job.intercept, job.name
-    count = 0
-    sums: list[Tensor] = []
+    sums = torch.zeros(5, len(layer.weight), dtype=torch.float64, device=layer.weight.device)
     for _, output, missing in job.residuals():
         ours, theirs = (_rows(layer, y).double() for y in (output, output + missing))  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
-        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-        count += ours.shape[1]
-    mean, square, goal, goal_square = (value / count for value in sums)
+        sums += torch.stack([*found, torch.full_like(found[0], ours.shape[1])])
+    job.ranks.add(sums)
+    mean, square, goal, goal_square = sums[:4] / sums[4]
     variance, goal_variance = (square - mean**2).clamp_min(0), (goal_square - goal**2).clamp_min(0)
     if torch.allclose(mean, goal, rtol=1e-6, atol=1e-9) and torch.allclose(variance, goal_variance, rtol=1e-6):
         return False
@@ -328,19 +348,16 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept = job.layer, job.intercept
     sliced = layer.weight.detach().clone()
-    equations: _NormalEquations | _FewPositions | None = None
+    few = job.images * job.positions < layer.weight[0].numel()
+    equations = (_FewPositions if few else _NormalEquations)(layer, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
-        for x, output, missing in job.residuals(rectified=turn > 0):
-            if equations is None:
-                if missing.double().square().sum() <= _SAME * (output + missing).double().square().sum():
-                    return False  # what it reads has not changed
-                positions_each = missing[0].numel() // layer.weight.shape[0]
-                few = job.images * positions_each < layer.weight[0].numel()
-                equations = (_FewPositions if few else _NormalEquations)(bool(intercept))
+        found = job.residuals(rectified=turn > 0)
+        first = list(itertools.islice(found, 1))
+        if turn == 0 and _unchanged(first, job.ranks):
+            return False
+        for x, _, missing in itertools.chain(first, found):
             for block, goal in blocks(layer, x, missing):
                 equations.add(block, goal)
-        if equations is None:
-            return False
         solution = equations.solve(ridge, layer.weight.detach() - sliced, job.name, report)
         if solution is None:
             return False
@@ -354,6 +371,15 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
     return True
 
 
+def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
+    """Whether a layer's output is what it should be, on the first batch of each process."""
+    energy = torch.zeros(2, dtype=torch.float64)
+    for _, output, missing in first:
+        energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])
+    ranks.add(energy)
+    return bool(energy[0] <= _SAME * energy[1])
+
+
 Solution = tuple[Tensor, Tensor | None]
 """Changes of weights (G * q, n), and shifts (G * q,) or None."""
 
@@ -361,30 +387,32 @@ Solution = tuple[Tensor, Tensor | None]
 class _NormalEquations:
     """Sums of x x^T and x r^T over all positions of all images, for each group of a layer."""
 
-    def __init__(self, with_shift: bool) -> None:
-        self.with_shift = with_shift
-        self.gram: Tensor | None = None  # (G, n, n)
-        self.cross: Tensor | None = None  # (G, n, q)
+    def __init__(self, layer: nn.Conv2d | nn.Linear, with_shift: bool, ranks: Ranks) -> None:
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        size = layer.weight[0].numel() + int(with_shift)
+        self.with_shift, self._ranks = with_shift, ranks
+        self.gram = layer.weight.new_zeros((groups, size, size), dtype=torch.float64)
+        self.cross = layer.weight.new_zeros((groups, size, len(layer.weight) // groups), dtype=torch.float64)
         self._complete = False
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Add a block: inputs (G, n, N), residuals (G, q, N)."""
         if self.with_shift:
             x = torch.cat([x, x.new_ones(x.shape[0], 1, x.shape[2])], 1)
-        cross = (x @ residual.transpose(1, 2)).double()
-        self.cross = cross if self.cross is None else self.cross + cross
+        self.cross += x @ residual.transpose(1, 2)
         if not self._complete:
-            gram = (x @ x.transpose(1, 2)).double()
-            self.gram = gram if self.gram is None else self.gram + gram
+            self.gram += x @ x.transpose(1, 2)
 
     def next_round(self) -> None:
         """Take other residuals of the same inputs from now on."""
-        self.cross, self._complete = None, True
+        self.cross.zero_()
+        self._complete = True
 
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
-        """The solution, or None where the inputs carry nothing; `moved`: how far weights are from the prior by now."""
-        if self.gram is None or self.cross is None:
-            return None
+        """The solution, or None where there is none; `moved`: how far weights are from the prior by now."""
+        self._ranks.add(self.cross)
+        if not self._complete:
+            self._ranks.add(self.gram)
         diagonal = self.gram.diagonal(dim1=1, dim2=2)  # (G, n)
         weights = diagonal.shape[1] - int(self.with_shift)
         scale = _scale(diagonal[:, :weights].mean(1), name, report)
@@ -402,10 +430,11 @@ class _NormalEquations:
 class _FewPositions:
     """The same solution from products between positions, for fewer positions than inputs."""
 
-    def __init__(self, with_shift: bool) -> None:
-        self.with_shift = with_shift
-        self.inputs: list[Tensor] = []
-        self.residuals: list[Tensor] = []
+    def __init__(self, layer: nn.Conv2d | nn.Linear, with_shift: bool, ranks: Ranks) -> None:
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        self.with_shift, self._ranks = with_shift, ranks
+        self.inputs = [layer.weight.new_zeros(groups, layer.weight[0].numel(), 0)]
+        self.residuals = [layer.weight.new_zeros(groups, len(layer.weight) // groups, 0)]
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Add a block: inputs (G, n, N), residuals (G, q, N)."""
@@ -414,7 +443,7 @@ class _FewPositions:
 
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
         """The solution: an unpenalised shift is what makes both sides' means agree."""
-        x, r = torch.cat(self.inputs, 2).double(), torch.cat(self.residuals, 2).double()
+        x, r = (self._ranks.joined(torch.cat(parts, 2).double()) for parts in (self.inputs, self.residuals))
         scale = _scale(x.square().sum((1, 2)) / x.shape[1], name, report)
         x_mean, r_mean = x.mean(2, keepdim=True), r.mean(2, keepdim=True)
         if self.with_shift:

@@ -71,6 +71,22 @@ class Ranks:
                 dist.reduce(sent, owner)
             value.copy_(sent)
 
+    def joined(self, value: Tensor) -> Tensor:
+        """The tensors of all processes, one behind the other along the last dimension.
+
+        Raises:
+            ProcessError: Another process is gone.
+        """
+        if self.count == 1:
+            return value
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = value.shape[-1]
+        self.add(sizes)
+        whole = value.new_zeros(*value.shape[:-1], int(sizes.sum()))
+        whole.narrow(-1, int(sizes[: self.rank].sum()), value.shape[-1]).copy_(value)
+        self.add(whole)
+        return whole
+
 
 def _device() -> torch.device:
     """Where tensors must be to be exchanged."""
