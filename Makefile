@@ -19,7 +19,7 @@ types: install-test
 	$(BIN)/mypy
 
 unit: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # Every architecture of the table, some twenty minutes on two cores; writes docs/architectures.md.
 conformity: install-test

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import brickyard as by
+from brickyard.contribution import class_sums
 from brickyard.graph import trace
 from brickyard.layers.contributions import ContributionSums, contributions, window_sums
 from brickyard.relevance import EPSILON, fingerprint
@@ -296,3 +297,58 @@ def test_graph_is_of_the_model_that_was_located() -> None:
     with pytest.raises(by.BrickyardError, match="locate again"):
         relevance.graph(other)
     assert relevance.graph(model).names == trace(model, torch.rand(2, 3, 8, 8)).names
+
+
+def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
+    """Finished classes are not done again, and the file has the bytes of a call that was never stopped."""
+    model, data = Residual(), (torch.rand(24, 3, 8, 8), torch.arange(24) % 4)
+
+    def find(**options):
+        return by.locate(model, data, per_class=3, **options)
+
+    whole = find().save(tmp_path / "whole.safetensors").read_bytes()
+    calls: list[int] = []
+
+    def stopping(graph, batches):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return class_sums(graph, batches)
+
+    monkeypatch.setattr("brickyard.locating.class_sums", stopping)
+    folder = tmp_path / "notes"
+    with pytest.raises(KeyboardInterrupt):
+        find(resume=folder)
+    assert sorted(path.stem for path in folder.iterdir()) == ["class-00000", "class-00001", "confidences"]
+    assert find(resume=folder).save(tmp_path / "again.safetensors").read_bytes() == whole
+    assert len(calls) == 3 + 2  # the two that were left
+    assert find(resume=folder).save(tmp_path / "third.safetensors").read_bytes() == whole
+    assert len(calls) == 3 + 2
+    monkeypatch.setattr("brickyard.locating._confidences", None)  # nor is an image run to be chosen
+    find(resume=folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, images, options: options.update(per_class=2),
+        lambda model, images, options: options.update(thresholds=by.Thresholds(alpha=0.5)),
+        lambda model, images, options: options.update(keep_sums=False),
+        lambda model, images, options: images.mul_(0.5),
+        lambda model, images, options: model.stem.weight.data.mul_(2),
+    ],
+)
+def test_work_of_another_call_is_refused(tmp_path, change) -> None:
+    model, images, labels = Residual(), torch.rand(24, 3, 8, 8), torch.arange(24) % 4
+    options = {"per_class": 3, "resume": tmp_path / "notes"}
+    by.locate(model, (images, labels), **options)
+    by.locate(model, (images, labels), **options)  # the control
+    change(model, images, options)
+    with pytest.raises(by.BrickyardError, match="is from another call"):
+        by.locate(model, (images, labels), **options)
+
+
+def test_where_nothing_can_be_kept_it_says_so(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(by.BrickyardError, match="cannot be made"):
+        by.locate(chain(), (torch.rand(4, 3, 8, 8), torch.arange(4)), resume=tmp_path / "file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,9 +13,11 @@ import typer
 from brickyard._version import __version__
 from brickyard.commands import looking, making
 from brickyard.commands.common import exit_code
-from brickyard.errors import BrickyardError
+from brickyard.errors import BrickyardError, OptionError
 
 __all__ = ["app", "main"]
+
+_SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 
 app = typer.Typer(
     name="brickyard",
@@ -47,11 +50,32 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _shared(command, *args, **kwargs)
+            else:
+                command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
 
     return run
+
+
+def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run a command as one of the processes that `torchrun` started; of those that fail, the first says why."""
+    from brickyard.ranks import joined
+
+    with joined() as first_to_fail:
+        try:
+            if command.__name__ not in _SHARED:
+                raise OptionError(
+                    f"{command.__name__} runs in one process, and torchrun started several; start it without "
+                    f"torchrun, which is for {', '.join(_SHARED)}"
+                )
+            command(*args, **kwargs)
+        except (BrickyardError, KeyboardInterrupt):
+            if not first_to_fail():
+                raise typer.Exit(1) from None
+            raise
 
 
 for _command in (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["Advance", "bar"]
+__all__ = ["Advance", "bar", "speaks"]
 
 
 class Advance(Protocol):
@@ -17,10 +18,15 @@ class Advance(Protocol):
         """Advance by `amount`, and change the text if one is given."""
 
 
+def speaks() -> bool:
+    """Whether this process prints: of those that `torchrun` starts, the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def bar(text: str, total: float) -> Iterator[Advance]:
     """Show a bar of `total` units while the body runs."""
-    if not sys.stderr.isatty():
+    if not (speaks() and sys.stderr.isatty()):
         yield lambda amount=1, *, text=None: None
         return
     from rich.console import Console

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from brickyard.errors import ProcessError
 
@@ -105,16 +106,31 @@ def _told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The group that `torchrun` describes in the environment, while the body runs; alone where it does not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available() or dist.is_initialized():
-        yield Ranks.current()
-        return
+def joined() -> Iterator[Callable[[], bool]]:
+    """The group that `torchrun` describes in the environment, while the body runs.
+
+    Yields:
+        What a process that fails asks: whether it is the first to do so, whose reason is the others' too.
+    """
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Ranks.current()
+        store, rank, count = next(iter(rendezvous("env://")))
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(
+            f"processes that the environment describes did not find each other ({str(error).splitlines()[0][:200]}); "
+            "start all of them with torchrun"
+        ) from None
+
+    def first_to_fail() -> bool:
+        try:
+            return bool(store.add("brickyard/failed", 1) == 1)
+        except RuntimeError:  # whoever held the store is gone, and said nothing
+            return True
+
+    try:
+        yield first_to_fail
     finally:
         dist.destroy_process_group()

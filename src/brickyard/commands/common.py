@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard.errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.errors import DataError, FileError, OptionError
+from brickyard.progress import speaks
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
@@ -47,6 +48,7 @@ __all__ = [
     "data_of",
     "emit",
     "fitted",
+    "keep",
     "loaded",
     "named_after",
     "numbers",
@@ -111,12 +113,20 @@ GivenPerClass = Annotated[
 
 def say(text: object) -> None:
     """Print to standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    if speaks():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
     """Print a result: JSON, or text."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+    if speaks():
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+
+
+def keep(found: Any, path: Path, force: bool) -> None:
+    """Save a result, once where several processes have it."""
+    if speaks():
+        found.save(path, overwrite=force)
 
 
 def check_free(path: Path, force: bool) -> None:
@@ -262,12 +272,9 @@ def loaded(path: Path, *kinds: type) -> Any:
 
 def exit_code(error: BaseException) -> int:
     """The exit code for an error, after printing it to standard error."""
-    if isinstance(error, KeyboardInterrupt):
-        say("brickyard: stopped")
-        return 130
-    assert isinstance(error, BrickyardError)
-    say(f"brickyard: {error}")
-    return 1
+    interrupted = isinstance(error, KeyboardInterrupt)
+    print(f"brickyard: {'stopped' if interrupted else error}", file=sys.stderr, flush=True)  # noqa: T201
+    return 130 if interrupted else 1
 
 
 def only_for_locating(

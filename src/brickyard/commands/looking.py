@@ -24,6 +24,7 @@ from brickyard.commands.common import (
     source_of,
 )
 from brickyard.errors import FileError, OptionError
+from brickyard.progress import speaks
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
 
@@ -73,7 +74,7 @@ def evaluate(
     target: Any = images if isinstance(model, Assembly) else images[0]
     origin: Any = (models or None) if isinstance(model, Assembly) else (models[0] if models else None)
     scores = score(model, target, source=origin, latency=latency, latency_batch=latency_batch)
-    if csv is not None:
+    if csv is not None and speaks():
         write_atomically(csv, scores.to_csv, overwrite=force)
     emit(scores.as_dict(), as_json, scores)
 

@@ -37,6 +37,7 @@ from brickyard.commands.common import (
     data_of,
     emit,
     fitted,
+    keep,
     loaded,
     named_after,
     only_for_locating,
@@ -139,6 +140,10 @@ def locate(
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A folder to keep finished classes in: the same command, started again, goes on from there."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -149,9 +154,9 @@ def locate(
     found, relevance = _located(
         source, data, weights, task, choose, per_class,
         Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta),
-        names, size, mean, std, seed,
+        names, size, mean, std, seed, resume,
     )  # fmt: skip
-    relevance.save(output, overwrite=force)
+    keep(relevance, output, force)
     value = {
         "output": str(output),
         "source": found.name,
@@ -231,7 +236,7 @@ def disassemble(
         images=images,
         seed=seed,
     )
-    component.save(output, overwrite=force)
+    keep(component, output, force)
     manifest = component.manifest
     value = {
         "output": str(output),
@@ -318,6 +323,7 @@ def _located(
     mean: str | None,
     std: str | None,
     seed: int,
+    resume: Path | None = None,
 ) -> tuple[Source, Relevance]:
     from brickyard.datasets import parse_classes
     from brickyard.locating import locate as find
@@ -339,6 +345,7 @@ def _located(
         thresholds=thresholds,
         seed=seed,
         name=source.name,
+        resume=resume,
     )
     return source, relevance
 

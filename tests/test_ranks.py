@@ -1,0 +1,164 @@
+"""Several processes on one job, on one machine: the same results, and one clear error where one of them goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import brickyard as by
+from brickyard.cli import app
+from brickyard.testing import Residual, chain
+
+
+def results() -> dict[str, list[float]]:
+    """What one process, or each of a group, makes of the same work: relevances, a refit component, its scores."""
+    images, labels = torch.rand(46, 3, 8, 8, generator=torch.Generator().manual_seed(7)), torch.arange(46) % 4
+    found: dict[str, list[float]] = {}
+    for name, model in (("chain", chain().double()), ("residual", Residual().double())):
+        data = (images.double(), labels)
+        relevance = by.locate(model, data, per_class=9, batch_size=4)
+        found[f"{name} sums"] = torch.cat([relevance.sum(layer).flatten() for layer in relevance.layers]).tolist()
+        found[f"{name} soft"] = torch.cat([relevance.axis(axis).flatten() for axis in relevance.axes]).tolist()
+        for count in (8, 40):  # fewer positions than inputs somewhere, and more everywhere
+            part = by.disassemble(
+                model, relevance, task=[0, 2], budget=by.Budget(flops=0.5), images=data, heal_images=count
+            )
+            found[f"{name} refit {count}"] = torch.cat([p.flatten() for p in part.parameters()]).tolist()
+        moments = by.disassemble(model, relevance, task=[0, 2], budget=by.Budget(flops=0.5), heal="moments")
+        found[f"{name} moments"] = torch.cat([p.flatten() for p in moments.parameters()]).tolist()
+        scores = by.evaluate(part, data, source=model, latency=False, batch_size=4)
+        found[f"{name} scores"] = [row.accuracy for row in scores.rows]
+    return found
+
+
+def group(count: int, *command: str, **variables: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"OMP_NUM_THREADS": "1", **variables}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Exit codes, and the errors that were printed; nothing else may be."""
+    outputs = [process.communicate(timeout=60) for process in processes]
+    errors = [line for _, error in outputs for line in error.splitlines() if "W socket" not in line]
+    assert all(line.startswith("brickyard: ") for line in errors), errors
+    return [process.returncode for process in processes], errors
+
+
+def by_hand(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_processes_gives_the_same(count) -> None:
+    processes = group(count, __file__)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    alone = results()
+    for text, _ in outputs:
+        together = json.loads(text)
+        assert together.keys() == alone.keys()
+        for name, values in alone.items():
+            expected = torch.tensor(values, dtype=torch.float64)
+            assert len(expected)
+            assert torch.isfinite(expected).all()
+            # refits solve systems whose condition number multiplies the rounding of their sums
+            bound = 1e-12 if "sums" in name or "soft" in name or "scores" in name else 1e-8
+            torch.testing.assert_close(
+                torch.tensor(together[name], dtype=torch.float64), expected, rtol=bound, atol=bound, msg=name
+            )
+
+
+def test_a_killed_process_ends_the_others_with_one_error() -> None:
+    processes = group(3, __file__, "loop")
+    assert processes[2].stdout is not None
+    assert processes[2].stdout.readline() == "started\n"
+    processes[2].send_signal(signal.SIGKILL)
+    codes, errors = ended(processes)
+    assert codes == [1, 1, -signal.SIGKILL]
+    assert len(errors) == 1
+    assert "another one has stopped" in errors[0]
+
+
+def test_the_command_line_under_torchrun(tmp_path) -> None:
+    source, plain, together = (tmp_path / f"{name}.safetensors" for name in ("source", "plain", "together"))
+    by_hand("train", "lenet5?width=0.5", "--data", "digits", "--epochs", 1, "-o", source)
+    locate = ("locate", source, "--data", "digits", "--per-class", 8, "--json", "-o")
+    alone = by_hand(*locate, plain)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "brickyard")
+    command = [sys.executable, *torchrun, *map(str, locate), str(together)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 1
+    assert json.loads(run.stdout)["images"] == json.loads(alone)["images"]
+    one, two = by.load(plain), by.load(together)
+    assert isinstance(one, by.Relevance)
+    assert isinstance(two, by.Relevance)
+    for axis in one.axes:
+        torch.testing.assert_close(two.axis(axis), one.axis(axis), rtol=1e-5, atol=1e-6)
+        assert torch.equal(two.relevant(axis), one.relevant(axis))
+    codes, errors = ended(group(2, "-m", "brickyard", *map(str, locate), str(together)))
+    assert codes == [1, 1]
+    assert len(errors) == 1
+    assert "exists" in errors[0]
+
+
+def test_commands_that_share_no_work_say_so(tmp_path) -> None:
+    command = ("-m", "brickyard", "train", "lenet5", "--data", "digits", "-o", str(tmp_path / "x.safetensors"))
+    processes = group(2, *command)
+    codes, errors = ended(processes)
+    assert codes == [1, 1]
+    assert len(errors) == 1
+    assert "start it without torchrun" in errors[0]
+
+
+def _loop() -> None:
+    from brickyard.cli import _shared
+    from brickyard.commands.common import exit_code
+
+    def locate() -> None:
+        data = torch.rand(64, 3, 8, 8), torch.arange(64) % 4
+        print("started", flush=True)
+        while True:
+            by.locate(chain(), data, batch_size=8)
+
+    try:
+        _shared(locate)
+    except by.BrickyardError as error:
+        sys.exit(exit_code(error))
+    except BaseException as error:
+        sys.exit(getattr(error, "exit_code", 99))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["loop"]:
+        _loop()
+    else:
+        from brickyard.ranks import joined
+
+        with joined():
+            found = results()
+        print(json.dumps(found))
