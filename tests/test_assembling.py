@@ -10,6 +10,7 @@ from torch import nn
 import brickyard as by
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.graph import trace
+from brickyard.measuring import Latency
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import SCALINGS, Evidence, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
@@ -45,7 +46,7 @@ def test_each_block_is_its_part_in_every_form(make, reject, how) -> None:
     x = DATA[0]
     with torch.no_grad():
         alone = [part(part.preprocess(x))[:, : len(part.classes)] for part in pair]
-        for form in ("parallel", "padded", "auto"):
+        for form in ("parallel", "padded", "grouped", "auto"):
             whole = by.assemble(pair, form=form)
             assert whole.classes == ("c", "a", "f", "h", "g")
             torch.testing.assert_close(whole(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
@@ -58,7 +59,7 @@ def test_each_block_is_its_part_in_every_form(make, reject, how) -> None:
 def test_one_part_assembled_is_the_part() -> None:
     part = parts()[0]
     with torch.no_grad():
-        for form in ("parallel", "padded", "union"):
+        for form in ("parallel", "padded", "grouped", "union"):
             assert torch.allclose(by.assemble([part], form=form)(DATA[0]), part(DATA[0]), atol=1e-6)
 
 
@@ -81,6 +82,64 @@ def test_parts_of_different_architectures_and_sizes() -> None:
         assert torch.equal(whole(image), torch.cat(expected, 1))
     with pytest.raises(by.BrickyardError, match=r"one architecture.*use form='parallel'"):
         by.assemble([a, b], form="padded")
+
+
+def test_auto_takes_the_form_that_is_fastest_here(monkeypatch) -> None:
+    pair = parts()
+    times: dict[str, float] = {}
+
+    def measured(calls, *, batch):
+        assert all(call().shape == (batch, 5) for call in calls.values())
+        return {form: Latency(times[form], 0, 0, batch, 1, 1) for form in calls}
+
+    monkeypatch.setattr("brickyard.forming.measure_latency", measured)
+    for given, expected in (
+        ({"parallel": 4.0, "padded": 3.0, "grouped": 2.0}, "grouped"),
+        ({"parallel": 4.0, "padded": 1.0, "grouped": 2.0}, "padded"),
+        ({"parallel": 4.0, "padded": 3.9, "grouped": 5.0}, "parallel"),  # not clearly
+    ):
+        times.update(given)
+        whole = by.assemble(pair, form="auto")
+        assert whole.manifest.form == expected
+        assert f"{expected} is the fastest of parallel, padded, grouped here" in whole.manifest.notes[-1]
+    times.update({"parallel": 4.0, "padded": 1.0, "grouped": 1.0})
+    assert by.assemble(pair, form="auto", scaling="mahalanobis").manifest.form == "parallel"  # it needs the parts
+    other = parts(Residual)[1]
+    assert by.assemble([pair[0], other], form="auto").manifest.form == "parallel"  # there is no other
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("form", ["parallel", "padded", "grouped", "union"])
+def test_fused_assemblies_and_parts_give_the_same_and_come_back_from_files(make, form, tmp_path) -> None:
+    if form == "union":
+        model = make()
+        relevance = by.locate(model, DATA, classes=NAMES[0])
+        pair = [by.disassemble(model, relevance, task=[task], heal="none") for task in ("a", "c")]
+    else:
+        pair = parts(make)
+    whole = by.assemble(pair, form=form, scaling="logit-mean")
+    fast = whole.fused()
+    again = by.load(fast.save(tmp_path / "fast.safetensors"))
+    with torch.no_grad():
+        for model in (fast, again, again.fused()):
+            torch.testing.assert_close(model(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+        part = pair[0].fused()
+        torch.testing.assert_close(part(DATA[0]), pair[0](DATA[0]), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in whole.modules())
+    for found in (whole, pair[0]):
+        norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert all(m.weight is not None for m in norms)  # the original has its own still
+    with pytest.raises(by.BrickyardError, match=r"it is fused"):
+        by.assemble([part, pair[1]], form="padded")
+
+
+def test_a_gated_assembly_is_fused_with_its_gate() -> None:
+    whole = by.assemble(parts(), scaling="mahalanobis")
+    fast = whole.fused()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(by.assemble(parts())(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -448,7 +507,7 @@ def test_scaling_is_asked_for_rightly() -> None:
         ({"scaling": "lda", "images": [DATA, DATA], "shrink": 0}, "shrink=0 must be above 0"),
         ({"scaling": "mahalanobis", "form": "padded"}, "use form='parallel'"),
         ({"scaling": "mahalanobis", "weight": -1}, "weight=-1 must be 0 or more"),
-        ({"form": "round"}, "use one of 'auto'"),
+        ({"form": "round"}, "use one of 'parallel'"),
         ({"on_duplicate": "ignore"}, "use one of 'error'"),
     ]:
         with pytest.raises(by.BrickyardError, match=message):
@@ -618,8 +677,11 @@ def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
     pair = parts(make, preprocessing=(by.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), None), reject=True)
     for model in (
         pair[0],
+        pair[0].fused(),
         by.assemble(pair),
         by.assemble(pair, form="padded", scaling="logit-mean"),
+        by.assemble(pair, form="grouped"),
+        by.assemble(pair, form="padded").fused(),
         by.assemble(pair, scaling="lda", images=[DATA, DATA]),
     ):
         batch = torch.export.Dim("batch", min=1, max=1024)
@@ -627,6 +689,20 @@ def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
         with torch.no_grad():
             torch.testing.assert_close(program.module()(DATA[0]), model(DATA[0]), rtol=1e-5, atol=1e-5)
             assert not torch.equal(program.module()(DATA[0] + 1), model(DATA[0]))
+
+
+@pytest.mark.parametrize("form", ["parallel", "padded", "grouped", "union"])
+def test_every_form_compiles_as_one_graph(form) -> None:
+    """The whole of it is captured, without a break; the compiler behind it is torch's own affair."""
+    model = Residual()
+    relevance = by.locate(model, DATA)
+    tasks = ([0], [2]) if form == "union" else ([0, 1], [2, 3])
+    heal = "none" if form == "union" else "refit"
+    whole = by.assemble([by.disassemble(model, relevance, task=task, heal=heal) for task in tasks], form=form)
+    for made in (whole, whole.fused()):
+        compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(DATA[0]), made(DATA[0]), rtol=1e-5, atol=1e-5)
 
 
 def test_copies_types_and_modes() -> None:

@@ -123,6 +123,26 @@ def test_a_budget_by_damage_is_met_from_below_and_hurts_less_than_chance(make, r
     assert error(keep) < min(drawn)
 
 
+@pytest.mark.parametrize("select", ["mda", "damage", "l1"])
+@pytest.mark.parametrize("spread", ["even", "relevance"])
+def test_axes_that_are_cut_keep_a_multiple(select, spread) -> None:
+    model = Residual(width=24, inner=20)
+    relevance = by.locate(model, (IMAGES.float(), torch.arange(24) % 4))
+    for multiple in (8, 1):
+        budget = by.Budget(flops=0.5, spread=spread, multiple=multiple)
+        manifest = by.disassemble(model, relevance, task=[0, 3], budget=budget, select=select, heal="none").manifest
+        assert 0.3 <= manifest.selection.flops / manifest.source.flops <= 0.5
+        kept = [(len(axis.kept), axis.size) for axis in manifest.axes.values() if not axis.pinned]
+        assert any(count < size for count, size in kept)
+        fits = [count == size or count % 8 == 0 for count, size in kept]
+        assert all(fits) if multiple == 8 else not all(fits)
+        assert manifest.selection.budget.get("multiple", 1) == multiple
+    with pytest.raises(by.BrickyardError, match=r"multiple=0 is no whole number above 0"):
+        by.Budget(flops=0.5, multiple=0)
+    with pytest.raises(by.BrickyardError, match=r"8 channel\(s\) an axis already take"):
+        by.disassemble(model, relevance, task=[0, 3], budget=by.Budget(flops=0.05, multiple=8), select=select)
+
+
 @pytest.mark.parametrize("select", ["damage", "l1", "activation", "taylor", "random"])
 def test_every_choice_makes_a_component_that_says_how_it_was_chosen(select) -> None:
     model = Residual(width=24, inner=20)

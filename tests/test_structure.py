@@ -24,6 +24,7 @@ LEVELS = [
     {"selecting", "predicting"},
     {"component", "scaling"},
     {"disassembling", "assembly"},
+    {"forming"},
     {"assembling"},
     {"files", "scores", "routes"},
     {"evaluation"},

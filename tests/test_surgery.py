@@ -10,7 +10,7 @@ from torch import nn
 
 from brickyard.errors import SurgeryError
 from brickyard.graph import trace
-from brickyard.surgery import Part, cut, join
+from brickyard.surgery import Part, cut, fuse, join, join_as_groups
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
 from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
 
@@ -63,6 +63,7 @@ def test_padded_equals_parallel(kind: str, data: st.DataObject) -> None:
     with torch.no_grad():
         one = join(parts)(x)
         assert relative(one, torch.cat([network(x) for network in cuts], 1)) < 1e-9
+        assert relative(join_as_groups(parts)[0](x), one) < 1e-9
         two = join(parts, shared_input=False)(torch.cat([x, y], 1))
         assert relative(two, torch.cat([cuts[0](x), cuts[1](y)], 1)) < 1e-9
         swapped = join(parts[::-1])(x)
@@ -179,3 +180,63 @@ def test_different_architectures_cannot_be_padded() -> None:
     x = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
         assert join([a, c])(x).shape == (2, 11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SLOW
+@given(data=st.data())
+def test_norms_fold_into_the_layers_before_them(kind: str, data: st.DataObject) -> None:
+    net = Drawn(data.draw(plans(kinds_of(kind))))
+    x = images()
+    graph = trace(net, x)
+    network = cut(graph, data.draw(keep_sets(net.axes)))
+    numbers = {name: value.clone() for name, value in network.state_dict().items()}
+    fused = fuse(network)
+    with torch.no_grad():
+        assert relative(fused(x), network(x)) < 1e-9
+    assert all(torch.equal(value, numbers[name]) for name, value in network.state_dict().items())
+    norms = [[m for m in each.modules() if isinstance(m, nn.BatchNorm2d)] for each in (network, fused)]
+    assert not norms[0] or len(norms[1]) < len(norms[0])
+
+
+def test_a_norm_stays_where_others_read_what_it_reads() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.alone = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.linear = nn.Linear(4, 2)
+            randomised(self.double())
+
+        def forward(self, x):
+            y = self.conv(x)
+            y = torch.relu(self.norm(y)) + y  # what is folded away would be missing here
+            return self.linear(torch.relu(self.alone(y)).mean((2, 3)))  # and there is nothing to fold this into
+
+    x = images()
+    network = trace(Shared(), x).network
+    fused = fuse(network)
+    assert fused.layer_names == network.layer_names
+    assert torch.equal(fused(x), network(x))
+
+
+def test_groups_multiply_nothing_by_zero() -> None:
+    """As many products as the parts have, less what makes them equal; dense padding has almost twice as many."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    graphs = [trace(randomised(Residual(width=8, inner=6), seed), torch.rand(2, 3, 8, 8)) for seed in (0, 1)]
+    keeps = [{"stem": torch.arange(0, 8, 2), "conv1": torch.tensor([1, 4])}, {"stem": torch.arange(4)}]
+    parts = [Part(graph, graph.everything() | keep) for graph, keep in zip(graphs, keeps, strict=True)]
+    parts = [Part(part.graph, part.keep, cut(part.graph, part.keep)) for part in parts]
+    network, notes = join_as_groups(parts)
+    assert notes == ("4 of 5 convolutions run in 2 groups", "4 channels of zeros make the parts' sizes equal")
+
+    def flops(net: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.rand(1, 3, 8, 8))
+        return counter.get_total_flops()
+
+    keeps[0]["conv1"] = torch.arange(6)
+    equal = [cut(graph, graph.everything() | keep) for graph, keep in zip(graphs, keeps, strict=True)]
+    head = 2 * 4 * 4 * 2  # the linear layer stays dense
+    assert flops(network) == sum(map(flops, equal)) + head
+    assert flops(join(parts)) > 1.3 * flops(network)

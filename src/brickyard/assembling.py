@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from brickyard.assembly import Assembly, shared_signals
 from brickyard.component import Component
 from brickyard.disassembling import made_with, today
-from brickyard.errors import OptionError, SurgeryError, TaskError
-from brickyard.graph import Graph, analyse
+from brickyard.errors import OptionError, TaskError
+from brickyard.forming import formed, quickest
 from brickyard.manifest import AssemblyManifest, ComponentManifest
-from brickyard.network import Network
 from brickyard.options import Duplicates, Form, check_choice
 from brickyard.scaling import Evidence, find, scale
-from brickyard.surgery import Part, join, overlay
 
 __all__ = ["assemble"]
 
@@ -25,7 +22,7 @@ __all__ = ["assemble"]
 def assemble(
     components: Sequence[Component],
     *,
-    form: Form = "auto",
+    form: Form = "parallel",
     scaling: str = "none",
     images: Any = None,
     shots: int | None = None,
@@ -41,8 +38,9 @@ def assemble(
         components: The parts; each keeps its own preprocessing.
         form: "parallel": the parts run one after the other (any mix of architectures); "padded": one network
             with the parts side by side on every channel axis (one architecture: the paper's alignment
-            padding); "union": one component with the union of the channels (one source); "auto": parallel,
-            which never multiplies by zero.
+            padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
+            multiplies nothing by zero; "union": one component with the union of the channels (one source);
+            "auto": measured on the parts' device, whichever of the first three is fastest.
         scaling: How logits become comparable: a name in `brickyard.scaling.SCALINGS`.
         images: For few-shot scalings: a list with labelled images for each component (None where there are
             none), as for `locate`; labels are indices into that component's source's classes.
@@ -93,7 +91,9 @@ def assemble(
         versions=made_with(),
         created=today(),
     )
-    assembly = _joined(parts, manifest, source)
+    auto = form == "auto" and not strategy.gated
+    assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
+    manifest = assembly.manifest
     evidence = Evidence(manifest)
     if strategy.few_shot and images is not None:
         seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
@@ -150,91 +150,3 @@ def _new_name(name: str, source: str, taken: dict[str, list[int]]) -> str:
     while candidate in taken:
         candidate, number = f"{name} ({source} {number})", number + 1
     return candidate
-
-
-# -- forms -------------------------------------------------------------------------------------------------
-
-
-def _joined(parts: list[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
-    skeletons = [part.skeleton for part in parts]
-    if manifest.form == "parallel":
-        known = [part.familiarity for part in parts]
-        return Assembly([part.network for part in parts], manifest, skeletons=skeletons, familiarity=known)
-    blueprints = [_blueprint(part) for part in parts]
-    if manifest.form == "union":
-        if len({part.manifest.source.sha256 for part in parts}) > 1:
-            names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-            raise SurgeryError(f"form='union' needs parts of one source; these come from {names}: use form='parallel'")
-        network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
-        healed = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
-        if source is not None and healed:
-            notes = (*notes, f"the parts' {healed[0]} was dropped: the union has the source's own weights")
-        shared = True
-    else:
-        shared = _can_share_input(manifest, blueprints[0].graph)
-        if len({part.manifest.input_shape for part in parts}) > 1:
-            raise SurgeryError("padded parts must take images of one size; use form='parallel'")
-        network, notes = join(blueprints, shared_input=shared), ()
-    made = Assembly(
-        [network], manifest.model_copy(update={"shared_input": shared, "notes": notes}), skeletons=skeletons
-    )
-    if manifest.form == "padded":
-        _check_equal(
-            made,
-            Assembly(
-                [p.network for p in parts],
-                manifest.model_copy(update={"form": "parallel"}),
-                skeletons=skeletons,
-            ),
-        )
-    return made
-
-
-def _blueprint(part: Component) -> Part:
-    """A component as a cut of its source's structure, which is rebuilt without numbers."""
-    if part.skeleton is None:
-        raise SurgeryError(
-            f"the component of {part.manifest.source.name!r} has operations without a form as data, so its source's "
-            "structure is not known; use form='parallel'"
-        )
-    like = torch.empty(2, *part.manifest.input_shape, device="meta")
-    graph = analyse(Network.from_spec(part.skeleton), like)
-    keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
-    if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")
-    return Part(graph, keep, part.network)
-
-
-def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
-    from brickyard.graph import trace
-    from brickyard.relevance import fingerprint
-
-    found = fingerprint(source)
-    for part in parts:
-        if part.manifest.source.sha256 != found:
-            raise SurgeryError(
-                f"form='union' was asked for with a source of weights {found[:12]}; the component for "
-                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}: give its own source"
-            )
-    like = next(source.parameters())
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *parts[0].manifest.input_shape, generator=generator)
-    return trace(source, example.to(like.device, like.dtype))
-
-
-def _can_share_input(manifest: AssemblyManifest, graph: Graph) -> bool:
-    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
-    return len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
-
-
-def _check_equal(padded: Assembly, parallel: Assembly) -> None:
-    """Compare padded and parallel outputs on random images; a difference would be a wrong place."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, *parallel.manifest.parts[0].input_shape, generator=generator)
-    with torch.inference_mode():
-        a, b = padded.side_by_side(images), parallel.side_by_side(images)
-    if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):
-        raise SurgeryError(
-            f"the padded network differs from its parts by {float((a - b).abs().max()):.3g}; use form='parallel' and "
-            "please report this architecture"
-        )

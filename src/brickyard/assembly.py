@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickyard.component import Component
+from brickyard.component import Component, quick
 from brickyard.errors import DataError, SurgeryError
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
@@ -20,7 +20,7 @@ from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Gate, Scale, combine, owned
 
-__all__ = ["Assembly", "Shared", "shared_signals"]
+__all__ = ["Assembly", "Shared", "network_shapes", "shared_signals"]
 
 
 class Assembly(Predictor):
@@ -75,9 +75,9 @@ class Assembly(Predictor):
             tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
         ):
             raise SurgeryError(f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits")
-        self.register_buffer("matrix", matrix)
-        self.register_buffer("shift", shift)
         self.register_buffer("_share", owned(manifest), persistent=False)
+        self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
+        self.register_buffer("shift", shift)
         self.gate = gate
         self._plain = manifest.plain
         self.eval()
@@ -181,6 +181,14 @@ class Assembly(Predictor):
         networks = self.networks()
         return Assembly(networks, manifest, fitted.matrix, fitted.shift, self.skeletons, known, fitted.gate)
 
+    def fused(self) -> Assembly:
+        """The same assembly for inference, as `Component.fused` makes its parts; form and scaling stay."""
+        shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
+        known = [part.familiarity for part in self.components()] if self.manifest.form == "parallel" else []
+        networks = [quick(network, shape) for network, shape in zip(self.networks(), shapes, strict=True)]
+        skeletons = [None] * len(self.manifest.parts)
+        return Assembly(networks, self.manifest, self.matrix, self.shift, skeletons, known, self.gate)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
 
@@ -206,6 +214,17 @@ class Assembly(Predictor):
         ]
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
         return "\n".join(lines)
+
+
+def network_shapes(
+    parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Input shapes and output widths of the networks of an assembly."""
+    if form == "parallel":
+        return [part.input_shape for part in parts], [part.width for part in parts]
+    channels, *size = parts[0].input_shape
+    copies = 1 if shared_input else len(parts)
+    return [(channels * copies, *size)], [sum(part.width for part in parts)]
 
 
 # -- labelled images of several parts ----------------------------------------------------------------------

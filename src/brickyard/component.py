@@ -11,10 +11,11 @@ from torch import Tensor
 
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec
-from brickyard.network import Network
+from brickyard.network import Network, quick_layout
 from brickyard.predicting import Predictor
+from brickyard.surgery import fuse
 
-__all__ = ["Component"]
+__all__ = ["Component", "quick"]
 
 
 class Component(Predictor):
@@ -105,6 +106,25 @@ class Component(Predictor):
         manifest = self.manifest.model_copy(update={"scores": scores})
         return Component(self.network, manifest, self.skeleton, self.familiarity)
 
+    def fused(self) -> Component:
+        """The same component for inference: fewer steps, and numbers laid out in memory as they run fastest here.
+
+        Batch norm is folded into the layer before it, so that outputs agree to rounding. A fused component is no
+        longer a cut of its source: it joins others in parallel form only. Files keep what is fused, not the layout.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.testing import chain
+            >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+            >>> fast = component.fused()
+            >>> len(component.network.layer_names), len(fast.network.layer_names)
+            (9, 7)
+            >>> torch.allclose(fast(data[0]), component(data[0]), atol=1e-5)
+            True
+        """
+        return Component(quick(self.network, self.manifest.input_shape), self.manifest, None, self.familiarity)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
 
@@ -118,6 +138,14 @@ class Component(Predictor):
 
     def __str__(self) -> str:
         return describe(self.manifest)
+
+
+def quick(network: Network, input_shape: Sequence[int]) -> Network:
+    """A network without the norms that its other layers can take up, laid out in memory as it runs fastest."""
+    fused = fuse(network)
+    like = next(fused.parameters())
+    example = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
+    return fused.to(memory_format=quick_layout(fused, example))
 
 
 def describe(manifest: ComponentManifest) -> str:

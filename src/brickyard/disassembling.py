@@ -137,6 +137,8 @@ def disassemble(
             notes=(*notes, *report.notes),
         )
     choice = {} if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
+    if budget is not None and budget.multiple > 1:
+        choice["multiple"] = budget.multiple
     manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
     component = Component(network, manifest, _skeleton(graph))
     statistics, familiarity = _statistics(component, pool, batch_size)

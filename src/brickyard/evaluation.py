@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly import Assembly, shared_signals
+from brickyard.assembly import Assembly, network_shapes, shared_signals
 from brickyard.component import Component
 from brickyard.errors import DataError, OptionError
 from brickyard.graph.reading import as_before
@@ -260,8 +260,6 @@ def _assembly(
 def _assembly_sizes(
     rows: list[Row], assembly: Assembly, sources: list[nn.Module | None], timed: bool, batch: int
 ) -> list[Row]:
-    from brickyard.files import network_shapes
-
     parts = assembly.manifest.parts
     shapes, _ = network_shapes(parts, assembly.manifest.form, assembly.manifest.shared_input)
     distinct = {part.source.sha256: part.source for part in parts}.values()

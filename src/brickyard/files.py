@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly import Assembly
+from brickyard.assembly import Assembly, network_shapes
 from brickyard.component import Component
 from brickyard.container import read, write
 from brickyard.errors import BrickyardError, FileError
@@ -161,17 +161,6 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         _fill(gate, tensors, "scaling.gate.")
     _all_used(tensors)
     return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)
-
-
-def network_shapes(
-    parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Input shapes and output widths of the networks of an assembly."""
-    if form == "parallel":
-        return [part.input_shape for part in parts], [part.width for part in parts]
-    channels, *size = parts[0].input_shape
-    copies = 1 if shared_input else len(parts)
-    return [(channels * copies, *size)], [sum(part.width for part in parts)]
 
 
 def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:

@@ -42,7 +42,7 @@ FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0)]
-Form = Literal["parallel", "padded", "union"]
+Form = Literal["parallel", "padded", "grouped", "union"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
 

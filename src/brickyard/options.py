@@ -12,7 +12,7 @@ __all__ = ["Budget", "Choose", "Duplicates", "Form", "Heal", "Select", "Spread",
 
 Choose = Literal["confident", "random", "all"]
 Heal = Literal["refit", "moments", "none"]
-Form = Literal["auto", "union", "padded", "parallel"]
+Form = Literal["parallel", "padded", "grouped", "union", "auto"]
 Duplicates = Literal["error", "average", "max", "rename"]
 Spread = Literal["auto", "relevance", "even"]
 Select = Literal["mda", "damage", "l1", "activation", "taylor", "random"]
@@ -81,9 +81,12 @@ class Budget:
         parameters: Share of the source's parameters, in (0, 1].
         spread: Where to spend it, if channels are ranked by scores. "relevance": wherever they are highest, over
             all layers; "even": about the same share of every axis; "auto": even for FLOPs, relevance for parameters.
+        multiple: Axes that are cut keep a multiple of so many channels. Kernels are fast on multiples of 8 or more
+            (and slow on some other counts); 1 keeps what is most relevant to the channel.
 
     Raises:
-        OptionError: Not exactly one of `flops` and `parameters` is given, or it is outside (0, 1].
+        OptionError: Not exactly one of `flops` and `parameters` is given, or it is outside (0, 1], or `multiple` is
+            no whole number above 0.
 
     Example:
         >>> from brickyard import Budget
@@ -94,6 +97,7 @@ class Budget:
     flops: float | None = None
     parameters: float | None = None
     spread: Spread = "auto"
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         given = {"flops": self.flops, "parameters": self.parameters}
@@ -104,6 +108,8 @@ class Budget:
         if not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
             raise OptionError(f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's")
         check_choice("spread", self.spread, Spread)
+        if not isinstance(self.multiple, int) or self.multiple < 1:
+            raise OptionError(f"budget multiple={self.multiple!r} is no whole number above 0; 8 is a good one")
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:

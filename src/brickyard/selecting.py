@@ -166,7 +166,7 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
         budget: The budget.
 
     Raises:
-        OptionError: Even one channel an axis costs more than the budget.
+        OptionError: Even one channel (or `multiple`) an axis costs more than the budget.
     """
     fixed = _outputs(graph, outputs)
     cost_model = CostModel(graph)
@@ -176,22 +176,22 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
     mask = keep_mask(graph, fixed)
     for axis in graph.free:
         mask[axis.channels] = False
-    candidates: list[tuple[float, int]] = []
+    candidates: list[tuple[float, int, NDArray[np.int64]]] = []
     for axis in graph.free:
         score = scores[axis.channels]
-        order = torch.argsort(score, descending=True, stable=True).tolist()
-        mask[axis.start + order[0]] = True
-        for place, channel in enumerate(order[1:], start=1):
-            value = 1 - place / axis.size if even else float(score[channel])
-            candidates.append((-value, axis.start + channel))
-    candidates.sort()
+        order = torch.argsort(score, descending=True, stable=True).numpy()
+        mask[axis.start + order[: budget.multiple]] = True
+        for place in range(budget.multiple, axis.size, budget.multiple):
+            value = 1 - place / axis.size if even else float(score[order[place]])
+            block = axis.start + order[place : place + budget.multiple]
+            candidates.append((-value, int(block[0]), block))
+    candidates.sort(key=lambda candidate: candidate[:2])
 
     def cost(chosen: Mask) -> int:
         return int(getattr(cost_model(chosen), budget.resource))
 
     _check_enough(cost(mask), limit, budget)
-    ranked = np.array([channel for _, channel in candidates], dtype=np.int64)
-    mask = _fill(mask, ranked, cost, limit)
+    mask = _fill(mask, [block for _, _, block in candidates], cost, limit)
     return {
         **fixed,
         **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
@@ -249,7 +249,7 @@ def by_curves(
     kept = {name: len(curve.order) for name, curve in curves.items()}
     least = mask.copy()
     for name, axis in axes.items():
-        least[axis.start + curves[name].order[1:]] = False
+        least[axis.start + curves[name].order[budget.multiple :]] = False
     _check_enough(cost(least), limit, budget)
 
     def cheapest(name: str) -> tuple[float, int]:
@@ -257,14 +257,15 @@ def by_curves(
         axis, curve, now = axes[name], curves[name], kept[name]
         found = []
         for step in (1, 2, 4):
-            left = max(1, now - step * max(1, len(curve.order) // 16))
+            left = now - step * max(1, len(curve.order) // 16)
+            left = max(budget.multiple, left - left % budget.multiple)
             trial = mask.copy()
             trial[axis.start + curve.order[left:now]] = False
             found.append(((curve.damage[left] - curve.damage[now]) / max(1, spent - cost(trial)), left))
         return min(found)
 
     spent = cost(mask)
-    queue = [(*cheapest(name), name) for name in axes if kept[name] > 1]
+    queue = [(*cheapest(name), name) for name in axes if kept[name] > budget.multiple]
     heapq.heapify(queue)
     while spent > limit:
         _, _, name = heapq.heappop(queue)
@@ -275,9 +276,9 @@ def by_curves(
         mask[axes[name].start + curves[name].order[left : kept[name]]] = False
         kept[name] = left
         spent = cost(mask)
-        if left > 1:
+        if left > budget.multiple:
             heapq.heappush(queue, (*cheapest(name), name))
-    _take_back(mask, axes, curves, kept, cost, limit)
+    _take_back(mask, axes, curves, kept, cost, limit, budget.multiple)
     return {
         **keep,
         **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
@@ -291,18 +292,20 @@ def _take_back(
     kept: dict[str, int],
     cost: Callable[[Mask], int],
     limit: float,
+    multiple: int,
 ) -> None:
-    """Bring back single channels while they fit, the most damaging losses first."""
+    """Bring back channels, `multiple` at a time, while they fit, the most damaging losses first."""
     while True:
         short = {name: k for name, k in kept.items() if k < len(curves[name].order)}
-        losses = {name: curves[name].damage[k] - curves[name].damage[k + 1] for name, k in short.items()}
+        more = {name: min(len(curves[name].order), k + multiple) for name, k in short.items()}
+        losses = {name: curves[name].damage[k] - curves[name].damage[more[name]] for name, k in short.items()}
         for name in sorted(losses, key=lambda name: -losses[name]):
-            channel = axes[name].start + curves[name].order[kept[name]]
-            mask[channel] = True
+            channels = axes[name].start + curves[name].order[kept[name] : more[name]]
+            mask[channels] = True
             if cost(mask) <= limit:
-                kept[name] += 1
+                kept[name] = more[name]
                 break
-            mask[channel] = False
+            mask[channels] = False
         else:
             return
 
@@ -311,25 +314,26 @@ def _check_enough(least: float, limit: float, budget: Budget) -> None:
     if least > limit:
         share = least / limit * budget.share
         raise OptionError(
-            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
-            f"already takes {share:.3g}: raise the budget"
+            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.multiple} "
+            f"channel(s) an axis already take {share:.3g}: raise the budget"
         )
 
 
-def _fill(mask: Mask, ranked: NDArray[np.int64], cost: Callable[[Mask], int], limit: float) -> Mask:
+def _fill(mask: Mask, ranked: Sequence[NDArray[np.int64]], cost: Callable[[Mask], int], limit: float) -> Mask:
     """The longest prefix of the ranking that fits, then whatever else still fits."""
     low, high = 0, len(ranked)
     while low < high:
         middle = (low + high + 1) // 2
         trial = mask.copy()
-        trial[ranked[:middle]] = True
+        trial[np.concatenate(ranked[:middle])] = True
         low, high = (middle, high) if cost(trial) <= limit else (low, middle - 1)
     mask = mask.copy()
-    mask[ranked[:low]] = True
-    for channel in ranked[low : low + 256]:
-        mask[channel] = True
+    for channels in ranked[:low]:
+        mask[channels] = True
+    for channels in ranked[low : low + 256]:
+        mask[channels] = True
         if cost(mask) > limit:
-            mask[channel] = False
+            mask[channels] = False
     return mask
 
 

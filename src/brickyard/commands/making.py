@@ -178,6 +178,7 @@ def disassemble(
     weights: Weights = None,
     flops: Annotated[float | None, typer.Option(help="Budget: share of the source's FLOPs, in (0, 1].")] = None,
     parameters: Annotated[float | None, typer.Option(help="Budget: share of its parameters, in (0, 1].")] = None,
+    multiple: Annotated[int, typer.Option(help="Budget: keep multiples of so many channels; 8 is fast.", min=1)] = 1,
     alpha: GivenAlpha = None,
     beta: GivenBeta = None,
     linear_alpha: GivenLinearAlpha = None,
@@ -207,7 +208,9 @@ def disassemble(
 
     check_free(output, force)
     asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
-    budget = None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters)
+    budget = (
+        None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters, multiple=multiple)
+    )
     images = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
@@ -254,7 +257,7 @@ def disassemble(
 def assemble(
     files: Annotated[list[Path], typer.Argument(help="Files of components.", show_default=False)],
     output: Output,
-    form: Annotated[str, typer.Option(help="auto, parallel, padded or union.")] = "auto",
+    form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
     scaling: Annotated[
         str,
         typer.Option(help="none, mahalanobis, log-probability, logit-mean, magnitude; affine, joint-head or lda."),

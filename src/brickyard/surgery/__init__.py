@@ -6,8 +6,10 @@ several, every layer's weights become blocks with zeros elsewhere (the paper's a
 steps that depend on channel counts (views, splits, slices, channel padding) are rewritten to fit.
 """
 
+from brickyard.surgery.fusing import fuse
+from brickyard.surgery.grouping import join_as_groups
 from brickyard.surgery.joining import cut, join
 from brickyard.surgery.overlaying import overlay
 from brickyard.surgery.plan import KeepSet, Part, check_keep, positions
 
-__all__ = ["KeepSet", "Part", "check_keep", "cut", "join", "overlay", "positions"]
+__all__ = ["KeepSet", "Part", "check_keep", "cut", "fuse", "join", "join_as_groups", "overlay", "positions"]

@@ -29,7 +29,7 @@ from brickyard.surgery.plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery.steps import concrete, rewritten
 from brickyard.surgery.weights import made_layer, made_tensor, number_of
 
-__all__ = ["cut", "join"]
+__all__ = ["check_same", "cut", "join"]
 
 
 def cut(graph: Graph, keep: KeepSet) -> Network:
@@ -52,7 +52,7 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
         SurgeryError: The parts' graphs differ, or their class outputs cannot be laid side by side.
     """
     if len(parts) > 1:
-        _check_same(parts)
+        check_same(parts)
     builder = _Builder(Plan(parts, shared_input))
     for node in builder.source.nodes:
         builder.add(node)
@@ -136,8 +136,8 @@ class _Builder:
     def _breaks_layout(self, node: Node) -> bool:
         """Whether moving channels that lie side by side gives another order than the result is planned to have.
 
-        Entries of one channel that follow each other stay together, part after part. That fails where a boundary
-        between joined or cut-off pieces lies within such a run, and where the order is turned round.
+        Entries of one run stay together, part after part. That fails where a boundary between joined or cut-off
+        pieces lies within a run, and where the order is turned round.
         """
         if node.target == "flip":
             dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
@@ -158,7 +158,7 @@ class _Builder:
             if dim is None:
                 return False
             whole = self._numbers(source, dim)
-            runs = {0, len(whole), *(np.flatnonzero(whole[1:] != whole[:-1]) + 1).tolist()}
+            runs = {0, len(whole), *(np.flatnonzero(np.diff(self.plan.runs(whole))) + 1).tolist()}
             cuts = [
                 stop
                 for at, part in indexed_dims(node.args[1], self.plan.first.shapes[source].ndim)
@@ -168,7 +168,9 @@ class _Builder:
             return not set(cuts) <= runs
         else:
             return False
-        return any(len(a) and len(b) and a[-1] == b[0] for a, b in pairwise(pieces))
+        return any(
+            len(a) and len(b) and not np.diff(self.plan.runs(np.append(a[-1:], b[:1]))) for a, b in pairwise(pieces)
+        )
 
     def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
         """The first part's channel numbers along a dimension of a step's value."""
@@ -253,7 +255,12 @@ def _own(network: Network, target: str) -> Callable[..., Any]:
     return copy.deepcopy(call) if isinstance(call, nn.Module) else call
 
 
-def _check_same(parts: Sequence[Part]) -> None:
+def check_same(parts: Sequence[Part]) -> None:
+    """Check that parts can be laid side by side.
+
+    Raises:
+        SurgeryError: They are of different architectures, or their class outputs cannot be cut.
+    """
     first = parts[0].graph
     for part in parts:
         if part.graph.output is None:

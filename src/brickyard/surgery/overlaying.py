@@ -12,10 +12,10 @@ from brickyard.errors import SurgeryError
 from brickyard.graph.axes import Graph
 from brickyard.network import Network
 from brickyard.surgery.joining import cut
-from brickyard.surgery.plan import Part, positions
+from brickyard.surgery.plan import KeepSet, Part, positions
 from brickyard.surgery.weights import dim_labels, number_of
 
-__all__ = ["overlay"]
+__all__ = ["lay_over", "overlay"]
 
 
 def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple[str, ...]]:
@@ -46,13 +46,20 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
         raise SurgeryError("form='union' needs parts without a class in common and without reject; use form='parallel'")
     if source is not None:
         return cut(source, keep), ()
-    whole = Part(graph, keep)
-    network = cut(graph, keep)
-    unknown = 0
-    for name in (*graph.network.layer_names, *graph.network.tensor_names):
-        unknown += _overlay_one(network, whole, parts, name)
+    network, unknown = lay_over(parts, graph, keep)
     notes = (f"{unknown:,} weights between channels of different parts are not known and were set to zero",)
     return network, notes if unknown else ()
+
+
+def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Network, int]:
+    """A network that keeps all that the parts keep, with their numbers, and how many numbers none of them has.
+
+    Raises:
+        SurgeryError: The parts' numbers disagree where they overlap.
+    """
+    whole, network = Part(graph, keep), cut(graph, keep)
+    names = (*graph.network.layer_names, *graph.network.tensor_names)
+    return network, sum(_overlay_one(network, whole, parts, name) for name in names)
 
 
 def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:

@@ -113,6 +113,7 @@ class Plan:
         self.parts = parts
         self.first = parts[0].graph
         self.shared_input = shared_input
+        self._starts = [axis.start for axis in self.first.axes]
         self._image = self.first.at(self.first.network.nodes[0].name, "out")
 
     def alone(self, number: int) -> Plan:
@@ -126,8 +127,8 @@ class Plan:
     def layout(self, labels: Sequence[Labels]) -> Layout:
         """The layout of a dimension whose channel numbers are given for each part.
 
-        The class outputs and the image lie part after part. All else lies in the order of the source's channels,
-        and within a channel part after part: so a concatenation of two layouts is the layout of the concatenation.
+        The class outputs and the image lie part after part. So does every run of one axis; runs lie in the order of
+        the source's: so a concatenation of two layouts is the layout of the concatenation.
         """
         if self.shared_input and self.is_image(labels[0]):
             whole = [np.arange(len(own)) for own in labels]
@@ -137,8 +138,15 @@ class Plan:
         if is_output(self.first.output, labels[0]) or self.is_image(labels[0]):
             order = np.arange(sum(sizes))
         else:
-            order = np.argsort(np.lexsort(_side_by_side(labels[0], kept)))
+            run = self.runs(labels[0])
+            places, part = np.concatenate(kept), np.repeat(np.arange(len(kept)), sizes)
+            order = np.argsort(np.lexsort((places, part, run[places])))
         return Layout(kept, np.split(order, np.cumsum(sizes)[:-1]))
+
+    def runs(self, labels: Labels) -> NDArray[np.int64]:
+        """For each entry of a dimension, the number of its run: entries of one axis whose channels do not go back."""
+        axis = np.searchsorted(self._starts, labels, side="right")
+        return np.concatenate([[0], np.cumsum((axis[1:] != axis[:-1]) | (labels[1:] < labels[:-1]))])
 
     def places(self, owner: str, role: DimRole, dim: int = 0) -> list[NDArray[np.int64]] | None:
         """For each part, where its entries go along a dimension of a layer or tensor; None without channels."""
@@ -179,14 +187,3 @@ def _along(graph: Graph, node: Node, dim: int, piece: int | None) -> Labels:
     if piece is not None:
         labels, value = labels[piece], value[piece]
     return np.broadcast_to(np.moveaxis(labels, dim, 0).reshape(labels.shape[dim], -1)[:, 0], (value.shape[dim],))
-
-
-def _side_by_side(labels: Labels, kept: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], ...]:
-    """Sort keys, last one first: the source's channel, then the part, then the place within the channel.
-
-    Flattening repeats a channel in a run of entries, which must stay together.
-    """
-    run = np.concatenate([[0], np.cumsum(labels[1:] != labels[:-1])])
-    places = np.concatenate(kept)
-    part = np.repeat(np.arange(len(kept)), [len(p) for p in kept])
-    return places, part, run[places]
