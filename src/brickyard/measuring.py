@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Latency", "count_flops", "count_parameters", "measure_latency"]
+__all__ = ["Latency", "count_flops", "count_parameters", "measure_latency", "peak_memory"]
 
 MIN_RUNS, MAX_SECONDS = 5, 5.0
 
@@ -31,6 +31,23 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         bones(torch.empty(1, *input_shape, device="meta"))
     return int(counter.get_total_flops())
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Most bytes of tensors on the CPU that a call held at one time, beyond what there was before it.
+
+    Counted from torch's own allocations, so that the same work gives the same number.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 @dataclass(frozen=True)
