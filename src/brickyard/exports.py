@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,7 +24,7 @@ from brickyard.component import Component
 from brickyard.container import write_atomically
 from brickyard.errors import DataError, FileError, OptionError, SurgeryError
 from brickyard.manifest import ComponentManifest
-from brickyard.predicting import REJECT, Predictor, read_images
+from brickyard.predicting import REJECT, Predictor, read_images, run_images
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -119,9 +119,9 @@ def export_onnx(
 
     The file's input is `images`, (batch, channels, height, width), any batch; its outputs are `logits` and
     `probabilities`, (batch, classes), with one more at the end for "(none of these)" where a component has a reject
-    output. The whole preprocessing is inside: scale, channels, padding or resizing, normalisation. Where it sets a size,
-    the file takes images of any size; where it does not, images of the size that the source took. Class names and what
-    the manifest says are in the file's metadata, as JSON (`classes` and `brickyard`).
+    output. The whole preprocessing is inside: scale, channels, padding or resizing, normalisation. Where it sets a
+    size, the file takes images of any size; where it does not, images of the size that the source took. Class names
+    and what the manifest says are in the file's metadata, as JSON (`classes` and `brickyard`).
 
     Before anything is written, onnxruntime runs the file on random images, and on yours, one and five at once, and its
     logits must be those of the model in torch (float32, on the CPU, batch norm not folded): the largest difference in
@@ -153,7 +153,7 @@ def export_onnx(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = export_onnx(component, f"{folder}/small.onnx", check_images=data[0])
         >>> record.images, record.error < 1e-5
-        (20, True)
+        (15, True)
     """
     path = Path(path)
     _check_free(path, overwrite)
@@ -162,6 +162,7 @@ def export_onnx(
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
     expected = [(images, _say(plain, images)) for images in (*_random(entry), *given)]
+    count = sum(len(images) for images, _ in expected)
     problems: list[str] = []
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
@@ -169,21 +170,24 @@ def export_onnx(
             proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry)
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
-        except Exception as error:  # what the exporter raises differs by version and by operation
-            problems.append(f"it cannot be written as ONNX: {_first_line(error)}")
+        except Exception as refusal:  # what the exporter raises differs by version and by operation
+            problems.append(f"it cannot be written as ONNX: {_first_line(refusal)}")
             continue
         error, problem = _compare(content, expected)
         if problem:
             problems.append(problem)
             continue
-        write_atomically(path, lambda place, content=content: place.write_bytes(content), overwrite=overwrite)  # type: ignore[misc]
+        _write(path, content, overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
-        count = sum(len(images) for images, _ in expected)
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
     raise SurgeryError(
         f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
         "file, or export its state dict"
     )
+
+
+def _write(path: Path, content: bytes, overwrite: bool) -> None:
+    write_atomically(path, lambda place: place.write_bytes(content), overwrite=overwrite)
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
@@ -197,7 +201,8 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
         raise OptionError(f"channels={channels} was asked for; {_title(model)} takes {free}")
     sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
     fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
-    return _Entry(channels or usual, (fixed_sides or [None])[0], (fixed_sides or sides)[0], dtype)
+    size = fixed_sides[0] if fixed_sides else None
+    return _Entry(channels or usual, size, size or sides[0], dtype)
 
 
 def _manifests(model: Component | Assembly) -> tuple[ComponentManifest, ...]:
@@ -219,9 +224,7 @@ def _random(entry: _Entry) -> list[Tensor]:
 def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
     """Real images as the file takes them: the first alone, then all in fives."""
     pictures = getattr(images, "images", images)
-    singles = [
-        one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch
-    ][:MOST_CHECKED]
+    singles = [one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch][:MOST_CHECKED]
     for index, one in enumerate(singles):
         if one.shape[1] != entry.channels:
             raise DataError(
@@ -255,8 +258,6 @@ def _of_type(images: Tensor, dtype: str) -> Tensor:
 
 
 def _say(model: Predictor, images: Tensor) -> Tensor:
-    from brickyard.predicting import run_images
-
     with torch.inference_mode():
         return run_images(model._logits, images, "the images for the check")
 
@@ -288,13 +289,17 @@ def _proto(model: Predictor, entry: _Entry) -> Any:
 
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
     """Say in the file what it is, and forget where on this machine its steps came from."""
-    graphs = [proto.graph, *proto.functions]
-    for graph in graphs:
-        for item in (*graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
-            del item.metadata_props[:]
-            item.doc_string = ""
-        del graph.metadata_props[:]
-    del proto.metadata_props[:]
+    names = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
+    sides = proto.graph.input[0].type.tensor_type.shape.dim
+    renamed = {sides[place].dim_param: name for place, name in names.items() if sides[place].dim_param}
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    for value in values:
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = renamed.get(side.dim_param, side.dim_param)
+    for item in (*values, *proto.graph.node, *proto.graph.initializer, proto.graph, proto):
+        del item.metadata_props[:]
+        item.doc_string = ""
     proto.producer_name, proto.producer_version = "brickyard", __version__
     proto.graph.name = "brickyard"
     proto.doc_string = str(model)
@@ -344,7 +349,9 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]]) -> tuple
 # -- torch -------------------------------------------------------------------------------------------------
 
 
-def torch_program(model: Component | Assembly, *, dtype: str = "float32", channels: int | None = None) -> ExportedProgram:
+def torch_program(
+    model: Component | Assembly, *, dtype: str = "float32", channels: int | None = None
+) -> ExportedProgram:
     """A component or an assembly as a program of `torch.export`, in memory: raw images -> logits and probabilities.
 
     It takes what the ONNX file of `export_onnx` takes. It is not written to a file: `torch.export.save` pickles

@@ -84,7 +84,7 @@ class Familiarity(nn.Module):
             return None
         unit = whole.unit * usual
         values = whole.mean, whole.directions, whole.gains, unit, whole.length
-        return cls(*(value.float() for value in values))
+        return cls(*(value.float().contiguous() for value in values))  # as they lie in a file: the same rounding
 
     def forward(self, features: Tensor) -> Tensor:
         """How far features are, in usual distances."""
