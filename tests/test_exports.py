@@ -22,10 +22,11 @@ from brickyard.exports import export_onnx, export_state_dict, torch_program
 from brickyard.familiarity import Familiarity, _squared
 from brickyard.predicting import REJECT
 from brickyard.testing import Branches, Residual, chain, randomised
+from conftest import needed_package
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-onnx = pytest.importorskip("onnx")
+onnxruntime = needed_package("onnxruntime")
+needed_package("onnxscript")
+onnx = needed_package("onnx")
 
 DATA = (torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(48) % 4)
 NAMES = (["a", "b", "c", "d"], ["e", "f", "g", "h"])

@@ -14,8 +14,9 @@ import brickyard as by
 from brickyard.cli import app
 from brickyard.hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.testing import chain
+from conftest import needed_package
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+huggingface_hub = needed_package("huggingface_hub")
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 NAMES = ["cat", "dog", "`owl`\n---\nlicense: mine", "fox"]
