@@ -28,6 +28,7 @@ LEVELS = [
     {"assembling"},
     {"files", "scores", "routes"},
     {"evaluation"},
+    {"exports", "hub"},
     {"datasets", "sources"},
     {"training"},
     {"demo", "commands"},
