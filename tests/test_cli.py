@@ -16,7 +16,19 @@ import brickyard as by
 from brickyard.cli import app
 from brickyard.datasets import load_data
 
-COMMANDS = ["demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "export", "push"]
+COMMANDS = [
+    "demo",
+    "train",
+    "locate",
+    "disassemble",
+    "assemble",
+    "evaluate",
+    "show",
+    "predict",
+    "export",
+    "push",
+    "yard",
+]
 
 
 def run(*arguments: object, code: int = 0):
