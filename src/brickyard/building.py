@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from brickyard._version import __version__
-from brickyard.errors import DataError, FileError
+from brickyard.errors import DataError, FileError, TaskError
 from brickyard.fingerprints import Fingerprints, Seen, digest
 from brickyard.manifest import Frozen, first_problem
 from brickyard.recipes import ComponentRecipe, RecipeFile
@@ -503,17 +503,28 @@ class _Work:
 
     def _locate(self, name: str) -> Step:
         said = self.recipe.sources[name].locate
-        texts = sorted({t for c in self.recipe.components.values() if c.source == name for t in c.task})
+        tasks = {part: cut.task for part, cut in self.recipe.components.items() if cut.source == name}
+        texts = sorted({text for task in tasks.values() for text in task})
         needs = self._all_needs([name], images=True) | _options(said.said()) | {"classes": json.dumps(texts)}
-        key = digest(json.dumps(needs, sort_keys=True))[:16]
+        key = digest(json.dumps(needs, sort_keys=True))
 
         def run() -> None:
             from brickyard.datasets import parse_classes
             from brickyard.locating import locate
+            from brickyard.relevance import resolve_task
 
             source, images = self._source(name)
             notes = self.folder / NOTES / f"locate-{name}-{self._input_key(name, key)}"
-            task = {k: None for text in texts for k in _numbers(parse_classes([text], source.classes), source.classes)}
+            task: set[int] = set()
+            for part, said_task in tasks.items():
+                try:
+                    task.update(resolve_task(parse_classes(said_task, source.classes), source.classes))
+                except TaskError as error:
+                    raise self.file.problem(
+                        ("components", part, "task"),
+                        f"components.{part}.task cannot be used: {error}. Ranges count the source's classes from 0; "
+                        "names go by commas",
+                    ) from None
             relevance = locate(
                 source.model,
                 images,
@@ -664,7 +675,7 @@ class _Work:
             scored["assembly"] = "scores/assembly.json"
         data = None
         if recipe.evaluate is not None:
-            data = " and ".join(dict.fromkeys(map(recipe.evaluate.of, self._of(*parts))))
+            data = " and ".join(dict.fromkeys(_called(recipe.evaluate.of(name)) for name in self._of(*parts)))
 
         def run() -> None:
             from brickyard.cards import model_card
@@ -718,12 +729,6 @@ def _few_shot(scaling: str) -> bool:
     return find(scaling).few_shot
 
 
-def _numbers(classes: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    from brickyard.relevance import resolve_task
-
-    return resolve_task(classes, names)
-
-
 def _shared_images(training: ImageData, scored: ImageData, source: str) -> str | None:
     """What to say of images that are scored and were there to locate, heal and scale with.
 
@@ -744,6 +749,14 @@ def _shared_images(training: ImageData, scored: ImageData, source: str) -> str |
     if not count:
         return None
     return f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
+
+
+def _called(text: str) -> str:
+    """What a card calls data: no folder of this machine."""
+    path, mark, options = text.partition("?")
+    if path == "digits" and "split=" not in options:
+        return f"the test split of {text}"
+    return Path(path).name + mark + options
 
 
 def _csv(tables: dict[str, Scores]) -> str:

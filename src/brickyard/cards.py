@@ -238,30 +238,24 @@ def _scores(tables: Mapping[str, Scores], data: str | None) -> list[str]:
 
 
 def _origin(parts: Sequence[ComponentManifest], names: Sequence[str]) -> list[str]:
-    lines = [
-        "| part | classes | source | weights (sha256) | of the source's | images located with | chosen by | heal |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines: list[str] = []
     for index, part in enumerate(parts):
         source, chosen = part.source, part.selection
-        shares = (
-            f"{_share(chosen.parameters, source.parameters)} parameters, {_share(chosen.flops, source.flops)} FLOPs"
-        )
         few = ", ".join(part.classes[:8]) + (f" and {len(part.classes) - 8} more" if len(part.classes) > 8 else "")
-        cells = [
-            names[index] if names else str(index),
-            few,
-            f"{source.name}, {len(source.classes)} classes",
-            source.sha256,
-            shares,
-            _located(part),
-            _chosen(part),
-            _heal(part),
+        size = f"{_share(chosen.parameters, source.parameters)} of the parameters, {_share(chosen.flops, source.flops)}"
+        facts = [
+            f"source: {_plain(source.name)}, {_many(len(source.classes))}",
+            f"sha256 of the source's weights: `{source.sha256}`",
+            f"size: {size} of the FLOPs of the source",
+            f"chosen by: {_chosen(part)}",
+            f"images located with: {_plain(_located(part))}",
+            f"heal: {_heal(part)}",
         ]
-        lines.append("| " + " | ".join(map(_plain, cells)) + " |")
+        lines += [f"**{_plain(names[index] if names else f'Part {index}')}** ({_plain(few)})", ""]
+        lines += [*(f"- {fact}" for fact in facts), ""]
     versions = dict.fromkeys((part.versions.brickyard, part.versions.torch) for part in parts)
     made = "; ".join(f"Brickyard {own}, PyTorch {torch}" for own, torch in versions)
-    return [*lines, "", f"Made with {made}."]
+    return [*lines, f"Made with {made}."]
 
 
 def _located(part: ComponentManifest) -> str:
@@ -274,9 +268,9 @@ def _located(part: ComponentManifest) -> str:
 
 def _chosen(part: ComponentManifest) -> str:
     if part.selection.budget is not None:
-        return "budget: " + ", ".join(f"{key} {value}" for key, value in part.selection.budget.items())
+        return "budget, " + ", ".join(f"{key} {_plain(str(value))}" for key, value in part.selection.budget.items())
     if part.selection.thresholds is not None:
-        return "thresholds: " + ", ".join(f"{key} {value:g}" for key, value in part.selection.thresholds.items())
+        return "thresholds, " + ", ".join(f"{key} {value:g}" for key, value in part.selection.thresholds.items())
     return "hand"
 
 

@@ -42,6 +42,9 @@ MAX_NODES = 20_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
+INNER = re.compile(r"(?<=[^\s\[\]{},])\?(?=[^\s\[\]{},])")  # YAML 1.2 has it in texts between brackets, 1.1 not
+STAND_IN = "\ue000"  # for such a question mark while YAML is read
+
 Place = tuple[str | int, ...]
 
 
@@ -355,6 +358,9 @@ def _composed(path: Path, content: bytes) -> Any:
 
     try:
         text = content.decode("utf-8-sig")
+        if STAND_IN in text:
+            raise FileError(f"recipe {path} has the character U+E000, which is no text; remove it")
+        text = INNER.sub(STAND_IN, text)
         depth = aliases = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.CollectionStartEvent):
@@ -376,7 +382,7 @@ def _composed(path: Path, content: bytes) -> Any:
         text = " ".join(str(part) for part in (error.problem, error.context) if part)
         if mark is None:
             raise FileError(f"recipe {path} is not YAML: {text}") from None
-        raise refuse(mark, f"the recipe is not YAML: {text}; check indentation, colons and quotes") from None
+        raise refuse(mark, f"the recipe is not YAML: {_text(text)}; check indentation, colons and quotes") from None
     except yaml.YAMLError as error:
         raise FileError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
 
@@ -396,6 +402,8 @@ class _Reader:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise self.fail(node, f"the recipe has more than {MAX_NODES:,} values; it must be smaller")
+        if len(place) > MAX_DEPTH:
+            raise self.fail(node, f"the recipe is nested deeper than {MAX_DEPTH}; a recipe needs five")
         self.marks[place] = (node.start_mark.line + 1, node.start_mark.column + 1)
 
     def mapping(self, node: Any, model: type[BaseModel] | None, place: Place, what: str) -> dict[str, Any]:
@@ -412,7 +420,7 @@ class _Reader:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.fail(key_node, f"{what} has {_kind(key_node)} as a key; keys are texts")
-            key = key_node.value
+            key = _text(key_node.value)
             if key in found:
                 line, column = self.marks[(*place, key, "key")]
                 raise self.fail(key_node, f"{what} has the key {key!r} twice (also at {line}:{column}); leave one out")
@@ -444,7 +452,7 @@ class _Reader:
             return [self.value(item, None, (*place, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             raise self.fail(node, f"{what} is a mapping; a value or a list is needed")
-        return node.value
+        return _text(node.value)
 
     def named(self, node: Any, model: type[BaseModel], place: Place, what: str) -> dict[str, Any]:
         """A mapping from names, which become file names, to sections."""
@@ -474,6 +482,10 @@ class _Reader:
         return found
 
 
+def _text(value: str) -> str:
+    return value.replace(STAND_IN, "?")
+
+
 def nearest(word: str, known: Any) -> str:
     """The end of a message about a word that is not known: what may have been meant, and what there is."""
     choices = [str(item) for item in known]
@@ -484,7 +496,7 @@ def nearest(word: str, known: Any) -> str:
 
 
 def _kind(node: Any) -> str:
-    return {"mapping": "a mapping", "sequence": "a list"}.get(node.id, f"the text {str(node.value)[:60]!r}")
+    return {"mapping": "a mapping", "sequence": "a list"}.get(node.id, f"the text {_text(str(node.value))[:60]!r}")
 
 
 def _key(name: str) -> str:
@@ -549,6 +561,8 @@ NEEDED = {
     "string_type": "a text is needed",
     "tuple_type": "a list is needed",
     "string_too_short": "a text is needed",
+    "too_short": "at least one is needed",
+    "dict_type": "one text, or a mapping from sources to texts, is needed",
 }
 
 
@@ -589,8 +603,8 @@ def _problems(file: RecipeFile) -> Iterator[tuple[Place, str]]:
 def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> Iterator[tuple[Place, str]]:
     what = _dotted(place)
     if (source.network is None) == (source.train is None):
-        given = "both" if source.train else "neither"
-        yield place, f"{what} needs one of 'network' and 'train'; {given} was given"
+        given = "both were" if source.train else "neither was"
+        yield place, f"{what} needs one of 'network' and 'train'; {given} given"
     if source.train is not None:
         for key in ("weights", "class_names"):
             if getattr(source, key) is not None:

@@ -76,7 +76,7 @@ def train(
     steps = epochs * max(1, len(data) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, lr, total_steps=max(6, steps), pct_start=0.2, cycle_momentum=False
     )
     model.train()
     with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
