@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from brickyard._version import __version__
-from brickyard.errors import DataError, FileError, TaskError
+from brickyard.errors import BrickyardError, DataError, FileError, TaskError
 from brickyard.fingerprints import Fingerprints, Seen, digest
 from brickyard.manifest import Frozen, first_problem
 from brickyard.recipes import ComponentRecipe, RecipeFile
@@ -56,6 +56,7 @@ class Step:
         inputs: Outputs of earlier steps that it reads.
         needs: All else that its outputs depend on, by name.
         run: Does it.
+        place: The section of the recipe that it is about.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Step:
     inputs: tuple[str, ...]
     needs: dict[str, str]
     run: Callable[[], None] = field(repr=False, compare=False)
+    place: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,21 @@ def plan(file: RecipeFile, *, force: bool = False, trust: bool = False) -> list[
     Raises:
         OptionError: A source is code, and `trust` is false.
         FileError: A file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from brickyard.building import plan
+        >>> from brickyard.recipes import load_recipe
+        >>> text = '''
+        ... brickyard: 1
+        ... sources: {a: {train: {network: lenet5?width=0.5, data: digits}}}
+        ... components: {low: {source: a, task: 0-2, flops: 0.5}}
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "recipe.yaml")
+        ...     _ = path.write_text(text)
+        ...     [item.step.name for item in plan(load_recipe(path))]
+        ['train a', 'locate a', 'cut low', 'write the card of low', 'copy the recipe']
     """
     return _Build(file, force, trust).planned()
 
@@ -229,6 +246,8 @@ class _Build:
         planned = self.planned()
         say(plan_text(planned, self.folder))
         self._claim([name for item in planned if item.status == "run" for name in item.step.outputs])
+        for name in self.work.unweighted():
+            say(f"source {name} has no weights: its network stays as it is drawn; give sources.{name}.weights")
         done: dict[str, str] = {}
         for item in planned:
             done[item.step.name] = self._run_step(item, say)
@@ -255,7 +274,12 @@ class _Build:
         needs = self._needs(step)
         for name in step.outputs:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        step.run()
+        try:
+            step.run()
+        except BrickyardError as error:
+            if str(error).startswith(f"{self.file.path}:"):
+                raise
+            raise type(error)(self.file.told(step.place, f"{step.name}: {error}")) from error
         outputs = {name: self.prints.file(self.folder / name) for name in step.outputs}
         steps = {**self.state.steps, step.name: Made(needs=needs, outputs=outputs)}
         self.state = self.state.model_copy(update={"steps": steps})
@@ -350,6 +374,12 @@ class _Work:
             sha = hashlib.sha256(self.file.content).hexdigest()
             needs = {"file of the recipe": sha}
             yield Step("copy the recipe", ("recipe.yaml",), (), needs, lambda: self._write("recipe.yaml", None))
+
+    def unweighted(self) -> list[str]:
+        """The sources that were never trained, as far as the recipe says."""
+        kinds = ("zoo:", "torchvision:", "timm:")
+        sources = {name: self.recipe.sources[name] for name in self.recipe.used}
+        return [name for name, s in sources.items() if (s.network or "").startswith(kinds) and s.weights is None]
 
     # -- what steps depend on
 
@@ -499,7 +529,7 @@ class _Work:
         needs |= _options(said.said())
         preprocessing = self.recipe.sources[name].preprocessing
         needs |= {} if preprocessing is None else {"preprocessing": json.dumps(preprocessing.said())}
-        return Step(f"train {name}", (_source_file(name),), (), needs, run)
+        return Step(f"train {name}", (_source_file(name),), (), needs, run, ("sources", name, "train"))
 
     def _locate(self, name: str) -> Step:
         said = self.recipe.sources[name].locate
@@ -541,7 +571,7 @@ class _Work:
             relevance.save(self.folder / _relevance_file(name), overwrite=True)
             shutil.rmtree(notes, ignore_errors=True)
 
-        return Step(f"locate {name}", (_relevance_file(name),), self._trained(name), needs, run)
+        return Step(f"locate {name}", (_relevance_file(name),), self._trained(name), needs, run, ("sources", name))
 
     def _input_key(self, name: str, key: str) -> str:
         """A name for the notes of locating: of all that it depends on, the trained source included."""
@@ -577,7 +607,7 @@ class _Work:
 
         inputs = (*self._trained(said.source), _relevance_file(said.source))
         needs = self._all_needs([said.source], images=True) | _options(said.said("source"))
-        return Step(f"cut {name}", (_component_file(name),), inputs, needs, run)
+        return Step(f"cut {name}", (_component_file(name),), inputs, needs, run, ("components", name))
 
     # -- assemble, evaluate
 
@@ -610,7 +640,7 @@ class _Work:
         idle = () if few else ("shots", "seed")
         needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
         inputs = (*(self._trained(*sources) if few or union else ()), *map(_component_file, parts))
-        return Step("assemble", (ASSEMBLY,), inputs, needs, run)
+        return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))
 
     def _evaluate(self, name: str, place: str, parts: list[str]) -> Step:
         said = self.recipe.evaluate
@@ -637,7 +667,8 @@ class _Work:
         for origin in sources:
             needs |= self._images_need(said.of(origin), "test")
         inputs = (*self._trained(*sources), ASSEMBLY if whole else _component_file(name))
-        return Step(f"evaluate {'the assembly' if whole else name}", (place,), inputs, needs, run)
+        title = f"evaluate {'the assembly' if whole else name}"
+        return Step(title, (place,), inputs, needs, run, ("evaluate",))
 
     def _tables(self, subjects: Sequence[str]) -> Step:
         places = {name: _scores_file(name, self.recipe.assembly is not None) for name in subjects}

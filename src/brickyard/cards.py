@@ -5,6 +5,7 @@ A card says only what manifests and score tables say.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -208,7 +209,7 @@ def _use(manifest: ComponentManifest | AssemblyManifest, file: str) -> list[str]
         "```python",
         "import brickyard as by",
         "",
-        f"model = by.load({_plain(file, code=True)!r})",
+        f"model = by.load({json.dumps(_plain(file, code=True), ensure_ascii=False)})",
         'print(model.predict(["picture.png"]))  # the name of the class',
         'print(model.predict_proba(["picture.png"]))  # in the order of model.classes',
         "```",
@@ -225,7 +226,7 @@ def _scores(tables: Mapping[str, Scores], data: str | None) -> list[str]:
     for name, scores in tables.items():
         if name:
             lines += [f"### {_plain(name)}", ""]
-        lines += [score_table(scores), ""]
+        lines += [score_table(scores), "", f"Images scored: {max(row.images for row in scores.rows):,}.", ""]
         timed = next((row.latency for row in scores.rows if row.latency), None)
         if timed:
             batch, threads = f"{timed['batch']:.0f}", f"{timed['threads']:.0f}"

@@ -289,7 +289,11 @@ class RecipeFile:
 
     def problem(self, place: Place, text: str) -> OptionError:
         """An error at a place of the recipe."""
-        return OptionError(f"{_at(self.path, self.marks, place)}: {text}")
+        return OptionError(self.told(place, text))
+
+    def told(self, place: Place, text: str) -> str:
+        """A message with a place of the recipe before it."""
+        return f"{_at(self.path, self.marks, place)}: {text}"
 
     def resolved(self, text: str) -> str:
         """A text of a source or of data, with its path taken from the recipe's folder."""
