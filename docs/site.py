@@ -43,9 +43,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match[0]
         found = Path(*_resolved(home.parent / target))
         name = moved.get(found.as_posix())
-        if name is None and found.parts[:1] == ("docs",):
-            name = "/".join(found.parts[1:])
-        elif name is None and found.parts[:2] == ("benchmarks", "results"):
+        if name is None and (found.parts[:1] == ("docs",) or found.parts[:2] == ("benchmarks", "results")):
             name = "/".join(found.parts[1:])
         return text.strip("[]") if name is None else f"{text}({up}{name}{anchor})"  # other files are not on the site
 
