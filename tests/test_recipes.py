@@ -462,6 +462,17 @@ def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) 
     assert len(seen) == 2 + 1 + 2  # of four classes in all, the first was not done again
 
 
+def test_what_a_killed_build_was_writing_is_swept_up_and_nothing_else(again) -> None:
+    out = again.parent / "out"
+    half = [out / "..build.json.0123abcd.tmp", out / "components" / ".low.safetensors.89abcdef.tmp"]
+    others = [out / ".mine.0123abcd.tmp", out / "components" / ".low.safetensors.tmp"]
+    for path in (*half, *others):
+        path.touch()
+    assert built(again) == {"up to date": STEPS}
+    assert [path.exists() for path in half] == [False, False]
+    assert [path.exists() for path in others] == [True, True]
+
+
 def test_files_of_others_are_not_overwritten(tmp_path) -> None:
     path = write(tmp_path, RECIPE + "outputs: {folder: .}\n")
     (tmp_path / "README.md").write_text("precious")

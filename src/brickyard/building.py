@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -292,6 +293,13 @@ class _Build:
             shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / NOTES).rmdir()
+        half = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what a process that was killed was writing
+        names = {STATE, *(name for step in self.steps for name in step.outputs)}
+        for folder in {(self.folder / name).parent for name in names}:
+            for place in folder.glob(".*.tmp"):
+                found = half.fullmatch(place.name)
+                if found and (folder / found[1]).relative_to(self.folder).as_posix() in names:
+                    place.unlink(missing_ok=True)
 
     def _claim(self, outputs: Sequence[str]) -> None:
         """Note what will be written; refuse where it would replace a file that is not from a build."""
