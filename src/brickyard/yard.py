@@ -31,7 +31,7 @@ __all__ = ["Choice", "Entry", "Problem", "Yard"]
 
 SUFFIX = ".safetensors"
 LOCK, STAGE = ".lock", ".adding"  # beside the index: who writes holds the lock, and prepares files in the folder
-MAX_NAME = 40  # of names that are made here
+MAX_NAME = 35  # of names that are made here
 
 
 @dataclass(frozen=True)
@@ -481,13 +481,15 @@ def _is_source(entry: Entry, source: str) -> bool:
 
 def _new_name(entry: Entry, shelf: Shelf, folder: Path) -> str:
     """A free name, made of classes and source."""
-    names = list(map(_slug, entry.classes))
-    ends = [name for name in (_slug(entry.source.removesuffix(SUFFIX)),) if name]
-    count = len(names)
-    while count > 1 and len("-".join(names[:count] + ends)) > MAX_NAME - 10:
-        count -= 1
-    more = [f"and-{len(names) - count}-more"] if count < len(names) else []
-    first = _slug("-".join(filter(None, [*names[:count], *more, *ends])))[:MAX_NAME].strip("-._") or "component"
+    names = [name for name in map(_slug, entry.classes[:20]) if name]
+    source = _slug(entry.source.rpartition(":")[2].removesuffix(SUFFIX))
+    first = ""
+    for count in range(len(names), 0, -1):
+        more = f"and-{len(entry.classes) - count}-more" if count < len(entry.classes) else ""
+        first = "-".join(filter(None, [*names[:count], more, source]))
+        if len(first) <= MAX_NAME:
+            break
+    first = (first or source)[:MAX_NAME].rstrip("-._")
     if not is_name(first):
         first = "component"
     name, number = first, 2

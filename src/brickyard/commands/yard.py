@@ -200,7 +200,7 @@ def _table(entries: Sequence[Entry]) -> str:
     ]
     widths = [max(_columns(line[k]) for line in table) for k in range(len(header))]
     over = sum(widths) + 2 * (len(header) - 1) - WIDTH
-    for column, least in ((1, 20), (2, 14), (0, 20)):  # these are cut short, in this order
+    for column, least in ((1, 10), (2, 8), (0, 35)):  # these are cut short, in this order
         cut = max(0, min(over, widths[column] - least))
         widths[column] -= cut
         over -= cut
