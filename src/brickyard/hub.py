@@ -6,14 +6,13 @@ Hub looks for what a model is. Only the first is read back, and as strictly as a
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from brickyard.assembly import Assembly
+from brickyard.cards import model_card
 from brickyard.component import Component
 from brickyard.container import write_atomically
 from brickyard.errors import FileError, OptionError
@@ -70,7 +69,7 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"folder {folder} cannot be made: {error.strerror or error}; choose another place") from None
-    card = _card(model, scores, license)
+    card = model_card(model, scores=scores, license=license)
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
     for name, text in ((CARD, card), (CONFIG, config)):
@@ -181,22 +180,6 @@ def _config(model: Component | Assembly) -> dict[str, Any]:
 
 def _write(path: Path, text: str, overwrite: bool) -> None:
     write_atomically(path, lambda place: place.write_text(text, encoding="utf-8"), overwrite=overwrite)
-
-
-def _card(model: Component | Assembly, scores: Any, license: str | None) -> str:
-    if importlib.util.find_spec("brickyard.cards") is None:
-        return _plain_card(model, scores, license)
-    return str(importlib.import_module("brickyard.cards").model_card(model, scores=scores, license=license))
-
-
-def _plain_card(model: Component | Assembly, scores: Any, license: str | None) -> str:
-    """A short card: what the model is, in a block of text, since class names may hold anything."""
-    head = ["library_name: brickyard", "pipeline_tag: image-classification", "tags:", "- brickyard"]
-    head += [f"license: {json.dumps(license)}"] if license else []
-    report = str(model) if scores is None else f"{model}\n\n{scores}"
-    lines = ["---", *head, "---", "", f"# A Brickyard {model.manifest.kind}", ""]
-    lines += ["    " + line for line in report.splitlines()]
-    return "\n".join(lines) + "\n"
 
 
 def _first_line(error: Exception) -> str:

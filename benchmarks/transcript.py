@@ -1,0 +1,102 @@
+"""From an empty folder to an ONNX classifier out of two trained torchvision networks, as a new user does it.
+
+    python benchmarks/transcript.py    # writes docs/howto/first-classifier.md
+
+Two sources are trained first, as somebody else would have done it: plain torchvision networks on coloured pictures of
+digits, with their weights in .pt files and their pictures in folders. Then the commands of the page run, and what they
+print goes into the page.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from brickyard.datasets import ImageData, load_data
+from brickyard.manifest import Preprocessing
+from brickyard.training import train
+
+PAGE = Path(__file__).parents[1] / "docs/howto/first-classifier.md"
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HOW = Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.5,))
+OPTIONS = "--size 32 --mean 0.5 --std 0.5"
+INSTALL = "pip install 'brickyard[torchvision,onnx]'"
+COMMANDS = (
+    f"brickyard disassemble torchvision:resnet18 --weights lower.pt --data lower/ {OPTIONS} --task zero,two,three "
+    "--flops 0.5 -o lower.safetensors",
+    f"brickyard disassemble torchvision:mobilenet_v3_small --weights upper.pt --data upper/ {OPTIONS} --task six,nine "
+    "--flops 0.7 -o upper.safetensors",
+    "brickyard assemble lower.safetensors upper.safetensors --scaling mahalanobis -o five.safetensors",
+    "brickyard evaluate five.safetensors --data lower/ --data upper/ --no-latency",
+    "brickyard export five.safetensors -o five.onnx --data upper/",
+)
+
+
+def prepare(folder: Path, epochs: int) -> None:
+    """What the user has: two trained networks, and their pictures."""
+    torch.manual_seed(0)
+    for name, make, classes in (
+        ("lower", torchvision.models.resnet18, range(5)),
+        ("upper", torchvision.models.mobilenet_v3_small, range(5, 10)),
+    ):
+        for split in ("train", "test"):
+            data = load_data("digits", split=split).renumbered(list(classes))
+            save(data, folder / name / split)
+            if split == "train":
+                model: nn.Module = make(weights=None, num_classes=5)
+                train(model, data, preprocessing=HOW, epochs=epochs, lr=0.05, batch_size=32)
+                torch.save(model.state_dict(), folder / f"{name}.pt")
+
+
+def save(data: ImageData, folder: Path) -> None:
+    for index, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+        place = folder / NAMES[int(data.classes[label])]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).convert("RGB").save(place / f"{index}.png")
+
+
+def transcript(folder: Path) -> str:
+    """Run the commands; what a terminal would show."""
+    shown = [f"$ {INSTALL}"]
+    for command in COMMANDS:
+        words = [sys.executable, "-m", *command.split()]
+        run = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if run.returncode:
+            raise SystemExit(f"{command}\n{run.stdout}")
+        shown += ["", f"$ {command}", run.stdout.rstrip()]
+    return "\n".join(shown)
+
+
+def page(shown: str) -> str:
+    return f"""# First classifier, from the shell
+
+You have two trained torchvision networks, `lower.pt` and `upper.pt`, and the pictures that they were trained on, in
+folders with `train` and `test` and a folder a class below. Six commands make one ONNX classifier of three classes of
+the first and two of the second. This page was written by `python benchmarks/transcript.py`, which ran them.
+
+```console
+{shown}
+```
+
+What the lines say: `FLOPs` and `parameters` are what is left of each source. `oracle` is the accuracy if every picture
+went to the right part; `assembled` is what the classifier reaches with all five classes competing. The ONNX file takes
+pictures of any size as they are, (batch, 3, height, width) in [0, 1], and was compared with PyTorch before it was
+written. [Getting out](../export.md) shows how to run it.
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place), epochs=6)
+        PAGE.write_text(page(transcript(Path(place))))
+
+
+if __name__ == "__main__":
+    main()
