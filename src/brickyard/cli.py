@@ -88,6 +88,7 @@ for _command in (
     looking.show,
     looking.predict,
     reporting.routes,
+    reporting.report,
 ):
     app.command(_command.__name__)(_guarded(_command))
 

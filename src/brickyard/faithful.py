@@ -28,15 +28,13 @@ class Answers:
     Attributes:
         hits: Images of the class that are answered as it, all classes of the source competing.
         others: Images of other classes that are answered as it, or None where there is none.
+        auroc: Area under the ROC curve of the class's logit, its images against the others; 50 says nothing. None
+            where there is no other image.
     """
 
     hits: float
     others: float | None
-
-    @property
-    def balanced(self) -> float | None:
-        """Mean of the hits and of the others that are not answered as the class; 50 says nothing."""
-        return None if self.others is None else (self.hits + 100 - self.others) / 2
+    auroc: float | None
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ def faithfulness(
 ) -> tuple[Faithfulness, ...]:
     """Measure whether the routes of classes are what the source decides by.
 
-    A network that answers one class to everything has 100 % hits for it; so the answers to images of other classes
-    are counted too.
+    A network that answers one class to everything has 100 % hits for it. So the answers to images of other classes
+    are counted too, and the AUROC says how well the class's logit alone tells its images from others.
 
     Args:
         model: The source that was located.
@@ -133,23 +131,27 @@ def faithfulness(
         for seed in range(seeds):
             other = _random(route, seed)
             keeps += [other, _rest(other)]
-    found = _answers(graph, keeps, data, weights_like(model), batch_size)
+    answers, logits = _answers(graph, keeps, chosen, data, weights_like(model), batch_size)
     rows: list[Faithfulness] = []
     each = 2 + 2 * seeds
     for place, k in enumerate(chosen):
-        own = found[1 + place * each : 1 + (place + 1) * each]
+        first = 1 + place * each
+
+        def counted(runs: Sequence[int], k: int = k, place: int = place) -> Answers:
+            return _counted(answers[list(runs)], logits[list(runs), :, place], labels == k, k)
+
         rows.append(
             Faithfulness(
                 name=relevance.classes[k],
                 images=int((labels == k).sum()),
                 other_images=int((labels != k).sum()),
-                kept=sum(int(mask.sum()) for mask in keeps[1 + place * each].values()),
+                kept=sum(int(mask.sum()) for mask in keeps[first].values()),
                 channels=sum(axis.size for axis in graph.free),
-                whole=_counted(found[:1], labels, k),
-                only=_counted(own[:1], labels, k),
-                without=_counted(own[1:2], labels, k),
-                random_only=_counted(own[2::2], labels, k),
-                random_without=_counted(own[3::2], labels, k),
+                whole=counted([0]),
+                only=counted([first]),
+                without=counted([first + 1]),
+                random_only=counted(range(first + 2, first + each, 2)),
+                random_without=counted(range(first + 3, first + each, 2)),
                 seeds=seeds,
             )
         )
@@ -166,27 +168,41 @@ def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {name: mask[torch.randperm(len(mask), generator=generator)] for name, mask in route.items()}
 
 
-def _counted(answers: Tensor, labels: Tensor, k: int) -> Answers:
-    """Mean over the rows of answers, (runs, images)."""
-    said, own = (answers == k).double(), labels == k
-    others = None if bool(own.all()) else 100 * float(said[:, ~own].mean())
-    return Answers(100 * float(said[:, own].mean()), others)
+def _counted(answers: Tensor, logits: Tensor, own: Tensor, k: int) -> Answers:
+    """Mean over the rows of answers and of a class's logits, (runs, images)."""
+    said = (answers == k).double()
+    hits = 100 * float(said[:, own].mean())
+    if bool(own.all()):
+        return Answers(hits, None, None)
+    from sklearn.metrics import roc_auc_score
+
+    areas = [float(roc_auc_score(own.numpy(), row.numpy())) for row in logits]
+    return Answers(hits, 100 * float(said[:, ~own].mean()), 100 * sum(areas) / len(areas))
 
 
-def _answers(graph: Graph, keeps: Sequence[Mapping[str, Tensor]], data: Images, like: Tensor, size: int) -> Tensor:
-    """The class that the network answers with, for every set of channels and image: (sets, images)."""
-    found = torch.zeros(len(keeps), len(data), dtype=torch.long)
+def _answers(
+    graph: Graph,
+    keeps: Sequence[Mapping[str, Tensor]],
+    chosen: Sequence[int],
+    data: Images,
+    like: Tensor,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """For every set of channels: the class answered, (sets, images), and the chosen classes' logits, (..., chosen)."""
+    answers = torch.zeros(len(keeps), len(data), dtype=torch.long)
+    logits = torch.zeros(len(keeps), len(data), len(chosen))
     network = _copied(graph.network)
     with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
         for row, keep in enumerate(keeps):
             run = masked(graph, keep, network)
             place = 0
             for x, _ in data.batches(None, size, like):
-                logits = run_images(run, x, data.what)
-                found[row, place : place + len(x)] = logits.argmax(1).cpu()
+                output = run_images(run, x, data.what).float().cpu()
+                answers[row, place : place + len(x)] = output.argmax(1)
+                logits[row, place : place + len(x)] = output[:, list(chosen)]
                 place += len(x)
                 advance(len(x))
-    return found
+    return answers, logits
 
 
 def _copied(network: Network) -> Network:

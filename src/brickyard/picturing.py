@@ -24,7 +24,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 STEP, ROOMY, BAR, TALL, GAP = 66.0, 118.0, 14.0, 300.0, 16.0  # columns (close, few), bars, tallest, between stations
 ACROSS = 760.0  # few columns fill so much
-SIDE, HEAD, LINE = 34.0, 74.0, 12.0  # margins, room for names, height of a line of counts
+SIDE, HEAD, LINE = 34.0, 104.0, 12.0  # margins, room for names, height of a line of counts
 WIDEST = 13.0
 
 
@@ -208,7 +208,7 @@ def _reach(curve: Curve) -> tuple[float, float]:
 def _common(labels: Sequence[str]) -> str:
     """One name for the stations of a column: what their names start with, and how many they are."""
     if len(labels) == 1:
-        return tidy(labels[0], 24)
+        return tidy(labels[0], 22)
     parts = [label.split(".") for label in labels]
     same = [names[0] for names in zip(*parts, strict=False) if len(set(names)) == 1]
     return tidy(".".join(same) if same else labels[0], 18) + f" ({len(labels)})"
@@ -217,7 +217,7 @@ def _common(labels: Sequence[str]) -> str:
 # -- painting ------------------------------------------------------------------------------------------------
 
 INK, IDLE, GREY = "#333333", "#d5d5d5", "#9a9a9a"
-ROW, PANEL = 15.0, 340.0
+ROW, PANEL = 15.0, 380.0
 
 
 def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, overwrite: bool = False) -> Path:
@@ -249,17 +249,17 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
     picture = placed(found)
     across = max(1, min(len(rows), int(picture.width // PANEL)))
     below = (8 + 7 * ROW) * -(-len(rows) // across) + 2 * ROW if rows else 0.0
-    height = picture.height + 58 + below + 12
+    height = picture.height + 46 + below + 12
     kind = path.suffix[1:]
     settings: dict[Any, Any] = {"svg.hashsalt": "brickyard", "svg.fonttype": "none", "font.family": ["DejaVu Sans"]}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # names may have characters that the font lacks
         figure = Figure(figsize=(picture.width / 72, height / 72))
         FigureCanvasAgg(figure)
-        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, picture.width), ylim=(height, -26))
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, picture.width), ylim=(height, -22))
         ax.axis("off")
         _paint(ax, picture)
-        _paint_rows(ax, rows, picture.height + 58, across)
+        _paint_rows(ax, rows, picture.height + 50, across)
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         write_atomically(
             path,
@@ -337,7 +337,7 @@ def _paint_rows(ax: Axes, rows: Sequence[Faithfulness], top: float, across: int)
 
     if not rows:
         return
-    text = "Is it the route that decides? Bars: images of the class that are answered as it. Diamonds: other images."
+    text = "Does the route decide? Bars: images of the class answered as it. Diamonds: other images. AUROC: its logit."
     _write(ax, SIDE, top + ROW, text, fontsize=9)
     for index, row in enumerate(rows):
         x = SIDE + (index % across) * PANEL
@@ -354,5 +354,7 @@ def _paint_rows(ax: Axes, rows: Sequence[Faithfulness], top: float, across: int)
             figures = f"{answers.hits:.1f} %"
             if answers.others is not None:
                 ax.plot([x + 78 + 1.5 * answers.others], [at - 3.5], "D", ms=4, color=INK, mec="white", mew=0.6)
-                figures += f"  others {answers.others:.1f} %"
+                figures += f", {answers.others:.1f} %"
+            if answers.auroc is not None:
+                figures += f", AUROC {answers.auroc:.1f}"
             _write(ax, x + 234, at, figures, fontsize=7.5)
