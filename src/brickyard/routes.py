@@ -113,8 +113,8 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
         >>> from brickyard.testing import chain
         >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
         >>> found = routes(relevance, ["0", "3"])
-        >>> [(station.label, station.relevant(0), station.relevant(1)) for station in found.stations]
-        [('input_1', 3, 3), ('conv1', 4, 4), ('conv2', 4, 5), ('linear', 1, 1)]
+        >>> [(station.label, station.column, station.size) for station in found.stations]
+        [('input_1', 0, 3), ('conv1', 1, 6), ('conv2', 2, 8), ('linear', 3, 4)]
     """
     chosen = resolve_task(classes, relevance.classes)
     if len(chosen) > MOST_CLASSES:

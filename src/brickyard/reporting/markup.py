@@ -63,7 +63,8 @@ def tag(name: str, /, *children: Child, **attributes: Any) -> Html:
 def short(text: str, most: int = 48) -> Html:
     """A name from outside: cut where it is long, with the whole of it to be pointed at."""
     shown = tidy(text, most)
-    return tag("bdi", shown, title=tidy(text, 400) if shown != text else None)
+    long = any(len(word) > 16 for word in shown.split())  # may be broken anywhere
+    return tag("bdi", shown, class_="long" if long else None, title=tidy(text, 400) if shown != text else None)
 
 
 def table(

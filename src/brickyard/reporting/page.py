@@ -553,9 +553,7 @@ def _heat_maps(entries: Sequence[_Entry]) -> Html:
         ]
         few = len(maps) <= 16
         left = len(relevance.axes) - len(axes)
-        title = f"Relevance of {len(axes)} axes" + (
-            f" ({left} without any, or beyond these, are left out)" if left else ""
-        )
+        title = f"Relevance of {len(axes)} axes" + (f" ({left} more: alike throughout, or too many)" if left else "")
         parts.append(tag("details", tag("summary", title), *maps, open=few))
         if relevance.sums is not None:
             layers = list(relevance.layers)[: MOST_MAPS // 2]

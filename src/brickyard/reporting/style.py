@@ -30,7 +30,7 @@ STYLE = (
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:76rem;padding:0 1rem 3rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;overflow-wrap:break-word}
-bdi,dd,h1,h3,p,summary{overflow-wrap:anywhere}
+.long,dd,h1,h3,p,summary{overflow-wrap:anywhere}
 h1{font-size:1.7rem;line-height:1.2;margin:1.6rem 0 .3rem}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
 h3{font-size:1.02rem;margin:1.6rem 0 .4rem}
@@ -43,11 +43,11 @@ nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;padding:0;ma
 table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;padding:0 0 .3rem}
 th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{font-weight:600;color:var(--dim);white-space:nowrap;overflow-wrap:normal}
-tbody th{font-weight:600;min-width:6rem}table bdi{display:inline-block;min-width:min(100%,5rem);max-width:22rem}
-.side{display:flex;flex-wrap:wrap;gap:0 2.5rem}.side>*{max-width:100%}.confusion caption{min-width:14rem}
+tbody th{font-weight:600;min-width:7rem}.side{display:flex;flex-wrap:wrap;gap:0 2.5rem}.side>*{max-width:100%}.confusion caption{min-width:14rem}.side .bar{width:min(9rem,22vw)}
+table:not(.numbers):not(.confusion) td{min-width:5.5rem}
 .numbers td,.numbers thead th:not(:first-child){text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .confusion td,.confusion th{text-align:center;min-width:2.6rem;white-space:nowrap;overflow-wrap:normal}
-.confusion tbody th{text-align:right}.confusion thead th{white-space:normal;min-width:3.4rem;max-width:7rem}
+.confusion tbody th{text-align:right;white-space:normal;max-width:9rem;overflow-wrap:anywhere}.confusion thead th{white-space:normal;min-width:3.4rem;max-width:7rem}
 .confusion td{background:color-mix(in srgb,var(--hue,var(--mark)) calc(var(--w)*.75),transparent);--hue:#d55e00}
 .confusion td.right{--hue:#0072b2}
 .bar{display:block;width:clamp(3.6rem,22vw,14rem);height:.8rem;background:var(--box);border:1px solid var(--line);
@@ -83,7 +83,7 @@ font-size:.92rem}
 dt{color:var(--dim)}dd{margin:0}
 @media (prefers-reduced-motion:reduce){.l,.b,.n{transition:none}}
 @media (max-width:34rem){body{padding:0 .7rem 2rem}th,td{padding:.25rem .4rem}table{font-size:.86rem}
-tbody th{min-width:4.8rem}
+tbody th{min-width:5.4rem}.bar,.side .bar{width:2.6rem}
 h1{font-size:1.4rem}.points svg text{font-size:17px}.points svg .tag{font-size:11px}.heat ul{max-width:5.5rem}}
 @media print{:root{color-scheme:light}body{max-width:none;font-size:10pt;padding:0}nav,.skip,.keys{display:none}
 h2,h3{break-after:avoid}figure,tr,dl{break-inside:avoid}.wide,.routes .pane{overflow:visible}
