@@ -24,7 +24,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 STEP, ROOMY, BAR, TALL, GAP = 66.0, 118.0, 14.0, 300.0, 16.0  # columns (close, few), bars, tallest, between stations
 ACROSS = 760.0  # few columns fill so much
-SIDE, HEAD, LINE = 34.0, 104.0, 12.0  # margins, room for names, height of a line of counts
+SIDE, LINE = 34.0, 12.0  # margin, height of a line of counts
 WIDEST = 13.0
 
 
@@ -67,11 +67,12 @@ class Heading:
 
 @dataclass(frozen=True)
 class Picture:
-    """Routes with places, in units of a point; y runs down, and counts start at `foot`."""
+    """Routes with places, in units of a point; y runs down, names stand on `head`, and counts start at `foot`."""
 
     routes: Routes
     width: float
     height: float
+    head: float
     foot: float
     boxes: tuple[Box, ...]
     curves: tuple[Curve, ...]
@@ -97,8 +98,6 @@ def placed(found: Routes) -> Picture:
     curves = _curves(found, plan, order)
     low = min([top for top, _ in plan.extents.values()] + [y for c in curves for y in _reach(c)])
     high = max([bottom for _, bottom in plan.extents.values()] + [y for c in curves for y in _reach(c)])
-    shift = HEAD - low
-    foot = high + shift + 18
     headings = tuple(
         Heading(
             SIDE + order[column] * step + BAR / 2,
@@ -108,10 +107,14 @@ def placed(found: Routes) -> Picture:
         )
         for column, places in sorted(columns.items())
     )
+    head = 16 + 3.7 * max(len(heading.text) for heading in headings)  # names are written upwards
+    shift = head + 8 - low
+    foot = high + shift + 18
     return Picture(
         found,
         width=max(2 * SIDE + (len(order) - 1) * step + BAR + 40, 420),
         height=foot + LINE * (len(found.classes) + 1),
+        head=head,
         foot=foot,
         boxes=tuple(replace(box, y=box.y + shift) for box in plan.boxes.values()),
         curves=tuple(replace(c, points=tuple((x, y + shift) for x, y in c.points)) for c in curves),
@@ -293,7 +296,7 @@ def _paint(ax: Axes, picture: Picture) -> None:
     for box in picture.boxes:
         _paint_box(ax, found.stations[box.station].bundles[box.bundle].owners, box.x, box.y, box.width, box.height)
     for heading in picture.headings:
-        _write(ax, heading.x, HEAD - 8, heading.text, rotation=38, ha="left", va="bottom", rotation_mode="anchor")
+        _write(ax, heading.x, picture.head, heading.text, rotation=38, ha="left", va="bottom", rotation_mode="anchor")
         for owner, count in enumerate(heading.counts):
             y = picture.foot + owner * LINE
             _write(ax, heading.x, y, str(count), ha="center", color=COLOURS[owner], fontweight="bold")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brickyard.picturing import HEAD, LINE, Picture, placed, tidy
+from brickyard.picturing import LINE, Picture, placed, tidy
 from brickyard.reporting.markup import Html, joined, short, tag
 from brickyard.routes import Routes
 
@@ -102,7 +102,7 @@ def _boxes(picture: Picture) -> list[Html]:
 def _headings(picture: Picture) -> list[Html]:
     drawn: list[Html] = []
     for heading in picture.headings:
-        x, y = f"{heading.x:.0f}", f"{HEAD - 8:.0f}"
+        x, y = f"{heading.x:.0f}", f"{picture.head:.0f}"
         drawn.append(tag("text", heading.text, x=x, y=y, class_="name", transform=f"rotate(-38 {x} {y})"))
         for owner, count in enumerate(heading.counts):
             place = f"{picture.foot + owner * LINE:.0f}"

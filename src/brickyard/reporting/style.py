@@ -43,11 +43,14 @@ nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;padding:0;ma
 table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;padding:0 0 .3rem}
 th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{font-weight:600;color:var(--dim);white-space:nowrap;overflow-wrap:normal}
-tbody th{font-weight:600;min-width:7rem}.side{display:flex;flex-wrap:wrap;gap:0 2.5rem}.side>*{max-width:100%}.confusion caption{min-width:14rem}.side .bar{width:min(9rem,22vw)}
+tbody th{font-weight:600;min-width:7rem}
+.side{display:flex;flex-wrap:wrap;gap:0 2.5rem}.side>*{max-width:100%}
+.confusion caption{min-width:14rem}.side .bar{width:min(9rem,22vw)}
 table:not(.numbers):not(.confusion) td{min-width:5.5rem}
 .numbers td,.numbers thead th:not(:first-child){text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .confusion td,.confusion th{text-align:center;min-width:2.6rem;white-space:nowrap;overflow-wrap:normal}
-.confusion tbody th{text-align:right;white-space:normal;max-width:9rem;overflow-wrap:anywhere}.confusion thead th{white-space:normal;min-width:3.4rem;max-width:7rem}
+.confusion tbody th{text-align:right;white-space:normal;max-width:9rem;overflow-wrap:anywhere}
+.confusion thead th{white-space:normal;min-width:3.4rem;max-width:7rem}
 .confusion td{background:color-mix(in srgb,var(--hue,var(--mark)) calc(var(--w)*.75),transparent);--hue:#d55e00}
 .confusion td.right{--hue:#0072b2}
 .bar{display:block;width:clamp(3.6rem,22vw,14rem);height:.8rem;background:var(--box);border:1px solid var(--line);
