@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import looking, making, reporting
+from brickyard.commands import building, exporting, looking, making, reporting, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -67,8 +67,9 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     with joined() as first_to_fail:
         try:
             if command.__name__ not in _SHARED:
+                name = command.__name__.replace("_", " ")
                 raise OptionError(
-                    f"{command.__name__} runs in one process, and torchrun started several; start it without "
+                    f"{name} runs in one process, and torchrun started several; start it without "
                     f"torchrun, which is for {', '.join(_SHARED)}"
                 )
             command(*args, **kwargs)
@@ -89,8 +90,16 @@ for _command in (
     looking.predict,
     reporting.routes,
     reporting.report,
+    exporting.export,
+    exporting.push,
+    building.build,
 ):
     app.command(_command.__name__)(_guarded(_command))
+
+_yard = typer.Typer(help=yard.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _name, _command in yard.COMMANDS.items():
+    _yard.command(_name)(_guarded(_command))
+app.add_typer(_yard, name="yard")
 
 
 def main() -> None:

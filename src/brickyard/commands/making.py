@@ -48,6 +48,7 @@ from brickyard.commands.common import (
 from brickyard.errors import OptionError
 
 if TYPE_CHECKING:
+    from brickyard.component import Component
     from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
     from brickyard.sources import Source
@@ -70,55 +71,28 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
-    from urllib.parse import parse_qsl
-
-    import torch
-
     from brickyard.datasets import parse_classes
-    from brickyard.manifest import Preprocessing
-    from brickyard.sources import Source, save_source, zoo
-    from brickyard.sources.loading import _number
-    from brickyard.training import accuracy, build_seeded
-    from brickyard.training import train as fit
+    from brickyard.training import train_source
 
     check_free(output, force)
     how = preprocessing_of(mean, std, size)
     images = data_of(data, how)
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
-    name, _, query = network.removeprefix("zoo:").partition("?")
-    options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
-    channels = options.setdefault("channels", images.images.shape[1])
-    side = (how.size if how else None) or (32, 32)
-    if "size" in zoo.entry(name).defaults:
-        options.setdefault("size", side[0])
-    values = images.images.double().div(255).transpose(0, 1).flatten(1)
-    how = Preprocessing(
-        size=side,
-        fit=how.fit if how else "resize",
-        channels=1 if channels == 1 else 3,
-        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
-        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+    held_out = data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
+    made = train_source(
+        network,
+        images,
+        preprocessing=how,
+        held_out=held_out,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
     )
-    width = options.pop("width", 1.0)
-    model = build_seeded(name, len(images.classes), width, seed, **options)
-    try:
-        model.eval()(torch.zeros(2, channels, *side))
-    except RuntimeError as error:
-        problem = str(error).splitlines()[0]
-        raise OptionError(
-            f"{name} does not take images of {side[0]}x{side[1]}: {problem}; give another --size"
-        ) from None
-    found = fit(
-        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
-    )
-    scores = {"train_accuracy": found}
-    source = Source(model, name, images.classes, how, (channels, side[0], side[1]))
-    if data == "digits":
-        held_out = data_of(data, how, "test")
-        held_out = held_out.renumbered(images.classes)
-        scores["test_accuracy"] = accuracy(model, held_out, how)
-    save_source(output, source, arch=name, options={"width": width, **options}, scores=scores, overwrite=force)
+    made.save(output, overwrite=force)
+    name, scores = made.arch, made.scores
     text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items())
     emit({"output": str(output), **scores}, as_json, f"{output}: {name}, {len(images.classes)} classes, {text}")
 
@@ -255,8 +229,20 @@ def disassemble(
 
 
 def assemble(
-    files: Annotated[list[Path], typer.Argument(help="Files of components.", show_default=False)],
+    files: Annotated[
+        list[str], typer.Argument(help="Files of components; with --yard, names of classes.", show_default=False)
+    ],
     output: Output,
+    yard: Annotated[
+        Path | None,
+        typer.Option(help="A folder of components: choose the best ones for the classes.", show_default=False),
+    ] = None,
+    max_parameters: Annotated[
+        int | None, typer.Option(help="With --yard: most parameters of all parts together.", min=1, show_default=False)
+    ] = None,
+    max_flops: Annotated[
+        int | None, typer.Option(help="With --yard: most FLOPs for one image, of all parts.", min=1, show_default=False)
+    ] = None,
     form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
     scaling: Annotated[
         str,
@@ -282,7 +268,13 @@ def assemble(
     from brickyard.component import Component
 
     check_free(output, force)
-    parts = [loaded(path, Component) for path in files]
+    chosen: list[str] = []
+    if yard is not None:
+        chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
+    elif max_parameters is not None or max_flops is not None:
+        raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
+    else:
+        parts = [loaded(Path(path), Component) for path in files]
     labelled = None
     if images:
         if len(images) != len(parts):
@@ -309,8 +301,24 @@ def assemble(
         "classes": list(whole.classes),
         "form": whole.manifest.form,
         "scaling": scaling,
+        **({"components": chosen} if chosen else {}),
     }
     emit(value, as_json, f"{whole}\n{output}")
+
+
+def _from_yard(
+    place: Path, classes: list[str], max_parameters: int | None, max_flops: int | None
+) -> tuple[list[str], list[Component]]:
+    """Names of the best components of a yard for some classes, and the components; says which and why."""
+    from brickyard.commands.yard import plain
+    from brickyard.yard import Yard
+
+    found = Yard(place)
+    choices = found.choose(classes, max_parameters=max_parameters, max_flops=max_flops)
+    for choice in choices:
+        say(f"{choice.entry.name} for {plain(', '.join(choice.classes))}: {plain(choice.reason)}")
+    names = [choice.entry.name for choice in choices]
+    return names, [found.load(name) for name in names]
 
 
 def _located(
