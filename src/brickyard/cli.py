@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import building, exporting, looking, making, yard
+from brickyard.commands import building, exporting, looking, making, reporting, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -88,6 +88,8 @@ for _command in (
     looking.evaluate,
     looking.show,
     looking.predict,
+    reporting.routes,
+    reporting.report,
     exporting.export,
     exporting.push,
     building.build,
