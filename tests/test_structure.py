@@ -30,6 +30,7 @@ LEVELS = [
     {"evaluation"},
     {"datasets", "sources"},
     {"training"},
+    {"workbench"},
     {"demo", "commands"},
     {"cli"},
     {"__init__", "__main__"},

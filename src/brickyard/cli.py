@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import looking, making
+from brickyard.commands import looking, making, serving
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -87,6 +87,7 @@ for _command in (
     looking.evaluate,
     looking.show,
     looking.predict,
+    serving.workbench,
 ):
     app.command(_command.__name__)(_guarded(_command))
 
