@@ -343,12 +343,13 @@ class Bench:
         picture = pictures.decode(content, title, self.limits.pixels)
         image = pictures.fitted(picture, parts)
         chances = kept.assembly.predict_proba([image])[0]
-        best = int(chances.argmax())
-        owners = sorted(set(kept.assembly.manifest.owners[best]))
+        owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
+        best = _top(chances, kept.assembly.classes, 5)
+        classes = [{**item, "bricks": sorted(set(owners[item["name"]]))} for item in best]
         return {
             "picture": title[:80],
-            "classes": _top(chances, kept.assembly.classes, 5),
-            "answered": owners,
+            "classes": classes,
+            "answered": classes[0]["bricks"],
             "views": [
                 {
                     "brick": brick,
