@@ -16,7 +16,10 @@ import brickyard as by
 from brickyard.cli import app
 from brickyard.datasets import load_data
 
-COMMANDS = ["demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "workbench"]
+COMMANDS = [
+    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "yard"),
+    "workbench",
+]
 
 
 def run(*arguments: object, code: int = 0):

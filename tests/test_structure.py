@@ -27,6 +27,7 @@ LEVELS = [
     {"forming"},
     {"assembling"},
     {"files", "scores", "routes"},
+    {"yard", "shelf", "choosing", "covering"},
     {"evaluation"},
     {"datasets", "sources"},
     {"training"},

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import looking, making, serving
+from brickyard.commands import looking, making, serving, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -68,7 +68,7 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         try:
             if command.__name__ not in _SHARED:
                 raise OptionError(
-                    f"{command.__name__} runs in one process, and torchrun started several; start it without "
+                    f"{command.__name__.replace('_', ' ')} runs in one process, and torchrun started several; start it without "
                     f"torchrun, which is for {', '.join(_SHARED)}"
                 )
             command(*args, **kwargs)
@@ -90,6 +90,11 @@ for _command in (
     serving.workbench,
 ):
     app.command(_command.__name__)(_guarded(_command))
+
+_yard = typer.Typer(help=yard.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _name, _command in yard.COMMANDS.items():
+    _yard.command(_name)(_guarded(_command))
+app.add_typer(_yard, name="yard")
 
 
 def main() -> None:

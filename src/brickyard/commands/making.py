@@ -48,6 +48,7 @@ from brickyard.commands.common import (
 from brickyard.errors import OptionError
 
 if TYPE_CHECKING:
+    from brickyard.component import Component
     from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
     from brickyard.sources import Source
@@ -255,8 +256,20 @@ def disassemble(
 
 
 def assemble(
-    files: Annotated[list[Path], typer.Argument(help="Files of components.", show_default=False)],
+    files: Annotated[
+        list[str], typer.Argument(help="Files of components; with --yard, names of classes.", show_default=False)
+    ],
     output: Output,
+    yard: Annotated[
+        Path | None,
+        typer.Option(help="A folder of components: choose the best ones for the classes.", show_default=False),
+    ] = None,
+    max_parameters: Annotated[
+        int | None, typer.Option(help="With --yard: most parameters of all parts together.", min=1, show_default=False)
+    ] = None,
+    max_flops: Annotated[
+        int | None, typer.Option(help="With --yard: most FLOPs for one image, of all parts.", min=1, show_default=False)
+    ] = None,
     form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
     scaling: Annotated[
         str,
@@ -282,7 +295,13 @@ def assemble(
     from brickyard.component import Component
 
     check_free(output, force)
-    parts = [loaded(path, Component) for path in files]
+    chosen: list[str] = []
+    if yard is not None:
+        chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
+    elif max_parameters is not None or max_flops is not None:
+        raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
+    else:
+        parts = [loaded(Path(path), Component) for path in files]
     labelled = None
     if images:
         if len(images) != len(parts):
@@ -309,8 +328,24 @@ def assemble(
         "classes": list(whole.classes),
         "form": whole.manifest.form,
         "scaling": scaling,
+        **({"components": chosen} if chosen else {}),
     }
     emit(value, as_json, f"{whole}\n{output}")
+
+
+def _from_yard(
+    place: Path, classes: list[str], max_parameters: int | None, max_flops: int | None
+) -> tuple[list[str], list[Component]]:
+    """Names of the best components of a yard for some classes, and the components; says which and why."""
+    from brickyard.commands.yard import plain
+    from brickyard.yard import Yard
+
+    found = Yard(place)
+    choices = found.choose(classes, max_parameters=max_parameters, max_flops=max_flops)
+    for choice in choices:
+        say(f"{choice.entry.name} for {plain(', '.join(choice.classes))}: {plain(choice.reason)}")
+    names = [choice.entry.name for choice in choices]
+    return names, [found.load(name) for name in names]
 
 
 def _located(

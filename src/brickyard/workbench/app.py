@@ -12,6 +12,7 @@ from brickyard.errors import BrickyardError, DataError, OptionError
 from brickyard.workbench.building import Bench, BusyError, GoneError, Plan
 from brickyard.workbench.guarding import LOCAL, Guard, RefusedError
 from brickyard.workbench.limits import Limits
+from brickyard.yard import Yard
 
 try:
     from fastapi import FastAPI, HTTPException, Request
@@ -28,7 +29,7 @@ PLAN_BYTES = 1 << 16
 
 
 def create_app(
-    yard: Any,
+    yard: Yard | Path | str,
     *,
     token: str | None = None,
     hosts: Sequence[str] = LOCAL,

@@ -27,6 +27,7 @@ from brickyard.scaling import SCALINGS, Evidence, scale
 from brickyard.workbench import _shims, pictures
 from brickyard.workbench.limits import Limits
 from brickyard.workbench.overlap import level, measured, predicted
+from brickyard.yard import Entry, Yard
 
 __all__ = ["Bench", "BusyError", "GoneError", "Kept", "Plan"]
 
@@ -122,10 +123,10 @@ class Bench:
         limits: Bounds.
     """
 
-    def __init__(self, yard: Any, limits: Limits) -> None:
-        self.yard = _shims.open_yard(yard) if isinstance(yard, str | Path) else yard
+    def __init__(self, yard: Yard | Path | str, limits: Limits) -> None:
+        self.yard = Yard(yard) if isinstance(yard, str | Path) else yard
         self.limits = limits
-        self._samples = Path(self.yard.path) / "samples"
+        self._samples = self.yard.path / "samples"
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._manifests: OrderedDict[tuple[str, str], ComponentManifest] = OrderedDict()
         self._lock = threading.Lock()
@@ -144,9 +145,11 @@ class Bench:
 
     def overview(self) -> dict[str, Any]:
         """The bricks, the samples, and what may be chosen."""
+        with self._turn():
+            entries = self.yard.entries()
         return {
-            "yard": Path(self.yard.path).resolve().name,
-            "bricks": [entry.as_dict() for entry in self.yard.entries()],
+            "yard": self.yard.path.resolve().name,
+            "bricks": [entry.as_dict() for entry in entries],
             "samples": list(pictures.sample_paths(self._samples)),
             "forms": [{"name": name, "text": text} for name, text in FORMS.items()],
             "scalings": [
@@ -167,7 +170,7 @@ class Bench:
         Raises:
             FileError: There is no such brick, or it cannot be read.
         """
-        key = name, str(self.yard.entry(name).sha256)
+        key = name, self.yard.entry(name).sha256
         if key not in self._manifests:
             self._manifests[key] = self._component(name).manifest
             while len(self._manifests) > MANIFESTS:
@@ -175,11 +178,8 @@ class Bench:
         return self._manifests[key]
 
     def _component(self, name: str) -> Component:
-        self.yard.entry(name)  # names go through the index: a name that is a path is an unknown name
-        found = self.yard.load(name)
-        if not isinstance(found, Component):
-            raise FileError(f"{name!r} is no component; only components can be assembled")
-        return found
+        """A brick; names go through the index, where a path is an unknown name."""
+        return self.yard.load(self.yard.entry(name).name)
 
     def inside(self, name: str) -> dict[str, Any]:
         """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""
@@ -236,6 +236,7 @@ class Bench:
             FileError: A brick is not in the yard.
         """
         with self._turn():
+            entries = [self.yard.entry(name) for name in plan.bricks]
             parts = [self.manifest(name) for name in plan.bricks]
         if not parts:
             return {"classes": [], "duplicates": [], "parameters": 0, "flops": 0, "forms": {}, "overlap": []}
@@ -251,7 +252,7 @@ class Bench:
             "duplicates": duplicates,
             "parameters": sum(part.selection.parameters for part in parts),
             "flops": sum(part.selection.flops for part in parts),
-            "forms": {name: why for name in FORMS if (why := _unfit(name, parts))},
+            "forms": {name: why for name in FORMS if (why := _unfit(name, entries))},
             "overlap": _overlap(manifest, plan.scaling),
         }
 
@@ -438,15 +439,16 @@ def _overlap(manifest: AssemblyManifest, scaling: str) -> list[dict[str, Any]]:
     return result
 
 
-def _unfit(form: str, parts: Sequence[ComponentManifest]) -> str | None:
-    """Why parts cannot take a form, as far as manifests tell."""
-    if form == "union" and len({part.source.sha256 for part in parts}) > 1:
+def _unfit(form: str, entries: Sequence[Entry]) -> str | None:
+    """Why bricks cannot take a form, as far as the yard knows."""
+    if form == "union" and len({entry.source_sha256 for entry in entries}) > 1:
         return "the bricks are cut from different sources"
     if form not in ("padded", "grouped"):
         return None
-    if len({part.input_shape for part in parts}) > 1:
-        return "the bricks take images of different sizes"
-    if len({tuple((n, a.size) for n, a in p.axes.items() if n != p.output_axis) for p in parts}) > 1:
-        names = list(dict.fromkeys(part.source.name for part in parts))
-        return f"the bricks are not built alike ({', '.join(names[:4])})"
+    built = {entry.architecture for entry in entries}
+    if "" in built:
+        return "the structure of a brick's source is not known"
+    if len(built) > 1:
+        names = list(dict.fromkeys(entry.source for entry in entries))
+        return f"the bricks' sources are not built alike ({', '.join(names[:4])})"
     return None

@@ -104,7 +104,7 @@ function drawYard() {
 }
 
 function card(brick) {
-  const most = (name) => Math.max(1, ...state.yard.bricks.map((other) => other[name]));
+  const most = (name) => state.most[name];
   const inside = state.tray.includes(brick.name);
   const chips = brick.classes.slice(0, CHIPS).map((name) => {
     const chip = make("button", { type: "button", className: "chip", title: name }, name);
@@ -132,7 +132,7 @@ function card(brick) {
       "div", { className: "meters" },
       ...meter("parameters", brick.parameters, brick.parameters / most("parameters"), amount(brick.parameters)),
       ...meter("FLOPs", brick.flops, brick.flops / most("flops"), amount(brick.flops)),
-      ...(accuracy === null ? [] : meter("accuracy", accuracy, accuracy / 100, `${accuracy.toFixed(1)} %`)),
+      ...(accuracy === null ? [] : meter("accuracy", accuracy, accuracy, `${(100 * accuracy).toFixed(1)} %`)),
     ),
     make("div", { className: "row" }, toggle, look),
   );
@@ -620,6 +620,10 @@ async function start() {
   $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
   for (const form of state.yard.forms) $("form").append(make("option", { value: form.name }, form.name));
   for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (with a few pictures)" : "")));
+  state.most = { parameters: 1, flops: 1 };
+  for (const brick of state.yard.bricks) {
+    for (const name of ["parameters", "flops"]) state.most[name] = Math.max(state.most[name], brick[name]);
+  }
   explain();
   drawYard();
   drawWall();
