@@ -67,8 +67,9 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     with joined() as first_to_fail:
         try:
             if command.__name__ not in _SHARED:
+                name = command.__name__.replace("_", " ")
                 raise OptionError(
-                    f"{command.__name__.replace('_', ' ')} runs in one process, and torchrun started several; start it without "
+                    f"{name} runs in one process, and torchrun started several; start it without "
                     f"torchrun, which is for {', '.join(_SHARED)}"
                 )
             command(*args, **kwargs)

@@ -79,7 +79,8 @@ class Yard:
         if not self.path.is_dir():
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
-                f"the yard {path} {found}; give a folder of components, or make one: create=True, or `brickyard yard add`"
+                f"the yard {path} {found}; give a folder of components, or make one: with create=True, or with "
+                "`brickyard yard add` on the command line"
             )
         self._known: tuple[tuple[int, int, int], Shelf] | None = None  # the index as it was last read
 

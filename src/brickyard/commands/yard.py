@@ -184,7 +184,7 @@ def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: st
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Entries as lines of at most a hundred columns; names are whole unless they alone are too long."""
+    """Entries as lines of at most a hundred columns; what is too long for them is cut short, names last."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     table = [header] + [
         [
@@ -199,10 +199,11 @@ def _table(entries: Sequence[Entry]) -> str:
         for entry in entries
     ]
     widths = [max(_columns(line[k]) for line in table) for k in range(len(header))]
-    room = WIDTH - sum(widths[3:]) - 2 * (len(header) - 1)
-    widths[0] = min(widths[0], room - 7 - 7)
-    widths[2] = min(widths[2], max(12, (room - widths[0]) // 3), room - widths[0] - 7)
-    widths[1] = min(widths[1], room - widths[0] - widths[2])
+    over = sum(widths) + 2 * (len(header) - 1) - WIDTH
+    for column, least in ((1, 20), (2, 14), (0, 20)):  # these are cut short, in this order
+        cut = max(0, min(over, widths[column] - least))
+        widths[column] -= cut
+        over -= cut
     return "\n".join(
         "  ".join(
             _filled(cell, width, right=3 <= k <= 5) for k, (cell, width) in enumerate(zip(line, widths, strict=True))

@@ -1,0 +1,741 @@
+"""Yards: a folder of components whose index follows its files, whatever happens to either."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import brickyard as by
+from brickyard.choosing import choose
+from brickyard.covering import Part, cover
+from brickyard.errors import FileError, OptionError, SurgeryError, TaskError
+from brickyard.shelf import Record, Shelf, read_index, written
+from brickyard.testing import chain, randomised
+from brickyard.yard import Entry, Problem, Yard
+from test_cli import run
+
+DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
+CLASSES = ["cat", "dog", "hen", "pig"]
+
+
+def component(task=("cat", "dog"), seed=0, classes=CLASSES, name="farm", widths=(6, 8), **options) -> by.Component:
+    model = randomised(chain(len(classes), widths), seed)
+    labels = torch.arange(24) % len(classes)
+    relevance = by.locate(model, (DATA[0], labels), classes=classes, name=name)
+    return by.disassemble(model, relevance, task=list(task), heal="none", **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """Files of three components of two sources."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {"a": component(), "b": component(("hen",)), "c": component(("dog", "pig"), seed=1, name="zoo/two?x=1")}
+    return {name: part.save(folder / f"{name}.safetensors") for name, part in made.items()}
+
+
+@pytest.fixture
+def yard(files, tmp_path) -> Yard:
+    made = Yard(tmp_path / "yard", create=True)
+    for path in files.values():
+        made.add(path)
+    return made
+
+
+def names(yard: Yard) -> list[str]:
+    return [entry.name for entry in Yard(yard.path).entries()]
+
+
+ALL = ["cat-dog-farm", "dog-pig-zoo-two-x-1", "hen-farm"]
+
+
+# -- what is in it -------------------------------------------------------------------------------------------
+
+
+def test_entries_say_what_files_and_manifests_say(yard, files) -> None:
+    assert names(yard) == ALL
+    entry, part = yard.entry("cat-dog-farm"), by.load(files["a"])
+    data = files["a"].read_bytes()
+    assert (yard.path / "cat-dog-farm.safetensors").read_bytes() == data
+    assert entry.sha256 == hashlib.sha256(data).hexdigest()
+    assert entry.bytes == len(data)
+    assert entry.classes == part.classes == ("cat", "dog")
+    assert (entry.source, entry.source_sha256) == ("farm", part.manifest.source.sha256)
+    assert entry.parameters == sum(p.numel() for p in part.parameters())
+    assert entry.flops == part.manifest.selection.flops
+    assert (entry.input_shape, entry.reject) == ((3, 8, 8), False)
+    statistics = part.manifest.statistics
+    assert entry.accuracy == sum(statistics.correct) / sum(statistics.images)
+    assert Entry(**{**entry.as_dict(), "classes": entry.classes, "input_shape": entry.input_shape}) == entry
+    json.dumps(entry.as_dict())
+    loaded = yard.load("cat-dog-farm")
+    assert torch.equal(loaded(DATA[0]), part(DATA[0]))
+    assert not torch.equal(yard.load("dog-pig-zoo-two-x-1")(DATA[0]), part(DATA[0]))
+
+
+def test_accuracy_is_the_measured_one_on_the_most_images(yard) -> None:
+    part = component()
+    few, many = (by.evaluate(part, (DATA[0][::n], DATA[1][::n]), latency=False) for n in (4, 1))  # cats alone; all
+    assert few.row("component").accuracy != many.row("component").accuracy
+    scored = yard.add(part.with_scores({"few": few.as_dict(), "many": many.as_dict(), "other": [1, "x"]}), "scored")
+    assert scored.accuracy == many.row("component").accuracy / 100
+    assert yard.add(part.with_scores(few.as_dict()), "flat").accuracy == few.row("component").accuracy / 100
+    odd = {"rows": [{"name": "component", "images": "many", "accuracy": 99}, {"name": "component", "images": 5}, 7]}
+    assert yard.add(part.with_scores({"odd": odd}), "odd").accuracy == yard.entry("cat-dog-farm").accuracy
+    assert yard.entry("hen-farm").accuracy is None  # one class is always answered right
+
+
+def test_equal_architectures_are_those_that_can_be_padded_together(tmp_path) -> None:
+    yard = Yard(tmp_path)
+    first = yard.add(component(), "first")
+    other = component(("ox",), seed=2, classes=["ox", "ant"], name="other")
+    wider = component(("bee",), seed=2, classes=["bee", "fly"], widths=(7, 8))
+    assert yard.add(other, "other").architecture == first.architecture != ""
+    assert yard.add(wider, "wider").architecture != first.architecture
+    assert yard.add(component().fused(), "fused").architecture == ""
+    assert by.assemble([yard.load("first"), yard.load("other")], form="padded").classes == ("cat", "dog", "ox")
+    for name in ("wider", "fused"):
+        with pytest.raises(SurgeryError):
+            by.assemble([yard.load("other"), yard.load(name)], form="padded", on_duplicate="rename")
+
+
+def test_the_same_content_is_the_same_entry(yard, files) -> None:
+    again = yard.add(files["a"], "another-name")
+    assert again == yard.entry("cat-dog-farm")
+    assert yard.add(by.load(files["a"])) == again
+    assert names(yard) == ALL
+    other = yard.add(component(seed=5))
+    assert other.name == "cat-dog-farm-2"
+    assert len(names(yard)) == 4
+
+
+def test_names_are_made_of_any_class_names(tmp_path) -> None:
+    yard = Yard(tmp_path)
+    for classes, name, expected in [
+        (["../../etc", "Öl und Wein"], "..", "etc-Ol-und-Wein"),
+        (["猫", "犬"], "家", "component"),
+        ([f"class {k}" for k in range(20)], "a.safetensors", "class-0-class-1-class-2-and-17-more-a"),
+        (["x" * 500, "y"], "s", "x" * 40),
+    ]:
+        part = component(classes, classes=classes, name=name)
+        assert yard.add(part).name == expected
+    assert len(yard.entries()) == 4
+    assert not yard.verify()
+
+
+def test_remove_and_unknown_names(yard) -> None:
+    with pytest.raises(FileError, match=r"no component 'cat-dog-form' among the 3 .* did you mean 'cat-dog-farm'"):
+        yard.entry("cat-dog-form")
+    yard.remove("hen-farm")
+    assert names(yard) == ALL[:2]
+    assert not (yard.path / "hen-farm.safetensors").exists()
+    with pytest.raises(FileError, match="no component 'hen-farm'"):
+        yard.remove("hen-farm")
+    with pytest.raises(FileError, match="no component"):
+        yard.load("hen-farm")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", ".hidden", "", "a b", "a\n", "-x", "x.safetensors", "é"])
+def test_name_tricks_are_refused(name, yard, files) -> None:
+    before = sorted(yard.path.parent.rglob("*"))
+    with pytest.raises(FileError, match="is no name for a component"):
+        yard.add(component(seed=9), name)
+    with pytest.raises(FileError, match="no component"):
+        yard.load(name)
+    with pytest.raises(FileError, match="no component"):
+        yard.remove(name)
+    assert sorted(yard.path.parent.rglob("*")) == before
+
+
+def test_what_cannot_be_added(yard, files, tmp_path) -> None:
+    whole = by.assemble([by.load(files["a"]), by.load(files["b"])]).save(tmp_path / "whole.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(files["a"].read_bytes()[:-9])
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    for item, name, error, message in [
+        (whole, None, FileError, "holds a file of kind assembly"),
+        (broken, None, FileError, "broken.safetensors is not a whole safetensors file"),
+        (tmp_path / "foreign.safetensors", None, FileError, "foreign.safetensors is a safetensors file without"),
+        (tmp_path / "nothing", None, FileError, "no such file"),
+        (tmp_path, None, FileError, "it is no file"),
+        (7, None, OptionError, "a int was given"),
+        (component(seed=9), "hen-farm", FileError, "'hen-farm' is taken"),
+    ]:
+        with pytest.raises(error, match=message) as caught:
+            yard.add(item, name)
+        assert ".adding" not in str(caught.value)
+    assert names(yard) == ALL
+    assert sorted(item.name for item in yard.path.iterdir()) == sorted(
+        [".lock", "index.json", *(f"{name}.safetensors" for name in ALL)]
+    )
+    with pytest.raises(FileError, match="does not exist"):
+        Yard(tmp_path / "nowhere")
+    with pytest.raises(FileError, match="is a file"):
+        Yard(broken)
+    with pytest.raises(FileError, match="cannot be made"):
+        Yard(broken / "x", create=True)
+
+
+def test_search(yard) -> None:
+    def found(**what) -> list[str]:
+        return [entry.name for entry in yard.search(**what)]
+
+    cat, dog, hen = ALL
+    entries = {entry.name: entry for entry in yard.entries()}
+    assert found() == ALL
+    assert found(classes=["dog"]) == [cat, dog]
+    assert found(classes=["dog", "cat"]) == [cat]
+    assert found(classes=["do"]) == []
+    assert found(source="FARM") == found(source=entries[cat].source_sha256[:8]) == [cat, hen]
+    assert found(source="far") == []
+    assert found(text="ZOO dog") == [dog]
+    assert found(text=entries[cat].architecture) == ALL
+    few = min(entry.parameters for entry in entries.values())
+    assert found(max_parameters=few) == [name for name in ALL if entries[name].parameters <= few] != ALL
+    assert found(max_flops=1) == []
+    assert found(min_accuracy=0) == [cat, dog]
+    assert found(min_accuracy=entries[cat].accuracy) == [
+        name for name in (cat, dog) if entries[name].accuracy >= entries[cat].accuracy
+    ]
+    with pytest.raises(OptionError, match="not in"):
+        found(min_accuracy=90)
+    with pytest.raises(OptionError, match="one text"):
+        found(classes="dog")
+
+
+# -- the index follows the files -----------------------------------------------------------------------------
+
+
+def index(yard: Yard) -> dict:
+    return json.loads((yard.path / "index.json").read_text())
+
+
+def rewrite(yard: Yard, change) -> None:
+    value = index(yard)
+    change(value)
+    (yard.path / "index.json").write_text(json.dumps(value))
+
+
+def row(place: int, value: object):
+    return lambda text: text["components"][0].__setitem__(place, value)
+
+
+HOSTILE = {
+    "missing": None,
+    "empty": b"",
+    "not JSON": b"{",
+    "binary": b"\xff\xfe\x00",
+    "another's": b'{"packages": []}',
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "version": lambda text: text.update(format=2),
+    "version true": lambda text: text.update(format=True),
+    "kind": lambda text: text.update(kind="library"),
+    "more": lambda text: text.update(more=1),
+    "rows": lambda text: text.update(components={"a": 1}),
+    "a row": lambda text: text["components"].append(7),
+    "twice": lambda text: text["components"].append(text["components"][0]),
+    "in both": lambda text: text["others"].append([text["components"][0][0], 1, 1, "x"]),
+    "others": lambda text: text["others"].append(["../x", 1, 1, "x"]),
+    "path": row(0, "../../etc/passwd"),
+    "absolute": row(0, "/etc/passwd"),
+    "hidden": row(0, ".bashrc"),
+    "number": row(0, 7),
+    "sha": row(1, "0" * 63),
+    "negative": row(2, -1),
+    "true": row(2, True),
+    "classes": row(3, "cat"),
+    "no classes": row(3, []),
+    "class": row(3, ["cat", None]),
+    "half a character": row(3, ["\ud800"]),
+    "reject": row(4, 1),
+    "source": row(5, {}),
+    "huge": row(7, 10**30),
+    "accuracy": row(9, 2),
+    "text": row(9, "0.5"),
+    "infinite": row(9, float("inf")),
+    "shape": row(10, [3, 0, 8]),
+    "architecture": row(11, "\x1b[31m"),
+    "changed": row(12, "now"),
+    "short": lambda text: text["components"][0].pop(),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_index_that_is_not_right_is_made_again(case, yard) -> None:
+    before, expected = (yard.path / "index.json").read_bytes(), yard.entries()
+    change = HOSTILE[case]
+    if change is None:
+        (yard.path / "index.json").unlink()
+    elif isinstance(change, bytes):
+        (yard.path / "index.json").write_bytes(change)
+    else:
+        rewrite(yard, change)
+    assert case == "missing" or read_index(yard.path / "index.json") is None
+    assert yard.entries() == expected
+    assert (yard.path / "index.json").read_bytes() == before
+    assert Yard(yard.path).entries() == expected
+
+
+def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
+    """The control of the tests above: while nothing changed, no file of a component is opened."""
+
+    def opened(*_args):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr("brickyard.yard.read_entry", opened)
+    assert names(yard) == ALL
+    os.utime(yard.path / "hen-farm.safetensors", ns=(1, 1))
+    with pytest.raises(AssertionError, match="a file was read"):
+        names(yard)
+
+
+def test_an_index_that_is_a_link_or_a_pipe_is_not_followed(yard, tmp_path) -> None:
+    expected = yard.entries()
+    shutil.move(yard.path / "index.json", tmp_path / "elsewhere.json")
+    (yard.path / "index.json").symlink_to(tmp_path / "elsewhere.json")
+    assert read_index(yard.path / "index.json") is None
+    (yard.path / "index.json").unlink()
+    os.mkfifo(yard.path / "index.json")
+    assert read_index(yard.path / "index.json") is None
+    assert Yard(yard.path).entries() == expected
+    assert (yard.path / "index.json").is_file()
+
+
+def test_files_added_changed_and_removed_behind_its_back_are_noticed(yard, files) -> None:
+    place = yard.path / "hen-farm.safetensors"
+    place.write_bytes(files["c"].read_bytes())
+    os.utime(place, ns=(5, 5))
+    assert yard.entry("hen-farm").classes == ("dog", "pig")
+    assert yard.load("hen-farm").classes == ("dog", "pig")
+    shutil.copy(files["b"], yard.path / "new.safetensors")
+    (yard.path / "cat-dog-farm.safetensors").unlink()
+    assert names(yard) == [ALL[1], "hen-farm", "new"]
+    assert [line[0] for line in index(yard)["components"]] == [ALL[1], "hen-farm", "new"]
+
+
+def test_content_that_changed_with_the_same_stamp_is_not_loaded(yard, files) -> None:
+    place = yard.path / "hen-farm.safetensors"
+    status, data = place.stat(), bytearray(place.read_bytes())
+    data[-1] ^= 1
+    place.write_bytes(data)
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert by.load(place).classes == ("hen",)
+    with pytest.raises(FileError, match="was changed"):
+        yard.load("hen-farm")
+    assert [(p.name, p.what[:35]) for p in yard.verify()] == [("hen-farm", "was changed since it was added: its")]
+
+
+def test_verify_finds_everything(yard, files, tmp_path) -> None:
+    assert yard.verify() == []
+    (yard.path / "hen-farm.safetensors").unlink()
+    (yard.path / "cat-dog-farm.safetensors").write_bytes(files["a"].read_bytes()[:-5])
+    (yard.path / "notes.txt").write_text("x")
+    (yard.path / "link.safetensors").symlink_to(files["b"])
+    (yard.path / "bad name.safetensors").write_bytes(files["b"].read_bytes())
+    (yard.path / "folder.safetensors").mkdir()
+    by.locate(chain(), DATA).save(yard.path / "relevance.safetensors")
+    hollow(files["a"], yard.path / "hollow.safetensors")
+    rewrite(yard, lambda text: text["components"][1].__setitem__(7, 1))
+    found = {problem.name: problem.what for problem in yard.verify()}
+    assert all(isinstance(problem, Problem) for problem in yard.verify())
+    assert {name: what.split(":")[0][:36] for name, what in found.items()} == {
+        "bad name.safetensors": "is no file of a component; move it o",
+        "cat-dog-farm": "was changed since it was added, and ",
+        "dog-pig-zoo-two-x-1": "the index tells otherwise of it than",
+        "folder.safetensors": "is no file of a component; move it o",
+        "hen-farm": "its file is missing; add it again",
+        "hollow": "does not load",
+        "link.safetensors": "is no file of a component; move it o",
+        "notes.txt": "is no file of a component; move it o",
+        "relevance": "does not load",
+    }
+    assert names(yard) == [ALL[1], "hollow"]  # the manifest of the second is whole, and its tensors are not all there
+    with pytest.raises(FileError, match=r"'relevance' .* is no component that can be used: .*'relevance'"):
+        yard.entry("relevance")
+    yard.remove("relevance")
+    assert not (yard.path / "relevance.safetensors").exists()
+
+
+def hollow(path: Path, to: Path) -> None:
+    """A component's file without one of its tensors."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, to, metadata)
+
+
+def test_figures_that_no_network_has_are_refused(yard, files) -> None:
+    place = yard.path / "hen-farm.safetensors"
+    with safe_open(place, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.loads(file.metadata()["brickyard"])
+    text["manifest"]["selection"]["flops"] = 10**400
+    save_file(tensors, place, {"brickyard": json.dumps(text)})
+    assert names(yard) == ALL[:2]
+    assert [c.entry.name for c in yard.choose(["cat"])] == ["cat-dog-farm"]
+
+
+def test_a_yard_that_cannot_be_written_to_can_be_read(yard, monkeypatch) -> None:
+    real = os.open
+
+    def refused(path, flags, *rest, **more):
+        if Path(path).name == ".lock":
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *rest, **more)
+
+    (yard.path / "index.json").unlink()
+    monkeypatch.setattr(os, "open", refused)
+    assert names(yard) == ALL
+    assert not (yard.path / "index.json").exists()
+    with pytest.raises(FileError, match="cannot be locked for writing: Permission denied"):
+        yard.remove("hen-farm")
+
+
+def test_where_locking_is_impossible_is_a_clear_error(yard, monkeypatch) -> None:
+    import fcntl
+
+    def refuse(*_args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FileError, match=r"cannot be locked for writing: No locks available; keep it on a disk"):
+        yard.add(component(seed=4))
+    assert names(yard) == ALL
+
+
+# -- processes that write at once, or die --------------------------------------------------------------------
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
+    yard = Yard(tmp_path / "yard", create=True)
+    part = by.load(files["a"])
+    for k in range(12):
+        part.with_scores({"number": k}).save(tmp_path / f"{k}.safetensors")
+    code = (
+        "import os, sys, brickyard.files\nfrom pathlib import Path\nfrom brickyard.yard import Yard\n"
+        "parts, (ready, go) = Path(sys.argv[2]), os.pipe()\n"
+        "children = []\n"
+        "for own in range(3):\n"
+        "    children.append(os.fork())\n"
+        "    if children[-1]: continue\n"
+        "    os.close(go)\n"
+        "    os.read(ready, 1)\n"  # returns in all of them at once, when the other end is closed
+        "    for k in [*range(own, 12, 3), 0]: Yard(sys.argv[1]).add(parts / f'{k}.safetensors')\n"
+        "    os._exit(0)\n"
+        "os.close(go)\n"
+        "print([os.waitpid(child, 0)[1] for child in children])\n"
+    )
+    output, error = python(code, yard.path, tmp_path).communicate(timeout=60)
+    assert output == "[0, 0, 0]\n", error
+    found = {yard.load(name).manifest.scores["number"] for name in names(yard)}
+    assert found == set(range(12))
+    assert len(names(yard)) == 12
+    assert yard.verify() == []
+    assert len(index(yard)["components"]) == 12
+
+
+def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files, tmp_path) -> None:
+    """Killed before the new file is in its place, after it, and while the index is written and renamed."""
+    by.load(files["b"]).with_scores({"new": 1}).save(tmp_path / "new.safetensors")
+    code = (
+        "import os, signal, sys, brickyard.files, brickyard.yard as module\n"
+        "real, calls = os.replace, []\n"
+        "for when in range(4):\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "        continue\n"
+        "    def replace(a, b):\n"
+        "        calls.append((a, b))\n"
+        "        if len(calls) == when + 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        real(a, b)\n"
+        "    os.replace = replace\n"
+        "    module.Yard(f'{sys.argv[1]}{when}').add(sys.argv[2], 'new')\n"
+        "    os._exit(0)\n"
+    )
+    for when in range(4):
+        shutil.copytree(yard.path, f"{yard.path}{when}")
+    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=60)
+    assert output.split() == ["-9", "-9", "-9", "0"], error  # the last is the control: there are three renames
+    for when in range(4):
+        left = Yard(f"{yard.path}{when}")
+        expected = ALL if when == 0 else [*ALL, "new"]
+        assert (left.path / ".adding").exists() == (when < 3)
+        assert [line[0] for line in index(left)["components"]] == (ALL if when < 3 else expected)
+        assert names(left) == expected
+        assert left.add(tmp_path / "new.safetensors").name == ("hen-farm-2" if when == 0 else "new")
+        assert not (left.path / ".adding").exists()
+        assert left.verify() == []
+
+
+def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
+    before = {item.name: item.read_bytes() for item in yard.path.iterdir()}
+
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brickyard.yard.read_entry", stop)
+    with pytest.raises(KeyboardInterrupt):
+        yard.add(component(seed=4))
+    monkeypatch.undo()
+    assert {item.name: item.read_bytes() for item in yard.path.iterdir()} == before
+
+
+def test_ten_thousand_components_are_listed_fast(files, tmp_path) -> None:
+    yard = Yard(tmp_path)
+    entry = yard.add(files["a"], "c00000")
+    shelf = Shelf()
+    first = tmp_path / "c00000.safetensors"
+    for k in range(10_000):
+        name = f"c{k:05}"
+        if k:
+            os.link(first, tmp_path / f"{name}.safetensors")
+        shelf.records[name] = Record(replace(entry, name=name), first.stat().st_mtime_ns)
+    (tmp_path / "index.json").write_bytes(written(shelf))
+    code = (
+        "import sys, time\nstart = time.perf_counter()\nfrom brickyard.yard import Yard\n"
+        "entries = Yard(sys.argv[1]).entries()\n"
+        "print(len(entries), entries[-1].name, 'torch' in sys.modules, time.perf_counter() - start)\n"
+    )
+    times = []
+    for _ in range(3):
+        output, error = python(code, tmp_path).communicate(timeout=60)
+        count, last, torch_too, seconds = output.split()
+        assert (count, last, torch_too) == ("10000", "c09999", "False"), error
+        times.append(float(seconds))
+    assert min(times) < 2  # 0.2 to 0.4 s on an idle machine
+
+
+# -- choosing ------------------------------------------------------------------------------------------------
+
+
+def entry(name: str, classes: str, parameters=100, accuracy: float | None = 0.9, flops=10) -> Entry:
+    """An entry whose classes are the letters of a word."""
+    return Entry(name, "0" * 64, 1, tuple(classes), False, "s", "1" * 64, parameters, flops, accuracy, (3, 8, 8), "")
+
+
+def chosen(entries, classes: str, **limits) -> list[str]:
+    return [choice.entry.name for choice in choose(entries, list(classes), **limits)]
+
+
+def test_what_choose_prefers() -> None:
+    pair, one, two = entry("pair", "ab", accuracy=0.8), entry("one", "a"), entry("two", "b")
+    wide = entry("wide", "abx", accuracy=1.0, parameters=1)
+    assert chosen([one, two, pair, wide], "ab") == ["pair"]  # fewest parts, and none that brings x
+    assert chosen([one, two, wide], "ab") == ["one", "two"]  # no x, though it takes more parts
+    assert chosen([one, two, wide], "ba") == ["two", "one"]  # in the order of the classes
+    assert chosen([one, wide], "ab") == ["wide"]  # there is no other b, and a must not be there twice
+    better, small = replace(pair, name="better", accuracy=0.95), replace(pair, name="small", parameters=9)
+    assert chosen([pair, better, small], "ab") == ["better"]
+    assert chosen([pair, small], "ab") == ["small"]
+    assert chosen([pair, better, small], "ab", max_parameters=50) == ["small"]
+    assert chosen([replace(pair, accuracy=None), replace(small, accuracy=0.51, parameters=500)], "ab") == ["small"]
+    assert chosen([entry("twice", "aab"), one, two], "ab") == ["one", "two"]
+
+
+def test_choose_says_why() -> None:
+    parts = [entry("ab", "abxy", accuracy=0.912, parameters=1234), entry("c", "c", accuracy=None), entry("c2", "cx")]
+    first, second = choose(parts, ["c", "b"])
+    assert (first.entry.name, first.classes) == ("c", ("c",))
+    assert first.reason == (
+        "chosen over 1 other with some of these classes; all its classes are wanted; accuracy not known; 100 parameters"
+    )
+    assert (second.entry.name, second.classes) == ("ab", ("b",))
+    assert second.reason == (
+        "the only one with b; also brings a, x, y, not asked for: no choice brings fewer such classes; accuracy 91.2%; "
+        "1,234 parameters"
+    )
+
+
+def test_what_cannot_be_chosen_is_named() -> None:
+    parts = [replace(entry("p", "ab"), classes=("lamp", "chair")), replace(entry("q", "ab"), classes=("chair", "cat"))]
+    for classes, limits, error, message in [
+        (["lamb", "cat", "zzz"], {}, TaskError, r"has the classes 'lamb', 'zzz' \(for 'lamb' there is 'lamp'\); cut"),
+        (["lamp", "cat"], {}, TaskError, "each of the classes 'lamp', 'cat' once and no class twice"),
+        (["lamp"], {"max_parameters": 99}, TaskError, "is within 99 parameters; without limits it would be p with 100"),
+        (["lamp"], {"max_flops": 9}, TaskError, "is within 9 FLOPs"),
+        ([], {}, TaskError, "no classes were asked for"),
+        (["lamp", "lamp"], {}, TaskError, "'lamp' was asked for twice"),
+        ("lamp", {}, OptionError, "is one text"),
+        ([3], {}, OptionError, "3 was given"),
+        (["lamp"], {"max_flops": 0}, OptionError, "no whole number above 0"),
+    ]:
+        with pytest.raises(error, match=message):
+            choose(parts, classes, **limits)
+
+
+part_values = st.tuples(
+    st.lists(st.sampled_from("abcdxy"), min_size=1, max_size=4), st.sampled_from([0, 5, 10]), st.integers(1, 9)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(part_values, min_size=1, max_size=8), st.integers(1, 4), st.none() | st.integers(1, 25))
+def test_choose_finds_what_trying_everything_finds(values, count, limit) -> None:
+    wanted = "abcd"[:count]
+    parts = [Part(f"p{k}", tuple(classes), loss, size, 20 - size) for k, (classes, loss, size) in enumerate(values)]
+    best = None
+    for size in range(1, count + 1):
+        for group in itertools.combinations(parts, size):
+            together = [name for part in group for name in part.classes]
+            if len(set(together)) < len(together) or not set(wanted) <= set(together):
+                continue
+            if any(not set(part.classes) & set(wanted) for part in group):
+                continue
+            if limit is not None and sum(part.parameters for part in group) > limit:
+                continue
+            loss = sum(part.loss * len(set(part.classes) & set(wanted)) for part in group)
+            costs = [sum(part.parameters for part in group), sum(part.flops for part in group)]
+            key = (len(together) - count, size, loss, *costs, [part.name for part in group])
+            best = key if best is None or key < best else best
+    found = cover(parts, list(wanted), max_parameters=limit)
+    assert found.complete
+    assert sorted(part.name for part in found.parts) == ([] if best is None else best[-1])
+
+
+def test_a_search_that_is_stopped_early_says_so_and_still_covers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    letters = [f"c{k}" for k in range(30)]
+    parts = [
+        Part(f"p{k}", tuple(letters[i] for i in torch.randperm(30, generator=generator)[: 1 + k % 4].tolist()), k, 1, 1)
+        for k in range(400)
+    ]
+    short, whole = (cover(parts, letters, max_steps=steps) for steps in (5_000, 10_000_000))
+    assert not short.complete
+    for found in (short, whole):
+        names = [name for part in found.parts for name in part.classes]
+        assert sorted(names) == sorted(letters)
+    assert len(whole.parts) <= len(short.parts)
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+
+def test_the_commands(files, tmp_path) -> None:
+    place = tmp_path / "yard"
+    added = json.loads(run("yard", "add", files["a"], files["b"], "--yard", place, "--json").stdout)
+    assert [(item["name"], item["new"]) for item in added["added"]] == [("cat-dog-farm", True), ("hen-farm", True)]
+    assert "hen-farm, which is there already" in run("yard", "add", files["b"], "--yard", place).stdout
+    assert run("yard", "add", files["c"], "--name", "two", "--yard", place).stdout.endswith("c.safetensors: two\n")
+    listed = json.loads(run("yard", "list", "--yard", place, "--json").stdout)
+    assert listed["entries"] == [entry.as_dict() for entry in Yard(place).entries()]
+    assert len(listed["entries"]) == 3
+    table = run("yard", "list", "--yard", place).stdout.splitlines()
+    assert table[0].split() == ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
+    assert [line.split()[0] for line in table[1:]] == ["cat-dog-farm", "hen-farm", "two"]
+    search = ("yard", "search", "--yard", place, "--json")
+    for options, expected in [
+        (("--class", "dog"), ["cat-dog-farm", "two"]),
+        (("--class", "dog", "--class", "pig"), ["two"]),
+        (("farm", "hen"), ["hen-farm"]),
+        (("--source", "farm", "--min-accuracy", "0"), ["cat-dog-farm"]),
+        (("--max-parameters", "1"), []),
+        (("--max-flops", "1"), []),
+    ]:
+        found = json.loads(run(*search, *options).stdout)
+        assert [item["name"] for item in found["entries"]] == expected, options
+    nothing = run("yard", "search", "--yard", place, "nowhere")
+    assert nothing.stdout == ""
+    assert "none of the 3 components" in nothing.stderr
+    shown = run("yard", "show", "two", "--yard", place).stdout
+    assert "dog, pig" in shown
+    assert "zoo/two?x=1" in shown
+    assert json.loads(run("yard", "show", "two", "--yard", place, "--json").stdout)["classes"] == ["dog", "pig"]
+    assert json.loads(run("yard", "verify", "--yard", place, "--json").stdout)["problems"] == []
+    (place / "notes.txt").write_text("x")
+    refused = run("yard", "verify", "--yard", place, code=1)
+    assert "notes.txt: is no file of a component" in refused.stdout
+    assert json.loads(run("yard", "rm", "two", "hen-farm", "--yard", place, "--json").stdout)["removed"] == [
+        "two",
+        "hen-farm",
+    ]
+    assert [entry.name for entry in Yard(place).entries()] == ["cat-dog-farm"]
+
+
+def test_the_yard_is_where_the_environment_says_else_here(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRICKYARD_YARD", raising=False)
+    run("yard", "add", files["a"])
+    assert (tmp_path / "yard" / "cat-dog-farm.safetensors").is_file()
+    monkeypatch.setenv("BRICKYARD_YARD", str(tmp_path / "other"))
+    run("yard", "add", files["b"])
+    assert (tmp_path / "other" / "hen-farm.safetensors").is_file()
+    assert "hen-farm" in run("yard", "list").stdout
+    assert "cat-dog-farm" in run("yard", "list", "--yard", "yard").stdout
+
+
+def test_assemble_chooses_from_a_yard(yard, files, tmp_path) -> None:
+    output = tmp_path / "whole.safetensors"
+    made = run("assemble", "hen", "dog", "cat", "--yard", yard.path, "-o", output, "--json")
+    assert json.loads(made.stdout)["components"] == ["hen-farm", "cat-dog-farm"]
+    assert "cat-dog-farm for dog, cat: the only one with cat; all its classes are wanted" in made.stderr
+    whole = by.load(output)
+    assert whole.classes == ("hen", "cat", "dog")
+    run("assemble", files["b"], files["a"], "-o", tmp_path / "files.safetensors")
+    assert torch.equal(whole(DATA[0]), by.load(tmp_path / "files.safetensors")(DATA[0]))
+
+
+def test_mistakes_are_one_clear_error(yard, files, tmp_path) -> None:
+    output = tmp_path / "whole.safetensors"
+    place = ("--yard", yard.path)
+    for arguments, message in [
+        (("assemble", "dig", "cat", *place, "-o", output), "has the class 'dig' (for 'dig' there is"),
+        (("assemble", "cat", "hen", *place, "-o", output, "--max-parameters", 5), "is within 5 parameters; without"),
+        (("assemble", files["a"], "-o", output, "--max-flops", 5), "give --yard too"),
+        (("assemble", "cat", "--yard", tmp_path / "no", "-o", output), "does not exist"),
+        (("yard", "list", "--yard", tmp_path / "no"), "does not exist"),
+        (("yard", "show", "hen-form", *place), "did you mean 'hen-farm'"),
+        (("yard", "rm", "hen-form", *place), "did you mean 'hen-farm'"),
+        (("yard", "add", files["a"], files["b"], "--name", "x", *place), "a name is for one file"),
+        (("yard", "add", files["a"], "--name", "../x", *place), "is no name for a component"),
+        (("yard", "search", "--min-accuracy", 90, *place), "0.9 is 90 %"),
+    ]:
+        result = run(*arguments, code=1)
+        assert message in result.stderr, (arguments, result.stderr)
+        assert result.stdout == ""
+    assert not output.exists()
+    partly = run("yard", "rm", "hen-farm", "nothing", *place, code=1)
+    assert "removed hen-farm" in partly.stderr
+    assert names(yard) == ALL[:2]
+
+
+def test_tables_fit_and_obey_nobody(tmp_path) -> None:
+    yard = Yard(tmp_path)
+    yard.add(component(["\x1b[31mred", "犬" * 60], classes=["\x1b[31mred", "犬" * 60], name="s" * 200), "n" * 80)
+    yard.add(component(), "short")
+    result = run("yard", "list", "--yard", tmp_path)
+    from rich.cells import cell_len
+
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    assert max(map(cell_len, lines)) <= 100
+    assert "…" in lines[1]
+    assert "\x1b" not in result.stdout + run("yard", "show", "n" * 80, "--yard", tmp_path).stdout
+
+
+def test_torchrun_is_refused_for_yards(yard, monkeypatch) -> None:
+    monkeypatch.setattr("brickyard.ranks.joined", lambda: nullcontext(lambda: True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "yard list runs in one process" in run("yard", "list", "--yard", yard.path, code=1).stderr
