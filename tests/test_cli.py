@@ -17,8 +17,8 @@ from brickyard.cli import app
 from brickyard.datasets import load_data
 
 COMMANDS = [
-    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "yard"),
-    "workbench",
+    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "export", "push"),
+    *("yard", "workbench"),
 ]
 
 

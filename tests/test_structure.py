@@ -29,6 +29,7 @@ LEVELS = [
     {"files", "scores", "routes"},
     {"yard", "shelf", "choosing", "covering"},
     {"evaluation"},
+    {"exports", "hub"},
     {"datasets", "sources"},
     {"training"},
     {"workbench"},

@@ -143,6 +143,30 @@ def test_downloads_load_and_say_the_same(page, yard, tmp_path) -> None:
     assert float(again.predict_proba([sample]).max()) == pytest.approx(shown["classes"][0]["probability"], abs=1e-9)
 
 
+def test_onnx_says_the_same(page, yard, tmp_path) -> None:
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
+    import onnxruntime
+
+    key = build(page, scaling="mahalanobis")["id"]
+    answer = page.get(f"/api/assemblies/{key}/file?kind=onnx")
+    assert answer.status_code == 200, answer.text
+    session = onnxruntime.InferenceSession(answer.content, providers=["CPUExecutionProvider"])
+    images = load_data("digits", split="test").images[:3]
+    found = session.run(["probabilities"], {"images": images.float().numpy() / 255})[0]
+    for image, row in zip(images, found, strict=True):
+        sent = {"picture": ("a.png", png(image))}
+        best = page.post(f"/api/assemblies/{key}/classify", files=sent).json()["answers"][0]["classes"][0]
+        assert best["probability"] == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_files_of_other_kinds_and_of_classifiers_that_are_gone(page) -> None:
+    key = build(page)["id"]
+    assert "use one of safetensors, onnx, html" in page.get(f"/api/assemblies/{key}/file?kind=exe").json()["error"]
+    for kind in ("safetensors", "onnx", "html"):
+        assert page.get(f"/api/assemblies/nothing/file?kind={kind}").status_code == 404
+
+
 def test_calibration_is_the_librarys(page, yard) -> None:
     pictures = shots()
     made = build(page, pictures=pictures, scaling="lda")

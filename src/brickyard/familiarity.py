@@ -84,7 +84,7 @@ class Familiarity(nn.Module):
             return None
         unit = whole.unit * usual
         values = whole.mean, whole.directions, whole.gains, unit, whole.length
-        return cls(*(value.float() for value in values))
+        return cls(*(value.float().contiguous() for value in values))  # as they lie in a file: the same rounding
 
     def forward(self, features: Tensor) -> Tensor:
         """How far features are, in usual distances."""
@@ -98,8 +98,11 @@ class Familiarity(nn.Module):
         mean, directions = self.mean.to(features.dtype), self.directions.to(features.dtype)
         centre = mean.mean(0)
         x, m = features - centre, mean - centre
-        root = self.gains.to(features.dtype).sqrt()
-        lengths = _squared(x, m) - _squared(x @ directions.T * root, m @ directions.T * root)
+        # What varies and what does not, each by itself: their difference would lose most of its digits.
+        along, along_mean = x @ directions.T, m @ directions.T
+        root = (1 - self.gains.to(features.dtype)).clamp_min(0).sqrt()
+        lengths = _squared(along * root, along_mean * root)
+        lengths = lengths + _squared(x - along @ directions, m - along_mean @ directions)
         return (lengths / self.unit.to(features.dtype)).clamp_min(0).amin(1)
 
 

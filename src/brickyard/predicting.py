@@ -18,6 +18,7 @@ __all__ = ["Predictor", "read_images", "run_images"]
 ResultT = TypeVar("ResultT")
 
 REJECT = "(none of these)"
+COLOURS = (1, 3)  # channels of a picture
 
 
 class Predictor(nn.Module):
@@ -36,12 +37,20 @@ class Predictor(nn.Module):
     def _logits(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def classes_(self) -> np.ndarray[Any, np.dtype[np.str_]]:
+        """Names of `predict_proba`'s columns, as scikit-learn calls them; with reject, "(none of these)" is last."""
+        return np.array([*self.classes, *([REJECT] if self.reject else [])])
+
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
         """Probabilities (images, outputs) in float64.
 
         Args:
-            images: A batch (batch, channels, height, width), uint8 or in [0, 1]; or a list of pictures: paths,
-                PIL images, or arrays (height, width[, channels]).
+            images: A batch, uint8 or in [0, 1]: a tensor or an array (batch, channels, height, width), or an array
+                (batch, height, width, channels) of grey or colour images; one picture; or a list of pictures, in
+                any mix: paths, PIL images, arrays (height, width[, channels]) and tensors (channels, height, width).
+                Files and PIL images are turned as their EXIF data says; palettes become colour, 16 bits become 8,
+                and what is transparent becomes white.
             batch_size: Images at once.
 
         Raises:
@@ -57,16 +66,39 @@ class Predictor(nn.Module):
                     found.append(logits.double().softmax(1).cpu())
         finally:
             self.train(was_training)
-        return torch.cat(found) if found else torch.zeros(0, len(self.classes) + int(self.reject))
+        return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
     def predict(self, images: Any, batch_size: int = 64) -> list[str]:
         """Class names of images; "(none of these)" where the reject output wins.
+
+        Args:
+            images: As for `predict_proba`.
+            batch_size: Images at once.
 
         Raises:
             DataError: The images cannot be used.
         """
         names = (*self.classes, REJECT)
         return [names[k] for k in self.predict_proba(images, batch_size).argmax(1).tolist()]
+
+    def score(self, images: Any, names: Sequence[str], batch_size: int = 64) -> float:
+        """The share of images whose predicted class is the one that is named.
+
+        Args:
+            images: As for `predict_proba`.
+            names: The right class name of each image; "(none of these)" is right where the reject output should win.
+            batch_size: Images at once.
+
+        Raises:
+            DataError: The images cannot be used, or a name is no class of the model, or there are not as many.
+        """
+        unknown = sorted({str(name) for name in names} - set(self.classes_.tolist()))
+        if unknown:
+            raise DataError(f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes")
+        found = self.predict(images, batch_size)
+        if len(found) != len(names) or not found:
+            raise DataError(f"{len(found)} images and {len(names)} names were given; give one name an image")
+        return sum(a == str(b) for a, b in zip(found, names, strict=True)) / len(found)
 
 
 def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) -> ResultT:
@@ -87,10 +119,11 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
 def read_images(images: Any, batch_size: int) -> list[Tensor]:
     """Images in any of the forms that `Predictor.predict_proba` takes, as raw batches."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
-        images = torch.from_numpy(images)
-    if isinstance(images, Tensor):
+        last = images.shape[3] in COLOURS and images.shape[1] not in COLOURS
+        images = _tensor(images.transpose(0, 3, 1, 2) if last else images)
+    if isinstance(images, Tensor) and images.ndim == 4:
         check_images(images, "the images")
-        return list(images.split(batch_size)) if len(images) else []
+        return list(images.split(batch_size))
     if isinstance(images, str | Path) or not isinstance(images, Sequence):
         images = [images]
     return [_picture(item) for item in images]
@@ -104,11 +137,25 @@ def _picture(item: Any) -> Tensor:
         return batch
     if isinstance(item, np.ndarray) and item.ndim in (2, 3):
         array = item if item.ndim == 3 else item[:, :, None]
-        batch = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).unsqueeze(0)
+        batch = _tensor(array.transpose(2, 0, 1)).unsqueeze(0)
         check_images(batch, "the image")
         return batch
     from brickyard.datasets import decode_image
 
     if isinstance(item, str | Path) or hasattr(item, "convert"):
         return decode_image(item).unsqueeze(0)
-    raise DataError(f"an image is a {type(item).__name__}; give a path, a PIL image, an array or a tensor")
+    shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
+    raise DataError(
+        f"an image is a {type(item).__name__}{shape}; give a path, a PIL image, an array (height, width[, channels]) "
+        "or a tensor (channels, height, width)"
+    )
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A copy of an array as a tensor, whatever its strides."""
+    try:
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError):
+        raise DataError(
+            f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+        ) from None

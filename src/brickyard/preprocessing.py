@@ -1,10 +1,13 @@
 """From raw images to what a network takes: scale, channels, size, normalisation.
 
-Only tensor operations that exporters trace, with any batch size. Resizing is two matrix products, one a
-side of the image: the weights depend on the sizes alone, so no operator for antialiasing is needed.
+Only tensor operations that exporters trace, with any batch size and, where a size is asked for, any image size.
+Resizing is two matrix products, one a side of the image: the weights depend on the sizes alone, so no operator for
+antialiasing is needed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +103,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
     height, width = x.shape[2], x.shape[3]
+    if not (_known(height) and _known(width)):
+        return _from_any_size(x, size, fit)
     if (height, width) == size:
         return x
     down, right = size[0] - height, size[1] - width
@@ -118,17 +123,50 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x
 
 
+def _known(side: Any) -> bool:
+    """Whether a side of the image is a number, and not one that an exporter leaves open."""
+    return not isinstance(side, torch.SymInt)
+
+
+def _from_any_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+    """The same as `_to_size` for images whose sides are known only when the exported network runs.
+
+    Nothing may branch on them: padding is a matrix product too, and the sizes choose between the matrices. The matrix
+    for a side that needs no change is the unit matrix, so that the pixels stay exactly what they are.
+    """
+    height, width = x.shape[2], x.shape[3]
+    across, down = _resampling(width, size[1], x), _resampling(height, size[0], x)
+    if fit == "pad":
+        fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
+        across = torch.where(fits, _padding(width, size[1], x), across)
+        down = torch.where(fits, _padding(height, size[0], x), down)
+    return down @ (x @ across.T)
+
+
+def _number(side: int, like: Tensor) -> Tensor:
+    """A side of the image as a tensor, ()."""
+    return torch.scalar_tensor(side, dtype=torch.float64, device=like.device)
+
+
 def _resampling(before: int, after: int, like: Tensor) -> Tensor:
     """The matrix (after, before) that resamples one side: a triangle filter around each new pixel.
 
     Its half width is one old pixel, or one new pixel where that is larger; rows sum to 1.
     """
-    scale = before / after
-    reach = max(scale, 1.0)
+    scale = _number(before, like) / after
+    reach = scale.clamp(min=1.0)
     old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :] + 0.5
     new = (torch.arange(after, dtype=torch.float64, device=like.device)[:, None] + 0.5) * scale
     weight = (1 - (old - new).abs() / reach).clamp(min=0)
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
+
+
+def _padding(before: int, after: int, like: Tensor) -> Tensor:
+    """The matrix (after, before) that puts one side into the middle of a longer one."""
+    start = ((after - _number(before, like)) / 2).floor()
+    old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :]
+    new = torch.arange(after, dtype=torch.float64, device=like.device)[:, None]
+    return (old + start == new).to(like.dtype)
 
 
 def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

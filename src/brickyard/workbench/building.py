@@ -20,6 +20,7 @@ from brickyard.assembly import Assembly, shared_signals
 from brickyard.component import Component, _kept, _selection
 from brickyard.disassembling import made_with, today
 from brickyard.errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.exports import export_onnx
 from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.options import Duplicates, Form, check_choice
 from brickyard.predicting import REJECT
@@ -373,9 +374,10 @@ class Bench:
             title = f"classifier-{len(kept.assembly.classes)}-classes.{kind}"
             path = Path(folder) / title
             if kind == "html":
-                return _shims.report([kept.assembly]).encode(), title
+                text = _shims.report([kept.assembly, *kept.parts], ["classifier", *kept.bricks])
+                return text.encode(), title
             if kind == "onnx":
-                _shims.export_onnx(kept.assembly, path)
+                export_onnx(kept.assembly, path)
             else:
                 kept.assembly.save(path)
             return path.read_bytes(), title

@@ -1,0 +1,320 @@
+"""What goes out says what the model says: ONNX in onnxruntime, torch programs, state dicts."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import brickyard as by
+from brickyard import exports
+from brickyard.cli import app
+from brickyard.exports import export_onnx, export_state_dict, torch_program
+from brickyard.familiarity import Familiarity, _squared
+from brickyard.predicting import REJECT
+from brickyard.testing import Branches, Residual, chain, randomised
+from conftest import needed_package
+
+onnxruntime = needed_package("onnxruntime")
+needed_package("onnxscript")
+onnx = needed_package("onnx")
+
+DATA = (torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(48) % 4)
+NAMES = (["a", "b", "c", "d"], ["e", "f", "g", "h"])
+HOW = (
+    by.Preprocessing(size=(8, 8), channels=3, mean=(0.5,) * 3, std=(0.2,) * 3),
+    by.Preprocessing(size=(8, 8), channels=3, fit="pad", mean=(0.1,), std=(0.3,)),
+)
+
+
+def part(index: int = 0, make=chain, how=None, names=None, task=(2, 0), **options) -> by.Component:
+    model = randomised(make(), index)
+    relevance = by.locate(model, DATA, classes=names or NAMES[index], preprocessing=how)
+    return by.disassemble(model, relevance, task=list(task), **options)
+
+
+def pair(makes=(chain, chain), how=HOW, **options) -> list[by.Component]:
+    tasks = (2, 0), (1, 3, 2)
+    return [part(i, makes[i], how[i], task=tasks[i], **options) for i in range(2)]
+
+
+def session(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def agrees(path, model, *shapes, dtype=torch.float32) -> None:
+    """The file's outputs are those of the model, on images that the export has not seen."""
+    run = session(path)
+    generator = torch.Generator().manual_seed(7)
+    for shape in shapes:
+        x = torch.rand(shape, generator=generator)
+        x = x if dtype == torch.float32 else (x * 255).to(torch.uint8)
+        logits, shares = run.run(["logits", "probabilities"], {"images": x.numpy()})
+        with torch.no_grad():
+            wanted = model(model.preprocess(x)) if isinstance(model, by.Component) else model(x)
+        assert logits.dtype == shares.dtype == np.float32
+        assert np.abs(logits - wanted.numpy()).max() <= 1e-5 * float(wanted.abs().max())
+        assert np.allclose(shares, model.predict_proba(x).numpy(), atol=1e-5)
+        assert np.abs(logits - wanted.roll(1, 1).numpy()).max() > 1e-3  # the control
+
+
+SIZES = ((1, 3, 8, 8), (7, 3, 8, 8), (2, 3, 5, 6), (3, 3, 13, 8), (2, 3, 6, 21))
+
+
+@pytest.mark.parametrize(
+    ("form", "scaling", "reject", "makes", "more"),
+    [
+        ("parallel", "mahalanobis", True, (chain, Residual), {}),
+        ("parallel", "lda", False, (chain, Branches), {"images": [DATA, DATA], "shots": 5}),
+        ("padded", "log-probability", True, (Residual, Residual), {}),
+        ("grouped", "logit-mean", True, (Branches, Branches), {}),
+    ],
+)
+def test_assemblies_of_every_form_and_scaling(form, scaling, reject, makes, more, tmp_path) -> None:
+    whole = by.assemble(pair(makes, reject=reject), form=form, scaling=scaling, **more)
+    record = export_onnx(whole, tmp_path / "x.onnx", check_images=DATA[0][:12])
+    assert record.error <= 1e-5
+    assert record.images == 3 * 6 + 1 + 12
+    assert record.fused
+    agrees(record.path, whole, *SIZES)
+
+
+def test_a_union(tmp_path) -> None:
+    model = chain()
+    relevance = by.locate(model, DATA, classes=NAMES[0])
+    found = [by.disassemble(model, relevance, task=[task], heal="none") for task in ("a", "c")]
+    whole = by.assemble(found, form="union")
+    agrees(export_onnx(whole, tmp_path / "x.onnx").path, whole, (1, 3, 8, 8), (6, 3, 8, 8))
+
+
+def test_classes_that_two_parts_know(tmp_path) -> None:
+    found = [part(0, names=["a", "b", "c", "d"], task=(0, 1)), part(1, names=["b", "c", "e", "f"], task=(0, 2))]
+    whole = by.assemble(found, on_duplicate="max")
+    assert whole.classes == ("a", "b", "e")
+    agrees(export_onnx(whole, tmp_path / "x.onnx").path, whole, (1, 3, 8, 8), (6, 3, 8, 8))
+
+
+def test_a_component_with_reject_takes_grey_bytes_of_any_size(tmp_path) -> None:
+    component = part(how=HOW[0], reject=True)
+    record = export_onnx(component, tmp_path / "x.onnx", dtype="uint8", channels=1, check_images=DATA[0][:, :1])
+    agrees(record.path, component, (1, 1, 8, 8), (5, 1, 19, 7), dtype=torch.uint8)
+    run = session(record.path)
+    assert run.get_inputs()[0].type == "tensor(uint8)"
+    assert run.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    assert json.loads(run.get_modelmeta().custom_metadata_map["classes"]) == ["c", "a", REJECT]
+
+
+def test_the_file_explains_itself_and_is_the_same_each_time(tmp_path) -> None:
+    component = part().with_scores({"accuracy": 97.5})
+    for name in ("x", "y"):
+        export_onnx(component, tmp_path / f"{name}.onnx")
+    content = (tmp_path / "x.onnx").read_bytes()
+    assert content == (tmp_path / "y.onnx").read_bytes()
+    for trace in (b".py", b"brickyard/", str(Path.home()).encode() + b"/"):
+        assert trace not in content
+    model = onnx.load(tmp_path / "x.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    told = json.loads(next(item.value for item in model.metadata_props if item.key == "brickyard"))
+    assert told["classes"] == told["outputs"] == ["c", "a"]
+    assert told["scores"] == {"accuracy": 97.5}
+    assert told["parts"][0]["source"]["sha256"] == component.manifest.source.sha256
+    assert by.Preprocessing(**told["parts"][0]["preprocessing"]) == component.manifest.preprocessing
+    assert told["input"] == {
+        "name": "images",
+        "dtype": "float32",
+        "shape": ["batch", 3, 8, 8],
+        "values": "0 to 1, or as the source takes them",
+    }
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    with pytest.raises(Exception, match=r"Got: 9 Expected: 8"):
+        session(tmp_path / "x.onnx").run(None, {"images": np.zeros((1, 3, 9, 9), np.float32)})
+
+
+def test_a_file_that_says_something_else_is_never_written(tmp_path, monkeypatch) -> None:
+    component, proto = part(), exports._proto
+    (tmp_path / "old.onnx").write_bytes(b"precious")
+
+    def changed(model, entry):
+        found = proto(model, entry)
+        weight = next(item for item in found.graph.initializer if len(item.dims) == 4)
+        numbers = onnx.numpy_helper.to_array(weight).copy()
+        numbers.flat[0] += 0.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(numbers, weight.name))
+        return found
+
+    monkeypatch.setattr(exports, "_proto", changed)
+    with pytest.raises(by.BrickyardError, match=r"logits differ from torch's by .* nothing was written") as caught:
+        export_onnx(component, tmp_path / "old.onnx", overwrite=True)
+    assert type(caught.value).__name__ == "SurgeryError"
+    assert [file.name for file in tmp_path.iterdir()] == ["old.onnx"]
+    assert (tmp_path / "old.onnx").read_bytes() == b"precious"
+    monkeypatch.setattr(exports, "_proto", lambda model, entry: 1 / 0)
+    with pytest.raises(by.BrickyardError, match=r"cannot be written as ONNX: division by zero"):
+        export_onnx(component, tmp_path / "new.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["old.onnx"]
+
+
+def test_folding_that_does_not_keep_the_check_is_left_out(tmp_path, monkeypatch) -> None:
+    component = part()
+    fused = by.Component.fused
+
+    def wrong(self):
+        found = fused(self)
+        with torch.no_grad():
+            next(found.parameters()).mul_(1.01)
+        return found
+
+    monkeypatch.setattr(by.Component, "fused", wrong)
+    record = export_onnx(component, tmp_path / "x.onnx")
+    assert not record.fused
+    agrees(record.path, component, (4, 3, 8, 8))
+
+
+def test_the_model_comes_back_untouched(tmp_path) -> None:
+    component = part().double().train()
+    before = {name: value.clone() for name, value in component.state_dict().items()}
+    export_onnx(component, tmp_path / "x.onnx")
+    assert component.training
+    assert all(torch.equal(value, before[name]) for name, value in component.state_dict().items())
+    assert next(component.parameters()).dtype == torch.float64
+
+
+def test_what_cannot_be_asked_for(tmp_path, monkeypatch) -> None:
+    component, sized = part(), part(how=HOW[0])
+    (tmp_path / "old.onnx").write_bytes(b"precious")
+    monkeypatch.setattr(exports, "_proto", lambda *_: pytest.fail("this must be refused before any work"))
+    for model, name, options, message in (
+        (component, "old.onnx", {}, "exists; give another path"),
+        (component, "x.onnx", {"dtype": "int8"}, "use float32 or uint8"),
+        (component, "x.onnx", {"channels": 1}, "takes 3: it takes its images' channels as they are"),
+        (sized, "x.onnx", {"channels": 2}, "takes 1 or 3"),
+        (sized, "x.onnx", {"check_images": DATA[0][:, :1]}, "has 1 channels, and the file would take 3"),
+        (component, "x.onnx", {"check_images": DATA[0][:, :, :7]}, "is 7x8, and the file would take 8x8"),
+    ):
+        with pytest.raises(by.BrickyardError, match=re.escape(message)):
+            export_onnx(model, tmp_path / name, **options)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(by.BrickyardError, match=r"pip install 'brickyard\[onnx\]'"):
+        export_onnx(component, tmp_path / "x.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["old.onnx"]
+
+
+def test_a_torch_program_gives_the_same_for_any_batch_and_size() -> None:
+    whole = by.assemble(pair(), scaling="mahalanobis")
+    program = torch_program(whole).module()
+    for shape in SIZES:
+        x = torch.rand(shape)
+        logits, shares = program(x)
+        torch.testing.assert_close(logits, whole(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(shares.double(), whole.predict_proba(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_dict_round_trip(tmp_path) -> None:
+    whole = by.assemble(pair(), scaling="lda", images=[DATA, DATA], shots=5)
+    record = export_state_dict(whole, tmp_path / "x.safetensors")
+    assert record.bytes == record.path.stat().st_size
+    whole.save(tmp_path / "whole.safetensors")
+    again = by.load(tmp_path / "whole.safetensors")
+    with torch.no_grad():
+        wanted = whole(DATA[0])
+        for value in again.state_dict().values():
+            value.zero_() if value.is_floating_point() else None
+        assert not torch.equal(again(DATA[0]), wanted)
+        again.load_state_dict(load_file(record.path))
+        assert torch.equal(again(DATA[0]), wanted)
+    with safe_open(record.path, framework="pt") as file:
+        told = json.loads(file.metadata()["brickyard-state"])
+    assert told["classes"] == list(whole.classes)
+    assert [by.Preprocessing(**one["preprocessing"]) for one in told["parts"]] == list(HOW)
+    with pytest.raises(by.BrickyardError, match="no component, assembly or relevances"):
+        by.load(record.path)
+    with pytest.raises(by.BrickyardError, match="exists"):
+        export_state_dict(whole, record.path)
+    first = record.path.read_bytes()
+    assert export_state_dict(whole, record.path, overwrite=True).path.read_bytes() == first
+
+
+def test_distances_keep_their_digits_in_float32() -> None:
+    """Features far from the middle along what varies: distances are small differences of large numbers."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 24, generator=generator, dtype=torch.float64)
+    features = noise * torch.logspace(3, -1, 24, dtype=torch.float64) + 5000
+    known = Familiarity.fit(features, torch.arange(200) % 3)
+    assert known is not None
+    x = features[:50].float()
+    exact = known.double().distance(x.double())
+    found = known.float().distance(x)
+    m, x = known.mean - (centre := known.mean.mean(0)), x - centre
+    root = known.gains.sqrt()
+    subtracted = _squared(x, m) - _squared(x @ known.directions.T * root, m @ known.directions.T * root)
+    subtracted = (subtracted / known.unit).clamp_min(0).amin(1)
+    assert float((found - exact).abs().max() / exact.max()) < 2e-6
+    assert float((subtracted - exact).abs().max() / exact.max()) > 1e-5  # the control
+
+
+# -- the command line and the page -------------------------------------------------------------------------
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def test_export_from_the_command_line(tmp_path) -> None:
+    component = part(how=HOW[0])
+    file = component.save(tmp_path / "c.safetensors")
+    folder = tmp_path / "images" / "test" / "a"
+    folder.mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray((DATA[0][k, 0].numpy() * 255).astype(np.uint8)).save(folder / f"{k}.png")
+    out = tmp_path / "c.onnx"
+    grey = ("export", file, "-o", out, "--data", tmp_path / "images", "--channels", 1)
+    value = json.loads(run(*grey, "--json").stdout)
+    assert value["path"] == str(out)
+    assert value["images"] == 3 * 6 + 1 + 3
+    assert value["bytes"] == out.stat().st_size
+    agrees(out, component, (2, 1, 8, 8))
+    before = out.read_bytes()
+    assert "exists; give another path, or --force" in run(*grey, code=1).stderr
+    assert out.read_bytes() == before
+    assert "from torch on 18 images" in run("export", file, "-o", out, "--force", "--uint8").stdout
+    agrees(out, component, (2, 3, 8, 8), dtype=torch.uint8)
+    state = tmp_path / "numbers.safetensors"
+    assert "safetensors" in run("export", file, "-o", state).stdout
+    assert load_file(state).keys() == component.state_dict().keys()
+    for name, options, message in (
+        ("x.pt2", (), "pickled parts"),
+        ("x.tflite", (), "its suffix names no format; use .onnx"),
+        ("x.safetensors", ("--uint8",), "would change nothing"),
+        ("x.onnx", ("--data", tmp_path / "images"), "or channels=1 (--channels)"),
+    ):
+        assert message in run("export", file, "-o", tmp_path / name, *options, code=1).stderr
+        assert not (tmp_path / name).exists()
+
+
+def test_the_page_runs(tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 3
+    assert sum(bool(line) for line in blocks[0].splitlines()) <= 8
+    monkeypatch.chdir(tmp_path)
+    component = part(how=HOW[0], names=["cat", "dog", "owl", "fox"])
+    component.save("pets.safetensors")
+    export_onnx(component, "pets.onnx")
+    picture = (DATA[0][3].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    Image.fromarray(picture).save("picture.png")
+    space: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/export.md", "exec"), space)  # noqa: S102
+    assert space["names"][int(space["probabilities"][0].argmax())] == component.predict("picture.png")[0]
+    assert torch.equal(space["again"](DATA[0]), component(DATA[0]))
