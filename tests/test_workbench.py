@@ -237,10 +237,10 @@ def test_predicted_overlap_is_the_chance_of_two_normal_variables() -> None:
     generator = torch.Generator().manual_seed(0)
     (high, margin), (foreign, lead) = own, other = (10.0, 6.0), (12.0, 9.0)
     draws = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
-    beaten = foreign - lead / 2 + draws[1] * lead / 4 > high + draws[0] * margin / 4
+    beaten = foreign - 0.75 * lead + draws[1] * lead / 4 > high + draws[0] * margin / 4
     assert predicted(own, other) == pytest.approx(float(beaten.double().mean()), abs=0.003)
     assert predicted((10, 4), (8, 4)) < predicted((10, 4), (10, 4)) < predicted((10, 4), (20, 4))
-    assert predicted((10, 4), (12, 4)) == 0.5
+    assert predicted((10, 4), (13, 4)) == 0.5
 
 
 def test_the_plan_predicts_from_the_manifests_and_follows_the_scaling(page, yard) -> None:
@@ -251,7 +251,7 @@ def test_the_plan_predicts_from_the_manifests_and_follows_the_scaling(page, yard
         assert level(yard.load(name).manifest) == pytest.approx(levels[-1])
     plan = page.post("/api/plan", json={"bricks": TWO}).json()
     (w, m), (v, n) = levels
-    expected = 1 - NormalDist().cdf((w - (v - n / 2)) / ((m / 4) ** 2 + (n / 4) ** 2) ** 0.5)
+    expected = 1 - NormalDist().cdf((w - (v - 0.75 * n)) / ((m / 4) ** 2 + (n / 4) ** 2) ** 0.5)
     first = next(row for row in plan["overlap"] if (row["of"], row["by"]) == (0, 1))
     assert first["share"] == pytest.approx(expected, abs=1e-4)
     scaled = page.post("/api/plan", json={"bricks": TWO, "scaling": "logit-mean"}).json()["overlap"]

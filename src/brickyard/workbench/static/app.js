@@ -288,6 +288,7 @@ function drawOverlap(pairs) {
   if (known.length > 6) notes.push(`${known.length - 6} smaller ones are not shown.`);
   if (known.length < pairs.length) notes.push("Of some bricks too little is known: they have one class, or were cut without labelled pictures.");
   if (pairs.length && !pairs[0].scaled) notes.push("Before scaling: what the chosen one does depends on the pictures.");
+  if (known.length && known[0].share > 0.2 && $("scaling").value === "none") notes.push("The scores of these bricks are of different size: another choice of scores (below) makes them alike.");
   const shared = pairs.find((pair) => pair.known.length > 0);
   if (shared) notes.push(`The source of ${state.tray[shared.by]} knows ${shared.known.join(", ")} of ${state.tray[shared.of]} too.`);
   $("overlap-note").textContent = notes.join(" ");
@@ -616,7 +617,8 @@ async function start() {
     return;
   }
   const sources = new Map(state.yard.bricks.map((brick) => [brick.source_sha256, brick.source]));
-  for (const [key, name] of sources) $("filter-source").append(make("option", { value: key }, `${name} (${key.slice(0, 6)})`));
+  const alike = (name) => [...sources.values()].filter((other) => other === name).length > 1;
+  for (const [key, name] of sources) $("filter-source").append(make("option", { value: key }, alike(name) ? `${name} (${key.slice(0, 6)})` : name));
   $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
   for (const form of state.yard.forms) $("form").append(make("option", { value: form.name }, form.name));
   for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (with a few pictures)" : "")));
