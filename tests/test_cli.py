@@ -18,7 +18,7 @@ from brickyard.datasets import load_data
 
 COMMANDS = [
     *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "export", "push"),
-    *("yard", "workbench"),
+    *("routes", "report", "yard", "workbench"),
 ]
 
 
@@ -251,3 +251,53 @@ def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
 
 def test_the_version() -> None:
     assert run("--version").stdout.strip() == f"brickyard {by.__version__}"
+
+
+def test_routes_and_report_say_what_the_files_say(work, tmp_path) -> None:
+    source, relevance = work / "a.source.safetensors", work / "a.relevance.safetensors"
+    picture, page = tmp_path / "routes.svg", tmp_path / "report.html"
+    result = run(
+        *("routes", source, "--relevance", relevance, "--classes", "0,2", "--data", work / "a-train"),
+        *("--seeds", 2, "-o", picture, "--json"),
+    )
+    value = json.loads(result.stdout)
+    assert value["classes"] == ["0", "2"]
+    located = by.load(relevance)
+    for entry in value["relevant"][1:-1]:
+        assert entry["channels"] == located.relevant(entry["axis"])[[0, 2]].sum(1).tolist()
+    assert [row["name"] for row in value["faithfulness"]] == ["0", "2"]
+    assert value["faithfulness"][0]["whole"]["hits"] > 80
+    assert "Decision routes" in picture.read_text()
+    other = run(
+        "routes", work / "b.source.safetensors", "--relevance", relevance, "--classes", 0, "-o", picture, code=1
+    )
+    assert "exists" in other.output
+    other = run("routes", work / "b.source.safetensors", "--relevance", relevance, "--classes", 0, "-o", page, code=1)
+    assert ".png or .svg" in other.output
+    result = run(
+        *(
+            "report",
+            work / "a.safetensors",
+            work / "ab.safetensors",
+            "--relevance",
+            relevance,
+            "--data",
+            work / "a-train",
+        ),
+        *("--data", work / "a-train", "--data", work / "b-train", "--source", source, "-o", page, "--json"),
+    )
+    value = json.loads(result.stdout)
+    assert value["items"] == ["a.safetensors", "ab.safetensors", "a.relevance.safetensors"]
+    assert value["bytes"] == len(page.read_bytes())
+    measured = json.loads(
+        run("evaluate", work / "a.safetensors", "--data", work / "a-train", "--no-latency", "--json").stdout
+    )
+    row = measured["rows"][-1]
+    assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page.read_text(encoding="utf-8")
+    for arguments, message in [
+        (("report", relevance, "-o", page), "exists"),
+        (("report", work / "ab.safetensors", *["--data", "digits"] * 3, "-o", tmp_path / "x.html"), "2 parts in all"),
+        (("report", relevance, "--faithfulness", "-o", tmp_path / "x.html"), "needs the source"),
+    ]:
+        assert message in run(*arguments, code=1).output
+    assert not (tmp_path / "x.html").exists()

@@ -160,6 +160,14 @@ def test_onnx_says_the_same(page, yard, tmp_path) -> None:
         assert best["probability"] == pytest.approx(float(row.max()), abs=1e-5)
 
 
+def test_the_report_is_about_the_classifier_and_its_bricks(page) -> None:
+    key = build(page, scaling="mahalanobis")["id"]
+    answer = page.get(f"/api/assemblies/{key}/file?kind=html")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert all(word in answer.text for word in ("A classifier from the workbench", "mahalanobis", *TWO))
+
+
 def test_files_of_other_kinds_and_of_classifiers_that_are_gone(page) -> None:
     key = build(page)["id"]
     assert "use one of safetensors, onnx, html" in page.get(f"/api/assemblies/{key}/file?kind=exe").json()["error"]

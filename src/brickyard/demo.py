@@ -94,7 +94,7 @@ def _run(folder: Path, say: Say) -> dict[str, Any]:
         shots = ", 5 labelled images a class" if scaling == "joint-head" else ""
         say(f"assembled with scaling {scaling}{shots}: {scores[scaling].row('assembled').accuracy:.1f}")
 
-    picture = _routes(relevance, first, folder / "routes.png", say)
+    picture = _routes(relevance, folder / "routes.png", say)
     files = ["plain.source", "residual.source", "digits-012", "digits-789", "digits-012789"]
     result: dict[str, Any] = {
         "components": [left_scores.as_dict(), right_scores.as_dict()],
@@ -148,11 +148,12 @@ def _check(whole: Assembly, path: Path, test: ImageData) -> None:
         raise FileError(f"{path} does not give back what was written; please report this")
 
 
-def _routes(relevance: Relevance, source: Source, path: Path, say: Say) -> Path | None:
-    from brickyard.routes import plot_routes
+def _routes(relevance: Relevance, path: Path, say: Say) -> Path | None:
+    from brickyard.picturing import draw
+    from brickyard.routes import routes
 
     try:
-        return plot_routes(relevance, relevance.graph(source.model), ["0", "1"], path, overwrite=True)
+        return draw(routes(relevance, ["0", "1"]), path, overwrite=True)
     except OptionError as error:  # matplotlib is an extra
         say(f"no picture: {error}")
         return None

@@ -1,303 +1,303 @@
-"""Decision routes: the relevant channels of some classes through all layers, as one picture.
+"""Decision routes as data: the relevant channels of some classes through all layers.
 
-What is drawn is computed first, as data (`layout`), and then only painted (`plot_routes`).
+`picturing` draws them, `faithful` measures what they are worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from brickyard.errors import OptionError
-from brickyard.graph import Graph
-from brickyard.relevance import Relevance, resolve_task
+from brickyard.relevance import Relevance, normalised, resolve_task
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+__all__ = ["MOST_CLASSES", "Bundle", "Link", "Routes", "Station", "routes"]
 
-__all__ = ["Band", "Column", "Layout", "layout", "plot_routes"]
-
-SHARED = "#444444"
-IDLE = "#d9d9d9"
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe and Ito: safe for colour-blind eyes
-BINS = 48  # bricks a column, at most
-FLOOR = -0.58  # curves stay above the counts
+MOST_CLASSES = 6  # more colours cannot be told apart by all eyes
+MOST_LINKS = 1500
 
 
 @dataclass(frozen=True)
-class Column:
-    """One channel axis: bricks from top to bottom, each a run of channels.
+class Bundle:
+    """Channels of one axis that the same of the drawn classes need.
+
+    Attributes:
+        owners: Places of these classes in `Routes.classes`: one is a class's own, several share, none is unused.
+        channels: The channels, counted within the axis.
+    """
+
+    owners: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Station:
+    """A channel axis at one depth of the network; an axis that is added to is met again after every addition.
 
     Attributes:
         axis: The axis's name.
-        size: Its channels.
-        bricks: For each brick, which of the drawn classes have a relevant channel in it (indices).
-        relevant: For each drawn class, how many channels are relevant.
-        places: For each channel, its brick.
+        label: The layer that writes the axis here, or the axis's name where none does.
+        column: The depth, from 0 at the image.
+        size: Channels of the axis.
+        bundles: All its channels, in bundles.
     """
 
     axis: str
+    label: str
+    column: int
     size: int
-    bricks: tuple[tuple[int, ...], ...]
-    relevant: tuple[int, ...]
-    places: tuple[int, ...]
+    bundles: tuple[Bundle, ...]
+
+    def relevant(self, owner: int) -> int:
+        """How many channels a class needs."""
+        return sum(len(bundle.channels) for bundle in self.bundles if owner in bundle.owners)
 
 
 @dataclass(frozen=True)
-class Band:
-    """A bundle of contributions of one class, from a brick of one column to a brick of another."""
+class Link:
+    """What a class's bundle of channels contributes to another one.
 
+    Attributes:
+        layer: The layer in between, or None for a shortcut: the same channels before and after an addition.
+        owner: The class's place in `Routes.classes`.
+        start: Station and bundle that are read.
+        end: Station and bundle that are written.
+        weight: Relative contributions, summed over the pairs of channels; for a shortcut, the number of channels.
+    """
+
+    layer: str | None
     owner: int
-    layer: str
     start: tuple[int, int]
     end: tuple[int, int]
     weight: float
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a picture of routes shows; `left_out` counts the bundles that are too weak to be drawn."""
+class Routes:
+    """Decision routes of some classes.
 
+    Attributes:
+        source: What the source is called.
+        classes: Names of the classes.
+        stations: Axes, from the image to the classes.
+        links: Contributions between their bundles.
+        left_out: How many links are too weak to be among them.
+    """
+
+    source: str
     classes: tuple[str, ...]
-    columns: tuple[Column, ...]
-    bands: tuple[Band, ...]
+    stations: tuple[Station, ...]
+    links: tuple[Link, ...]
     left_out: int
 
 
-def layout(relevance: Relevance, graph: Graph, classes: Sequence[int | str], *, most_bands: int = 600) -> Layout:
-    """Compute what a picture of routes shows.
+def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: int = MOST_LINKS) -> Routes:
+    """Compute the decision routes of some classes.
 
     Args:
-        relevance: Relevances with their sums kept.
-        graph: The graph of their source.
-        classes: Classes to draw, by name or index.
-        most_bands: Bundles to draw at most; the strongest of each layer come first.
+        relevance: Relevances with their sums kept; the source is not needed.
+        classes: Up to six classes, by name or index.
+        most_links: Links to keep at most; every layer keeps its strongest for each class, at least one.
 
     Raises:
         TaskError: A class is unknown.
-        OptionError: Sums were not kept.
+        OptionError: More than six classes were asked for, or one that was not located, or sums were not kept.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.routes import routes
+        >>> from brickyard.testing import chain
+        >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
+        >>> found = routes(relevance, ["0", "3"])
+        >>> [(station.label, station.relevant(0), station.relevant(1)) for station in found.stations]
+        [('input_1', 3, 3), ('conv1', 4, 4), ('conv2', 4, 5), ('linear', 1, 1)]
     """
     chosen = resolve_task(classes, relevance.classes)
-    axes = _ordered(graph)
-    columns = tuple(_column(relevance, graph, axis.name, chosen) for axis in axes)
-    position = {axis.name: index for index, axis in enumerate(axes)}
-    owner = np.zeros(graph.channels, dtype=np.int64)
-    for axis in graph.axes:
-        owner[axis.channels] = position[axis.name]
-    start = np.array([axis.start for axis in axes])
-    bands: list[Band] = []
-    for index, k in enumerate(chosen):
-        relevant = np.concatenate([_relevant(relevance, graph, axis.name, k).numpy() for axis in graph.axes])
-        for mixer in graph.mixers():
-            bands += _bands(relevance, mixer, k, index, relevant, owner, start, columns)
-    drawn = _strongest(bands, most_bands)
-    return Layout(tuple(relevance.classes[k] for k in chosen), columns, tuple(drawn), len(bands) - len(drawn))
+    if len(chosen) > MOST_CLASSES:
+        raise OptionError(f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart")
+    strange = [relevance.classes[k] for k in chosen if k not in relevance.task]
+    if strange:
+        raise OptionError(f"class {strange[0]!r} was asked for; it was not located: locate it too, or leave it out")
+    members = _members(relevance, chosen)
+    stations, readings, shortcuts = _stations(relevance, members)
+    links = [link for reading in readings for link in _links(relevance, chosen, stations, reading)]
+    kept = _strongest(links, most_links)
+    drawn = (*_carried(stations, shortcuts), *kept)
+    names = tuple(relevance.classes[k] for k in chosen)
+    return Routes(relevance.source_name, names, tuple(stations), drawn, len(links) - len(kept))
 
 
-def _ordered(graph: Graph) -> list[Any]:
-    """Axes from the image to the classes, by the first step that touches them."""
-    first: dict[int, int] = {}
-    for record in graph.dims:
-        for number in record.atoms.tolist():
-            first[number] = min(first.get(number, record.position), record.position)
-    return sorted(graph.axes, key=lambda axis: first.get(axis.start, 0))
+def _output(relevance: Relevance) -> str | None:
+    """The axis of the class outputs: one a class, and no layer reads it."""
+    read = np.concatenate([layer.reads for layer in relevance.layers.values()]) if relevance.layers else np.zeros(0)
+    written = [set(layer.writes.tolist()) for layer in relevance.layers.values()]
+    for name, (start, size) in relevance.axes.items():
+        own = set(range(start, start + size))
+        if size == len(relevance.classes) and not own & set(read.tolist()) and any(own == w for w in written):
+            return name
+    return None
 
 
-def _relevant(relevance: Relevance, graph: Graph, name: str, k: int) -> torch.Tensor:
-    if graph.axis(name).output:
-        return torch.arange(graph.axis(name).size) == k
-    return relevance.relevant(name)[k]
-
-
-def _column(relevance: Relevance, graph: Graph, name: str, chosen: Sequence[int]) -> Column:
-    masks = [_relevant(relevance, graph, name, k) for k in chosen]
-    size = graph.axis(name).size
-    count = min(size, BINS)
-    places = [channel * count // size for channel in range(size)]
-    bricks = tuple(
-        tuple(i for i, mask in enumerate(masks) if any(mask[c] for c in range(size) if places[c] == brick))
-        for brick in range(count)
-    )
-    return Column(name, size, bricks, tuple(int(mask.sum()) for mask in masks), tuple(places))
-
-
-def _bands(
-    relevance: Relevance,
-    mixer: Any,
-    k: int,
-    index: int,
-    relevant: np.ndarray[Any, Any],
-    owner: np.ndarray[Any, Any],
-    start: np.ndarray[Any, Any],
-    columns: Sequence[Column],
-) -> list[Band]:
-    """Contributions between relevant channels of one class in one layer, summed over pairs of bricks."""
-    r = relevance.contribution(mixer.name)[k].numpy()  # (out, in)
-
-    def bricks(numbers: np.ndarray[Any, Any]) -> list[tuple[int, int] | None]:
-        found: list[tuple[int, int] | None] = []
-        for number in numbers.tolist():
-            column = int(owner[number])
-            brick = columns[column].places[number - int(start[column])]
-            found.append((column, brick) if relevant[number] else None)
-        return found
-
-    reads, writes = bricks(mixer.reads), bricks(mixer.writes)
-    groups_in: dict[tuple[int, int], list[int]] = {}
-    groups_out: dict[tuple[int, int], list[int]] = {}
-    for groups, places in ((groups_in, reads), (groups_out, writes)):
-        for entry, place in enumerate(places):
-            if place is not None:
-                groups.setdefault(place, []).append(entry)
-    return [
-        Band(index, mixer.name, source, target, float(r[np.ix_(rows, columns_)].sum()))
-        for target, rows in groups_out.items()
-        for source, columns_ in groups_in.items()
-    ]
-
-
-def _strongest(bands: list[Band], most: int) -> list[Band]:
-    """The strongest bundles of every layer and class, a like share of each."""
-    groups: dict[tuple[str, int], list[Band]] = {}
-    for band in bands:
-        groups.setdefault((band.layer, band.owner), []).append(band)
-    share = max(1, most // max(1, len(groups)))
-    return [band for group in groups.values() for band in sorted(group, key=lambda b: -b.weight)[:share]]
-
-
-# -- painting ------------------------------------------------------------------------------------------------
-
-
-def plot_routes(
-    relevance: Relevance,
-    graph: Graph,
-    classes: Sequence[int | str],
-    path: str | Path,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Draw the decision routes of some classes as PNG or SVG, by the suffix of the path.
-
-    Raises:
-        OptionError: matplotlib is missing, too many classes are asked for, or sums were not kept.
-        TaskError: A class is unknown.
-        FileError: The file cannot be written.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OptionError("pictures need matplotlib; pip install 'brickyard[plots]'") from None
-    from brickyard.container import write_atomically
-
-    path = Path(path)
-    plan = layout(relevance, graph, classes)
-    if len(plan.classes) > len(COLOURS):
-        raise OptionError(f"{len(plan.classes)} classes were asked for; a picture shows {len(COLOURS)} at most")
-    if path.suffix not in (".png", ".svg"):
-        raise OptionError(f"a picture {path.name!r} was asked for; use a name that ends in .png or .svg")
-    figure = Figure(figsize=(max(7.0, 1.15 * len(plan.columns) + 1.5), 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    _paint(figure.add_subplot(), plan, f"Decision routes in {relevance.source_name}")
-    kind = path.suffix[1:]
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    write_atomically(
-        path,
-        lambda place: figure.savefig(place, format=kind, dpi=150, metadata=metadata),
-        overwrite=overwrite,
-    )
-    return path
-
-
-def _height(column: Column, brick: int) -> float:
-    """Bricks are stacked around the middle; tall columns fill the picture."""
-    count = len(column.bricks)
-    return ((count - 1) / 2 - brick) * min(0.06, 1.0 / max(1, count - 1))
+def _members(relevance: Relevance, chosen: Sequence[int]) -> NDArray[np.bool_]:
+    """Whether a channel is relevant for a class: (chosen, channels of all axes)."""
+    found: NDArray[np.bool_] = relevance.scores[0][list(chosen)].bool().numpy().copy()
+    name = _output(relevance)
+    if name is not None:
+        start, size = relevance.axes[name]
+        found[:, start : start + size] = False
+        for place, k in enumerate(chosen):
+            found[place, start + k] = True
+    return found
 
 
 @dataclass(frozen=True)
-class _Curve:
-    """A curve to paint: bundles of several classes at one place are one curve, in the colour of what is shared."""
+class _Reading:
+    """A layer, with the stations that it reads and writes by axis."""
 
-    start: tuple[int, int]
-    end: tuple[int, int]
-    colour: str
-    strength: float
+    layer: str
+    reads: dict[str, int]
+    writes: dict[str, int]
 
 
-def _curves(plan: Layout) -> list[_Curve]:
-    """Curves with strengths in [0, 1] within their layer and class, weak ones first so that strong ones show."""
-    strongest: dict[tuple[str, int], float] = {}
-    for band in plan.bands:
-        key = (band.layer, band.owner)
-        strongest[key] = max(strongest.get(key, 1e-9), band.weight)
-    places: dict[tuple[str, tuple[int, int], tuple[int, int]], list[Band]] = {}
-    for band in plan.bands:
-        places.setdefault((band.layer, band.start, band.end), []).append(band)
-    curves = [
-        _Curve(
-            start,
-            end,
-            SHARED if len(bands) > 1 else COLOURS[bands[0].owner],
-            max(band.weight / strongest[band.layer, band.owner] for band in bands),
-        )
-        for (_, start, end), bands in places.items()
+def _stations(
+    relevance: Relevance, members: NDArray[np.bool_]
+) -> tuple[list[Station], list[_Reading], list[tuple[int, int]]]:
+    """Stations, what every layer reads and writes, and the shortcuts between stations of one axis.
+
+    An axis that a layer writes after another layer has read it is a residual sum: it is met again, further right.
+    """
+    owner = _owners(relevance)
+    stations: list[Station] = []
+    now: dict[str, int] = {}
+    used: set[int] = set()
+    readings: list[_Reading] = []
+    shortcuts: list[tuple[int, int]] = []
+
+    def add(axis: str, label: str, column: int) -> int:
+        start, size = relevance.axes[axis]
+        stations.append(Station(axis, label, column, size, _bundles(members[:, start : start + size])))
+        return len(stations) - 1
+
+    for layer, record in relevance.layers.items():
+        for axis in owner(record.reads):
+            if axis not in now:
+                now[axis] = add(axis, axis, 0)
+        reads = {axis: now[axis] for axis in owner(record.reads)}
+        used |= set(reads.values())
+        column = 1 + max(stations[place].column for place in reads.values())
+        written = owner(record.writes)
+        before = {axis: now[axis] for axis in written if axis in now}
+        column = max([column, *(stations[p].column + (p in used) for p in before.values())])
+        for axis in written:
+            if axis in before and before[axis] not in used:
+                stations[before[axis]] = replace(stations[before[axis]], column=column)
+                continue
+            now[axis] = add(axis, layer, column)
+            if axis in before:
+                used.add(before[axis])
+                shortcuts.append((before[axis], now[axis]))
+        readings.append(_Reading(layer, reads, {axis: now[axis] for axis in written}))
+    _settle(stations, readings, shortcuts)
+    return stations, readings, shortcuts
+
+
+def _owners(relevance: Relevance) -> Any:
+    """A function from channel numbers to the names of the axes that have them, in order."""
+    names = list(relevance.axes)
+    number = np.zeros(sum(size for _, size in relevance.axes.values()), dtype=np.int64)
+    for place, (start, size) in enumerate(relevance.axes.values()):
+        number[start : start + size] = place
+
+    def find(channels: NDArray[np.int64]) -> list[str]:
+        return [names[place] for place in dict.fromkeys(number[channels].tolist())]
+
+    return find
+
+
+def _settle(stations: list[Station], readings: list[_Reading], shortcuts: list[tuple[int, int]]) -> None:
+    """Move stations right, to just before what reads them first: parts of a concatenation stand together."""
+    after: dict[int, set[int]] = {}
+    for reading in readings:
+        for place in reading.reads.values():
+            after.setdefault(place, set()).update(reading.writes.values())
+    for start, end in shortcuts:
+        after.setdefault(start, set()).add(end)
+    first = {place for reading in readings for place in reading.writes.values()}
+    for place in sorted(range(len(stations)), key=lambda p: -stations[p].column):
+        if place in after and place in first:
+            column = min(stations[other].column for other in after[place]) - 1
+            stations[place] = replace(stations[place], column=max(stations[place].column, column))
+
+
+def _bundles(members: NDArray[np.bool_]) -> tuple[Bundle, ...]:
+    """Channels by the set of classes that need them; bundles in the order of these classes, unused ones last."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for channel, column in enumerate(members.T):
+        found.setdefault(tuple(np.flatnonzero(column).tolist()), []).append(channel)
+
+    def order(owners: tuple[int, ...]) -> tuple[float, int, tuple[int, ...]]:
+        return (sum(owners) / len(owners) if owners else len(members), -len(owners), owners)
+
+    return tuple(Bundle(owners, tuple(found[owners])) for owners in sorted(found, key=order))
+
+
+def _links(relevance: Relevance, chosen: Sequence[int], stations: Sequence[Station], reading: _Reading) -> list[Link]:
+    record = relevance.layers[reading.layer]
+    sums = relevance.sum(reading.layer)
+    links: list[Link] = []
+    for owner, k in enumerate(chosen):
+        rows, row_of = _places(relevance, record.writes, reading.writes, stations, owner)
+        columns, column_of = _places(relevance, record.reads, reading.reads, stations, owner)
+        r = normalised(sums[k].double()).numpy()
+        weights = row_of @ r @ column_of.T  # (written bundles, read bundles)
+        links += [
+            Link(reading.layer, owner, start, end, float(weights[i, j]))
+            for i, end in enumerate(rows)
+            for j, start in enumerate(columns)
+            if weights[i, j] > 0
+        ]
+    return links
+
+
+def _places(
+    relevance: Relevance,
+    numbers: NDArray[np.int64],
+    at: Mapping[str, int],
+    stations: Sequence[Station],
+    owner: int,
+) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
+    """A class's bundles among a layer's channels, and which of these they hold: (bundles, channels of the layer)."""
+    places: list[tuple[int, int]] = []
+    rows: list[NDArray[np.float64]] = []
+    for axis, station in at.items():
+        start, _ = relevance.axes[axis]
+        for place, bundle in enumerate(stations[station].bundles):
+            if owner in bundle.owners:
+                places.append((station, place))
+                rows.append(np.isin(numbers, np.array(bundle.channels) + start).astype(np.float64))
+    return places, np.array(rows).reshape(len(rows), len(numbers))
+
+
+def _carried(stations: Sequence[Station], shortcuts: Sequence[tuple[int, int]]) -> list[Link]:
+    return [
+        Link(None, owner, (start, place), (end, place), float(len(bundle.channels)))
+        for start, end in shortcuts
+        for place, bundle in enumerate(stations[start].bundles)
+        for owner in bundle.owners
     ]
-    return sorted(curves, key=lambda curve: curve.strength)
 
 
-def _paint(ax: Axes, plan: Layout, title: str) -> None:
-    from matplotlib.patches import Patch, PathPatch
-    from matplotlib.path import Path as Curve
-
-    for curve_of in _curves(plan):
-        (x0, b0), (x1, b1) = curve_of.start, curve_of.end
-        y0, y1 = _height(plan.columns[x0], b0), _height(plan.columns[x1], b1)
-        bend = (x1 - x0) / 2
-        skips = not 0 < x1 - x0 <= 1
-        lift = -0.13 * abs(x1 - x0) ** 0.5 if skips else 0.0  # residual: below the others, above the counts
-        curve = Curve(
-            [(x0, y0), (x0 + bend, max(FLOOR, y0 + lift)), (x1 - bend, max(FLOOR, y1 + lift)), (x1, y1)],
-            [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4],
-        )
-        alpha = 0.06 + 0.34 * curve_of.strength
-        width = 0.3 + 1.6 * curve_of.strength
-        ax.add_patch(PathPatch(curve, fc="none", ec=curve_of.colour, lw=width, alpha=alpha / 2 if skips else alpha))
-    for x, column in enumerate(plan.columns):
-        for brick, owners in enumerate(column.bricks):
-            colour = IDLE if not owners else COLOURS[owners[0]] if len(owners) == 1 else SHARED
-            ax.scatter(x, _height(column, brick), s=26 if owners else 9, marker="s", color=colour, zorder=3, lw=0)
-        counts = " · ".join(map(str, column.relevant))
-        ax.text(x, -0.66, f"{counts}\nof {column.size}", ha="center", va="top", fontsize=7.5, color="#333333")
-        ax.text(x, 0.64, column.axis, ha="left", va="bottom", fontsize=7.5, rotation=35, color="#333333")
-    handles = [Patch(color=COLOURS[i], label=f"only {name}") for i, name in enumerate(plan.classes)]
-    handles += [Patch(color=SHARED, label="shared"), Patch(color=IDLE, label="not relevant")]
-    ax.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, -0.2),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-    )
-    caption = "a brick: a channel (or a run of them)   ·   a curve: contributions, thicker is more"
-    if plan.left_out:
-        caption += f"   ·   {plan.left_out:,} weaker curves are not drawn"
-    ax.text(0.5, -0.125, caption, transform=ax.transAxes, ha="center", fontsize=7.5, color="#666666")
-    ax.set_title(f"{title}: {', '.join(plan.classes)}", fontsize=12, pad=4)
-    ax.set_xlim(-0.6, len(plan.columns) - 0.4 + 0.5)
-    longest = max(len(column.axis) for column in plan.columns)
-    ax.set_ylim(-0.76, 0.72 + 0.018 * longest)
-    ax.axis("off")
+def _strongest(links: list[Link], most: int) -> list[Link]:
+    """The strongest links of every layer and class, a like share of each; in the order given."""
+    if len(links) <= most:
+        return links
+    groups: dict[tuple[str | None, int], list[int]] = {}
+    for place, link in enumerate(links):
+        groups.setdefault((link.layer, link.owner), []).append(place)
+    share = max(1, most // len(groups))
+    kept = {p for group in groups.values() for p in sorted(group, key=lambda p: -links[p].weight)[:share]}
+    return [link for place, link in enumerate(links) if place in kept]

@@ -24,8 +24,9 @@ from brickyard.exports import export_onnx
 from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.options import Duplicates, Form, check_choice
 from brickyard.predicting import REJECT
+from brickyard.reporting import report
 from brickyard.scaling import SCALINGS, Evidence, scale
-from brickyard.workbench import _shims, pictures
+from brickyard.workbench import pictures
 from brickyard.workbench.limits import Limits
 from brickyard.workbench.overlap import level, measured, predicted
 from brickyard.yard import Entry, Yard
@@ -374,8 +375,9 @@ class Bench:
             title = f"classifier-{len(kept.assembly.classes)}-classes.{kind}"
             path = Path(folder) / title
             if kind == "html":
-                text = _shims.report([kept.assembly, *kept.parts], ["classifier", *kept.bricks])
-                return text.encode(), title
+                items: list[Assembly | Component] = [kept.assembly, *kept.parts]
+                names = ["classifier", *kept.bricks]
+                return report(items, names=names, title="A classifier from the workbench").encode(), title
             if kind == "onnx":
                 export_onnx(kept.assembly, path)
             else:

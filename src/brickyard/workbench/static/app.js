@@ -280,7 +280,7 @@ function drawOverlap(pairs) {
   const known = pairs.filter((pair) => pair.share !== null).sort((a, b) => b.share - a.share);
   const rows = known.slice(0, 6).map((pair) => {
     const [own, other] = [state.tray[pair.of], state.tray[pair.by]];
-    const node = make("li", { className: colour(brickOf(other)) }, make("span", {}, `${other} may answer for ${own}`), make("b", { className: "number" }, percent(pair.share)), bar(pair.share));
+    const node = make("li", { className: colour(brickOf(other)) }, make("span", {}, `${other} may answer for ${own}`), make("b", { className: "number" }, percent(Math.max(pair.share, 1e-6))), bar(pair.share));
     return node;
   });
   $("overlap-list").replaceChildren(...rows);
