@@ -5,8 +5,8 @@
     python benchmarks/speed.py --fresh         # forget earlier rows
 
 Networks have random weights: time does not depend on them. Every time is a ratio of two things that run in turn, round
-by round, in one process: the median over rounds, with the least and the most. Rows that need a GPU say so where there
-is none.
+by round, in one process: the median over rounds, with the least and the most. What stands alone is in seconds of a
+core's work. Rows that need a GPU say so where there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ ROUNDS = 7
 NETS = ("vgg16", "resnet50", "googlenet")
 PATH = tables.RESULTS / "speed.json"
 PAGE = tables.RESULTS / "speed.md"
+PICTURE = tables.RESULTS / "speed.png"
+REFITS = (100, 200, 400, 800)
+WIDTHS = (0.25, 0.5, 1.0)
 CLASSES = 4  # that images are of: 128 each, in batches of 64
 
 
@@ -176,9 +179,9 @@ def many_classes(name: str, count: int) -> dict[str, Any]:
 def child_many(name: str, count: str) -> dict[str, Any]:
     model = full_size(name)
     before = resident()
-    begun = time.perf_counter()
+    begun = time.process_time()
     by.locate(model, Drawn(int(count)), choose="all", task=range(int(count)), keep_sums=False)
-    return {"seconds": time.perf_counter() - begun, "resident_gib": resident(), "before_gib": before}
+    return {"seconds": time.process_time() - begun, "resident_gib": resident(), "before_gib": before}
 
 
 def full_size(name: str) -> nn.Module:
@@ -219,9 +222,9 @@ def child_refit(name: str, count: str) -> dict[str, Any]:
     relevance = by.locate(model, (x, labels), task=range(CLASSES), keep_sums=False)
     options: dict[str, Any] = {"task": range(CLASSES), "budget": by.Budget(flops=0.5), "heal_images": int(count)}
     before = resident()
-    begun = time.perf_counter()
+    begun = time.process_time()
     by.disassemble(model, relevance, heal="refit", **options)
-    return {"seconds": time.perf_counter() - begun, "resident_gib": resident(), "before_gib": before}
+    return {"seconds": time.process_time() - begun, "resident_gib": resident(), "before_gib": before}
 
 
 # -- forms -------------------------------------------------------------------------------------------------
@@ -325,14 +328,14 @@ def jobs() -> Iterator[Job]:
             target = "below 4 GiB" if count == 1000 else ""
             yield f"many classes | {name}, 224 x 224 | {count} classes", target, many_classes, (name, count)
     yield "surgery | resnet50, 224 x 224 | cut", "below 2 s", cutting, ("resnet50",)
-    for count in (100, 200, 400, 800):
+    for count in REFITS:
         yield f"refit | resnet20 | {count} images", "linear", refit, ("resnet20", count)
-    for width in (0.25, 0.5, 1.0):
+    for width in WIDTHS:
         title = f"growth | vgg16, width {width} | time against a plain pass"
         yield title, "", locating, ("vgg16", width)
     for name in ("resnet20", "resnet32", "resnet56"):
         yield f"growth | {name} | time against a plain pass", "", locating, (name,)
-    for each in (32, 64, 256):
+    for each in (32, 64, 128, 256):
         yield (
             f"growth | googlenet, {each * CLASSES} images | time against a plain pass",
             "",
@@ -360,7 +363,8 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/speed.py`. Networks in CIFAR form at full width and batches of 64 unless a row",
         "says otherwise; random weights. Times are ratios of two things that ran in turn in one process: the median",
-        "over rounds, with the least and the most in brackets.",
+        "over rounds, with the least and the most in brackets. Seconds of `many classes` and `refit` are those of all",
+        "cores together, others are of the clock.",
         "",
         "| what | network | measure | found | wanted |",
         "|---|---|---|---|---|",
@@ -369,7 +373,55 @@ def page(rows: dict[str, Any]) -> str:
         if title in rows:
             lines.append(f"| {' | '.join(title.split(' | '))} | {cell(rows[title])} | {target} |")
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"Machine: {about}.", ""])
+    return "\n".join([*lines, "", "![How cost grows](speed.png)", "", f"Machine: {about}.", ""])
+
+
+def draw(rows: dict[str, Any]) -> None:
+    """How the cost of locating and of the refit grows: four panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    time = "time against a plain pass"
+    many = "many classes | {}, 224 x 224 | {{}} classes"
+    of_images = curve(rows, f"growth | googlenet, {{}} images | {time}", "ours_s", (128, 256, 512, 1024))
+    panels: list[tuple[str, str, dict[str, list[tuple[float, float]]]]] = [
+        ("images", "s, locating, GoogLeNet", {"": of_images}),
+        (
+            "classes, one 224 x 224 image each",
+            "s of a core, locating",
+            {name: curve(rows, many.format(name), "seconds", (250, 500, 1000)) for name in ("vgg16_bn", "resnet50")},
+        ),
+        (
+            "images",
+            "s of a core, refit, ResNet-20",
+            {"": curve(rows, "refit | resnet20 | {} images", "seconds", REFITS)},
+        ),
+        (
+            "width of VGG-16",
+            "times a plain pass",
+            {"": curve(rows, f"growth | vgg16, width {{}} | {time}", "ratio", WIDTHS)},
+        ),
+    ]
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.1), constrained_layout=True)
+    for ax, (x_label, y_label, curves) in zip(axes, panels, strict=True):
+        for name, points in curves.items():
+            ax.plot(*zip(*points, strict=True), marker="o", label=name) if points else None
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)
+        ax.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            ax.legend(frameon=False)
+    figure.savefig(PICTURE, dpi=100)
+    plt.close(figure)
+
+
+def curve(rows: dict[str, Any], title: str, key: str, at: Sequence[float]) -> list[tuple[float, float]]:
+    """(x, value) for the rows of a title with a place for x that are there."""
+    return [(x, rows[title.format(x)][key]) for x in at if title.format(x) in rows]
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -430,6 +482,7 @@ def main() -> None:
         PAGE.write_text(page(rows))
         print(f"{done}/{len(todo)} {title}: {cell(rows[title])} [{target}]", flush=True)
     PAGE.write_text(page(rows))
+    draw(rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from brickyard.datasets import load_data
 
 COMMANDS = [
     *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict", "export", "push"),
-    *("routes", "report", "yard", "workbench"),
+    *("yard", "build", "routes", "report", "workbench"),
 ]
 
 
@@ -64,7 +64,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
         "import sys\nfrom typer.testing import CliRunner\nfrom brickyard.cli import app\n"
         f"for command in [[], *[[c] for c in {COMMANDS!r}]]:\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
-        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

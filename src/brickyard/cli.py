@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import exporting, looking, making, reporting, serving, yard
+from brickyard.commands import building, exporting, looking, making, reporting, serving, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -90,6 +90,7 @@ for _command in (
     looking.predict,
     exporting.export,
     exporting.push,
+    building.build,
     reporting.routes,
     reporting.report,
     serving.workbench,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +19,10 @@ from brickyard.manifest import Preprocessing
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.shifting import windows
-from brickyard.sources import zoo
+from brickyard.sources import Source, save_source, zoo
+from brickyard.sources.loading import _number
 
-__all__ = ["accuracy", "build_seeded", "train"]
+__all__ = ["Trained", "accuracy", "build_seeded", "train", "train_source"]
 
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
@@ -71,7 +76,7 @@ def train(
     steps = epochs * max(1, len(data) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.2, cycle_momentum=False
+        optimizer, lr, total_steps=max(6, steps), pct_start=0.2, cycle_momentum=False
     )
     model.train()
     with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
@@ -120,3 +125,93 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
             x = preprocess(images, preprocessing).to(like.dtype)
             right += int((model(x).argmax(1) == labels).sum())
     return right / len(data) if len(data) else 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A source that was just trained, with what its file says.
+
+    Attributes:
+        source: The source.
+        arch: The zoo's name of its network.
+        options: Width and other options of the network.
+        scores: `train_accuracy`, and `test_accuracy` where held-out images were given; in [0, 1].
+    """
+
+    source: Source
+    arch: str
+    options: dict[str, Any]
+    scores: dict[str, float]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the source to one file, atomically.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written.
+        """
+        return save_source(
+            path, self.source, arch=self.arch, options=self.options, scores=self.scores, overwrite=overwrite
+        )
+
+
+def train_source(
+    network: str,
+    images: ImageData,
+    *,
+    preprocessing: Preprocessing | None = None,
+    held_out: ImageData | None = None,
+    epochs: int = 10,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    augment: bool = False,
+    seed: int = 0,
+) -> Trained:
+    """Build a network of the zoo and train it on images.
+
+    Args:
+        network: A network of the zoo: `NAME` or `NAME?width=0.5`.
+        images: Training images; their class names become the source's.
+        preprocessing: What it leaves open is taken from the images: 32x32, and their own mean and deviation.
+        held_out: Images with the same classes, to score.
+        epochs: Passes over the images.
+        lr: The highest learning rate.
+        batch_size: Images a step.
+        augment: Shift and mirror the images.
+        seed: Seed of weights, order and augmentation.
+
+    Raises:
+        OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
+        DataError: There are too few images.
+    """
+    how = preprocessing
+    name, _, query = network.removeprefix("zoo:").partition("?")
+    options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
+    channels = options.setdefault("channels", images.images.shape[1])
+    side = (how.size if how else None) or (32, 32)
+    if "size" in zoo.entry(name).defaults:
+        options.setdefault("size", side[0])
+    values = images.images.double().div(255).transpose(0, 1).flatten(1)
+    how = Preprocessing(
+        size=side,
+        fit=how.fit if how else "resize",
+        channels=1 if channels == 1 else 3,
+        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
+        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+    )
+    width = options.pop("width", 1.0)
+    model = build_seeded(name, len(images.classes), width, seed, **options)
+    try:
+        model.eval()(torch.zeros(2, channels, *side))
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise OptionError(
+            f"{name} does not take images of {side[0]}x{side[1]}: {problem}; give another --size"
+        ) from None
+    found = train(
+        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
+    )
+    scores = {"train_accuracy": found}
+    if held_out is not None:
+        scores["test_accuracy"] = accuracy(model, held_out, how)
+    source = Source(model, name, images.classes, how, (channels, side[0], side[1]))
+    return Trained(source, name, {"width": width, **options}, scores)

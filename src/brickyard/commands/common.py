@@ -175,7 +175,7 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
 def source_of(
     spec: str,
     weights: Path | None,
-    names: str | None,
+    names: str | Sequence[str] | None,
     how: Preprocessing | None,
 ) -> Source:
     """A source, with class names from options or from its weights.
@@ -186,7 +186,7 @@ def source_of(
 
     from brickyard.sources import load_source
 
-    classes = names.split(",") if names else None
+    classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
     own: Preprocessing | None = None
     if how is not None:
         try:

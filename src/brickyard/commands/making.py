@@ -71,55 +71,28 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
-    from urllib.parse import parse_qsl
-
-    import torch
-
     from brickyard.datasets import parse_classes
-    from brickyard.manifest import Preprocessing
-    from brickyard.sources import Source, save_source, zoo
-    from brickyard.sources.loading import _number
-    from brickyard.training import accuracy, build_seeded
-    from brickyard.training import train as fit
+    from brickyard.training import train_source
 
     check_free(output, force)
     how = preprocessing_of(mean, std, size)
     images = data_of(data, how)
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
-    name, _, query = network.removeprefix("zoo:").partition("?")
-    options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
-    channels = options.setdefault("channels", images.images.shape[1])
-    side = (how.size if how else None) or (32, 32)
-    if "size" in zoo.entry(name).defaults:
-        options.setdefault("size", side[0])
-    values = images.images.double().div(255).transpose(0, 1).flatten(1)
-    how = Preprocessing(
-        size=side,
-        fit=how.fit if how else "resize",
-        channels=1 if channels == 1 else 3,
-        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
-        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+    held_out = data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
+    made = train_source(
+        network,
+        images,
+        preprocessing=how,
+        held_out=held_out,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
     )
-    width = options.pop("width", 1.0)
-    model = build_seeded(name, len(images.classes), width, seed, **options)
-    try:
-        model.eval()(torch.zeros(2, channels, *side))
-    except RuntimeError as error:
-        problem = str(error).splitlines()[0]
-        raise OptionError(
-            f"{name} does not take images of {side[0]}x{side[1]}: {problem}; give another --size"
-        ) from None
-    found = fit(
-        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
-    )
-    scores = {"train_accuracy": found}
-    source = Source(model, name, images.classes, how, (channels, side[0], side[1]))
-    if data == "digits":
-        held_out = data_of(data, how, "test")
-        held_out = held_out.renumbered(images.classes)
-        scores["test_accuracy"] = accuracy(model, held_out, how)
-    save_source(output, source, arch=name, options={"width": width, **options}, scores=scores, overwrite=force)
+    made.save(output, overwrite=force)
+    name, scores = made.arch, made.scores
     text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items())
     emit({"output": str(output), **scores}, as_json, f"{output}: {name}, {len(images.classes)} classes, {text}")
 

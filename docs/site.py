@@ -1,0 +1,89 @@
+"""What the site takes from elsewhere in the project, and the links that lead there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"index.md": "README.md", "changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+COMMANDS = "reference/commands.md"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the README, the changes, the results, and what every command says of itself."""
+    for name, origin in PAGES.items():
+        files.append(File.generated(config, name, content=(ROOT / origin).read_text()))
+    for path in sorted((ROOT / "benchmarks/results").iterdir()):
+        if path.suffix in (".md", ".png"):
+            files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    files.append(File.generated(config, COMMANDS, content=commands()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links between places of the project to places of the site."""
+    up = "../" * page.file.src_uri.count("/")
+    moved = {origin: name for name, origin in PAGES.items()}
+
+    home = Path("docs") / page.file.src_uri
+    if page.file.src_uri in PAGES:
+        home = Path(PAGES[page.file.src_uri])
+    elif page.file.src_uri.startswith("results/"):
+        home = Path("benchmarks") / page.file.src_uri
+
+    def place(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
+        if "://" in target or not target:
+            return match[0]
+        found = Path(*_resolved(home.parent / target))
+        name = moved.get(found.as_posix())
+        if name is None and (found.parts[:1] == ("docs",) or found.parts[:2] == ("benchmarks", "results")):
+            name = "/".join(found.parts[1:])
+        return text.strip("[]") if name is None else f"{text}({up}{name}{anchor})"  # other files are not on the site
+
+    return re.sub(r"(\[[^\]]*\])\(([^)#\s]*)(#[^)\s]*)?\)", place, markdown)
+
+
+def _resolved(path: Path) -> list[str]:
+    parts: list[str] = []
+    for part in path.parts:
+        if part == ".." and parts:
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return parts
+
+
+def commands() -> str:
+    """The page of the command line: the help of every command."""
+    program = [sys.executable, "-m", "brickyard"]
+
+    def told(*words: str) -> str:
+        run = subprocess.run(
+            [*program, *words, "--help"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"COLUMNS": "100", "PATH": "", "PYTHONPATH": str(ROOT / "src")},
+        )
+        return run.stdout.replace("python -m brickyard", "brickyard").rstrip()
+
+    def names(text: str) -> list[str]:
+        _, _, listed = text.partition("Commands:")
+        return re.findall(r"^  (\S+)", listed, re.M)
+
+    whole = told()
+    lines = ["# The command line", "", "```text", whole, "```", ""]
+    lines += ["`brickyard --install-completion` adds completion to your shell (bash, zsh, fish, PowerShell).", ""]
+    for name in names(whole):
+        text = told(name)
+        lines += [f"## {name}", "", "```text", text, "```", ""]
+        for inner in names(text):
+            lines += [f"### {name} {inner}", "", "```text", told(name, inner), "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,736 @@
+"""Recipes: what is refused and where, what a build runs, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import brickyard as by
+from brickyard import building
+from brickyard.building import build, plan
+from brickyard.cards import model_card, score_table
+from brickyard.datasets import load_data
+from brickyard.errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.fingerprints import Fingerprints, data_files
+from brickyard.recipes import MAX_BYTES, Recipe, load_recipe
+from brickyard.scores import Scores
+from test_cli import run, save_folder
+
+RECIPE = """\
+brickyard: 1
+name: Four digits
+sources:
+  lower:
+    train: {network: lenet5?width=0.5, data: digits, classes: "0-4", epochs: 2, lr: 0.05, batch-size: 32}
+    preprocessing: {size: 16}
+    locate: {per-class: 8}
+  upper:
+    train: {network: cnn?width=0.25, data: digits, classes: "5-9", lr: 0.05, epochs: 1}
+    preprocessing: {size: 16}
+    locate: {per-class: 8}
+components:
+  low: {source: lower, task: "0,2", flops: 0.7, heal-images: 60}
+  high: {source: upper, task: [7, 9], flops: 0.6, heal-images: 60, reject: true}
+assembly: {scaling: lda, shots: 3}
+evaluate: {data: {lower: digits, upper: "digits?split=test"}, max-images: 250}
+"""
+STEPS = [
+    *("train lower", "train upper", "locate lower", "locate upper", "cut low", "cut high", "assemble"),
+    *("evaluate low", "evaluate high", "evaluate the assembly", "tabulate", "write the card", "copy the recipe"),
+]
+
+
+def write(folder: Path, text: str = RECIPE) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "digits.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that a build leaves, but for its notes on times of this machine."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != building.STATE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def did(result) -> dict[str, list[str]]:
+    """Steps by what became of them."""
+    found: dict[str, list[str]] = {}
+    for step in result["steps"]:
+        found.setdefault(step["status"], []).append(step["step"])
+    return found
+
+
+def built(path: Path, **options) -> dict[str, list[str]]:
+    return did(build(load_recipe(path), **options))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_day():
+    """Files carry a date; a build over midnight is another build."""
+    before = os.environ.get("SOURCE_DATE_EPOCH")
+    os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
+    yield
+    if before is None:
+        del os.environ["SOURCE_DATE_EPOCH"]
+    else:
+        os.environ["SOURCE_DATE_EPOCH"] = before
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    """A recipe that was built once, undisturbed; nothing may change it."""
+    path = write(tmp_path_factory.mktemp("first"))
+    assert built(path) == {"ran": STEPS}
+    return path
+
+
+@pytest.fixture
+def again(first, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(first.parent, tmp_path / "copy")) / first.name
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+SMALL = """\
+brickyard: 1
+sources:
+  a: {network: a.safetensors, data: digits}
+  b: {train: {network: lenet5, data: digits}}
+components:
+  low: {source: a, task: "0-2", flops: 0.5}
+  high: {source: b, task: "7-9", flops: 0.5}
+assembly: {parts: [low, high]}
+evaluate: {data: {a: digits, b: digits}}
+"""
+
+WRONG = [
+    ("brickyard: 1\n", "brickyard: 2\n", "1:12", "version 2 was asked for; this Brickyard reads 1"),
+    ("brickyard: 1\n", "brickyard: one\n", "1:12", "'one'; a whole number is needed"),
+    ("sources:", "source:", "2:1", "did you mean 'sources'?"),
+    ("data: digits}\n  b", "date: digits}\n  b", "3:31", "did you mean 'data'?"),
+    ("data: digits}\n  b", "data: digit}\n  b", "3:37", "no file or folder 'digit'; did you mean 'digits'?"),
+    ("data: digits}\n  b", 'data: "digits?spilt=test"}\n  b', "3:37", "did you mean 'split'?"),
+    (", data: digits}\n  b", "}\n  b", "3:6", "sources.a lacks the key 'data'"),
+    ("network: a.safe", "network: b.safe", "3:16", "there is no file 'b.safetensors'"),
+    ("network: a.safetensors", "network: resnet", "3:16", "give zoo:NAME"),
+    ("network: a.safetensors", "network: zoo:lenet4", "3:16", "did you mean 'lenet5'?"),
+    ("network: lenet5", "network: lenet6", "4:24", "did you mean 'lenet5'?"),
+    ("network: a.safetensors", "weights: a.safetensors", "3:6", "needs one of 'network' and 'train'; neither was"),
+    ("b: {train", "b: {network: a.safetensors, train", "4:6", "both were given"),
+    ("data: digits}\n  b", "data: digits, weights: w.pt}\n  b", "3:54", "there is no such file"),
+    ("lenet5, data: digits", "lenet5, data: digits, epochs: 0", "4:54", "at least 1"),
+    ("lenet5, data: digits", "lenet5, data: digits, lr: fast", "4:50", "a number is needed"),
+    ("lenet5, data: digits", "lenet5, data: digits, lr: .inf", "4:50", "a number is needed"),
+    ("lenet5, data: digits", "lenet5, data: digits, augment: perhaps", "4:55", "true or false"),
+    ("data: digits}\n  b", "data: digits, locate: {choose: confidnet}}\n  b", "3:62", "did you mean 'confident'?"),
+    ("data: digits}\n  b", "data: digits, locate: {alpha: 1.5}}\n  b", "3:61", "below 1"),
+    ("data: digits}\n  b", "data: digits, preprocessing: {size: 3x4x5}}\n  b", "3:67", "give 32, or 32x48"),
+    ("data: digits}\n  b", "data: digits, preprocessing: {mean: [0.5]}}\n  b", "3:60", "mean and std go together"),
+    ("  b: {train", "  A: {train", "4:3", "twice (also 'a' at 3:3)"),
+    ("  b: {train", "  ../b: {train", "4:3", "no safe file name"),
+    ("  b: {train", "  con: {train", "4:3", "no safe file name"),
+    ("source: a,", "source: aa,", "6:17", "there is no such source; did you mean 'a'?"),
+    ("source: a,", "", "6:8", "components.low lacks the key 'source'"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 50', "6:40", "at most 1"),
+    ('"0-2", flops: 0.5', '"0-2", flop: 0.5', "6:33", "did you mean 'flops'?"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, flops: 0.4', "6:45", "twice (also at 6:33)"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, parameters: 0.4', "6:57", "a budget is one of them"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, linear-alpha: 0.4', "6:59", "by a budget or by thresholds"),
+    ('"0-2", flops: 0.5', '"0-2", select: damage', "6:41", "add 'flops' or 'parameters'"),
+    ('"0-2", flops: 0.5', '"0-2", heal: refti', "6:39", "did you mean 'refit'?"),
+    ('"0-2", flops: 0.5', '"0-2", heal_images: 4', "6:33", "did you mean 'heal-images'?"),
+    ('"0-2", flops: 0.5', '"0-2", reject:', "6:40", "has no value"),
+    ('task: "0-2"', "task: {0: 2}", "6:26", "a value or a list is needed"),
+    ('task: "0-2"', "task: []", "6:26", "at least one is needed"),
+    ("  low: {source", "  assembly: {source", "6:3", "name it otherwise"),
+    ("parts: [low, high]", "parts: [low, hihg]", "8:25", "did you mean 'high'?"),
+    ("parts: [low, high]", "parts: [low, low]", "8:25", "twice"),
+    ("parts: [low, high]", "scaling: mahalanobi", "8:21", "did you mean 'mahalanobis'?"),
+    ("parts: [low, high]", "form: union", "8:18", "a union has one source"),
+    ("parts: [low, high]", "form: padding", "8:18", "did you mean 'padded'?"),
+    ("parts: [low, high]", "votes: true", "8:19", "reject: true"),
+    ("assembly: {parts: [low, high]}", "assembly: high", "8:11", "a mapping of keys and values is needed"),
+    ("{a: digits, b: digits}", "{a: digits, bb: digits}", "9:30", "did you mean 'b'?"),
+    ("{a: digits, b: digits}", "{a: digits}", "9:18", "lacks test images of the source 'b'"),
+    ("{a: digits, b: digits}", "[digits]", "9:18", "a mapping from sources to texts"),
+    ("evaluate: {data: {a: digits, b: digits}}", "evaluate: {}", "9:11", "lacks the key 'data'"),
+    ("components:\n", "components: {}\nrest:\n", "5:13", "name at least one"),
+    ("assembly: {parts: [low, high]}", "license: [mit]", "8:10", "a text is needed"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "place", "hint"), WRONG, ids=[f"{c[2]}-{i}" for i, c in enumerate(WRONG)])
+def test_what_is_wrong_is_told_with_its_place(tmp_path, old, new, place, hint) -> None:
+    (tmp_path / "a.safetensors").touch()
+    assert SMALL.count(old) >= 1
+    with pytest.raises(OptionError) as error:
+        load_recipe(write(tmp_path, SMALL.replace(old, new, 1)))
+    assert str(error.value).startswith(f"{tmp_path / 'digits.yaml'}:{place}: ")
+    assert hint in str(error.value)
+
+
+def test_the_control_is_not_refused(tmp_path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    recipe = load_recipe(write(tmp_path, SMALL)).recipe
+    assert recipe.components["low"].budget() == by.Budget(flops=0.5)
+    assert recipe.parts == ("low", "high")
+    assert recipe.sources["b"].images == "digits"
+
+
+HOSTILE = [
+    (b"brickyard: [1\nsources: {}", ":2:8: the recipe is not YAML"),
+    (b"a: !!python/object/apply:os.system [ls]", ":1:4: the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
+    (b"a: " + b"[" * 100_000, "nested deeper than 12"),
+    (b"a: &x [1]\nb: [" + b"*x, " * 100 + b"]", "more than 64 aliases"),
+    (b"a: *x", "undefined alias"),
+    (b"a: 1\n---\nb: 2\n", "but found another document"),
+    (b"a: \xff\xfe", "no text in UTF-8 (byte 3)"),
+    (b"a: \x00", "is not YAML"),
+    (b"#" * (MAX_BYTES + 1), "larger than 256 KiB"),
+    (b"", "the recipe is empty"),
+    (b"- 1", ":1:1: the recipe is a list"),
+    (b"? [a, b]\n: 1", ":1:3: the recipe has a list as a key"),
+    (b"name: [" + b"1, " * 30_000 + b"1]", "more than 20,000 values"),
+]
+
+
+@pytest.mark.parametrize(("content", "hint"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_files_are_refused(tmp_path, content, hint) -> None:
+    path = tmp_path / "digits.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BrickyardError) as error:
+        load_recipe(path)
+    assert hint in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_aliases_that_multiply_are_bounded(tmp_path) -> None:
+    nines = [f"&x{k} [{', '.join([f'*x{k - 1}'] * 9)}]" for k in range(1, 7)]
+    text = f"brickyard: 1\nlicense: [&x0 [{', '.join('1' * 9)}], {', '.join(nines)}]\n"
+    with pytest.raises(OptionError, match=r"more than 20,000 values"):
+        load_recipe(write(tmp_path, text))
+    with pytest.raises(OptionError, match=r":2:\d+: .*nested deeper than 12"):
+        load_recipe(write(tmp_path, "brickyard: 1\nlicense: &y [*y]\n"))
+
+
+def test_texts_are_taken_as_they_are_written(tmp_path) -> None:
+    text = SMALL.replace("a.safetensors,", "a.safetensors, class-names: [no, 1e3, 2024-01-01, off, ~x],")
+    (tmp_path / "a.safetensors").touch()
+    source = load_recipe(write(tmp_path, text)).recipe.sources["a"]
+    assert source.class_names == ("no", "1e3", "2024-01-01", "off", "~x")
+    two = 'brickyard: 1\nsources: {a: {train: {network: lenet5?width=0.5, data: "digits?classes=0"}}}\n'
+    two += "components: {low: {source: a, task: a?b}}\n"
+    recipe = load_recipe(write(tmp_path, two)).recipe
+    assert recipe.sources["a"].train.network == "lenet5?width=0.5"
+    assert recipe.sources["a"].train.data == "digits?classes=0"
+    assert recipe.components["low"].task == ("a?b",)
+
+
+def test_recipes_can_be_made_in_python() -> None:
+    train = {"network": "lenet5", "data": "digits", "batch_size": 8}
+    sources = {"a": {"train": train, "preprocessing": {"size": 16, "mean": "0.5", "std": [0.5]}}}
+    recipe = Recipe(brickyard=1, sources=sources, components={"low": {"source": "a", "task": "0", "alpha": 0.1}})
+    how = recipe.sources["a"].preprocessing.value()
+    assert how == by.Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
+    assert recipe.sources["a"].train.said()["batch-size"] == 8
+    assert recipe.components["low"].thresholds(by.Thresholds(beta=0.5)) == by.Thresholds(alpha=0.1, beta=0.5)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.brickyard = 2
+
+
+def test_code_runs_only_where_it_is_trusted(tmp_path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\nfrom brickyard.sources import zoo\n"
+        "def make():\n    Path(__file__).with_name('ran').touch()\n"
+        "    return zoo.build('lenet5', 10, 0.25, channels=1)\n"
+    )
+    text = (
+        "brickyard: 1\nsources:\n  a: {network: own.py:make, data: digits, preprocessing: {size: 32}}\n"
+        "components:\n  low: {source: a, task: 0-2, flops: 0.5}\n"
+    )
+    path = write(tmp_path, text)
+    for command in ((), ("--dry-run",)):
+        assert f"{path}:3:16: " in (error := run("build", path, *command, code=1).stderr)
+        assert "--trust-code" in error
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+    run("build", path, "--trust-code", "--dry-run")
+    assert not (tmp_path / "ran").exists()
+
+
+# -- what is run -------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_does_nothing(tmp_path, again) -> None:
+    path = write(tmp_path / "new")
+    result = run("build", path, "--dry-run")
+    assert re.findall(r"^  (.+?)  +runs: never run$", result.stdout, re.M) == STEPS
+    value = json.loads(run("build", path, "--dry-run", "--json").stdout)
+    assert [step["step"] for step in value["steps"]] == STEPS
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    before, state = contents(again.parent), (again.parent / "out" / building.STATE).read_bytes()
+    again.write_text(RECIPE.replace("flops: 0.7", "flops: 0.8"))
+    run("build", again, "--dry-run")
+    again.write_text(RECIPE)
+    assert contents(again.parent) == before
+    assert (again.parent / "out" / building.STATE).read_bytes() == state
+
+
+def test_a_second_build_runs_nothing(again) -> None:
+    before = contents(again.parent)
+    assert built(again) == {"up to date": STEPS}
+    assert contents(again.parent) == before
+    assert {item.status for item in plan(load_recipe(again))} == {"up to date"}
+    assert {item.status for item in plan(load_recipe(again), force=True)} == {"run"}
+
+
+CHANGES = [
+    (
+        ("flops: 0.7", "flops: 0.8"),
+        ["cut low", "assemble", "evaluate low", "evaluate the assembly", "tabulate", "write the card"],
+        "flops was 0.7, now 0.8",
+    ),
+    (
+        ("scaling: lda", "scaling: none"),
+        ["assemble", "evaluate the assembly", "tabulate", "write the card"],
+        'scaling was "lda", now "none"',
+    ),
+    (("name: Four digits", "name: Cards"), ["write the card"], "name was Four digits, now Cards"),
+    (
+        ("max-images: 250", "max-images: 300"),
+        ["evaluate low", "evaluate high", "evaluate the assembly", "tabulate", "write the card"],
+        "max-images was 250, now 300",
+    ),
+    (("name: Four digits\n", "name: Four digits  # the same\n"), [], ""),
+    (("shots: 3", "shots: 3, form: parallel"), [], ""),
+]
+
+
+@pytest.mark.parametrize(("change", "steps", "reason"), CHANGES, ids=[c[0][1] for c in CHANGES])
+def test_a_change_runs_what_depends_on_it_and_nothing_else(again, change, steps, reason) -> None:
+    again.write_text(RECIPE.replace(*change))
+    planned = plan(load_recipe(again))
+    expected = [*steps, "copy the recipe"]
+    assert [item.step.name for item in planned if item.status == "run"] == expected
+    assert any(reason in item.reasons for item in planned) or not reason
+    assert built(again)["ran"] == expected
+    assert built(again) == {"up to date": STEPS}
+
+
+def test_what_was_not_changed_after_all_does_not_run_on(again) -> None:
+    before = contents(again.parent / "out")
+    (again.parent / "out" / "components" / "low.safetensors").unlink()
+    planned = {item.step.name: item for item in plan(load_recipe(again))}
+    assert planned["cut low"].reasons == ("components/low.safetensors is missing",)
+    assert planned["assemble"].reasons == ("components/low.safetensors is made again",)
+    assert planned["assemble"].key is None
+    assert planned["cut high"].status == "up to date"
+    done = built(again)
+    assert done["ran"] == ["cut low"]
+    assert set(done["unchanged"]) == {
+        *("assemble", "evaluate low", "evaluate the assembly", "tabulate", "write the card")
+    }
+    assert contents(again.parent / "out") == before
+
+
+def test_an_output_that_was_changed_by_hand_is_made_again(again) -> None:
+    before = contents(again.parent / "out")
+    whole = again.parent / "out" / "assembly.safetensors"
+    damaged = bytearray(whole.read_bytes())
+    damaged[-1] ^= 1
+    whole.write_bytes(damaged)
+    (again.parent / "out" / "README.md").write_text("mine")
+    assert built(again)["ran"] == ["assemble", "write the card"]
+    assert contents(again.parent / "out") == before
+
+
+def test_changed_images_and_weights_run_again(tmp_path) -> None:
+    training = load_data("digits?classes=0-2").renumbered([0, 1, 2])
+    save_folder(training.subset(range(90)), tmp_path / "photos" / "train")
+    save_folder(training.subset(range(90, 150)), tmp_path / "photos" / "test")
+    run(
+        *("train", "lenet5?width=0.5", "--data", tmp_path / "photos", "--epochs", 1, "--batch-size", 16),
+        *("--size", 16, "-o", tmp_path / "a.safetensors"),
+    )
+    text = (
+        "brickyard: 1\nsources:\n  a: {network: a.safetensors, data: photos, locate: {per-class: 5}}\n"
+        "components:\n  low: {source: a, task: [0, 2], flops: 0.7}\nevaluate: {data: photos}\n"
+    )
+    path = write(tmp_path, text)
+    steps = ["locate a", "cut low", "evaluate low", "tabulate", "write the card of low", "copy the recipe"]
+    assert built(path) == {"ran": steps}
+    picture = sorted((tmp_path / "photos" / "test" / "2").iterdir())[0]
+    os.utime(picture)  # the same content: hashed again, and nothing runs
+    assert built(path) == {"up to date": steps}
+    picture.unlink()
+    assert built(path)["ran"] == ["evaluate low", "tabulate", "write the card of low"]
+    Image.new("L", (8, 8), 77).save(tmp_path / "photos" / "train" / "0" / "new.png")
+    reasons = {item.step.name: item.reasons for item in plan(load_recipe(path))}
+    assert reasons["locate a"] == ("images photos (train) changed",)
+    assert {"locate a", "cut low"} <= set(built(path)["ran"])
+    weights = tmp_path / "a.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 64
+    weights.write_bytes(content)
+    reasons = {item.step.name: item.reasons for item in plan(load_recipe(path))}
+    assert reasons["locate a"] == ("file a.safetensors changed",)
+    assert built(path)["ran"][:2] == ["locate a", "cut low"]
+    path.write_text(text.replace("evaluate: {data: photos}", "evaluate: {data: photos/train}"))
+    with pytest.raises(DataError, match="are among its training images"):
+        build(load_recipe(path))
+
+
+def test_other_versions_run_all(again, monkeypatch) -> None:
+    monkeypatch.setattr(building, "version", lambda name: "0")
+    planned = plan(load_recipe(again))
+    assert planned[0].reasons[0].startswith("PyTorch was")
+    assert [item.step.name for item in planned if item.status == "run"] == STEPS[:-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "calls"),
+    [
+        ("brickyard.training.F.cross_entropy", 9),
+        ("brickyard.locating.class_sums", 1),
+        ("brickyard.locating.class_sums", 3),
+        ("brickyard.disassembling.heal_network", 1),
+        ("brickyard.container.os.replace", 9),
+        ("brickyard.container.os.replace", 12),
+        ("brickyard.building.Made", 4),
+        ("brickyard.evaluation._logits", 2),
+    ],
+)
+def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+    first, tmp_path, monkeypatch, target, calls
+) -> None:
+    path = write(tmp_path)
+    owner, _, name = target.rpartition(".")
+    parts = owner.split(".")
+    module = importlib.import_module(".".join(parts[:2]))
+    for part in parts[2:]:
+        module = getattr(module, part)
+    real, count = getattr(module, name), 0
+
+    def stopping(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, stopping)
+    stopped = run("build", path, code=130)
+    assert "stopped" in stopped.stderr
+    monkeypatch.setattr(module, name, real)
+    assert count == calls
+    assert not list(tmp_path.rglob("*.tmp"))
+    finished = [item.step.name for item in plan(load_recipe(path)) if item.status == "up to date"]
+    done = built(path)
+    assert done.get("up to date", []) == finished
+    assert contents(path.parent / "out") == contents(first.parent / "out")
+    assert not (path.parent / "out" / building.NOTES).exists()
+
+
+def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) -> None:
+    from brickyard import locating
+
+    real, seen = locating.class_sums, []
+
+    def counted(graph, batches):
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(graph, batches)
+
+    monkeypatch.setattr(locating, "class_sums", counted)
+    path = write(tmp_path)
+    run("build", path, code=130)
+    assert len(list((tmp_path / "out" / building.NOTES).rglob("class-*.safetensors"))) == 1
+    built(path)
+    assert len(seen) == 2 + 1 + 2  # of four classes in all, the first was not done again
+
+
+def test_files_of_others_are_not_overwritten(tmp_path) -> None:
+    path = write(tmp_path, RECIPE + "outputs: {folder: .}\n")
+    (tmp_path / "README.md").write_text("precious")
+    error = run("build", path, code=1).stderr
+    assert "README.md exists and is not from a build" in error
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["README.md", "digits.yaml"]
+
+
+def test_a_broken_state_is_told(again) -> None:
+    state = again.parent / "out" / building.STATE
+    for content in (b"{", b'{"build": 2}', b'{"steps": {"cut low": 1}}'):
+        state.write_bytes(content)
+        with pytest.raises(FileError, match="--force builds all again"):
+            build(load_recipe(again))
+    before = contents(again.parent / "out")
+    assert built(again, force=True) == {"ran": STEPS}
+    assert contents(again.parent / "out") == before
+
+
+def test_what_is_left_of_an_earlier_recipe_is_named_and_kept(again) -> None:
+    again.write_text(RECIPE.replace("  low:", "  few:"))
+    result = build(load_recipe(again))
+    assert result["left_over"] == ["components/low.safetensors", "scores/components/low.json"]
+    assert (again.parent / "out" / "components" / "low.safetensors").is_file()
+
+
+def test_what_fails_while_building_is_told_with_its_place(again) -> None:
+    for change, place, hint in (
+        (('task: "0,2"', 'task: "0,7"'), "13:30", "components.low.task cannot be used: class 7 was asked for"),
+        (("flops: 0.7", "flops: 1.0e-9"), "13:8", "cut low: "),
+        (("upper, task: [7, 9]", "lower, task: [2, 4]"), "15:11", "assemble: class '2' is in part 0"),
+    ):
+        assert change[0] in RECIPE
+        again.write_text(RECIPE.replace(*change))
+        with pytest.raises(BrickyardError) as error:
+            build(load_recipe(again))
+        assert str(error.value).startswith(f"{again}:{place}: ")
+        assert hint in str(error.value)
+
+
+def test_components_alone_have_a_card_each(again) -> None:
+    again.write_text(RECIPE.replace("assembly: {scaling: lda, shots: 3}\n", "license: mit\n"))
+    result = build(load_recipe(again))
+    cards = ["write the card of low", "write the card of high"]
+    assert did(result)["ran"] == ["tabulate", *cards, "copy the recipe"]
+    assert set(result["scores"]) == {"low", "high"}
+    assert "README.md" in result["left_over"]
+    card = (again.parent / "out" / "components" / "high.md").read_text()
+    row = next(row for row in result["scores"]["high"]["rows"] if row["name"] == "component")
+    assert front_matter(card)["model-index"][0]["results"][0]["metrics"][0]["value"] == pytest.approx(row["accuracy"])
+    assert front_matter(card)["license"] == "mit"
+    assert 'by.load("high.safetensors")' in card
+
+
+def test_a_source_without_weights_is_named(tmp_path) -> None:
+    text = "brickyard: 1\nsources: {a: {network: 'zoo:lenet5?channels=1&width=0.25&classes=10', data: digits, "
+    text += "preprocessing: {size: 32}, locate: {per-class: 2}}}\n"
+    text += "components: {low: {source: a, task: 0-1, flops: 0.8, heal: none}}\n"
+    said: list[object] = []
+    result = build(load_recipe(write(tmp_path, text)), say=said.append)
+    assert any("source a has no weights" in str(line) for line in said)
+    part = by.load(tmp_path / "out" / "components" / "low.safetensors")
+    assert part.manifest.source.name == "a (zoo:lenet5)"
+    assert part.manifest.located.images[:3] == (2, 2, 0)
+    assert result["scores"] == {}
+    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+# -- what is left ------------------------------------------------------------------------------------------
+
+
+def test_the_parts_are_what_the_library_makes(first) -> None:
+    """The same by hand, with the library's own calls."""
+    from brickyard.sources import load_source
+
+    out = first.parent / "out"
+    source = load_source(str(out / "sources" / "lower.safetensors"))
+    images = load_data("digits").renumbered(range(5))
+    relevance = by.locate(source.model, images, preprocessing=source.preprocessing, per_class=8, task=["0", "2"])
+    found = by.disassemble(
+        source.model, relevance, task=["0", "2"], budget=by.Budget(flops=0.7), heal_images=60, images=images
+    )
+    kept, test = by.load(out / "components" / "low.safetensors"), load_data("digits", split="test")
+    assert kept.manifest.axes == found.manifest.axes
+    torch.testing.assert_close(kept(kept.preprocess(test.images)), found(found.preprocess(test.images)))
+    whole = by.load(out / "assembly.safetensors")
+    assert whole.classes == ("0", "2", "7", "9")
+    assert whole.manifest.scaling.name == "lda"
+    assert whole.manifest.scaling.images == 3 * 4
+    assert whole.manifest.parts[1].reject
+
+
+def test_the_score_tables_agree_with_evaluate(first) -> None:
+    out = first.parent / "out"
+    values = json.loads((out / "scores.json").read_text())
+    assert list(values) == ["low", "high", "assembly"]
+    part = by.load(out / "components" / "high.safetensors")
+    test = load_data("digits", split="test", max_images=250).of_classes(["5", "6", "7", "8", "9"])
+    expected = by.evaluate(part, test.renumbered(range(5, 10)), latency=False)
+    component = next(row for row in values["high"]["rows"] if row["name"] == "component")
+    assert component["accuracy"] == pytest.approx(expected.row("component").accuracy)
+    assert [row["name"] for row in values["low"]["rows"]] == ["base", "restricted", "component"]
+    assert [row["name"] for row in values["assembly"]["rows"]] == ["base", "restricted", "oracle", "assembled"]
+    with (out / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["of"], row["name"], float(row["accuracy"])) for row in rows] == [
+        (name, row["name"], row["accuracy"]) for name, table in values.items() for row in table["rows"]
+    ]
+    for table in values.values():
+        assert score_table(Scores.model_validate(table)) in (out / "scores.md").read_text()
+
+
+def front_matter(card: str):
+    assert card.startswith("---\n")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_says_what_the_scores_say(first, tmp_path, monkeypatch) -> None:
+    out = first.parent / "out"
+    card = (out / "README.md").read_text()
+    values = json.loads((out / "scores.json").read_text())
+    head = front_matter(card)
+    assert head["library_name"] == "brickyard"
+    assert head["pipeline_tag"] == "image-classification"
+    assert "license" not in head
+    assert "No licence is stated" in card
+    (result,) = head["model-index"][0]["results"]
+    assert head["model-index"][0]["name"] == "Four digits"
+    assert result["metrics"][0]["value"] == pytest.approx(values["assembly"]["rows"][-1]["accuracy"], abs=1e-4)
+    for name, table in values.items():
+        section = card.split(f"### {name}\n")[1].split("###")[0]
+        assert f"Images scored: {table['rows'][-1]['images']}." in section
+        for row in table["rows"]:
+            assert f"| {row['name']} | {row['accuracy']:.1f}±{row['error']:.1f} |" in section
+    whole = by.load(out / "assembly.safetensors")
+    for part in whole.manifest.parts:
+        assert part.source.sha256 in card
+        assert f"{sum(part.located.images)} of digits" in card
+        assert f"heal: refit, {part.heal.images} images" in card
+    assert "the fair baseline" in card
+    assert "also for pictures of something else" in card
+    assert re.search(r"Not measured: latency", card)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    monkeypatch.chdir(shutil.copytree(out, tmp_path / "hub"))
+    Image.fromarray(load_data("digits").images[0, 0].numpy()).save("picture.png")
+    space: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), space)  # noqa: S102
+    assert space["model"].classes == whole.classes
+
+
+def test_the_card_is_one_for_the_hub(first) -> None:
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("huggingface_hub is not installed")
+    card = hub.ModelCard((first.parent / "out" / "README.md").read_text())
+    values = json.loads((first.parent / "out" / "scores.json").read_text())
+    assert card.data.model_name == "Four digits"
+    assert card.data.eval_results[0].metric_value == pytest.approx(values["assembly"]["rows"][-1]["accuracy"], abs=1e-4)
+
+
+def test_a_card_alone(first) -> None:
+    out = first.parent / "out"
+    low, high = (by.load(out / "components" / f"{name}.safetensors") for name in ("low", "high"))
+    card = model_card(low, license="mit")
+    head = front_matter(card)
+    assert head["license"] == "mit"
+    assert "model-index" not in head
+    assert "Nothing was measured." in card
+    assert "Not measured: accuracy, latency" in card
+    assert '"none of these"' in model_card(high)
+    assert '"none of these"' not in card
+    scores = by.evaluate(low, load_data("digits", split="test"), latency=False)
+    assert "there is no fair baseline" in model_card(low, scores)
+    with pytest.raises(OptionError, match="a dict was given"):
+        model_card({})
+    with pytest.raises(OptionError, match="2 names were given for 1 parts"):
+        model_card(low, names=["a", "b"])
+
+
+def test_names_in_a_card_start_nothing(first) -> None:
+    low = by.load(first.parent / "out" / "components" / "low.safetensors")
+    source = low.manifest.source.model_copy(update={"name": "x | <b>\n# y", "classes": ("`0`\n", "1", "2|", "3", "4")})
+    low.manifest = low.manifest.model_copy(update={"source": source, "classes": ("`0`\n", "2|")})
+    card = model_card(low)
+    assert "\n# y" not in card
+    assert "<b>" not in card.split("---\n", 2)[2]
+    assert "`'0'`, `2|`" in card
+    assert front_matter(card)["tags"][0] == "brickyard"
+
+
+# -- fingerprints, command, documents ----------------------------------------------------------------------
+
+
+def test_all_files_that_loading_reads_are_hashed(tmp_path, monkeypatch) -> None:
+    images = load_data("digits?classes=0-2").renumbered([0, 1, 2]).subset(range(12))
+    save_folder(images, tmp_path / "plain")
+    save_folder(images, tmp_path / "parts" / "train")
+    save_folder(images, tmp_path / "parts" / "val")
+    opened: set[Path] = set()
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.add(Path(path)) or real(path, *rest))
+    for folder, split in (("plain", "train"), ("plain", "test"), ("parts", "train"), ("parts", "test")):
+        opened.clear()
+        load_data(tmp_path / folder, split=split)
+        assert opened == set(data_files(tmp_path / folder, split))
+        assert len(opened) == 12
+
+
+def test_a_file_is_read_again_only_where_it_changed(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    prints = Fingerprints(tmp_path)
+    one = prints.file(path)
+    monkeypatch.setattr(Path, "open", lambda *_a, **_k: pytest.fail("read again"))
+    assert Fingerprints(tmp_path, prints.known).file(path) == one
+    monkeypatch.undo()
+    path.write_text("two")
+    assert Fingerprints(tmp_path, prints.known).file(path) != one
+    with pytest.raises(FileError, match="cannot be read"):
+        prints.file(tmp_path / "missing")
+
+
+def test_the_command(again) -> None:
+    value = json.loads(run("build", again, "--json").stdout)
+    assert did(value) == {"up to date": STEPS}
+    assert value["scores"] == json.loads((again.parent / "out" / "scores.json").read_text())
+    result = run("build", again)
+    assert "13 up to date" in result.stdout
+    assert "0 to run" in result.stderr
+    assert str(again.parent / "out" / "assembly.safetensors") in result.stdout
+    assert "cannot be read" in run("build", again.parent / "none.yaml", code=1).stderr
+    forced = json.loads(run("build", again, "--dry-run", "--force", "--json").stdout)
+    assert all(step["reasons"] == ["asked for with --force"] for step in forced["steps"][:2])
+
+
+def test_the_documented_recipe_builds_and_every_key_is_documented(tmp_path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert len(blocks) == 1
+    path = write(tmp_path, blocks[0])
+    built(path)
+    whole = by.load(tmp_path / "out" / "assembly.safetensors")
+    assert whole.classes == ("0", "1", "2", "7", "8", "9")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["assembly"]["rows"][-1]["accuracy"] > 50
+    tables = text.split("## Keys")[1]
+    for section, model in sections().items():
+        rows = tables.split(f"### {section}\n")[1].split("###")[0]
+        documented = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\| ([^|]*) \|$", rows, re.M))
+        assert list(documented) == [name.replace("_", "-") for name in model.model_fields], section
+        for name, item in model.model_fields.items():
+            if not item.is_required() and isinstance(item.default, str | bool | int | float):
+                said = documented[name.replace("_", "-")]
+                expected = str(item.default).lower() if isinstance(item.default, bool) else f"{item.default}"
+                assert said == f"`{expected}`", (section, name)
+
+
+def sections():
+    from brickyard import recipes
+
+    return {
+        "The recipe": recipes.Recipe,
+        "A source": recipes.SourceRecipe,
+        "train": recipes.TrainRecipe,
+        "preprocessing": recipes.PreprocessingRecipe,
+        "locate": recipes.LocateRecipe,
+        "A component": recipes.ComponentRecipe,
+        "assembly": recipes.AssemblyRecipe,
+        "evaluate": recipes.EvaluateRecipe,
+        "outputs": recipes.OutputsRecipe,
+    }
