@@ -47,7 +47,8 @@ def prepare(folder: Path, epochs: int) -> None:
         ("upper", torchvision.models.mobilenet_v3_small, range(5, 10)),
     ):
         for split in ("train", "test"):
-            data = load_data("digits", split=split).renumbered(list(classes))
+            in_order = sorted(classes, key=lambda k: NAMES[k])  # as folders are read
+            data = load_data("digits", split=split).renumbered(in_order)
             save(data, folder / name / split)
             if split == "train":
                 model: nn.Module = make(weights=None, num_classes=5)

@@ -17,20 +17,8 @@ from brickyard.cli import app
 from brickyard.datasets import load_data
 
 COMMANDS = [
-    "demo",
-    "train",
-    "locate",
-    "disassemble",
-    "assemble",
-    "evaluate",
-    "show",
-    "predict",
-    "routes",
-    "report",
-    "export",
-    "push",
-    "yard",
-    "build",
+    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict"),
+    *("routes", "report", "export", "push", "yard", "build", "workbench"),
 ]
 
 

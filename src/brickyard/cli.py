@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import building, exporting, looking, making, reporting, yard
+from brickyard.commands import building, exporting, looking, making, reporting, serving, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, OptionError
 
@@ -93,6 +93,7 @@ for _command in (
     exporting.export,
     exporting.push,
     building.build,
+    serving.workbench,
 ):
     app.command(_command.__name__)(_guarded(_command))
 

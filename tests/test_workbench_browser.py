@@ -1,0 +1,297 @@
+"""The workbench's page in a browser: from bricks to a file, with a mouse and with keys alone; nothing leaves here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import brickyard as by
+from brickyard.datasets import load_data
+from workbench_yard import HOSTILE, make_yard
+
+if os.environ.get("CI") != "true":
+    pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if BROWSER is None and os.environ.get("CI") != "true":
+    pytest.skip("chromium is not installed: apt-get install chromium", allow_module_level=True)
+
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory):
+    return make_yard(tmp_path_factory.mktemp("yard"))
+
+
+@pytest.fixture(scope="module")
+def address(yard):
+    command = [sys.executable, "-m", "brickyard", "workbench", "--yard", str(yard.path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield re.search(r"http://\S+", server.stderr.readline()).group()
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert BROWSER is not None, "chromium is not installed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield found
+        found.close()
+
+
+def is_problem(message) -> bool:
+    """An error of the page itself: that a request was refused is logged by the browser, and is what some tests want."""
+    return message.type in ("error", "warning") and not message.text.startswith("Failed to load resource")
+
+
+@pytest.fixture
+def page(browser, address):
+    """A page that fails its test when a script fails, something is logged as an error, or a request leaves here."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, permissions=["camera"])
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    problems: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if is_problem(message) else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector(".brick")
+    yield page
+    context.close()
+    assert problems == []
+    assert len(asked) > 3
+    assert [url for url in asked if not url.startswith((address, f"blob:{address}"))] == []
+
+
+def button(page: Page, name: str):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def assembled(page: Page, bricks: int) -> None:
+    button(page, "Assemble").click()
+    expect(page.locator("#made")).to_contain_text(f"One classifier of {bricks} brick")
+
+
+def headline(page: Page) -> str:
+    return page.locator(".answer .headline").first.inner_text()
+
+
+def test_from_bricks_to_a_file_that_says_the_same(page, yard, tmp_path) -> None:
+    button(page, "class 0, in brick digits-012").click()
+    expect(page.locator("#status")).to_contain_text("1, 2 come along")
+    page.locator("li.brick", has=page.get_by_text("digits-789", exact=True)).drag_to(page.locator("#tray"))
+    expect(page.locator("#total-classes")).to_have_text("6")
+    expect(page.locator("#overlap-list li")).to_have_count(2)
+    assembled(page, 2)
+    data = load_data("digits", split="test")
+    places = [int((data.labels == k).nonzero()[5]) for k in (1, 8)]
+    pictures = [yard.path / "samples" / f"digit-{k}.png" for k in (1, 8)]
+    page.locator("#picture").set_input_files(pictures)
+    expect(page.locator(".answer")).to_have_count(2)
+    names = page.locator(".answer .headline").all_inner_texts()[::-1]
+    expect(page.locator(".answer .tag").first).to_have_text("digits-789" if names[1] in "789" else "digits-012")
+    with page.expect_download() as waiting:
+        button(page, "Classifier (.safetensors)").click()
+    path = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    whole = by.load(path)
+    assert isinstance(whole, by.Assembly)
+    assert whole.predict(pictures) == names == ["1", "8"]
+    expected = by.assemble([yard.load("digits-012"), yard.load("digits-789")])
+    assert torch.equal(whole(data.images[places]), expected(data.images[places]))
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Go on with Tab until what has the focus is called so."""
+    called = "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.id || e.textContent; }"
+    for _ in range(120):
+        if page.evaluate(called) == name:
+            return
+        press(page, "Tab")
+    raise AssertionError(f"Tab does not reach {name!r}")
+
+
+def test_with_keys_alone(page) -> None:
+    tab_to(page, "class 7, in brick digits-789")
+    press(page, "Space")
+    expect(page.locator("#wall li")).to_have_count(1)
+    tab_to(page, "Add brick hostile")
+    press(page, "Enter")
+    expect(page.locator("#wall li")).to_have_count(2)
+    focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused == "Take out brick hostile"  # the focus stays on the brick
+    press(page, "Delete")
+    expect(page.locator("#wall li")).to_have_count(1)
+    tab_to(page, "Add brick digits-012")
+    press(page, "Enter")
+    tab_to(page, "Take brick digits-789 out of the tray")
+    press(page, "Delete")
+    expect(page.locator("#wall li")).to_have_count(1)
+    expect(page.locator("#total-classes")).to_have_text("3")
+    tab_to(page, "assemble")
+    press(page, "Enter")
+    expect(page.locator("#made")).to_contain_text("0, 1, 2")
+    assert page.evaluate("document.activeElement.id") == "try"
+    tab_to(page, "Try sample digit-2.png")
+    press(page, "Enter")
+    expect(page.locator(".answer")).to_have_count(1)
+    expect(page.locator("#status")).to_contain_text("digit-2.png: 2")
+    assert headline(page) == "2"
+
+
+def test_names_from_files_stay_text(page) -> None:
+    assert page.locator(".chip", has_text=HOSTILE).count() == 1
+    button(page, "Add brick hostile").click()
+    expect(page.locator("#wall .chip").first).to_have_text(HOSTILE)
+    assembled(page, 1)
+    button(page, "Try sample digit-4.png").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    button(page, "Look inside brick hostile").click()
+    expect(page.locator("#inside-picture rect").first).to_be_visible()
+    assert page.title() == "Brickyard workbench"
+    assert page.locator("img[src=x], b:text-is('chain')").count() == 0
+
+
+def test_calibration_asks_for_pictures_of_every_class(page, yard) -> None:
+    for name in ("digits-012", "digits-789"):
+        button(page, f"Add brick {name}").click()
+    page.locator("#options summary").click()
+    page.locator("#scaling").select_option("lda")
+    button(page, "Calibrate and assemble").click()
+    expect(page.locator("#tray-error")).to_contain_text("at least one picture of “0”")
+    data = load_data("digits")
+    for brick, digits in (("digits-012", "012"), ("digits-789", "789")):
+        for digit in digits:
+            chosen = data.images[data.labels == int(digit)][:3, 0].numpy()
+            shown = [{"name": f"{i}.png", "mimeType": "image/png", "buffer": png(a)} for i, a in enumerate(chosen)]
+            page.get_by_label(f"Pictures of {digit} for brick {brick}").set_input_files(shown)
+    button(page, "Calibrate and assemble").click()
+    expect(page.locator("#made")).to_contain_text("calibrated with 18 pictures")
+    expect(page.locator("#measured li")).to_have_count(2)
+
+
+def test_duplicates_are_shown_and_decided(page) -> None:
+    for name in ("digits-012", "digits-23"):
+        button(page, f"Add brick {name}").click()
+    expect(page.locator("#duplicate-names")).to_have_text("“2” is in digits-012 and digits-23")
+    button(page, "Assemble").click()
+    expect(page.locator("#tray-error")).to_contain_text("class '2' is in part 0")
+    page.get_by_label("average them").check()
+    assembled(page, 2)
+    expect(page.locator("#made")).to_contain_text("knows 4 classes")
+
+
+def test_the_camera_and_the_clipboard(page) -> None:
+    button(page, "Add brick digits-012").click()
+    assembled(page, 1)
+    button(page, "Use the camera").click()
+    expect(page.locator("#video")).not_to_have_js_property("videoWidth", 0)
+    button(page, "Take a picture").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    button(page, "Close the camera").click()
+    expect(page.locator("#camera-box")).to_be_hidden()
+    paste = """async () => {
+        const blob = await (await fetch('/api/sample?name=digit-1.png')).blob();
+        const data = new DataTransfer();
+        data.items.add(new File([blob], 'pasted.png', {type: 'image/png'}));
+        document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+    }"""
+    page.evaluate(paste)
+    expect(page.locator(".answer")).to_have_count(2)
+    assert headline(page) == "1"
+
+
+def test_what_goes_wrong_is_said_in_words(page) -> None:
+    button(page, "Add brick digits-012").click()
+    assembled(page, 1)
+    page.route("**/classify*", lambda route: route.abort())
+    button(page, "Try sample digit-1.png").click()
+    expect(page.locator("#try-error")).to_contain_text("the workbench does not answer")
+
+
+def test_it_fits_a_phone_and_has_names_for_all_it_offers(page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    for name in ("digits-012", "digits-789"):
+        button(page, f"Add brick {name}").click()
+    assembled(page, 2)
+    button(page, "Try sample digit-8.png").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    nameless = """() => [...document.querySelectorAll('button, input, select')].filter((e) =>
+        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
+    assert page.evaluate(nameless) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(page, scheme) -> None:
+    page.emulate_media(color_scheme=scheme)
+    for name in ("digits-012", "digits-23"):
+        button(page, f"Add brick {name}").click()
+    page.get_by_label("keep both, rename").check()
+    assembled(page, 2)
+    button(page, "Try sample digit-2.png").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    page.wait_for_timeout(300)  # what fades in
+    assert page.evaluate(CONTRAST) == []
+
+
+# Text whose colour is less than 4.5 : 1 (3 : 1 where large) from the nearest opaque background, as WCAG counts it.
+CONTRAST = """() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const rgba = (text) => {
+        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+    const light = (c) => c.slice(0, 3).map((v) => linear(v / 255))
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    const found = [];
+    for (const e of document.querySelectorAll('body *')) {
+        const text = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+        if (!text || !e.checkVisibility() || e.closest('.hidden, .skip, :disabled, option')) continue;
+        let back = null;
+        for (let p = e; p && !back; p = p.parentElement) {
+            const c = rgba(getComputedStyle(p).backgroundColor);
+            if (c[3] === 255) back = c;
+        }
+        const style = getComputedStyle(e);
+        const [a, b] = [light(rgba(style.color)), light(back || [255, 255, 255])].sort((x, y) => y - x);
+        const size = parseFloat(style.fontSize);
+        const least = size >= 24 || (size >= 18.6 && style.fontWeight >= 700) ? 3 : 4.5;
+        if ((a + .05) / (b + .05) < least) found.push(`${e.tagName}.${e.className} ${e.textContent.slice(0, 20)}`);
+    }
+    return found;
+}"""
+
+
+def png(array) -> bytes:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG")
+    return out.getvalue()
