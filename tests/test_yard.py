@@ -345,6 +345,7 @@ def test_verify_finds_everything(yard, files, tmp_path) -> None:
     (yard.path / "hen-farm.safetensors").unlink()
     (yard.path / "cat-dog-farm.safetensors").write_bytes(files["a"].read_bytes()[:-5])
     (yard.path / "notes.txt").write_text("x")
+    (yard.path / "samples").mkdir()  # pictures to try components with are welcome
     (yard.path / "link.safetensors").symlink_to(files["b"])
     (yard.path / "bad name.safetensors").write_bytes(files["b"].read_bytes())
     (yard.path / "folder.safetensors").mkdir()

@@ -27,9 +27,10 @@ from brickyard.shelf import INDEX, Entry, Record, Shelf, Stamp, is_name, read_en
 if TYPE_CHECKING:
     from brickyard.component import Component
 
-__all__ = ["Choice", "Entry", "Problem", "Yard"]
+__all__ = ["SAMPLES", "Choice", "Entry", "Problem", "Yard"]
 
 SUFFIX = ".safetensors"
+SAMPLES = "samples"  # a folder in a yard for pictures to try components with
 LOCK, STAGE = ".lock", ".adding"  # beside the index: who writes holds the lock, and prepares files in the folder
 MAX_NAME = 35  # of names that are made here
 
@@ -316,7 +317,7 @@ class Yard:
                             if stat.S_ISREG(status.st_mode):
                                 files[name] = status.st_size, status.st_mtime_ns
                                 continue
-                    if not item.name.startswith(".") and item.name != INDEX:
+                    if not item.name.startswith(".") and item.name not in (INDEX, SAMPLES):
                         foreign.append(os.fsencode(item.name).decode("utf-8", "replace"))
         except OSError as error:
             raise FileError(f"the yard {self.path} cannot be read: {error.strerror or error}") from None

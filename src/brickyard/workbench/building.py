@@ -29,7 +29,7 @@ from brickyard.scaling import SCALINGS, Evidence, scale
 from brickyard.workbench import pictures
 from brickyard.workbench.limits import Limits
 from brickyard.workbench.overlap import level, measured, predicted
-from brickyard.yard import Entry, Yard
+from brickyard.yard import SAMPLES, Entry, Yard
 
 __all__ = ["Bench", "BusyError", "GoneError", "Kept", "Plan"]
 
@@ -128,7 +128,7 @@ class Bench:
     def __init__(self, yard: Yard | Path | str, limits: Limits) -> None:
         self.yard = Yard(yard) if isinstance(yard, str | Path) else yard
         self.limits = limits
-        self._samples = self.yard.path / "samples"
+        self._samples = self.yard.path / SAMPLES
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._manifests: OrderedDict[tuple[str, str], ComponentManifest] = OrderedDict()
         self._lock = threading.Lock()
