@@ -39,12 +39,12 @@ COMMANDS = (
 )
 
 
-def prepare(folder: Path, epochs: int) -> None:
+def prepare(folder: Path) -> None:
     """What the user has: two trained networks, and their pictures."""
     torch.manual_seed(0)
-    for name, make, classes in (
-        ("lower", torchvision.models.resnet18, range(5)),
-        ("upper", torchvision.models.mobilenet_v3_small, range(5, 10)),
+    for name, make, classes, epochs in (
+        ("lower", torchvision.models.resnet18, range(5), 6),
+        ("upper", torchvision.models.mobilenet_v3_small, range(5, 10), 40),
     ):
         for split in ("train", "test"):
             in_order = sorted(classes, key=lambda k: NAMES[k])  # as folders are read
@@ -52,7 +52,7 @@ def prepare(folder: Path, epochs: int) -> None:
             save(data, folder / name / split)
             if split == "train":
                 model: nn.Module = make(weights=None, num_classes=5)
-                train(model, data, preprocessing=HOW, epochs=epochs, lr=0.05, batch_size=32)
+                train(model, data, preprocessing=HOW, epochs=epochs, lr=0.1, batch_size=32)
                 torch.save(model.state_dict(), folder / f"{name}.pt")
 
 
@@ -95,7 +95,7 @@ written. [Getting out](../export.md) shows how to run it.
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place), epochs=6)
+        prepare(Path(place))
         PAGE.write_text(page(transcript(Path(place))))
 
 
