@@ -70,7 +70,7 @@ def test_a_budget_is_met_from_below_within_five_percent(make, resource, spread, 
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
     model = chain()
     relevance = by.locate(model, DATA)
-    with pytest.raises(by.BrickyardError, match=r"already takes 0\.\d+: raise the budget"):
+    with pytest.raises(by.BrickyardError, match=r"already take 0\.\d+: raise the budget"):
         by.disassemble(model, relevance, task=[0], budget=by.Budget(flops=0.001))
 
 
