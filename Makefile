@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types unit conformity install install-test clean
+.PHONY: demo test lint types unit docs conformity install install-test clean
 
 demo: install
 	$(BIN)/brickyard demo -o demo-output
@@ -20,6 +20,10 @@ types: install-test
 
 unit: install-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# The documentation site, in site/.
+docs: install-test
+	$(BIN)/python -m mkdocs build --strict
 
 # Every architecture of the table, some twenty minutes on two cores; writes docs/architectures.md.
 conformity: install-test
@@ -44,4 +48,4 @@ $(VENV)/.test: requirements.txt pyproject.toml | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
