@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -193,8 +192,10 @@ def full_size(name: str) -> nn.Module:
 
 
 def resident() -> float:
-    """The most memory that this process has had, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The most memory that this process has had, in GiB; Linux only."""
+    status = Path("/proc/self/status").read_text()  # resource's number may be that of the process that started this one
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
 
 
 # -- surgery and healing -----------------------------------------------------------------------------------
