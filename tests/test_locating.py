@@ -352,3 +352,15 @@ def test_where_nothing_can_be_kept_it_says_so(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(by.BrickyardError, match="cannot be made"):
         by.locate(chain(), (torch.rand(4, 3, 8, 8), torch.arange(4)), resume=tmp_path / "file")
+
+
+def test_sums_are_kept_while_those_of_all_classes_are_small(monkeypatch) -> None:
+    """They are held for every class of the source, however few are located."""
+    data = torch.rand(4, 3, 8, 8), torch.arange(4)
+    size = sum(value.nbytes for value in by.locate(chain(), data).sums.values())
+    assert size == 4 * 4 * (6 * 3 + 8 * 6 + 4 * 8)
+    monkeypatch.setattr("brickyard.locating.KEEP_BYTES", size - 1)
+    assert by.locate(chain(), data, task=[0]).sums is None
+    assert by.locate(chain(), data, task=[0], keep_sums=True).sums is not None
+    monkeypatch.setattr("brickyard.locating.KEEP_BYTES", size)
+    assert by.locate(chain(), data, task=[0]).sums is not None

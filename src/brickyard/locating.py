@@ -56,7 +56,8 @@ def locate(
         per_class: Images a class.
         task: Restrict the work to these classes; default: all.
         thresholds: Thresholds that `Relevance.hard` uses; others may be used later while sums are kept.
-        keep_sums: Keep the contribution sums of every class and layer; default: when they take at most 256 MiB.
+        keep_sums: Keep the contribution sums of every class and layer; default: when those of all
+            the source's classes take at most 256 MiB.
         batch_size: Images at once.
         seed: Seed of the random choice.
         name: What to call the source; default: the name of its class.
@@ -93,7 +94,7 @@ def locate(
     graph = trace(model, images.example(like))
     names = _names(classes or class_names(data), graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
-    size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(wanted)
+    size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
     relevance = Relevance(
         classes=names,
         task=tuple(wanted),
