@@ -1,4 +1,4 @@
-"""What the site takes from elsewhere in the project, and the links that lead there."""
+"""What the site takes from elsewhere in the project, the links that lead there, and how docstrings are read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from griffe import Extension, Object
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
 PAGES = {"index.md": "README.md", "changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 COMMANDS = "reference/commands.md"
+
+
+class Examples(Extension):
+    """Takes sections called "Example" for examples, which are shown as code; else they would be quotations."""
+
+    def on_instance(self, *, obj: Object, **_: Any) -> None:
+        """Read the docstring of an object."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:

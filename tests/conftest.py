@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ def needed(path: Path, what: str) -> Path:
 def needed_package(name: str) -> Any:
     """A package that an extra brings; where it is missing the tests are skipped, and fail in CI."""
     return importlib.import_module(name) if os.environ.get("CI") == "true" else pytest.importorskip(name)
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The Python blocks of a document."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+def run_blocks(page: Path, **given: Any) -> dict[str, Any]:
+    """Run the Python blocks of a document one after the other, with some names given, and return all names."""
+    blocks = python_blocks(page)
+    assert blocks, f"{page.name} has no Python"
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), given)  # noqa: S102
+    return given
 
 
 @pytest.fixture(scope="session")

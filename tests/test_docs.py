@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from conftest import needed_package
+import brickyard as by
+from brickyard.testing import chain
+from conftest import needed_package, python_blocks, run_blocks
 from test_cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+
+
+def built(root: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a project. Not with --quiet: then warnings are not counted, and nothing is strict."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +40,9 @@ def site(tmp_path_factory) -> Path:
     """The built site."""
     needed_package("material")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    )
+    run = built(ROOT, folder)
     assert run.returncode == 0, run.stderr
+    assert "WARNING" not in run.stderr
     return folder
 
 
@@ -47,10 +61,10 @@ class Page(HTMLParser):
         self.places |= {found[name] or "" for name in ("id", "name") if name in found}
         if tag == "a" and found.get("href"):
             self.links.append(found["href"] or "")
-        if tag in ("script", "img", "iframe", "source") and found.get("src"):
-            self.loads.append(found["src"] or "")
-        if tag == "link" and found.get("rel") in ("stylesheet", "icon", "preload"):
-            self.loads.append(found.get("href") or "")
+        names = {"src", "srcset", "poster", "data"}
+        if tag == "link" and found.get("rel") not in ("prev", "next", "canonical", "alternate"):
+            names.add("href")
+        self.loads += [value for name, value in attrs if name in names and value]
 
 
 def test_every_page_is_there_and_every_link_leads_somewhere(site) -> None:
@@ -74,10 +88,82 @@ def test_every_page_is_there_and_every_link_leads_somewhere(site) -> None:
     assert counted > 500
 
 
+ELSEWHERE = re.compile(r"^(https?:)?//", re.I)
+
+
 def test_no_page_loads_anything_from_elsewhere(site) -> None:
     loads = [load for path in site.rglob("*.html") for load in Page(path.read_text()).loads]
     assert len(loads) > 50
-    assert not [load for load in loads if load.startswith(("http:", "https:", "//"))]
+    assert not [load for load in loads if ELSEWHERE.match(load)]
+    sheets = [path.read_text() for path in [*site.rglob("*.css"), *site.rglob("*.html")]]
+    named = [name for text in sheets for name in re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s]+)", text)]
+    assert len(named) > 5
+    assert not [name for name in named if ELSEWHERE.match(name)]
+
+
+def test_loads_from_elsewhere_would_be_seen() -> None:
+    text = '<link rel="preconnect" href="//a"><script src="http://b"></script><img srcset="https://c 2x"><a href="//d">'
+    assert [load for load in Page(text).loads if ELSEWHERE.match(load)] == ["//a", "http://b", "https://c 2x"]
+
+
+def test_a_browser_asks_nobody_else(site) -> None:
+    """Scripts may load what no page names: so pages are opened, and every request is looked at."""
+    sync_api = needed_package("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None and os.environ.get("CI") != "true":
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    handler = functools.partial(Silent, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_api.sync_playwright() as play:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chromium = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        home = f"http://127.0.0.1:{server.server_port}/"
+        asked: list[str] = []
+        problems: list[str] = []
+        page = chromium.new_page(viewport={"width": 390, "height": 800})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        for name in ("index", "howto/two-models", "reference/python", "tutorial", "results/speed"):
+            page.goto(f"{home}{name}.html", wait_until="networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
+        chromium.close()
+        server.shutdown()
+    assert len(asked) > 10
+    assert not [url for url in asked if not url.startswith((home, "data:", "blob:"))]
+    assert not problems
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and says nothing."""
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("fault", ["[gone](nowhere.md)", "[gone](yard.md#nowhere)"])
+def test_a_broken_link_stops_the_build(fault, tmp_path) -> None:
+    """The control: a build that warns of nothing would pass with any links."""
+    needed_package("material")
+    for name in ("mkdocs_site.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "limits.md").write_text(f"# Limits\n\n{fault}\n")
+    (pages / "yard.md").write_text("# The yard\n")
+    settings = (ROOT / "mkdocs.yml").read_text().partition("nav:")[0]
+    for line in ("docs_dir: docs\n", "hooks: [mkdocs_site.py]\n", "extra_css: [site.css]\n"):
+        assert line in settings
+        settings = settings.replace(line, "docs_dir: pages\n" if "docs_dir" in line else "")
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    run = built(tmp_path, tmp_path / "site")
+    assert run.returncode != 0
+    assert "nowhere" in run.stderr
+    (pages / "limits.md").write_text("# Limits\n")
+    assert built(tmp_path, tmp_path / "site").returncode == 0
+
+
+def test_examples_are_shown_as_code(site) -> None:
+    text = (site / "reference/python.html").read_text()
+    assert "<blockquote>" not in text  # what ">>>" would be
+    assert text.count(">&gt;&gt;&gt; ") > 50
 
 
 def test_the_page_of_commands_has_them_all(site) -> None:
@@ -86,15 +172,68 @@ def test_the_page_of_commands_has_them_all(site) -> None:
     assert 'id="yard-add"' in text
 
 
-@pytest.mark.parametrize("name", ["own-model", "two-models", "budget", "calibrate", "../yard"])
-def test_blocks_of_how_to_pages_run(name, tmp_path, monkeypatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "howto" / f"{name}.md").read_text(), re.S)
-    assert blocks
+def ratios(printed: str, _: dict[str, Any]) -> None:
+    pairs = [tuple(map(float, line.split())) for line in printed.splitlines()]
+    assert [share for share, _ in pairs] == [0.7, 0.5, 0.3]
+    assert all(share - 0.05 < found <= share for share, found in pairs)
+
+
+def own_model(printed: str, names: dict[str, Any]) -> None:
+    assert names["part"].classes == ("bee", "dog")
+    assert re.search(r"^first +16 +first, second ", printed, re.M)  # one axis, as the page says
+
+
+def two_models(printed: str, names: dict[str, Any]) -> None:
+    assert printed.startswith("('cat', 'owl', 'lamp')\n")
+    assert len(names["whole"].manifest.parts) == 2
+
+
+def calibrated(printed: str, names: dict[str, Any]) -> None:
+    assert int(printed) == 5 * 4  # shots and classes
+    picture = names["data"][0][:8]
+    assert not torch.allclose(names["tuned"](picture), names["plain"](picture))
+
+
+def yard_page(printed: str, _: dict[str, Any]) -> None:
+    assert [line.split(" (")[0] for line in printed.splitlines()] == ["ant-cow-Sequential", "bee-Sequential"]
+
+
+def reports_page(_: str, names: dict[str, Any]) -> None:
+    assert Path("routes.svg").read_text().count("<path") > 10
+
+
+PAGES = {
+    "howto/budget.md": ratios,
+    "howto/own-model.md": own_model,
+    "howto/two-models.md": two_models,
+    "howto/calibrate.md": calibrated,
+    "yard.md": yard_page,
+    "reports.md": reports_page,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_of_pages_run(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    space: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, name, "exec"), space)  # noqa: S102
-    assert {"part", "whole", "tuned", "choice"} & space.keys()
+    given: dict[str, Any] = {}
+    if name == "reports.md":  # the page goes on where a guide to locating ends
+        needed_package("matplotlib")
+        model, images = chain(), torch.rand(40, 3, 8, 8)
+        data = images, torch.arange(40) % 4
+        relevance = by.locate(model, data, classes=["cat", "dog", "hen", "pig"])
+        given = {"model": model, "relevance": relevance, "test_images": data}
+    names = run_blocks(DOCS / name, **given)
+    PAGES[name](capsys.readouterr().out, names)
+
+
+def test_every_page_with_python_is_run() -> None:
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if python_blocks(path)}
+    assert pages == {*PAGES, "export.md"}  # export.md: with the other tests of exports
+
+
+def shape(printed: str) -> list[str]:
+    """What was printed, without its numbers and the room that they take."""
+    return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+)?[kM]?", "#", printed).split()
 
 
 def test_the_tutorial_runs_and_says_what_it_says() -> None:
@@ -109,6 +248,10 @@ def test_the_tutorial_runs_and_says_what_it_says() -> None:
     kinds = [{output.output_type for output in cell.get("outputs", ())} for cell in book.cells]
     assert kinds == [set(one) for one in before]
     assert any("display_data" in kind or "execute_result" in kind for kind in kinds)  # the picture
+    assert shape(printed) == shape(again)
+    counts = [cell.execution_count for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert set(book.metadata) == {"kernelspec", "language_info"}
     for text in (printed, again):
         scores = {name: float(value) for name, value in re.findall(r"^(none|lda) +([\d.]+) of", text, re.M)}
         assert scores["lda"] > max(scores["none"], 93)

@@ -22,7 +22,7 @@ from brickyard.exports import export_onnx, export_state_dict, torch_program
 from brickyard.familiarity import Familiarity, _squared
 from brickyard.predicting import REJECT
 from brickyard.testing import Branches, Residual, chain, randomised
-from conftest import needed_package
+from conftest import needed_package, python_blocks, run_blocks
 
 onnxruntime = needed_package("onnxruntime")
 needed_package("onnxscript")
@@ -303,8 +303,8 @@ def test_export_from_the_command_line(tmp_path) -> None:
 
 
 def test_the_page_runs(tmp_path, monkeypatch) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    page = Path(__file__).parent.parent / "docs" / "export.md"
+    blocks = python_blocks(page)
     assert len(blocks) == 3
     assert sum(bool(line) for line in blocks[0].splitlines()) <= 8
     monkeypatch.chdir(tmp_path)
@@ -313,8 +313,6 @@ def test_the_page_runs(tmp_path, monkeypatch) -> None:
     export_onnx(component, "pets.onnx")
     picture = (DATA[0][3].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(picture).save("picture.png")
-    space: dict = {}
-    for block in blocks:
-        exec(compile(block, "docs/export.md", "exec"), space)  # noqa: S102
+    space = run_blocks(page)
     assert space["names"][int(space["probabilities"][0].argmax())] == component.predict("picture.png")[0]
     assert torch.equal(space["again"](DATA[0]), component(DATA[0]))

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import brickyard as by
+from conftest import run_blocks
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "brickyard"
@@ -114,14 +115,8 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def test_readme_examples_run(tmp_path, monkeypatch) -> None:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert blocks
     monkeypatch.chdir(tmp_path)
-    space: dict[str, object] = {}
-    for block in blocks:
-        code = compile(block, "README.md", "exec")
-        exec(code, space)  # noqa: S102
+    run_blocks(ROOT / "README.md")
     assert any(tmp_path.iterdir())
 
 
