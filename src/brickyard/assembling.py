@@ -16,7 +16,7 @@ from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.options import Duplicates, Form, check_choice
 from brickyard.scaling import Evidence, find, scale
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "assembly_manifest"]
 
 
 def assemble(
@@ -80,17 +80,7 @@ def assemble(
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise OptionError(f"components to assemble are needed; {kinds} was given: make some with disassemble or load")
     strategy = find(scaling)
-    classes, members, voting = _members([part.manifest for part in parts], on_duplicate, votes)
-    manifest = AssemblyManifest(
-        classes=classes,
-        members=members,
-        on_duplicate=on_duplicate,
-        votes=voting,
-        parts=tuple(part.manifest for part in parts),
-        form="parallel" if form == "auto" else form,
-        versions=made_with(),
-        created=today(),
-    )
+    manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
@@ -99,6 +89,30 @@ def assemble(
         seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
         evidence = seen.evidence(manifest)
     return assembly.with_scaling(*scale(scaling, evidence, options))
+
+
+def assembly_manifest(
+    parts: Sequence[ComponentManifest],
+    form: Form = "parallel",
+    on_duplicate: Duplicates = "error",
+    votes: bool = False,
+) -> AssemblyManifest:
+    """What an assembly of these parts would be, before anything is joined; "auto" is parallel until it is measured.
+
+    Raises:
+        TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+    """
+    classes, members, voting = _members(parts, on_duplicate, votes)
+    return AssemblyManifest(
+        classes=classes,
+        members=members,
+        on_duplicate=on_duplicate,
+        votes=voting,
+        parts=tuple(parts),
+        form="parallel" if form == "auto" else form,
+        versions=made_with(),
+        created=today(),
+    )
 
 
 def _members(

@@ -203,12 +203,11 @@ class _Build:
             raise FileError(f"{place} cannot be used: {problem}; --force builds all again") from None
 
     def _write_state(self) -> None:
-        from brickyard.container import write_atomically
+        from brickyard.container import write_content
 
         self.state = self.state.model_copy(update={"files": dict(sorted(self.prints.used.items()))})
         text = json.dumps(self.state.model_dump(mode="json"), indent=1) + "\n"
-        place = self.folder / STATE
-        write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"), overwrite=True)
+        write_content(self.folder / STATE, text, overwrite=True)
 
     def _needs(self, step: Step) -> dict[str, str]:
         """All that a step depends on; its inputs are there."""
@@ -509,10 +508,9 @@ class _Work:
 
     def _write(self, name: str, text: str | None) -> None:
         """Write a text, or the recipe."""
-        from brickyard.container import write_atomically
+        from brickyard.container import write_content
 
-        content = self.file.content if text is None else text.encode()
-        write_atomically(self.folder / name, lambda place: place.write_bytes(content), overwrite=True)
+        write_content(self.folder / name, self.file.content if text is None else text, overwrite=True)
 
     # -- train, locate, cut
 

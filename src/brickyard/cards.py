@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brickyard.assembly import Assembly
-from brickyard.component import Component
+from brickyard.component import Component, share_text
 from brickyard.errors import OptionError
 from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.scores import Row, Scores
@@ -68,7 +68,7 @@ def model_card(
     if not isinstance(model, Component | Assembly):
         raise OptionError(f"a card is of a component or an assembly; a {type(model).__name__} was given")
     manifest = model.manifest
-    parts = manifest.parts if isinstance(manifest, AssemblyManifest) else (manifest,)
+    parts = manifest.parts
     if names and len(names) != len(parts):
         raise OptionError(f"{len(names)} names were given for {len(parts)} parts; give one a part, or none")
     tables = {"": scores} if isinstance(scores, Scores) else dict(scores or {})
@@ -243,11 +243,11 @@ def _origin(parts: Sequence[ComponentManifest], names: Sequence[str]) -> list[st
     for index, part in enumerate(parts):
         source, chosen = part.source, part.selection
         few = ", ".join(part.classes[:8]) + (f" and {len(part.classes) - 8} more" if len(part.classes) > 8 else "")
-        size = f"{_share(chosen.parameters, source.parameters)} of the parameters, {_share(chosen.flops, source.flops)}"
+        parameters, flops = share_text(chosen.parameters, source.parameters), share_text(chosen.flops, source.flops)
         facts = [
             f"source: {_plain(source.name)}, {_many(len(source.classes))}",
             f"sha256 of the source's weights: `{source.sha256}`",
-            f"size: {size} of the FLOPs of the source",
+            f"size: {parameters} of the parameters, {flops} of the FLOPs of the source",
             f"chosen by: {_chosen(part)}",
             f"images located with: {_plain(_located(part))}",
             f"heal: {_heal(part)}",
@@ -277,10 +277,6 @@ def _chosen(part: ComponentManifest) -> str:
 
 def _heal(part: ComponentManifest) -> str:
     return "none" if part.heal.method == "none" else f"{part.heal.method}, {part.heal.images} images"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _limits(

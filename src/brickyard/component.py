@@ -15,7 +15,7 @@ from brickyard.network import Network, quick_layout
 from brickyard.predicting import Predictor
 from brickyard.surgery import fuse
 
-__all__ = ["Component", "quick"]
+__all__ = ["Component", "kept_text", "quick", "selection_text", "share_text"]
 
 
 class Component(Predictor):
@@ -154,24 +154,26 @@ def describe(manifest: ComponentManifest) -> str:
     lines = [
         f"component of {source.name} ({len(source.classes)} classes)",
         f"  classes      {_short(manifest.classes)}{' + reject' if manifest.reject else ''}",
-        f"  parameters   {chosen.parameters:,} ({_share(chosen.parameters, source.parameters)} of the source)",
-        f"  FLOPs        {chosen.flops:,} ({_share(chosen.flops, source.flops)})",
-        f"  chosen by    {_selection(manifest)}",
+        f"  parameters   {chosen.parameters:,} ({share_text(chosen.parameters, source.parameters)} of the source)",
+        f"  FLOPs        {chosen.flops:,} ({share_text(chosen.flops, source.flops)})",
+        f"  chosen by    {selection_text(manifest)}",
         f"  heal         {_heal(manifest)}",
-        f"  kept         {_kept(manifest)}",
+        f"  kept         {kept_text(manifest)}",
     ]
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
     lines += [f"  note         {note}" for note in manifest.heal.notes]
     return "\n".join(lines)
 
 
-def _kept(manifest: ComponentManifest) -> str:
+def kept_text(manifest: ComponentManifest) -> str:
+    """How many channels are left, and on how many axes."""
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
     return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
 
 
-def _selection(manifest: ComponentManifest) -> str:
+def selection_text(manifest: ComponentManifest) -> str:
+    """What channels were chosen by."""
     chosen = manifest.selection
     if chosen.budget is not None:
         return f"budget, {chosen.budget}"
@@ -188,7 +190,8 @@ def _heal(manifest: ComponentManifest) -> str:
     return f"{heal.method}, {heal.images} images{shifted}, {heal.layers} layers"
 
 
-def _share(part: int, whole: int) -> str:
+def share_text(part: int, whole: int) -> str:
+    """A share in percent, or a dash where there is no whole."""
     return f"{part / whole:.1%}" if whole else "-"
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from brickyard.errors import FileError
 from brickyard.manifest import FORMAT_VERSION
 
-__all__ = ["read", "write", "write_atomically"]
+__all__ = ["check_free", "read", "write", "write_atomically", "write_content"]
 
 KEY = "brickyard"
 MAX_HEADER = 64 << 20
@@ -43,14 +43,33 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
     return path
 
 
+def write_content(path: Path, content: str | bytes, *, overwrite: bool) -> None:
+    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does.
+
+    Raises:
+        FileError: The path exists and `overwrite` is false, or the file cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_atomically(path, lambda place: place.write_bytes(data), overwrite=overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a file that exists.
+
+    Raises:
+        FileError: It does, and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it; nothing is left after a failure.
 
     Raises:
         FileError: The path exists and `overwrite` is false, or the file cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
+    check_free(path, overwrite)
     if path.is_dir() or not path.parent.is_dir():
         raise FileError(
             f"{path} cannot be written: {path.parent if not path.is_dir() else path} is no place for a file"

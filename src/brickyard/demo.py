@@ -13,7 +13,7 @@ import torch
 from brickyard.assembling import assemble
 from brickyard.assembly import Assembly
 from brickyard.component import Component
-from brickyard.container import write_atomically
+from brickyard.container import write_content
 from brickyard.datasets import ImageData, load_data
 from brickyard.disassembling import disassemble
 from brickyard.errors import FileError, OptionError
@@ -103,7 +103,7 @@ def _run(folder: Path, say: Say) -> dict[str, Any]:
         "files": [f"{name}.safetensors" for name in files] + ([picture.name] if picture else []),
     }
     text = json.dumps(result, indent=1) + "\n"
-    write_atomically(folder / "scores.json", lambda place: place.write_text(text, encoding="utf-8"), overwrite=True)
+    write_content(folder / "scores.json", text, overwrite=True)
     written = "".join(f"\n   {name}" for name in [*result["files"], "scores.json"])
     say(f"\nDone in {result['seconds']} s. In {folder}:{written}")
     return result

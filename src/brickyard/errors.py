@@ -14,6 +14,7 @@ __all__ = [
     "SurgeryError",
     "TaskError",
     "TraceError",
+    "first_line",
 ]
 
 
@@ -56,3 +57,15 @@ class FileError(BrickyardError):
 
 class ProcessError(BrickyardError):
     """One of several processes on a job has stopped."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of another library says, in one line for a message of ours; its kind where it says nothing.
+
+    Example:
+        >>> from brickyard.errors import first_line
+        >>> first_line(RuntimeError("no\nmore")), first_line(KeyError())
+        ('no', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from brickyard._version import __version__
 from brickyard.assembly import Assembly
 from brickyard.component import Component
-from brickyard.container import write_atomically
-from brickyard.errors import DataError, FileError, OptionError, SurgeryError
-from brickyard.manifest import ComponentManifest
+from brickyard.container import check_free, write_atomically, write_content
+from brickyard.errors import DataError, OptionError, SurgeryError, first_line
 from brickyard.predicting import REJECT, Predictor, read_images, run_images
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def export_onnx(
         (15, True)
     """
     path = Path(path)
-    _check_free(path, overwrite)
+    check_free(path, overwrite)  # before any work is done
     _needs_onnx()
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _fitting(check_images, entry)
@@ -171,13 +170,13 @@ def export_onnx(
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
-            problems.append(f"it cannot be written as ONNX: {_first_line(refusal)}")
+            problems.append(f"it cannot be written as ONNX: {first_line(refusal)}")
             continue
         error, problem = _compare(content, expected)
         if problem:
             problems.append(problem)
             continue
-        _write(path, content, overwrite)
+        write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
     raise SurgeryError(
@@ -186,14 +185,10 @@ def export_onnx(
     )
 
 
-def _write(path: Path, content: bytes, overwrite: bool) -> None:
-    write_atomically(path, lambda place: place.write_bytes(content), overwrite=overwrite)
-
-
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
     if dtype not in DTYPES:
         raise OptionError(f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
-    parts = _manifests(model)
+    parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
@@ -203,10 +198,6 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
     fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
     size = fixed_sides[0] if fixed_sides else None
     return _Entry(channels or usual, size, size or sides[0], dtype)
-
-
-def _manifests(model: Component | Assembly) -> tuple[ComponentManifest, ...]:
-    return model.manifest.parts if isinstance(model, Assembly) else (model.manifest,)
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -310,7 +301,7 @@ def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
 
 def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
     raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
-    normalised = any(part.preprocessing.mean is not None for part in _manifests(model))
+    normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
     return {
         "name": "images",
         "dtype": entry.dtype,
@@ -342,7 +333,7 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]]) -> tuple
                 return error, "its probabilities are not the softmax of its logits"
             largest = max(largest, error)
     except Exception as error:  # what onnxruntime raises is its own
-        return float("inf"), f"onnxruntime does not run it: {_first_line(error)}"
+        return float("inf"), f"onnxruntime does not run it: {first_line(error)}"
     return largest, ""
 
 
@@ -377,7 +368,7 @@ def torch_program(
         return _program(_on_cpu(model), entry)
     except Exception as error:
         raise SurgeryError(
-            f"{_title(model)} cannot be made a torch program: {_first_line(error)}; use it as the module that it is"
+            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is"
         ) from error
 
 
@@ -415,7 +406,7 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
 
 def description(model: Component | Assembly) -> dict[str, Any]:
     """What a model is, as JSON for files that are not Brickyard's own."""
-    parts = _manifests(model)
+    parts = model.manifest.parts
     manifest = model.manifest
     told: dict[str, Any] = {
         "brickyard": __version__,
@@ -444,12 +435,6 @@ def _title(model: Component | Assembly) -> str:
     return f"the {model.manifest.kind} for {names}"
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that exists before any work is done."""
-    if path.exists() and not overwrite:
-        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
-
-
 def _needs_onnx() -> None:
     try:
         import onnx  # noqa: F401
@@ -457,8 +442,3 @@ def _needs_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise OptionError(f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -14,8 +14,8 @@ from typing import Any
 from brickyard.assembly import Assembly
 from brickyard.cards import model_card
 from brickyard.component import Component
-from brickyard.container import write_atomically
-from brickyard.errors import FileError, OptionError
+from brickyard.container import write_content
+from brickyard.errors import FileError, OptionError, first_line
 from brickyard.exports import description
 from brickyard.files import load
 
@@ -73,7 +73,7 @@ def save_pretrained(
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
     for name, text in ((CARD, card), (CONFIG, config)):
-        _write(folder / name, text, overwrite)
+        write_content(folder / name, text, overwrite=overwrite)
     return folder
 
 
@@ -108,7 +108,7 @@ def from_pretrained(
         except Exception as error:  # what huggingface_hub raises differs by version
             raise FileError(
                 f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name: "
-                f"{_first_line(error)}; check the name, the revision and the token"
+                f"{first_line(error)}; check the name, the revision and the token"
             ) from error
     found = load(path)
     if not isinstance(found, Component | Assembly):
@@ -153,7 +153,7 @@ def push_to_hub(
             api.upload_folder(repo_id=name, folder_path=place, commit_message=commit_message)
         except Exception as error:  # what huggingface_hub raises differs by version
             raise FileError(
-                f"the model cannot be uploaded to {repo_id}: {_first_line(error)}; check the name, and log in with "
+                f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in with "
                 "`hf auth login` or give a token that may write"
             ) from error
     return name
@@ -176,12 +176,3 @@ def _config(model: Component | Assembly) -> dict[str, Any]:
         "label2id": {name: k for k, name in enumerate(names)},
         "brickyard": description(model),
     }
-
-
-def _write(path: Path, text: str, overwrite: bool) -> None:
-    write_atomically(path, lambda place: place.write_text(text, encoding="utf-8"), overwrite=overwrite)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -91,7 +91,8 @@ def locate(
         raise OptionError(f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0")
     like = weights_like(model)
     images = Images(data, preprocessing, "the images to locate with")
-    graph = trace(model, images.example(like))
+    example = images.example(like)
+    graph = trace(model, example)
     names = _names(classes or class_names(data), graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
@@ -114,7 +115,7 @@ def locate(
         source_name=name or type(model).__name__,
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
-    layout = quick_layout(graph.network, images.example(like))
+    layout = quick_layout(graph.network, example)
     run = _Run(graph, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
     chosen = _choose(run, names, wanted, choose, per_class, seed)
     counts = tuple(len(chosen.get(k, ())) for k in range(len(names)))

@@ -248,6 +248,11 @@ class ComponentManifest(Frozen):
         return self
 
     @property
+    def parts(self) -> tuple[ComponentManifest, ...]:
+        """Itself, as an assembly has the manifests of its parts."""
+        return (self,)
+
+    @property
     def width(self) -> int:
         """How many outputs the network itself has, before task and reject are taken from them."""
         return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import DataError
+from brickyard.errors import DataError, first_line
 from brickyard.preprocessing import check_images
 
 __all__ = ["Predictor", "read_images", "run_images"]
@@ -111,7 +111,7 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
         return model(images)
     except RuntimeError as error:
         raise DataError(
-            f"{what} of shape {tuple(images.shape)} do not fit the model: {str(error).splitlines()[0]}; give images "
+            f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give images "
             "of the size and channels that its source takes, or a preprocessing that makes them so"
         ) from error
 

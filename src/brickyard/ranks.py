@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from brickyard.errors import ProcessError
+from brickyard.errors import ProcessError, first_line
 
 __all__ = ["Ranks", "joined"]
 
@@ -101,7 +101,7 @@ def _told() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessError(
             f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped "
-            f"({str(error).splitlines()[0][:200]}); start all of them again"
+            f"({first_line(error)[:200]}); start all of them again"
         ) from None
 
 
@@ -120,7 +120,7 @@ def joined() -> Iterator[Callable[[], bool]]:
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
-            f"processes that the environment describes did not find each other ({str(error).splitlines()[0][:200]}); "
+            f"processes that the environment describes did not find each other ({first_line(error)[:200]}); "
             "start all of them with torchrun"
         ) from None
 

@@ -6,21 +6,20 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.datasets import ImageData
-from brickyard.errors import DataError, OptionError
+from brickyard.errors import DataError, OptionError, first_line
 from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.shifting import windows
 from brickyard.sources import Source, save_source, zoo
-from brickyard.sources.loading import _number
+from brickyard.sources.loading import network_options
 
 __all__ = ["Trained", "accuracy", "build_seeded", "train", "train_source"]
 
@@ -184,8 +183,7 @@ def train_source(
         DataError: There are too few images.
     """
     how = preprocessing
-    name, _, query = network.removeprefix("zoo:").partition("?")
-    options: dict[str, Any] = {key: _number(value) for key, value in parse_qsl(query)}
+    name, options = network_options(network.removeprefix("zoo:"))
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
     if "size" in zoo.entry(name).defaults:
@@ -203,9 +201,8 @@ def train_source(
     try:
         model.eval()(torch.zeros(2, channels, *side))
     except RuntimeError as error:
-        problem = str(error).splitlines()[0]
         raise OptionError(
-            f"{name} does not take images of {side[0]}x{side[1]}: {problem}; give another --size"
+            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
         ) from None
     found = train(
         model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed

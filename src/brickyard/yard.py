@@ -382,10 +382,10 @@ class Yard:
 
     def _save(self, shelf: Shelf) -> None:
         """Write the index; the lock must be held."""
-        from brickyard.container import write_atomically
+        from brickyard.container import write_content
 
-        data, staged = written(shelf), self._stage() / INDEX
-        write_atomically(staged, lambda place: place.write_bytes(data), overwrite=True)
+        staged = self._stage() / INDEX
+        write_content(staged, written(shelf), overwrite=True)
         os.replace(staged, self.path / INDEX)
         self._known = _seen(self.path / INDEX), shelf
 

@@ -47,8 +47,8 @@ def export(
     if output.suffix == ".safetensors":
         record = export_state_dict(model, output, overwrite=force)
     else:
-        parts = model.manifest.parts if isinstance(model, Assembly) else (model.manifest,)
-        images: Any = None if data is None else data_of(data, parts[0].preprocessing, "test", MOST_CHECKED)
+        how = model.manifest.parts[0].preprocessing
+        images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)
         record = export_onnx(
             model,
             output,

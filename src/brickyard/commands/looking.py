@@ -53,7 +53,7 @@ def evaluate(
     if csv is not None:
         check_free(csv, force)
     model = loaded(file, Component, Assembly)
-    parts = model.manifest.parts if isinstance(model, Assembly) else (model.manifest,)
+    parts = model.manifest.parts
     if len(data) not in (1, len(parts)):
         raise OptionError(f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
     data = data if len(data) == len(parts) else data * len(parts)

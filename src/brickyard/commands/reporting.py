@@ -173,6 +173,4 @@ def report(
 def _parts(item: Any) -> tuple[Any, ...]:
     """Manifests of the components that an item is made of."""
     manifest = getattr(item, "manifest", None)
-    if manifest is None:
-        return ()
-    return tuple(manifest.parts) if manifest.kind == "assembly" else (manifest,)
+    return () if manifest is None else tuple(manifest.parts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brickyard._version import __version__
 from brickyard.assembly import Assembly, shared_signals
 from brickyard.component import Component
-from brickyard.container import write_atomically
+from brickyard.container import write_content
 from brickyard.errors import OptionError
 from brickyard.evaluation import evaluate
 from brickyard.faithful import Faithfulness, faithfulness
@@ -68,7 +68,7 @@ class _Entry:
     def parts(self) -> tuple[ComponentManifest, ...]:
         if isinstance(self.item, Relevance):
             return ()
-        return self.item.manifest.parts if isinstance(self.item, Assembly) else (self.item.manifest,)
+        return self.item.manifest.parts
 
     @property
     def title(self) -> Html:
@@ -139,8 +139,7 @@ def write_report(
         FileError: The file exists and `overwrite` is false, or cannot be written.
     """
     path = Path(path)
-    text = report(items, **options)
-    write_atomically(path, lambda place: place.write_text(text, encoding="utf-8", newline="\n"), overwrite=overwrite)
+    write_content(path, report(items, **options), overwrite=overwrite)
     return path
 
 

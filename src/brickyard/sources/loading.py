@@ -21,7 +21,7 @@ from brickyard.errors import FileError, OptionError, TaskError
 from brickyard.manifest import Frozen, Name, Preprocessing, first_problem, validated
 from brickyard.sources import zoo
 
-__all__ = ["Source", "load_source", "save_source"]
+__all__ = ["Source", "load_source", "network_options", "save_source"]
 
 KEY = "brickyard-source"
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -152,8 +152,7 @@ def _zoo(
     classes: Sequence[str] | None,
     preprocessing: Preprocessing | None,
 ) -> Source:
-    name, _, query = rest.partition("?")
-    options = {key: _number(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    name, options = network_options(rest)
     tensors: dict[str, Tensor] = {}
     text = None
     if weights is not None:
@@ -189,6 +188,12 @@ def _zoo(
         how = CIFAR if trained_on_cifar else Preprocessing()
     title = f"{name} ({Path(weights).stem})" if weights is not None else name
     return _source(model, title, classes or (text.classes if text else ()), how, _shape(how, known))
+
+
+def network_options(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME?width=0.5` -> the name, and its options as numbers where they are some."""
+    name, _, query = text.partition("?")
+    return name, {key: _number(value) for key, value in parse_qsl(query, keep_blank_values=True)}
 
 
 def _number(text: str) -> float | int | str:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.assembling import _members, assemble
+from brickyard.assembling import assemble, assembly_manifest
 from brickyard.assembly import Assembly, shared_signals
-from brickyard.component import Component, _kept, _selection
-from brickyard.disassembling import made_with, today
+from brickyard.component import Component, kept_text, selection_text
 from brickyard.errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.exports import export_onnx
 from brickyard.manifest import AssemblyManifest, ComponentManifest
@@ -205,8 +204,8 @@ class Bench:
             "source_classes": len(manifest.source.classes),
             "parameters": [manifest.selection.parameters, manifest.source.parameters],
             "flops": [manifest.selection.flops, manifest.source.flops],
-            "chosen": _selection(manifest),
-            "kept": _kept(manifest),
+            "chosen": selection_text(manifest),
+            "kept": kept_text(manifest),
             "heal": manifest.heal.method,
             "notes": [*manifest.heal.notes, *(f"{p.axis} is kept whole: {p.reason}" for p in manifest.pinned)],
             "axes": axes,
@@ -248,7 +247,7 @@ class Bench:
                 owners.setdefault(name, []).append(index)
         duplicates = [{"name": name, "bricks": found} for name, found in owners.items() if len(found) > 1]
         how = "rename" if duplicates and plan.on_duplicate == "error" else plan.on_duplicate
-        manifest = _manifest(parts, how)
+        manifest = assembly_manifest(parts, on_duplicate=how)  # type: ignore[arg-type]
         return {
             "classes": manifest.classes,
             "duplicates": duplicates,
@@ -400,20 +399,6 @@ def _distance(part: Component, image: Tensor) -> float | None:
         like = next(part.parameters())
         features, _, _ = part.observe(part.preprocess(image.unsqueeze(0)).to(like.device, like.dtype))
         return round(float(part.familiarity(features)[0]), 3)
-
-
-def _manifest(parts: Sequence[ComponentManifest], on_duplicate: str) -> AssemblyManifest:
-    """The manifest of a parallel assembly, before anything is loaded."""
-    classes, members, _ = _members(parts, on_duplicate, False)  # type: ignore[arg-type]
-    return AssemblyManifest(
-        classes=classes,
-        members=members,
-        on_duplicate=on_duplicate,  # type: ignore[arg-type]
-        parts=tuple(parts),
-        form="parallel",
-        versions=made_with(),
-        created=today(),
-    )
 
 
 def _overlap(manifest: AssemblyManifest, scaling: str) -> list[dict[str, Any]]:
