@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 from brickyard.datasets import ImageData
 from brickyard.errors import DataError, OptionError, first_line
+from brickyard.fitting import fit, shifted_and_mirrored
 from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
+from brickyard.options import Schedule
 from brickyard.preprocessing import preprocess
-from brickyard.progress import bar
-from brickyard.shifting import windows
 from brickyard.sources import Source, save_source, zoo
 from brickyard.sources.loading import network_options
 
@@ -63,57 +62,25 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    if epochs < 1 or batch_size < 2 or not 0 < lr < math.inf or not weight_decay >= 0:
-        raise OptionError(
-            f"epochs={epochs}, batch_size={batch_size}, lr={lr}, weight_decay={weight_decay}: give at least 1, 2, "
-            "above 0, and 0"
-        )
+    schedule = Schedule(
+        epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
+    )
     if len(data) < 2:
         raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
-    generator = torch.Generator().manual_seed(seed)
     like = next(model.parameters())
-    steps = epochs * max(1, len(data) // batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=max(6, steps), pct_start=0.2, cycle_momentum=False
-    )
-    model.train()
-    with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
-        torch.manual_seed(seed)  # for dropout
-        for _ in range(epochs):
-            order = torch.randperm(len(data), generator=generator)
-            for chosen in order[: len(order) // batch_size * batch_size or None].split(batch_size):
-                if len(chosen) < 2:
-                    continue
-                x = preprocess(data.images[chosen], preprocessing).to(like.dtype)
-                x = _augmented(x, generator) if augment else x
-                logits = model(x)
-                if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
-                    raise DataError(
-                        f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
-                        f"{tuple(logits.shape)}; give it one output a class"
-                    )
-                loss = F.cross_entropy(logits, data.labels[chosen])
-                if not torch.isfinite(loss):
-                    raise OptionError(f"training diverged (loss {loss.item()}); give a lower lr than {lr}")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if schedule.last_epoch < steps:
-                    schedule.step()
-                advance(text=f"training, loss {loss.item():.3f}")
-    model.eval()
+
+    def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
+        x = preprocess(data.images[chosen], preprocessing).to(like.dtype)
+        logits = model(shifted_and_mirrored(x, generator) if augment else x)
+        if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
+            raise DataError(
+                f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
+                f"{tuple(logits.shape)}; give it one output a class"
+            )
+        return F.cross_entropy(logits, data.labels[chosen])
+
+    fit(model, loss, len(data), schedule)
     return accuracy(model, data, preprocessing)
-
-
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift and mirror each image on its own."""
-    count, _, height, width = x.shape
-    reach = max(1, width // 8)
-    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    x = windows(F.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
-    mirror = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirror.reshape(-1, 1, 1, 1), x.flip(3), x)
 
 
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
