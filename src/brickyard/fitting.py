@@ -182,8 +182,10 @@ class _Run:
         self.scores.append(value)
 
     def patience_is_over(self) -> bool:
-        return self.schedule.patience is not None and bool(self.scores) and (
-            self.epoch - self.best >= self.schedule.patience
+        return (
+            self.schedule.patience is not None
+            and bool(self.scores)
+            and (self.epoch - self.best >= self.schedule.patience)
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -33,6 +33,7 @@ __all__ = [
     "SourceRecord",
     "Statistics",
     "TensorSpec",
+    "TuneRecord",
     "Versions",
     "file_schema",
     "validated",
@@ -185,6 +186,25 @@ class HealRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class TuneRecord(Frozen):
+    """How it was trained after it was made.
+
+    `best` is the pass whose numbers it has, 0 being what it was before. `scores` are the mean over classes of the share
+    of validation images that were answered right, before the first pass and after each; empty without such images.
+    """
+
+    images: Count
+    validation: Count = 0
+    epochs: Count
+    best: Count
+    optimizer: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    seed: Count = 0
+    teacher: Annotated[str, Field(max_length=1024)] = ""
+    scores: tuple[float, ...] = ()
+
+
 class FamiliarityRecord(Frozen):
     """Shape of what is known of a component's features; the numbers are tensors in the file."""
 
@@ -233,6 +253,7 @@ class ComponentManifest(Frozen):
     located: LocateRecord | None = None
     selection: SelectionRecord
     heal: HealRecord = HealRecord(method="none")
+    tuned: TuneRecord | None = None
     statistics: Statistics | None = None
     scores: dict[str, Json] = {}
     versions: Versions
@@ -294,6 +315,7 @@ class AssemblyManifest(Frozen):
     form: Form
     shared_input: bool = False
     scaling: ScalingRecord = ScalingRecord(name="none")
+    tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
     versions: Versions

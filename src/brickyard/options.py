@@ -231,4 +231,6 @@ class Distillation:
         for name, low, high in (("temperature", 1e-3, 1e3), ("weight", 0, 1), ("features", 0, 1e6)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise OptionError(f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.9, 0 are usual")
+                raise OptionError(
+                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.9, 0 are usual"
+                )
