@@ -17,7 +17,8 @@ from brickyard.cli import app
 from brickyard.datasets import load_data
 
 COMMANDS = [
-    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict"),
+    *("demo", "train", "locate", "disassemble", "assemble", "finetune", "distil"),
+    *("evaluate", "show", "predict"),
     *("routes", "report", "export", "push", "yard", "build", "workbench"),
 ]
 

@@ -49,8 +49,9 @@ def finetune(
             output learns from them too.
         schedule: How to train; default: ten epochs of SGD in which batch norms keep their means and variances.
         validation: Images that training does not see and that choose the pass whose numbers are kept, the state
-            before the first among them: a share of `images`, drawn evenly from the classes, or images in the same
-            form as these. 0: the numbers of the last pass are kept.
+            before the first among them, by accuracy, and by likelihood where that is equal: a share of `images`,
+            drawn evenly from the classes, or images in the same form as these. 0: the numbers of the last pass are
+            kept.
         teacher: A component or an assembly that knows the classes by name, or the component's own source.
         distillation: How much the teacher counts.
         resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
@@ -279,17 +280,19 @@ def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
     return torch.cat(logits), None if features[0] is None else torch.cat(features)
 
 
-def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> float:
-    """Mean over classes of the share of images that are answered right."""
+def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> tuple[float, float]:
+    """Mean over classes of the share of images that are answered right, and of the log-probability of the right."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             groups = examples.raw(range(start, min(start + batch_size, len(examples))))
-            found.append(_answer(model, [x for x, _ in groups])[0].argmax(1).cpu())
+            found.append(_answer(model, [x for x, _ in groups])[0].double().log_softmax(1).cpu())
             targets += [y for _, y in groups]
-    right, classes = torch.cat(found) == torch.cat(targets), torch.cat(targets)
-    return float(torch.stack([right[classes == k].double().mean() for k in classes.unique()]).mean())
+    said, right = torch.cat(found), torch.cat(targets)
+    values = torch.stack([said.argmax(1) == right, said.gather(1, right.unsqueeze(1)).squeeze(1)])
+    first, second = torch.stack([values[:, right == k].mean(1) for k in right.unique()]).mean(0).tolist()
+    return first, second
 
 
 def _key(

@@ -37,7 +37,7 @@ class Fitted:
         epochs: Passes that were made.
         best: The pass whose numbers the model has; 0 is before the first.
         losses: Mean loss of each pass.
-        scores: The score before the first pass and after each; empty without a score.
+        scores: The first number of the score before the first pass and after each; empty without a score.
     """
 
     epochs: int = 0
@@ -52,7 +52,7 @@ def fit(
     count: int,
     schedule: Schedule,
     *,
-    score: Callable[[], float] | None = None,
+    score: Callable[[], tuple[float, float]] | None = None,
     resume: Path | None = None,
     key: str = "",
     text: str = "training",
@@ -64,8 +64,8 @@ def fit(
         loss: The loss of the images of these numbers; what it draws, it draws from the generator.
         count: How many images there are.
         schedule: How to train.
-        score: How good the model is now, higher is better; the numbers of the best pass, or those before the first,
-            are kept. Without it, those of the last.
+        score: How good the model is now, higher is better: a number, and another one where two passes are equal in
+            the first. The numbers of the best pass, or those before the first, are kept. Without it, those of the last.
         resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
         key: What else decides the result; a state that was kept with another key is refused.
         text: What the progress bar says.
@@ -104,7 +104,7 @@ def fit(
         model.load_state_dict(run.best_state)
     model.eval()
     best = run.best if run.scores else run.epoch
-    return Fitted(run.epoch, best, tuple(run.losses), tuple(run.scores))
+    return Fitted(run.epoch, best, tuple(run.losses), tuple(first for first, _ in run.scores))
 
 
 def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> float:
@@ -142,7 +142,7 @@ class _Run:
         self.random: Tensor | None = None
         self.step = self.epoch = self.best = 0
         self.losses: list[float] = []
-        self.scores: list[float] = []
+        self.scores: list[tuple[float, float]] = []
         self.best_state: dict[str, Tensor] | None = None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         options: dict[str, Any] = {"lr": schedule.rate, "weight_decay": schedule.weight_decay}
@@ -174,7 +174,7 @@ class _Run:
             return _cosine(start, top, self.step / turn if turn else 1.0)
         return _cosine(top, start / 1e4, min(1.0, (self.step - turn) / max(1.0, self.total - 1 - turn)))
 
-    def scored(self, value: float, epoch: int) -> None:
+    def scored(self, value: tuple[float, float], epoch: int) -> None:
         """Take note of a score; numbers that are no worse than the best ones are kept."""
         if not self.scores or value > max(self.scores):
             self.best = epoch
@@ -214,7 +214,7 @@ class _Run:
             return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
         self.step, self.epoch, self.best = text["step"], text["epoch"], text["best"]
-        self.losses, self.scores = list(text["losses"]), list(text["scores"])
+        self.losses, self.scores = list(text["losses"]), [(a, b) for a, b in text["scores"]]
         self.model.load_state_dict(under("model."))
         self.best_state = under("best.") or None
         states: dict[int, dict[str, Tensor]] = {}

@@ -15,10 +15,12 @@ from brickyard.errors import DataError, OptionError, first_line
 from brickyard.fitting import fit, shifted_and_mirrored
 from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
-from brickyard.options import Schedule
+from brickyard.options import Distillation, Schedule
+from brickyard.predicting import Predictor
 from brickyard.preprocessing import preprocess
 from brickyard.sources import Source, save_source, zoo
 from brickyard.sources.loading import network_options
+from brickyard.teaching import lesson_loss, named_teacher
 
 __all__ = ["Trained", "accuracy", "build_seeded", "train", "train_source"]
 
@@ -41,6 +43,8 @@ def train(
     weight_decay: float = 5e-4,
     augment: bool = False,
     seed: int = 0,
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
 ) -> float:
     """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
 
@@ -54,6 +58,9 @@ def train(
         weight_decay: L2 penalty.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
         seed: Seed for order and augmentation.
+        teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
+            architecture.
+        distillation: How much the teacher counts.
 
     Returns:
         Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
@@ -68,16 +75,23 @@ def train(
     if len(data) < 2:
         raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
     like = next(model.parameters())
+    how = distillation or Distillation()
+    taught = None if teacher is None else named_teacher(teacher, data.classes)
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
-        x = preprocess(data.images[chosen], preprocessing).to(like.dtype)
-        logits = model(shifted_and_mirrored(x, generator) if augment else x)
+        raw = data.images[chosen]
+        if taught is not None and augment:  # both sides see the same images
+            raw = shifted_and_mirrored(raw, generator)
+        x = preprocess(raw, preprocessing).to(like.dtype)
+        logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
         if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
             raise DataError(
                 f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
                 f"{tuple(logits.shape)}; give it one output a class"
             )
-        return F.cross_entropy(logits, data.labels[chosen])
+        if taught is None:
+            return F.cross_entropy(logits, data.labels[chosen])
+        return lesson_loss((logits, None), taught(raw), data.labels[chosen], how)
 
     fit(model, loss, len(data), schedule)
     return accuracy(model, data, preprocessing)
@@ -131,6 +145,8 @@ def train_source(
     batch_size: int = 64,
     augment: bool = False,
     seed: int = 0,
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
 ) -> Trained:
     """Build a network of the zoo and train it on images.
 
@@ -144,6 +160,8 @@ def train_source(
         batch_size: Images a step.
         augment: Shift and mirror the images.
         seed: Seed of weights, order and augmentation.
+        teacher: A component or an assembly that knows the images' classes by name.
+        distillation: How much the teacher counts.
 
     Raises:
         OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
@@ -172,7 +190,16 @@ def train_source(
             f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
         ) from None
     found = train(
-        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
+        model,
+        images,
+        preprocessing=how,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
+        teacher=teacher,
+        distillation=distillation,
     )
     scores = {"train_accuracy": found}
     if held_out is not None:

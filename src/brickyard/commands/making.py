@@ -38,6 +38,7 @@ from brickyard.commands.common import (
     emit,
     fitted,
     keep,
+    labelled_images,
     loaded,
     named_after,
     only_for_locating,
@@ -71,6 +72,25 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
+    trained(
+        network, data, output, classes, size, mean, std, force, as_json,
+        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed,
+    )  # fmt: skip
+
+
+def trained(
+    network: str,
+    data: str,
+    output: Path,
+    classes: list[str] | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a network of the zoo with options of `train_source`, and write it."""
     from brickyard.datasets import parse_classes
     from brickyard.training import train_source
 
@@ -80,17 +100,7 @@ def train(
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
     held_out = data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
-    made = train_source(
-        network,
-        images,
-        preprocessing=how,
-        held_out=held_out,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-    )
+    made = train_source(network, images, preprocessing=how, held_out=held_out, **options)
     made.save(output, overwrite=force)
     name, scores = made.arch, made.scores
     text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items())
@@ -275,14 +285,7 @@ def assemble(
         raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
     else:
         parts = [loaded(Path(path), Component) for path in files]
-    labelled = None
-    if images:
-        if len(images) != len(parts):
-            raise OptionError(f"{len(parts)} parts need --images {len(parts)} times; it was given {len(images)} times")
-        labelled = [
-            fitted(data_of(spec, part.manifest.preprocessing), part.manifest.source.classes)
-            for spec, part in zip(images, parts, strict=True)
-        ]
+    labelled = labelled_images(images, [part.manifest for part in parts], "--images") if images else None
     model = None if source is None else source_of(source, weights, None, None).model
     whole = join(
         parts,
