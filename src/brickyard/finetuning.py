@@ -155,7 +155,7 @@ class _Examples:
         parts = model.manifest.parts
         if isinstance(model, Component):
             images = [images]
-        elif not isinstance(images, list | tuple) or len(images) != len(parts):
+        elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
             raise DataError(
                 f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
                 f"none); a {type(images).__name__} was given"
@@ -265,14 +265,24 @@ def _free(model: Component | Assembly) -> list[bool]:
 def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool = False) -> Lesson:
     """What a model says to raw images, all in one batch: so do batch norms see them."""
     if isinstance(model, Assembly):
-        inputs = [torch.cat(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
+        inputs = [_one_batch(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
         return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
     like = weights_like(model)
-    x = torch.cat([model.preprocess(images).to(like.device, like.dtype) for images in raw])
+    x = _one_batch([model.preprocess(images).to(like.device, like.dtype) for images in raw])
     if not features:
         return run_images(model, x, "the images"), None
     found, _, logits = model.observe(x)
     return model.head(logits), found
+
+
+def _one_batch(images: list[Tensor]) -> Tensor:
+    shapes = {tuple(x.shape[1:]) for x in images}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of the shapes {', '.join(map(str, sorted(shapes)))} reach one part after its preprocessing; give "
+            "images of one shape, or parts whose preprocessing has a size and channels"
+        )
+    return torch.cat(images)
 
 
 def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:

@@ -191,12 +191,14 @@ class Schedule:
             value = getattr(self, name)
             if not (value is None and name == "patience") and (type(value) is not int or value < least):
                 raise OptionError(f"{name}={value!r} was given; training needs a whole number of at least {least}")
-        for name, value, most in (("lr", self.rate, math.inf), ("warmup", self.warmup, 1)):
-            low = value >= 0 if name == "warmup" else value > 0
-            if not isinstance(value, int | float) or not (low and value < most):
-                raise OptionError(f"{name}={value!r} was given; 0.1 is usual for a new network, 0.01 for a trained one")
-        if not isinstance(self.weight_decay, int | float) or not 0 <= self.weight_decay < math.inf:
-            raise OptionError(f"weight_decay={self.weight_decay!r} was given; give 0 or more, such as 5e-4")
+        bounds = {"lr": (1e-30, math.inf), "warmup": (0, 1), "weight_decay": (0, math.inf)}
+        for name, (least, most) in bounds.items():
+            value = self.rate if name == "lr" else getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value < most:
+                raise OptionError(
+                    f"{name}={value!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
+                    "warmup in [0, 1), weight_decay 0 or more"
+                )
 
     @property
     def rate(self) -> float:
