@@ -62,8 +62,8 @@ def disassemble(
         thresholds: Keep channels by the paper's thresholds; default: those of the relevances.
         budget: Keep the most relevant channels that a budget allows, instead of thresholds.
         select: What a budget ranks channels by: "mda", the relevances (the paper); "damage", what the refit cannot
-            repair, measured on images (slower, and the most accurate); or a control: "l1", "activation", "taylor",
-            "random".
+            repair, measured on images (slower, and the most accurate); or a control: "l1", "fpgm", "hrank",
+            "activation", "taylor", "random".
         reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
         heal: Repair without gradients: "refit", "moments" or "none".
         images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the

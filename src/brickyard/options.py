@@ -33,7 +33,7 @@ Spread = Literal["auto", "relevance", "even"]
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["full", "bfloat16", "float16", "auto"]
 Norms = Literal["trained", "frozen"]
-Select = Literal["mda", "damage", "l1", "activation", "taylor", "random"]
+Select = Literal["mda", "damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"]
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -191,12 +191,16 @@ class Schedule:
             value = getattr(self, name)
             if not (value is None and name == "patience") and (type(value) is not int or value < least):
                 raise OptionError(f"{name}={value!r} was given; training needs a whole number of at least {least}")
-        bounds = {"lr": (1e-30, math.inf), "warmup": (0, 1), "weight_decay": (0, math.inf)}
+        bounds: dict[str, tuple[float, float]] = {
+            "lr": (1e-30, math.inf),
+            "warmup": (0, 1),
+            "weight_decay": (0, math.inf),
+        }
         for name, (least, most) in bounds.items():
-            value = self.rate if name == "lr" else getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value < most:
+            number = self.rate if name == "lr" else getattr(self, name)
+            if not isinstance(number, int | float) or not least <= value < most:
                 raise OptionError(
-                    f"{name}={value!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
+                    f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
                     "warmup in [0, 1), weight_decay 0 or more"
                 )
 

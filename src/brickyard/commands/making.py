@@ -169,7 +169,8 @@ def disassemble(
     linear_beta: GivenLinearBeta = None,
     reject: Annotated[bool, typer.Option("--reject", help='Keep an output for "none of these".')] = False,
     select: Annotated[
-        str, typer.Option(help="Rank channels for a budget by: mda, damage, l1, activation, taylor, random.")
+        str,
+        typer.Option(help="Rank channels for a budget by: mda, damage, l1, fpgm, hrank, activation, taylor, random."),
     ] = "mda",
     heal: Annotated[str, typer.Option(help="Repair: refit, moments or none.")] = "refit",
     heal_images: Annotated[int, typer.Option(help="Images to heal with, at most.", min=1)] = 400,
