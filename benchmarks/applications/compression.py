@@ -58,7 +58,7 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
             task=list(range(10)),
             budget=by.Budget(flops=share),
             select=choice,  # type: ignore[arg-type]
-            heal=heal,  # type: ignore[arg-type]
+            heal=heal,
         )
         kind = "bare" if heal == "none" else "refit"
         started = time.perf_counter()
@@ -87,10 +87,10 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# Compression",
         "",
-        "Written by `python benchmarks/applications/compression.py`. CIFAR-10, all ten classes, full test split. Accuracy",
-        "in percent, with one standard error of its difference from the source. bare: cut; refit: healed in closed form;",
-        f"trained: {SCHEDULE.epochs} epochs of SGD after that, the same for all. time: median of a batch of 64, one",
-        "thread, fused, as a share of the source's.",
+        "Written by `python benchmarks/applications/compression.py`. CIFAR-10, all ten classes, full test split.",
+        "Accuracy in percent, with one standard error of its difference from the source. bare: cut; refit: healed in",
+        f"closed form; trained: {SCHEDULE.epochs} epochs of SGD after that, the same for all. time: median of a batch of",
+        "64, one thread, fused, as a share of the source's.",
         "",
         f"| source | FLOPs | choice | parameters | time | {' | '.join(KINDS)} | refit adds |",
         f"|---|---|---|---|---|{'---|' * (len(KINDS) + 1)}",

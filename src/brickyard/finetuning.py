@@ -47,7 +47,7 @@ def finetune(
         images: Labelled training images, as for `locate`: labels are indices into the source's classes. For an
             assembly, a list with one entry a part. Images of other classes are left out; a component with a reject
             output learns from them too.
-        schedule: How to train; default: ten epochs of SGD in which batch norms keep their means and variances.
+        schedule: How to train; default: ten epochs of SGD.
         validation: Images that training does not see and that choose the pass whose numbers are kept, the state
             before the first among them, by accuracy, and by likelihood where that is equal: a share of `images`,
             drawn evenly from the classes, or images in the same form as these. 0: the numbers of the last pass are
@@ -81,7 +81,7 @@ def finetune(
         raise OptionError(f"a component or an assembly is trained; a {type(model).__name__} was given")
     if distillation is not None and teacher is None:
         raise OptionError("a distillation was given without a teacher; give teacher=, or leave it out")
-    schedule = schedule or Schedule(norms="frozen")
+    schedule = schedule or Schedule()
     how = distillation or Distillation()
     examples, held_out = _divided(model, images, validation, schedule.seed)
     taught = None if teacher is None else taught_by(teacher, model, how)

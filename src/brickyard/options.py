@@ -196,8 +196,8 @@ class Schedule:
             "warmup": (0, 1),
             "weight_decay": (0, math.inf),
         }
-        for name, (least, most) in bounds.items():
-            number = self.rate if name == "lr" else getattr(self, name)
+        for name, (low, high) in bounds.items():
+            number: object = self.rate if name == "lr" else getattr(self, name)
             if not isinstance(number, int | float) or not least <= value < most:
                 raise OptionError(
                     f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
@@ -225,12 +225,12 @@ class Distillation:
 
     Example:
         >>> from brickyard.options import Distillation
-        >>> Distillation(weight=0.5).temperature
+        >>> Distillation(weight=0.9).temperature
         4.0
     """
 
     temperature: float = 4.0
-    weight: float = 0.9
+    weight: float = 0.5
     features: float = 0.0
 
     def __post_init__(self) -> None:
@@ -238,5 +238,5 @@ class Distillation:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise OptionError(
-                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.9, 0 are usual"
+                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.5, 0 are usual"
                 )

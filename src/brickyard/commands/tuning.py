@@ -56,7 +56,7 @@ def finetune(
         int | None, typer.Option(help="Stop after so many passes without a better one.", min=1, show_default=False)
     ] = None,
     augment: Annotated[bool, typer.Option(help="Shift and mirror the images.")] = False,
-    norms: Annotated[str, typer.Option(help="Statistics of batch norms: frozen or trained.")] = "frozen",
+    norms: Annotated[str, typer.Option(help="Statistics of batch norms: frozen or trained.")] = "trained",
     precision: Annotated[str, typer.Option(help="full, bfloat16, float16, or auto: bfloat16 on a GPU.")] = "full",
     teacher: Annotated[
         Path | None, typer.Option(help="A component or an assembly that knows the classes.", show_default=False)
@@ -66,7 +66,7 @@ def finetune(
     ] = None,
     weights: Weights = None,
     temperature: Temperature = 4.0,
-    weight: Weight = 0.9,
+    weight: Weight = 0.5,
     features: Annotated[
         float, typer.Option(help="With --source: weight of its features on the channels that were kept.")
     ] = 0.0,
@@ -130,7 +130,7 @@ def distil(
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 64,
     augment: Annotated[bool, typer.Option(help="Shift and mirror the images.")] = False,
     temperature: Temperature = 4.0,
-    weight: Weight = 0.9,
+    weight: Weight = 0.5,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
