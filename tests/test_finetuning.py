@@ -205,7 +205,7 @@ def test_mixed_precision_keeps_the_weights_type() -> None:
     assert {value.dtype for value in mixed.parameters()} == {torch.float32}
     a, b = plain(IMAGES), mixed(IMAGES)
     assert not torch.equal(a, b)
-    torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * float(a.abs().max()))
+    torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * a.abs().max()).item()
 
 
 # -- teachers ------------------------------------------------------------------------------------------------

@@ -197,8 +197,8 @@ class Schedule:
             "weight_decay": (0, math.inf),
         }
         for name, (low, high) in bounds.items():
-            number: object = self.rate if name == "lr" else getattr(self, name)
-            if not isinstance(number, int | float) or not least <= value < most:
+            number = self.rate if name == "lr" else getattr(self, name)
+            if not isinstance(number, int | float) or not low <= number < high:
                 raise OptionError(
                     f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
                     "warmup in [0, 1), weight_decay 0 or more"
