@@ -162,7 +162,9 @@ class Assembly(Predictor):
             outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
         if self.manifest.scaling.log_probability:
             outputs = outputs.log_softmax(1)
-        return outputs[:, list(columns)] if part.reject else outputs
+        if part.reject:
+            return outputs[:, list(columns)]
+        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' class logits before scaling, (batch, logits)."""
@@ -247,6 +249,9 @@ class Assembly(Predictor):
         ]
         if m.tuned is not None:
             lines.append(f"  trained      {tuned_text(m.tuned)}")
+        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        if gone:
+            lines.append(f"  left out     {', '.join(gone)}")
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
         return "\n".join(lines)
 
@@ -319,16 +324,16 @@ def shared_signals(
     targets: list[int] = []
     found: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
     offset = 0
-    for index, (part, data) in enumerate(zip(parts, images, strict=True)):
+    for index, (task, data) in enumerate(zip(assembly.manifest.tasks, images, strict=True)):
         if data is not None:
             pool = Images(data, what=f"the images of part {index}")
-            chosen = _shots(pool.all_labels(), part, shots, seed)
+            chosen = _shots(pool.all_labels(), parts[index], task, shots, seed)
             with torch.inference_mode():
                 for x, y in pool.raw(chosen, batch_size):
                     found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
                     owners += [index] * len(y)
                     labels += y.tolist()
-                    targets += [class_of[offset + part.task.index(k)] for k in y.tolist()]
+                    targets += [class_of[offset + task.index(k)] for k in y.tolist()]
         offset += len(assembly.manifest.columns[index])
     if not found:
         raise DataError("none of the images belongs to a class of the assembly; give some that do")
@@ -342,14 +347,16 @@ def _joined(values: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if known else None
 
 
-def _shots(labels: Tensor, part: ComponentManifest, shots: int | None, seed: int) -> list[int]:
+def _shots(labels: Tensor, part: ComponentManifest, task: Sequence[int], shots: int | None, seed: int) -> list[int]:
     if shots is None:
-        return torch.nonzero(torch.isin(labels, torch.tensor(part.task))).flatten().tolist()
+        return torch.nonzero(torch.isin(labels, torch.tensor(list(task)))).flatten().tolist()
     generator = torch.Generator().manual_seed(seed)
     found: list[int] = []
-    for k, name in zip(part.task, part.classes, strict=True):
+    for k in task:
         pool = torch.nonzero(labels == k).flatten()
         if not len(pool):
-            raise DataError(f"class {name!r} has no image; give at least one a class for a few-shot scaling")
+            raise DataError(
+                f"class {part.source.classes[k]!r} has no image; give at least one a class for a few-shot scaling"
+            )
         found += pool[torch.randperm(len(pool), generator=generator)[:shots]].tolist()
     return found

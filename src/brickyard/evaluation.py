@@ -230,7 +230,7 @@ def _assembly(
     offset = 0
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
         mine = seen.owners == index
-        task = list(part.task)
+        task = list(manifest.tasks[index])
         own = torch.tensor([class_of[offset + place] for place in range(len(task))])
         oracle[mine] = own[logits[mine][:, offset : offset + len(task)].argmax(1)] == target[mine]
         if source is not None and mine.any():

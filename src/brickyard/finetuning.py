@@ -217,9 +217,10 @@ def _outputs(model: Component | Assembly) -> list[Tensor]:
     found: list[Tensor] = []
     offset = 0
     class_of = model.manifest.class_of
-    for part, columns in zip(model.manifest.parts, model.manifest.columns, strict=True):
+    joined = model.manifest
+    for part, task, columns in zip(joined.parts, joined.tasks, joined.columns, strict=True):
         right = torch.full((len(part.source.classes),), -1)
-        for place, k in enumerate(part.task):
+        for place, k in enumerate(task):
             right[k] = class_of[offset + place]
         found.append(right)
         offset += len(columns)

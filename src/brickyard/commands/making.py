@@ -241,7 +241,8 @@ def disassemble(
 
 def assemble(
     files: Annotated[
-        list[str], typer.Argument(help="Files of components; with --yard, names of classes.", show_default=False)
+        list[str],
+        typer.Argument(help="Files of components or assemblies; with --yard, names of classes.", show_default=False),
     ],
     output: Output,
     yard: Annotated[
@@ -253,6 +254,10 @@ def assemble(
     ] = None,
     max_flops: Annotated[
         int | None, typer.Option(help="With --yard: most FLOPs for one image, of all parts.", min=1, show_default=False)
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", help="Leave a class out; may be repeated.", show_default=False),
     ] = None,
     form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
     scaling: Annotated[
@@ -276,6 +281,7 @@ def assemble(
 ) -> None:
     """Join components into one classifier."""
     from brickyard.assembling import assemble as join
+    from brickyard.assembly import Assembly
     from brickyard.component import Component
 
     check_free(output, force)
@@ -285,11 +291,13 @@ def assemble(
     elif max_parameters is not None or max_flops is not None:
         raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
     else:
-        parts = [loaded(Path(path), Component) for path in files]
-    labelled = labelled_images(images, [part.manifest for part in parts], "--images") if images else None
+        parts = [loaded(Path(path), Component, Assembly) for path in files]
+    manifests = [manifest for part in parts for manifest in part.manifest.parts]
+    labelled = labelled_images(images, manifests, "--images") if images else None
     model = None if source is None else source_of(source, weights, None, None).model
     whole = join(
         parts,
+        without=without or [],
         form=form,  # type: ignore[arg-type]
         scaling=scaling,
         images=labelled,
