@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -114,13 +116,50 @@ GivenPerClass = Annotated[
 def say(text: object) -> None:
     """Print to standard error: standard output is for results."""
     if speaks():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        _put(text, sys.stderr)
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
-    """Print a result: JSON, or text."""
-    if speaks():
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+    """Print a result: JSON, or text.
+
+    Raises:
+        FileError: Standard output takes nothing.
+    """
+    if not speaks():
+        return
+    if sys.stdout is None:
+        raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text)
+    if as_json and not _fits(line, sys.stdout):
+        line = json.dumps(value, allow_nan=False)
+    try:
+        _put(line, sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FileError(
+            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere"
+        ) from None
+
+
+def _fits(text: str, stream: TextIO) -> bool:
+    """Whether a stream can write these signs."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _put(text: object, stream: TextIO | None) -> None:
+    """Print a line; signs that the stream cannot write become escapes."""
+    line = str(text)
+    if stream is not None and not _fits(line, stream):
+        coding = stream.encoding or "utf-8"
+        line = line.encode(coding, "backslashreplace").decode(coding)
+    print(line, file=stream, flush=True)
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
@@ -133,8 +172,10 @@ def check_free(path: Path, force: bool) -> None:
     """Refuse an output that exists, before any work is done.
 
     Raises:
-        FileError: It exists and `force` is false, or its folder does not exist.
+        FileError: It is a folder, or exists and `force` is false, or its folder does not exist.
     """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
     if path.exists() and not force:
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
     if not path.parent.is_dir():
@@ -163,7 +204,11 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
     values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     if size is not None:
         parts = sides.split("x")
-        if fit not in ("", "pad", "resize") or len(parts) > 2 or not all(part.isdigit() for part in parts):
+        if (
+            fit not in ("", "pad", "resize")
+            or len(parts) > 2
+            or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
+        ):
             raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
         values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
     try:
@@ -273,7 +318,7 @@ def loaded(path: Path, *kinds: type) -> Any:
 def exit_code(error: BaseException) -> int:
     """The exit code for an error, after printing it to standard error."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    print(f"brickyard: {'stopped' if interrupted else error}", file=sys.stderr, flush=True)  # noqa: T201
+    _put(f"brickyard: {'stopped' if interrupted else error}", sys.stderr)
     return 130 if interrupted else 1
 
 
