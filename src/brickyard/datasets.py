@@ -170,7 +170,7 @@ def load_data(
         spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
             `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
-            follow a question mark: `split`, and `classes` to keep only some (they keep their numbers).
+            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep their numbers).
         split: "train" or "test", where the text does not say it.
         size: Height and width for image folders: images are resized and cropped to it.
         max_images: At most so many images, drawn with a fixed seed.
@@ -184,13 +184,15 @@ def load_data(
         >>> load_data("digits?split=test&classes=0-2").images.shape
         torch.Size([161, 1, 8, 8])
     """
+    if not str(spec).strip():
+        raise OptionError("data '' was asked for; give digits, or the path of a folder or a file")
     place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
     place, query = (place, query) if place else (query, "")
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"split", "classes"}
     if unknown:
         raise OptionError(f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes=")
-    data = _open(place, options.get("split", split), size)
+    data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
     if max_images is not None and max_images < 1:
@@ -240,7 +242,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
+def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
     if place == "digits":
         return _digits(split)
     path = Path(place)
@@ -257,7 +259,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
         for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
             if (path / name).is_file():
                 return _idx(path / name)
-        return _folder(path, split, size)
+        return _folder(path, split, size, asked)
     raise DataError(f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these")
 
 
@@ -368,11 +370,16 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
 # -- image folders -------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, split: str, size: tuple[int, int] | None) -> ImageData:
+def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+    """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
     for name in (split, "val") if split == "test" else (split,):
-        if (path / name).is_dir():
+        if name and (path / name).is_dir():
             path = path / name
             break
+    else:
+        if asked:
+            there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
+            raise DataError(f"split {split!r} of {path} was asked for; its folders are {there}: name one of them")
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []

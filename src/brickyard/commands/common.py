@@ -86,7 +86,7 @@ Size = Annotated[
     str | None,
     typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
@@ -168,16 +168,18 @@ def keep(found: Any, path: Path, force: bool) -> None:
         found.save(path, overwrite=force)
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Refuse an output that exists, before any work is done.
+def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
+    """Refuse an output that exists, or that is an input, before any work is done.
 
     Raises:
-        FileError: It is a folder, or exists and `force` is false, or its folder does not exist.
+        FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
     """
     if path.is_dir():
         raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
     if path.exists() and not force:
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
+    if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
+        raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
 
@@ -232,6 +234,11 @@ def source_of(
     from brickyard.sources import load_source
 
     classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
+    odd = [name for name in classes or () if not name or any("\ud800" <= sign <= "\udfff" for sign in name)]
+    if odd:
+        raise OptionError(
+            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"
+        )
     own: Preprocessing | None = None
     if how is not None:
         try:
@@ -294,6 +301,11 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     labels = known.labels.clone()
     for k, name in enumerate(data.classes):
         labels[known.labels == k] = places.get(name, -1)
+    if not len(known):
+        raise DataError(
+            f"{data.name} has {len(data):,} images, and none of a class that the source knows "
+            f"({', '.join(classes[:5])} ...); give images of these classes"
+        )
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
@@ -311,7 +323,9 @@ def loaded(path: Path, *kinds: type) -> Any:
     found = load(path)
     if kinds and not isinstance(found, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-        raise FileError(f"{path} holds a {type(found).__name__.lower()}; a {wanted} is needed here")
+        kind = type(found).__name__.lower()
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise FileError(f"{path} holds {article} {kind}; a {wanted} is needed here")
     return found
 
 

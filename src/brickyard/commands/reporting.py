@@ -63,7 +63,7 @@ def routes(
     from brickyard.relevance import Relevance
     from brickyard.routes import routes as find
 
-    check_free(output, force)
+    check_free(output, force, source, weights, relevance)
     if output.suffix not in (".png", ".svg"):
         raise OptionError(f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg")
     known: Any = loaded(relevance, Relevance)
@@ -138,7 +138,7 @@ def report(
     from brickyard.relevance import Relevance
     from brickyard.reporting import write_report
 
-    check_free(output, force)
+    check_free(output, force, *files, *(relevance or []), *(source or []), *(weights or []))
     paths = [*files, *(relevance or [])]
     items: list[Any] = [loaded(path) for path in files]
     items += [loaded(path, Relevance) for path in relevance or []]
