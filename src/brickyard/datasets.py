@@ -170,7 +170,8 @@ def load_data(
         spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
             `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
-            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep their numbers).
+            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep
+            their numbers).
         split: "train" or "test", where the text does not say it.
         size: Height and width for image folders: images are resized and cropped to it.
         max_images: At most so many images, drawn with a fixed seed.
@@ -356,7 +357,9 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             whole = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
             if path.suffix != ".gz":
                 whole = whole and size == path.stat().st_size - len(start)
-            content = file.read(size + 1) if whole else b""
+            content = bytearray()
+            while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
+                content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
         raise DataError(f"{path} cannot be read as an idx file: {first_line(error)}; get it again") from None
     if not whole or len(content) != size:
@@ -364,7 +367,7 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
             f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again"
         )
-    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 # -- image folders -------------------------------------------------------------------------------------------
@@ -440,8 +443,11 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
                 array = _pixels(image)
     except DataError:
         raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"image {name} is too large: {first_line(error)}; make it smaller first") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
+        raise DataError(
+            f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
+            "it smaller first"
+        ) from None
     except UnidentifiedImageError:
         raise DataError(
             f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "

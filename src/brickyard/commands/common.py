@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ __all__ = [
     "source_of",
 ]
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line ends
 SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
 DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; may end in ?split=test&classes=0-2."
 
@@ -154,8 +156,8 @@ def _fits(text: str, stream: TextIO) -> bool:
 
 
 def _put(text: object, stream: TextIO | None) -> None:
-    """Print a line; signs that the stream cannot write become escapes."""
-    line = str(text)
+    """Print a line; signs that the stream cannot write, or that a terminal would obey, become escapes."""
+    line = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(text))
     if stream is not None and not _fits(line, stream):
         coding = stream.encoding or "utf-8"
         line = line.encode(coding, "backslashreplace").decode(coding)
