@@ -468,7 +468,7 @@ def cropped(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return whole[:, :, top : top + size[0], left : left + size[1]].numpy()
 
 
-THIN = np.tile((np.arange(3000) % 256).astype(np.uint8), (1, 1))
+THIN = np.tile((np.arange(20_000) % 256).astype(np.uint8), (1, 1))
 NO_IMAGES = "holds no images in class folders"
 BIG_HEADER = struct.pack(">HBB3I", 0, 8, 3, 60_000, 28, 28)
 
@@ -544,8 +544,13 @@ DATA: dict[str, Any] = {
         options={"size": (4, 4)},
         pixels=np.array([0, 0, 1]).reshape(3, 1, 1, 1),
     ),
-    "a picture 3000 times as wide as high": Loaded(
-        put("a/x.png", png(THIN)), (1, 1, 8, 8), [0], ["a"], options={"size": (8, 8)}, pixels=cropped(THIN, (8, 8))
+    "a picture 20,000 times as wide as high": Loaded(
+        put("a/x.png", png(THIN)),
+        (1, 1, 32, 32),
+        [0],
+        ["a"],
+        options={"size": (32, 32)},
+        pixels=cropped(THIN, (32, 32)),
     ),
     "a picture that is cut off, by its name": refused_data(
         both(folder_of("a/0.png"), put("a/1.png", png(np.tile(RGB, (20, 20, 1)))[:300])),

@@ -334,17 +334,22 @@ def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[st
 
 
 def _idx(path: Path) -> ImageData:
-    name = path.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1")
-    if name == path.name:
+    labels_path = labels_beside(path)
+    if labels_path == path:
         raise DataError(
             f"{path} was asked for, and its name says of no images; give the file of images, such as "
             "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it"
         )
-    images, labels = _read_idx(path, 3), _read_idx(path.with_name(name), 1)
+    images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
     count = int(labels.max()) + 1 if len(labels) else 1
     names = FASHION if "fashion" in folder else [str(k) for k in range(count)]
     return ImageData(images.unsqueeze(1), labels, names, f"{folder}/{path.name.split('-')[0]}")
+
+
+def labels_beside(images: Path) -> Path:
+    """Where the labels of an idx file of images are; the same path where its name says of no images."""
+    return images.with_name(images.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:
