@@ -268,7 +268,9 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise OptionError(f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}") from error
+        raise OptionError(
+            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file"
+        ) from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
@@ -380,7 +382,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
         )
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
-        raise FileError(f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}")
+        raise FileError(
+            f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}; get them again, or train anew"
+        )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
     if len(types) == 1:
