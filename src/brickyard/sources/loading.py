@@ -383,7 +383,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise FileError(
-            f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}; get them again, or train anew"
+            f"weights {weights} have numbers that are not finite in "
+            f"{', '.join(broken[:4])}; get them again, or train anew"
         )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
