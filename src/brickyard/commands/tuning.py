@@ -85,7 +85,13 @@ def finetune(
     from brickyard.options import Schedule
     from brickyard.predicting import Predictor
 
-    check_free(output, force)
+    check_free(output, force, file, teacher, source, weights)
+    if teacher is not None and source is not None:
+        raise OptionError("--teacher and --source were both given; one teacher is enough")
+    if weights is not None and source is None:
+        raise OptionError(f"--weights {weights} are of a source, and none was given; add --source")
+    if features and source is None:
+        raise OptionError(f"--features {features:g} are of the component's source, and none was given; add --source")
     schedule = Schedule(
         epochs=epochs,
         optimizer=optimizer,  # type: ignore[arg-type]
@@ -100,8 +106,6 @@ def finetune(
     model = loaded(file, Component, Assembly)
     images = labelled_images(data, model.manifest.parts, "--data")
     teaching: nn.Module | None = None
-    if teacher is not None and source is not None:
-        raise OptionError("--teacher and --source were both given; one teacher is enough")
     if teacher is not None:
         teaching = loaded(teacher, Predictor)
     elif source is not None:
@@ -141,7 +145,7 @@ def distil(
     """Train a small network of the zoo with a component or an assembly as teacher."""
     from brickyard.predicting import Predictor
 
-    check_free(output, force)
+    check_free(output, force, teacher)
     master: Predictor = loaded(teacher, Predictor)
     trained(
         network, data, output, classes or list(master.classes), size, mean, std, force, as_json,

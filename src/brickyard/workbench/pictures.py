@@ -11,14 +11,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from brickyard.datasets import SUFFIXES, decode_image
+from brickyard.datasets import FORMATS, SUFFIXES, decode_image
 from brickyard.errors import DataError
 from brickyard.manifest import ComponentManifest, Preprocessing
 from brickyard.preprocessing import preprocess
 
 __all__ = ["decode", "fitted", "sample_paths", "stacked", "thumbnail"]
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MOST_SAMPLES = 60
 SIDE = 192
 
