@@ -985,25 +985,14 @@ COMMANDS: dict[str, Any] = {
         ("export", "W/s.safetensors", "-o", "F/x.onnx"), ("s.safetensors", "without the text", "--weights")
     ),
     "an assembly for a component": Shell(
-        ("yard", "add", "W/one.safetensors", "--yard", "F/yard"), ("one.safetensors", "holds an assembly", "is needed")
+        ("yard", "add", "W/one.safetensors", "--yard", "F/yard"), ("one.safetensors", "kind assembly", "give its parts")
     ),
     "a class to leave out that is none": Shell(
         ("assemble", "W/a.safetensors", "--without", "cat", "-o", "F/x.safetensors"),
         ("class 'cat'", "none of 0, 2", "give one of them"),
     ),
     "two teachers": Shell(
-        (
-            "finetune",
-            "W/a.safetensors",
-            "--data",
-            "digits",
-            "--teacher",
-            "W/a.safetensors",
-            "--source",
-            "W/s.safetensors",
-            "-o",
-            "F/x.safetensors",
-        ),
+        ("finetune", "W/a.safetensors", "--data", "digits", "--teacher", "W/a.safetensors", "--source", "x", *TO),
         ("--teacher", "--source", "one teacher"),
     ),
     "features of no source": Shell(
