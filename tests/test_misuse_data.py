@@ -821,6 +821,7 @@ SOURCES: dict[str, Any] = {
 
 CUT = ("disassemble", "W/s.safetensors", "--relevance", "W/r.safetensors", "--heal", "none", "-o", "F/x.safetensors")
 LOCATE = ("locate", "W/s.safetensors", "--data", "W/train", "-o", "F/x.safetensors")
+TO = ("-o", "F/x.safetensors")
 TRAIN = ("train", "lenet5", "--data", "digits", "--epochs", "1", "-o", "F/x.safetensors")
 USAGE = "Try 'brickyard"
 
