@@ -986,7 +986,7 @@ COMMANDS: dict[str, Any] = {
         ("export", "W/s.safetensors", "-o", "F/x.onnx"), ("s.safetensors", "without the text", "--weights")
     ),
     "an assembly for a component": Shell(
-        ("yard", "add", "W/one.safetensors", "--yard", "F/yard"), ("one.safetensors", "kind assembly", "give its parts")
+        ("yard", "add", "W/one.safetensors", "--yard", "W/yard"), ("one.safetensors", "kind assembly", "give its parts")
     ),
     "a class to leave out that is none": Shell(
         ("assemble", "W/a.safetensors", "--without", "cat", "-o", "F/x.safetensors"),
