@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard.errors import DataError, FileError, OptionError
+from brickyard.errors import DataError, FileError, OptionError, shown
 from brickyard.progress import speaks
 
 if TYPE_CHECKING:
@@ -112,15 +113,21 @@ GivenPerClass = Annotated[
 
 
 def say(text: object) -> None:
-    """Print to standard error: standard output is for results."""
+    """Print to standard error: standard output is for results. A terminal obeys nothing that is in the text."""
     if speaks():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(shown(str(text)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
-    """Print a result: JSON, or text."""
+    """Print a result: JSON, or text. A terminal obeys nothing that is in it."""
     if speaks():
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+        print(_json(value) if as_json else shown(str(text)))  # noqa: T201
+
+
+def _json(value: dict[str, Any]) -> str:
+    """JSON in which characters that are not printable are escaped; letters of any script are not."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
@@ -135,7 +142,7 @@ def check_free(path: Path, force: bool) -> None:
     Raises:
         FileError: It exists and `force` is false, or its folder does not exist.
     """
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
@@ -273,7 +280,7 @@ def loaded(path: Path, *kinds: type) -> Any:
 def exit_code(error: BaseException) -> int:
     """The exit code for an error, after printing it to standard error."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    print(f"brickyard: {'stopped' if interrupted else error}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"brickyard: {'stopped' if interrupted else shown(str(error))}", file=sys.stderr, flush=True)  # noqa: T201
     return 130 if interrupted else 1
 
 

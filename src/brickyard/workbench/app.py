@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from brickyard.errors import BrickyardError, DataError, OptionError
+from brickyard.errors import BrickyardError, DataError, OptionError, shown
 from brickyard.workbench.building import Bench, BusyError, GoneError, Plan
 from brickyard.workbench.guarding import LOCAL, Guard, RefusedError
 from brickyard.workbench.limits import Limits
@@ -17,6 +17,7 @@ from brickyard.yard import Yard
 try:
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.concurrency import run_in_threadpool
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
 except ImportError:
     raise OptionError("the workbench needs FastAPI; pip install 'brickyard[workbench]'") from None
@@ -60,18 +61,27 @@ def create_app(
     app = FastAPI(title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, token=token, hosts=tuple(hosts), limits=limits)
     app.state.bench = bench
-    _errors(app)
+    _errors(app, bench)
     _pages(app)
     _questions(app, bench)
     _work(app, bench, limits)
     return app
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, bench: Bench) -> None:
+    places = {str(bench.yard.path.absolute()), str(bench.yard.path.resolve()), str(bench.yard.path)} - {"."}
+
     @app.exception_handler(BrickyardError)
     def _ours(request: Request, error: BrickyardError) -> JSONResponse:
         status = 404 if isinstance(error, GoneError) else 503 if isinstance(error, BusyError) else 400
-        return JSONResponse({"error": str(error)}, status)
+        text = str(error)
+        for place in sorted(places, key=len, reverse=True):  # a page need not know where the yard is
+            text = text.replace(place, bench.yard.path.resolve().name)
+        return JSONResponse({"error": shown(text)}, status)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": "the request has not all that is needed; use the workbench's own page"}, 422)
 
     @app.exception_handler(RefusedError)
     def _refused(request: Request, error: RefusedError) -> JSONResponse:
@@ -128,7 +138,7 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
 
     @app.post("/api/assemblies")
     async def _build(request: Request) -> Any:
-        async with request.form(max_files=limits.files, max_fields=1) as form:
+        async with _form(request, limits) as form:
             text = form.get("plan")
             plan = Plan.of(_json(text.encode() if isinstance(text, str) else b""), limits)
             labelled: dict[tuple[int, int], list[tuple[str, bytes]]] = {}
@@ -142,12 +152,20 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
         if sample is not None:
             shown = [(sample, bench.sample(sample))]
         else:
-            async with request.form(max_files=limits.files, max_fields=1) as form:
+            async with _form(request, limits) as form:
                 items = [item for _, item in form.multi_items() if not isinstance(item, str)]
                 shown = [await _content(item, limits) for item in items]
         if not shown:
             raise DataError("no picture was given; choose one or more")
         return {"answers": await run_in_threadpool(bench.classify, key, shown)}
+
+
+def _form(request: Request, limits: Limits) -> Any:
+    """A request's form. One that is not of kind multipart/form-data can be slow to read: it has to be short."""
+    kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
+    if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
+        raise OptionError("a form of kind multipart/form-data is needed; use the workbench's own page")
+    return request.form(max_files=limits.files, max_fields=1)
 
 
 def _json(content: bytes) -> Any:
