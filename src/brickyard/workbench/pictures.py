@@ -43,7 +43,11 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first"
+        ) from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         raise DataError(f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP") from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
