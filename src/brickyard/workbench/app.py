@@ -29,6 +29,22 @@ KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-s
 PLAN_BYTES = 1 << 16
 
 
+class Plain(JSONResponse):
+    """JSON whose texts have escapes in place of what is not printable: marks that turn the direction of writing too."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the body."""
+        return super().render(_plain(content))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def create_app(
     yard: Yard | Path | str,
     *,
@@ -58,7 +74,9 @@ def create_app(
     """
     limits = limits or Limits()
     bench = Bench(yard, limits)
-    app = FastAPI(title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Plain
+    )
     app.add_middleware(Guard, token=token, hosts=tuple(hosts), limits=limits)
     app.state.bench = bench
     _errors(app, bench)
@@ -77,19 +95,19 @@ def _errors(app: FastAPI, bench: Bench) -> None:
         text = str(error)
         for place in sorted(places, key=len, reverse=True):  # a page need not know where the yard is
             text = text.replace(place, bench.yard.path.resolve().name)
-        return JSONResponse({"error": shown(text)}, status)
+        return Plain({"error": text}, status)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"error": "the request has not all that is needed; use the workbench's own page"}, 422)
+        return Plain({"error": "the request has not all that is needed; use the workbench's own page"}, 422)
 
     @app.exception_handler(RefusedError)
     def _refused(request: Request, error: RefusedError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status, {"connection": "close"})
+        return Plain({"error": str(error)}, error.status, {"connection": "close"})
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+        return Plain({"error": str(error.detail)}, error.status_code)
 
 
 def _pages(app: FastAPI) -> None:

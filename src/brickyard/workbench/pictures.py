@@ -180,7 +180,8 @@ def sample_paths(folder: Path) -> dict[str, Path]:
     """The pictures in a folder by name: plain files only, and nothing where the folder itself is a link."""
     if folder.is_symlink() or not folder.is_dir():
         return {}
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    suffixes = SUFFIXES - {".tif", ".tiff", ".ppm", ".pgm"}  # which are not read here
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name.isprintable())
     plain = [path for path in found if path.is_file() and not path.is_symlink()]
     return {path.name: path for path in plain[:MOST_SAMPLES]}
 

@@ -31,6 +31,7 @@ def server(app: Any, limits: Limits | None = None) -> uvicorn.Server:
     settings: dict[str, Any] = {
         "http": Connection,
         "ws": "none",
+        "lifespan": "off",
         "log_level": "error",
         "access_log": False,  # addresses may have a token
         "server_header": False,
