@@ -728,18 +728,28 @@ def test_outputs_never_replace_a_device_or_a_pipe(tmp_path) -> None:
 def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch) -> None:
     from brickyard import container
 
-    names: list[str] = []
-    for _ in range(5):
-        container.write_atomically(tmp_path / "a", lambda p: (names.append(p.name), p.write_text("x")), overwrite=True)
-    assert len(set(names)) == 5
-    kept = tmp_path / "kept.txt"
+    kept, folder, path = tmp_path / "kept.txt", tmp_path / "folder", tmp_path / "out" / "b"
     kept.write_text("mine")
-    monkeypatch.setattr(container.secrets, "token_hex", lambda count: "guessed")
-    (tmp_path / ".b.guessed.tmp").symlink_to(kept)  # someone guessed all the same
-    with pytest.raises(FileError, match="cannot be written"):
-        write_content(tmp_path / "b", "other", overwrite=True)
-    assert kept.read_text() == "mine"
-    write_content(tmp_path / "c", "other", overwrite=True)
+    folder.mkdir()
+    path.parent.mkdir()
+    names: list[str] = []
+
+    def write(place: Path) -> None:
+        names.append(place.relative_to(path.parent).parts[0])
+        place.write_text("x")
+
+    for _ in range(5):
+        container.write_atomically(path, write, overwrite=True)
+    assert len(set(names)) == 5
+    monkeypatch.setattr(container.secrets, "token_hex", lambda count: "0badcafe"[: 2 * count])
+    container.write_atomically(path, write, overwrite=True)  # the control: nothing is in the way
+    for target in (kept, folder, tmp_path / "nowhere"):  # someone guessed all the same
+        (path.parent / names[-1]).symlink_to(target)
+        with pytest.raises(FileError, match="cannot be written"):
+            container.write_atomically(path, write, overwrite=True)
+        (path.parent / names[-1]).unlink(missing_ok=True)
+        assert path.read_text() == "x"
+    assert (kept.read_text(), list(folder.iterdir()), (tmp_path / "nowhere").exists()) == ("mine", [], False)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])

@@ -72,7 +72,7 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def shown(text: str, keep: str = "\n") -> str:
+def shown(text: str, keep: str = "\n\t") -> str:
     r"""A text of which nothing is obeyed where it is shown: characters that are not printable become escapes.
 
     Those are control characters, which terminals take for commands, marks that turn the direction of writing, and
