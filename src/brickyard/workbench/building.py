@@ -333,7 +333,7 @@ class Bench:
                 for title, content in own:
                     end.check()
                     picture = pictures.decode(content, title, self.limits)
-                    shown.append(pictures.shrunk(pictures.fitted(picture, parts), parts))
+                    shown.append(pictures.fitted(pictures.shrunk(picture, parts), parts))
                     labels.append(part.task[place])
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
@@ -359,7 +359,7 @@ class Bench:
     def _answer(self, kept: Kept, title: str, content: bytes) -> dict[str, Any]:
         parts = kept.assembly.manifest.parts
         picture = pictures.decode(content, title, self.limits)
-        image = pictures.shrunk(pictures.fitted(picture, parts), parts)
+        image = pictures.fitted(pictures.shrunk(picture, parts), parts)
         chances = kept.assembly.predict_proba([image])[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)

@@ -39,7 +39,7 @@ class Limits:
     body_bytes: int = 64 << 20
     pixels: int = 50_000_000
     side: int = 20_000
-    all_pixels: int = 600_000_000
+    all_pixels: int = 200_000_000
     bricks: int = 24
     assemblies: int = 8
     connections: int = 64
