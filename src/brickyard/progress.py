@@ -21,8 +21,10 @@ class Advance(Protocol):
 
 
 def speaks() -> bool:
-    """Whether this process prints: of those that `torchrun` starts, the first does."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints: of those that `torchrun` starts, the first does; one that is alone always does."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    alone = not (count.isascii() and count.isdecimal() and int(count) > 1)
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -351,7 +351,7 @@ def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
         elif isinstance(item, int) and 0 <= item < len(names):
             found.append(item)
         else:
-            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}")
+            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}; name some of these")
     if not found:
         raise TaskError(f"the task is empty; name at least one of {_list(names)}")
     if len(set(found)) != len(found):
