@@ -57,8 +57,14 @@ def main() -> None:
         run()
         took = time.perf_counter() - start
     found = {
-        "brickyard": brickyard.__version__,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "brickyard": brickyard.__version__,
+        },
         "requests": len(seconds),
         "seed": args.seed,
         "seconds": round(took, 1),
