@@ -863,7 +863,10 @@ def six_digits(place: Place, result: Any) -> None:
 
 def escaped(place: Place, result: Any) -> None:
     for name in NAMES:
-        assert name.encode("ascii", "backslashreplace").decode().replace("\x1b", "\\x1b") in result.stdout
+        assert (
+            name.encode("ascii", "backslashreplace").decode().replace("\x1b", "\\x1b").replace("\n", "\\n")
+            in result.stdout
+        )
     assert "\x1b" not in result.stdout
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec, TuneRecord
 from brickyard.network import Network, quick_layout
@@ -201,7 +202,7 @@ def describe(manifest: ComponentManifest) -> str:
         lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
     lines += [f"  note         {note}" for note in manifest.heal.notes]
-    return "\n".join(lines)
+    return "\n".join(shown(line, keep="") for line in lines)
 
 
 def kept_text(manifest: ComponentManifest) -> str:

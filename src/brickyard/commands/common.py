@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from brickyard.errors import DataError, FileError, OptionError
+from brickyard.errors import DataError, FileError, OptionError, shown
 from brickyard.progress import speaks
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ __all__ = [
     "source_of",
 ]
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line ends
 SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
 DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; may end in ?split=test&classes=0-2."
 
@@ -117,7 +115,7 @@ GivenPerClass = Annotated[
 
 
 def say(text: object) -> None:
-    """Print to standard error: standard output is for results."""
+    """Print to standard error: standard output is for results. A terminal obeys nothing that is in the text."""
     if speaks():
         _put(text, sys.stderr)
 
@@ -132,7 +130,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
         return
     if sys.stdout is None:
         raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text)
+    line = _json(value) if as_json else str(text)
     if as_json and not _fits(line, sys.stdout):
         line = json.dumps(value, allow_nan=False)
     try:
@@ -147,6 +145,12 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
         ) from None
 
 
+def _json(value: dict[str, Any]) -> str:
+    """JSON in which characters that are not printable are escaped; letters of any script are not."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def _fits(text: str, stream: TextIO) -> bool:
     """Whether a stream can write these signs."""
     try:
@@ -158,7 +162,7 @@ def _fits(text: str, stream: TextIO) -> bool:
 
 def _put(text: object, stream: TextIO | None) -> None:
     """Print a line; signs that the stream cannot write, or that a terminal would obey, become escapes."""
-    line = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(text))
+    line = shown(str(text))
     if stream is not None and not _fits(line, stream):
         coding = stream.encoding or "utf-8"
         line = line.encode(coding, "backslashreplace").decode(coding)
@@ -179,7 +183,7 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
     """
     if path.is_dir():
         raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
     if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
         raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")

@@ -23,7 +23,7 @@ from brickyard.commands.common import (
     say,
     source_of,
 )
-from brickyard.errors import FileError, OptionError
+from brickyard.errors import FileError, OptionError, shown
 from brickyard.progress import speaks
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
@@ -185,7 +185,7 @@ def predict(
             }
         )
     lines = [
-        f"{answer['image']}: " + ", ".join(f"{c['name']} {c['probability']:.1%}" for c in answer["classes"])
+        shown(f"{answer['image']}: " + ", ".join(f"{c['name']} {c['probability']:.1%}" for c in answer["classes"]), "")
         for answer in answers
     ]
     emit({"predictions": answers}, as_json, "\n".join(lines))

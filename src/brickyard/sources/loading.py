@@ -115,7 +115,8 @@ def load_source(
     if tensors:
         _fill(model, tensors, weights)
     how = preprocessing or (text.preprocessing if text else None) or found
-    return _source(model, spec, classes, how, _shape(how, text.input_shape if text else None))
+    title = Path(spec).name if ".py:" in spec else spec  # where the file is, is nobody's business
+    return _source(model, title, classes, how, _shape(how, text.input_shape if text else None))
 
 
 def _source(
