@@ -30,6 +30,7 @@ LEVELS = [
     {"files", "scores", "routes", "faithful"},
     {"yard", "shelf", "choosing", "covering"},
     {"evaluation", "picturing"},
+    {"graphnets"},
     {"exports"},
     {"reporting"},
     {"datasets", "sources"},
