@@ -13,7 +13,7 @@ from brickyard.disassembling import made_with, statistics_of, today
 from brickyard.errors import DataError, OptionError, SurgeryError, TaskError
 from brickyard.graphnets.component import GraphAssembly, GraphComponent, columns_of, task_logits
 from brickyard.graphnets.locating import GraphRelevance
-from brickyard.graphnets.network import Edges, GraphNetwork, NodeData
+from brickyard.graphnets.network import FEATURES, Edges, GraphNetwork, NodeData
 from brickyard.graphnets.surgery import cut, join, refit
 from brickyard.manifest import AxisRecord, ComponentManifest, HealRecord, SelectionRecord, SourceRecord, Statistics
 from brickyard.options import Budget, Duplicates, Thresholds, check_choice
@@ -38,15 +38,14 @@ def disassemble(
     thresholds: Thresholds | None = None,
     budget: Budget | None = None,
     select: GraphSelect = "mda",
+    features: bool = False,
     reject: bool = False,
     heal: GraphHeal = "refit",
     nodes: Any = None,
     ridge: float = 1e-3,
     seed: int = 0,
 ) -> GraphComponent:
-    """Cut out of a graph network the part that a task needs.
-
-    Features, channels and whole attention heads are dropped.
+    """Cut out of a graph network the part that a task needs: channels and whole attention heads go.
 
     Args:
         model: The source that the relevances were located on; it comes back untouched.
@@ -55,6 +54,7 @@ def disassemble(
         thresholds: Keep units by the paper's thresholds; default: those of the relevances.
         budget: Keep the most relevant units that a budget allows, instead of thresholds.
         select: Which units are kept: the relevant ones ("mda"), or as many of each axis at "random": a control.
+        features: Whether features may go too. They are an axis as any other, but an input, as images are.
         reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
         heal: Repair without gradients: "refit" or "none".
         nodes: Nodes to heal on, a mask or indices; labels are not used. Default: those that were located, of the
@@ -94,6 +94,8 @@ def disassemble(
     outputs = list(range(len(relevance.classes))) if reject else chosen
     network, data = relevance.network, relevance.data
     scores = relevance.scores(chosen, thresholds)
+    if not features:
+        scores[FEATURES] = torch.ones_like(scores[FEATURES][0]), torch.full_like(scores[FEATURES][1], torch.inf)
     keep, notes = _by_thresholds(scores) if budget is None else (_by_budget(relevance, scores, outputs, budget), ())
     if select == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -149,7 +151,12 @@ def _by_budget(
     whole = network.flops(*_size(data)) if budget.resource == "flops" else relevance.parameters
     last = {network.axes()[-1].name: torch.tensor(list(outputs))}
     even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
-    orders = {name: torch.argsort(score, descending=True, stable=True) for name, (_, score) in scores.items()}
+    pinned = {name: torch.arange(len(score)) for name, (_, score) in scores.items() if bool(score.isinf().all())}
+    orders = {
+        name: torch.argsort(score, descending=True, stable=True)
+        for name, (_, score) in scores.items()
+        if name not in pinned
+    }
     ranked = sorted(
         (-(1 - place / len(order)) if even else -float(scores[name][1][order[place]]), name, place)
         for name, order in orders.items()
@@ -158,7 +165,7 @@ def _by_budget(
 
     def kept(count: int) -> dict[str, Tensor]:
         more = [name for _, name, _ in ranked[:count]]
-        return {name: order[: 1 + more.count(name)].sort().values for name, order in orders.items()}
+        return pinned | {name: order[: 1 + more.count(name)].sort().values for name, order in orders.items()}
 
     def cost(count: int) -> int:
         small = cut(network, kept(count) | last)

@@ -318,7 +318,7 @@ class NodeLayer(nn.Module):
         """What some nodes gather, as `convolution` takes it: (chosen, groups * inputs, 1, ways)."""
         found = [x[nodes] if spread is None else spread.to(x, nodes) for spread in self.spreads(x, edges)]
         ways = len(self.spec.gather)
-        stacked = torch.stack(found, 1).unflatten(1, (-1, ways))  # (chosen, groups, ways, inputs)
+        stacked: Tensor = torch.stack(found, 1).unflatten(1, (-1, ways))  # (chosen, groups, ways, inputs)
         return stacked.transpose(2, 3).flatten(1, 2).unsqueeze(2)
 
     def convolution(self) -> nn.Conv2d:

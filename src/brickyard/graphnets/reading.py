@@ -290,8 +290,8 @@ def _gat(module: Any, refuse: Refuse) -> Read:
         groups, ways, weight = heads, 1, weight.unsqueeze(1)
     else:
         groups, ways, weight = 1, heads, weight.unsqueeze(0) / heads
-    gather: tuple[Gather, ...] = ("attention",) * ways
-    spec = GraphLayerSpec(gather=gather, groups=groups, outputs=outputs, inputs=weight.shape[-1], **options)
+    gather: list[Gather] = ["attention"] * ways
+    spec = GraphLayerSpec(gather=tuple(gather), groups=groups, outputs=outputs, inputs=weight.shape[-1], **options)
     return _with_bias(spec, {"weight": weight, **folded}, module.bias)
 
 
