@@ -172,6 +172,8 @@ def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
         (lambda g: g.GAT(12, 8, 1, heads=2), "concatenates heads"),
         (lambda g: Skips(g), "joins two values"),
         (lambda g: Looks(g), "cannot be traced"),
+        (lambda g: Steeper(g), "alpha other than 1"),
+        (lambda g: Twice(g), "runs twice"),
         (lambda g: Hides(g), "says something else"),
         (lambda g: nn.ReLU, "torch.nn.Module"),
     ],
@@ -194,6 +196,20 @@ class Skips(nn.Module):
 class Looks(Skips):
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         return self.one(x, edges) if x.sum() > 0 else self.two(x, edges)
+
+
+class Steeper(Skips):
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return nn.functional.elu(self.one(x, edges), 2)
+
+
+class Twice(Skips):
+    def __init__(self, geometric: Any) -> None:
+        super().__init__(geometric)
+        self.three = geometric.GCNConv(4, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.three(self.three(self.one(x, edges), edges), edges)
 
 
 class Hides(Skips):

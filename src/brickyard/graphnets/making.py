@@ -95,7 +95,7 @@ def disassemble(
     network, data = relevance.network, relevance.data
     scores = relevance.scores(chosen, thresholds)
     if not features:
-        scores[FEATURES] = torch.ones_like(scores[FEATURES][0]), torch.full_like(scores[FEATURES][1], torch.inf)
+        del scores[FEATURES]
     keep, notes = _by_thresholds(scores) if budget is None else (_by_budget(relevance, scores, outputs, budget), ())
     if select == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -103,6 +103,7 @@ def disassemble(
             order = torch.randperm(len(scores[name][0]), generator=generator)
             keep[name] = order[: len(units)].sort().values
     keep[network.axes()[-1].name] = torch.tensor(outputs)
+    keep = {axis.name: keep.get(axis.name, torch.arange(axis.units)) for axis in network.axes()}
     small = cut(network, keep)
     record = HealRecord(method="none", notes=notes)
     own = relevance.nodes if reject else _of(data, relevance.nodes, chosen)
@@ -151,12 +152,7 @@ def _by_budget(
     whole = network.flops(*_size(data)) if budget.resource == "flops" else relevance.parameters
     last = {network.axes()[-1].name: torch.tensor(list(outputs))}
     even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
-    pinned = {name: torch.arange(len(score)) for name, (_, score) in scores.items() if bool(score.isinf().all())}
-    orders = {
-        name: torch.argsort(score, descending=True, stable=True)
-        for name, (_, score) in scores.items()
-        if name not in pinned
-    }
+    orders = {name: torch.argsort(score, descending=True, stable=True) for name, (_, score) in scores.items()}
     ranked = sorted(
         (-(1 - place / len(order)) if even else -float(scores[name][1][order[place]]), name, place)
         for name, order in orders.items()
@@ -165,7 +161,7 @@ def _by_budget(
 
     def kept(count: int) -> dict[str, Tensor]:
         more = [name for _, name, _ in ranked[:count]]
-        return pinned | {name: order[: 1 + more.count(name)].sort().values for name, order in orders.items()}
+        return {name: order[: 1 + more.count(name)].sort().values for name, order in orders.items()}
 
     def cost(count: int) -> int:
         small = cut(network, kept(count) | last)

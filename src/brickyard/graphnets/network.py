@@ -191,13 +191,6 @@ class Edges:
         total = scores.new_zeros(self.count, scores.shape[1]).index_add(0, self.target, raised)
         return raised / total[self.target]
 
-    def reach(self, nodes: Tensor) -> Tensor:
-        """The nodes, and those from which an edge leads to one of them."""
-        seen = torch.zeros(self.count, dtype=torch.bool)
-        seen[nodes] = True
-        seen[self.source[seen[self.target]]] = True
-        return seen.nonzero().flatten()
-
 
 # -- layers ------------------------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ class _Reading:
         elif node.target in _ENDS:
             self.ended = True
         elif node.target in _ACTIVATIONS:
-            if any(value != 1.0 for value in (*node.args[1:2], *node.kwargs.values()) if type(value) is float):
+            numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
+            if any(value != 1 for value in numbers):
                 raise self._unknown(node, "has an alpha other than 1")
             self._activate(_ACTIVATIONS[node.target], node)
         elif node.target not in _SKIPPED:
@@ -189,6 +190,8 @@ class _Reading:
         elif kind is nn.LogSoftmax:
             self.ended = True
         elif kind.__name__ in _LAYERS and kind.__module__.startswith(("torch.nn", "torch_geometric.nn")):
+            if name in (one.name for one in self.found):
+                raise self._unknown(node, "runs twice")
             spec, tensors = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
             self.found.append(_Found(name, spec, {key: value.detach() for key, value in tensors.items()}))
         else:

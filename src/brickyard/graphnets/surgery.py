@@ -128,9 +128,7 @@ def _joined(
 def refit(
     source: GraphNetwork, network: GraphNetwork, keep: Mapping[str, Tensor], data: NodeData, nodes: Tensor, ridge: float
 ) -> HealReport:
-    """Repair a cut network in place: ridge least squares layer by layer, as `brickyard.healing` does.
-
-    The last layer is fitted at `nodes`, each layer before it also at the neighbours that its outputs reach next.
+    """Repair a cut network in place: ridge least squares layer by layer at some nodes, as `brickyard.healing` does.
 
     Args:
         source: What it was cut from.
@@ -142,17 +140,15 @@ def refit(
     """
     report = HealReport()
     edges = Edges.of(data.edge_index, len(data.x))
-    reach = [nodes]
-    for layer in source.steps()[:0:-1]:
-        reach.insert(0, reach[0] if layer.spec.gather == ("self",) else edges.reach(reach[0]))
+    nodes = nodes.to(data.x.device)
     theirs, ours = data.x[:, source.columns], data.x[:, network.columns]
     axes = source.axes()[1:]
-    pairs = zip(source.names, source.steps(), network.steps(), axes, reach, strict=True)
-    with torch.no_grad(), bar("healing (refit)", len(reach)) as advance:
-        for name, whole, layer, axis, at in pairs:
+    pairs = zip(source.names, source.steps(), network.steps(), axes, strict=True)
+    with torch.no_grad(), bar("healing (refit)", len(axes)) as advance:
+        for name, whole, layer, axis in pairs:
             rows = axis.channels(keep.get(axis.name, torch.arange(axis.units)))
-            goal = whole.linear(theirs, edges)[at][:, rows]
-            report.layers += _refit_layer(name, layer, ours, edges, at, goal, ridge, report)
+            goal = whole.linear(theirs, edges)[nodes][:, rows]
+            report.layers += _refit_layer(name, layer, ours, edges, nodes, goal, ridge, report)
             theirs, ours = whole(theirs, edges), layer(ours, edges)
             advance(text=f"healing {name}")
     return report
