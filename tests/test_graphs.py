@@ -374,6 +374,20 @@ def test_heads_are_kept_or_dropped_whole() -> None:
     assert last.spec.inputs == 5
 
 
+@pytest.mark.parametrize("heads", [[0], [2], [1, 2], [2, 0]])
+def test_heads_that_are_left_attend_as_before(heads) -> None:
+    network, (x, edge_index, _) = random_network("gat", 12, 5, CLASSES, heads=3).double(), plain("gat")[1]
+    edges = Edges.of(edge_index, len(x))
+    first, last = network.steps()
+    order = torch.tensor(heads)
+    hidden = first(x, edges).unflatten(1, (3, 5))
+    expected = torch.zeros_like(hidden)
+    expected[:, order] = hidden[:, order]
+    found = cut(network, {"conv1": order})
+    torch.testing.assert_close(found(x, edge_index), last(expected.flatten(1), edges), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.steps()[0](x, edges), hidden[:, order].flatten(1), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_kept_is_the_source_and_nothing_is_repaired(kind) -> None:
     network, graph = plain(kind)
