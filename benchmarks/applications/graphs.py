@@ -323,7 +323,8 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/applications/graphs.py`. Planetoid split, three seeds. Sources have the usual",
         "sizes and settings for this graph and are trained on the 140 training nodes; the epoch, and what components",
-        "are made with, were chosen on the 500 validation nodes; the 1,000 test nodes are scored. Relevances come from the training nodes; the refit uses the nodes outside validation and",
+        "are made with, were chosen on the 500 validation nodes; the 1,000 test nodes are scored. Relevances",
+        "come from the training nodes; the refit uses the nodes outside validation and",
         "test, without their labels. (Features of all nodes take part where neighbours gather, as usual on this",
         "split.)",
         "",
@@ -406,7 +407,8 @@ def assemblies(rows: dict[str, Any]) -> list[str]:
         "Two GCNs, one trained on classes 0-3 and one on 4-6 (each sees the labels of its own classes only), assembled",
         "into a classifier of all seven; accuracy on the 1,000 test nodes. A GCN trained on all seven: "
         f"{mean:.1f} ({error:.1f}).",
-        "oracle: each node answered by the part that knows its class (told which half it is in). none: logits side by side. affine and joint-head",
+        "oracle: each node answered by the part that knows its class (told which half it is in). none: logits",
+        "side by side. affine and joint-head",
         "learn from the 140 training nodes. Padded and parallel agree to "
         f"{max(one['padded_from_parallel'] for row in found for one in row.values() if isinstance(one, dict)):.0e}.",
         "",
