@@ -103,7 +103,7 @@ class Budget:
         given = {"flops": self.flops, "parameters": self.parameters}
         given = {name: share for name, share in given.items() if share is not None}
         if len(given) != 1:
-            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given")
+            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one")
         (name, share), *_ = given.items()
         if not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
             raise OptionError(f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's")
