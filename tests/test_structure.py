@@ -32,6 +32,7 @@ LEVELS = [
     {"files", "scores", "routes", "faithful"},
     {"yard", "shelf", "choosing", "covering"},
     {"evaluation", "picturing"},
+    {"graphnets"},
     {"exports"},
     {"reporting"},
     {"datasets", "sources"},

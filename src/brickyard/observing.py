@@ -13,7 +13,7 @@ from brickyard.images import Images
 from brickyard.manifest import Statistics
 from brickyard.relevance import weights_like
 
-__all__ = ["observed"]
+__all__ = ["observed", "statistics_of"]
 
 PER_CLASS = 100
 
@@ -46,20 +46,26 @@ def observed(
     z = torch.cat(logits)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     familiarity = Familiarity.fit(torch.cat(features), labels)
-    own = z.gather(1, labels.unsqueeze(1)).squeeze(1)
-    right = z.argmax(1) == labels
-    statistics = Statistics(
-        images=tuple(counts),
-        correct=tuple(int(right[labels == k].sum()) for k in range(len(counts))),
-        winning_logit=tuple(_mean(own[right & (labels == k)]) for k in range(len(counts))),
-        mean_logit=tuple(_mean(own[labels == k]) for k in range(len(counts))),
-        magnitude=size / numbers,
-        margin=_margin(z),
-        familiarity=None if familiarity is None else familiarity.record,
-    )
+    record = None if familiarity is None else familiarity.record
+    statistics = statistics_of(z, labels, size / numbers).model_copy(update={"familiarity": record})
     manifest = component.manifest.model_copy(update={"statistics": statistics})
     known = None if familiarity is None else familiarity.to(like.device)
     return Component(component.network, manifest, component.skeleton, known)
+
+
+def statistics_of(logits: Tensor, labels: Tensor, magnitude: float) -> Statistics:
+    """What scaling may need of a component's logits of its own classes, (examples, classes)."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    right = logits.argmax(1) == labels
+    classes = range(logits.shape[1])
+    return Statistics(
+        images=tuple(int((labels == k).sum()) for k in classes),
+        correct=tuple(int(right[labels == k].sum()) for k in classes),
+        winning_logit=tuple(_mean(own[right & (labels == k)]) for k in classes),
+        mean_logit=tuple(_mean(own[labels == k]) for k in classes),
+        magnitude=magnitude,
+        margin=_margin(logits),
+    )
 
 
 def _mean(values: Tensor) -> float | None:
