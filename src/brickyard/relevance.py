@@ -300,6 +300,9 @@ def allocate(
         sums: For each layer, S of one class, (out, in).
         start: Channels that are relevant from the start, and those that count as written.
         thresholds: alpha and beta.
+
+    Raises:
+        DataError: Contributions are not finite.
     """
     relevant, written = start[0].clone(), start[1].clone()
     soft = relevant.double()
@@ -309,6 +312,11 @@ def allocate(
         layer = layers[name]
         alpha, beta = thresholds.of(layer.linear)
         counts, shares = _linked(sums[name], written[torch.from_numpy(layer.writes)], alpha)
+        if not bool(torch.isfinite(shares).all()):
+            raise DataError(
+                f"contributions to layer {name!r} are not finite: numbers overflow on the way to it; check the weights "
+                "and the preprocessing, or locate in float32 or float64"
+            )
         u, fine = normalised(counts), normalised(shares)
         hard[name] = u > beta
         reads = torch.from_numpy(layer.reads)
