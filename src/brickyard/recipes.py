@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from brickyard.errors import FileError, OptionError
 from brickyard.manifest import Frozen, Preprocessing
-from brickyard.options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds
+from brickyard.options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds, given_path
 
 __all__ = [
     "AssemblyRecipe",
@@ -328,7 +328,7 @@ def load_recipe(path: str | Path) -> RecipeFile:
         ...         print(str(error).removeprefix(folder + "/"))
         recipe.yaml:2:1: the recipe has the key 'source', which is not known; did you mean 'sources'?
     """
-    path = Path(path)
+    path = given_path(path, "the recipe")
     content = _content(path)
     reader = _Reader(path)
     value = reader.mapping(_composed(path, content), Recipe, (), "the recipe")
