@@ -15,10 +15,12 @@ from brickyard.forming import formed, quickest
 from brickyard.manifest import AssemblyManifest, ComponentManifest
 from brickyard.options import Duplicates, Form, check_choice, check_kind, flag, seed_of, whole
 from brickyard.scaling import Evidence, find, scale
+from brickyard.steady import steady
 
 __all__ = ["assemble", "assembly_manifest"]
 
 
+@steady
 def assemble(
     components: Sequence[Component],
     *,

@@ -41,9 +41,10 @@ from brickyard.options import (
     share_or_more,
     whole,
 )
-from brickyard.relevance import Relevance, resolve_task
+from brickyard.relevance import Relevance, resolve_task, weights_like
 from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
 from brickyard.shifting import copies_needed, with_copies
+from brickyard.steady import steady
 from brickyard.surgery import cut
 
 __all__ = ["disassemble"]
@@ -51,6 +52,7 @@ __all__ = ["disassemble"]
 STATISTICS_PER_CLASS = 100
 
 
+@steady
 def disassemble(
     model: nn.Module,
     relevance: Relevance,
@@ -162,6 +164,7 @@ def disassemble(
     component = Component(network, manifest, _skeleton(graph))
     statistics, familiarity = _statistics(component, pool, batch_size)
     manifest = manifest.model_copy(update={"statistics": statistics})
+    network.to(weights_like(model).dtype)
     return Component(network, manifest, component.skeleton, familiarity)
 
 

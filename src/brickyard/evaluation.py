@@ -25,10 +25,12 @@ from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import fingerprint
 from brickyard.scores import Row, Scores
+from brickyard.steady import steady
 
 __all__ = ["evaluate"]
 
 
+@steady
 def evaluate(
     model: Component | Assembly,
     data: Any,

@@ -40,6 +40,7 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     if manifest.form == "union":
         network, notes = _union(parts, blueprints, source)
         manifest = manifest.model_copy(update={"shared_input": True, "notes": notes})
+        network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
         raise SurgeryError(f"{manifest.form} parts must take images of one size; use form='parallel'")

@@ -76,7 +76,9 @@ class Images:
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
             self._dataset = data
         elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            self._tensors = self._read(data)
+            own = isinstance(data, DataLoader)  # a loader draws a seed from the global generator whenever it starts
+            with torch.random.fork_rng([], enabled=own):
+                self._tensors = self._read(data)
         else:
             raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
 

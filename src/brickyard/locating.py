@@ -22,6 +22,7 @@ from brickyard.options import Choose, Thresholds, check_choice, check_kind, give
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
+from brickyard.steady import steady
 
 __all__ = ["locate"]
 
@@ -29,6 +30,7 @@ MOST_LETTERS = 1024  # of a name, as in files
 KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked otherwise
 
 
+@steady
 def locate(
     model: nn.Module,
     data: Any,
@@ -100,6 +102,8 @@ def locate(
     images = Images(data, preprocessing, "the images to locate with")
     example = images.example(like)
     graph = trace(model, example)
+    like = weights_like(graph.network)  # half-precision networks are worked on in float32
+    example = example.to(like.dtype)
     names = _names(class_names(data) if classes is None else classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes

@@ -134,7 +134,8 @@ def given_path(path: Any, what: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:
-        raise FileError(f"{what} {shown(found)} cannot be used: {first_line(error)}; choose another") from None
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise FileError(f"{what} {shown(found)} cannot be used: {why}; choose another") from None
     return Path(found)
 
 

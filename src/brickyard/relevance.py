@@ -100,7 +100,9 @@ class Relevance:
         for name, layer in self.layers.items():
             self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
             if self.sums is not None:
-                self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
+                self.sums[name] = torch.zeros(
+                    len(self.classes), len(layer.writes), len(layer.reads), dtype=torch.float32
+                )
 
     def take(self, k: int) -> dict[str, Tensor]:
         """All that is known of one class."""

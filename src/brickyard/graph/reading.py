@@ -97,6 +97,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
                 _held[id(module)].count += 1
                 continue
             _held[id(module)] = _Held(module)
+        for module in modules:  # when all are known: some show the mode of another one
             module.training = False
             if vars(module).get("_compiled_call_impl") is not None:
                 vars(module)["_compiled_call_impl"] = None
@@ -476,14 +477,20 @@ def shared_layer(module: nn.Module) -> nn.Module:
     """A plain copy of a layer, in evaluation mode, over the same numbers; hooks stay behind."""
     entry = find_type(module)
     assert entry is not None
-    copy = build_layer(entry.name, describe_layer(module))
-    for name in copy._parameters:
+    found = build_layer(entry.name, describe_layer(module))
+    for name in found._parameters:
         value = getattr(module, name)
         if value is not None:
-            copy._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
-    for name in copy._buffers:
-        copy._buffers[name] = getattr(module, name)
-    return copy
+            found._parameters[name] = nn.Parameter(_ordinary(value), requires_grad=False)
+    for name in found._buffers:
+        value = getattr(module, name)
+        found._buffers[name] = None if value is None else _ordinary(value)
+    return found
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """The same numbers without a history; one made in inference mode is copied, since no gradient can pass it."""
+    return value.detach().clone() if value.is_inference() else value.detach()
 
 
 def _attribute(model: nn.Module, target: str) -> Tensor:
@@ -492,4 +499,4 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
     is_parameter = isinstance(value, nn.Parameter)
-    return nn.Parameter(value.detach(), requires_grad=False) if is_parameter else value.detach()
+    return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)
