@@ -753,15 +753,13 @@ MODELS = [
 
 
 def close_type(component: by.Component, kind: torch.dtype) -> None:
-    """A component of the source's type, which answers as that of the float64 source does, within the type's reach."""
+    """A component of the source's type, as that of the same numbers in float64 but for the type's own rounding."""
     assert {value.dtype for value in component.parameters()} == {kind}
-    model = chain().double()
+    model = chain().to(kind).double()
     expected = by.disassemble(model, by.locate(model, DATA, per_class=2), task=["1", "3"])
-    reach = {torch.float64: 1e-9, torch.float16: 0.02, torch.bfloat16: 0.15}[kind]
-    same = [a.kept for a in component.manifest.axes.values()] == [a.kept for a in expected.manifest.axes.values()]
-    if kind == torch.float64 or same:
-        assert float((component.predict_proba(X) - expected.predict_proba(X)).abs().max()) < reach
-    assert torch.isfinite(component.predict_proba(X)).all()
+    assert [a.kept for a in component.manifest.axes.values()] == [a.kept for a in expected.manifest.axes.values()]
+    reach = {torch.float64: 1e-9, torch.float16: 0.01, torch.bfloat16: 0.05}[kind]
+    assert float((component.predict_proba(X) - expected.predict_proba(X)).abs().max()) < reach
 
 
 def answers_alike(component: by.Component) -> None:

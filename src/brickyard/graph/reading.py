@@ -120,6 +120,16 @@ def _same_luck(like: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what `torch.compile` wrapped as it was written: to compile it for two images takes long."""
+    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def source_of(model: Any) -> nn.Module:
     """The network itself, without what torch wraps around one (`torch.compile`, data parallelism); it has numbers.
 
@@ -254,7 +264,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
             f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them"
         )
     _check_finite(model)
-    with as_before(model), _same_luck(example), torch.no_grad():
+    with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
         expected = _call(model, example)
         network = lowered(_trace(model, example))
