@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import dataclasses
@@ -2061,6 +2062,11 @@ FILES = [
         Fails(FileError, "the folder to write to", "NoneType", NO_PATH),
     ),
     Case(
+        "push_to_hub(None)",
+        lambda w, m: push_to_hub(None, "someone/pets"),
+        Fails(OptionError, "is uploaded", "NoneType", "make or load one"),
+    ),
+    Case(
         "from_pretrained(None)",
         lambda w, m: from_pretrained(None),
         Fails(FileError, "folder or repository", "NoneType", NO_PATH),
@@ -2223,11 +2229,17 @@ def test_names_of_cases_differ_and_there_are_enough() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 80
 
 
-def test_every_public_name_is_used_wrongly() -> None:
-    text = Path(__file__).read_text()
-    for name in by.__all__:
-        if name != "__version__":
-            assert re.search(rf"\bby\.{name}\b|import.*\b{name}\b", text), name
+def test_everything_in_the_reference_is_used() -> None:
+    """Every function, class and method that the reference lists is called, or read, in some case."""
+    text = (Path(__file__).parent.parent / "docs" / "reference" / "python.md").read_text()
+    names = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.M)}
+    names |= {name for members in re.findall(r"members: \[(.*)\]", text) for name in members.split(", ")}
+    tree = ast.parse(Path(__file__).read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert len(names) > 25
+    assert names <= used, names - used
 
 
 # -- settings of the caller ------------------------------------------------------------------------------------------

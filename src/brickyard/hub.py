@@ -145,6 +145,10 @@ def push_to_hub(
         FileError: The Hub refused, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(
+            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one"
+        )
     api = _hub("the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)

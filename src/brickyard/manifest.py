@@ -96,9 +96,10 @@ class Preprocessing(Frozen):
         except ValidationError as error:
             place = error.errors(include_url=False, include_input=False)[0]["loc"]
             given = f": {place[0]!s}={values[str(place[0])]!r:.60}" if place and str(place[0]) in values else ""
+            problem = first_problem(error).removeprefix("Value error, ")
             known = ", ".join(type(self).model_fields)
             raise _UnusableError(
-                f"preprocessing{given} cannot be used: {first_problem(error)}; it takes {known}, such as "
+                f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
                 "size=(32, 32), mean=(0.5,), std=(0.25,)"
             ) from None
 

@@ -626,9 +626,8 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
     if source.preprocessing is not None:
         try:
             source.preprocessing.value()
-        except ValidationError as error:
-            text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            yield (*place, "preprocessing"), f"{what}.preprocessing cannot be used: {text}"
+        except OptionError as error:
+            yield (*place, "preprocessing"), f"{what}.{error}"
 
 
 def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
