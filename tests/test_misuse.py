@@ -35,7 +35,7 @@ from brickyard.datasets import load_data
 from brickyard.errors import BrickyardError, DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
 from brickyard.exports import export_onnx, export_state_dict
 from brickyard.graph import trace
-from brickyard.hub import from_pretrained, save_pretrained
+from brickyard.hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.recipes import load_recipe
 from brickyard.reporting import report
 from brickyard.routes import routes
