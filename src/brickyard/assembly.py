@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.component import Component, quick
-from brickyard.errors import DataError, SurgeryError
+from brickyard.errors import DataError, SurgeryError, shown
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
@@ -214,7 +214,7 @@ class Assembly(Predictor):
             for i, p in enumerate(m.parts)
         ]
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
-        return "\n".join(lines)
+        return "\n".join(shown(line, keep="") for line in lines)
 
 
 def network_shapes(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec
 from brickyard.network import Network, quick_layout
@@ -163,7 +164,7 @@ def describe(manifest: ComponentManifest) -> str:
     ]
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
     lines += [f"  note         {note}" for note in manifest.heal.notes]
-    return "\n".join(lines)
+    return "\n".join(shown(line, keep="") for line in lines)
 
 
 def kept_text(manifest: ComponentManifest) -> str:

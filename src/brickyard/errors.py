@@ -15,6 +15,7 @@ __all__ = [
     "TaskError",
     "TraceError",
     "first_line",
+    "shown",
 ]
 
 
@@ -69,3 +70,25 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def shown(text: str, keep: str = "\n\t") -> str:
+    r"""A text of which nothing is obeyed where it is shown: characters that are not printable become escapes.
+
+    Those are control characters, which terminals take for commands, marks that turn the direction of writing, and
+    halves of characters, as names of files may have them.
+
+    Args:
+        text: The text.
+        keep: Characters that stay as they are.
+
+    Example:
+        >>> from brickyard.errors import shown
+        >>> shown("cat\x1b]0;title\x07, k\u00e4fer"), shown("two\nlines", keep="")
+        ('cat\\x1b]0;title\\x07, k\xe4fer', 'two\\nlines')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

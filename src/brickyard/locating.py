@@ -18,7 +18,7 @@ from brickyard.images import Images, class_names
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.network import quick_layout
 from brickyard.notebook import Notebook
-from brickyard.options import Choose, Thresholds, check_choice, check_kind, given_path, is_whole, seed_of, shown, whole
+from brickyard.options import Choose, Thresholds, brief, check_choice, check_kind, given_path, is_whole, seed_of, whole
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
@@ -184,7 +184,7 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
 def _check_name(name: Any) -> None:
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and _writable(name)):
         raise OptionError(
-            f"name={shown(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
+            f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
             "another, or leave it out"
         )
 
@@ -199,7 +199,7 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
         raise TaskError(
-            f"class names are a list in the order of the model's outputs; {shown(classes)} is a "
+            f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
             f"{type(classes).__name__}: give a list of {count} names"
         )
     given = list(classes)
@@ -209,14 +209,14 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
         if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and _writable(name):
             continue
-        found = f"{len(name):,} letters, {shown(name)}" if isinstance(item, str) else shown(item)
+        found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
         raise TaskError(
             f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
             "can be written as UTF-8"
         )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
-        raise TaskError(f"class name {shown(twice)} occurs twice; names must differ: rename one of them")
+        raise TaskError(f"class name {brief(twice)} occurs twice; names must differ: rename one of them")
     return names
 
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from brickyard.errors import FileError, OptionError, first_line
+from brickyard.errors import FileError, OptionError, first_line, shown
 
 __all__ = [
     "Budget",
@@ -22,6 +22,7 @@ __all__ = [
     "Select",
     "Spread",
     "Thresholds",
+    "brief",
     "check_choice",
     "check_kind",
     "flag",
@@ -31,7 +32,6 @@ __all__ = [
     "near",
     "seed_of",
     "share_or_more",
-    "shown",
     "whole",
 ]
 
@@ -54,7 +54,7 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         hint = near(value, allowed) if isinstance(value, str) else ""
-        raise OptionError(f"{name}={shown(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}")
+        raise OptionError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}")
 
 
 def check_kind(name: str, value: object, kind: type, advice: str) -> None:
@@ -64,7 +64,7 @@ def check_kind(name: str, value: object, kind: type, advice: str) -> None:
         OptionError: It is of another.
     """
     if value is not None and not isinstance(value, kind):
-        raise OptionError(f"{name}={shown(value)} is of type {type(value).__name__}; {advice}")
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -74,7 +74,7 @@ def flag(name: str, value: Any) -> bool:
         OptionError: It is none.
     """
     if type(value).__name__ not in ("bool", "bool_"):
-        raise OptionError(f"{name}={shown(value)} is of type {type(value).__name__}; give True or False")
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
     return bool(value)
 
 
@@ -95,7 +95,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
         OptionError: It is none, or below `least`.
     """
     if not is_whole(value) or value < least:
-        raise OptionError(f"{name}={shown(value)} is no whole number of {least} or more; give one")
+        raise OptionError(f"{name}={brief(value)} is no whole number of {least} or more; give one")
     return int(value)
 
 
@@ -106,7 +106,7 @@ def seed_of(value: Any) -> int:
         OptionError: It is no whole number of 64 bits.
     """
     if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
-        raise OptionError(f"seed={shown(value)} is no whole number of 64 bits; give one, such as 0")
+        raise OptionError(f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
     return int(value)
 
 
@@ -117,7 +117,7 @@ def share_or_more(name: str, value: Any) -> float:
         OptionError: It is none.
     """
     if not is_number(value) or not 0 <= value < math.inf:
-        raise OptionError(f"{name}={shown(value)} must be 0 or more, and finite; give such a number")
+        raise OptionError(f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
     return float(value)
 
 
@@ -128,14 +128,14 @@ def given_path(path: Any, what: str) -> Path:
         FileError: It is neither text nor a path, or no file can have it.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
-        raise FileError(f"{what} {shown(path)} is of type {type(path).__name__}; give a text or a pathlib.Path")
+        raise FileError(f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path")
     try:
         os.stat(found or ".")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
-        raise FileError(f"{what} {shown(found)} cannot be used: {why}; choose another") from None
+        raise FileError(f"{what} {brief(found)} cannot be used: {why}; choose another") from None
     return Path(found)
 
 
@@ -153,9 +153,9 @@ def near(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def shown(value: object, most: int = 60) -> str:
-    """A value in a message: its beginning, in signs that every output takes."""
-    text = " ".join(ascii(value).split())
+def brief(value: object, most: int = 60) -> str:
+    """A value in a message: its beginning, in one line."""
+    text = shown(" ".join(repr(value).split()), keep="")
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -186,7 +186,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
             if not is_number(value) or not 0 <= value < 1:
-                raise OptionError(f"threshold {name}={shown(value)} is not in [0, 1); the paper uses 0.2 to 0.4")
+                raise OptionError(f"threshold {name}={brief(value)} is not in [0, 1); the paper uses 0.2 to 0.4")
             object.__setattr__(self, name, float(value))
 
     def as_dict(self) -> dict[str, float]:
@@ -234,16 +234,14 @@ class Budget:
         given: dict[str, Any] = {"flops": self.flops, "parameters": self.parameters}
         given = {name: share for name, share in given.items() if share is not None}
         if len(given) != 1:
-            raise OptionError(
-                f"a budget needs one of flops= and parameters=; {len(given)} were given: Budget(flops=0.5) is one"
-            )
+            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one")
         (name, share), *_ = given.items()
         if not is_number(share) or not 0 < share <= 1:
-            raise OptionError(f"budget {name}={shown(share)} is not a share in (0, 1]; 0.5 is half of the source's")
+            raise OptionError(f"budget {name}={brief(share)} is not a share in (0, 1]; 0.5 is half of the source's")
         check_choice("spread", self.spread, Spread)
         object.__setattr__(self, name, float(share))
         if not is_whole(self.multiple) or self.multiple < 1:
-            raise OptionError(f"budget multiple={shown(self.multiple)} is no whole number above 0; 8 is a good one")
+            raise OptionError(f"budget multiple={brief(self.multiple)} is no whole number above 0; 8 is a good one")
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:

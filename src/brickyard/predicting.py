@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.errors import DataError, first_line
-from brickyard.options import shown, whole
+from brickyard.options import brief, whole
 from brickyard.preprocessing import check_images
 
 __all__ = ["Predictor", "read_images", "run_images"]
@@ -97,7 +97,7 @@ class Predictor(nn.Module):
             DataError: The images cannot be used, or a name is no class of the model, or there are not as many.
         """
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
-            raise DataError(f"names={shown(names)} is a {type(names).__name__}; give a list with one name an image")
+            raise DataError(f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image")
         unknown = sorted({str(name) for name in names} - set(self.classes_.tolist()))
         if unknown:
             raise DataError(f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes")

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import DataError, FileError, OptionError, TaskError
+from brickyard.errors import DataError, FileError, OptionError, TaskError, shown
 from brickyard.graph import Graph, trace
 from brickyard.graph.reading import source_of
 from brickyard.images import Images
 from brickyard.layers.contributions import ContributionSums
 from brickyard.manifest import LocateRecord, Preprocessing
-from brickyard.options import Thresholds, check_kind, given_path, is_whole, near, shown
+from brickyard.options import Thresholds, brief, check_kind, given_path, is_whole, near
 from brickyard.ranks import Ranks
 
 __all__ = ["LayerRecord", "Relevance", "allocate", "fingerprint", "normalised", "resolve_task", "weights_like"]
@@ -267,7 +267,7 @@ class Relevance:
         for name, mask in self.hard_masks.items():
             share = mask[list(self.task)].float().mean().item()
             lines.append(f"  {name}: {mask.shape[1]} inputs, {share:.0%} relevant for a class on average")
-        return "\n".join(lines)
+        return "\n".join(shown(line, keep="") for line in lines)
 
 
 @dataclass(frozen=True)
@@ -349,14 +349,14 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         task = [task]
     if isinstance(task, bytes | set | frozenset | Mapping) or not isinstance(task, Iterable):
         raise TaskError(
-            f"a task is a list of class names or indices in the order of the outputs; {shown(task)} is a "
+            f"a task is a list of class names or indices in the order of the outputs; {brief(task)} is a "
             f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]"
         )
     found: list[int] = []
     for item in task.tolist() if isinstance(task, np.ndarray | Tensor) and task.ndim == 1 else task:
         if not isinstance(item, str) and not is_whole(item):
             raise TaskError(
-                f"a task is a list of class names or indices; {shown(item)} is a {type(item).__name__}: give names, or "
+                f"a task is a list of class names or indices; {brief(item)} is a {type(item).__name__}: give names, or "
                 f"whole numbers from 0 to {len(names) - 1}"
             )
         if isinstance(item, str) and item in names:
@@ -366,7 +366,7 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         else:
             hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
             raise TaskError(
-                f"class {shown(item)} was asked for; the source knows {_list(names)}{hint or '; ask for one of them'}"
+                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}"
             )
     if not found:
         raise TaskError(f"the task is empty; name at least one of {_list(names)}")

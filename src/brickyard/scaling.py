@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brickyard.errors import OptionError
 from brickyard.familiarity import Within
 from brickyard.manifest import AssemblyManifest, ComponentManifest, ScalingRecord
-from brickyard.options import near, share_or_more, shown
+from brickyard.options import brief, near, share_or_more
 
 __all__ = ["SCALINGS", "Evidence", "Gate", "Scale", "Scaling", "combine", "owned", "scale", "scaling"]
 
@@ -198,7 +198,7 @@ def find(name: str) -> Scaling:
     """
     if not isinstance(name, str) or name not in SCALINGS:
         hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
-        raise OptionError(f"scaling={shown(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
+        raise OptionError(f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
     return SCALINGS[name]
 
 

@@ -184,6 +184,11 @@ def train_source(
     """
     how = preprocessing
     name, options = network_options(network.removeprefix("zoo:"))
+    if "classes" in options:
+        raise OptionError(
+            f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
+            "which make the outputs; leave it out, or choose classes of the data"
+        )
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
     if "size" in zoo.entry(name).defaults:

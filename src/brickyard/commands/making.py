@@ -124,7 +124,7 @@ def locate(
     """Find out which channels of a source matter for which class."""
     from brickyard.options import Thresholds
 
-    check_free(output, force)
+    check_free(output, force, source, weights)
     found, relevance = _located(
         source, data, weights, task, choose, per_class,
         Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta),
@@ -180,7 +180,9 @@ def disassemble(
     from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
 
-    check_free(output, force)
+    check_free(output, force, source, weights, relevance)
+    if multiple != 1 and flops is None and parameters is None:
+        raise OptionError(f"--multiple {multiple} is of a budget, and none was given; add --flops or --parameters")
     asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
     budget = (
         None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters, multiple=multiple)
@@ -267,7 +269,7 @@ def assemble(
     from brickyard.assembling import assemble as join
     from brickyard.component import Component
 
-    check_free(output, force)
+    check_free(output, force, source, weights, *files)
     chosen: list[str] = []
     if yard is not None:
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
@@ -275,6 +277,12 @@ def assemble(
         raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
     else:
         parts = [loaded(Path(path), Component) for path in files]
+    if shots is not None and not images:
+        raise OptionError(f"--shots {shots} is of labelled images, and none were given; add --images once a part")
+    if source is not None and form != "union":
+        raise OptionError(f"--source {source} would change nothing: it is for --form union, and this is {form}")
+    if weights is not None and source is None:
+        raise OptionError(f"--weights {weights} are of a source, and none was given; add --source")
     labelled = None
     if images:
         if len(images) != len(parts):
