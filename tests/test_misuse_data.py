@@ -821,6 +821,7 @@ SOURCES: dict[str, Any] = {
 
 CUT = ("disassemble", "W/s.safetensors", "--relevance", "W/r.safetensors", "--heal", "none", "-o", "F/x.safetensors")
 LOCATE = ("locate", "W/s.safetensors", "--data", "W/train", "-o", "F/x.safetensors")
+TO = ("-o", "F/x.safetensors")
 TRAIN = ("train", "lenet5", "--data", "digits", "--epochs", "1", "-o", "F/x.safetensors")
 USAGE = "Try 'brickyard"
 
@@ -962,7 +963,9 @@ COMMANDS: dict[str, Any] = {
     "a class name that is no UTF-8": Shell(
         (*LOCATE, "--class-names", "a,b,\udcff"), ("class name '\\udcff'", "no UTF-8", "give another")
     ),
-    "a learning rate that is no number": Shell((*TRAIN, "--lr", "nan"), ("epochs=1", "lr=nan", "give at least")),
+    "a learning rate that is no number": Shell(
+        (*TRAIN, "--lr", "nan"), ("lr=nan", "lr is above 0", "0.1 for a new network")
+    ),
     "a network with its own count of classes": Shell(
         ("train", "lenet5?classes=7", *TRAIN[2:]), ("classes=7", "the images have 10", "leave it out")
     ),
@@ -986,8 +989,38 @@ COMMANDS: dict[str, Any] = {
         ("export", "W/s.safetensors", "-o", "F/x.onnx"), ("s.safetensors", "without the text", "--weights")
     ),
     "an assembly for a component": Shell(
-        ("assemble", "W/one.safetensors", "-o", "F/x.safetensors"),
-        ("one.safetensors", "holds an assembly", "is needed"),
+        ("yard", "add", "W/one.safetensors", "--yard", "W/yard"), ("one.safetensors", "kind assembly", "give its parts")
+    ),
+    "a class to leave out that is none": Shell(
+        ("assemble", "W/a.safetensors", "--without", "cat", "-o", "F/x.safetensors"),
+        ("class 'cat'", "none of 0, 2", "give one of them"),
+    ),
+    "two teachers": Shell(
+        ("finetune", "W/a.safetensors", "--data", "digits", "--teacher", "W/a.safetensors", "--source", "x", *TO),
+        ("--teacher", "--source", "one teacher"),
+    ),
+    "features of no source": Shell(
+        ("finetune", "W/a.safetensors", "--data", "digits", "--features", "1", "-o", "F/x.safetensors"),
+        ("--features 1", "none was given", "add --source"),
+    ),
+    "a teacher that does not know the classes": Shell(
+        (
+            "distil",
+            "cnn",
+            "--teacher",
+            "W/a.safetensors",
+            "--data",
+            "digits",
+            "--classes",
+            "0-4",
+            "-o",
+            "F/x.safetensors",
+        ),
+        ("has no class '1'", "it knows 0, 2", "give one"),
+    ),
+    "an optimiser that is none": Shell(
+        ("finetune", "W/a.safetensors", "--data", "digits", "--optimizer", "lion", "-o", "F/x.safetensors"),
+        ("optimizer='lion'", "not a choice", "'adamw'"),
     ),
     "a picture for a component": Shell(
         ("predict", "W/photo.png", "W/a.safetensors"), ("photo.png", "is not a safetensors", "get it again")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import building, exporting, looking, making, reporting, serving, yard
+from brickyard.commands import building, exporting, looking, making, reporting, serving, tuning, yard
 from brickyard.commands.common import exit_code
 from brickyard.errors import BrickyardError, FileError, OptionError
 
@@ -94,6 +94,8 @@ for _command in (
     making.locate,
     making.disassemble,
     making.assemble,
+    tuning.finetune,
+    tuning.distil,
     looking.evaluate,
     looking.show,
     looking.predict,

@@ -17,7 +17,7 @@ from brickyard.progress import speaks
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
-    from brickyard.manifest import Preprocessing
+    from brickyard.manifest import ComponentManifest, Preprocessing
     from brickyard.sources import Source
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "emit",
     "fitted",
     "keep",
+    "labelled_images",
     "loaded",
     "named_after",
     "numbers",
@@ -316,6 +317,19 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
     return ImageData(known.images, labels, tuple(classes), data.name)
+
+
+def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], option: str) -> list[ImageData]:
+    """Images for every part, with labels that count its source's classes.
+
+    Raises:
+        OptionError: There are not as many as parts.
+    """
+    if len(specs) != len(parts):
+        raise OptionError(f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times")
+    return [
+        fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
+    ]
 
 
 def loaded(path: Path, *kinds: type) -> Any:
