@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from brickyard.choosing import Choice, choose
 from brickyard.errors import BrickyardError, FileError, OptionError
+from brickyard.options import brief, given_path, whole
 from brickyard.progress import bar
 from brickyard.shelf import INDEX, Entry, Record, Shelf, Stamp, is_name, read_entry, read_index, sha256_of, written
 
@@ -71,7 +72,7 @@ class Yard:
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
-        self.path = Path(path)
+        self.path = given_path(path, "the yard")
         if create:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -153,8 +154,15 @@ class Yard:
         """
         if isinstance(classes, str):
             raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
-        if min_accuracy is not None and not 0 <= min_accuracy <= 1:
-            raise OptionError(f"min_accuracy={min_accuracy!r} is not in [0, 1]; 0.9 is 90 % of the images")
+        if not isinstance(classes, Iterable):
+            raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
+        for what, given in (("source", source), ("text", text)):
+            if given is not None and not isinstance(given, str):
+                raise OptionError(f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out")
+        max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
+        max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
+        if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
+            raise OptionError(f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images")
         words = (text or "").casefold().split()
 
         def fits(entry: Entry) -> bool:
