@@ -111,8 +111,8 @@ BOUNDS = {
     "batches of 7": ({"batch_size": 7}, 2e-6, 1e-4),
     "batches of 1": ({"batch_size": 1}, 2e-6, 1e-4),
     "channels last": ({"last": True}, 2e-6, 1e-4),
-    "float16": ({"dtype": torch.float16}, 5e-3, 0.3),
-    "bfloat16": ({"dtype": torch.bfloat16}, 4e-2, 0.3),
+    "float16": ({"dtype": torch.float16}, 5e-3, 5e-3),
+    "bfloat16": ({"dtype": torch.bfloat16}, 4e-2, 5e-2),
 }
 
 
@@ -291,9 +291,12 @@ def test_extreme_weights_give_finite_numbers_or_one_error(power, select, tmp_pat
     assert torch.isfinite(again.logits(DATA[0])).all()
 
 
-def test_activations_beyond_half_precision_are_one_error() -> None:
-    model = chain().half()
-    with torch.no_grad():
-        next(model.parameters()).mul_(3e4)
-    with pytest.raises(by.BrickyardError, match="finite"):
-        by.locate(model, DATA)
+def test_contributions_that_overflow_name_their_layer(monkeypatch) -> None:
+    model = chain()
+    relevance = by.locate(model, DATA)
+    sums = {name: relevance.sum(name)[0].clone() for name in relevance.layers}
+    graph = relevance.graph(model)
+    relevance.add_class(0, sums, graph)
+    sums["linear"][0, 0] = float("inf")
+    with pytest.raises(by.BrickyardError, match="layer 'linear' are not finite"):
+        relevance.add_class(0, sums, graph)
