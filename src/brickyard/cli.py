@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from brickyard import stopping
 from brickyard._version import __version__
 from brickyard.commands import building, exporting, looking, making, reporting, serving, yard
 from brickyard.commands.common import exit_code
@@ -56,6 +57,9 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
+        except BrokenPipeError:
+            stopping.no_reader()
+            raise typer.Exit(stopping.PIPE) from None
 
     return run
 
@@ -105,7 +109,12 @@ app.add_typer(_yard, name="yard")
 
 def main() -> None:
     """Run the command line."""
+    stopping.listen()
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BaseException as error:
+        if stopping.seen() is None:
+            raise
+        sys.exit(stopping.seen() if isinstance(error, SystemExit) else exit_code(error))
+    finally:
+        stopping.unheard()

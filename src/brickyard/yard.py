@@ -382,11 +382,12 @@ class Yard:
 
     def _save(self, shelf: Shelf) -> None:
         """Write the index; the lock must be held."""
-        from brickyard.container import write_content
+        from brickyard.container import flush_folder, write_content
 
         staged = self._stage() / INDEX
         write_content(staged, written(shelf), overwrite=True)
         os.replace(staged, self.path / INDEX)
+        flush_folder(self.path)  # a component that was added has its name there too
         self._known = _seen(self.path / INDEX), shelf
 
     @contextlib.contextmanager

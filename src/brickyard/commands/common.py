@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from brickyard.errors import DataError, FileError, OptionError
 from brickyard.progress import speaks
+from brickyard.stopping import no_reader, seen
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
@@ -118,9 +120,23 @@ def say(text: object) -> None:
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
-    """Print a result: JSON, or text."""
-    if speaks():
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+    """Print a result: JSON, or text.
+
+    Raises:
+        BrokenPipeError: Nobody reads it any more.
+        FileError: It cannot be printed.
+    """
+    if not speaks():
+        return
+    try:
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        no_reader()
+        raise FileError(
+            f"the result cannot be printed: {error.strerror or error}; free some space, or send it elsewhere"
+        ) from None
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
@@ -135,7 +151,7 @@ def check_free(path: Path, force: bool) -> None:
     Raises:
         FileError: It exists and `force` is false, or its folder does not exist.
     """
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:  # a link that leads nowhere too
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
@@ -271,10 +287,10 @@ def loaded(path: Path, *kinds: type) -> Any:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error, after printing it to standard error."""
-    interrupted = isinstance(error, KeyboardInterrupt)
+    """The exit code for an error, after printing it to standard error: 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    interrupted = isinstance(error, KeyboardInterrupt) or seen() is not None
     print(f"brickyard: {'stopped' if interrupted else error}", file=sys.stderr, flush=True)  # noqa: T201
-    return 130 if interrupted else 1
+    return (seen() or 130) if interrupted else 1
 
 
 def only_for_locating(
