@@ -25,11 +25,13 @@ from brickyard.errors import FileError
 from brickyard.manifest import FORMAT_VERSION
 
 __all__ = [
+    "advice",
     "check_free",
     "clear_stages",
     "flush_folder",
     "lock_folder",
     "read",
+    "surely",
     "write",
     "write_atomically",
     "write_content",
@@ -103,13 +105,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
         flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or error
-        raise FileError(f"{path} cannot be written: {what}; {_advice(error)}") from error
+        raise FileError(f"{path} cannot be written: {what}; {advice(error)}") from error
     finally:
         try:
-            _clear_stage(stage)
-        except KeyboardInterrupt:  # whoever stops the work does not want half of the clearing away
-            _clear_stage(stage)
-            raise
+            surely(lambda: _clear_stage(stage))
         finally:
             if held is not None:
                 os.close(held)
@@ -135,8 +134,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _advice(error: BaseException) -> str:
-    """What to do next after a failure to write."""
+def advice(error: BaseException) -> str:
+    """What to do next after a failure to write.
+
+    Example:
+        >>> from brickyard.container import advice
+        >>> advice(OSError(13, "Permission denied")), advice(OSError(28, "No space left on device"))
+        ('make its folder writable, or choose another place', 'free some space or choose another place')
+    """
     named = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
     if number in _NO_RIGHT:
@@ -146,6 +151,15 @@ def _advice(error: BaseException) -> str:
     if number == errno.EIO:
         return "the disk fails: check it, or choose another place"
     return "free some space or choose another place"
+
+
+def surely(clear: Callable[[], None]) -> None:
+    """Clear away: who stops the work while it does so wants it done all the same."""
+    try:
+        clear()
+    except KeyboardInterrupt:
+        clear()
+        raise
 
 
 def flush_folder(folder: Path) -> None:

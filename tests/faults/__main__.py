@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--writers", type=int, default=8, help="processes that add at once")
     parser.add_argument("--adds", type=int, default=1000, help="components that they add in all")
+    parser.add_argument("--only", nargs="*", default=[], metavar="JOB", help="kill, failing: these jobs alone")
     parser.add_argument("--careless", action="store_true", help="the control: without what protects; must find problems")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     args = parser.parse_args()
@@ -41,9 +42,9 @@ def main() -> int:
     found: dict[str, Any] = {}
     problems: list[str] = []
     calls = {
-        "kill": lambda: killing.run(args.points, args.seed, args.careless),
+        "kill": lambda: killing.run(args.points, args.seed, args.careless, args.only),
         "writers": lambda: writing.run(args.writers, args.adds, args.seed, args.careless),
-        "failing": lambda: failing.run(),
+        "failing": lambda: failing.run(args.only),
     }
     for name, call in calls.items():
         if args.what in (name, "all"):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ CLEARING = ("unlink", "rmdir")  # where these fail, something is left until the 
 MANY = 40  # calls of one job that are tried, spread over all; of slow ones a few
 
 
-def run(only: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+def run(only: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """Every fault at every call of every job; the figures by job, and all problems."""
     shim = Shim()
     of = Material.made()

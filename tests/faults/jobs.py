@@ -112,7 +112,7 @@ def jobs(of: Material) -> list[Job]:
         Job("save a component", *saving(of.old, of.new)),
         Job("save an assembly", *saving(of.old_whole, of.new_whole)),
         Job("save relevances", *saving(of.old_relevance, of.new_relevance)),
-        Job("save a new file", lambda folder: None, lambda folder: again(of.new.save, folder / "it.safetensors"), 0.5),
+        Job("save a new file", lambda folder: None, lambda folder: either_way(of.new, folder / "it.safetensors"), 0.5),
         Job("add to a yard", yard, lambda folder: Yard(folder / "yard").add(folder / "third.safetensors", "third")),
         Job("remove from a yard", yard, lambda folder: removed(Yard(folder / "yard"), "old"), 0.5),
         Job("locate and resume", lambda folder: None, located),
@@ -152,10 +152,8 @@ def exports(of: Material) -> list[Job]:
     return [Job(name, *both(call)) for name, call in calls.items()]
 
 
-def again(save: Callable[[Path], object], path: Path) -> None:
-    """Save where there is no file yet; the second time it is there, and whole."""
-    if not path.exists():
-        save(path)
+def either_way(item: Any, path: Path) -> None:
+    item.save(path, overwrite=path.exists())
 
 
 def removed(yard: Yard, name: str) -> None:
