@@ -146,7 +146,7 @@ def exports(of: Material) -> list[Job]:
         return (lambda folder: call(folder, of.old), lambda folder: call(folder, of.new))
 
     def state(folder: Path, item: Any) -> None:
-        export_state_dict(item, folder / "it.safetensors", overwrite=True)
+        export_state_dict(item, folder / "weights.safetensors", overwrite=True)
 
     calls = {"state dict": state, "report": pages, "scores": scored, "folder for the Hub": packed, "ONNX": onnx}
     return [Job(name, *both(call)) for name, call in calls.items()]
@@ -208,7 +208,7 @@ def after_a_kill(folder: Path, before: Files, after: Files, whole: set[bytes]) -
             problems += [] if _reads(folder / name) else [f"{name} is half a file"]
         elif not any(name in files and files[name] == data for files in (before, after)):
             problems.append(f"{name} is neither the old file nor the new one")
-        elif name.endswith(".safetensors") and data not in whole and "notes/" not in name and "sources/" not in name:
+        elif name.endswith(".safetensors") and data not in whole and not name.startswith(("notes/", "out/sources/", "weights")):
             by.load(folder / name)
             whole.add(data)
     problems += [f"{name} is gone" for name in before.keys() & after.keys() - now.keys()]
