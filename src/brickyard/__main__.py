@@ -2,6 +2,8 @@
 
 import sys
 
+from brickyard.stopping import end, seen
+
 __all__ = ["main"]
 
 
@@ -12,7 +14,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("brickyard: stopped", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-    run()
+    try:
+        run()
+    except SystemExit:
+        code = seen()
+        if code is None:
+            raise
+        end(code)
 
 
 if __name__ == "__main__":

@@ -238,11 +238,13 @@ class _Build:
                 ) from None
             yield
         finally:
-            for place in missing:  # those that stayed empty
-                with contextlib.suppress(OSError):
-                    place.rmdir()
-            if held is not None:
-                os.close(held)
+            try:
+                for place in missing:  # those that stayed empty
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            finally:
+                if held is not None:
+                    os.close(held)
 
     def _write_state(self) -> None:
         from brickyard.container import write_content

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
-__all__ = ["PIPE", "Stopped", "listen", "no_reader", "seen", "unheard"]
+__all__ = ["PIPE", "Stopped", "end", "listen", "no_reader", "seen", "unheard"]
 
 PIPE = 141  # the exit code where nobody reads the output any more, as a shell gives it to other programs
 
@@ -40,6 +43,18 @@ def seen() -> int | None:
     A library that is interrupted while it loads may turn the interruption into an error of its own.
     """
     return None if _seen is None else 128 + _seen
+
+
+def end(code: int) -> NoReturn:
+    """End the process with this exit code.
+
+    Python itself would end by the signal where an interruption has passed through generated code, as of dataclasses.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def no_reader() -> None:

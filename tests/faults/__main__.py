@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=8, help="processes that add at once")
     parser.add_argument("--adds", type=int, default=1000, help="components that they add in all")
     parser.add_argument("--only", nargs="*", default=[], metavar="JOB", help="kill, failing: these jobs alone")
+    parser.add_argument("--calls", type=int, default=40, help="failing: calls of one job that are tried")
     parser.add_argument("--careless", action="store_true", help="the control: without what protects; must find problems")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     args = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> int:
     calls = {
         "kill": lambda: killing.run(args.points, args.seed, args.careless, args.only),
         "writers": lambda: writing.run(args.writers, args.adds, args.seed, args.careless),
-        "failing": lambda: failing.run(args.only),
+        "failing": lambda: failing.run(args.only, args.calls),
     }
     for name, call in calls.items():
         if args.what in (name, "all"):

@@ -27,10 +27,9 @@ FAULTS: dict[str, tuple[int, int, bool]] = {
     "SIGTERM": (SIGNAL, signal.SIGTERM, False),
 }
 CLEARING = ("unlink", "rmdir")  # where these fail, something is left until the next write
-MANY = 40  # calls of one job that are tried, spread over all; of slow ones a few
 
 
-def run(only: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def run(only: Sequence[str] = (), most: int = 40) -> tuple[dict[str, Any], list[str]]:
     """Every fault at every call of every job; the figures by job, and all problems."""
     shim = Shim()
     of = Material.made()
@@ -40,13 +39,13 @@ def run(only: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
         if only and job.name not in only:
             continue
         with tempfile.TemporaryDirectory(prefix="faults-") as place:
-            found[job.name], wrong = fail(job, Path(place), shim)
+            found[job.name], wrong = fail(job, Path(place), shim, most)
         problems += [f"{job.name}: {problem}" for problem in wrong]
         print("\n".join([f"{job.name}: {found[job.name]}, {len(wrong)} problems", *wrong]), file=sys.stderr)
     return found, problems
 
 
-def fail(job: Job, place: Path, shim: Shim) -> tuple[dict[str, Any], list[str]]:
+def fail(job: Job, place: Path, shim: Shim, most: int) -> tuple[dict[str, Any], list[str]]:
     pattern, undisturbed = place / "pattern", place / "undisturbed"
     pattern.mkdir()
     in_a_child(lambda: job.prepare(pattern) and None)
@@ -59,7 +58,7 @@ def fail(job: Job, place: Path, shim: Shim) -> tuple[dict[str, Any], list[str]]:
 
     calls = in_a_child(lambda: once(copied(pattern, undisturbed)))
     after = contents(undisturbed)
-    most = {"build a recipe": 8, "ONNX": 2}.get(job.name, MANY)
+    most = {"build a recipe": 8, "ONNX": 2}.get(job.name, most)  # these take long
     chosen = sorted({round(k * (len(calls) - 1) / max(1, most - 1)) for k in range(most)})
     whole: set[bytes] = set()
     counts = {"calls": len(calls), "tried": 0, "told": 0, "done all the same": 0}
