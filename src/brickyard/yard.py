@@ -229,9 +229,11 @@ class Yard:
         with self._lock():
             staged = self._staged(item)
             made = read_entry(staged, "new")
-            shelf = self._shelf(save=False)
+            shelf, fits = self._current(Shelf())
             for record in shelf.records.values():
                 if record.entry.sha256 == made.sha256:
+                    if not fits:  # the process that added it was killed before the index told of it
+                        self._save(shelf)
                     return record.entry
             name = name or _new_name(made, shelf, self.path)
             if name in shelf.records or os.path.lexists(self._file(name)):
@@ -250,14 +252,17 @@ class Yard:
         Raises:
             FileError: There is none of that name, or the yard cannot be written to or locked.
         """
+        from brickyard.container import flush_folder
+
         with self._lock():
             shelf = self._shelf(save=False)
             if name not in shelf.records and name not in shelf.others:
                 raise self._missing(name, shelf)
-            self._file(name).unlink(missing_ok=True)
             shelf.records.pop(name, None)
             shelf.others.pop(name, None)
-            self._save(shelf)
+            self._save(shelf)  # first: an index that tells of a file that is gone would be wrong, the other way is not
+            self._file(name).unlink(missing_ok=True)
+            flush_folder(self.path)
 
     def verify(self) -> list[Problem]:
         """Load every component whole, and compare it with the index as it stands; nothing is changed.
@@ -390,11 +395,12 @@ class Yard:
 
     def _save(self, shelf: Shelf) -> None:
         """Write the index; the lock must be held."""
-        from brickyard.container import write_content
+        from brickyard.container import flush_folder, write_content
 
         staged = self._stage() / INDEX
         write_content(staged, written(shelf), overwrite=True)
         os.replace(staged, self.path / INDEX)
+        flush_folder(self.path)  # a component that was added has its name there too
         self._known = _seen(self.path / INDEX), shelf
 
     @contextlib.contextmanager
@@ -403,6 +409,8 @@ class Yard:
 
         What a process that was killed left behind is cleared away when the lock is taken.
         """
+        from brickyard.container import advice, surely
+
         what = f"the yard {self.path} cannot be locked for writing"
         try:
             import fcntl
@@ -424,10 +432,12 @@ class Yard:
                 self._clear()
                 yield True
             except OSError as error:
-                raise FileError(f"the yard {self.path} cannot be written to: {error.strerror or error}") from error
+                raise FileError(
+                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}"
+                ) from error
             finally:
                 with contextlib.suppress(OSError):
-                    self._clear()
+                    surely(self._clear)
         finally:
             os.close(place)
 
@@ -444,6 +454,7 @@ class Yard:
     def _staged(self, item: Component | Path | str) -> Path:
         """A copy of what is added, in a folder inside the yard that is cleared away with the lock; it loads."""
         from brickyard.component import Component
+        from brickyard.container import advice
         from brickyard.files import load
 
         staged = self._stage() / f"new{SUFFIX}"
@@ -457,7 +468,9 @@ class Yard:
         try:
             shutil.copyfile(path, staged)
         except OSError as error:
-            raise FileError(f"{path} cannot be copied to {self.path}: {error.strerror or error}") from None
+            raise FileError(
+                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}"
+            ) from None
         try:
             found = load(staged)
         except FileError as error:
