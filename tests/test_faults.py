@@ -175,9 +175,9 @@ def read_only(tmp_path):
 
 
 def test_a_read_only_folder_is_one_clear_error(part, read_only) -> None:
-    with pytest.raises(FileError, match="(Read-only|Permission).*; make its folder writable, or choose another place"):
+    with pytest.raises(FileError, match=r"(Read-only|Permission).*; make its folder writable, or choose another place"):
         part.save(read_only / "old.safetensors", overwrite=True)
-    with pytest.raises(FileError, match="cannot be locked for writing: .*; make it writable, or copy it"):
+    with pytest.raises(FileError, match=r"cannot be locked for writing: .*; make it writable, or copy it"):
         Yard(read_only).add(part)
     assert (read_only / "old.safetensors").read_bytes() == b"old"
     assert len(list(read_only.iterdir())) == 1
@@ -360,5 +360,5 @@ def test_a_result_that_cannot_be_printed_is_told(part, tmp_path) -> None:
     full = shell("brickyard yard list > /dev/full", tmp_path)
     assert full.returncode == 1
     assert full.stderr == (
-        "brickyard: the result cannot be printed: No space left on device; free some space, or send it elsewhere\n"
+        "brickyard: the result cannot be printed: No space left on device; free some space or send it elsewhere\n"
     )

@@ -333,7 +333,7 @@ class _Build:
         return "ran"
 
     def _sweep(self) -> None:
-        """Remove what steps that were stopped, and have run since or changed, had kept, and half files of killed ones."""
+        """Remove what stopped steps that have run since or changed had kept, and half files of killed ones."""
         from brickyard.container import clear_stages
 
         for place in (self.folder / NOTES).glob("locate-*"):

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,37 @@ def fail(job: Job, place: Path, shim: Shim, most: int) -> tuple[dict[str, Any], 
     whole: set[bytes] = set()
     counts = {"calls": len(calls), "tried": 0, "told": 0, "done all the same": 0}
     problems: list[str] = []
+    folder = place / "disturbed"
+
+    def disturbed(number: int, mode: int, value: int, lasting: bool) -> list[Any]:
+        stopping.listen()
+        shim.arm(folder, mode, number + 1, value, lasting=lasting)
+        try:
+            job.work(folder)
+            told = ""
+        except by.BrickyardError as error:
+            told = str(error)
+        except KeyboardInterrupt:
+            told = "stopped"
+        reached = len(shim.disarm()) > number
+        wrong = [] if reached else ["it was not reached"]
+        wrong += after_a_kill(folder, before, after, whole)
+        clear = calls[number] not in CLEARING or mode == SIGNAL
+        wrong += [f"{name} is left" for name in contents(folder) if clear and temporary(name)]
+        if told and mode == FAIL and ("; " not in told or "\n" in told):
+            wrong.append(f"nothing says what to do next: {told}")
+        if not told:
+            wrong += [text for text in after_a_rerun(folder, after) if clear or not text.endswith(" is left")]
+        job.work(folder)
+        return [told, wrong + after_a_rerun(folder, after)]
+
     for number in chosen:
         for name, (mode, value, lasting) in FAULTS.items():
-            folder = place / "disturbed"
             copied(pattern, folder)
             where = f"{name} at call {number + 1} ({calls[number]})"
 
-            def disturbed() -> list[Any]:
-                stopping.listen()
-                shim.arm(folder, mode, number + 1, value, lasting=lasting)
-                try:
-                    job.work(folder)
-                    told = ""
-                except by.BrickyardError as error:
-                    told = str(error)
-                except KeyboardInterrupt:
-                    told = "stopped"
-                reached = len(shim.disarm()) > number
-                wrong = [] if reached else ["it was not reached"]
-                wrong += after_a_kill(folder, before, after, whole)
-                clear = calls[number] not in CLEARING or mode == SIGNAL
-                wrong += [f"{name} is left" for name in contents(folder) if clear and temporary(name)]
-                if told and mode == FAIL and ("; " not in told or "\n" in told):
-                    wrong.append(f"nothing says what to do next: {told}")
-                if not told:
-                    wrong += [text for text in after_a_rerun(folder, after) if clear or not text.endswith(" is left")]
-                job.work(folder)
-                return [told, wrong + after_a_rerun(folder, after)]
-
             try:
-                told, wrong = in_a_child(disturbed)
+                told, wrong = in_a_child(partial(disturbed, number, mode, value, lasting))
             except RuntimeError as error:
                 told, wrong = "", ["\n".join(str(error).strip().splitlines()[-6:])]
             counts["tried"] += 1
