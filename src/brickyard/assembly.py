@@ -15,7 +15,7 @@ from brickyard.errors import DataError, SurgeryError
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
-from brickyard.network import Network
+from brickyard.network import Network, kind
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Gate, Scale, combine, owned
@@ -122,7 +122,7 @@ class Assembly(Predictor):
             outputs = self._joined_outputs(images)
         else:
             for part in self.components():
-                like = next(part.parameters())
+                like = kind(part)
                 x = part.preprocess(images).to(like.device, like.dtype)
                 if not features:
                     outputs.append(part.network(x))
@@ -138,7 +138,7 @@ class Assembly(Predictor):
         return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
 
     def _joined_outputs(self, images: Tensor) -> list[Tensor]:
-        like = next(self.joined.parameters())
+        like = kind(self.joined)
         if self.manifest.shared_input:
             x = preprocess(images, self.manifest.parts[0].preprocessing)
         else:

@@ -15,6 +15,7 @@ __all__ = [
     "TaskError",
     "TraceError",
     "first_line",
+    "told",
 ]
 
 
@@ -69,3 +70,17 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def told(value: object, most: int = 400) -> str:
+    r"""Foreign text for a message of ours: one line, nothing that moves a terminal's cursor, and not long.
+
+    Example:
+        >>> from brickyard.errors import told
+        >>> told("a\nb\x1b[2J"), told("x" * 1000, most=8)
+        ('a b\\x1b[2J', 'xxxxxxxx...')
+    """
+    text = str(value)
+    text = " ".join(text[: most + 1].split()) + text[most + 1 : most + 2]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= most else text[:most] + "..."
