@@ -129,6 +129,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise FileError(f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold")
         if value.is_floating_point() and not _finite(value):
             raise FileError(f"{path}: tensor {told(name)!r} has numbers that are not finite")
+        if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
+            raise FileError(f"{path}: tensor {told(name)!r} has bytes that are neither true nor false")
     return text, tensors
 
 

@@ -156,6 +156,8 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
+    if (matrix is None) != (shift is None):
+        raise FileError("its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither")
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
         pairs = zip(manifest.parts, networks, strict=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brickyard.errors import FileError
+from brickyard.errors import FileError, told
 
 __all__ = [
     "FORMAT_VERSION",
@@ -400,7 +400,7 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{place + ': ' if place else ''}{problem['msg']}{more}"
+    return told(f"{place + ': ' if place else ''}{problem['msg']}") + more
 
 
 def file_schema() -> dict[str, Any]:

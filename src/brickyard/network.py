@@ -40,7 +40,7 @@ _DTYPES = {
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 }
 _MAX_DEPTH = 16
-_MAX_STEPS = 1 << 14
+_MAX_STEPS = 1 << 13
 _MAX_DOTS = 32  # in the name of a layer
 
 

@@ -317,7 +317,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
         raise FileError(f"weights {path} hold no table of tensors; save model.state_dict()")
     for key, value in found.items():
         if not isinstance(key, str) or not _plain(value):
-            raise FileError(f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own")
+            raise FileError(
+                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own"
+            )
     return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
 
 
