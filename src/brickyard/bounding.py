@@ -65,6 +65,7 @@ class Bounds(TorchDispatchMode):
             FileError: It costs too much, or writes into its own tensors.
         """
         self._positions = math.prod(shape[1:])
+        self.wrote.clear()  # memory of another network may lie there by now
         if math.prod(shape) > MAX_STEP:
             raise FileError(_too_large(math.prod(shape)))
         images = torch.empty(BATCH, *shape, device="meta", dtype=kind(network).dtype)

@@ -118,8 +118,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     "Weights of a source go with --weights"
                 )
             text = _json(path, metadata[KEY])
-            # Copies of their own: kernels may round otherwise where numbers are not aligned, as in the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
@@ -129,9 +128,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise FileError(f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold")
         if value.is_floating_point() and not _finite(value):
             raise FileError(f"{path}: tensor {told(name)!r} has numbers that are not finite")
-        if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
-            raise FileError(f"{path}: tensor {told(name)!r} has bytes that are neither true nor false")
     return text, tensors
+
+
+def _own(path: Path, name: str, value: Tensor) -> Tensor:
+    """A copy that is aligned: kernels may round otherwise where numbers are not, as in the file."""
+    if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
+        raise FileError(f"{path}: tensor {told(name)!r} has bytes that are neither true nor false")
+    return value.clone()
 
 
 def _finite(value: Tensor) -> bool:

@@ -383,7 +383,7 @@ def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path
     ]
     if problems:
         raise FileError(
-            f"weights {weights} do not fit {type(model).__name__}: {'; '.join(problems)}. Check the name, width and "
+            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width and "
             "class count of the source"
         )
 
