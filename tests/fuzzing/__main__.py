@@ -135,9 +135,10 @@ class Run:
 
     def work(self, worker: int) -> None:
         limit_space()
+        parent = os.getppid()
         torch.manual_seed(0)  # torch keeps where from, with the lines of the sources: read now, not later
         with self.notes.open("a", buffering=1) as notes:
-            while self.at[worker] < self.count:
+            while self.at[worker] < self.count and os.getppid() == parent:
                 verdict = self.judge.case(self.at[worker])
                 notes.write(json.dumps({"index": self.at[worker], **short(verdict)}) + "\n")
                 self.at[worker] += len(self.at)

@@ -383,8 +383,8 @@ def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path
     ]
     if problems:
         raise FileError(
-            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width and "
-            "class count of the source"
+            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
+            "and class count of the source"
         )
 
 
