@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -23,13 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import brickyard as by
-from brickyard import bounding
+from brickyard import bounding, container
 from brickyard.errors import BrickyardError
 from brickyard.recipes import load_recipe
 from brickyard.shelf import read_index
 from brickyard.sources import load_source
 from brickyard.sources.loading import read_weights
-from fuzzing.judging import Judge, Watch, answers, differs, limited
+from fuzzing.judging import FLOOR, Judge, Watch, answers, differs, limited, peak, reset_peak
 from fuzzing.mutating import _fitting, tensor_names
 from fuzzing.seeding import Seed, built, seeds
 
@@ -403,6 +404,22 @@ def test_meta_shapes_take_no_memory_and_a_long_text_takes_its_share(known: dict[
     (tmp_path / "long.safetensors").write_bytes(with_text(known["uncut"], set_({"a": many}, "manifest", "scores")))
     assert isinstance(by.load(tmp_path / "long.safetensors"), by.Component)
     assert time.process_time() - start < 5
+
+
+def test_memory_for_a_long_text_is_that_of_the_text(known: dict[str, Seed], tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "case.safetensors"
+    path.write_bytes(with_text(known["uncut"], set_({"a": "x" * 2_000_000}, "manifest", "scores")))
+
+    def taken() -> int:
+        before = reset_peak()
+        assert isinstance(by.load(path), by.Component)
+        return peak() - before
+
+    assert taken() < FLOOR + 2 * path.stat().st_size
+    monkeypatch.setattr(
+        container, "STRING", re.compile(r'"(?:[^"\\]|\\.)*"')
+    )  # the control: an expression that goes back
+    assert taken() > FLOOR + 2 * path.stat().st_size
 
 
 def test_time_does_not_grow_with_the_square_of_the_classes(known: dict[str, Seed], tmp_path: Path) -> None:

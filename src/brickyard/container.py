@@ -35,7 +35,7 @@ DTYPES = frozenset({
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 })  # fmt: skip
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # without a way back, which would take much memory
 BRACKET = re.compile(r"[\[\]{}]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 

@@ -138,7 +138,7 @@ class Judge:
         path.write_bytes(content)
         beside = (str(path.with_suffix(".json")),) if kind == "weights" else ()  # a text may lie there
         verdict = Verdict(kind, how)
-        start_memory = _reset()
+        start_memory = reset_peak()
         try:
             with self.watch.over(str(path), *beside) as seen:
                 start = time.process_time()
@@ -150,7 +150,7 @@ class Judge:
                     except BrickyardError as error:
                         verdict.outcome, verdict.message = "refused", str(error)
                 verdict.seconds = time.process_time() - start
-            verdict.memory = _peak() - start_memory
+            verdict.memory = peak() - start_memory
             verdict.problem = self._looked_at(verdict, seen, len(content))
             if verdict.outcome == "loaded" and not verdict.problem:
                 self._use(verdict, found, seed, content, path)
@@ -203,14 +203,14 @@ class Judge:
         first = found.manifest.parts[0]
         images = torch.rand(2, *first.input_shape, generator=torch.Generator().manual_seed(0))
         before = images.clone()
-        start, start_memory = time.process_time(), _reset()
+        start, start_memory = time.process_time(), reset_peak()
         with self.watch.over() as seen, limited():
             try:
                 outputs = answers(found, images)
             except BrickyardError as error:
                 verdict.outcome, verdict.message = "unusable", str(error)
                 outputs = None
-        verdict.run_seconds, verdict.run_memory = time.process_time() - start, _peak() - start_memory
+        verdict.run_seconds, verdict.run_memory = time.process_time() - start, peak() - start_memory
         if seen:
             verdict.problem = f"did {seen[0]} when it ran"
         elif verdict.run_memory > RUN:
@@ -346,15 +346,15 @@ def limit_space() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _reset() -> int:
+def reset_peak() -> int:
     """Forget the highest memory so far; what there is now, in bytes."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
-    """The most memory since `_reset`, in bytes; where that is not known, since the process began."""
+def peak() -> int:
+    """The most memory since `reset_peak`, in bytes; where that is not known, since the process began."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
