@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types unit docs conformity install install-test clean
+.PHONY: demo test lint types unit docs conformity lock sbom audit wheel install install-test clean
 
 demo: install
 	$(BIN)/brickyard demo -o demo-output
@@ -29,6 +29,21 @@ docs: install-test
 conformity: install-test
 	$(BIN)/python tests/conformity
 
+# What the tests run with, pinned; a bill of materials; licences and known holes.
+lock: install-test
+	$(BIN)/python tools/supply.py lock
+
+sbom: install-test
+	mkdir -p dist
+	$(BIN)/python tools/supply.py sbom -o dist/sbom.json
+
+audit: install-test
+	$(BIN)/python tools/supply.py audit
+
+# The same bytes wherever it is built from one commit.
+wheel: install-test
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
 install: $(VENV)/.demo
 install-test: $(VENV)/.test
 
@@ -37,14 +52,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch and torchvision must fit each other: requirements.txt names a pair that was tried together.
-$(VENV)/.demo: requirements.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --requirement requirements.txt
-	$(PIP) install --quiet --editable '.[plots]'
+$(VENV)/.demo: requirements.txt constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[plots]'
 	touch $@
 
-$(VENV)/.test: requirements.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --requirement requirements.txt
-	$(PIP) install --quiet --editable '.[test]'
+$(VENV)/.test: requirements.txt constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --requirement requirements.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:

@@ -720,3 +720,107 @@ def test_copies_types_and_modes() -> None:
     part.train()
     part.predict(DATA[0][:3])
     assert all(module.training for module in part.modules())
+
+
+# -- classes that come and go --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("scaling", ["none", "logit-mean", "mahalanobis"])
+def test_a_class_that_is_added_leaves_all_others_as_they_are(make, scaling) -> None:
+    first, second = parts(make)
+    new = parts(make, tasks=((0, 1), (0,)), preprocessing=(None, None))[1]
+    deployed = by.assemble([first], scaling=scaling)
+    more = by.assemble([deployed, second], scaling=scaling)
+    assert more.classes == ("c", "a", "f", "h", "g")
+    assert torch.equal(more.side_by_side(DATA[0])[:, :2], deployed.side_by_side(DATA[0]))
+    most = by.assemble([more, new])
+    assert most.classes == (*more.classes, "e")
+    assert torch.equal(most.side_by_side(DATA[0])[:, :5], more.side_by_side(DATA[0]))
+    assert torch.equal(most(DATA[0])[:, 5:], new(new.preprocess(DATA[0])))
+    assert not torch.equal(by.assemble([new, more])(DATA[0])[:, :5], more.side_by_side(DATA[0]))  # control
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("form", ["parallel", "grouped"])
+@pytest.mark.parametrize("reject", [False, True])
+def test_a_class_that_is_removed_leaves_all_others_as_they_are(make, form, reject, tmp_path) -> None:
+    pair = parts(make, reject=reject)
+    whole = by.assemble(pair, form=form)
+    less = by.assemble(pair, form=form, without=["a", "g"])
+    assert less.classes == ("c", "f", "h")
+    assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 2, 3]])
+    again = by.load(less.save(tmp_path / "less.safetensors"))
+    assert torch.equal(again(DATA[0]), less(DATA[0]))
+    assert again.manifest == less.manifest
+    assert "left out     a, g" in str(again)
+    if form == "parallel":
+        least = by.assemble([again], without=["h"])
+        assert least.classes == ("c", "f")
+        assert torch.equal(least(DATA[0]), whole(DATA[0])[:, [0, 2]])
+        alone = by.assemble([again], without=["f", "h"])
+        assert len(alone.manifest.parts) == 1
+        back = by.assemble(list(alone.components()))
+        assert back.classes == ("c", "a")
+
+
+def test_scalings_do_without_a_class_that_was_removed() -> None:
+    pair = parts()
+    kept = [0, 2, 3]
+    for name in ("logit-mean", "magnitude"):
+        whole, less = (by.assemble(pair, scaling=name, without=gone) for gone in ([], ["a", "g"]))
+        torch.testing.assert_close(less(DATA[0]), whole(DATA[0])[:, kept], rtol=1e-6, atol=1e-6)
+    for name in ("affine", "joint-head", "lda", "mahalanobis", "log-probability"):
+        less = by.assemble(pair, scaling=name, without=["a", "g"], images=[DATA, DATA], shots=4)
+        assert less(DATA[0]).shape == (48, 3)
+
+
+def test_scores_leave_out_images_of_a_class_that_was_removed() -> None:
+    pair = parts()
+    less = by.assemble(pair, without=["a", "g"])
+    sources = [randomised(chain(), seed) for seed in (0, 1)]
+    scores = by.evaluate(less, [DATA, DATA], source=sources, latency=False)
+    images, labels = DATA
+    first, second = images[labels == 2], [images[labels == k] for k in (1, 3)]
+    right = [
+        *(less(first).argmax(1) == 0),
+        *(less(second[0]).argmax(1) == 1),
+        *(less(second[1]).argmax(1) == 2),
+    ]
+    row = scores.row("assembled")
+    assert row.images == len(right) == 36
+    assert row.accuracy == pytest.approx(100 * float(torch.stack(right).double().mean()))
+    with torch.no_grad():
+        found = [
+            torch.ones(12, dtype=torch.bool),
+            *(sources[1].eval()(second[i])[:, [1, 3]].argmax(1) == i for i in (0, 1)),
+        ]
+    assert scores.row("restricted").accuracy == pytest.approx(100 * float(torch.cat(found).double().mean()))
+
+
+def test_one_of_two_classes_of_one_name_can_be_removed() -> None:
+    model = randomised(chain(), 0)
+    relevance = by.locate(model, DATA, classes=NAMES[0])
+    pair = [by.disassemble(model, relevance, task=task) for task in (["a", "b"], ["b", "c"])]
+    whole = by.assemble(pair, on_duplicate="rename")
+    assert whole.classes == ("a", "b", "b (Sequential)", "c")
+    less = by.assemble(pair, on_duplicate="rename", without=["b (Sequential)"])
+    assert less.classes == ("a", "b", "c")
+    assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 1, 3]])
+    mean = by.assemble(pair, on_duplicate="average", without=["b"])
+    assert torch.equal(mean(DATA[0]), whole(DATA[0])[:, [0, 3]])
+
+
+def test_what_cannot_be_removed_is_named() -> None:
+    pair = parts()
+    for without, kind, words in (
+        (["x"], by.BrickyardError, "class 'x' was to be left out, and is none of c, a"),
+        (["c", "a", "f", "h", "g"], by.BrickyardError, "no class is left"),
+        ("c", by.BrickyardError, "list of class names"),
+    ):
+        with pytest.raises(kind, match=words):
+            by.assemble(pair, without=without)
+    with pytest.raises(by.BrickyardError, match="padded form"):
+        by.assemble([by.assemble(pair, form="padded")])
+    with pytest.raises(by.BrickyardError, match="Sequential was given"):
+        by.assemble([pair[0], chain()])

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 import brickyard as by
 from brickyard.cli import app
 from brickyard.datasets import load_data
+from brickyard.sources import load_source
 
 COMMANDS = [
-    *("demo", "train", "locate", "disassemble", "assemble", "evaluate", "show", "predict"),
+    *("demo", "train", "locate", "disassemble", "assemble", "finetune", "distil"),
+    *("evaluate", "show", "predict"),
     *("routes", "report", "export", "push", "yard", "build", "workbench"),
 ]
 
@@ -77,6 +79,29 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     code = "import sys, brickyard; print('torch' in sys.modules, 'typer' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False False"
+
+
+def test_finetune_and_distil(work, tmp_path) -> None:
+    a, both = work / "a.safetensors", work / "ab.safetensors"
+    data = ("--data", work / "a-train", "--data", work / "b-train")
+    out = tmp_path / "tuned.safetensors"
+    found = json.loads(run("finetune", both, *data, "--epochs", 2, "-o", out, "--json").stdout)
+    assert by.load(out).manifest.tuned.model_dump(mode="json") == {k: v for k, v in found.items() if k != "output"}
+    assert found["epochs"] == 2
+    taught = tmp_path / "taught.safetensors"
+    options = ("--source", work / "a.source.safetensors", "--features", 0.5, "--epochs", 1, "--lr", 1e-3)
+    assert "taught by" in run("finetune", a, "--data", work / "a-train", *options, "-o", taught).stdout
+    again = ("finetune", a, "--data", work / "a-train", "--epochs", 2, "--resume", tmp_path / "state")
+    run(*again, "-o", tmp_path / "1.safetensors")
+    run(*again, "-o", tmp_path / "2.safetensors")
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    student = tmp_path / "student.safetensors"
+    options = ("--teacher", both, "--data", "digits", "--epochs", 1, "--size", 16)
+    run("distil", "cnn?width=0.125", *options, "-o", student)
+    assert load_source(str(student)).classes == ("0", "2", "9", "7")
+    wrong = ("--teacher", both, "--source", work / "a.source.safetensors")
+    assert "one teacher" in run("finetune", a, "--data", work / "a-train", *wrong, "-o", tmp_path / "x", code=1).stderr
+    assert "2 times" in run("finetune", both, *data[:2], "-o", tmp_path / "x", code=1).stderr
 
 
 def test_the_way_from_sources_to_a_classifier(work) -> None:

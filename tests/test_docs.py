@@ -202,6 +202,13 @@ def reports_page(_: str, names: dict[str, Any]) -> None:
     assert Path("routes.svg").read_text().count("<path") > 10
 
 
+def graphs_page(printed: str, names: dict[str, Any]) -> None:
+    assert "restricted" in printed
+    assert names["part"].classes == ("0", "2")
+    assert names["whole"].classes == ("0", "2", "1")
+    assert names["again"](*names["graph"][:2]).shape == (60, 3)
+
+
 PAGES = {
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,
@@ -209,6 +216,7 @@ PAGES = {
     "howto/calibrate.md": calibrated,
     "yard.md": yard_page,
     "reports.md": reports_page,
+    "graphs.md": graphs_page,
 }
 
 
@@ -216,6 +224,8 @@ PAGES = {
 def test_blocks_of_pages_run(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     given: dict[str, Any] = {}
+    if name == "graphs.md":
+        needed_package("torch_geometric")
     if name == "reports.md":  # the page goes on where a guide to locating ends
         needed_package("matplotlib")
         model, images = chain(), torch.rand(40, 3, 8, 8)

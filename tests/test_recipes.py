@@ -674,12 +674,17 @@ def test_all_files_that_loading_reads_are_hashed(tmp_path, monkeypatch) -> None:
     save_folder(images, tmp_path / "parts" / "val")
     opened: set[Path] = set()
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.add(Path(path)) or real(path, *rest))
+    monkeypatch.setattr(Image, "open", lambda path, **how: opened.add(Path(path)) or real(path, **how))
     for folder, split in (("plain", "train"), ("plain", "test"), ("parts", "train"), ("parts", "test")):
         opened.clear()
         load_data(tmp_path / folder, split=split)
         assert opened == set(data_files(tmp_path / folder, split))
         assert len(opened) == 12
+    for name in ("x-images-idx3-ubyte", "x-images.idx3-ubyte"):
+        labels = tmp_path / name.replace("images", "labels").replace("idx3", "idx1")
+        for path in (tmp_path / name, labels):
+            path.touch()
+        assert set(data_files(tmp_path / name, "train")) == {tmp_path / name, labels}
 
 
 def test_a_file_is_read_again_only_where_it_changed(tmp_path, monkeypatch) -> None:

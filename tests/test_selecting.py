@@ -143,7 +143,7 @@ def test_axes_that_are_cut_keep_a_multiple(select, spread) -> None:
         by.disassemble(model, relevance, task=[0, 3], budget=by.Budget(flops=0.05, multiple=8), select=select)
 
 
-@pytest.mark.parametrize("select", ["damage", "l1", "activation", "taylor", "random"])
+@pytest.mark.parametrize("select", ["damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"])
 def test_every_choice_makes_a_component_that_says_how_it_was_chosen(select) -> None:
     model = Residual(width=24, inner=20)
     data = IMAGES.float(), torch.arange(24) % 4
@@ -172,6 +172,32 @@ def test_controls_are_what_their_names_say() -> None:
     nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()
     np.testing.assert_allclose(scores["taylor"], (x * x.grad).abs().sum(0).detach(), rtol=1e-9)
     assert len(set(scores["random"].tolist())) == 8
+    filters = model[0].weight.detach().flatten(1).double().numpy()
+    apart = np.linalg.norm(filters[:, None] - filters[None], axis=2).sum(1)
+    np.testing.assert_allclose(scores["fpgm"], apart, rtol=1e-9)
+    np.testing.assert_allclose(scores["hrank"], (x != 0).sum(0))
+
+
+def test_ranks_are_those_of_the_maps_that_are_read() -> None:
+    model = randomised(Residual(), 0).double()
+    graph = trace(model, IMAGES)
+    found = CRITERIA["hrank"](graph, [IMAGES], [0, 1, 2], 0)
+    read: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: read.__setitem__(name, args[0].detach()))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    model.eval()(IMAGES)
+    for hook in hooks:
+        hook.remove()
+    wanted = np.zeros(graph.channels)
+    for name, x in read.items():
+        reads = graph.at(name, "in")
+        maps = x.numpy() if x.ndim == 4 else x.numpy()[:, :, None, None]
+        np.add.at(wanted, reads, np.linalg.matrix_rank(maps.astype(np.float32)).sum(0))
+    np.testing.assert_allclose(found.numpy(), wanted)
+    assert len(np.unique(wanted)) > 3
 
 
 def test_a_choice_without_a_budget_or_without_images_is_refused(tmp_path) -> None:

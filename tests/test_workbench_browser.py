@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -173,6 +176,83 @@ def test_names_from_files_stay_text(page) -> None:
     expect(page.locator("#inside-picture rect").first).to_be_visible()
     assert page.title() == "Brickyard workbench"
     assert page.locator("img[src=x], b:text-is('chain')").count() == 0
+
+
+ORDERS = [
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=\'owned\'">',
+    "'-(document.title='owned')-'",
+    "\u202etxt.exe\x1b[2J",
+    "javascript:document.title='owned'",
+]
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_names_that_give_orders_are_shown_and_not_obeyed(browser, tmp_path, monkeypatch, safe) -> None:
+    from brickyard.reporting import write_report
+    from brickyard.testing import chain
+    from brickyard.workbench import app as module
+    from brickyard.workbench import create_app, guarding
+    from brickyard.workbench.limits import Limits
+    from brickyard.workbench.serving import server
+    from brickyard.yard import Yard
+
+    data = torch.rand(20, 3, 8, 8), torch.arange(20) % 5
+    part = by.disassemble(chain(5), by.locate(chain(5), data, classes=ORDERS, name=ORDERS[0]), task=ORDERS)
+    yard = Yard(tmp_path / "yard", create=True)
+    yard.add(part, "orders")
+    if not safe:  # the control: without the policy, and with names as markup, they would be obeyed
+        monkeypatch.setattr(guarding, "HEADERS", {})
+        monkeypatch.setattr(module, "shown", lambda text: text)
+    app = create_app(yard)
+    found = server(app, Limits())
+    place = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=found.run, kwargs={"sockets": [place]})
+    thread.start()
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(15_000)
+        if not safe:
+            page.route("**/app.js", lambda route: route.fulfill(body=careless(route.fetch().text())))
+        page.goto(f"http://127.0.0.1:{place.getsockname()[1]}/")
+        page.wait_for_selector(".brick")
+        time.sleep(0.3)
+        assert page.title() == ("Brickyard workbench" if safe else "owned")
+        if not safe:
+            return
+        chips = page.locator(".brick .chip").all_inner_texts()
+        assert chips == [*ORDERS[:3], r"\u202etxt.exe\x1b[2J", ORDERS[4]]
+        button(page, "Add brick orders").click()
+        assembled(page, 1)
+        page.locator("#picture").set_input_files(
+            [{"name": "<img src=x onerror=document.title='owned'>.png", "mimeType": "image/png", "buffer": png(ARRAY)}]
+        )
+        expect(page.locator(".answer")).to_have_count(1)
+        button(page, "Look inside brick orders").click()
+        expect(page.locator("#inside-text")).to_contain_text(ORDERS[0])
+        assert page.title() == "Brickyard workbench"
+        page.goto(write_report(tmp_path / "report.html", [part], names=[ORDERS[1]], title=ORDERS[2]).as_uri())
+        time.sleep(0.3)
+        assert page.title() != "owned"
+        assert ORDERS[0] in page.locator("body").inner_text()
+    finally:
+        page.close()
+        found.should_exit = found.force_exit = True
+        thread.join(20)
+        place.close()
+
+
+ARRAY = torch.zeros(8, 8, dtype=torch.uint8).numpy()
+
+
+def careless(script: str) -> str:
+    """The page's script as it must not be: names become markup."""
+    assert "node.append(...children.filter((child) => child !== null));" in script
+    return script.replace(
+        "node.append(...children.filter((child) => child !== null));",
+        "for (const c of children) { if (typeof c === 'string') node.insertAdjacentHTML('beforeend', c); "
+        "else if (c !== null) node.append(c); }",
+    )
 
 
 def test_calibration_asks_for_pictures_of_every_class(page, yard) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickyard.component import Component, quick
-from brickyard.errors import DataError, SurgeryError
+from brickyard.component import Component, quick, tuned_text
+from brickyard.errors import DataError, SurgeryError, shown
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
 from brickyard.network import Network, kind
+from brickyard.options import Distillation, Schedule
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Gate, Scale, combine, owned
@@ -115,15 +116,33 @@ class Assembly(Predictor):
             The parts' logits of their columns, (batch, logits); their features, each part's of length one, (batch,
             features); and how far these are from the parts' own classes, (batch, parts).
         """
+        return self._signals(self.inputs(images), features)
+
+    def inputs(self, images: Tensor) -> list[Tensor]:
+        """Raw images -> what each of `networks` takes."""
+        parts = self.manifest.parts
+        if self.manifest.form == "parallel" or self.manifest.shared_input:
+            prepared = [preprocess(images, part.preprocessing) for part in parts[: len(self._likes())]]
+        else:
+            prepared = [torch.cat([preprocess(images, part.preprocessing) for part in parts], 1)]
+        return [x.to(like.device, like.dtype) for x, like in zip(prepared, self._likes(), strict=True)]
+
+    def _likes(self) -> list[Tensor]:
+        return [kind(network) for network in self.networks()]
+
+    def answers(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What `inputs` gives -> logits of all classes."""
+        return self.scaled(*self._signals(inputs, features=self.gate is not None))
+
+    def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         outputs: list[Tensor] = []
         entering: list[Tensor] = []
         distances: list[Tensor] = []
         if self.manifest.form != "parallel":
-            outputs = self._joined_outputs(images)
+            joined: Tensor = self.joined(inputs[0])
+            outputs = list(joined.split([part.width for part in self.manifest.parts], 1))
         else:
-            for part in self.components():
-                like = kind(part)
-                x = part.preprocess(images).to(like.device, like.dtype)
+            for part, x in zip(self.components(), inputs, strict=True):
                 if not features:
                     outputs.append(part.network(x))
                     continue
@@ -137,22 +156,15 @@ class Assembly(Predictor):
         known = len(distances) == len(outputs)
         return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
 
-    def _joined_outputs(self, images: Tensor) -> list[Tensor]:
-        like = kind(self.joined)
-        if self.manifest.shared_input:
-            x = preprocess(images, self.manifest.parts[0].preprocessing)
-        else:
-            x = torch.cat([preprocess(images, part.preprocessing) for part in self.manifest.parts], 1)
-        outputs: Tensor = self.joined(x.to(like.device, like.dtype))
-        return list(outputs.split([part.width for part in self.manifest.parts], 1))
-
     def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
         """A part's logits of the classes that are asked of it."""
         if not part.reject:
             outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
         if self.manifest.scaling.log_probability:
             outputs = outputs.log_softmax(1)
-        return outputs[:, list(columns)] if part.reject else outputs
+        if part.reject:
+            return outputs[:, list(columns)]
+        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' class logits before scaling, (batch, logits)."""
@@ -170,9 +182,9 @@ class Assembly(Predictor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw images -> logits of all classes."""
-        return self.scaled(*self.signals(images, features=self.gate is not None))
+        return self.answers(self.inputs(images))
 
-    _logits = forward
+    logits = forward
 
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
         """The same assembly, scaled otherwise."""
@@ -188,6 +200,29 @@ class Assembly(Predictor):
         networks = [quick(network, shape) for network, shape in zip(self.networks(), shapes, strict=True)]
         skeletons = [None] * len(self.manifest.parts)
         return Assembly(networks, self.manifest, self.matrix, self.shift, skeletons, known, self.gate)
+
+    def finetune(
+        self,
+        images: Any,
+        *,
+        schedule: Schedule | None = None,
+        validation: Any = 0.1,
+        teacher: nn.Module | None = None,
+        distillation: Distillation | None = None,
+        resume: str | Path | None = None,
+    ) -> Assembly:
+        """The assembly after training all its parts together; see `brickyard.finetuning.finetune`."""
+        from brickyard.finetuning import finetune
+
+        return finetune(
+            self,
+            images,
+            schedule=schedule,
+            validation=validation,
+            teacher=teacher,
+            distillation=distillation,
+            resume=resume,
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -212,8 +247,13 @@ class Assembly(Predictor):
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
             for i, p in enumerate(m.parts)
         ]
+        if m.tuned is not None:
+            lines.append(f"  trained      {tuned_text(m.tuned)}")
+        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        if gone:
+            lines.append(f"  left out     {', '.join(gone)}")
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
-        return "\n".join(lines)
+        return "\n".join(shown(line, keep="") for line in lines)
 
 
 def network_shapes(
@@ -284,16 +324,16 @@ def shared_signals(
     targets: list[int] = []
     found: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
     offset = 0
-    for index, (part, data) in enumerate(zip(parts, images, strict=True)):
+    for index, (task, data) in enumerate(zip(assembly.manifest.tasks, images, strict=True)):
         if data is not None:
             pool = Images(data, what=f"the images of part {index}")
-            chosen = _shots(pool.all_labels(), part, shots, seed)
+            chosen = _shots(pool.all_labels(), parts[index], task, shots, seed)
             with torch.inference_mode():
                 for x, y in pool.raw(chosen, batch_size):
                     found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
                     owners += [index] * len(y)
                     labels += y.tolist()
-                    targets += [class_of[offset + part.task.index(k)] for k in y.tolist()]
+                    targets += [class_of[offset + task.index(k)] for k in y.tolist()]
         offset += len(assembly.manifest.columns[index])
     if not found:
         raise DataError("none of the images belongs to a class of the assembly; give some that do")
@@ -307,14 +347,16 @@ def _joined(values: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if known else None
 
 
-def _shots(labels: Tensor, part: ComponentManifest, shots: int | None, seed: int) -> list[int]:
+def _shots(labels: Tensor, part: ComponentManifest, task: Sequence[int], shots: int | None, seed: int) -> list[int]:
     if shots is None:
-        return torch.nonzero(torch.isin(labels, torch.tensor(part.task))).flatten().tolist()
+        return torch.nonzero(torch.isin(labels, torch.tensor(list(task)))).flatten().tolist()
     generator = torch.Generator().manual_seed(seed)
     found: list[int] = []
-    for k, name in zip(part.task, part.classes, strict=True):
+    for k in task:
         pool = torch.nonzero(labels == k).flatten()
         if not len(pool):
-            raise DataError(f"class {name!r} has no image; give at least one a class for a few-shot scaling")
+            raise DataError(
+                f"class {part.source.classes[k]!r} has no image; give at least one a class for a few-shot scaling"
+            )
         found += pool[torch.randperm(len(pool), generator=generator)[:shots]].tolist()
     return found

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from brickyard._version import __version__
-from brickyard.commands import building, exporting, looking, making, reporting, serving, yard
+from brickyard.commands import building, exporting, looking, making, reporting, serving, tuning, yard
 from brickyard.commands.common import exit_code
-from brickyard.errors import BrickyardError, OptionError
+from brickyard.errors import BrickyardError, FileError, OptionError
 
 __all__ = ["app", "main"]
 
@@ -50,20 +50,29 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if os.environ.get("WORLD_SIZE", "1") not in ("0", "1"):
                 _shared(command, *args, **kwargs)
             else:
                 command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
+        except BrokenPipeError:
+            raise  # whoever read the output has enough
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            told = FileError(f"{place}{error.strerror or error}; check the path, the space and the rights")
+            raise typer.Exit(exit_code(told)) from None
 
     return run
 
 
 def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Run a command as one of the processes that `torchrun` started; of those that fail, the first says why."""
-    from brickyard.ranks import joined
+    from brickyard.ranks import joined, process_count
 
+    if process_count() < 2:
+        command(*args, **kwargs)
+        return
     with joined() as first_to_fail:
         try:
             if command.__name__ not in _SHARED:
@@ -85,6 +94,8 @@ for _command in (
     making.locate,
     making.disassemble,
     making.assemble,
+    tuning.finetune,
+    tuning.distil,
     looking.evaluate,
     looking.show,
     looking.predict,

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
-from brickyard.manifest import ComponentManifest, NetworkSpec
+from brickyard.manifest import ComponentManifest, NetworkSpec, TuneRecord
 from brickyard.network import Network, kind, quick_layout
+from brickyard.options import Distillation, Schedule
 from brickyard.predicting import Predictor
 from brickyard.surgery import fuse
 
-__all__ = ["Component", "kept_text", "quick", "selection_text", "share_text"]
+__all__ = ["Component", "kept_text", "quick", "selection_text", "share_text", "tuned_text"]
 
 
 class Component(Predictor):
@@ -30,6 +32,7 @@ class Component(Predictor):
         skeleton: The source's network as data, without numbers, or None where it has no form as data.
         familiarity: How far an image is from those that the component was made for, or None where it was cut
             without labelled images.
+        reads_at: The step of the network whose input its features are.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
@@ -56,7 +59,7 @@ class Component(Predictor):
         self.manifest = manifest
         self.skeleton = skeleton
         self.familiarity = familiarity
-        self._reader = reader(network)
+        self.reads_at = reader(network)
         self._select = manifest.reject or manifest.output_axis is None
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
@@ -80,7 +83,7 @@ class Component(Predictor):
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For preprocessed images the features, the values that they are averages of, and the network's output."""
-        return observe(self.network, self._reader, x)
+        return observe(self.network, self.reads_at, x)
 
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
@@ -98,7 +101,8 @@ class Component(Predictor):
 
         return preprocess(images, self.manifest.preprocessing)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
+        """Raw images, uint8 or in [0, 1] -> logits of the task's classes."""
         like = kind(self)
         return self.forward(self.preprocess(images).to(like.device, like.dtype))
 
@@ -125,6 +129,40 @@ class Component(Predictor):
             True
         """
         return Component(quick(self.network, self.manifest.input_shape), self.manifest, None, self.familiarity)
+
+    def finetune(
+        self,
+        images: Any,
+        *,
+        schedule: Schedule | None = None,
+        validation: Any = 0.1,
+        teacher: nn.Module | None = None,
+        distillation: Distillation | None = None,
+        resume: str | Path | None = None,
+    ) -> Component:
+        """The component after training on labelled images; see `brickyard.finetuning.finetune`.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.options import Schedule
+            >>> from brickyard.testing import chain
+            >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+            >>> better = component.finetune(data, schedule=Schedule(epochs=2), validation=0)
+            >>> better.manifest.tuned.epochs
+            2
+        """
+        from brickyard.finetuning import finetune
+
+        return finetune(
+            self,
+            images,
+            schedule=schedule,
+            validation=validation,
+            teacher=teacher,
+            distillation=distillation,
+            resume=resume,
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
@@ -161,9 +199,11 @@ def describe(manifest: ComponentManifest) -> str:
         f"  heal         {_heal(manifest)}",
         f"  kept         {kept_text(manifest)}",
     ]
+    if manifest.tuned is not None:
+        lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
     lines += [f"  note         {note}" for note in manifest.heal.notes]
-    return "\n".join(lines)
+    return "\n".join(shown(line, keep="") for line in lines)
 
 
 def kept_text(manifest: ComponentManifest) -> str:
@@ -189,6 +229,13 @@ def _heal(manifest: ComponentManifest) -> str:
         return "none"
     shifted = f" and {heal.copies - 1} shifted copies of each" if heal.copies > 1 else ""
     return f"{heal.method}, {heal.images} images{shifted}, {heal.layers} layers"
+
+
+def tuned_text(tuned: TuneRecord) -> str:
+    """How a component or an assembly was trained after it was made."""
+    taught = f", taught by {tuned.teacher}" if tuned.teacher else ""
+    kept = f", those of pass {tuned.best} kept" if tuned.best != tuned.epochs else ""
+    return f"{tuned.epochs} passes over {tuned.images:,} images, {tuned.optimizer} {tuned.lr:g}{taught}{kept}"
 
 
 def share_text(part: int, whole: int) -> str:

@@ -71,24 +71,25 @@ def check_free(path: Path, overwrite: bool) -> None:
     Raises:
         FileError: It does, and `overwrite` is false.
     """
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it; nothing is left after a failure.
 
+    Where `path` is a link, the link is replaced, and what it leads to stays as it is.
+
     Raises:
         FileError: The path exists and `overwrite` is false, or the file cannot be written.
     """
     check_free(path, overwrite)
-    if path.is_dir() or not path.parent.is_dir():
-        raise FileError(
-            f"{path} cannot be written: {path.parent if not path.is_dir() else path} is no place for a file"
-        )
+    special = path.exists() and not path.is_file()  # a folder, a device, a pipe
+    if special or not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: {path if special else path.parent} is no place for a file")
     place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        place.touch()
+        place.touch(exist_ok=False)  # never through a link that someone else put there
         usual = place.stat().st_mode  # the writer may make a file of its own that only its owner can read
         write(place)
         place.chmod(usual)

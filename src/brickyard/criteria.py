@@ -17,6 +17,8 @@ from brickyard.network import iter_layers
 
 __all__ = ["CRITERIA", "Criterion"]
 
+RANKED = 64  # images that ranks are measured on
+
 Criterion = Callable[[Graph, Sequence[Tensor], Sequence[int], int], Tensor]
 """(graph, batches of images, class outputs, seed) -> one score a channel, (channels,)."""
 
@@ -73,7 +75,47 @@ def random(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed
     return torch.rand(graph.channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-CRITERIA: dict[str, Criterion] = {"l1": magnitude, "activation": activation, "taylor": taylor, "random": random}
+def median_distance(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+    """FPGM (He et al., 2019, arXiv 1811.00250): sum of a filter's distances from all filters of its layer.
+
+    Filters near the geometric median of a layer can be replaced by the others.
+    """
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    for _, node, layer in iter_layers(graph.network):
+        writes = graph.at(node.target, "out")
+        if writes is not None and isinstance(layer.weight, Tensor):
+            filters = layer.weight.detach().double().flatten(1)
+            scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
+    return scores
+
+
+def feature_rank(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+    """HRank (Lin et al., 2020, arXiv 2002.10179): mean rank of a channel's values (height, width) as a matrix.
+
+    Measured where layers read them, on the first images; single values have rank 1 where they are not 0.
+    """
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    left = RANKED
+    with torch.no_grad():
+        for batch in batches:
+            batch, left = batch[:left], left - len(batch[:left])
+            if not len(batch):
+                break
+            for reads, x in _read(graph, [batch]):
+                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+                ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
+                scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
+    return scores
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l1": magnitude,
+    "fpgm": median_distance,
+    "hrank": feature_rank,
+    "activation": activation,
+    "taylor": taylor,
+    "random": random,
+}
 
 
 def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,9 +6,11 @@ All of it is raw: uint8 images of one size, labels, class names. A text may end 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import math
 import struct
 import warnings
 import zlib
@@ -24,10 +26,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brickyard.errors import DataError, OptionError, TaskError
+from brickyard.errors import DataError, OptionError, TaskError, first_line
 from brickyard.preprocessing import resize
 
-__all__ = ["ImageData", "decode_image", "load_data", "parse_classes"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "ImageData", "decode_image", "load_data", "parse_classes"]
+
+MAX_PIXELS = 80_000_000  # of one picture; what its header says is compared before anything is decoded
+MAX_SIDE = 65_535  # of its height and width: resizing makes a matrix from the longer one
+MAX_BYTES = 8 << 30  # that a compressed idx file may become
+MAX_CLASSES = 1_000_000
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: some decoders start other programs
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 FASHION = (
@@ -79,7 +87,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         if len(set(self.classes)) != len(self.classes):
             raise DataError(f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ")
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise DataError(f"{name}: labels run to {int(labels.max())} and there are {len(self.classes)} class names")
+            raise DataError(
+                f"{name}: labels run from {int(labels.min())} to {int(labels.max())} and there are {len(self.classes)} "
+                "class names; give labels that count the names from 0, and leave out images without a label"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -159,7 +170,8 @@ def load_data(
         spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
             `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
-            follow a question mark: `split`, and `classes` to keep only some (they keep their numbers).
+            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep
+            their numbers).
         split: "train" or "test", where the text does not say it.
         size: Height and width for image folders: images are resized and cropped to it.
         max_images: At most so many images, drawn with a fixed seed.
@@ -173,13 +185,15 @@ def load_data(
         >>> load_data("digits?split=test&classes=0-2").images.shape
         torch.Size([161, 1, 8, 8])
     """
-    place, _, query = (str(spec), "", "") if Path(str(spec)).exists() else str(spec).rpartition("?")
+    if not str(spec).strip():
+        raise OptionError("data '' was asked for; give digits, or the path of a folder or a file")
+    place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
     place, query = (place, query) if place else (query, "")
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"split", "classes"}
     if unknown:
         raise OptionError(f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes=")
-    data = _open(place, options.get("split", split), size)
+    data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
     if max_images is not None and max_images < 1:
@@ -193,7 +207,7 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
     """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges.
 
     Raises:
-        TaskError: A range runs backwards.
+        TaskError: A range runs backwards, or beyond the classes.
     """
     found: list[int | str] = []
     for text in texts:
@@ -202,22 +216,38 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
             first, dash, last = item.partition("-")
             if item in names:
                 found.append(item)
-            elif dash and first.isdigit() and last.isdigit():
+            elif dash and _is_number(first) and _is_number(last):
                 if int(last) < int(first):
                     raise TaskError(f"range {item!r} runs backwards; write {last}-{first}, or the classes in order")
+                if int(last) >= len(names):
+                    raise TaskError(
+                        f"range {item!r} was asked for; there are classes 0 to {len(names) - 1}: end it there"
+                    )
                 found += range(int(first), int(last) + 1)
-            elif item.isdigit():
+            elif _is_number(item):
                 found.append(int(item))
             elif item:
                 found.append(item)
     return found
 
 
-def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a text that cannot be a path is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
     if place == "digits":
         return _digits(split)
     path = Path(place)
-    if not path.exists():
+    if not _exists(path):
         raise DataError(f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'")
     if path.suffix == ".parquet":
         return _parquet(path)
@@ -230,7 +260,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None) -> ImageData:
         for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
             if (path / name).is_file():
                 return _idx(path / name)
-        return _folder(path, split, size)
+        return _folder(path, split, size, asked)
     raise DataError(f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these")
 
 
@@ -256,38 +286,60 @@ def _parquet(path: Path) -> ImageData:
     except ImportError:
         raise OptionError(f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
     try:
-        table = pq.read_table(path)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from None
-    columns = table.column_names
-    image = next((name for name in ("image", "img") if name in columns), None)
-    label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
-    if image is None or label is None:
-        raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
-    values = table[label].to_pylist()
-    if not values or not all(isinstance(value, int) for value in values):
-        raise DataError(f"{path}: its column {label!r} must hold a whole number in each of {len(values)} rows")
+        with pq.ParquetFile(path) as file:
+            columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata
+            image = next((name for name in ("image", "img") if name in columns), None)
+            label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
+            if image is None or label is None:
+                raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
+            pictures, values = _rows(file, path, image, label)
+    except DataError:
+        raise
+    except Exception as error:  # what pyarrow raises for damaged files differs by version
+        raise DataError(f"{path} cannot be read as parquet: {first_line(error)}; get it again") from None
+    count = max(values, default=0) + 1
+    if not values or count > MAX_CLASSES:
+        raise DataError(f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0")
+    names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
     labels = torch.tensor(values, dtype=torch.long)
-    pictures: list[Tensor] = []
-    for index, item in enumerate(table[image].to_pylist()):
-        content = item.get("bytes") if isinstance(item, dict) else item
-        if not isinstance(content, bytes):
-            raise DataError(f"{path}: image {index} holds no bytes; embed the images in the file")
-        pictures.append(decode_image(io.BytesIO(content), f"{path}, image {index}"))
-    names = _names_in_schema(table.schema.metadata, label) or [str(k) for k in range(int(labels.max()) + 1)]
     return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
+
+
+def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], list[int]]:
+    """Images and labels, a few hundred rows at a time: a column that says one thing a million times is small."""
+    pictures: list[Tensor] = []
+    values: list[int] = []
+    for batch in file.iter_batches(batch_size=256, columns=[image, label]):
+        for content, value in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
+            index = len(values)
+            if not isinstance(value, int) or abs(value) >> 62:
+                raise DataError(
+                    f"{path}: its column {label!r} must hold a whole number in each row, and row {index} holds "
+                    f"{str(value)[:40]!r}; leave out images without a label"
+                )
+            found = content.get("bytes") if isinstance(content, dict) else content
+            if not isinstance(found, bytes):
+                raise DataError(f"{path}: image {index} holds no bytes; embed the images in the file")
+            pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
+            values.append(int(value))
+    return pictures, values
 
 
 def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
 def _idx(path: Path) -> ImageData:
-    labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labels_path = labels_beside(path)
+    if labels_path == path:
+        raise DataError(
+            f"{path} was asked for, and its name says of no images; give the file of images, such as "
+            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it"
+        )
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
     count = int(labels.max()) + 1 if len(labels) else 1
@@ -295,40 +347,63 @@ def _idx(path: Path) -> ImageData:
     return ImageData(images.unsqueeze(1), labels, names, f"{folder}/{path.name.split('-')[0]}")
 
 
+def labels_beside(images: Path) -> Path:
+    """Where the labels of an idx file of images are; the same path where its name says of no images."""
+    return images.with_name(images.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
+
+
 def _read_idx(path: Path, ndim: int) -> Tensor:
+    """Numbers of an idx file: as many as its header says and no more, however much a compressed file holds."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, dims = struct.unpack(">HBB", content[:4])
-        shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
-    except (OSError, EOFError, struct.error, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an idx file: {error}") from None
-    numbers = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
-    if zero != 0 or kind != 8 or dims != ndim or numbers.size != int(np.prod(shape)):
-        raise DataError(f"{path} is no whole idx file of bytes with {ndim} dimensions")
-    return torch.from_numpy(numbers.reshape(shape).copy())
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4 + 4 * ndim)
+            zero, kind, dims, *shape = struct.unpack(f">HBB{ndim}I", start)
+            size = math.prod(shape)
+            whole = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
+            if path.suffix != ".gz":
+                whole = whole and size == path.stat().st_size - len(start)
+            content = bytearray()
+            while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
+                content += more
+    except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as an idx file: {first_line(error)}; get it again") from None
+    if not whole or len(content) != size:
+        raise DataError(
+            f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
+            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 # -- image folders -------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path, split: str, size: tuple[int, int] | None) -> ImageData:
+def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+    """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
     for name in (split, "val") if split == "test" else (split,):
-        if (path / name).is_dir():
+        if name and (path / name).is_dir():
             path = path / name
             break
+    else:
+        if asked:
+            there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
+            raise DataError(f"split {split!r} of {path} was asked for; its folders are {there}: name one of them")
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise DataError(f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class")
         for file in sorted((path / name).iterdir()):
-            if file.suffix.lower() in SUFFIXES:
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
                 pictures.append(picture if size is None else _crop(picture, size))
                 labels.append(k)
     if not pictures:
+        found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
         raise DataError(
-            f"{path} holds no images in class folders ({', '.join(classes[:5]) or 'no sub-folder'}); put "
-            "each class's images into a folder of its own"
+            f"{path} was asked for, split {split!r}, and it holds no images in class folders ({found}); put each "
+            "class's images into a folder of its own, directly and as .png, .jpg or the like"
         )
     return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
 
@@ -336,33 +411,67 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None) -> ImageData:
 def decode_image(source: Any, name: str | None = None) -> Tensor:
     """A picture as a uint8 tensor (channels, height, width): one channel where it is grey, else three.
 
+    It is turned as its EXIF data says. Of an animation the first frame is taken. 16 bits become 8 by the range 0 to
+    65535; what is transparent becomes white; CMYK and palettes become colour. Floating point is refused: its range is
+    not known. A picture of more than `MAX_PIXELS` pixels, or with a side above `MAX_SIDE`, is refused before it is
+    decoded.
+
     Args:
         source: A path, a file object, or a PIL image.
         name: How messages call it.
 
     Raises:
         DataError: It is no picture, is cut off, or is unreasonably large.
+
+    Example:
+        >>> from PIL import Image
+        >>> from brickyard.datasets import decode_image
+        >>> decode_image(Image.new("RGBA", (4, 2))).shape
+        torch.Size([3, 2, 4])
     """
     name = name or str(getattr(source, "filename", None) or source)
     try:
+        if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
+            raise ValueError("it is no plain file")
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            image.load()
-            array = _pixels(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"image {name} is too large: {error}") from None
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise DataError(f"image {name} cannot be read: {error}; repair it or leave it out") from None
+            warnings.simplefilter("ignore")
+            opened = not isinstance(source, Image.Image)
+            image = Image.open(source, formats=FORMATS) if opened else source
+            with image if opened else contextlib.nullcontext():
+                width, height = image.size
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    raise DataError(
+                        f"image {name} is too large: {width} x {height} pixels, and {MAX_PIXELS:,} in all and "
+                        f"{MAX_SIDE:,} a side are the limit; make it smaller first"
+                    )
+                image.load()
+                array = _pixels(image)
+    except DataError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
+        raise DataError(
+            f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
+            "it smaller first"
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "
+            "it out"
+        ) from None
+    except Exception as error:  # decoders raise all sorts of errors on damaged files
+        raise DataError(f"image {name} cannot be read: {first_line(error)}; repair it or leave it out") from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    form = image.format  # turning forgets it
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit numbers
         wide = np.asarray(image).astype(np.int64)
-        step = 257 if image.mode != "I" or wide.max() > 255 else 1
-        return np.clip(np.rint(wide / step), 0, 255).astype(np.uint8)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError(f"its numbers run from {wide.min()} to {wide.max()}, and 0 to 65535 is what is known")
+        step = 257 if image.mode != "I" or form in ("PNG", "PPM") or wide.max() > 255 else 1
+        return np.rint(wide / step).astype(np.uint8)
     if image.mode == "F":
         raise ValueError("its numbers are floating point, and their range is not known")
     if image.mode in ("1", "L"):
@@ -378,9 +487,9 @@ def _crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = picture.shape[1:]
     factor = max(size[0] / height, size[1] / width)
     cover = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    whole = resize(picture.unsqueeze(0).float(), cover)[0].round().clamp(0, 255).to(torch.uint8)
     top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
-    return whole[:, top : top + size[0], left : left + size[1]]
+    middle = (slice(top, top + size[0]), slice(left, left + size[1]))
+    return resize(picture.unsqueeze(0).float(), cover, middle)[0].round().clamp(0, 255).to(torch.uint8)
 
 
 def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:

@@ -15,7 +15,6 @@ from brickyard._version import __version__
 from brickyard.component import Component
 from brickyard.criteria import CRITERIA
 from brickyard.errors import DataError, FileError, OptionError, TaskError
-from brickyard.familiarity import Familiarity
 from brickyard.graph import Graph
 from brickyard.healing import heal_network
 from brickyard.images import Images
@@ -26,9 +25,9 @@ from brickyard.manifest import (
     NetworkSpec,
     SelectionRecord,
     SourceRecord,
-    Statistics,
     Versions,
 )
+from brickyard.observing import observed
 from brickyard.options import Budget, Heal, Select, Thresholds, check_choice
 from brickyard.relevance import Relevance, resolve_task
 from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
@@ -36,8 +35,6 @@ from brickyard.shifting import copies_needed, with_copies
 from brickyard.surgery import cut
 
 __all__ = ["disassemble"]
-
-STATISTICS_PER_CLASS = 100
 
 
 def disassemble(
@@ -65,8 +62,8 @@ def disassemble(
         thresholds: Keep channels by the paper's thresholds; default: those of the relevances.
         budget: Keep the most relevant channels that a budget allows, instead of thresholds.
         select: What a budget ranks channels by: "mda", the relevances (the paper); "damage", what the refit cannot
-            repair, measured on images (slower, and the most accurate); or a control: "l1", "activation", "taylor",
-            "random".
+            repair, measured on images (slower, and the most accurate); or a control: "l1", "fpgm", "hrank",
+            "activation", "taylor", "random".
         reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
         heal: Repair without gradients: "refit", "moments" or "none".
         images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the
@@ -141,9 +138,9 @@ def disassemble(
         choice["multiple"] = budget.multiple
     manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
     component = Component(network, manifest, _skeleton(graph))
-    statistics, familiarity = _statistics(component, pool, batch_size)
-    manifest = manifest.model_copy(update={"statistics": statistics})
-    return Component(network, manifest, component.skeleton, familiarity)
+    if pool is None or pool.by_class is None:
+        return component
+    return observed(component, pool.images, pool.by_class, batch_size)
 
 
 def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:
@@ -286,51 +283,3 @@ def today() -> str:
         else datetime.datetime.now(datetime.UTC)
     )
     return now.date().isoformat()
-
-
-def _statistics(
-    component: Component, pool: _Pool | None, batch_size: int
-) -> tuple[Statistics | None, Familiarity | None]:
-    """What scaling may need, from labelled images of the component's own classes."""
-    if pool is None or pool.by_class is None:
-        return None, None
-    like = next((p.detach() for p in component.parameters()), torch.zeros(0))
-    features: list[Tensor] = []
-    logits: list[Tensor] = []
-    size, numbers = 0.0, 0
-    counts = [len(pool.by_class[k][:STATISTICS_PER_CLASS]) for k in component.manifest.task]
-    with torch.inference_mode():
-        for k in component.manifest.task:
-            for x, _ in pool.images.batches(pool.by_class[k][:STATISTICS_PER_CLASS], batch_size, like):
-                found, entering, outputs = component.observe(x)
-                features.append(found.double().cpu())
-                logits.append(component.head(outputs)[:, : len(component.classes)].double().cpu())
-                size += entering.abs().sum(dtype=torch.float64).item()
-                numbers += entering.numel()
-    z = torch.cat(logits)
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    familiarity = Familiarity.fit(torch.cat(features), labels)
-    own = z.gather(1, labels.unsqueeze(1)).squeeze(1)
-    right = z.argmax(1) == labels
-    statistics = Statistics(
-        images=tuple(counts),
-        correct=tuple(int(right[labels == k].sum()) for k in range(len(counts))),
-        winning_logit=tuple(_mean(own[right & (labels == k)]) for k in range(len(counts))),
-        mean_logit=tuple(_mean(own[labels == k]) for k in range(len(counts))),
-        magnitude=size / numbers,
-        margin=_margin(z),
-        familiarity=None if familiarity is None else familiarity.record,
-    )
-    return statistics, None if familiarity is None else familiarity.to(like.device)
-
-
-def _mean(values: Tensor) -> float | None:
-    return values.mean().item() if len(values) else None
-
-
-def _margin(logits: Tensor) -> float:
-    """How far the highest logit is above the next, on average; for one class, how much its logit varies."""
-    if logits.shape[1] == 1:
-        return logits.std(correction=0).item()
-    first, second = logits.topk(2, 1).values.unbind(1)
-    return (first - second).mean().item()

@@ -15,6 +15,7 @@ __all__ = [
     "TaskError",
     "TraceError",
     "first_line",
+    "shown",
     "told",
 ]
 
@@ -72,8 +73,30 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def shown(text: str, keep: str = "\n\t") -> str:
+    r"""A text of which nothing is obeyed where it is shown: characters that are not printable become escapes.
+
+    Those are control characters, which terminals take for commands, marks that turn the direction of writing, and
+    halves of characters, as names of files may have them.
+
+    Args:
+        text: The text.
+        keep: Characters that stay as they are.
+
+    Example:
+        >>> from brickyard.errors import shown
+        >>> shown("cat\x1b]0;title\x07, k\u00e4fer"), shown("two\nlines", keep="")
+        ('cat\\x1b]0;title\\x07, k\xe4fer', 'two\\nlines')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def told(value: object, most: int = 400) -> str:
-    r"""Foreign text for a message of ours: one line, nothing that moves a terminal's cursor, and not long.
+    r"""Foreign text for a message of ours: one line in which nothing is obeyed, and not a long one.
 
     Example:
         >>> from brickyard.errors import told
@@ -81,6 +104,5 @@ def told(value: object, most: int = 400) -> str:
         ('a b\\x1b[2J', 'xxxxxxxx...')
     """
     text = str(value)
-    text = " ".join(text[: most + 1].split()) + text[most + 1 : most + 2]
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = shown(" ".join(text[: most + 1].split()) + text[most + 1 : most + 2], keep="")
     return text if len(text) <= most else text[:most] + "..."

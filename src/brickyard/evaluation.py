@@ -23,7 +23,7 @@ from brickyard.ranks import Ranks
 from brickyard.relevance import fingerprint
 from brickyard.scores import Row, Scores
 
-__all__ = ["evaluate"]
+__all__ = ["accuracy_row", "difference", "evaluate", "per_class"]
 
 
 def evaluate(
@@ -105,13 +105,13 @@ def _component(
     if source is not None:
         with as_before(source):
             found = _logits(source, images, chosen, batch_size)
-        rows.append(_row("base", (found.argmax(1) == scored)[inside], target[inside]))
+        rows.append(accuracy_row("base", (found.argmax(1) == scored)[inside], target[inside]))
         restricted = found[:, task].argmax(1) == target
-        rows.append(_row("restricted", restricted[inside], target[inside]))
-    row = _row("component", right[inside], target[inside])
+        rows.append(accuracy_row("restricted", restricted[inside], target[inside]))
+    row = accuracy_row("component", right[inside], target[inside])
     if found is not None:
-        difference = restricted[inside].double() - right[inside].double()
-        row = row.model_copy(update={"drop": _percent(difference), "drop_error": _error(difference)})
+        drop, error = difference(restricted[inside], right[inside])
+        row = row.model_copy(update={"drop": drop, "drop_error": error})
     rows.append(row)
     if single:
         rows = _with_auroc(rows, own, found, task[0], inside, manifest.reject)
@@ -125,7 +125,7 @@ def _component(
         title=f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}",
         rows=tuple(rows),
         notes=tuple(notes),
-        per_class=_per_class(manifest.classes, right[inside], target[inside]),
+        per_class=per_class(manifest.classes, right[inside], target[inside]),
     )
 
 
@@ -230,7 +230,7 @@ def _assembly(
     offset = 0
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
         mine = seen.owners == index
-        task = list(part.task)
+        task = list(manifest.tasks[index])
         own = torch.tensor([class_of[offset + place] for place in range(len(task))])
         oracle[mine] = own[logits[mine][:, offset : offset + len(task)].argmax(1)] == target[mine]
         if source is not None and mine.any():
@@ -243,17 +243,17 @@ def _assembly(
         offset += len(manifest.columns[index])
     rows: list[Row] = []
     if all(source is not None for source in sources):
-        rows += [_row("base", base, target), _row("restricted", restricted, target)]
-    rows += [_row("oracle", oracle, target), _row("assembled", assembled, target)]
-    difference = oracle.double() - assembled.double()
-    rows[-1] = rows[-1].model_copy(update={"drop": _percent(difference), "drop_error": _error(difference)})
+        rows += [accuracy_row("base", base, target), accuracy_row("restricted", restricted, target)]
+    rows += [accuracy_row("oracle", oracle, target), accuracy_row("assembled", assembled, target)]
+    drop, error = difference(oracle, assembled)
+    rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
     rows = _assembly_sizes(rows, assembly, sources, timed, batch)
     return Scores(
         title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
         f"scaling {manifest.scaling.name}",
         rows=tuple(rows),
         notes=("drop of an assembly: oracle minus assembled",),
-        per_class=_per_class(manifest.classes, assembled, target),
+        per_class=per_class(manifest.classes, assembled, target),
     )
 
 
@@ -307,7 +307,7 @@ def _run_source(source: nn.Module, image: Tensor, parts: Sequence[Any], sources:
 # -- figures -----------------------------------------------------------------------------------------------
 
 
-def _row(name: str, right: Tensor, target: Tensor) -> Row:
+def accuracy_row(name: str, right: Tensor, target: Tensor) -> Row:
     """Accuracy over images and over classes, with one standard error."""
     share = right.double()
     counts = torch.bincount(target)
@@ -325,6 +325,12 @@ def _row(name: str, right: Tensor, target: Tensor) -> Row:
     )
 
 
+def difference(right: Tensor, other: Tensor) -> tuple[float, float]:
+    """How many points one row is above another on the same examples, and one standard error of it, paired."""
+    gap = right.double() - other.double()
+    return _percent(gap), _error(gap)
+
+
 def _percent(values: Tensor) -> float:
     return 100 * values.double().mean().item()
 
@@ -334,7 +340,8 @@ def _error(values: Tensor) -> float:
     return 100 * values.double().std(correction=0).item() / math.sqrt(len(values))
 
 
-def _per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
+def per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
+    """Accuracy of each class that has examples, in percent."""
     hits = np.bincount(target.numpy(), weights=right.double().numpy(), minlength=len(classes))
     counts = np.bincount(target.numpy(), minlength=len(classes))
     return {name: 100 * float(h / c) for name, h, c in zip(classes, hits, counts, strict=True) if c}

@@ -98,7 +98,7 @@ class _FromRaw(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model._logits(images)
+        logits = self.model.logits(images)
         return logits, logits.softmax(1)
 
 
@@ -250,7 +250,7 @@ def _of_type(images: Tensor, dtype: str) -> Tensor:
 
 def _say(model: Predictor, images: Tensor) -> Tensor:
     with torch.inference_mode():
-        return run_images(model._logits, images, "the images for the check")
+        return run_images(model.logits, images, "the images for the check")
 
 
 def _program(model: Predictor, entry: _Entry) -> ExportedProgram:

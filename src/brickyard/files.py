@@ -120,6 +120,8 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")
     readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
     readers = {"component": _read_component, "assembly": _read_assembly, "relevance": _read_relevance}
+    if kind in ("graph-component", "graph-assembly"):
+        raise FileError(f"{path} holds a part of a graph network; read it with brickyard.graphnets.load")
     if not isinstance(kind, str) or kind not in readers:
         raise FileError(f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected")
     try:

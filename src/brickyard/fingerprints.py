@@ -23,7 +23,7 @@ def digest(*texts: str) -> str:
     """A sha256 of texts, each told apart from the next."""
     found = hashlib.sha256()
     for text in texts:
-        content = text.encode()
+        content = text.encode("utf-8", "surrogateescape")  # names of files may be no UTF-8
         found.update(f"{len(content)}:".encode() + content)
     return found.hexdigest()
 
@@ -35,7 +35,9 @@ def data_files(place: Path, split: str) -> list[Path]:
     missed costs a wrong result.
     """
     if place.is_file():
-        labels = place.with_name(place.name.replace("images-idx3", "labels-idx1"))
+        from brickyard.datasets import labels_beside
+
+        labels = labels_beside(place)
         return sorted({place, *([labels] if labels.is_file() else [])})
     parquet = place / f"{split}.parquet"
     if parquet.is_file():

@@ -105,9 +105,10 @@ def _union(
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
         raise SurgeryError(f"form='union' needs parts of one source; these come from {names}: use form='parallel'")
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
-    healed = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
-    if source is not None and healed:
-        notes = (*notes, f"the parts' {healed[0]} was dropped: the union has the source's own weights")
+    changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
+    changed += ["training" for p in parts if p.manifest.tuned is not None]
+    if source is not None and changed:
+        notes = (*notes, f"the parts' {changed[0]} was dropped: the union has the source's own weights")
     return network, notes
 
 

@@ -36,7 +36,18 @@ from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.surgery import KeepSet, Part, positions
 
-__all__ = ["MEMORY", "HealReport", "Intercept", "Stream", "blocks", "heal_network", "intercept_of", "peak_bytes"]
+__all__ = [
+    "MEMORY",
+    "ROUNDS",
+    "HealReport",
+    "Intercept",
+    "Stream",
+    "blocks",
+    "equations_for",
+    "heal_network",
+    "intercept_of",
+    "peak_bytes",
+]
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
 _UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
@@ -348,8 +359,7 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept = job.layer, job.intercept
     sliced = layer.weight.detach().clone()
-    few = job.images * job.positions < layer.weight[0].numel()
-    equations = (_FewPositions if few else _NormalEquations)(layer, bool(intercept), job.ranks)
+    equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
         found = job.residuals(rectified=turn > 0)
         first = list(itertools.islice(found, 1))
@@ -365,9 +375,8 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
         layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
         if shift is not None:
             intercept.add(shift)
-        if not job.tail.rectified or isinstance(equations, _FewPositions):
-            break  # the latter would have to hold all inputs again
-        equations.next_round()
+        if not job.tail.rectified or not equations.again():
+            break
     return True
 
 
@@ -403,10 +412,11 @@ class _NormalEquations:
         if not self._complete:
             self.gram += x @ x.transpose(1, 2)
 
-    def next_round(self) -> None:
-        """Take other residuals of the same inputs from now on."""
+    def again(self) -> bool:
+        """Take other residuals of the same inputs from now on, if that can be done."""
         self.cross.zero_()
         self._complete = True
+        return True
 
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
         """The solution, or None where there is none; `moved`: how far weights are from the prior by now."""
@@ -441,6 +451,10 @@ class _FewPositions:
         self.inputs.append(x.clone())
         self.residuals.append(residual.clone())
 
+    def again(self) -> bool:
+        """It would have to hold all inputs again."""
+        return False
+
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
         """The solution: an unpenalised shift is what makes both sides' means agree."""
         x, r = (self._ranks.joined(torch.cat(parts, 2).double()) for parts in (self.inputs, self.residuals))
@@ -456,6 +470,14 @@ class _FewPositions:
         change = solution.transpose(1, 2) @ x.transpose(1, 2)  # (G, q, n)
         shift = (r_mean - change @ x_mean).flatten() if self.with_shift else None
         return change.flatten(0, 1), shift
+
+
+def equations_for(
+    layer: nn.Conv2d | nn.Linear, positions: int, with_shift: bool, ranks: Ranks
+) -> _NormalEquations | _FewPositions:
+    """The equations of a layer's refit, in the form that is small for so many positions."""
+    few = positions < layer.weight[0].numel()
+    return (_FewPositions if few else _NormalEquations)(layer, with_shift, ranks)
 
 
 def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "SourceRecord",
     "Statistics",
     "TensorSpec",
+    "TuneRecord",
     "Versions",
     "file_schema",
     "validated",
@@ -191,6 +192,25 @@ class HealRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class TuneRecord(Frozen):
+    """How it was trained after it was made.
+
+    `best` is the pass whose numbers it has, 0 being what it was before. `scores` are the mean over classes of the share
+    of validation images that were answered right, before the first pass and after each; empty without such images.
+    """
+
+    images: Count
+    validation: Count = 0
+    epochs: Count
+    best: Count
+    optimizer: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    seed: Count = 0
+    teacher: Annotated[str, Field(max_length=1024)] = ""
+    scores: tuple[float, ...] = ()
+
+
 class FamiliarityRecord(Frozen):
     """Shape of what is known of a component's features; the numbers are tensors in the file."""
 
@@ -239,6 +259,7 @@ class ComponentManifest(Frozen):
     located: LocateRecord | None = None
     selection: SelectionRecord
     heal: HealRecord = HealRecord(method="none")
+    tuned: TuneRecord | None = None
     statistics: Statistics | None = None
     scores: dict[str, Json] = {}
     versions: Versions
@@ -289,6 +310,7 @@ class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
     `votes` says, for each part, on which further classes of its source it votes, since other parts contribute them.
+    `left_out` says, for each part, which classes of its task were removed: they are not used, the part is as it was.
     `members` says, for each class, which of the parts' logits it is made of (their places side by side; each part's
     task, then its votes).
     """
@@ -298,10 +320,12 @@ class AssemblyManifest(Frozen):
     members: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...]
     on_duplicate: Literal["error", "average", "max", "rename"] = "error"
     votes: tuple[tuple[Count, ...], ...] = ()
+    left_out: tuple[tuple[Count, ...], ...] = ()
     parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
     form: Form
     shared_input: bool = False
     scaling: ScalingRecord = ScalingRecord(name="none")
+    tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
     versions: Versions
@@ -316,6 +340,11 @@ class AssemblyManifest(Frozen):
             others = set(range(len(part.source.classes))) - set(part.task) if votes else set()
             if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
                 raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
+        if self.left_out and len(self.left_out) != len(self.parts):
+            raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
+        for part, gone in zip(self.parts, self.left_out, strict=False):
+            if len(set(gone)) != len(gone) or not set(gone) < set(part.task):
+                raise ValueError(f"{gone} cannot be left out of the task {part.task}")
         total = sum(map(len, self.columns))
         if len(self.members) != len(self.classes) or sorted(places) != list(range(total)):
             raise ValueError(f"{len(self.members)} members do not divide {total} logits among the classes")
@@ -334,16 +363,22 @@ class AssemblyManifest(Frozen):
         return {place: k for k, member in enumerate(self.members) for place in member}
 
     @property
+    def tasks(self) -> tuple[tuple[int, ...], ...]:
+        """For each part, the classes of its task that are used."""
+        gone = self.left_out or ((),) * len(self.parts)
+        return tuple(tuple(k for k in part.task if k not in out) for part, out in zip(self.parts, gone, strict=True))
+
+    @property
     def columns(self) -> tuple[tuple[int, ...], ...]:
-        """For each part, the classes of its source whose logits are used: its task, then its votes."""
+        """For each part, the classes of its source whose logits are used: of its task, then its votes."""
         votes = self.votes or ((),) * len(self.parts)
-        return tuple(part.task + own for part, own in zip(self.parts, votes, strict=True))
+        return tuple(task + own for task, own in zip(self.tasks, votes, strict=True))
 
     @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
         """For each class, the parts whose task it is."""
         owner = [
-            part if place < len(self.parts[part].task) else None
+            part if place < len(self.tasks[part]) else None
             for part, columns in enumerate(self.columns)
             for place in range(len(columns))
         ]

@@ -8,14 +8,32 @@ from typing import Literal, get_args
 
 from brickyard.errors import OptionError
 
-__all__ = ["Budget", "Choose", "Duplicates", "Form", "Heal", "Select", "Spread", "Thresholds", "check_choice"]
+__all__ = [
+    "Budget",
+    "Choose",
+    "Distillation",
+    "Duplicates",
+    "Form",
+    "Heal",
+    "Norms",
+    "Optimizer",
+    "Precision",
+    "Schedule",
+    "Select",
+    "Spread",
+    "Thresholds",
+    "check_choice",
+]
 
 Choose = Literal["confident", "random", "all"]
 Heal = Literal["refit", "moments", "none"]
 Form = Literal["parallel", "padded", "grouped", "union", "auto"]
 Duplicates = Literal["error", "average", "max", "rename"]
 Spread = Literal["auto", "relevance", "even"]
-Select = Literal["mda", "damage", "l1", "activation", "taylor", "random"]
+Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["full", "bfloat16", "float16", "auto"]
+Norms = Literal["trained", "frozen"]
+Select = Literal["mda", "damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"]
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -103,7 +121,7 @@ class Budget:
         given = {"flops": self.flops, "parameters": self.parameters}
         given = {name: share for name, share in given.items() if share is not None}
         if len(given) != 1:
-            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given")
+            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one")
         (name, share), *_ = given.items()
         if not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
             raise OptionError(f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's")
@@ -120,3 +138,105 @@ class Budget:
     def share(self) -> float:
         """How much of it may be left."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
+
+
+LR = {"sgd": 0.01, "adamw": 3e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the images, at most.
+        optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        lr: The highest learning rate; None: 0.01 for sgd, 3e-4 for adamw. It rises over the warm-up and falls to
+            almost zero along a cosine.
+        warmup: Share of the steps in which it rises, in [0, 1).
+        weight_decay: Decay of the weights a step, times the rate.
+        batch_size: Images a step.
+        patience: Stop after so many epochs in a row without a better score on the validation images; None: never.
+        augment: Shift every image by up to an eighth of its size, and mirror half of them.
+        norms: "frozen": batch norms keep the means and variances that they have. "trained": they follow the images.
+        precision: "full"; "bfloat16" or "float16": mixed precision where the device has it; "auto": bfloat16 on a GPU.
+        seed: Seed of order, augmentation and dropout.
+
+    Raises:
+        OptionError: A value cannot be used.
+
+    Example:
+        >>> from brickyard.options import Schedule
+        >>> Schedule(optimizer="adamw").rate
+        0.0003
+    """
+
+    epochs: int = 10
+    optimizer: Optimizer = "sgd"
+    lr: float | None = None
+    warmup: float = 0.2
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    patience: int | None = None
+    augment: bool = False
+    norms: Norms = "trained"
+    precision: Precision = "full"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, Optimizer)
+        check_choice("norms", self.norms, Norms)
+        check_choice("precision", self.precision, Precision)
+        wanted = {"epochs": 1, "batch_size": 2, "patience": 1, "seed": 0}
+        for name, least in wanted.items():
+            value = getattr(self, name)
+            if not (value is None and name == "patience") and (type(value) is not int or value < least):
+                raise OptionError(f"{name}={value!r} was given; training needs a whole number of at least {least}")
+        bounds: dict[str, tuple[float, float]] = {
+            "lr": (1e-30, math.inf),
+            "warmup": (0, 1),
+            "weight_decay": (0, math.inf),
+        }
+        for name, (low, high) in bounds.items():
+            number = self.rate if name == "lr" else getattr(self, name)
+            if not isinstance(number, int | float) or not low <= number < high:
+                raise OptionError(
+                    f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
+                    "warmup in [0, 1), weight_decay 0 or more"
+                )
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        return LR[self.optimizer] if self.lr is None else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How much a student heeds its teacher (Hinton et al., 2015, arXiv 1503.02531).
+
+    Attributes:
+        temperature: What both sides' logits are divided by, before they are compared as probabilities.
+        weight: Share of the teacher in the loss, in [0, 1]; the labels have the rest.
+        features: Weight of the features' mean squared error, in units of the teacher's variance; only between a
+            source and its component, where the channels of one are known to be channels of the other.
+
+    Raises:
+        OptionError: A value cannot be used.
+
+    Example:
+        >>> from brickyard.options import Distillation
+        >>> Distillation(weight=0.9).temperature
+        4.0
+    """
+
+    temperature: float = 4.0
+    weight: float = 0.5
+    features: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("temperature", 1e-3, 1e3), ("weight", 0, 1), ("features", 0, 1e6)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise OptionError(
+                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.5, 0 are usual"
+                )

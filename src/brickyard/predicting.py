@@ -34,7 +34,8 @@ class Predictor(nn.Module):
         """Whether a last output stands for "none of these"."""
         raise NotImplementedError
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
+        """Raw images, (batch, channels, height, width), uint8 or in [0, 1] -> (batch, outputs)."""
         raise NotImplementedError
 
     @property
@@ -62,7 +63,7 @@ class Predictor(nn.Module):
         try:
             with torch.inference_mode():
                 for batch in read_images(images, batch_size):
-                    logits = run_images(self._logits, batch, "the images")
+                    logits = run_images(self.logits, batch, "the images")
                     found.append(logits.double().softmax(1).cpu())
         finally:
             self.train(was_training)

@@ -18,6 +18,7 @@ from brickyard.manifest import Preprocessing
 
 __all__ = ["check_images", "preprocess", "resize", "to_unit"]
 
+ALL = slice(None)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -113,14 +114,15 @@ def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
     return resize(x, size)
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, antialiased resize of floating point images (B, C, H, W) to (B, C, *size)."""
+def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, ALL)) -> Tensor:
+    """Bilinear, antialiased resize of floating point images (B, C, H, W) to (B, C, *size).
+
+    Of the result, `part` (rows, columns) is made and no more: what is cut off costs nothing.
+    """
     height, width = int(x.shape[2]), int(x.shape[3])
-    if width != size[1]:
-        x = x @ _resampling(width, size[1], x).T  # (B, C, H, W')
-    if height != size[0]:
-        x = _resampling(height, size[0], x) @ x  # (B, C, H', W')
-    return x
+    rows, columns = part
+    x = x[..., columns] if width == size[1] else x @ _resampling(width, size[1], x, columns).T  # (B, C, H, W')
+    return x[..., rows, :] if height == size[0] else _resampling(height, size[0], x, rows) @ x  # (B, C, H', W')
 
 
 def _known(side: Any) -> bool:
@@ -148,15 +150,15 @@ def _number(side: int, like: Tensor) -> Tensor:
     return torch.scalar_tensor(side, dtype=torch.float64, device=like.device)
 
 
-def _resampling(before: int, after: int, like: Tensor) -> Tensor:
-    """The matrix (after, before) that resamples one side: a triangle filter around each new pixel.
+def _resampling(before: int, after: int, like: Tensor, part: slice = ALL) -> Tensor:
+    """The matrix (after, before), or some of its rows, that resamples one side: a triangle around each new pixel.
 
     Its half width is one old pixel, or one new pixel where that is larger; rows sum to 1.
     """
     scale = _number(before, like) / after
     reach = scale.clamp(min=1.0)
     old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :] + 0.5
-    new = (torch.arange(after, dtype=torch.float64, device=like.device)[:, None] + 0.5) * scale
+    new = (torch.arange(after, dtype=torch.float64, device=like.device)[part][:, None] + 0.5) * scale
     weight = (1 - (old - new).abs() / reach).clamp(min=0)
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
 

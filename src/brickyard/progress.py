@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from brickyard.errors import shown
+
 __all__ = ["Advance", "bar", "speaks"]
 
 
@@ -19,8 +21,10 @@ class Advance(Protocol):
 
 
 def speaks() -> bool:
-    """Whether this process prints: of those that `torchrun` starts, the first does."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints: of those that `torchrun` starts, the first does; one that is alone always does."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    alone = not (count.isascii() and count.isdecimal() and int(count) > 1)
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -32,11 +36,11 @@ def bar(text: str, total: float) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=total)
+        task = progress.add_task(shown(text, keep=""), total=total)
 
         def advance(amount: float = 1, *, text: str | None = None) -> None:
-            progress.update(task, advance=amount, description=text)
+            progress.update(task, advance=amount, description=None if text is None else shown(text, keep=""))
 
         yield advance

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from brickyard.errors import ProcessError, first_line
 
-__all__ = ["Ranks", "joined"]
+__all__ = ["Ranks", "joined", "process_count"]
 
 T = TypeVar("T")
 
@@ -105,6 +105,26 @@ def _told() -> Iterator[None]:
         ) from None
 
 
+def process_count() -> int:
+    """How many processes the environment says that there are."""
+    return _from_environment("WORLD_SIZE", "1", 1 << 20)
+
+
+def _from_environment(name: str, default: str, most: int) -> int:
+    """A number that `torchrun` put into the environment.
+
+    Raises:
+        ProcessError: It is no number, or is too large.
+    """
+    text = os.environ.get(name, default)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
+        raise ProcessError(
+            f"the environment says {name}={text!r}, and a whole number from 0 to {most} is needed; unset {name}, or "
+            "start all processes with torchrun"
+        )
+    return int(text)
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Callable[[], bool]]:
     """The group that `torchrun` describes in the environment, while the body runs.
@@ -112,9 +132,11 @@ def joined() -> Iterator[Callable[[], bool]]:
     Yields:
         What a process that fails asks: whether it is the first to do so, whose reason is the others' too.
     """
+    _from_environment("RANK", "", process_count() - 1)
+    _from_environment("MASTER_PORT", "0", 65535)
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_from_environment("LOCAL_RANK", "0", torch.cuda.device_count() - 1))
     try:
         store, rank, count = next(iter(rendezvous("env://")))
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import DataError, FileError, OptionError, TaskError
+from brickyard.errors import DataError, FileError, OptionError, TaskError, shown
 from brickyard.graph import Graph, trace
 from brickyard.images import Images
 from brickyard.layers.contributions import ContributionSums
@@ -262,7 +262,7 @@ class Relevance:
         for name, mask in self.hard_masks.items():
             share = mask[list(self.task)].float().mean().item()
             lines.append(f"  {name}: {mask.shape[1]} inputs, {share:.0%} relevant for a class on average")
-        return "\n".join(lines)
+        return "\n".join(shown(line, keep="") for line in lines)
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
         elif isinstance(item, int) and 0 <= item < len(names):
             found.append(item)
         else:
-            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}")
+            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}; name some of these")
     if not found:
         raise TaskError(f"the task is empty; name at least one of {_list(names)}")
     if len(set(found)) != len(found):

@@ -217,17 +217,21 @@ def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
     factors: list[float] = []
     notes: list[str] = []
-    for part, size in zip(evidence.parts, evidence.sizes, strict=True):
-        found = _statistics(part, "logit-mean").winning_logit
-        usable = [value for value in found if value is not None and value > 0]
+    tasks = evidence.manifest.tasks
+    for part, task, size in zip(evidence.parts, tasks, evidence.sizes, strict=True):
+        known = dict(zip(part.task, _statistics(part, "logit-mean").winning_logit, strict=True))
+        found = [known[k] for k in task]
+        usable = [value for value in known.values() if value is not None and value > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
-        for name, value in zip(part.classes, found, strict=True):
+        for k, value in zip(task, found, strict=True):
             if value is None or value <= 0:
                 why = "no correct image" if value is None else "a mean winning logit that is not positive"
-                notes.append(f"class {name!r} has {why}; the mean of its component's other classes stands in")
+                notes.append(
+                    f"class {part.source.classes[k]!r} has {why}; the mean of its component's other classes stands in"
+                )
                 value = fallback
             factors.append(1 / value)
-        factors += [1 / fallback] * (size - len(part.classes))
+        factors += [1 / fallback] * (size - len(task))
     return _diagonal(factors, notes=tuple(notes))
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from brickyard.errors import shown
 from brickyard.manifest import Frozen
 
 __all__ = ["Row", "Scores"]
@@ -136,7 +137,7 @@ class Scores(Frozen):
             lines.append(
                 f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads"
             )
-        return "\n".join([self.title, *lines, *self.notes])
+        return "\n".join(shown(line, keep="") for line in [self.title, *lines, *self.notes])
 
 
 def _with_share(value: int | None, whole: int | None) -> str:

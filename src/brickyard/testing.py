@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.graph import Graph
 
-__all__ = ["Branches", "Residual", "SqueezeExcite", "chain", "randomised", "zeroed_output"]
+__all__ = ["Branches", "Residual", "SqueezeExcite", "chain", "random_graph", "randomised", "zeroed_output"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -103,6 +103,24 @@ class SqueezeExcite(nn.Module):
         gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(gate))))
         x = self.head(x * gate)
         return x.mean((2, 3))
+
+
+def random_graph(
+    nodes: int = 60, features: int = 12, classes: int = 4, *, degree: int = 3, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A graph whose nodes have classes: features lean towards the class, and most edges stay within it.
+
+    Returns:
+        Features (nodes, features), edges (2, 2 * nodes * degree) in both directions, and labels (nodes,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(nodes) % classes
+    x = torch.randn(nodes, features, generator=generator) + torch.eye(classes, features)[labels] * 2
+    start = torch.arange(nodes).repeat(degree)
+    steps = torch.randint(1, max(2, nodes // classes), start.shape, generator=generator) * classes
+    strays = torch.rand(start.shape, generator=generator) < 0.2
+    end = torch.where(strays, torch.randint(0, nodes, start.shape, generator=generator), (start + steps) % nodes)
+    return x, torch.cat([torch.stack([start, end]), torch.stack([end, start])], 1), labels
 
 
 def randomised(model: ModuleT, seed: int = 0) -> ModuleT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 
 from brickyard.datasets import ImageData
 from brickyard.errors import DataError, OptionError, first_line
+from brickyard.fitting import fit, shifted_and_mirrored
 from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
+from brickyard.options import Distillation, Schedule
+from brickyard.predicting import Predictor
 from brickyard.preprocessing import preprocess
-from brickyard.progress import bar
-from brickyard.shifting import windows
 from brickyard.sources import Source, save_source, zoo
 from brickyard.sources.loading import network_options
+from brickyard.teaching import lesson_loss, named_teacher
 
 __all__ = ["Trained", "accuracy", "build_seeded", "train", "train_source"]
 
@@ -42,6 +43,8 @@ def train(
     weight_decay: float = 5e-4,
     augment: bool = False,
     seed: int = 0,
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
 ) -> float:
     """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
 
@@ -55,6 +58,9 @@ def train(
         weight_decay: L2 penalty.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
         seed: Seed for order and augmentation.
+        teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
+            architecture.
+        distillation: How much the teacher counts.
 
     Returns:
         Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
@@ -63,57 +69,32 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    if epochs < 1 or batch_size < 2 or not 0 < lr < math.inf or not weight_decay >= 0:
-        raise OptionError(
-            f"epochs={epochs}, batch_size={batch_size}, lr={lr}, weight_decay={weight_decay}: give at least 1, 2, "
-            "above 0, and 0"
-        )
+    schedule = Schedule(
+        epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
+    )
     if len(data) < 2:
         raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
-    generator = torch.Generator().manual_seed(seed)
     like = next(model.parameters())
-    steps = epochs * max(1, len(data) // batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=max(6, steps), pct_start=0.2, cycle_momentum=False
-    )
-    model.train()
-    with torch.random.fork_rng(devices=[]), bar("training", steps) as advance:
-        torch.manual_seed(seed)  # for dropout
-        for _ in range(epochs):
-            order = torch.randperm(len(data), generator=generator)
-            for chosen in order[: len(order) // batch_size * batch_size or None].split(batch_size):
-                if len(chosen) < 2:
-                    continue
-                x = preprocess(data.images[chosen], preprocessing).to(like.dtype)
-                x = _augmented(x, generator) if augment else x
-                logits = model(x)
-                if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
-                    raise DataError(
-                        f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
-                        f"{tuple(logits.shape)}; give it one output a class"
-                    )
-                loss = F.cross_entropy(logits, data.labels[chosen])
-                if not torch.isfinite(loss):
-                    raise OptionError(f"training diverged (loss {loss.item()}); give a lower lr than {lr}")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if schedule.last_epoch < steps:
-                    schedule.step()
-                advance(text=f"training, loss {loss.item():.3f}")
-    model.eval()
+    how = distillation or Distillation()
+    taught = None if teacher is None else named_teacher(teacher, data.classes)
+
+    def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
+        raw = data.images[chosen]
+        if taught is not None and augment:  # both sides see the same images
+            raw = shifted_and_mirrored(raw, generator)
+        x = preprocess(raw, preprocessing).to(like.dtype)
+        logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
+        if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
+            raise DataError(
+                f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
+                f"{tuple(logits.shape)}; give it one output a class"
+            )
+        if taught is None:
+            return F.cross_entropy(logits, data.labels[chosen])
+        return lesson_loss((logits, None), taught(raw), data.labels[chosen], how)
+
+    fit(model, loss, len(data), schedule)
     return accuracy(model, data, preprocessing)
-
-
-def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift and mirror each image on its own."""
-    count, _, height, width = x.shape
-    reach = max(1, width // 8)
-    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    x = windows(F.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
-    mirror = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirror.reshape(-1, 1, 1, 1), x.flip(3), x)
 
 
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
@@ -164,6 +145,8 @@ def train_source(
     batch_size: int = 64,
     augment: bool = False,
     seed: int = 0,
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
 ) -> Trained:
     """Build a network of the zoo and train it on images.
 
@@ -177,6 +160,8 @@ def train_source(
         batch_size: Images a step.
         augment: Shift and mirror the images.
         seed: Seed of weights, order and augmentation.
+        teacher: A component or an assembly that knows the images' classes by name.
+        distillation: How much the teacher counts.
 
     Raises:
         OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
@@ -184,6 +169,11 @@ def train_source(
     """
     how = preprocessing
     name, options = network_options(network.removeprefix("zoo:"))
+    if "classes" in options:
+        raise OptionError(
+            f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
+            "which make the outputs; leave it out, or choose classes of the data"
+        )
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
     if "size" in zoo.entry(name).defaults:
@@ -205,7 +195,16 @@ def train_source(
             f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
         ) from None
     found = train(
-        model, images, preprocessing=how, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed
+        model,
+        images,
+        preprocessing=how,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
+        teacher=teacher,
+        distillation=distillation,
     )
     scores = {"train_accuracy": found}
     if held_out is not None:

@@ -166,7 +166,7 @@ def shape(message: str) -> str:
 def summary(found: list[dict[str, Any]], args: argparse.Namespace, minutes: float) -> dict[str, Any]:
     """The figures."""
     table: dict[str, Any] = {}
-    for kind in ("file", "entry", "weights", "recipe", "index"):
+    for kind in ("file", "graph", "entry", "weights", "recipe", "index"):
         mine = [row for row in found if row["kind"] == kind]
         table[kind] = {"files": len(mine), **Counter(row["outcome"] for row in mine)}
     problems = [{k: row[k] for k in ("index", "kind", "how", "problem")} for row in found if row["problem"]]

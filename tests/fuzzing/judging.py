@@ -23,21 +23,29 @@ from typing import Any
 import torch
 
 import brickyard as by
-from brickyard.errors import BrickyardError
+from brickyard import graphnets
+from brickyard.errors import BrickyardError, shown
+from brickyard.graphnets.component import GraphAssembly
+from brickyard.manifest import ComponentManifest
 from brickyard.recipes import RecipeFile, load_recipe
 from brickyard.shelf import Entry, Shelf, read_entry, read_index, written
 from brickyard.sources import load_source
+from brickyard.testing import random_graph
 from fuzzing.mutating import flip, mutant
 from fuzzing.seeding import Seed, parse
 
-SHARES = {"file": 80, "entry": 4, "weights": 5, "recipe": 7, "index": 4}
+SHARES = {"file": 75, "graph": 6, "entry": 4, "weights": 5, "recipe": 7, "index": 4}
 ASSEMBLIES = ("parallel", "gated", "few-shot", "padded", "grouped", "union")  # slow, so fewer
 SECONDS = 5.0  # of a core, to read a file, and to run what it holds on two images
 FLOOR = 32 << 20  # bytes that reading any small file may take beyond twice its size
 RUN = 2 << 30  # bytes that one run of two images may take: 2^27 numbers an image by bounding.py, and room
+MOST_FEATURES = 10_000  # that a node is given to run a graph network
 SPACE = 6 << 30  # bytes of address space beyond what there is
 FORBIDDEN = ("exec", "compile", "import", "open", "pickle.find_class", "ctypes.", "socket.", "subprocess.", "shutil.")
 FORBIDDEN += ("os.", "urllib.", "tempfile.", "glob.", "ftplib.", "http.", "webbrowser.", "code.__new__", "cpython.run")
+
+
+TORCH = str(Path(torch.__file__).parent) + os.sep
 
 
 class Hang(BaseException):
@@ -87,7 +95,7 @@ class Watch:
             return
         if event == "open" and (isinstance(args[0], int) or os.fspath(args[0]) in self.paths):
             return  # a number is what was opened before
-        if event == "os.putenv":
+        if event == "os.putenv" or _torchs_own(event, args):
             return
         self.seen.append(f"{event} {str(args)[:120]}")
 
@@ -98,6 +106,14 @@ class Watch:
             yield self.seen
         finally:
             self.on = False
+
+
+def _torchs_own(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether torch takes up a module of its own, as it does at the first use of some operations."""
+    if event == "import":
+        return str(args[0]).startswith("torch.")
+    name = getattr(args[0], "co_filename", args[0]) if event in ("open", "exec") else ""
+    return str(name).startswith(TORCH) and str(name).endswith((".py", ".pyc"))
 
 
 class Judge:
@@ -114,6 +130,7 @@ class Judge:
         self.watch = Watch()
         self.original: dict[str, torch.Tensor] = {}
         warnings.simplefilter("ignore")
+        shown("\x1b")  # Python takes up the codec at its first use
 
     def make(self, index: int) -> tuple[str, Seed, bytes, str]:
         """The file of that number: what reads it, what it was made from, its bytes, and how it was changed."""
@@ -181,20 +198,22 @@ class Judge:
             path.write_bytes(written(found))
             if read_index(path) != found:
                 verdict.problem = "the index is another when written and read again"
-        elif isinstance(found, by.Component | by.Assembly | by.Relevance):
+        elif isinstance(found, by.Component | by.Assembly | by.Relevance | graphnets.GraphComponent | GraphAssembly):
             again = self.folder / f"again-{os.getpid()}.safetensors"
             found.save(again, overwrite=True)
             verdict.problem = differs(content, again.read_bytes())
             if verdict.problem:
                 return
-            second = by.load(again)
+            second = READERS[verdict.kind](again)
             third = self.folder / f"third-{os.getpid()}.safetensors"
             second.save(third, overwrite=True)
             if again.read_bytes() != third.read_bytes():
                 verdict.problem = "saved and loaded and saved, it is another file"
                 return
             str(found)
-            if not isinstance(found, by.Relevance):
+            if isinstance(found, graphnets.GraphComponent | GraphAssembly):
+                self._run_graph(verdict, found, second)
+            elif not isinstance(found, by.Relevance):
                 self._run(verdict, found, second, seed)
         elif not isinstance(found, Entry | RecipeFile | tuple) and found is not None:
             verdict.problem = f"a {type(found).__name__} was loaded"
@@ -225,6 +244,25 @@ class Judge:
             verdict.problem = "gives other outputs at the second time"
         elif outputs is not None and verdict.how == "same" and not equal(outputs, self._outputs_of(seed, images)):
             verdict.problem = "gives other outputs than the file that says the same"
+
+    def _run_graph(self, verdict: Verdict, found: Any, second: Any) -> None:
+        parts = [found.manifest] if isinstance(found.manifest, ComponentManifest) else found.manifest.parts
+        sizes = [part.input_shape[0] for part in parts]
+        if max(sizes) > MOST_FEATURES:
+            return
+        like = next(found.parameters())
+        x, edges, _ = random_graph(24, max(4, *sizes))
+        x = x[:, : sizes[0]].to(like.dtype)
+        with self.watch.over() as seen, limited(), torch.inference_mode():
+            try:
+                outputs = found(x, edges)
+            except BrickyardError as error:
+                verdict.outcome, verdict.message = "unusable", str(error)
+                return
+        if seen:
+            verdict.problem = f"did {seen[0]} when it ran"
+        elif len(outputs) != 24 or not equal(second(x, edges), outputs):
+            verdict.problem = "gives other outputs once it was saved and loaded"
 
     def _outputs_of(self, seed: Seed, images: torch.Tensor) -> torch.Tensor:
         if seed.name not in self.original:
@@ -261,6 +299,7 @@ def _read_index(path: Path) -> Shelf:
 
 READERS = {
     "file": by.load,
+    "graph": graphnets.load,
     "entry": lambda path: read_entry(path, "case"),
     "weights": _load_weights,
     "recipe": load_recipe,

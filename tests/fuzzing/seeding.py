@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import brickyard as by
+from brickyard import graphnets
 from brickyard.sources import load_source, save_source
-from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain, random_graph, randomised
 from brickyard.yard import Yard
 
 DATA = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
@@ -126,6 +127,7 @@ def seeds(folder: Path) -> dict[str, list[Seed]]:
     return {
         "file": files,
         "entry": [seed for seed in files if seed.name in ("chain", "residual", "uncut")],
+        "graph": _graphs(folder),
         "weights": _weights(folder),
         "recipe": [Seed(f"recipe-{i}", ".yaml", text.encode()) for i, text in enumerate(RECIPES)],
         "index": [_index(folder, made)],
@@ -142,6 +144,21 @@ def _seed(name: str, path: Path, key: str) -> Seed:
     content = path.read_bytes()
     header, body = parse(content)
     return Seed(name, ".safetensors", content, header, body, key)
+
+
+def _graphs(folder: Path) -> list[Seed]:
+    """Parts of graph networks, which lie in files of a kind of their own."""
+    made: dict[str, Any] = {}
+    graph = random_graph(24, 6)
+    for kind in ("gcn", "gat", "sage"):
+        source = graphnets.random_network(kind, 6, 4, 4)
+        found = graphnets.locate(source, graph, nodes=range(16))
+        made[kind] = graphnets.disassemble(source, found, task=[1, 3])
+        if kind == "gcn":
+            other = graphnets.disassemble(source, found, task=[0])
+            made["graph-parallel"] = graphnets.assemble([made[kind], other])
+            made["graph-padded"] = graphnets.assemble([made[kind], other], form="padded")
+    return [_seed(name, item.save(folder / f"{name}.safetensors"), "brickyard") for name, item in made.items()]
 
 
 def _weights(folder: Path) -> list[Seed]:

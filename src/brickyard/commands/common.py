@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from brickyard.errors import DataError, FileError, OptionError
+from brickyard.errors import DataError, FileError, OptionError, shown
 from brickyard.progress import speaks
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
-    from brickyard.manifest import Preprocessing
+    from brickyard.manifest import ComponentManifest, Preprocessing
     from brickyard.sources import Source
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "emit",
     "fitted",
     "keep",
+    "labelled_images",
     "loaded",
     "named_after",
     "numbers",
@@ -84,7 +87,7 @@ Size = Annotated[
     str | None,
     typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 
 Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
@@ -112,15 +115,58 @@ GivenPerClass = Annotated[
 
 
 def say(text: object) -> None:
-    """Print to standard error: standard output is for results."""
+    """Print to standard error: standard output is for results. A terminal obeys nothing that is in the text."""
     if speaks():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        _put(text, sys.stderr)
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
-    """Print a result: JSON, or text."""
-    if speaks():
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else str(text))  # noqa: T201
+    """Print a result: JSON, or text.
+
+    Raises:
+        FileError: Standard output takes nothing.
+    """
+    if not speaks():
+        return
+    if sys.stdout is None:
+        raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
+    line = _json(value) if as_json else str(text)
+    if as_json and not _fits(line, sys.stdout):
+        line = json.dumps(value, allow_nan=False)
+    try:
+        _put(line, sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FileError(
+            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere"
+        ) from None
+
+
+def _json(value: dict[str, Any]) -> str:
+    """JSON in which characters that are not printable are escaped; letters of any script are not."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _fits(text: str, stream: TextIO) -> bool:
+    """Whether a stream can write these signs."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _put(text: object, stream: TextIO | None) -> None:
+    """Print a line; signs that the stream cannot write, or that a terminal would obey, become escapes."""
+    line = shown(str(text))
+    if stream is not None and not _fits(line, stream):
+        coding = stream.encoding or "utf-8"
+        line = line.encode(coding, "backslashreplace").decode(coding)
+    print(line, file=stream, flush=True)
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
@@ -129,14 +175,18 @@ def keep(found: Any, path: Path, force: bool) -> None:
         found.save(path, overwrite=force)
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Refuse an output that exists, before any work is done.
+def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
+    """Refuse an output that exists, or that is an input, before any work is done.
 
     Raises:
-        FileError: It exists and `force` is false, or its folder does not exist.
+        FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
     """
-    if path.exists() and not force:
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
+    if os.path.lexists(path) and not force:
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
+    if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
+        raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
 
@@ -163,7 +213,11 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
     values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     if size is not None:
         parts = sides.split("x")
-        if fit not in ("", "pad", "resize") or len(parts) > 2 or not all(part.isdigit() for part in parts):
+        if (
+            fit not in ("", "pad", "resize")
+            or len(parts) > 2
+            or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
+        ):
             raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
         values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
     try:
@@ -187,6 +241,11 @@ def source_of(
     from brickyard.sources import load_source
 
     classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
+    odd = [name for name in classes or () if not name or any("\ud800" <= sign <= "\udfff" for sign in name)]
+    if odd:
+        raise OptionError(
+            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"
+        )
     own: Preprocessing | None = None
     if how is not None:
         try:
@@ -249,10 +308,28 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     labels = known.labels.clone()
     for k, name in enumerate(data.classes):
         labels[known.labels == k] = places.get(name, -1)
+    if not len(known):
+        raise DataError(
+            f"{data.name} has {len(data):,} images, and none of a class that the source knows "
+            f"({', '.join(classes[:5])} ...); give images of these classes"
+        )
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
     return ImageData(known.images, labels, tuple(classes), data.name)
+
+
+def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], option: str) -> list[ImageData]:
+    """Images for every part, with labels that count its source's classes.
+
+    Raises:
+        OptionError: There are not as many as parts.
+    """
+    if len(specs) != len(parts):
+        raise OptionError(f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times")
+    return [
+        fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
+    ]
 
 
 def loaded(path: Path, *kinds: type) -> Any:
@@ -266,14 +343,16 @@ def loaded(path: Path, *kinds: type) -> Any:
     found = load(path)
     if kinds and not isinstance(found, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-        raise FileError(f"{path} holds a {type(found).__name__.lower()}; a {wanted} is needed here")
+        kind = type(found).__name__.lower()
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise FileError(f"{path} holds {article} {kind}; a {wanted} is needed here")
     return found
 
 
 def exit_code(error: BaseException) -> int:
     """The exit code for an error, after printing it to standard error."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    print(f"brickyard: {'stopped' if interrupted else error}", file=sys.stderr, flush=True)  # noqa: T201
+    _put(f"brickyard: {'stopped' if interrupted else error}", sys.stderr)
     return 130 if interrupted else 1
 
 

@@ -42,7 +42,7 @@ def export(
         )
     if output.suffix == ".safetensors" and (data is not None or uint8 or channels is not None):
         raise OptionError("--data, --uint8 and --channels are for ONNX, and would change nothing in a state dict")
-    check_free(output, force)
+    check_free(output, force, file)
     model = loaded(file, Component, Assembly)
     if output.suffix == ".safetensors":
         record = export_state_dict(model, output, overwrite=force)

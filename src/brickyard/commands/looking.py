@@ -23,7 +23,7 @@ from brickyard.commands.common import (
     say,
     source_of,
 )
-from brickyard.errors import FileError, OptionError
+from brickyard.errors import FileError, OptionError, shown
 from brickyard.progress import speaks
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
@@ -51,7 +51,7 @@ def evaluate(
     from brickyard.evaluation import evaluate as score
 
     if csv is not None:
-        check_free(csv, force)
+        check_free(csv, force, file, *(source or []), *(weights or []))
     model = loaded(file, Component, Assembly)
     parts = model.manifest.parts
     if len(data) not in (1, len(parts)):
@@ -90,6 +90,8 @@ def show(
     """Show what a file holds, or the channel axes of a source."""
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
+        if weights is not None or names is not None or size is not None:
+            raise OptionError(f"--weights, --class-names and --size are of sources, and {item} is none; leave them out")
         _show_file(path, axes, as_json)
         return
     import torch
@@ -168,7 +170,8 @@ def predict(
     names = (*model.classes, REJECT)
     missing = [path for path in images if not path.is_file()]
     if missing:
-        raise FileError(f"picture {missing[0]} cannot be read: there is no such file; check the path")
+        found = "it is no plain file" if missing[0].exists() else "there is no such file"
+        raise FileError(f"picture {missing[0]} cannot be read: {found}; check the path")
     answers: list[dict[str, Any]] = []
     for path, probabilities in zip(images, model.predict_proba(images), strict=True):
         best = probabilities.topk(min(top, len(probabilities)))
@@ -182,7 +185,7 @@ def predict(
             }
         )
     lines = [
-        f"{answer['image']}: " + ", ".join(f"{c['name']} {c['probability']:.1%}" for c in answer["classes"])
+        shown(f"{answer['image']}: " + ", ".join(f"{c['name']} {c['probability']:.1%}" for c in answer["classes"]), "")
         for answer in answers
     ]
     emit({"predictions": answers}, as_json, "\n".join(lines))

@@ -38,6 +38,7 @@ from brickyard.commands.common import (
     emit,
     fitted,
     keep,
+    labelled_images,
     loaded,
     named_after,
     only_for_locating,
@@ -71,6 +72,25 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
+    trained(
+        network, data, output, classes, size, mean, std, force, as_json,
+        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed,
+    )  # fmt: skip
+
+
+def trained(
+    network: str,
+    data: str,
+    output: Path,
+    classes: list[str] | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a network of the zoo with options of `train_source`, and write it."""
     from brickyard.datasets import parse_classes
     from brickyard.training import train_source
 
@@ -80,17 +100,7 @@ def train(
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
     held_out = data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
-    made = train_source(
-        network,
-        images,
-        preprocessing=how,
-        held_out=held_out,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-    )
+    made = train_source(network, images, preprocessing=how, held_out=held_out, **options)
     made.save(output, overwrite=force)
     name, scores = made.arch, made.scores
     text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items())
@@ -124,7 +134,7 @@ def locate(
     """Find out which channels of a source matter for which class."""
     from brickyard.options import Thresholds
 
-    check_free(output, force)
+    check_free(output, force, source, weights)
     found, relevance = _located(
         source, data, weights, task, choose, per_class,
         Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta),
@@ -159,7 +169,8 @@ def disassemble(
     linear_beta: GivenLinearBeta = None,
     reject: Annotated[bool, typer.Option("--reject", help='Keep an output for "none of these".')] = False,
     select: Annotated[
-        str, typer.Option(help="Rank channels for a budget by: mda, damage, l1, activation, taylor, random.")
+        str,
+        typer.Option(help="Rank channels for a budget by: mda, damage, l1, fpgm, hrank, activation, taylor, random."),
     ] = "mda",
     heal: Annotated[str, typer.Option(help="Repair: refit, moments or none.")] = "refit",
     heal_images: Annotated[int, typer.Option(help="Images to heal with, at most.", min=1)] = 400,
@@ -180,7 +191,9 @@ def disassemble(
     from brickyard.options import Budget, Thresholds
     from brickyard.relevance import Relevance
 
-    check_free(output, force)
+    check_free(output, force, source, weights, relevance)
+    if multiple != 1 and flops is None and parameters is None:
+        raise OptionError(f"--multiple {multiple} is of a budget, and none was given; add --flops or --parameters")
     asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
     budget = (
         None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters, multiple=multiple)
@@ -230,7 +243,8 @@ def disassemble(
 
 def assemble(
     files: Annotated[
-        list[str], typer.Argument(help="Files of components; with --yard, names of classes.", show_default=False)
+        list[str],
+        typer.Argument(help="Files of components or assemblies; with --yard, names of classes.", show_default=False),
     ],
     output: Output,
     yard: Annotated[
@@ -242,6 +256,10 @@ def assemble(
     ] = None,
     max_flops: Annotated[
         int | None, typer.Option(help="With --yard: most FLOPs for one image, of all parts.", min=1, show_default=False)
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", help="Leave a class out; may be repeated.", show_default=False),
     ] = None,
     form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
     scaling: Annotated[
@@ -265,27 +283,29 @@ def assemble(
 ) -> None:
     """Join components into one classifier."""
     from brickyard.assembling import assemble as join
+    from brickyard.assembly import Assembly
     from brickyard.component import Component
 
-    check_free(output, force)
+    check_free(output, force, source, weights, *files)
     chosen: list[str] = []
     if yard is not None:
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
     elif max_parameters is not None or max_flops is not None:
         raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
     else:
-        parts = [loaded(Path(path), Component) for path in files]
-    labelled = None
-    if images:
-        if len(images) != len(parts):
-            raise OptionError(f"{len(parts)} parts need --images {len(parts)} times; it was given {len(images)} times")
-        labelled = [
-            fitted(data_of(spec, part.manifest.preprocessing), part.manifest.source.classes)
-            for spec, part in zip(images, parts, strict=True)
-        ]
+        parts = [loaded(Path(path), Component, Assembly) for path in files]
+    if shots is not None and not images:
+        raise OptionError(f"--shots {shots} is of labelled images, and none were given; add --images once a part")
+    if source is not None and form != "union":
+        raise OptionError(f"--source {source} would change nothing: it is for --form union, and this is {form}")
+    if weights is not None and source is None:
+        raise OptionError(f"--weights {weights} are of a source, and none was given; add --source")
+    manifests = [manifest for part in parts for manifest in part.manifest.parts]
+    labelled = labelled_images(images, manifests, "--images") if images else None
     model = None if source is None else source_of(source, weights, None, None).model
     whole = join(
         parts,
+        without=without or [],
         form=form,  # type: ignore[arg-type]
         scaling=scaling,
         images=labelled,

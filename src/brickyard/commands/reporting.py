@@ -63,7 +63,7 @@ def routes(
     from brickyard.relevance import Relevance
     from brickyard.routes import routes as find
 
-    check_free(output, force)
+    check_free(output, force, source, weights, relevance)
     if output.suffix not in (".png", ".svg"):
         raise OptionError(f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg")
     known: Any = loaded(relevance, Relevance)
@@ -134,10 +134,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one page about files: scores, sizes, channels, relevances, routes, and where parts came from."""
+    from brickyard.assembly import Assembly
     from brickyard.relevance import Relevance
     from brickyard.reporting import write_report
 
-    check_free(output, force)
+    check_free(output, force, *files, *(relevance or []), *(source or []), *(weights or []))
     paths = [*files, *(relevance or [])]
     items: list[Any] = [loaded(path) for path in files]
     items += [loaded(path, Relevance) for path in relevance or []]
@@ -158,7 +159,7 @@ def report(
         ]
         if isinstance(item, Relevance) and faithful and data:
             found = [fitted(data_of(data[0], item.preprocessing, split, max_images), item.classes)]
-        images.append((found if len(own) > 1 else found[0]) if found else None)
+        images.append((found if isinstance(item, Assembly) else found[0]) if found else None)
     if weights and len(weights) != len(source or []):
         raise OptionError(f"--weights was given {len(weights)} times for {len(source or [])} sources; once a source")
     how = next((getattr(part[0], "preprocessing", None) for part in parts if part), None)

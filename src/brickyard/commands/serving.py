@@ -23,7 +23,7 @@ def workbench(
 ) -> None:
     """Build classifiers from the components of a yard on a local web page."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError:
         raise OptionError("the workbench needs uvicorn; pip install 'brickyard[workbench]'") from None
     import secrets
@@ -31,12 +31,14 @@ def workbench(
 
     from brickyard.workbench import create_app
     from brickyard.workbench.guarding import LOCAL, is_local
+    from brickyard.workbench.serving import server
 
-    token = None if is_local(host) else secrets.token_urlsafe(24)
-    names = (*LOCAL, host) if is_local(host) else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
-    app = create_app(yard, token=token, hosts=names)
     place = _bound(host, port)
     with place:
+        local = is_local(host) and is_local(place.getsockname()[0])  # a name may lead elsewhere than it says
+        token = None if local else secrets.token_urlsafe(24)
+        names = (*LOCAL, host) if local else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
+        app = create_app(yard, token=token, hosts=names)
         name = f"[{host}]" if ":" in host else host
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else name
         address = f"http://{shown}:{place.getsockname()[1]}/" + (f"?token={token}" if token else "")
@@ -45,9 +47,7 @@ def workbench(
             import webbrowser
 
             webbrowser.open(address)
-        settings: dict[str, Any] = {"timeout_keep_alive": 10, "limit_concurrency": 64, "timeout_graceful_shutdown": 3}
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", **settings))
-        server.run(sockets=[place])
+        server(app).run(sockets=[place])
 
 
 def _bound(host: str, port: int) -> Any:
@@ -58,6 +58,8 @@ def _bound(host: str, port: int) -> Any:
     """
     import socket
 
+    if not host:
+        raise OptionError("--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import json
@@ -114,7 +115,8 @@ def load_source(
     if tensors:
         _fill(model, tensors, weights)
     how = preprocessing or (text.preprocessing if text else None) or found
-    return _source(model, spec, classes, how, _shape(how, text.input_shape if text else None))
+    title = Path(spec).name if ".py:" in spec else spec  # where the file is, is nobody's business
+    return _source(model, title, classes, how, _shape(how, text.input_shape if text else None))
 
 
 def _source(
@@ -216,7 +218,8 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     except ImportError:
         raise OptionError(f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'") from None
     if name not in models.list_models(module=models):
-        raise OptionError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
+        near = _near(name, models.list_models(module=models))
+        raise OptionError(f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     return _seeded(lambda: models.get_model(name, weights=None, **options))
 
@@ -227,7 +230,7 @@ def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     except ImportError:
         raise OptionError(f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
     if not timm.is_model(name):
-        raise OptionError(f"timm has no model {name!r}; see timm.list_models()")
+        raise OptionError(f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()")
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -235,6 +238,12 @@ def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     mean, std = config.get("mean"), config.get("std")
     how = Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
     return model, how
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """A hint where a name is like one that is known."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]!r}? Or " if found else ""
 
 
 def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
@@ -263,7 +272,9 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise OptionError(f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}") from error
+        raise OptionError(
+            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file"
+        ) from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
@@ -291,11 +302,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
         FileError: The file cannot be read, or holds something else than tensors.
     """
     try:
-        there = path.is_file()
+        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
     except ValueError:  # a path that no system takes
-        there = False
+        there, found = False, "there is no such file"
     if not there:
-        raise FileError(f"weights {path} cannot be read: there is no such file")
+        raise FileError(f"weights {path} cannot be read: {found}; check the path")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -305,11 +316,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
             return load_file(path), _beside(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FileError(f"weights {path} cannot be read: {told(error)}") from None
+        raise FileError(f"weights {path} cannot be read: {told(error)}; get them again") from None
     except FileError:
         raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
-        raise FileError(f"weights {path} hold more than tensors, or are damaged: {told(error, 200)}") from None
+        raise FileError(
+            f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)}); "
+            "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
+        ) from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -392,7 +406,10 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     _check_fit(model, tensors, weights)
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
-        raise FileError(f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}")
+        raise FileError(
+            f"weights {weights} have numbers that are not finite in "
+            f"{', '.join(broken[:4])}; get them again, or train anew"
+        )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
     if len(types) == 1:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from brickyard.errors import BrickyardError, DataError, OptionError
+from brickyard.errors import BrickyardError, DataError, OptionError, shown
 from brickyard.workbench.building import Bench, BusyError, GoneError, Plan
 from brickyard.workbench.guarding import LOCAL, Guard, RefusedError
 from brickyard.workbench.limits import Limits
@@ -17,6 +17,7 @@ from brickyard.yard import Yard
 try:
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.concurrency import run_in_threadpool
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
 except ImportError:
     raise OptionError("the workbench needs FastAPI; pip install 'brickyard[workbench]'") from None
@@ -26,6 +27,22 @@ __all__ = ["create_app"]
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
 PLAN_BYTES = 1 << 16
+
+
+class Plain(JSONResponse):
+    """JSON whose texts have escapes in place of what is not printable: marks that turn the direction of writing too."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the body."""
+        return super().render(_plain(content))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def create_app(
@@ -57,29 +74,40 @@ def create_app(
     """
     limits = limits or Limits()
     bench = Bench(yard, limits)
-    app = FastAPI(title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Plain
+    )
     app.add_middleware(Guard, token=token, hosts=tuple(hosts), limits=limits)
     app.state.bench = bench
-    _errors(app)
+    _errors(app, bench)
     _pages(app)
     _questions(app, bench)
     _work(app, bench, limits)
     return app
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, bench: Bench) -> None:
+    places = {str(bench.yard.path.absolute()), str(bench.yard.path.resolve()), str(bench.yard.path)} - {"."}
+
     @app.exception_handler(BrickyardError)
     def _ours(request: Request, error: BrickyardError) -> JSONResponse:
         status = 404 if isinstance(error, GoneError) else 503 if isinstance(error, BusyError) else 400
-        return JSONResponse({"error": str(error)}, status)
+        text = str(error)
+        for place in sorted(places, key=len, reverse=True):  # a page need not know where the yard is
+            text = text.replace(place, bench.yard.path.resolve().name)
+        return Plain({"error": text}, status)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return Plain({"error": "the request has not all that is needed; use the workbench's own page"}, 422)
 
     @app.exception_handler(RefusedError)
     def _refused(request: Request, error: RefusedError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status, {"connection": "close"})
+        return Plain({"error": str(error)}, error.status, {"connection": "close"})
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+        return Plain({"error": str(error.detail)}, error.status_code)
 
 
 def _pages(app: FastAPI) -> None:
@@ -128,7 +156,7 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
 
     @app.post("/api/assemblies")
     async def _build(request: Request) -> Any:
-        async with request.form(max_files=limits.files, max_fields=1) as form:
+        async with _form(request, limits) as form:
             text = form.get("plan")
             plan = Plan.of(_json(text.encode() if isinstance(text, str) else b""), limits)
             labelled: dict[tuple[int, int], list[tuple[str, bytes]]] = {}
@@ -142,12 +170,20 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
         if sample is not None:
             shown = [(sample, bench.sample(sample))]
         else:
-            async with request.form(max_files=limits.files, max_fields=1) as form:
+            async with _form(request, limits) as form:
                 items = [item for _, item in form.multi_items() if not isinstance(item, str)]
                 shown = [await _content(item, limits) for item in items]
         if not shown:
             raise DataError("no picture was given; choose one or more")
         return {"answers": await run_in_threadpool(bench.classify, key, shown)}
+
+
+def _form(request: Request, limits: Limits) -> Any:
+    """A request's form. One that is not of kind multipart/form-data can be slow to read: it has to be short."""
+    kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
+    if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
+        raise OptionError("a form of kind multipart/form-data is needed; use the workbench's own page")
+    return request.form(max_files=limits.files, max_fields=1)
 
 
 def _json(content: bytes) -> Any:

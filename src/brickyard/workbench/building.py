@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,6 @@ SCALING_WORDS = {
 }
 CELLS = 48  # in the picture of one axis
 MANIFESTS = 512  # manifests that are kept
-WAIT = 30.0  # seconds that a request waits for the one before it
 
 
 class GoneError(BrickyardError):
@@ -135,7 +136,7 @@ class Bench:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One piece of work at a time, so that memory is bounded."""
-        if not self._lock.acquire(timeout=WAIT):
+        if not self._lock.acquire(timeout=self.limits.wait):
             raise BusyError("the workbench is busy with another request; try again in a moment")
         try:
             yield
@@ -218,15 +219,21 @@ class Bench:
             FileError: There is none of that name.
         """
         found = pictures.sample_paths(self._samples).get(name)
-        if found is None or found.stat().st_size > self.limits.file_bytes:
+        content = b""
+        if found is not None:
+            with suppress(OSError):  # it may have gone, or become a link, in this moment
+                place = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                with open(place, "rb") as file:
+                    content = file.read(self.limits.file_bytes + 1)
+        if not 0 < len(content) <= self.limits.file_bytes:
             raise FileError("there is no such sample in the yard, or it is too large; reload the page")
-        return found.read_bytes()
+        return content
 
     def sample_thumbnail(self, name: str) -> bytes:
         """A sample picture as a small PNG."""
         content = self.sample(name)
         with self._turn():
-            return pictures.thumbnail(pictures.decode(content, name, self.limits.pixels))
+            return pictures.thumbnail(pictures.decode(content, name, self.limits))
 
     # -- plans ---------------------------------------------------------------------------------------------
 
@@ -313,6 +320,8 @@ class Bench:
     ) -> list[tuple[Tensor, Tensor] | None] | None:
         if not labelled:
             return None
+        end = _Deadline(self.limits.work_seconds)
+        pictures.check_all((item for items in labelled.values() for item in items), self.limits)
         found: list[tuple[Tensor, Tensor] | None] = []
         for index, part in enumerate(parts):
             shown: list[Tensor] = []
@@ -322,8 +331,9 @@ class Bench:
                 if not own:
                     raise DataError(f"class {name!r} has no picture; give at least one a class, better five")
                 for title, content in own:
-                    picture = pictures.decode(content, title, self.limits.pixels)
-                    shown.append(pictures.fitted(picture, parts))
+                    end.check()
+                    picture = pictures.decode(content, title, self.limits)
+                    shown.append(pictures.fitted(pictures.shrunk(picture, parts), parts))
                     labels.append(part.task[place])
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
@@ -338,12 +348,18 @@ class Bench:
         """
         with self._turn():
             kept = self.kept(name)
-            return [self._answer(kept, title, content) for title, content in shown]
+            pictures.check_all(shown, self.limits)
+            end = _Deadline(self.limits.work_seconds)
+            answers: list[dict[str, Any]] = []
+            for title, content in shown:
+                end.check()
+                answers.append(self._answer(kept, title, content))
+            return answers
 
     def _answer(self, kept: Kept, title: str, content: bytes) -> dict[str, Any]:
         parts = kept.assembly.manifest.parts
-        picture = pictures.decode(content, title, self.limits.pixels)
-        image = pictures.fitted(picture, parts)
+        picture = pictures.decode(content, title, self.limits)
+        image = pictures.fitted(pictures.shrunk(picture, parts), parts)
         chances = kept.assembly.predict_proba([image])[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)
@@ -382,6 +398,18 @@ class Bench:
             else:
                 kept.assembly.save(path)
             return path.read_bytes(), title
+
+
+class _Deadline:
+    """The time after which nothing more of a request is begun."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise BusyError after that time."""
+        if time.monotonic() > self.end:
+            raise BusyError("the pictures take too long; send fewer at once, or make them smaller first")
 
 
 def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:

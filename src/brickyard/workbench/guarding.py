@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -22,12 +24,14 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "brickyard-token"
+BUSY = "the workbench is busy with other requests; try again in a moment"
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -58,6 +62,10 @@ class RefusedError(Exception):
         self.status = status
 
 
+class LeftError(Exception):
+    """A client that went away before its request was whole."""
+
+
 class Guard:
     """Middleware: checks host, origin, token and size, and adds the safety headers to every answer.
 
@@ -74,6 +82,8 @@ class Guard:
         self.token = token
         self.hosts = frozenset(host.lower() for host in hosts)
         self.limits = limits
+        self.working = 0
+        self.uploading = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -84,7 +94,11 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        started = False
+
         async def careful(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 known = [(k, v) for k, v in message.get("headers", []) if k.decode().lower() not in HEADERS]
                 added = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
@@ -93,16 +107,45 @@ class Guard:
 
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         try:
+            _check_single(scope)
             self._check_host(headers)
             self._check_origin(scope, headers)
             if await self._welcomed(scope, headers, careful):
                 return
             size = headers.get("content-length", "0")
-            if not size.isdigit() or int(size) > self.limits.body_bytes:
+            if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self.limits.body_bytes:
                 raise RefusedError(413, self._too_large())
-            await self.app(scope, self._bounded(receive), careful)
+            async with self._place(str(scope["method"]) not in ("GET", "HEAD")):
+                await self.app(scope, self._bounded(receive), careful)
         except RefusedError as refused:
             await _answer(careful, refused.status, str(refused))
+        except LeftError:
+            return  # nobody is there to answer to
+        except Exception:
+            if not started:
+                await _answer(careful, 500, "the workbench could not do this; its terminal says why")
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _place(self, brings: bool) -> AsyncIterator[None]:
+        """A place among the requests that are worked on; those that bring something wait for one."""
+        if self.working >= self.limits.requests:
+            raise RefusedError(503, BUSY)
+        self.working += 1
+        mine = False
+        try:
+            end = time.monotonic() + self.limits.wait
+            while brings and self.uploading >= self.limits.uploads:
+                if time.monotonic() > end:
+                    raise RefusedError(503, BUSY)
+                await asyncio.sleep(0.02)
+            if brings:
+                self.uploading += 1
+                mine = True
+            yield
+        finally:
+            self.working -= 1
+            self.uploading -= mine
 
     def _check_host(self, headers: dict[str, str]) -> None:
         name = _hostname(headers.get("host", ""))
@@ -114,7 +157,7 @@ class Guard:
         path = str(scope["path"])
         if scope["method"] in ("GET", "HEAD") and not path.startswith("/api/"):
             return
-        own = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+        own = origin is None or _netloc(origin) == headers.get("host", "").lower() != ""
         if not own or site not in (None, "same-origin", "none"):
             raise RefusedError(403, "the request comes from another page; use the workbench's own")
 
@@ -151,6 +194,8 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.0, end - loop.time()))
             except TimeoutError:
                 raise RefusedError(408, "the request took too long to arrive; send fewer or smaller pictures") from None
+            if message["type"] == "http.disconnect":
+                raise LeftError
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if seen > self.limits.body_bytes:
@@ -161,6 +206,21 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"the request is too large: {self.limits.body_bytes >> 20} MiB is the limit; send fewer pictures at once"
+
+
+def _check_single(scope: Message) -> None:
+    """Refuse headers that say something twice: whoever reads the other one would think otherwise."""
+    names = [bytes(name).lower() for name, _ in scope["headers"]]
+    for name in (b"host", b"origin", b"content-length", b"x-brickyard-token"):
+        if names.count(name) > 1:
+            raise RefusedError(400, f"the request has the header {name.decode()} twice; send it once")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 async def _answer(send: Send, status: int, text: str) -> None:

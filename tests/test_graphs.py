@@ -1,0 +1,743 @@
+"""Graph networks: read as PyTorch Geometric computes them, cut as if zeroed, joined as if side by side; in float64."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import brickyard as by
+from brickyard.errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
+from brickyard.graphnets import (
+    GraphComponent,
+    GraphNetwork,
+    NodeData,
+    assemble,
+    disassemble,
+    disjoint,
+    evaluate,
+    load,
+    locate,
+    random_network,
+)
+from brickyard.graphnets.network import Edges
+from brickyard.graphnets.reading import read_network
+from brickyard.graphnets.surgery import cut, join
+from brickyard.layers.contributions import contributions
+from brickyard.testing import random_graph, randomised
+from conftest import needed_package
+
+FEATURES, CLASSES = 6, 4
+KINDS = ("gcn", "sage", "gat")
+SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+class Stack(nn.Module):
+    """Layers of PyTorch Geometric one after the other; masks, where there are any, meet what a layer reads."""
+
+    def __init__(self, kinds: Sequence[str], widths: Sequence[int], heads: int, elu: bool, norm: bool) -> None:
+        super().__init__()
+        geometric = needed_package("torch_geometric.nn")
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.elu, self.kinds = elu, list(kinds)
+        self.masks: list[Tensor] = []
+        size = FEATURES
+        for i, (kind, width) in enumerate(zip(kinds, widths, strict=True)):
+            last = i == len(kinds) - 1
+            options = {"heads": heads, "concat": not last} if kind == "GATConv" else {}
+            options |= {"root_weight": False, "aggr": "sum"} if kind == "sum" else {}
+            layer = geometric.SAGEConv if kind == "sum" else getattr(geometric, kind)
+            self.convs.append(layer(size, width, **options))
+            size = width * heads if kind == "GATConv" and not last else width
+            self.norms.append(nn.BatchNorm1d(size) if norm and not last else nn.Identity())
+        randomised(self)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = x * self.masks[i] if self.masks else x
+            x = norm(conv(x) if self.kinds[i] == "Linear" else conv(x, edge_index))
+            if i < len(self.convs) - 1:
+                x = nn.functional.elu(x) if self.elu else torch.relu(x)
+                x = nn.functional.dropout(x, 0.5, training=self.training)
+        return x
+
+
+@st.composite
+def stacks(draw: st.DrawFn, kinds: Sequence[str] = ("GCNConv", "SAGEConv", "GATConv", "sum", "Linear")) -> Stack:
+    chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3))
+    widths = [*(draw(st.integers(1, 4)) for _ in chosen[1:]), CLASSES]
+    return Stack(chosen, widths, draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())).double()
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """A few nodes with any edges: loops, doubles, nodes without neighbours."""
+    count = draw(st.integers(2, 9))
+    node = st.integers(0, count - 1)
+    pairs = draw(st.lists(st.tuples(node, node), max_size=20))
+    edges = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return torch.randn(count, FEATURES, generator=generator, dtype=torch.float64), edges
+
+
+@st.composite
+def keeps(draw: st.DrawFn, network: GraphNetwork) -> dict[str, Tensor]:
+    def some(units: int) -> Tensor:
+        return torch.tensor(sorted(draw(st.sets(st.integers(0, units - 1), min_size=1))))
+
+    return {axis.name: some(axis.units) for axis in network.axes()}
+
+
+def plain(kind: str) -> tuple[GraphNetwork, tuple[Tensor, Tensor, Tensor]]:
+    x, edges, labels = random_graph()
+    return random_network(kind, 12, 5, CLASSES).double(), (x.double(), edges, labels)
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(data=st.data())
+def test_networks_say_what_their_sources_say(data: st.DataObject) -> None:
+    model, (x, edges) = data.draw(stacks()), data.draw(graphs())
+    network = read_network(model, NodeData.of((x, edges)))
+    with torch.no_grad():
+        expected = model(x, edges)
+        torch.testing.assert_close(network(x, edges), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GraphSAGE", "GAT"])
+def test_ready_made_models_are_read(kind) -> None:
+    geometric = needed_package("torch_geometric.nn")
+    x, edges, _ = plain("gcn")[1]
+    model = getattr(geometric, kind)(12, 8, num_layers=3, out_channels=4, norm="batch", dropout=0.5, act="elu").double()
+    found = read_network(model.eval(), NodeData.of((x, edges)))
+    torch.testing.assert_close(found(x, edges), model(x, edges), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(found(x, edges.roll(1, 1)[:, 1:]), model(x, edges))  # the control: an edge less
+
+
+class Whole(nn.Module):
+    """Takes a graph as one object, and ends in log-probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = needed_package("torch_geometric.nn").GCNConv(12, 5, cached=True)
+        self.two = needed_package("torch_geometric.nn").GATConv(5, 4, heads=2, concat=False)
+
+    def forward(self, data: Any) -> Tensor:
+        x, edges = data.x, data.edge_index
+        x = nn.functional.dropout(x, training=self.training)
+        return nn.functional.log_softmax(self.two(self.one(x, edges).relu(), edges), dim=1)
+
+
+def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
+    model = Whole().double().train()
+    x, edges, labels = plain("gcn")[1]
+    data = needed_package("torch_geometric.data").Data(x=x, edge_index=edges, y=labels, train_mask=labels < 9)
+    before = copy.deepcopy(model.state_dict())
+    relevance = locate(model, data)
+    assert relevance.record.images == (15, 15, 15, 15)
+    part = disassemble(model, relevance, task=[0, 1])
+    assert model.training
+    assert model.one._cached_edge_index is None  # nothing is left of the graph
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    scores = evaluate(part, data, nodes=labels < 9, source=model)
+    with torch.no_grad():
+        right = model.eval()(data).argmax(1) == labels
+    assert scores.row("base").accuracy == pytest.approx(100 * right[labels < 2].double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda g: g.GIN(12, 8, 2, 4), "GINConv"),
+        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "step by step"),
+        (lambda g: g.GAT(12, 8, 2, 4, v2=True), "GATv2Conv"),
+        (lambda g: g.GAT(12, 8, 2, 4, residual=True), "res="),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "aggr='max'"),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "normalize=True"),
+        (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "Tanh"),
+        (lambda g: g.GCN(12, 8, 2, 4, improved=True), "improved=True"),
+        (lambda g: g.GAT(12, 8, 1, heads=2), "concatenates heads"),
+        (lambda g: Skips(g), "joins two values"),
+        (lambda g: Looks(g), "cannot be traced"),
+        (lambda g: Steeper(g), "alpha other than 1"),
+        (lambda g: Twice(g), "runs twice"),
+        (lambda g: Hides(g), "says something else"),
+        (lambda g: nn.ReLU, "torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error(make, says) -> None:
+    x, edges, labels = random_graph()
+    with pytest.raises(TraceError, match=says):
+        locate(make(needed_package("torch_geometric.nn")), (x, edges, labels), nodes=range(40))
+
+
+class Skips(nn.Module):
+    def __init__(self, geometric: Any) -> None:
+        super().__init__()
+        self.one, self.two = geometric.GCNConv(12, 4), geometric.GCNConv(12, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.one(x, edges) + self.two(x, edges)
+
+
+class Looks(Skips):
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.one(x, edges) if x.sum() > 0 else self.two(x, edges)
+
+
+class Steeper(Skips):
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return nn.functional.elu(self.one(x, edges), 2)
+
+
+class Twice(Skips):
+    def __init__(self, geometric: Any) -> None:
+        super().__init__(geometric)
+        self.three = geometric.GCNConv(4, 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.three(self.three(self.one(x, edges), edges), edges)
+
+
+class Hides(Skips):
+    """Does something to a layer that its options do not tell."""
+
+    def __init__(self, geometric: Any) -> None:
+        super().__init__(geometric)
+        self.one.register_forward_hook(lambda module, given, output: output * torch.tensor([[1.0, 2, 3, 4]]))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.one(x, edges)
+
+
+def test_a_missing_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_geometric", None)
+    monkeypatch.setitem(sys.modules, "torch_geometric.nn", None)
+    with pytest.raises(OptionError, match=r"brickyard\[graphs\]"):
+        locate(nn.Linear(12, 4), random_graph(), nodes=range(40))
+
+
+# -- locating ----------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(data=st.data())
+def test_contributions_sum_to_the_output_without_its_bias(data: st.DataObject) -> None:
+    model, (x, edge_index) = data.draw(stacks()), data.draw(graphs())
+    network = read_network(model, NodeData.of((x, edge_index)))
+    edges = Edges.of(edge_index, len(x))
+    nodes = torch.arange(len(x)).flip(0)[: data.draw(st.integers(1, len(x)))]
+    for layer in network.steps():
+        expected = layer.linear(x, edges)[nodes] - (0 if layer.bias is None else layer.bias)
+        found = contributions(layer.convolution(), layer.gathered(x, edges, nodes)).sum(2)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        x = layer(x, edges)
+
+
+def dense(kind: str, x: Tensor, edge_index: Tensor, layer: Any) -> list[Tensor]:
+    """How nodes gather, as matrices (target, source), from the definitions."""
+    count = len(x)
+    a = torch.zeros(count, count, dtype=x.dtype)
+    for source, target in edge_index.T.tolist():
+        a[target, source] += 1
+    if kind == "sage":
+        return [a / a.sum(1, keepdim=True), torch.eye(count, dtype=x.dtype)]
+    a.fill_diagonal_(1)
+    if kind == "gcn":
+        root = a.sum(1).sqrt()
+        return [a / root[:, None] / root]
+    found = []
+    for source, target in zip(layer.source, layer.target, strict=True):
+        raised = a * nn.functional.leaky_relu((x @ target)[:, None] + (x @ source), 0.2).exp()
+        found.append(raised / raised.sum(1, keepdim=True))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relevances_are_those_of_the_formulas(kind) -> None:
+    network, (x, edge_index, labels) = plain(kind)
+    relevance = locate(network, (x, edge_index, labels), nodes=range(40))
+    alpha, beta = 0.3, 0.2
+    inputs: list[Tensor] = []
+    sums: list[Tensor] = []
+    with torch.no_grad():
+        for layer in network.steps():
+            inputs.append(x)
+            ways, groups = dense(kind, x, edge_index, layer), layer.spec.groups
+            s = torch.zeros(CLASSES, layer.spec.width, x.shape[1], dtype=x.dtype)
+            y = torch.zeros(len(x), layer.spec.width, dtype=x.dtype) + layer.bias
+            for g in range(groups):
+                rows = slice(g * layer.spec.outputs, (g + 1) * layer.spec.outputs)
+                own = ways[g : g + 1] if groups > 1 else ways
+                for v in range(len(x)):
+                    each = sum(layer.weight[g, k] * (a[v] @ x) for k, a in enumerate(own))
+                    y[v, rows] += each.sum(1)
+                    if v < 40:
+                        s[labels[v], rows] += each.clamp(min=0)
+            sums.append(s)
+            x = layer.activate(y)
+        torch.testing.assert_close(x, network(*random_as(kind)), rtol=1e-9, atol=1e-9)
+    size = 5 if kind == "gat" else 1  # the channels of a head
+    sums[1] = sums[1].reshape(CLASSES, CLASSES, -1, size).sum(3)
+    for name, s in zip(("conv1", "conv2"), sums, strict=True):
+        torch.testing.assert_close(relevance.sums[name], s, rtol=1e-9, atol=1e-9)
+    for k in range(CLASSES):
+        m = torch.arange(CLASSES) == k
+        for axis, s, units in (("conv1", sums[1], 1), ("features", sums[0], size)):
+            low, high = s[k].amin(1, keepdim=True), s[k].amax(1, keepdim=True)
+            t = ((s[k] - low) / (high - low + 1e-5) > alpha)[m.repeat_interleave(units)].sum(0).double()
+            m = (t - t.min()) / (t.max() - t.min() + 1e-5) > beta
+            assert torch.equal(relevance.relevant(axis, [k]), m), (axis, k)
+        assert not m.all()
+    assert torch.equal(
+        relevance.relevant("features", [0, 2]),
+        relevance.relevant("features", [0]) | relevance.relevant("features", [2]),
+    )
+
+
+def random_as(kind: str) -> tuple[Tensor, Tensor]:
+    x, edges, _ = plain(kind)[1]
+    return x, edges
+
+
+def test_what_cannot_be_located() -> None:
+    network, (x, edges, labels) = plain("gcn")
+    with pytest.raises(OptionError, match="nodes="):
+        locate(network, (x, edges, labels))
+    with pytest.raises(DataError, match="labels"):
+        locate(network, (x, edges), nodes=range(9))
+    with pytest.raises(DataError, match="'3' has no node"):
+        locate(network, (x, edges, labels), nodes=labels != 3)
+    with pytest.raises(DataError, match="0 to 3"):
+        locate(network, (x, edges, labels + 1), nodes=range(9))
+    with pytest.raises(DataError, match="nodes 0 to 60"):
+        locate(network, (x, edges, labels), nodes=range(61))
+    with pytest.raises(DataError, match="edge_index names nodes"):
+        locate(network, (x, edges + 1, labels), nodes=range(9))
+    with pytest.raises(DataError, match="a graph is needed"):
+        locate(network, x, nodes=range(9))
+    with pytest.raises(TaskError, match="3 different"):
+        locate(network, (x, edges, labels), nodes=range(9), classes=["a", "b", "c"])
+
+
+# -- cutting -----------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(data=st.data())
+def test_cut_equals_zeroed(data: st.DataObject) -> None:
+    model, (x, edges) = data.draw(stacks()), data.draw(graphs())
+    network = read_network(model, NodeData.of((x, edges)))
+    keep = data.draw(keeps(network))
+    axes = network.axes()
+    outputs = keep[axes[-1].name]
+    for axis in axes[:-1]:
+        mask = torch.zeros(axis.units * axis.size, dtype=torch.float64)
+        mask[axis.channels(keep[axis.name])] = 1
+        model.masks.append(mask)
+    with torch.no_grad():
+        expected = model(x, edges)[:, outputs]
+        found = cut(network, keep)(x, edges)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("axis", ["features", "conv1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cutting_other_channels_says_something_else(kind, axis) -> None:
+    """The control of the test above: each axis matters."""
+    network, (x, edges, _) = plain(kind)
+    said = [cut(network, {axis: torch.tensor(units)})(x, edges) for units in ([0], [1], [0, 1])]
+    assert not any(torch.allclose(one, other) for one, other in zip(said, said[1:] + said[:1], strict=True))
+
+
+def test_heads_are_kept_or_dropped_whole() -> None:
+    network, graph = plain("gat")
+    assert [(axis.units, axis.size) for axis in network.axes()] == [(12, 1), (2, 5), (4, 1)]
+    part = disassemble(network, locate(network, graph, nodes=range(40)), task=[1], budget=by.Budget(parameters=0.5))
+    (first, last) = part.network.steps()
+    assert part.manifest.axes["conv1"].kept in ((0,), (1,))
+    (head,) = part.manifest.axes["conv1"].kept
+    assert torch.equal(first.source, network.steps()[0].source[[head]])  # its attention is that of the source
+    assert last.spec.inputs == 5
+
+
+@pytest.mark.parametrize("heads", [[0], [2], [1, 2], [2, 0]])
+def test_heads_that_are_left_attend_as_before(heads) -> None:
+    network, (x, edge_index, _) = random_network("gat", 12, 5, CLASSES, heads=3).double(), plain("gat")[1]
+    edges = Edges.of(edge_index, len(x))
+    first, last = network.steps()
+    order = torch.tensor(heads)
+    hidden = first(x, edges).unflatten(1, (3, 5))
+    expected = torch.zeros_like(hidden)
+    expected[:, order] = hidden[:, order]
+    found = cut(network, {"conv1": order})
+    torch.testing.assert_close(found(x, edge_index), last(expected.flatten(1), edges), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.steps()[0](x, edges), hidden[:, order].flatten(1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_kept_is_the_source_and_nothing_is_repaired(kind) -> None:
+    network, graph = plain(kind)
+    relevance = locate(network, graph, nodes=range(40))
+    whole = disassemble(network, relevance, task=[3, 0, 1, 2], budget=by.Budget(parameters=1.0))
+    assert whole.manifest.heal.layers == 0
+    assert torch.equal(whole(*graph[:2]), network(*graph[:2])[:, [3, 0, 1, 2]])
+    assert whole.manifest.selection.parameters == whole.manifest.source.parameters
+    assert whole.manifest.selection.flops == whole.manifest.source.flops
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("resource", ["flops", "parameters"])
+def test_budgets_are_met_from_below_and_random_keeps_as_much(kind, resource) -> None:
+    network, graph = plain(kind)
+    relevance = locate(network, graph, nodes=range(40))
+    options: dict[str, Any] = {"task": [0, 1], "budget": by.Budget(**{resource: 0.5}), "features": True}
+    part = disassemble(network, relevance, **options)
+    share = getattr(part.manifest.selection, resource) / getattr(part.manifest.source, resource)
+    assert 0.3 < share <= 0.5
+    other = disassemble(network, relevance, select="random", **options)
+    counts, drawn = ({name: a.kept for name, a in p.manifest.axes.items()} for p in (part, other))
+    assert {name: len(kept) for name, kept in counts.items()} == {name: len(kept) for name, kept in drawn.items()}
+    assert counts != drawn
+    assert len(disassemble(network, relevance, task=[0, 1]).manifest.axes["features"].kept) == 12  # an input
+    with pytest.raises(OptionError, match="raise the budget"):
+        disassemble(network, relevance, task=[0], budget=by.Budget(**{resource: 0.01}))
+
+
+def test_reject_is_what_the_source_says_of_its_other_classes() -> None:
+    network, graph = plain("sage")
+    relevance = locate(network, graph, nodes=range(40))
+    part = disassemble(network, relevance, task=[2], reject=True, budget=by.Budget(parameters=1.0))
+    logits = network(*graph[:2])
+    expected = torch.stack([logits[:, 2], logits[:, [0, 1, 3]].logsumexp(1)], 1)
+    torch.testing.assert_close(part(*graph[:2]), expected)
+    with pytest.raises(TaskError, match="no other class"):
+        disassemble(network, relevance, task=range(4), reject=True)
+
+
+# -- repair ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_refit_of_a_last_layer_is_ridge_least_squares(kind) -> None:
+    network, graph = plain(kind)
+    relevance = locate(network, graph, nodes=range(40))
+    options: dict[str, Any] = {"task": [0, 1, 2], "budget": by.Budget(parameters=0.5), "ridge": 1e-2}
+    part, bare = (disassemble(network, relevance, heal=heal, **options) for heal in ("refit", "none"))
+    edges = Edges.of(graph[1], len(graph[0]))
+    nodes = torch.arange(40)[graph[2][:40] < 3]
+    with torch.no_grad():
+        goal = network(*graph[:2])[nodes][:, :3]
+        hidden = part.network.steps()[0](graph[0][:, part.network.columns], edges)
+        prior = bare.network.steps()[1]
+        # inputs (nodes, ways * channels), from the dense definition
+        ways = dense(kind, hidden, graph[1], part.network.steps()[1])
+        x = torch.cat([(a @ hidden)[nodes] for a in ways], 1)
+        w = torch.cat(list(prior.weight[0]), 1)
+        xb = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+        penalty = 1e-2 * x.square().sum(0).mean() * torch.eye(xb.shape[1], dtype=x.dtype)
+        penalty[-1, -1] = 0
+        missing = goal - x @ w.T - prior.bias
+        change = torch.linalg.solve(xb.T @ xb + penalty, xb.T @ missing).T
+        found = part.network.steps()[1]
+        torch.testing.assert_close(torch.cat(list(found.weight[0]), 1), w + change[:, :-1], rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(found.bias, prior.bias + change[:, -1], rtol=1e-7, atol=1e-8)
+        gap = [(p(*graph[:2])[nodes] - goal).square().mean() for p in (part, bare)]
+        assert gap[0] < 0.5 * gap[1]  # and it helps
+
+
+# -- joining -----------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(data=st.data())
+def test_padded_equals_side_by_side(data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.sampled_from(["GCNConv", "SAGEConv", "GATConv", "sum"]), min_size=1, max_size=3))
+    x, edges = data.draw(graphs())
+    parts = []
+    for _ in range(2):
+        heads = data.draw(st.integers(2, 3))
+        model = Stack(kinds, [*(data.draw(st.integers(1, 4)) for _ in kinds[1:]), CLASSES], heads, True, False)
+        network = read_network(randomised(model, len(parts)).double(), NodeData.of((x, edges)))
+        keep = data.draw(keeps(network))
+        parts.append(cut(network, keep))
+    columns = [part.columns for part in parts]
+    with torch.no_grad():
+        expected = torch.cat([part(x, edges) for part in parts], 1)
+        found = join(parts, columns)(x, edges)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        swapped = join(parts[::-1], columns[::-1])(x, edges)
+        width = parts[1].axes()[-1].units
+        torch.testing.assert_close(
+            torch.cat([swapped[:, width:], swapped[:, :width]], 1), expected, rtol=1e-9, atol=1e-9
+        )
+
+
+def halves(kind: str, form: Any = "parallel", **options: Any) -> tuple[Any, list[GraphComponent], Any]:
+    """Two sources of their own, and half of the classes of each."""
+    graph = plain(kind)[1]
+    parts = []
+    for seed, task in ((0, [0, 1]), (5, [3, 2])):
+        source = random_network(kind, 12, 5 + seed, CLASSES, seed=seed, heads=2).double()
+        relevance = locate(source, graph, nodes=range(40), name=f"s{seed}")
+        parts.append(disassemble(source, relevance, task=task, features=True, budget=by.Budget(parameters=0.6)))
+    return assemble(parts, form=form, **options), parts, graph
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_assembly_is_its_parts(kind) -> None:
+    one, parts, (x, edges, _) = halves(kind, "padded")
+    two, _, _ = halves(kind)
+    expected = torch.cat([part(x, edges) for part in parts], 1)
+    assert one.classes == two.classes == ("0", "1", "3", "2")
+    torch.testing.assert_close(one(x, edges), expected, rtol=1e-10, atol=1e-10)
+    assert torch.equal(two(x, edges), expected)
+    assert len(one.networks) == 1
+    assert not torch.allclose(one(x, edges), expected.flip(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["parallel", "padded"])
+def test_sources_from_two_graphs(kind, form) -> None:
+    graphs = [random_graph(), random_graph(nodes=40, features=9, classes=3, seed=4)]
+    parts = []
+    for index, graph in enumerate(graphs):
+        source = random_network(kind, graph[0].shape[1], 4, int(graph[2].max()) + 1, seed=index)
+        relevance = locate(source, graph, nodes=range(30), classes=[f"{index}{k}" for k in range(graph[2].max() + 1)])
+        parts.append(disassemble(source, relevance, task=[0, 2], features=True))
+    with pytest.raises(SurgeryError, match="shared_input=False"):
+        assemble(parts)
+    whole = assemble(parts, form=form, shared_input=False).double()
+    x, edges = disjoint([(graph[0].double(), graph[1]) for graph in graphs])
+    found = whole(x, edges)
+    assert found.shape == (100, 4)
+    first, second = (part.double()(graph[0].double(), graph[1]) for part, graph in zip(parts, graphs, strict=True))
+    torch.testing.assert_close(found[:60, :2], first, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found[60:, 2:], second, rtol=1e-10, atol=1e-10)
+    with pytest.raises(DataError, match=r"feature \d+ is read"):
+        whole(x[:, :12], edges)
+
+
+def test_layers_of_several_kinds_are_joined_in_parallel_only() -> None:
+    graph = plain("gcn")[1]
+    parts = []
+    for kind, task in (("gcn", [0]), ("sage", [1])):
+        source = random_network(kind, 12, 5, CLASSES).double()
+        parts.append(disassemble(source, locate(source, graph, nodes=range(40)), task=task))
+    assert assemble(parts)(*graph[:2]).shape == (60, 2)
+    with pytest.raises(SurgeryError, match="several kinds"):
+        assemble(parts, form="padded")
+    with pytest.raises(TaskError, match="'0' is in part 0"):
+        assemble([parts[0], parts[0]])
+    with pytest.raises(OptionError, match="GraphNetwork was given"):
+        assemble([parts[0].network])
+
+
+def test_scalings() -> None:
+    graph = halves("gcn")[2]
+    labels = torch.tensor([0, 1, 3, 2])[graph[2]]  # indices into the assembly's classes
+    data = (*graph[:2], labels)
+    plainly, parts, _ = halves("gcn")
+    scores = {}
+    for name in ("none", "logit-mean", "log-probability", "affine", "joint-head"):
+        whole = assemble(parts, scaling=name, data=data, nodes=range(40))
+        scores[name] = torch.nn.functional.cross_entropy(whole(*graph[:2])[:40], labels[:40]).item()
+        assert whole.manifest.scaling.images == (40 if name in ("affine", "joint-head") else 0)
+    assert scores["affine"] < scores["none"]
+    assert scores["joint-head"] < scores["none"]
+    means = [value for part in parts for value in part.manifest.statistics.winning_logit]
+    logits = plainly(*graph[:2])
+    scaled = assemble(parts, scaling="logit-mean")(*graph[:2])
+    for k, mean in enumerate(means):
+        if mean is not None and mean > 0:
+            torch.testing.assert_close(scaled[:, k], logits[:, k] / mean)
+    with pytest.raises(OptionError, match="features of images"):
+        assemble(parts, scaling="lda", data=data, nodes=range(40))
+    with pytest.raises(OptionError, match="labelled"):
+        assemble(parts, scaling="affine")
+    with pytest.raises(DataError, match="nodes="):
+        assemble(parts, scaling="affine", data=data)
+
+
+# -- scoring -----------------------------------------------------------------------------------------------
+
+
+def test_scores_are_counted_on_the_same_nodes() -> None:
+    network, graph = plain("gcn")
+    part = disassemble(network, locate(network, graph, nodes=range(40)), task=[1, 3])
+    scores = evaluate(part, graph, nodes=range(40, 60), source=network)
+    own = torch.arange(40, 60)[torch.isin(graph[2][40:60], torch.tensor([1, 3]))]
+    target = graph[2][own]
+    logits, cut_logits = network(*graph[:2])[own], part(*graph[:2])[own]
+    restricted = torch.tensor([1, 3])[logits[:, [1, 3]].argmax(1)]
+    assert scores.row("base").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
+    assert scores.row("restricted").accuracy == pytest.approx(100 * (restricted == target).double().mean().item())
+    answers = torch.tensor([1, 3])[cut_logits.argmax(1)]
+    row = scores.row("component")
+    assert row.accuracy == pytest.approx(100 * (answers == target).double().mean().item())
+    assert row.images == 10
+    assert row.drop == pytest.approx(scores.row("restricted").accuracy - row.accuracy)
+    with pytest.raises(DataError, match="other weights"):
+        evaluate(part, graph, nodes=range(40, 60), source=random_network("gcn", 12, 5, CLASSES, seed=3))
+    with pytest.raises(DataError, match="none of"):
+        evaluate(part, graph, nodes=graph[2] == 0)
+
+
+def test_one_class_is_detected_against_the_rest() -> None:
+    network, graph = plain("gat")
+    relevance = locate(network, graph, nodes=range(40))
+    part = disassemble(network, relevance, task=[2], reject=True, budget=by.Budget(parameters=0.5), features=True)
+    scores = evaluate(part, graph, nodes=range(40, 60), source=network)
+    mine = graph[2][40:60] == 2
+    logits = part(*graph[:2])[40:60]
+    says = logits[:, 0] > logits[:, 1]
+    assert scores.row("component").images == 20
+    assert scores.row("component").accuracy == pytest.approx(100 * (says == mine).double().mean().item())
+    assert scores.per_class == {
+        "2": pytest.approx(100 * says[mine].double().mean().item()),
+        "others": pytest.approx(100 * (~says)[~mine].double().mean().item()),
+    }
+    gap = logits[:, 0] - logits[:, 1]
+    pairs = (gap[mine][:, None] > gap[~mine]).double().mean().item()  # what an AUROC is
+    assert scores.row("component").auroc == pytest.approx(100 * pairs)
+    alone = evaluate(disassemble(network, relevance, task=[2]), graph, nodes=range(40, 60), source=network)
+    assert alone.row("component").accuracy == 100  # of a constant: hence AUROC
+    assert alone.row("component").auroc is not None
+    assert "always answered right" in alone.notes[0]
+
+
+def test_an_assembly_is_compared_with_its_oracle() -> None:
+    whole, _, graph = halves("sage")
+    labels = torch.tensor([0, 1, 3, 2])[graph[2]]
+    scores = evaluate(whole, (*graph[:2], labels), nodes=range(40, 60))
+    logits, target = whole(*graph[:2])[40:60], labels[40:60]
+    inside = torch.where(target < 2, logits[:, :2].argmax(1), 2 + logits[:, 2:].argmax(1))
+    assert scores.row("oracle").accuracy == pytest.approx(100 * (inside == target).double().mean().item())
+    assert scores.row("assembled").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
+    assert scores.row("oracle").accuracy > scores.row("assembled").accuracy
+    with pytest.raises(OptionError, match="with a source"):
+        evaluate(whole, (*graph[:2], labels), nodes=range(40, 60), source=plain("sage")[0])
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
+    whole, parts, graph = halves(kind, "padded", scaling="logit-mean")
+    for model in (whole, parts[0]):
+        path = model.save(tmp_path / f"{type(model).__name__}.safetensors")
+        again = load(path)
+        assert type(again) is type(model)
+        assert again.manifest == model.manifest
+        assert torch.equal(again(*graph[:2]), model(*graph[:2]))
+        with pytest.raises(FileError, match="exists"):
+            model.save(path)
+        with pytest.raises(FileError, match=r"brickyard\.graphnets\.load"):
+            by.load(path)
+
+
+def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
+    _, parts, graph = halves("gat")
+    path = parts[0].save(tmp_path / "part.safetensors")
+    save_file({"x": graph[0], "edges": graph[1]}, tmp_path / "graph.safetensors")
+    code = (
+        "import sys; sys.modules['torch_geometric'] = None\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "from brickyard.graphnets import load\n"
+        "g = load_file(sys.argv[2])\n"
+        "save_file({'y': load(sys.argv[1])(g['x'], g['edges']).detach()}, sys.argv[3])\n"
+    )
+    names = [str(path), str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")]
+    subprocess.run([sys.executable, "-c", code, *names], check=True, capture_output=True)
+    with safe_open(names[2], framework="pt") as file:
+        assert torch.equal(file.get_tensor("y"), parts[0](*graph[:2]))
+
+
+def spoilt(path: Any, change: Any) -> None:
+    """Change the text and the tensors of a file."""
+    with safe_open(path, framework="pt") as file:
+        text = json.loads(file.metadata()["brickyard"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(text, tensors)
+    save_file(tensors, path, {"brickyard": json.dumps(text)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text, tensors: None, None),  # the control
+        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]), "features are read"),
+        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]), "features are read"),
+        (lambda text, tensors: text["component"]["axes"].pop("features"), "features are read"),
+        (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "does not lead"),
+        (lambda text, tensors: text["network"]["layers"].pop(), "does not lead"),
+        (lambda text, tensors: text["network"]["layers"][0].update(gather=["exec"]), "gather"),
+        (lambda text, tensors: text["network"]["layers"][0].update(gather=["gcn", "attention"]), "attention"),
+        (lambda text, tensors: text["network"]["layers"][0].update(groups=2), "groups are attention heads"),
+        (lambda text, tensors: text["network"]["layers"][0].update(code="x"), "code"),
+        (lambda text, tensors: text.update(kind="component"), "no part of a graph network"),
+        (lambda text, tensors: text.update(format=99), "format version 99"),
+        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "is missing"),
+        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "belongs to nothing"),
+        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "not finite"),
+        (
+            lambda text, tensors: tensors.update({"network.layers.0.bias": torch.zeros(3, dtype=torch.long)}),
+            "floating-point numbers",
+        ),
+    ],
+)
+def test_files_are_read_as_hostile(change, says, tmp_path) -> None:
+    network, graph = plain("gcn")
+    part = disassemble(network, locate(network, graph, nodes=range(40)), task=[0, 1])
+    path = part.save(tmp_path / "part.safetensors")
+    spoilt(path, change)
+    if says is None:
+        assert torch.equal(load(path)(*graph[:2]), part(*graph[:2]))
+        return
+    with pytest.raises(FileError, match=says):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text, tensors: text["assembly"].update(form="union"), "not"),
+        (lambda text, tensors: text["networks"].pop(), "networks for 2 parts"),
+        (lambda text, tensors: tensors.pop("scaling.shift"), "scaling does not fit"),
+        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "scaling does not fit"),
+    ],
+)
+def test_files_of_assemblies_are_read_as_hostile(change, says, tmp_path) -> None:
+    whole, _, _ = halves("gcn", scaling="logit-mean")
+    path = whole.save(tmp_path / "whole.safetensors")
+    spoilt(path, change)
+    with pytest.raises(FileError, match=says):
+        load(path)
+
+
+def test_components_train() -> None:
+    _, parts, (x, edges, labels) = halves("gat")
+    own = torch.isin(labels, torch.tensor([0, 1]))
+    optimizer = torch.optim.SGD(parts[0].parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(parts[0](x, edges)[own], labels[own])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

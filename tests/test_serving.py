@@ -1,0 +1,807 @@
+"""The workbench and the command line, against those who mean ill: what is sent, what is asked for, what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from PIL import Image
+
+import brickyard as by
+from brickyard.container import write_content
+from brickyard.errors import DataError, FileError, shown
+from brickyard.testing import chain
+from conftest import needed_package
+from test_cli import run
+
+if os.environ.get("CI") != "true":
+    pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
+sys.path.insert(0, str(Path(__file__).parent / "serving"))
+
+import drawn_requests as drawn
+from drawn_requests import HOST, ORDERS, SECRET, Asked, ask, built, form, small_yard, upload
+
+from brickyard.workbench import create_app, pictures
+from brickyard.workbench.building import Bench
+from brickyard.workbench.guarding import Guard
+from brickyard.workbench.limits import Limits
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("serving")
+
+
+@pytest.fixture(scope="module")
+def yard(root):
+    torch.manual_seed(0)
+    return small_yard(root)
+
+
+@pytest.fixture(scope="module")
+def app(yard):
+    return create_app(yard)
+
+
+def plan_of(*bricks: str) -> bytes:
+    return json.dumps({"bricks": bricks}).encode()
+
+
+# -- drawn requests ------------------------------------------------------------------------------------------
+
+
+def test_no_drawn_request_gets_a_traceback_or_a_file_from_outside(app, yard, root) -> None:
+    key, loop = built(app), asyncio.new_event_loop()
+    statuses = set()
+
+    @seed(1)
+    @settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(drawn.requests(key))
+    def check(asked: Asked) -> None:
+        with drawn.watched() as opened:
+            answer = ask(app, asked, loop)
+        assert drawn.wrong(answer, root) == ""
+        assert drawn.foreign(opened, yard.path) == []
+        statuses.add(answer.status)
+
+    check()
+    loop.close()
+    assert {200, 400, 404, 405} <= statuses
+
+
+def test_what_is_looked_for_in_drawn_requests_would_be_found(yard, root, monkeypatch) -> None:
+    """The control: a server that reads by a name that was sent, and one that fails."""
+    app = create_app(yard)
+    asked = Asked(path=b"/api/sample", query=b"name=..%2F..%2Fsecret.txt", headers=(HOST,))
+    with drawn.watched() as opened:
+        assert ask(app, asked).status == 400
+    assert drawn.foreign(opened, yard.path) == []
+    careless = lambda self, name: (yard.path / "samples" / name).read_bytes()  # noqa: E731
+    monkeypatch.setattr(Bench, "sample", careless)
+    with drawn.watched() as opened, contextlib.suppress(Exception):
+        ask(app, asked)
+    assert drawn.foreign(opened, yard.path) == [str(yard.path / "samples/../../secret.txt")]
+    assert SECRET in drawn.wrong(drawn.Answer(200, {}, SECRET.encode(), 0.1), root)
+
+    def failing(self) -> None:
+        raise ZeroDivisionError("inner words")
+
+    monkeypatch.setattr(Bench, "overview", failing)
+    sent = []
+    with pytest.raises(ZeroDivisionError):  # for the log of the server
+        asyncio.run(recorded(app, sent, Asked(path=b"/api/yard", headers=(HOST,))))
+    assert sent[0]["status"] == 500
+    assert b"content-security-policy" in dict(sent[0]["headers"])
+    assert b"inner words" not in sent[1]["body"]
+    assert b"its terminal says why" in sent[1]["body"]
+
+
+async def recorded(app, sent, asked) -> None:
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": asked.method, "path": asked.path.decode(), "query_string": asked.query}
+    await app({**scope, "headers": list(asked.headers), "http_version": "1.1", "scheme": "http"}, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (((b"content-length", b"\xb2"), HOST), 413),  # a digit, says Python; no number
+        (((b"content-length", b"9" * 5000), HOST), 413),
+        (((b"content-length", b"-1"), HOST), 413),
+        (((b"content-length", b"5"), (b"content-length", b"6"), HOST), 400),
+        ((HOST, (b"host", b"evil.example")), 400),
+        ((HOST, (b"origin", b"http://[")), 403),
+        ((HOST, (b"origin", b"http://127.0.0.1:8000"), (b"origin", b"http://evil.example")), 400),
+        ((), 421),  # as HTTP/1.0 allows
+        (((b"host", b"localhost."),), 421),
+        (((b"host", b"unix:/run/x"),), 421),
+        (((b"host", b"[::1%25lo]:8000"),), 421),
+        (((b"host", b"127.0.0.1:0"),), 421),
+        (((b"host", b"0x7f.1"),), 421),
+    ],
+)
+def test_headers_that_do_not_agree_with_themselves_are_refused(app, headers, status) -> None:
+    asked = Asked("POST", b"/api/plan", headers=headers, chunks=(plan_of("good"),))
+    assert ask(app, asked).status == status
+    assert ask(app, drawn.only(asked, headers=(HOST,))).status == 200
+
+
+def test_errors_do_not_say_where_the_yard_is(app, yard, root) -> None:
+    answer = ask(app, Asked("POST", b"/api/plan", headers=(HOST,), chunks=(plan_of("nothing"),)))
+    with pytest.raises(FileError, match=re.escape(str(root))):
+        yard.entry("nothing")  # where it does say it
+    assert (answer.status, str(root) in answer.error, "yard" in answer.error) == (400, False, True)
+
+
+def test_a_folder_of_samples_that_is_a_link_is_not_followed(yard, root, tmp_path) -> None:
+    other = by.yard.Yard(tmp_path / "yard", create=True)
+    elsewhere = tmp_path / "private"
+    elsewhere.mkdir()
+    Image.new("L", (4, 4)).save(elsewhere / "me.png")
+    (other.path / "samples").symlink_to(elsewhere, target_is_directory=True)
+    assert pictures.sample_paths(elsewhere)  # the control: the pictures are fine
+    app = create_app(other)
+    assert json.loads(ask(app, Asked(path=b"/api/yard", headers=(HOST,))).body)["samples"] == []
+    assert ask(app, Asked(path=b"/api/sample", query=b"name=me.png", headers=(HOST,))).status == 400
+
+
+# -- what is sent --------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, before: bytes = b"", rows: int | None = None) -> bytes:
+    """A grey PNG without one of Pillow: its head may say what its content does not."""
+    content = zlib.compress(b"\0" * (width + 1) * (height if rows is None else rows), 9)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def saved(kind: str, size: tuple[int, int] = (16, 16), **options) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, "navy").save(out, kind, **options)
+    return out.getvalue()
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    whole = saved("JPEG", (64, 64), progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * count + whole[-2:]
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    jpeg, gif = saved("JPEG"), saved("GIF")
+    frame = gif.index(b"\x2c")
+    return {
+        "a side of a million": (png(1_000_000, 40, rows=0), "20,000 for a side"),
+        "a billion pixels": (png(30_000, 30_000, rows=0), "50 million is the limit"),
+        "a million chunks": (png(2, 2, chunk(b"teSt", b"") * 1_000_000), "more than 20,000 pieces"),
+        "a large text": (png(2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))), "no picture"),
+        "a large profile": (png(2, 2, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))), "no picture"),
+        "many segments": (jpeg[:2] + b"\xff\xe2\x00\x02" * 4_000_000 + jpeg[2:], "more than 20,000 pieces"),
+        "many comments": (gif[:frame] + b"\x21\xfe\x01a\0" * 3_000_000 + gif[frame:], "more than 20,000 pieces"),
+        "one long comment": (gif[:frame] + b"\x21\xfe" + b"\xffx".ljust(256) * 60_000 + b"\0" + gif[frame:], "pieces"),
+        "many scans": (scans(1000), "goes over its pixels"),
+        "a format with a large reader": (saved("TIFF"), "give a PNG, JPEG, WebP, GIF or BMP"),
+        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "give a PNG"),
+    }
+
+
+@pytest.mark.parametrize("case", bombs())
+def test_pictures_that_are_bombs_are_refused_at_once(case) -> None:
+    content, words = bombs()[case]
+    start = time.process_time()
+    with pytest.raises(DataError, match=words):
+        pictures.decode(content, "a.png", Limits())
+    assert time.process_time() - start < 1
+
+
+def test_ordinary_pictures_of_all_kinds_are_read() -> None:
+    """The control of the bombs: the same files without what makes them bombs."""
+    frames = [Image.new("P", (8, 8), k % 256) for k in range(300)]
+    moving = io.BytesIO()
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
+    fine = [saved(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
+    fine += [scans(10), png(9, 9), moving.getvalue(), png(2, 2, chunk(b"teSt", b"") * 1000)]
+    for content in fine:
+        assert pictures.decode(content, "a", Limits()).ndim == 3
+    assert [pictures.pieces(content) < 1000 for content in fine[:-1]] == [True] * 8
+    assert pictures.pieces(fine[-1]) == 1003
+
+
+def test_pixels_are_counted_over_the_whole_request(yard) -> None:
+    app = create_app(yard, limits=Limits(all_pixels=10_000))
+    key, content = built(app), png(50, 50)
+    path = f"/api/assemblies/{key}/classify"
+    assert ask(app, upload(path, *[("p", "a.png", content)] * 4)).status == 200
+    answer = ask(app, upload(path, *[("p", "a.png", content)] * 5))
+    assert (answer.status, "million pixels together" in answer.error) == (400, True)
+    labelled = [(f"0.{k}", "a.png", content) for k in (0, 1)] * 3
+    answer = ask(app, upload("/api/assemblies", ("plan", None, plan_of("good")), *labelled))
+    assert "million pixels together" in answer.error
+
+
+def test_no_further_picture_is_begun_after_the_time_of_a_request(yard) -> None:
+    for seconds, status in ((60, 200), (-1, 503)):
+        app = create_app(yard, limits=Limits(work_seconds=seconds))
+        key = built(app)
+        assert ask(app, upload(f"/api/assemblies/{key}/classify", ("p", "a.png", png(9, 9)))).status == status
+
+
+def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
+    how = by.Preprocessing(size=(16, 16), mean=(0.4,), std=(0.3,))
+    manifest = yard.load("good").manifest
+    parts = [manifest.model_copy(update={"preprocessing": how})] * 2
+    picture = torch.randint(0, 256, (3, 1500, 1501), dtype=torch.uint8)
+    small = pictures.shrunk(picture, parts)
+    assert small.shape == (3, 16, 16)
+    from brickyard.preprocessing import preprocess
+
+    assert torch.equal(preprocess(small[None], how), preprocess(picture[None], how))
+    assert pictures.shrunk(picture[:, :900], parts) is not None
+    assert pictures.shrunk(picture[:, :900], parts).shape == (3, 900, 1501)  # not large: it stays
+
+
+def test_forms_that_are_bombs_are_refused_quickly(app) -> None:
+    key = built(app)
+    path = f"/api/assemblies/{key}/classify"
+    many = upload(path, *[("p", "a.png", b"x")] * 20_000)
+    long_head = form(("p", "a" * 8_000_000, b"x"))[0]
+    inner = form(*[("q", "a.png", b"x")] * 100, boundary="inner")[0]
+    pairs = b"a=1&" * 2_000_000
+    pairs_head = (
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        (b"content-length", str(len(pairs)).encode()),
+    )
+    cases = [
+        many,
+        drawn.only(many, headers=(HOST, form()[1]), chunks=(long_head,)),
+        drawn.only(many, headers=(HOST, form()[1]), chunks=(b"\r\n" * 4_000_000,)),
+        drawn.only(many, headers=(HOST, *pairs_head), chunks=(pairs,)),
+        drawn.only(many, headers=(HOST, pairs_head[0]), chunks=(pairs,)),
+        upload(path, ("p", "a.png", inner)),
+        drawn.only(many, headers=(HOST, (b"content-type", b"multipart/mixed; boundary=x")), chunks=(inner,)),
+    ]
+    for number, asked in enumerate(cases):
+        answer = ask(app, asked)
+        assert answer.status == 400, number
+        assert answer.seconds < 5, number
+    assert ask(app, upload(path, *[("p", "a.png", png(9, 9))] * 3)).status == 200
+
+
+def test_plans_cannot_ask_for_more_than_there_is(app) -> None:
+    for content in (
+        json.dumps({"bricks": [str(k) for k in range(100_000)]}).encode(),
+        json.dumps({"bricks": ["good"] * 24}).encode(),
+        b'{"bricks":' * 5000,
+        b'{"bricks": [' + b"1" * 6000 + b"]}",
+    ):
+        assert ask(app, Asked("POST", b"/api/plan", headers=(HOST,), chunks=(content,))).status == 400
+    for field in ("0.99999999999", "99999999.0", "0.1e9", "\u0663.\u0660"):
+        answer = ask(app, upload("/api/assemblies", ("plan", None, plan_of("good")), (field, "a.png", png(9, 9))))
+        assert answer.status == 400
+
+
+# -- many at once, and slow ones -----------------------------------------------------------------------------
+
+
+def test_requests_in_work_are_bounded() -> None:
+    async def scenario(limits: Limits) -> tuple[int, list[int]]:
+        free, running, most = asyncio.Event(), 0, 0
+
+        async def slow(scope, receive, send):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await free.wait()
+            running -= 1
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        guard = Guard(slow, token=None, hosts=("127.0.0.1",), limits=limits)
+        asked = [drawn._ask(guard, Asked(method, b"/x", headers=(HOST,))) for method in ["POST"] * 6 + ["GET"] * 6]
+        tasks = [asyncio.create_task(item) for item in asked]
+        await asyncio.sleep(0.3)
+        free.set()
+        return most, [answer.status for answer in await asyncio.gather(*tasks)]
+
+    # Uploads: two at once, the others wait; of all, no more than ten.
+    most, statuses = asyncio.run(scenario(Limits(requests=10, uploads=2, wait=5)))
+    assert (most, statuses) == (2 + 4, [200] * 10 + [503] * 2)
+    most, statuses = asyncio.run(scenario(Limits(requests=10, uploads=2, wait=0.1)))  # who waits too long is told
+    assert statuses == [200] * 2 + [503] * 4 + [200] * 4 + [503] * 2
+    most, statuses = asyncio.run(scenario(Limits(requests=99, uploads=99)))
+    assert (most, statuses) == (12, [200] * 12)
+
+
+@contextlib.contextmanager
+def serving(app, limits: Limits, plain: bool = False):
+    """The port of a server; `plain` takes away how it drops slow clients."""
+    import uvicorn
+
+    from brickyard.workbench.serving import server
+
+    place = socket.create_server(("127.0.0.1", 0))
+    if plain:
+        found = uvicorn.Server(
+            uvicorn.Config(app, http="h11", log_level="critical", limit_concurrency=limits.connections)
+        )
+    else:
+        found = server(app, limits)
+    thread = threading.Thread(target=found.run, kwargs={"sockets": [place]})
+    thread.start()
+    try:
+        yield place.getsockname()[1]
+    finally:
+        found.should_exit = found.force_exit = True
+        thread.join(20)
+        place.close()
+
+
+def raw(port: int, content: bytes, wait: float = 5.0) -> bytes:
+    """What a server says to some bytes, until it closes or says no more."""
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        line.settimeout(wait)
+        found = b""
+        with contextlib.suppress(OSError):
+            line.sendall(content)
+        with contextlib.suppress(OSError):
+            while piece := line.recv(1 << 16):
+                found += piece
+        return found
+
+
+def head(port: int, more: str = "", path: str = "/", method: str = "GET", host: bool = True) -> bytes:
+    name = f"Host: 127.0.0.1:{port}\r\n" if host else ""
+    return f"{method} {path} HTTP/1.1\r\n{name}{more}Connection: close\r\n\r\n".encode()
+
+
+def is_dropped(line: socket.socket) -> bool:
+    line.settimeout(0.05)
+    try:
+        return line.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, plain) -> None:
+    limits = Limits(connections=6, head_seconds=0.8)
+    own = create_app(yard, limits=limits)
+    with serving(own, limits, plain) as port:
+        lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+        for line in lines[:4]:
+            line.sendall(b"GET / HTTP/1.1\r\nHost: 127")
+        time.sleep(0.2)
+        assert b" 503 " in raw(port, head(port))  # the places are taken
+        end = time.monotonic() + 1.7
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                lines[0].sendall(b"0")  # one of them drips
+            time.sleep(0.1)
+        free = b" 200 " in raw(port, head(port))
+        assert free is not plain  # the control: without the dropping they stay for ever
+        assert [is_dropped(line) for line in lines] == [not plain] * 8
+        for line in lines:
+            line.close()
+
+
+def test_bodies_that_drip_are_refused(yard) -> None:
+    limits = Limits(seconds=0.5, head_seconds=5)
+    with serving(create_app(yard, limits=limits), limits) as port:
+        line = socket.create_connection(("127.0.0.1", port))
+        line.settimeout(5)
+        line.sendall(
+            f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900\r\n\r\n".encode() + b"{"
+        )
+        found = line.recv(1 << 16)
+        assert found.startswith(b"HTTP/1.1 408 ")
+        line.close()
+        # Too much without a Content-Length, and less than one promises.
+        some = b"4\r\n    \r\n" * 20
+        chunked = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        assert raw(port, chunked + some + b"0\r\n\r\n", 1).startswith(b"HTTP/1.1 400 ")
+        both = chunked.replace(b"Transfer", b"Content-Length: 4\r\nTransfer")
+        assert raw(port, both + some + b"0\r\n\r\n", 1)[:12] in (b"HTTP/1.1 400", b"")
+
+
+def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
+    from brickyard.workbench import serving as module
+
+    async def large(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x" * (64 << 20)})
+
+    monkeypatch.setattr(module, "RATE", 1 << 40)
+    for seconds, dropped in ((0.5, True), (60, False)):
+        limits = Limits(seconds=seconds, head_seconds=0.4)
+        with serving(large, limits) as port, socket.create_connection(("127.0.0.1", port)) as line:
+            line.sendall(head(port))
+            time.sleep(1.3)
+            line.settimeout(5)
+            found = 0
+            with contextlib.suppress(OSError):
+                while piece := line.recv(1 << 20):
+                    found += len(piece)
+            assert (found < 64 << 20) is dropped
+
+
+def test_what_is_no_ordinary_request_is_refused(app) -> None:
+    with serving(app, Limits()) as port:
+        upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        asked = head(port, upgrade, "/api/yard").replace(b"Connection: close", b"Connection: Upgrade")
+        assert b" 101 " not in raw(port, asked, 1)
+        for method in ("TRACE", "PUT", "X"):
+            found = raw(port, head(port, "X-Marker: marker\r\n", method=method))
+            assert found.startswith(b"HTTP/1.1 405 ")
+            assert b"marker" not in found
+        connect = f"CONNECT example.com:443 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+        assert raw(port, connect)[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 405", b"HTTP/1.1 400")
+        assert raw(port, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 421 ")
+        assert raw(port, head(port, "Host: evil.example\r\n")).startswith(b"HTTP/1.1 400 ")
+        assert raw(port, head(port, "Host: evil.example\r\n", host=False)).startswith(b"HTTP/1.1 421 ")
+        assert raw(port, head(port, f"X: {'a' * 200_000}\r\n"))[:12] in (b"HTTP/1.1 400", b"")
+        assert raw(port, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9)[:12] == b"HTTP/1.1 400"
+        fine = raw(port, head(port))
+        assert fine.startswith(b"HTTP/1.1 200 ")
+        assert b"x-frame-options: DENY" in fine
+        assert b"\nserver:" not in fine.lower()
+
+
+# -- the token -----------------------------------------------------------------------------------------------
+
+
+def test_the_token_is_in_no_answer_and_in_no_log(yard, tmp_path, capfd) -> None:
+    token = "t0ken-that-stays-here"
+    limits = Limits()
+    with serving(create_app(yard, token=token), limits) as port:
+        found = raw(port, head(port, path=f"/?token={token}&a=1"))
+        assert found.startswith(b"HTTP/1.1 303 ")
+        place = re.search(rb"location: (\S+)", found)[1]
+        assert place == b"/?a=1"
+        cookie = re.search(rb"set-cookie: (.+)\r", found)[1].decode()
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+        pages = [
+            raw(port, head(port, f"Cookie: brickyard-token={token}\r\n", path)) for path in ("/", "/api/yard", "/x")
+        ]
+        assert [page[9:12] for page in pages] == [b"200", b"200", b"404"]
+        wrong = [f"/?token={token}x", "/?token=", f"/api/yard?x={token}", f"/?token={token[:-1]}", f"/?TOKEN={token}"]
+        refused = [raw(port, head(port, path=path)) for path in wrong]
+        assert {page[9:12] for page in refused} == {b"401"}
+        for page in (*pages, *refused):
+            assert token.encode() not in page
+            assert b"referrer-policy: no-referrer" in page
+    out = capfd.readouterr()
+    assert token not in out.out + out.err
+
+
+def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
+    from brickyard.commands import serving as command
+    from brickyard.workbench import serving as module
+
+    made: list[str | None] = []
+
+    class Nothing:
+        def run(self, sockets) -> None:
+            pass
+
+    monkeypatch.setattr(module, "server", lambda app: Nothing())
+    import brickyard.workbench as package
+
+    monkeypatch.setattr(package, "create_app", lambda yard, *, token, hosts: made.append(token))
+    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+        command.workbench(yard.path, host=host, port=0)
+    assert made[:2] == [None, None]
+    assert len(made[2]) >= 32
+    # A name that says it is this machine, and is not.
+    monkeypatch.setattr(command, "_bound", lambda host, port: socket.create_server(("0.0.0.0", 0)))
+    command.workbench(yard.path, host="localhost", port=0)
+    command.workbench(yard.path, host="0.0.0.0", port=0)
+    assert made[3] is not None
+    assert len({made[2], made[3], made[4]}) == 3
+    monkeypatch.undo()
+    assert "--host is empty" in run("workbench", "--yard", yard.path, "--host", "", code=1).stderr
+
+
+# -- what is shown -------------------------------------------------------------------------------------------
+
+
+def obeyed(text: str) -> list[str]:
+    """What a terminal, or a reader of lines, would take for more than text."""
+    return [c for c in text if not c.isprintable() and c != "\n"]
+
+
+def test_texts_from_files_give_no_orders_to_a_terminal(yard, tmp_path) -> None:
+    file, picture = yard.path / "hostile.safetensors", tmp_path / "pic\nfake: line\x1b[31m.png"
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    (tmp_path / "p.png").rename(picture)
+    names = by.load(file).classes
+    assert obeyed("".join(names))  # the control: they would
+    whole = tmp_path / "whole.safetensors"
+    results = [
+        run("show", file, "--axes"),
+        run("show", file, "--json"),
+        run("yard", "list", "--yard", yard.path),
+        run("yard", "list", "--yard", yard.path, "--json"),
+        run("yard", "show", "hostile", "--yard", yard.path),
+        run("yard", "search", "hen", "--yard", yard.path),
+        run("yard", "verify", "--yard", yard.path, code=1),
+        run("yard", "add", file, "--yard", tmp_path / "other"),
+        run("assemble", file, yard.path / "good.safetensors", "-o", whole, "--json"),
+        run("assemble", ORDERS, "ant", "--yard", yard.path, "-o", whole, "--force"),
+        run("assemble", file, file, "-o", tmp_path / "twice.safetensors", code=1),
+        run("predict", file, picture),
+        run("predict", whole, picture, "--json"),
+        run("report", file, "-o", tmp_path / "r.html"),
+        run("predict", file, tmp_path / "\x1b[2Jnone", code=1),
+        run("export", file, "-o", tmp_path / "state\x1b.safetensors"),
+        run("disassemble", "zoo:lenet5", "--data", "digits", "--task", "\x1b[1m", "-o", tmp_path / "n", code=1),
+    ]
+    for number, result in enumerate(results):
+        assert result.stdout + result.stderr, number
+        assert obeyed(result.stdout + result.stderr) == [], number
+    lines = results[0].stdout.splitlines() + results[11].stdout.splitlines()
+    assert not [line for line in lines if line.startswith("fake")]
+    assert tuple(json.loads(results[1].stdout)["classes"]) == names  # JSON says it all the same
+    assert "[red]" in results[0].stdout
+
+
+def test_progress_shows_names_as_text(monkeypatch) -> None:
+    from rich.console import Console
+
+    from brickyard import progress
+
+    out = io.StringIO()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("rich.console.Console", lambda stderr: Console(file=out, force_terminal=True, width=200))
+    with progress.bar("[/red]\x1b]0;x\x07", 2) as advance:
+        advance(text=f"at {ORDERS}[/nothing]")  # closing what was not opened is an error in markup
+    assert "\x1b]0" not in out.getvalue()
+    assert "[red]" in out.getvalue()
+
+
+def test_cards_show_names_as_text(tmp_path) -> None:
+    import markdown
+    import yaml
+
+    from brickyard.cards import model_card
+
+    names = ["<img src=x onerror=alert(1)>", "](javascript:alert(1))", "a`<b>`|\n# title\n---\nlicense: mine", "‮hen"]
+    data = torch.rand(12, 3, 8, 8), torch.arange(12) % 4
+    relevance = by.locate(chain(), data, classes=names, name="---\n<script>alert(2)</script> [x](http://evil.example)")
+    part = by.disassemble(chain(), relevance, task=names)
+    text = model_card(part, license="mit\nlicense: mine", title="t: {x}\n---\n# <b>")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "mit\nlicense: mine"
+    assert "<script" not in (made := markdown.markdown(body, extensions=["tables", "fenced_code"]))
+    assert not re.search(r"<(script|img|b|a)\b", made)
+    assert len(re.findall(r"<h1", made)) == 1
+    assert not obeyed(body)
+    loose = markdown.markdown(re.sub(r"\\(.)", r"\1", body))  # the control: it is the escapes that hold
+    assert "<script" in loose
+
+
+# -- what is kept to itself ----------------------------------------------------------------------------------
+
+MARKS = {
+    name: f"mark{k}xyzzy" for k, name in enumerate(("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "USER", "LOGNAME", "HOSTNAME"))
+}
+NET = """
+import torch
+class Odd(torch.nn.Module):  # of a kind that is not known
+    def forward(self, x):
+        return x * torch.sigmoid(x).mean(1, keepdim=True)
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 6, 1), Odd(),
+        torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(24, 3))
+"""
+RECIPE = """
+brickyard: 1
+license: mit
+sources: {{a: {{network: "{net}:make", data: "{data}", preprocessing: {{size: 16}}}}}}
+components: {{low: {{source: a, task: "0-1", flops: 0.8}}}}
+evaluate: {{data: "{data}", latency: false}}
+"""
+
+
+def test_no_output_says_who_made_it_and_where(tmp_path, monkeypatch) -> None:
+    home = tmp_path / "home" / "markhomexyzzy"
+    private, out = home / "markfolderxyzzy", tmp_path / "out"
+    private.mkdir(parents=True)
+    out.mkdir()
+    for name, value in {**MARKS, "HOME": str(home), "PWD": str(private)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(socket, "gethostname", lambda: "markhostxyzzy")
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog", "hen"):
+            folder = private / "photos" / split / name
+            folder.mkdir(parents=True)
+            for k in range(6):
+                array = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+                Image.fromarray(array).save(folder / f"{k}.png")
+    (private / "net.py").write_text(NET)
+    source, data = f"{private / 'net.py'}:make", str(private / "photos")
+    monkeypatch.chdir(out)
+    said = [
+        run("locate", source, "--data", data, "--size", 16, "-o", "r.safetensors", "--json"),
+        run(
+            *("disassemble", source, "--relevance", "r.safetensors", "--data", data, "--task", "cat,dog"),
+            *("-o", "c.safetensors", "--flops", 0.8, "--json"),
+        ),
+        run("assemble", "c.safetensors", "-o", "w.safetensors", "--json"),
+        run(
+            *("evaluate", "c.safetensors", "--data", data, "--source", source, "--no-latency"),
+            *("--csv", "s.csv", "--json"),
+        ),
+        run("routes", source, "--relevance", "r.safetensors", "--classes", "cat,dog", "-o", "routes.svg", "--json"),
+        run("report", "w.safetensors", "c.safetensors", "--relevance", "r.safetensors", "-o", "page.html", "--json"),
+        run("export", "w.safetensors", "-o", "state.safetensors", "--json"),
+        run("yard", "add", "c.safetensors", "--yard", "yard", "--json"),
+        run("yard", "list", "--yard", "yard", "--json"),
+        run("show", "c.safetensors", "--json"),
+    ]
+    needed_package("onnxscript")
+    said.append(run("export", "w.safetensors", "-o", "w.onnx", "--json"))
+    from brickyard.hub import save_pretrained
+
+    save_pretrained(by.load("w.safetensors"), "hub")
+    # A recipe that lies beside what it names, as recipes do.
+    (private / "recipe.yaml").write_text(RECIPE.format(net="net.py", data="photos"))
+    run("build", private / "recipe.yaml", "--trust-code")
+    # And one that lies elsewhere and says whole paths: its copy and the notes of what it said have them, nothing else.
+    (out / "far").mkdir()
+    (out / "far" / "recipe.yaml").write_text(RECIPE.format(net=private / "net.py", data=data))
+    run("build", out / "far" / "recipe.yaml", "--trust-code")
+    places = (*out.rglob("*"), *private.glob("out/**/*"))
+    files = [path for path in places if path.is_file() and path.name != "recipe.yaml"]
+    files.remove(out / "far" / "out" / ".build.json")
+    assert {".build.json", "README.md", "w.onnx", "page.html", "routes.svg"} <= {path.name for path in files}
+    for path in files:
+        found = re.findall(rb"mark\w*xyzzy", path.read_bytes())
+        assert not found, (path, found)
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    for number, result in enumerate(said):
+        assert "xyzzy" not in result.stdout, number
+    assert b"net.py:make" in (out / "c.safetensors").read_bytes()  # what it is called is said
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def test_outputs_replace_a_link_and_never_what_it_leads_to(tmp_path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    link, dangling = tmp_path / "link", tmp_path / "dangling"
+    link.symlink_to(kept)
+    dangling.symlink_to(tmp_path / "new")
+    for path in (link, dangling):
+        with pytest.raises(FileError, match="exists"):
+            write_content(path, "other", overwrite=False)
+        write_content(path, "other", overwrite=True)
+        assert (path.is_symlink(), path.read_text()) == (False, "other")
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+    dangling.unlink()
+    dangling.symlink_to(tmp_path / "new")
+    run("assemble", "x", "-o", dangling, code=1)
+    assert "exists" in run("assemble", "x", "-o", dangling, code=1).stderr
+
+
+def test_outputs_never_replace_a_device_or_a_pipe(tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(FileError, match="no place for a file"):
+            write_content(path, "other", overwrite=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch) -> None:
+    from brickyard import container
+
+    kept, folder, path = tmp_path / "kept.txt", tmp_path / "folder", tmp_path / "out" / "b"
+    kept.write_text("mine")
+    folder.mkdir()
+    path.parent.mkdir()
+    names: list[str] = []
+
+    def write(place: Path) -> None:
+        names.append(place.relative_to(path.parent).parts[0])
+        place.write_text("x")
+
+    for _ in range(5):
+        container.write_atomically(path, write, overwrite=True)
+    assert len(set(names)) == 5
+    monkeypatch.setattr(container.secrets, "token_hex", lambda count: "0badcafe"[: 2 * count])
+    container.write_atomically(path, write, overwrite=True)  # the control: nothing is in the way
+    for target in (kept, folder, tmp_path / "nowhere"):  # someone guessed all the same
+        (path.parent / names[-1]).symlink_to(target)
+        with pytest.raises(FileError, match="cannot be written"):
+            container.write_atomically(path, write, overwrite=True)
+        (path.parent / names[-1]).unlink(missing_ok=True)
+        assert path.read_text() == "x"
+    assert (kept.read_text(), list(folder.iterdir()), (tmp_path / "nowhere").exists()) == ("mine", [], False)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_umask_decides_who_may_read(tmp_path, yard, mask, mode) -> None:
+    before = os.umask(mask)
+    try:
+        yard.load("good").save(tmp_path / "c.safetensors")
+        write_content(tmp_path / "t.txt", "x", overwrite=False)
+        run("report", tmp_path / "c.safetensors", "-o", tmp_path / "p.html")
+        run("yard", "add", tmp_path / "c.safetensors", "--yard", tmp_path / "yard")
+    finally:
+        os.umask(before)
+    made = [*tmp_path.glob("*.*"), *tmp_path.glob("yard/*.*")]
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in made if path.is_file()} == {
+        name: oct(mode) for name in ("c.safetensors", "t.txt", "p.html", "index.json", ".lock")
+    } | {path.name: oct(mode) for path in tmp_path.glob("yard/*.safetensors")}
+
+
+def test_arguments_are_names_and_never_commands(yard, tmp_path) -> None:
+    names = ["$(touch owned)", "`touch owned`", "; touch owned", "a\nb", "-rf", "--json", "'\"", "*", "~", "%s"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+        (tmp_path / "p.png").rename(tmp_path / name)
+    command = [
+        sys.executable,
+        "-m",
+        "brickyard",
+        "predict",
+        "--json",
+        str(yard.path / "good.safetensors"),
+        "--",
+        *names,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert [item["image"] for item in json.loads(done.stdout)["predictions"]] == names, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_no_code_starts_a_shell() -> None:
+    import ast
+
+    package = Path(by.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"subprocess", "pty", "commands"}, path
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("os.system", "os.popen", "os.execv", "os.spawnv"), path
+
+
+def test_shown_escapes_what_is_not_printable_and_nothing_else() -> None:
+    assert shown("käfer 猫 [x]\n") == "käfer 猫 [x]\n"
+    assert shown("\x1b\r\x9b‮\ud800\n", keep="") == r"\x1b\r\x9b\u202e\ud800\n"
