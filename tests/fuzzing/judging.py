@@ -109,11 +109,17 @@ class Watch:
 
 
 def _torchs_own(event: str, args: tuple[Any, ...]) -> bool:
-    """Whether torch takes up a module of its own, as it does at the first use of some operations."""
-    if event == "import":
-        return str(args[0]).startswith("torch.")
-    name = getattr(args[0], "co_filename", args[0]) if event in ("open", "exec") else ""
-    return str(name).startswith(TORCH) and str(name).endswith((".py", ".pyc"))
+    """Whether torch is taking up a module of its own, as it does at the first use of some operations."""
+    frame, importing = sys._getframe(2), False
+    if event == "import" and str(args[0]).startswith("torch.") and frame.f_code.co_filename.startswith(TORCH):
+        return True
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if importing and name.startswith(TORCH):
+            return True
+        importing = name.startswith("<frozen importlib")
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 class Judge:
