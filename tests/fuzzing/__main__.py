@@ -186,10 +186,14 @@ def summary(found: list[dict[str, Any]], args: argparse.Namespace, minutes: floa
         "limits": {"seconds": SECONDS, "memory_beyond_twice_the_file_mib": FLOOR >> 20},
         "minutes": round(minutes, 1),
         "workers": args.workers,
-        "brickyard": by.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": 1,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "brickyard": by.__version__,
+        },
     }
 
 
