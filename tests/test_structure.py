@@ -18,7 +18,7 @@ LEVELS = [
     {"manifest", "options", "progress", "steady", "stopping"},
     {"layers", "preprocessing", "container", "ranks"},
     {"network"},
-    {"graph"},
+    {"graph", "bounding"},
     {"images", "contribution", "surgery", "testing", "measuring", "familiarity"},
     {"relevance", "healing"},
     {"notebook", "locating", "eliminating", "criteria", "shifting"},

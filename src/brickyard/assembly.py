@@ -15,7 +15,7 @@ from brickyard.errors import DataError, SurgeryError, shown
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
-from brickyard.network import Network
+from brickyard.network import Network, kind
 from brickyard.options import Distillation, Schedule, given_path
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
@@ -128,7 +128,7 @@ class Assembly(Predictor):
         return [x.to(like.device, like.dtype) for x, like in zip(prepared, self._likes(), strict=True)]
 
     def _likes(self) -> list[Tensor]:
-        return [next(network.parameters()) for network in self.networks()]
+        return [kind(network) for network in self.networks()]
 
     def answers(self, inputs: Sequence[Tensor]) -> Tensor:
         """What `inputs` gives -> logits of all classes."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec, TuneRecord
-from brickyard.network import Network, quick_layout
+from brickyard.network import Network, kind, quick_layout
 from brickyard.options import Distillation, Schedule, given_path
 from brickyard.predicting import Predictor
 from brickyard.surgery import fuse
@@ -61,7 +61,8 @@ class Component(Predictor):
         self.familiarity = familiarity
         self.reads_at = reader(network)
         self._select = manifest.reject or manifest.output_axis is None
-        others = [k for k in range(len(manifest.source.classes)) if k not in manifest.task]
+        task = set(manifest.task)
+        others = [k for k in range(len(manifest.source.classes)) if k not in task]
         self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
         self.register_buffer("_others", torch.tensor(others, dtype=torch.long), persistent=False)
         self.eval()
@@ -102,7 +103,7 @@ class Component(Predictor):
 
     def logits(self, images: Tensor) -> Tensor:
         """Raw images, uint8 or in [0, 1] -> logits of the task's classes."""
-        like = next(self.parameters())
+        like = kind(self)
         return self.forward(self.preprocess(images).to(like.device, like.dtype))
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
@@ -181,7 +182,7 @@ class Component(Predictor):
 def quick(network: Network, input_shape: Sequence[int]) -> Network:
     """A network without the norms that its other layers can take up, laid out in memory as it runs fastest."""
     fused = fuse(network)
-    like = next(fused.parameters())
+    like = kind(fused)
     example = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     return fused.to(memory_format=quick_layout(fused, example))
 

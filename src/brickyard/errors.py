@@ -16,6 +16,7 @@ __all__ = [
     "TraceError",
     "first_line",
     "shown",
+    "told",
 ]
 
 
@@ -92,3 +93,16 @@ def shown(text: str, keep: str = "\n\t") -> str:
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def told(value: object, most: int = 400) -> str:
+    r"""Foreign text for a message of ours: one line in which nothing is obeyed, and not a long one.
+
+    Example:
+        >>> from brickyard.errors import told
+        >>> told("a\nb\x1b[2J"), told("x" * 1000, most=8)
+        ('a b\\x1b[2J', 'xxxxxxxx...')
+    """
+    text = str(value)
+    text = shown(" ".join(text[: most + 1].split()) + text[most + 1 : most + 2], keep="")
+    return text if len(text) <= most else text[:most] + "..."

@@ -172,6 +172,7 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
+    x = network.taken(x)
     values = {network.nodes[0].name: x}
     network.advance(values, 0, stop)
     node = network.nodes[stop]

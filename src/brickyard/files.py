@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.assembly import Assembly, network_shapes
+from brickyard.bounding import Bounds
 from brickyard.component import Component
 from brickyard.container import read, write
-from brickyard.errors import BrickyardError, FileError
+from brickyard.errors import BrickyardError, FileError, told
 from brickyard.familiarity import Familiarity, feature_size
 from brickyard.manifest import (
     AssemblyFile,
@@ -26,14 +27,14 @@ from brickyard.manifest import (
     RelevanceFile,
     validated,
 )
-from brickyard.network import Network, step_shapes
+from brickyard.network import Network
 from brickyard.options import Thresholds, given_path
 from brickyard.relevance import LayerRecord, Relevance
 from brickyard.scaling import Gate
 
 __all__ = ["load", "save_assembly", "save_component", "save_relevance"]
 
-MAX_STEP = 1 << 31  # numbers in one value for two images
+MAX_SHARES = 1 << 26  # classes times parts of an assembly
 
 
 # -- writing -----------------------------------------------------------------------------------------------
@@ -126,18 +127,20 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     if kind in ("graph-component", "graph-assembly"):
         raise FileError(f"{path} holds a part of a graph network; read it with brickyard.graphnets.load")
     if not isinstance(kind, str) or kind not in readers:
-        raise FileError(f"{path} holds a {kind!r}; a component, an assembly or relevances are expected")
+        raise FileError(f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected")
     try:
         return readers[kind](path, text, tensors)
     except FileError as error:
-        raise FileError(f"{path}: {error}") from None
+        raise FileError(f"{path}: {told(error)}") from None
     except BrickyardError as error:
-        raise FileError(f"{path} is not consistent: {error}") from None
+        raise FileError(f"{path} is not consistent: {told(error)}") from None
 
 
 def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
-    network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width)
+    bounds = Bounds(_numbers(tensors))
+    network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
+    _check_images(file.manifest)
     familiarity = _familiarity(file.manifest, network, tensors, "familiarity.")
     _all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)
@@ -149,11 +152,18 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
         raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+    if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
+        raise FileError(f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file")
+    for part in manifest.parts:
+        _check_images(part)
+    bounds = Bounds(_numbers(tensors))
     networks = [
-        _network(spec, tensors, f"networks.{index}.", shape, width)
+        _network(spec, tensors, f"networks.{index}.", shape, width, bounds)
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
+    if (matrix is None) != (shift is None):
+        raise FileError("its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither")
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
         pairs = zip(manifest.parts, networks, strict=True)
@@ -164,6 +174,7 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if len(sizes) != len(manifest.parts):
             raise FileError("its scaling needs what is known of the features of every part")
         gate = Gate.blank(sizes)
+        _match(gate, tensors, "scaling.gate.")
         _fill(gate, tensors, "scaling.gate.")
     _all_used(tensors)
     return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)
@@ -181,6 +192,13 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
             raise FileError(f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected")
         return value
 
+    if len(file.input_shape) != 3:
+        raise FileError(f"its input shape {file.input_shape} is not (channels, height, width)")
+    end = 0
+    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
+        if start != end:
+            raise FileError(f"axis {name!r} starts at channel {start}; {end} is expected")
+        end += size
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
     sums: dict[str, Tensor] | None = {} if file.sums else None
@@ -216,23 +234,49 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
     )
 
 
-def _network(spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int) -> Network:
+def _network(
+    spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
+) -> Network:
     """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
         raise FileError(f"its input shape {shape} is not (channels, height, width)")
+    _match(network, tensors, prefix)
     try:
-        shapes = step_shapes(network, torch.empty(2, *shape, device="meta"))
+        found = bounds.run(network, shape)
+    except FileError:
+        raise
     except Exception as error:
-        raise FileError(f"its network does not run on images of shape {shape}: {error}") from None
-    found = shapes[network.nodes[-1].name]
+        raise FileError(f"its network does not run on images of shape {shape}: {told(error)}") from None
     if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
         raise FileError(f"its network does not give {width} outputs an image")
-    largest = max((v.numel() for v in shapes.values() if isinstance(v, Tensor)), default=0)
-    if largest > MAX_STEP:
-        raise FileError(f"its network makes a value of {largest:,} numbers for two images; {MAX_STEP:,} is the limit")
     _fill(network, tensors, prefix)
     return network
+
+
+def _numbers(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
+def _match(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Give the tensors of a module without numbers the types of floating-point numbers that those of the file have."""
+    state = module.state_dict()
+    for name, blank in state.items():
+        value = tensors.get(prefix + name)
+        if value is not None and value.is_floating_point() and blank.is_floating_point():
+            state[name] = blank.to(value.dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _check_images(manifest: ComponentManifest) -> None:
+    """Refuse a preprocessing whose images are not those that the network takes."""
+    how, (channels, *size) = manifest.preprocessing, manifest.input_shape
+    if how.size is not None and list(how.size) != size:
+        raise FileError(f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}")
+    if how.channels not in (None, channels):
+        raise FileError(f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}")
+    if how.mean is not None and len(how.mean) not in (1, channels):
+        raise FileError(f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}")
 
 
 def _familiarity(
@@ -245,6 +289,7 @@ def _familiarity(
     if record.size != size:
         raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
     found = Familiarity.blank(record)
+    _match(found, tensors, prefix)
     _fill(found, tensors, prefix)
     if not (found.unit > 0 and bool((found.length > 0).all())):
         raise FileError(f"tensors {prefix}unit and {prefix}length must be above 0")
@@ -258,9 +303,10 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
         value = tensors.pop(prefix + name, None)
         if value is None:
             raise FileError(f"tensor {prefix + name!r} is missing")
-        if value.shape != blank.shape or value.is_floating_point() != blank.is_floating_point():
+        if value.shape != blank.shape or value.dtype != blank.dtype:
             raise FileError(
-                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} is expected"
+                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} of "
+                f"{blank.dtype} is expected"
             )
         state[name] = value
     module.load_state_dict(state, strict=True, assign=True)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from brickyard.assembly import Assembly
+from brickyard.bounding import Bounds
 from brickyard.component import Component
-from brickyard.errors import SurgeryError
+from brickyard.errors import BrickyardError, SurgeryError, told
 from brickyard.graph import Graph, analyse
 from brickyard.manifest import AssemblyManifest
 from brickyard.manifest import Form as MadeForm
@@ -36,6 +37,20 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     if manifest.form == "parallel":
         known = [part.familiarity for part in parts]
         return Assembly([part.network for part in parts], manifest, skeletons=skeletons, familiarity=known)
+    try:
+        return _joined(parts, manifest, source)
+    except BrickyardError:
+        raise
+    except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
+        raise SurgeryError(
+            f"form={manifest.form!r} was asked for, and a part does not fit the structure of its source that it tells "
+            f"of: {told(error)}; use form='parallel'"
+        ) from error
+
+
+def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
+    """The assembly whose parts are one network."""
+    skeletons = [part.skeleton for part in parts]
     blueprints = [_blueprint(part) for part in parts]
     if manifest.form == "union":
         network, notes = _union(parts, blueprints, source)
@@ -113,8 +128,9 @@ def _blueprint(part: Component) -> Part:
             f"the component of {part.manifest.source.name!r} does not know its source's structure: it is fused, or has "
             "operations without a form as data; use form='parallel', or fuse what is assembled"
         )
-    like = torch.empty(2, *part.manifest.input_shape, device="meta")
-    graph = analyse(Network.from_spec(part.skeleton), like)
+    structure = Network.from_spec(part.skeleton)
+    Bounds(None).run(structure, part.manifest.input_shape)
+    graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
         raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brickyard.errors import FileError, OptionError
+from brickyard.errors import FileError, OptionError, told
 
 __all__ = [
     "FORMAT_VERSION",
@@ -166,6 +166,12 @@ class AxisRecord(Frozen):
     kept: tuple[Count, ...]
     pinned: bool = False
 
+    @model_validator(mode="after")
+    def _kept_fits(self) -> AxisRecord:
+        if len(set(self.kept)) != len(self.kept) or any(channel >= self.size for channel in self.kept):
+            raise ValueError(f"the channels kept are not each one of {self.size}, once")
+        return self
+
 
 class Pinned(Frozen):
     """An axis or operation that was kept whole, and why."""
@@ -285,6 +291,8 @@ class ComponentManifest(Frozen):
     def _task_fits(self) -> ComponentManifest:
         if len(self.task) != len(self.classes):
             raise ValueError(f"{len(self.task)} task indices for {len(self.classes)} class names")
+        if len(set(self.task)) != len(self.task):
+            raise ValueError("the task has a class twice")
         for index, name in zip(self.task, self.classes, strict=True):
             if index >= len(self.source.classes) or self.source.classes[index] != name:
                 raise ValueError(f"task index {index} is not class {name!r} of the source")
@@ -351,7 +359,7 @@ class AssemblyManifest(Frozen):
         if self.votes and len(self.votes) != len(self.parts):
             raise ValueError(f"votes of {len(self.votes)} parts for {len(self.parts)} parts")
         for part, votes in zip(self.parts, self.votes, strict=False):
-            others = {k for k in range(len(part.source.classes)) if k not in part.task}
+            others = set(range(len(part.source.classes))) - set(part.task) if votes else set()
             if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
                 raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
         if self.left_out and len(self.left_out) != len(self.parts):
@@ -449,7 +457,7 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{place + ': ' if place else ''}{problem['msg']}{more}"
+    return told(f"{place + ': ' if place else ''}{problem['msg']}") + more
 
 
 def file_schema() -> dict[str, Any]:

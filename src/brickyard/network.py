@@ -19,7 +19,18 @@ from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 
-__all__ = ["Network", "Node", "Ref", "iter_layers", "map_refs", "quick_layout", "refs", "step_shapes", "with_refs"]
+__all__ = [
+    "Network",
+    "Node",
+    "Ref",
+    "iter_layers",
+    "kind",
+    "map_refs",
+    "quick_layout",
+    "refs",
+    "step_shapes",
+    "with_refs",
+]
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -29,6 +40,8 @@ _DTYPES = {
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 }
 _MAX_DEPTH = 16
+_MAX_STEPS = 1 << 13
+_MAX_DOTS = 32  # in the name of a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,7 @@ class Network(nn.Module):
         self._layer_names = tuple(layers)
         self._tensor_names = tuple(tensors or {})
         self._foreign = dict(foreign or {})
+        self.keeps_input = True
         self._dead = _last_uses(self._steps)
         self._plan = tuple(
             _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
@@ -205,6 +219,10 @@ class Network(nn.Module):
             return self.tensor(node.target)
         return args[0]  # output
 
+    def taken(self, x: Tensor) -> Tensor:
+        """The images to start with: a copy, where a network from a file would write into its caller's."""
+        return x if self.keeps_input else x.clone()
+
     def dead_after(self, index: int) -> tuple[str, ...]:
         """Values that no step after this one needs."""
         return self._dead[index]
@@ -220,6 +238,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all steps."""
+        x = self.taken(x)
         values: dict[str, Any] = {self._steps[0].name: x}
         for step in self._plan[1:]:
             if step.layer:
@@ -300,6 +319,11 @@ def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
 
 
 def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
+    if len(nodes) > _MAX_STEPS:
+        raise FileError(f"a network has {len(nodes):,} steps; {_MAX_STEPS:,} is the limit")
+    deep = next((name for name in (*spec.layers, *spec.tensors) if name.count(".") > _MAX_DOTS), None)
+    if deep is not None:
+        raise FileError(f"layer {deep[:80]!r} lies deeper than {_MAX_DOTS} others")
     if len(nodes) < 2 or nodes[0].op != "input" or nodes[-1].op != "output":
         raise FileError("a network must start with its input and end with its output")
     seen: set[str] = set()
@@ -383,6 +407,13 @@ def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
     for index, node in enumerate(network.nodes):
         if node.op == "layer":
             yield index, node, network.layer(node.target)
+
+
+def kind(module: nn.Module) -> Tensor:
+    """A tensor of the type and on the device of a module's parameters; of torch's usual ones where it has none."""
+    for value in module.parameters():
+        return value
+    return torch.zeros(0)
 
 
 def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import DataError, first_line
+from brickyard.errors import BrickyardError, DataError, first_line
 from brickyard.options import brief, whole
 from brickyard.preprocessing import check_images
 
@@ -116,7 +116,9 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
     """
     try:
         return model(images)
-    except RuntimeError as error:
+    except BrickyardError:
+        raise
+    except Exception as error:  # a network from a file may fail in any way of torch's
         raise DataError(
             f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give images "
             "of the size and channels that its source takes, or a preprocessing that makes them so"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from brickyard.errors import FileError, OptionError
+from brickyard.errors import FileError, OptionError, told
 from brickyard.manifest import Frozen, Preprocessing
 from brickyard.options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds, given_path
 
@@ -293,7 +293,7 @@ class RecipeFile:
 
     def told(self, place: Place, text: str) -> str:
         """A message with a place of the recipe before it."""
-        return f"{_at(self.path, self.marks, place)}: {text}"
+        return f"{_at(self.path, self.marks, place)}: {told(text, 800)}"
 
     def resolved(self, text: str) -> str:
         """A text of a source or of data, with its path taken from the recipe's folder."""
@@ -358,7 +358,7 @@ def _composed(path: Path, content: bytes) -> Any:
     import yaml
 
     def refuse(mark: Any, text: str) -> FileError:
-        return FileError(f"{path}:{mark.line + 1}:{mark.column + 1}: {text}")
+        return FileError(f"{path}:{mark.line + 1}:{mark.column + 1}: {told(text, 800)}")
 
     try:
         text = content.decode("utf-8-sig")
@@ -388,7 +388,7 @@ def _composed(path: Path, content: bytes) -> Any:
             raise FileError(f"recipe {path} is not YAML: {text}") from None
         raise refuse(mark, f"the recipe is not YAML: {_text(text)}; check indentation, colons and quotes") from None
     except yaml.YAMLError as error:
-        raise FileError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise FileError(f"recipe {path} is not YAML: {told(error)}") from None
 
 
 class _Reader:
@@ -400,7 +400,7 @@ class _Reader:
         self.nodes = 0
 
     def fail(self, node: Any, text: str) -> OptionError:
-        return OptionError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {text}")
+        return OptionError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {told(text, 800)}")
 
     def note(self, place: Place, node: Any) -> None:
         self.nodes += 1
@@ -532,16 +532,16 @@ def _at(path: Path, marks: dict[Place, tuple[int, int]], place: Place) -> str:
 
 def _first(path: Path, marks: dict[Place, tuple[int, int]], value: Any, error: ValidationError) -> str:
     """The problem that comes first in the file."""
-    told = []
+    found = []
     for problem in error.errors(include_url=False):
         place = tuple(part for part in problem["loc"] if isinstance(part, str | int))
         while place and place not in marks and problem["type"] != "missing":
             place = place[:-1]
         holder = place[:-1] if problem["type"] == "missing" else place
-        told.append((marks.get(holder, (1, 1)), place, problem))
-    (line, column), place, problem = min(told, key=lambda item: item[0])
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return f"{path}:{line}:{column}: {_said(place, problem, _found(value, place))}{more}"
+        found.append((marks.get(holder, (1, 1)), place, problem))
+    (line, column), place, problem = min(found, key=lambda item: item[0])
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{path}:{line}:{column}: {told(_said(place, problem, _found(value, place)), 800)}{more}"
 
 
 def _found(value: Any, place: Sequence[str | int]) -> Any:

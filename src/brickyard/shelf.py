@@ -129,7 +129,7 @@ def read_index(path: Path) -> Shelf | None:
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_INDEX:
                 return None
             data = file.read(MAX_INDEX)
-        value = json.loads(data, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
         if SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a character is an error
         return _shelf(value)

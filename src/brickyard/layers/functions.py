@@ -15,6 +15,10 @@ import torch.nn.functional as F
 
 __all__ = ["FUNCTIONS", "Function", "function_name", "method_name"]
 
+MAX_DIMS = 64
+MAX_NUMBER = 1 << 63
+_SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+
 FunctionRole = Literal["pointwise", "binary", "spatial", "move", "reduce", "attend", "pad", "pin", "number"]
 
 
@@ -55,6 +59,36 @@ def _mean_of(x: torch.Tensor, dim: int | tuple[int, ...] | None, keepdim: bool, 
     return x.mean(dim, keepdim) * share
 
 
+def _guarded(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """An operator for tensors and sizes only: Python's own also repeats lists, formats texts and makes huge numbers.
+
+    Lists of sizes may be joined.
+    """
+
+    def run(a: Any, b: Any) -> Any:
+        if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+            return call(a, b)
+        if call is operator.add and isinstance(a, tuple | list) and isinstance(b, tuple | list):
+            if len(a) + len(b) > MAX_DIMS:
+                raise ValueError(f"a shape of {len(a) + len(b)} dimensions")
+            return call(a, b)
+        for value in (a, b):
+            if not isinstance(value, _SIZES):
+                raise TypeError(f"{call.__name__} of a {type(value).__name__}")
+        if call is operator.pow and isinstance(b, int) and abs(b) > 64:
+            raise ValueError(f"a size to the power of {b}")
+        result = call(a, b)
+        if isinstance(result, int) and abs(result) >= MAX_NUMBER:
+            raise ValueError("a size is too large")
+        return result
+
+    return run
+
+
+def _operator(name: str, call: Callable[[Any, Any], Any], role: FunctionRole, *same: Callable[..., Any]) -> Function:
+    return Function(name, _guarded(call), role, (call, *same))
+
+
 def _method(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
     return Function(name, getattr(torch.Tensor, name), role, same, (name,))
 
@@ -85,7 +119,7 @@ _POINTWISE = (
     _method("rsqrt", "pointwise", torch.rsqrt),
     _method("reciprocal", "pointwise", torch.reciprocal),
     _method("erf", "pointwise", torch.erf),
-    Function("pow", operator.pow, "pointwise", (torch.pow,), ("pow",)),
+    Function("pow", _guarded(operator.pow), "pointwise", (operator.pow, torch.pow), ("pow",)),
     _method("neg", "pointwise", torch.neg, operator.neg),
     _method("contiguous", "pointwise"),
     _method("clone", "pointwise", torch.clone),
@@ -94,12 +128,12 @@ _POINTWISE = (
 )
 
 _BINARY = (
-    Function("add", operator.add, "binary"),
-    Function("sub", operator.sub, "binary"),
-    Function("mul", operator.mul, "binary"),
-    Function("truediv", operator.truediv, "binary"),
-    Function("iadd", operator.iadd, "binary"),
-    Function("imul", operator.imul, "binary"),
+    _operator("add", operator.add, "binary"),
+    _operator("sub", operator.sub, "binary"),
+    _operator("mul", operator.mul, "binary"),
+    _operator("truediv", operator.truediv, "binary"),
+    _operator("iadd", operator.iadd, "binary"),
+    _operator("imul", operator.imul, "binary"),
     Function("tensor_add", torch.add, "binary", (), ("add",)),
     Function("tensor_mul", torch.mul, "binary", (torch.multiply,), ("mul", "multiply")),
     Function("tensor_sub", torch.sub, "binary", (torch.subtract,), ("sub",)),
@@ -172,8 +206,8 @@ _NUMBER = (
     _method("size", "number"),
     _method("dim", "number"),
     Function("shape", _shape, "number"),
-    Function("floordiv", operator.floordiv, "number"),
-    Function("mod", operator.mod, "number"),
+    _operator("floordiv", operator.floordiv, "number"),
+    _operator("mod", operator.mod, "number"),
 )
 
 FUNCTIONS: dict[str, Function] = {

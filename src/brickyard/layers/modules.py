@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from brickyard.errors import FileError
+from brickyard.errors import FileError, told
 
 __all__ = [
     "LAYER_TYPES",
@@ -265,7 +265,7 @@ def build_layer(kind: str, config: Config) -> nn.Module:
     entry = LAYER_TYPES.get(kind)
     if entry is None:
         raise FileError(
-            f"layer type {kind!r} is not one that Brickyard knows ({', '.join(sorted(LAYER_TYPES))}); "
+            f"layer type {told(kind, 80)!r} is not one that Brickyard knows ({', '.join(sorted(LAYER_TYPES))}); "
             "a newer version may"
         )
     unknown = set(config) - set(entry.config)
@@ -275,5 +275,5 @@ def build_layer(kind: str, config: Config) -> nn.Module:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})
     except Exception as error:
-        raise FileError(f"{kind} cannot be made from {config}: {error}") from None
+        raise FileError(f"{kind} cannot be made from {told(config)}: {told(error)}") from None
     return module.eval()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from brickyard.errors import FileError, OptionError, TaskError, first_line
+from brickyard.errors import FileError, OptionError, TaskError, told
 from brickyard.manifest import Frozen, Name, Preprocessing, first_problem, validated
 from brickyard.options import brief
 from brickyard.sources import zoo
@@ -50,7 +50,7 @@ class Source:
     input_shape: tuple[int, int, int]
 
 
-Size = Annotated[int, Field(ge=1, le=16384)]
+Size = Annotated[int, Field(ge=1, le=4096)]
 
 
 class SourceText(Frozen):
@@ -188,6 +188,9 @@ def _zoo(
         raise OptionError(f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights")
     count, width = options.pop("classes"), options.pop("width", 1.0)
     numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
+    if tensors:  # before memory is taken for what the file only tells of
+        with zoo.weightless():
+            _check_fit(zoo.build(name, **numbers), tensors, weights)
     model = _seeded(lambda: zoo.build(name, **numbers))
     if tensors:
         _fill(model, tensors, weights)
@@ -306,8 +309,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
     Raises:
         FileError: The file cannot be read, or holds something else than tensors.
     """
-    if not path.is_file():
-        found = "it is no plain file" if path.exists() else "there is no such file"
+    try:
+        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
+    except ValueError:  # a path that no system takes
+        there, found = False, "there is no such file"
+    if not there:
         raise FileError(f"weights {path} cannot be read: {found}; check the path")
     try:
         if path.suffix == ".safetensors":
@@ -318,12 +324,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
             return load_file(path), _beside(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FileError(f"weights {path} cannot be read: {first_line(error)}; get them again") from None
+        raise FileError(f"weights {path} cannot be read: {told(error)}; get them again") from None
     except FileError:
         raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
         raise FileError(
-            f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {str(error)[:200]}); "
+            f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)}); "
             "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
         ) from None
     for key in ("state_dict", "model", "model_state_dict"):
@@ -331,7 +337,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FileError(f"weights {path} hold no table of tensors; save model.state_dict()")
+    for key, value in found.items():
+        if not isinstance(key, str) or not _plain(value):
+            raise FileError(
+                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own"
+            )
     return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor holds every number that its shape tells of."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _beside(path: Path) -> SourceText | None:
@@ -346,7 +364,7 @@ def _beside(path: Path) -> SourceText | None:
     if not isinstance(found, dict) or "arch" not in found:
         return None
     how = None
-    if found.get("mean") and found.get("std"):
+    if isinstance(found.get("mean"), list) and found.get("mean") and found.get("std"):
         size = found.get("size", 32)
         how = {
             "size": (size, size),
@@ -370,7 +388,8 @@ def _text(value: Any, path: Path) -> SourceText:
     return validated(SourceText, value, f"what {path} says of its network")
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
+def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
+    """Refuse weights that are not those of a network."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
     extra = [key for key in tensors if key not in expected]
@@ -386,9 +405,13 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     ]
     if problems:
         raise FileError(
-            f"weights {weights} do not fit {type(model).__name__}: {'; '.join(problems)}. Check the name, width and "
-            "class count of the source"
+            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
+            "and class count of the source"
         )
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
+    _check_fit(model, tensors, weights)
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise FileError(

@@ -1,0 +1,1 @@
+"""Files that were changed at random, and what must come of them."""
