@@ -223,6 +223,7 @@ TEXTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         set_({"size": [9000, 9000]}, "manifest", "preprocessing"),
         r"makes images of \(9000, 9000\), and its network takes \(8, 8\)",
     ),
+    "a count of many digits": (set_(10**400, "manifest", "selection", "flops"), "selection.flops"),
     "class twice": (
         lambda t: t["manifest"].update(task=[0, 0], classes=["0", "0"]),
         "the task has a class twice",
@@ -529,6 +530,11 @@ def test_what_lies_beside_weights_is_hostile_too(known: dict[str, Seed], tmp_pat
         ('"\\e[2J": 1', "not known"),
         ("brickyard: " + "9" * 5000, "lacks the key"),
         ("brickyard: 1\nsources: {'../x': {}}", "no safe file name"),
+        (
+            "brickyard: 1\nsources: {a: {network: zoo:lenet5, data: " + "d" * 3000 + "}}\n"
+            "components: {b: {source: a, task: '0'}}",
+            "sources.a.data is 'ddd",
+        ),
     ],
 )
 def test_hostile_recipes(text: str, message: str, tmp_path: Path, monkeypatch) -> None:
