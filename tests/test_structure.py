@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "brickyard"
 # From the bottom up: a module imports at load time only from levels below its own, or from its own.
 LEVELS = [
     {"_version", "errors"},
-    {"manifest", "options", "progress"},
+    {"manifest", "options", "progress", "steady", "stopping"},
     {"layers", "preprocessing", "container", "ranks"},
     {"network"},
     {"graph", "bounding"},

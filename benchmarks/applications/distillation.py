@@ -113,7 +113,7 @@ def together(data: list[ImageData], parts: Sequence[tuple[str, range]], classes:
     images, labels, offset = [], [], 0
     for one, (_, task) in zip(data, parts, strict=True):
         inside = torch.isin(one.labels, torch.tensor(list(task)))
-        images.append(preprocess(one.images[inside], how))
+        images.append(preprocess(one.images[inside], how).mul(255).round().to(torch.uint8))
         labels.append(one.labels[inside] - task.start + offset)
         offset += len(task)
     return ImageData(torch.cat(images), torch.cat(labels), classes, "together")

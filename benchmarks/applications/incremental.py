@@ -91,7 +91,7 @@ def work(title: str) -> dict[str, Any]:
 
 def alike(images: Tensor) -> Tensor:
     """Images in one size and three colours."""
-    return preprocess(images, by.Preprocessing(size=(32, 32), channels=3))
+    return preprocess(images, by.Preprocessing(size=(32, 32), channels=3)).mul(255).round().to(torch.uint8)
 
 
 def mixed(data: list[ImageData], task: range, k: int, deployed: by.Assembly) -> tuple[Tensor, Tensor]:

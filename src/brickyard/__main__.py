@@ -1,5 +1,27 @@
 """`python -m brickyard`: the command line."""
 
-from brickyard.cli import main
+import sys
 
-main()
+from brickyard.stopping import end, seen
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it loads is no error either."""
+    try:
+        from brickyard.cli import main as run
+    except KeyboardInterrupt:
+        print("brickyard: stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    try:
+        run()
+    except SystemExit:
+        code = seen()
+        if code is None:
+            raise
+        end(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,12 +13,14 @@ from brickyard.disassembling import made_with, today
 from brickyard.errors import OptionError, TaskError
 from brickyard.forming import formed, quickest
 from brickyard.manifest import AssemblyManifest, ComponentManifest
-from brickyard.options import Duplicates, Form, check_choice
+from brickyard.options import Duplicates, Form, check_choice, check_kind, flag, seed_of, whole
 from brickyard.scaling import Evidence, find, scale
+from brickyard.steady import steady
 
 __all__ = ["assemble", "assembly_manifest"]
 
 
+@steady
 def assemble(
     components: Sequence[Component | Assembly],
     *,
@@ -82,6 +84,13 @@ def assemble(
     """
     check_choice("form", form, Form)
     check_choice("on_duplicate", on_duplicate, Duplicates)
+    votes = flag("votes", votes)
+    check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
+    seed, shots = seed_of(seed), None if shots is None else whole("shots", shots)
+    if not isinstance(components, Iterable):
+        raise OptionError(
+            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list"
+        )
     parts, gone = _opened(components)
     strategy = find(scaling)
     if isinstance(without, str):
@@ -123,7 +132,8 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
             )
         else:
             raise OptionError(
-                f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble"
+                f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble "
+                "or load"
             )
     if not parts:
         raise OptionError("components to assemble are needed; nothing was given: make some with disassemble or load")

@@ -16,7 +16,7 @@ from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
 from brickyard.network import Network, kind
-from brickyard.options import Distillation, Schedule
+from brickyard.options import Distillation, Schedule, given_path
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Gate, Scale, combine, owned
@@ -232,7 +232,7 @@ class Assembly(Predictor):
         """
         from brickyard.files import save_assembly
 
-        return save_assembly(self, Path(path), overwrite=overwrite)
+        return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:
         m = self.manifest

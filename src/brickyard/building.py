@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -156,7 +156,8 @@ def build(
 ) -> dict[str, Any]:
     """Run the steps that have to run.
 
-    A build that was stopped goes on where it was; the files come out as they would have without the stop.
+    A build that was stopped goes on where it was; the files come out as they would have without the stop. One process
+    at a time builds in a folder.
 
     Args:
         file: The recipe, as `load_recipe` gives it.
@@ -169,10 +170,15 @@ def build(
         the same), the scores by name, and files of earlier builds that are no longer of the recipe.
 
     Raises:
-        FileError: A file cannot be read or written, or exists and is not from a build.
+        FileError: A file cannot be read or written, or exists and is not from a build, or another process builds in
+            the folder.
         BrickyardError: What a step raises.
     """
-    return _Build(file, force, trust).run(say)
+    job = _Build(file, force, trust)
+    with job.alone():
+        if job.changed():  # another build ended in the meantime
+            job = _Build(file, force, trust)
+        return job.run(say)
 
 
 # -- running -----------------------------------------------------------------------------------------------
@@ -201,6 +207,44 @@ class _Build:
                 return State()
             problem = first_problem(error) if isinstance(error, ValidationError) else error
             raise FileError(f"{place} cannot be used: {problem}; --force builds all again") from None
+
+    def changed(self) -> bool:
+        """Whether the folder is no longer as it was when the plan was made."""
+        return self._read_state() != self.state
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the output folder, which is made where it is missing; the lock ends with the process.
+
+        Raises:
+            FileError: Another process holds it, or it cannot be made.
+        """
+        from brickyard.container import lock_folder
+
+        missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        held: int | None = None
+        try:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held = lock_folder(self.folder)
+            except BlockingIOError:
+                raise FileError(
+                    f"{self.folder} is being built by another process; wait until it has ended, or give another "
+                    "outputs.folder"
+                ) from None
+            except OSError as error:
+                raise FileError(
+                    f"folder {self.folder} cannot be made: {error.strerror or error}; give another outputs.folder"
+                ) from None
+            yield
+        finally:
+            try:
+                for place in missing:  # those that stayed empty
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            finally:
+                if held is not None:
+                    os.close(held)
 
     def _write_state(self) -> None:
         from brickyard.container import write_content
@@ -272,10 +316,12 @@ class _Build:
             return "up to date" if item.status == "up to date" else "unchanged"
         say(f"{step.name} ...")
         needs = self._needs(step)
-        for name in step.outputs:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
+            for name in step.outputs:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             step.run()
+        except OSError as error:
+            raise FileError(f"{step.name} in {self.folder}: {error}; see to the folder, and build again") from error
         except BrickyardError as error:
             if str(error).startswith(f"{self.file.path}:"):
                 raise
@@ -287,18 +333,15 @@ class _Build:
         return "ran"
 
     def _sweep(self) -> None:
-        """Remove what steps that were stopped, and have run since or changed, had kept."""
+        """Remove what stopped steps that have run since or changed had kept, and half files of killed ones."""
+        from brickyard.container import clear_stages
+
         for place in (self.folder / NOTES).glob("locate-*"):
             shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / NOTES).rmdir()
-        half = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # what a process that was killed was writing
-        names = {STATE, *(name for step in self.steps for name in step.outputs)}
-        for folder in {(self.folder / name).parent for name in names}:
-            for place in folder.glob(".*.tmp"):
-                found = half.fullmatch(place.name)
-                if found and (folder / found[1]).relative_to(self.folder).as_posix() in names:
-                    place.unlink(missing_ok=True)
+        for folder in {(self.folder / name).parent for name in (STATE, *self.state.owned)}:
+            clear_stages(folder)
 
     def _claim(self, outputs: Sequence[str]) -> None:
         """Note what will be written; refuse where it would replace a file that is not from a build."""
@@ -308,10 +351,6 @@ class _Build:
                 raise FileError(
                     f"{path} exists and is not from a build; give another outputs.folder, or --force to overwrite it"
                 )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"folder {self.folder} cannot be made: {error}; give another outputs.folder") from None
         mine = {step.name for step in self.steps}
         steps = {name: made for name, made in self.state.steps.items() if name in mine}
         owned = tuple(sorted({*(name for name in self.state.owned if (self.folder / name).is_file()), *outputs}))
@@ -656,7 +695,6 @@ class _Work:
         sources = self._of(*parts)
 
         def run() -> None:
-            from brickyard.container import write_atomically
             from brickyard.evaluation import evaluate
 
             images = [self._test_images(origin)[0] for origin in origins]
@@ -667,7 +705,7 @@ class _Work:
             else:
                 scores = evaluate(self._component(name), images[0], source=models[0], latency=said.latency)
             scores = scores.model_copy(update={"notes": (*scores.notes, *notes)})
-            write_atomically(self.folder / place, scores.to_json, overwrite=True)
+            scores.to_json(self.folder / place)
 
         needs = self._all_needs(sources, images=True) | _options(said.said("data"))
         for origin in sources:

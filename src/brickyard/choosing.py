@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from brickyard.covering import Part, cover
 from brickyard.errors import OptionError, TaskError
+from brickyard.options import brief
 from brickyard.shelf import Entry
 
 __all__ = ["Choice", "choose"]
@@ -54,6 +55,8 @@ def _checked(classes: Sequence[str]) -> list[str]:
     """Wanted classes, each once."""
     if isinstance(classes, str):
         raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
+    if not isinstance(classes, Iterable):
+        raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
     wanted = list(classes)
     if wrong := [name for name in wanted if not isinstance(name, str)]:
         raise OptionError(f"classes are chosen by name; {wrong[0]!r} was given: give texts")

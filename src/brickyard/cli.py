@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from brickyard import stopping
 from brickyard._version import __version__
 from brickyard.commands import building, exporting, looking, making, reporting, serving, tuning, yard
 from brickyard.commands.common import exit_code
@@ -57,7 +58,8 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            raise  # whoever read the output has enough
+            stopping.no_reader()
+            raise typer.Exit(stopping.PIPE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             told = FileError(f"{place}{error.strerror or error}; check the path, the space and the rights")
@@ -116,7 +118,12 @@ app.add_typer(_yard, name="yard")
 
 def main() -> None:
     """Run the command line."""
+    stopping.listen()
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BaseException as error:
+        if stopping.seen() is None:
+            raise
+        sys.exit(exit_code(error))
+    finally:
+        stopping.unheard()

@@ -13,7 +13,7 @@ from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec, TuneRecord
 from brickyard.network import Network, kind, quick_layout
-from brickyard.options import Distillation, Schedule
+from brickyard.options import Distillation, Schedule, given_path
 from brickyard.predicting import Predictor
 from brickyard.surgery import fuse
 
@@ -173,7 +173,7 @@ class Component(Predictor):
         """
         from brickyard.files import save_component
 
-        return save_component(self, Path(path), overwrite=overwrite)
+        return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:
         return describe(self.manifest)

@@ -28,15 +28,28 @@ from brickyard.manifest import (
     Versions,
 )
 from brickyard.observing import observed
-from brickyard.options import Budget, Heal, Select, Thresholds, check_choice
-from brickyard.relevance import Relevance, resolve_task
+from brickyard.options import (
+    Budget,
+    Heal,
+    Select,
+    Thresholds,
+    check_choice,
+    check_kind,
+    flag,
+    seed_of,
+    share_or_more,
+    whole,
+)
+from brickyard.relevance import Relevance, resolve_task, weights_like
 from brickyard.selecting import CostModel, by_budget, by_damage, by_thresholds, keep_mask, mda_scores
 from brickyard.shifting import copies_needed, with_copies
+from brickyard.steady import steady
 from brickyard.surgery import cut
 
 __all__ = ["disassemble"]
 
 
+@steady
 def disassemble(
     model: nn.Module,
     relevance: Relevance,
@@ -91,14 +104,22 @@ def disassemble(
         >>> small.manifest.selection.flops <= 0.5 * small.manifest.source.flops
         True
     """
+    if not isinstance(relevance, Relevance):
+        raise OptionError(
+            f"what locate returned is needed; as relevance a {type(relevance).__name__} was given: call locate, or "
+            "load its file"
+        )
+    check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
+    check_kind("budget", budget, Budget, "give brickyard.Budget(flops=...) or Budget(parameters=...)")
+    reject = flag("reject", reject)
     check_choice("heal", heal, Heal)
     check_choice("select", select, Select)
     if select != "mda" and budget is None:
         raise OptionError(f"select={select!r} ranks channels for a budget, and none was given; add budget=")
     if thresholds is not None and budget is not None:
         raise OptionError("thresholds= and budget= were both given; a component is chosen by one of them")
-    if not ridge >= 0 or heal_images < 1:
-        raise OptionError(f"ridge={ridge!r} must be 0 or more and heal_images={heal_images!r} at least 1")
+    ridge, seed = share_or_more("ridge", ridge), seed_of(seed)
+    heal_images, batch_size = whole("heal_images", heal_images), whole("batch_size", batch_size)
     chosen = _task(task, relevance, reject)
     graph = relevance.graph(model)
     outputs = list(range(len(relevance.classes))) if reject else chosen
@@ -138,9 +159,10 @@ def disassemble(
         choice["multiple"] = budget.multiple
     manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
     component = Component(network, manifest, _skeleton(graph))
-    if pool is None or pool.by_class is None:
-        return component
-    return observed(component, pool.images, pool.by_class, batch_size)
+    if pool is not None and pool.by_class is not None:
+        component = observed(component, pool.images, pool.by_class, batch_size)
+    network.to(weights_like(model).dtype)
+    return component
 
 
 def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,19 +14,23 @@ from torch import Tensor, nn
 from brickyard.assembly import Assembly, network_shapes, shared_signals
 from brickyard.component import Component
 from brickyard.errors import DataError, OptionError
-from brickyard.graph.reading import as_before
+from brickyard.graph.reading import as_before, source_of
 from brickyard.images import Images
+from brickyard.manifest import ComponentManifest
 from brickyard.measuring import Latency, count_flops, count_parameters, measure_latency
+from brickyard.options import flag, whole
 from brickyard.predicting import run_images
 from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import fingerprint
 from brickyard.scores import Row, Scores
+from brickyard.steady import steady
 
 __all__ = ["accuracy_row", "difference", "evaluate", "per_class"]
 
 
+@steady
 def evaluate(
     model: Component | Assembly,
     data: Any,
@@ -67,16 +72,29 @@ def evaluate(
         >>> [row.name for row in scores.rows]
         ['base', 'restricted', 'component']
     """
+    latency = flag("latency", latency)
+    latency_batch, batch_size = whole("latency_batch", latency_batch), whole("batch_size", batch_size)
     if isinstance(model, Component):
         if isinstance(source, list | tuple):
-            raise OptionError(f"a component has one source; a list of {len(source)} was given")
-        return _component(model, data, source, latency, latency_batch, batch_size)  # type: ignore[arg-type]
+            raise OptionError(f"a component has one source; a list of {len(source)} was given: give that one")
+        given = None if source is None else source_of(source)
+        return _component(model, data, given, latency, latency_batch, batch_size)
     if isinstance(model, Assembly):
         sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
         if len(sources) != len(model.manifest.parts):
-            raise OptionError(f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given")
-        return _assembly(model, data, list(sources), latency, latency_batch, batch_size)  # type: ignore[arg-type]
-    raise OptionError(f"a component or an assembly is scored; a {type(model).__name__} was given")
+            raise OptionError(
+                f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given: give one a part, "
+                "or None where there is none"
+            )
+        known = [None if item is None else source_of(item) for item in sources]
+        for part, item in zip(model.manifest.parts, known, strict=True):
+            if item is not None:
+                _check_source(item, part)
+        return _assembly(model, data, known, latency, latency_batch, batch_size)
+    raise OptionError(
+        f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
+        "assemble or load"
+    )
 
 
 # -- components --------------------------------------------------------------------------------------------
@@ -87,7 +105,7 @@ def _component(
 ) -> Scores:
     manifest = component.manifest
     if source is not None:
-        _check_source(source, component)
+        _check_source(source, manifest)
     images = Images(data, manifest.preprocessing, "the images to score")
     labels = images.all_labels()
     task = list(manifest.task)
@@ -97,7 +115,10 @@ def _component(
     scored = labels if chosen is None else labels[chosen]
     inside = torch.isin(scored, torch.tensor(task))
     if not inside.any():
-        raise DataError(f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}")
+        raise DataError(
+            f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}: "
+            "give some that do, with labels that are indices into the source's classes"
+        )
     target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
     right = own[:, : len(task)].argmax(1) == target
     rows: list[Row] = []
@@ -150,9 +171,9 @@ def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_si
     return found
 
 
-def _check_source(source: nn.Module, component: Component) -> None:
+def _check_source(source: nn.Module, manifest: ComponentManifest) -> None:
     found = fingerprint(source)
-    expected = component.manifest.source
+    expected = manifest.source
     if found != expected.sha256:
         raise DataError(
             f"the component was cut from {expected.name!r} with weights {expected.sha256[:12]}; the source given has "
@@ -187,12 +208,17 @@ def _with_sizes(rows: list[Row], component: Component, source: nn.Module | None,
     }
     if timed:
         like = next(component.parameters())
-        x = torch.rand(batch, *manifest.input_shape).to(like.device, like.dtype)
+        x = _noise(batch, manifest.input_shape).to(like.device, like.dtype)
         calls: dict[str, Callable[[], object]] = {"component": lambda: component(x)}
         if source is not None:
             calls["base"] = lambda: source(x)
         _time(sizes, calls, source, batch)
     return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
+
+
+def _noise(batch: int, shape: Sequence[int]) -> Tensor:
+    """Random images, (batch, *shape), that leave the global generator as it is."""
+    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def _time(
@@ -271,17 +297,16 @@ def _assembly_sizes(
         },
     }
     if timed:
-        image = torch.rand(batch, *parts[0].input_shape)
+        image = _noise(batch, parts[0].input_shape)
         found = measure_latency({"assembled": lambda: assembly(image)}, batch=batch)
         if all(source is not None for source in sources):
             used: list[nn.Module] = []
             for source in sources:
                 if source is not None and not any(source is other for other in used):
                     used.append(source)
-            modes = [(module, module.training) for source in used for module in source.modules()]
-            try:
-                for module, _ in modes:
-                    module.training = False
+            with contextlib.ExitStack() as stack:
+                for source in used:
+                    stack.enter_context(as_before(source))
                 found = measure_latency(
                     {
                         "assembled": lambda: assembly(image),
@@ -289,9 +314,6 @@ def _assembly_sizes(
                     },
                     batch=batch,
                 )
-            finally:
-                for module, training in modes:
-                    module.training = training
         for name, value in found.items():
             sizes[name]["latency"] = _latency(value)
     return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]

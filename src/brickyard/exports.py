@@ -23,6 +23,7 @@ from brickyard.assembly import Assembly
 from brickyard.component import Component
 from brickyard.container import check_free, write_atomically, write_content
 from brickyard.errors import DataError, OptionError, SurgeryError, first_line
+from brickyard.options import given_path
 from brickyard.predicting import REJECT, Predictor, read_images, run_images
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def export_onnx(
         >>> record.images, record.error < 1e-5
         (15, True)
     """
-    path = Path(path)
+    _check_model(model)
+    path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     _needs_onnx()
     entry = _entry(model, dtype, channels)
@@ -183,6 +185,14 @@ def export_onnx(
         f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
         "file, or export its state dict"
     )
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(
+            f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
+            "assemble or load"
+        )
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
@@ -394,7 +404,8 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
         >>> component.load_state_dict(numbers)
         <All keys matched successfully>
     """
-    path = Path(path)
+    _check_model(model)
+    path = given_path(path, "the file to write")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(model.state_dict().items())}
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}
     write_atomically(path, lambda place: save_file(state, place, metadata), overwrite=overwrite)

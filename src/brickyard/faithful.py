@@ -131,7 +131,7 @@ def faithfulness(
         for seed in range(seeds):
             other = _random(route, seed)
             keeps += [other, _rest(other)]
-    answers, logits = _answers(graph, keeps, chosen, data, weights_like(model), batch_size)
+    answers, logits = _answers(graph, keeps, chosen, data, weights_like(graph.network), batch_size)
     rows: list[Faithfulness] = []
     each = 2 + 2 * seeds
     for place, k in enumerate(chosen):

@@ -28,7 +28,7 @@ from brickyard.manifest import (
     validated,
 )
 from brickyard.network import Network
-from brickyard.options import Thresholds
+from brickyard.options import Thresholds, given_path
 from brickyard.relevance import LayerRecord, Relevance
 from brickyard.scaling import Gate
 
@@ -90,7 +90,11 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
 
 
 def _tensors(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
-    return {} if module is None else {prefix + name: value for name, value in module.state_dict().items()}
+    state = {} if module is None else module.state_dict()
+    blank = next((name for name, value in state.items() if value.is_meta), None)
+    if blank is not None:
+        raise FileError(f"tensor {blank!r} is on the meta device, without numbers to write; load the component again")
+    return {prefix + name: value for name, value in state.items()}
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
         >>> torch.equal(again(data[0]), component(data[0]))
         True
     """
-    path = Path(path)
+    path = given_path(path, "the file to load")
     text, tensors = read(path)
     manifest = text.get("manifest")
     kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")

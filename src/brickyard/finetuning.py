@@ -20,9 +20,10 @@ from brickyard.fitting import fit, shifted_and_mirrored
 from brickyard.images import Images
 from brickyard.manifest import TuneRecord
 from brickyard.observing import observed
-from brickyard.options import Distillation, Schedule
+from brickyard.options import Distillation, Schedule, check_kind, given_path
 from brickyard.predicting import run_images
 from brickyard.relevance import fingerprint, weights_like
+from brickyard.steady import steady
 from brickyard.teaching import Lesson, Teacher, lesson_loss, taught_by, teacher_name
 
 __all__ = ["finetune"]
@@ -30,6 +31,7 @@ __all__ = ["finetune"]
 ModelT = TypeVar("ModelT", Component, Assembly)
 
 
+@steady
 def finetune(
     model: ModelT,
     images: Any,
@@ -78,9 +80,12 @@ def finetune(
         trained      1 passes over 18 images
     """
     if not isinstance(model, Component | Assembly):
-        raise OptionError(f"a component or an assembly is trained; a {type(model).__name__} was given")
+        raise OptionError(f"a component or an assembly is trained; a {type(model).__name__} was given: cut one")
+    check_kind("schedule", schedule, Schedule, "give brickyard.options.Schedule(epochs=...)")
+    check_kind("distillation", distillation, Distillation, "give brickyard.options.Distillation(weight=...)")
     if distillation is not None and teacher is None:
         raise OptionError("a distillation was given without a teacher; give teacher=, or leave it out")
+    folder = None if resume is None else given_path(resume, "the folder to go on from")
     schedule = schedule or Schedule()
     how = distillation or Distillation()
     examples, held_out = _divided(model, images, validation, schedule.seed)
@@ -103,7 +108,7 @@ def finetune(
         len(examples),
         schedule,
         score=None if held_out is None else lambda: _score(trained, held_out, schedule.batch_size),
-        resume=None if resume is None else Path(resume),
+        resume=folder,
         key=_key(model, examples, held_out, teacher, how),
     )
     for parameter, was in zip(trained.parameters(), before, strict=True):

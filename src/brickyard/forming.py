@@ -18,6 +18,7 @@ from brickyard.manifest import AssemblyManifest
 from brickyard.manifest import Form as MadeForm
 from brickyard.measuring import measure_latency
 from brickyard.network import Network
+from brickyard.relevance import weights_like
 from brickyard.surgery import Part, join, join_as_groups, overlay
 
 __all__ = ["formed", "quickest"]
@@ -54,9 +55,17 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
     if manifest.form == "union":
         network, notes = _union(parts, blueprints, source)
         manifest = manifest.model_copy(update={"shared_input": True, "notes": notes})
+        network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
         raise SurgeryError(f"{manifest.form} parts must take images of one size; use form='parallel'")
+    types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
+    if len(types) > 1:
+        found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
+        raise SurgeryError(
+            f"{manifest.form} parts must have numbers of one type; these have {found}: bring them to one with "
+            ".float(), or use form='parallel'"
+        )
     shared = _can_share_input(manifest, blueprints[0].graph)
     notes = ()
     if manifest.form == "grouped":
@@ -130,8 +139,10 @@ def _blueprint(part: Component) -> Part:
 
 def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
     from brickyard.graph import trace
+    from brickyard.graph.reading import source_of
     from brickyard.relevance import fingerprint
 
+    source = source_of(source)
     found = fingerprint(source)
     for part in parts:
         if part.manifest.source.sha256 != found:

@@ -18,6 +18,7 @@ from brickyard.container import write_content
 from brickyard.errors import FileError, OptionError, first_line
 from brickyard.exports import description
 from brickyard.files import load
+from brickyard.options import given_path
 
 __all__ = ["FILENAME", "from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -61,7 +62,7 @@ def save_pretrained(
         ['README.md', 'brickyard.safetensors', 'config.json']
         True
     """
-    folder = Path(folder)
+    folder = given_path(folder, "the folder to write to")
     taken = [name for name in (FILENAME, CARD, CONFIG) if (folder / name).exists()]
     if taken and not overwrite:
         raise FileError(f"{folder / taken[0]} exists; give another folder, or overwrite=True")
@@ -96,7 +97,7 @@ def from_pretrained(
         FileError: There is no such file, it cannot be fetched, or it is no component and no assembly.
         OptionError: huggingface_hub is missing.
     """
-    folder = Path(repo_or_folder)
+    folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
             raise OptionError(f"revision={revision!r} was asked for, and {folder} is a folder; leave it out")
@@ -144,6 +145,10 @@ def push_to_hub(
         FileError: The Hub refused, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(
+            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one"
+        )
     api = _hub("the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from brickyard.errors import DataError
+from brickyard.errors import BrickyardError, DataError, first_line
 from brickyard.manifest import Preprocessing
 from brickyard.preprocessing import check_images, preprocess
 
@@ -64,21 +64,29 @@ class Images:
     def _open(self, data: DataLike) -> None:
         if isinstance(data, str | bytes | dict):
             raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
+        if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
+            raise DataError(f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes")
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
         if all(isinstance(item, Tensor) for item in pair):
             data = pair
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
-            self._tensors = self._pair(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
+            self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
             self._dataset = data
         elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            self._tensors = self._read(data)
+            own = isinstance(data, DataLoader)  # a loader draws a seed from the global generator whenever it starts
+            with torch.random.fork_rng([], enabled=own):
+                self._tensors = self._read(data)
         else:
             raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for what, value in (("images", images), ("labels", labels)):
+            if value.is_meta or value.layout != torch.strided:
+                kind = "on the meta device, without numbers" if value.is_meta else f"of layout {value.layout}"
+                raise DataError(f"{self.what}: the {what} are {kind}; give ordinary tensors")
         check_images(images[:1] if images.ndim == 4 else images, self.what)
         if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
             raise DataError(
@@ -90,14 +98,32 @@ class Images:
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
         images: list[Tensor] = []
         labels: list[Tensor] = []
-        for batch in batches:
+        for batch in self._each(batches):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise DataError(f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed")
-            images.append(torch.as_tensor(batch[0]))
-            labels.append(torch.as_tensor(batch[1]))
+            images.append(self._tensor(batch[0]))
+            labels.append(self._tensor(batch[1]))
         if not images:
             raise DataError(f"{self.what} has no image; give at least one a class")
-        return self._pair(torch.cat(images), torch.cat(labels))
+        if all(image.ndim == 3 and label.ndim == 0 for image, label in zip(images, labels, strict=True)):
+            images, labels = [image[None] for image in images], [label[None] for label in labels]
+        try:
+            return self._pair(torch.cat(images), torch.cat(labels))
+        except RuntimeError as error:
+            raise DataError(
+                f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
+                "many labels"
+            ) from None
+
+    def _tensor(self, value: Any) -> Tensor:
+        """A tensor or an array, or numbers in lists, as a tensor."""
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
+                "images as numbers, and as label the index of the class"
+            ) from None
 
     def __len__(self) -> int:
         if self._tensors is not None:
@@ -127,16 +153,30 @@ class Images:
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global one
         )
-        try:
-            for batch in loader:
-                if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                    raise DataError(
-                        f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
-                    )
-                yield self._pair(batch[0], torch.as_tensor(batch[1]))
-        except RuntimeError as error:
-            raise DataError(f"{self.what} cannot be put in batches: {error}; bring all images to one size") from None
+        for batch in self._each(loader):
+            if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+                raise DataError(f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed")
+            yield self._pair(batch[0], self._tensor(batch[1]))
+
+    def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of a user's own data, whose failures are told as ours."""
+        found = iter(batches)
+        while True:
+            try:
+                batch = next(found)
+            except StopIteration:
+                return
+            except BrickyardError:
+                raise
+            except Exception as error:
+                hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
+                raise DataError(
+                    f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
+                    "must give (image tensor, label) pairs"
+                ) from error
+            yield batch
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None
@@ -158,5 +198,11 @@ class Images:
         for name in ("targets", "labels"):
             found = getattr(self._dataset, name, None)
             if isinstance(found, Tensor | np.ndarray | list) and len(found) == len(self):
-                return torch.as_tensor(found).long()
+                labels = self._tensor(found)
+                if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+                    raise DataError(
+                        f"{self.what} has {name} of shape {tuple(labels.shape)} and type {labels.dtype}; give one "
+                        "whole number an image"
+                    )
+                return labels.long()
         return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,24 @@ from torch import Tensor, nn
 from brickyard.contribution import class_sums
 from brickyard.errors import DataError, OptionError, TaskError
 from brickyard.graph import Graph, trace
+from brickyard.graph.reading import source_of
 from brickyard.images import Images, class_names
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.network import quick_layout
 from brickyard.notebook import Notebook
-from brickyard.options import Choose, Thresholds, check_choice
+from brickyard.options import Choose, Thresholds, brief, check_choice, check_kind, given_path, is_whole, seed_of, whole
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
+from brickyard.steady import steady
 
 __all__ = ["locate"]
 
+MOST_LETTERS = 1024  # of a name, as in files
 KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked otherwise
 
 
+@steady
 def locate(
     model: nn.Module,
     data: Any,
@@ -71,9 +75,9 @@ def locate(
         The relevances, with a memory of the images that they come from.
 
     Raises:
-        TraceError: The model cannot be traced.
+        TraceError: The model cannot be traced, or its weights are missing or not finite.
         DataError: A class has no image, or images or labels do not fit the model.
-        TaskError: `task` names an unknown class.
+        TaskError: `task` names an unknown class, or `classes` are not one usable name an output.
         OptionError: An option has a value that cannot be used.
         FileError: `resume` holds the work of another call, or cannot be written.
         ProcessError: Another process of the group has stopped.
@@ -87,13 +91,20 @@ def locate(
         torch.Size([4, 6])
     """
     check_choice("choose", choose, Choose)
-    if not isinstance(per_class, int) or per_class < 1 or not isinstance(batch_size, int) or batch_size < 1:
-        raise OptionError(f"per_class={per_class!r} and batch_size={batch_size!r} must be whole numbers above 0")
+    per_class, batch_size, seed = whole("per_class", per_class), whole("batch_size", batch_size), seed_of(seed)
+    check_kind("preprocessing", preprocessing, Preprocessing, "give brickyard.Preprocessing(mean=..., std=...)")
+    check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
+    check_kind("keep_sums", keep_sums, bool, "give True, False or None")
+    _check_name(name)
+    resume = None if resume is None else given_path(resume, "the folder to go on from")
+    model = source_of(model)
     like = weights_like(model)
     images = Images(data, preprocessing, "the images to locate with")
     example = images.example(like)
     graph = trace(model, example)
-    names = _names(classes or class_names(data), graph.output_width)
+    like = weights_like(graph.network)  # half-precision networks are worked on in float32
+    example = example.to(like.dtype)
+    names = _names(class_names(data) if classes is None else classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
     relevance = Relevance(
@@ -170,15 +181,42 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
     relevance.gather(left, ranks, run.graph)
 
 
-def _names(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
+def _check_name(name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and _writable(name)):
+        raise OptionError(
+            f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
+            "another, or leave it out"
+        )
+
+
+def _writable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _names(classes: Any, count: int) -> tuple[str, ...]:
     if classes is None:
         return tuple(map(str, range(count)))
-    names = tuple(map(str, classes))
+    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
+        raise TaskError(
+            f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
+            f"{type(classes).__name__}: give a list of {count} names"
+        )
+    given = list(classes)
+    names = tuple(map(str, given))
     if len(names) != count:
         raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
+    for place, (item, name) in enumerate(zip(given, names, strict=True)):
+        if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and _writable(name):
+            continue
+        found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
+        raise TaskError(
+            f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
+            "can be written as UTF-8"
+        )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
-        raise TaskError(f"class name {twice!r} occurs twice; names must differ")
+        raise TaskError(f"class name {brief(twice)} occurs twice; names must differ: rename one of them")
     return names
 
 
@@ -196,7 +234,8 @@ def _choose(
     labels = run.images.all_labels()
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
         raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}"
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}: "
+            "give each image the index of its class, and leave out images without a label"
         )
     pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in wanted}
     for k, pool in pools.items():

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brickyard.errors import FileError, told
+from brickyard.errors import FileError, OptionError, told
 
 __all__ = [
     "FORMAT_VERSION",
@@ -54,6 +54,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class _UnusableError(OptionError, ValueError):
+    """Values that cannot be used: an `OptionError` for whoever gave them, a problem of validation within a file."""
+
+
 class Preprocessing(Frozen):
     """What happens to raw images before a network sees them.
 
@@ -81,6 +85,24 @@ class Preprocessing(Frozen):
     channels: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    def __init__(self, **values: Any) -> None:
+        """See the class.
+
+        Raises:
+            OptionError: A value cannot be used; the message names it.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            place = error.errors(include_url=False, include_input=False)[0]["loc"]
+            given = f": {place[0]!s}={values[str(place[0])]!r:.60}" if place and str(place[0]) in values else ""
+            problem = first_problem(error).removeprefix("Value error, ")
+            known = ", ".join(type(self).model_fields)
+            raise _UnusableError(
+                f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
+                "size=(32, 32), mean=(0.5,), std=(0.25,)"
+            ) from None
 
     @model_validator(mode="after")
     def _mean_and_std_agree(self) -> Preprocessing:

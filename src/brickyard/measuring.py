@@ -29,7 +29,7 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """
     bones = copy.deepcopy(model).to("meta").float()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        bones(torch.empty(1, *input_shape, device="meta"))
+        bones(torch.empty(1, *input_shape, device="meta", dtype=torch.float32))
     return int(counter.get_total_flops())
 
 

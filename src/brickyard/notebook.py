@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from brickyard.container import read, write
+from brickyard.container import clear_stages, read, write
 from brickyard.errors import FileError
 from brickyard.graph import Graph
 from brickyard.images import Images
@@ -50,6 +50,7 @@ class Notebook:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(f"the folder {self._folder} cannot be made: {error}; give another resume=") from None
+            clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
     def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> bool:
         """Put a class that is done into the relevances; false where it is not done."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from brickyard.errors import OptionError
+from brickyard.errors import FileError, OptionError, first_line, shown
 
 __all__ = [
     "Budget",
@@ -22,7 +27,17 @@ __all__ = [
     "Select",
     "Spread",
     "Thresholds",
+    "brief",
     "check_choice",
+    "check_kind",
+    "flag",
+    "given_path",
+    "is_number",
+    "is_whole",
+    "near",
+    "seed_of",
+    "share_or_more",
+    "whole",
 ]
 
 Choose = Literal["confident", "random", "all"]
@@ -35,6 +50,8 @@ Precision = Literal["full", "bfloat16", "float16", "auto"]
 Norms = Literal["trained", "frozen"]
 Select = Literal["mda", "damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"]
 
+MOST_WORD = 100  # longer names are not compared
+
 
 def check_choice(name: str, value: object, choices: object) -> None:
     """Check a value against a `Literal`.
@@ -43,8 +60,111 @@ def check_choice(name: str, value: object, choices: object) -> None:
         OptionError: It is not among the choices.
     """
     allowed = get_args(choices)
-    if value not in allowed:
-        raise OptionError(f"{name}={value!r} is not a choice; use one of {', '.join(map(repr, allowed))}")
+    if not isinstance(value, str) or value not in allowed:
+        hint = near(value, allowed) if isinstance(value, str) else ""
+        raise OptionError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}")
+
+
+def check_kind(name: str, value: object, kind: type, advice: str) -> None:
+    """Check that an argument is None or of a kind.
+
+    Raises:
+        OptionError: It is of another.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value, numpy's too, as a bool.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
+    return bool(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, numpy's too; truth values are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, numpy's too; truth values are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, numpy's too, as an int.
+
+    Raises:
+        OptionError: It is none, or below `least`.
+    """
+    if not is_whole(value) or value < least:
+        raise OptionError(f"{name}={brief(value)} is no whole number of {least} or more; give one")
+    return int(value)
+
+
+def seed_of(value: Any) -> int:
+    """A seed as an int.
+
+    Raises:
+        OptionError: It is no whole number of 64 bits.
+    """
+    if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
+        raise OptionError(f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
+    return int(value)
+
+
+def share_or_more(name: str, value: Any) -> float:
+    """A finite number of 0 or more.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise OptionError(f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
+    return float(value)
+
+
+def given_path(path: Any, what: str) -> Path:
+    """A path that a user gave.
+
+    Raises:
+        FileError: It is neither text nor a path, or no file can have it.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
+        raise FileError(f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path")
+    try:
+        os.stat(found or ".")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise FileError(f"{what} {brief(found)} cannot be used: {why}; choose another") from None
+    return Path(found)
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """A hint ("; did you mean ...?") for a word that is like a known one, or "".
+
+    Example:
+        >>> from brickyard.options import near
+        >>> near("catt", ["dog", "cat"]), near("zebra", ["dog", "cat"])
+        ("; did you mean 'cat'?", '')
+    """
+    if len(word) > MOST_WORD:
+        return ""
+    found = get_close_matches(word, [name for name in known if len(name) <= MOST_WORD], 3, 0.6)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def brief(value: object, most: int = 60) -> str:
+    """A value in a message: its beginning, in one line."""
+    text = shown(" ".join(repr(value).split()), keep="")
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +193,9 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise OptionError(f"threshold {name}={value!r} is not in [0, 1); the paper uses 0.2 to 0.4")
+            if not is_number(value) or not 0 <= value < 1:
+                raise OptionError(f"threshold {name}={brief(value)} is not in [0, 1); the paper uses 0.2 to 0.4")
+            object.__setattr__(self, name, float(value))
 
     def as_dict(self) -> dict[str, float]:
         """Names and values."""
@@ -118,16 +239,17 @@ class Budget:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        given = {"flops": self.flops, "parameters": self.parameters}
+        given: dict[str, Any] = {"flops": self.flops, "parameters": self.parameters}
         given = {name: share for name, share in given.items() if share is not None}
         if len(given) != 1:
             raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one")
         (name, share), *_ = given.items()
-        if not isinstance(share, int | float) or not math.isfinite(share) or not 0 < share <= 1:
-            raise OptionError(f"budget {name}={share!r} is not a share in (0, 1]; 0.5 is half of the source's")
+        if not is_number(share) or not 0 < share <= 1:
+            raise OptionError(f"budget {name}={brief(share)} is not a share in (0, 1]; 0.5 is half of the source's")
         check_choice("spread", self.spread, Spread)
-        if not isinstance(self.multiple, int) or self.multiple < 1:
-            raise OptionError(f"budget multiple={self.multiple!r} is no whole number above 0; 8 is a good one")
+        object.__setattr__(self, name, float(share))
+        if not is_whole(self.multiple) or self.multiple < 1:
+            raise OptionError(f"budget multiple={brief(self.multiple)} is no whole number above 0; 8 is a good one")
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:

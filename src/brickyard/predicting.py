@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.errors import BrickyardError, DataError, first_line
+from brickyard.options import brief, whole
 from brickyard.preprocessing import check_images
 
 __all__ = ["Predictor", "read_images", "run_images"]
@@ -57,6 +58,9 @@ class Predictor(nn.Module):
         Raises:
             DataError: The images cannot be used.
         """
+        batch_size = whole("batch_size", batch_size)
+        if any(value.is_meta for value in self.parameters()):
+            raise DataError("the model is on the meta device, which has no numbers to answer with; load it again")
         found: list[Tensor] = []
         was_training = self.training
         self.eval()
@@ -93,6 +97,8 @@ class Predictor(nn.Module):
         Raises:
             DataError: The images cannot be used, or a name is no class of the model, or there are not as many.
         """
+        if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
+            raise DataError(f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image")
         unknown = sorted({str(name) for name in names} - set(self.classes_.tolist()))
         if unknown:
             raise DataError(f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes")

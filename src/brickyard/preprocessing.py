@@ -58,6 +58,8 @@ def to_unit(images: Tensor) -> Tensor:
     Raises:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor")
     if images.dim() != 4:
         raise DataError(f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)")
     if images.dtype == torch.uint8:

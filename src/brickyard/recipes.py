@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from brickyard.errors import FileError, OptionError, told
 from brickyard.manifest import Frozen, Preprocessing
-from brickyard.options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds
+from brickyard.options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds, given_path
 
 __all__ = [
     "AssemblyRecipe",
@@ -328,7 +328,7 @@ def load_recipe(path: str | Path) -> RecipeFile:
         ...         print(str(error).removeprefix(folder + "/"))
         recipe.yaml:2:1: the recipe has the key 'source', which is not known; did you mean 'sources'?
     """
-    path = Path(path)
+    path = given_path(path, "the recipe")
     content = _content(path)
     reader = _Reader(path)
     value = reader.mapping(_composed(path, content), Recipe, (), "the recipe")
@@ -626,9 +626,8 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
     if source.preprocessing is not None:
         try:
             source.preprocessing.value()
-        except ValidationError as error:
-            text = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            yield (*place, "preprocessing"), f"{what}.preprocessing cannot be used: {text}"
+        except OptionError as error:
+            yield (*place, "preprocessing"), f"{what}.{error}"
 
 
 def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from brickyard.errors import DataError, FileError, OptionError, TaskError, shown
 from brickyard.graph import Graph, trace
+from brickyard.graph.reading import source_of
 from brickyard.images import Images
 from brickyard.layers.contributions import ContributionSums
 from brickyard.manifest import LocateRecord, Preprocessing
-from brickyard.options import Thresholds
+from brickyard.options import Thresholds, brief, check_kind, given_path, is_whole, near
 from brickyard.ranks import Ranks
 
 __all__ = ["LayerRecord", "Relevance", "allocate", "fingerprint", "normalised", "resolve_task", "weights_like"]
@@ -99,7 +100,9 @@ class Relevance:
         for name, layer in self.layers.items():
             self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
             if self.sums is not None:
-                self.sums[name] = torch.zeros(len(self.classes), len(layer.writes), len(layer.reads))
+                self.sums[name] = torch.zeros(
+                    len(self.classes), len(layer.writes), len(layer.reads), dtype=torch.float32
+                )
 
     def take(self, k: int) -> dict[str, Tensor]:
         """All that is known of one class."""
@@ -230,8 +233,10 @@ class Relevance:
         Raises:
             OptionError: Sums were not kept.
         """
+        check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
         if thresholds == self.thresholds:
             return self
+        check_kind("graph", graph or "nothing", Graph, "give what relevance.graph(model) returns")
         if self.sums is None:
             raise OptionError(
                 f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
@@ -255,7 +260,7 @@ class Relevance:
         """
         from brickyard.files import save_relevance
 
-        return save_relevance(self, Path(path), overwrite=overwrite)
+        return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:
         lines = [f"relevance of {self.source_name}: {len(self.task)} of {len(self.classes)} classes"]
@@ -300,6 +305,9 @@ def allocate(
         sums: For each layer, S of one class, (out, in).
         start: Channels that are relevant from the start, and those that count as written.
         thresholds: alpha and beta.
+
+    Raises:
+        DataError: Contributions are not finite.
     """
     relevant, written = start[0].clone(), start[1].clone()
     soft = relevant.double()
@@ -309,6 +317,11 @@ def allocate(
         layer = layers[name]
         alpha, beta = thresholds.of(layer.linear)
         counts, shares = _linked(sums[name], written[torch.from_numpy(layer.writes)], alpha)
+        if not bool(torch.isfinite(shares).all()):
+            raise DataError(
+                f"contributions to layer {name!r} are not finite: numbers overflow on the way to it; check the weights "
+                "and the preprocessing, or locate in float32 or float64"
+            )
         u, fine = normalised(counts), normalised(shares)
         hard[name] = u > beta
         reads = torch.from_numpy(layer.reads)
@@ -334,24 +347,35 @@ def _linked(sums: Tensor | ContributionSums, written: Tensor, alpha: float) -> t
     return counts, shares
 
 
-def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
+def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
     """Indices of the classes that a task names, in its order.
 
     Raises:
         TaskError: The task is empty, names an unknown class, or names one twice.
     """
-    if isinstance(task, int | str):
+    if isinstance(task, str) or is_whole(task):
         task = [task]
+    if isinstance(task, bytes | set | frozenset | Mapping) or not isinstance(task, Iterable):
+        raise TaskError(
+            f"a task is a list of class names or indices in the order of the outputs; {brief(task)} is a "
+            f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]"
+        )
     found: list[int] = []
-    for item in task:
-        if isinstance(item, bool) or not isinstance(item, int | str):
-            raise TaskError(f"a task is a list of class names or indices; {item!r} is a {type(item).__name__}")
+    for item in task.tolist() if isinstance(task, np.ndarray | Tensor) and task.ndim == 1 else task:
+        if not isinstance(item, str) and not is_whole(item):
+            raise TaskError(
+                f"a task is a list of class names or indices; {brief(item)} is a {type(item).__name__}: give names, or "
+                f"whole numbers from 0 to {len(names) - 1}"
+            )
         if isinstance(item, str) and item in names:
             found.append(list(names).index(item))
-        elif isinstance(item, int) and 0 <= item < len(names):
-            found.append(item)
+        elif not isinstance(item, str) and 0 <= item < len(names):
+            found.append(int(item))
         else:
-            raise TaskError(f"class {item!r} was asked for; the source knows {_list(names)}; name some of these")
+            hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
+            raise TaskError(
+                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}"
+            )
     if not found:
         raise TaskError(f"the task is empty; name at least one of {_list(names)}")
     if len(set(found)) != len(found):
@@ -361,10 +385,16 @@ def resolve_task(task: Sequence[int | str], names: Sequence[str]) -> list[int]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and numbers of a model's weights."""
+    """SHA-256 over the names, types, shapes and numbers of a model's weights, whatever torch has wrapped around it.
+
+    Raises:
+        TraceError: It is no module, or has no numbers.
+    """
+    model = source_of(model)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
+            value = value.to_dense() if value.layout != torch.strided else value
             digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -375,9 +405,10 @@ def weights_like(model: nn.Module) -> Tensor:
     if isinstance(model, nn.Module):
         for value in model.parameters():
             if value.is_floating_point():
-                return value.detach().reshape(-1)[:0]
+                return torch.empty(0, dtype=value.dtype, device=value.device)
     return torch.zeros(0)
 
 
 def _list(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    short = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:most]]
+    return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brickyard.errors import OptionError
+from brickyard.options import whole
 from brickyard.relevance import Relevance, normalised, resolve_task
 
 __all__ = ["MOST_CLASSES", "Bundle", "Link", "Routes", "Station", "routes"]
@@ -116,6 +117,9 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
         >>> [(station.label, station.column, station.size) for station in found.stations]
         [('input_1', 0, 3), ('conv1', 1, 6), ('conv2', 2, 8), ('linear', 3, 4)]
     """
+    if not isinstance(relevance, Relevance):
+        raise OptionError(f"routes are those of relevances; a {type(relevance).__name__} was given: call locate first")
+    most_links = whole("most_links", most_links)
     chosen = resolve_task(classes, relevance.classes)
     if len(chosen) > MOST_CLASSES:
         raise OptionError(f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart")

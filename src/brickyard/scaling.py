@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from brickyard.errors import OptionError
 from brickyard.familiarity import Within
 from brickyard.manifest import AssemblyManifest, ComponentManifest, ScalingRecord
+from brickyard.options import brief, near, share_or_more
 
 __all__ = ["SCALINGS", "Evidence", "Gate", "Scale", "Scaling", "combine", "owned", "scale", "scaling"]
 
@@ -195,8 +196,9 @@ def find(name: str) -> Scaling:
     Raises:
         OptionError: There is none.
     """
-    if name not in SCALINGS:
-        raise OptionError(f"scaling={name!r} is not known; choose one of {', '.join(SCALINGS)}")
+    if not isinstance(name, str) or name not in SCALINGS:
+        hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
+        raise OptionError(f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
     return SCALINGS[name]
 
 
@@ -262,8 +264,7 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
         evidence: The parts.
         weight: Margins that a part's logits lose for each usual distance.
     """
-    if not weight >= 0:
-        raise OptionError(f"weight={weight!r} must be 0 or more")
+    weight = share_or_more("weight", weight)
     slopes = weight * _smallest_margin(evidence, "mahalanobis") * _foreign(evidence)
     sizes = _feature_sizes(evidence, "mahalanobis")
     gate = Gate(slopes, torch.zeros(len(sizes), sum(sizes)), torch.zeros(len(sizes)))

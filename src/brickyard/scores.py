@@ -75,23 +75,27 @@ class Scores(Frozen):
         """All figures as JSON values."""
         return self.model_dump(mode="json")
 
-    def to_json(self, path: str | Path) -> Path:
-        """Write all figures as JSON."""
-        path = Path(path)
-        path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+    def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write all figures as JSON.
 
-    def to_csv(self, path: str | Path) -> Path:
-        """Write the rows as CSV."""
+        Raises:
+            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+        """
+        return _write(path, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", overwrite)
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write the rows as CSV.
+
+        Raises:
+            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+        """
         text = io.StringIO()
         fields = [name for name in Row.model_fields if name != "latency"]
         writer = csv.DictWriter(text, [*fields, "latency_ms"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             writer.writerow({**row.model_dump(), "latency_ms": (row.latency or {}).get("median_ms")})
-        path = Path(path)
-        path.write_text(text.getvalue(), encoding="utf-8")
-        return path
+        return _write(path, text.getvalue(), overwrite)
 
     def cells(self) -> list[list[str]]:
         """The table as text: a header and one list a row."""
@@ -151,3 +155,10 @@ def _short(value: int) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return str(value)
+
+
+def _write(path: str | Path, text: str, overwrite: bool) -> Path:
+    from brickyard.container import write_content
+
+    write_content(Path(path), text, overwrite=overwrite)
+    return Path(path)

@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from brickyard.choosing import Choice, choose
 from brickyard.errors import BrickyardError, FileError, OptionError
+from brickyard.options import brief, given_path, whole
 from brickyard.progress import bar
 from brickyard.shelf import INDEX, Entry, Record, Shelf, Stamp, is_name, read_entry, read_index, sha256_of, written
 
@@ -71,7 +72,7 @@ class Yard:
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
-        self.path = Path(path)
+        self.path = given_path(path, "the yard")
         if create:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -153,8 +154,15 @@ class Yard:
         """
         if isinstance(classes, str):
             raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
-        if min_accuracy is not None and not 0 <= min_accuracy <= 1:
-            raise OptionError(f"min_accuracy={min_accuracy!r} is not in [0, 1]; 0.9 is 90 % of the images")
+        if not isinstance(classes, Iterable):
+            raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
+        for what, given in (("source", source), ("text", text)):
+            if given is not None and not isinstance(given, str):
+                raise OptionError(f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out")
+        max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
+        max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
+        if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
+            raise OptionError(f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images")
         words = (text or "").casefold().split()
 
         def fits(entry: Entry) -> bool:
@@ -221,9 +229,11 @@ class Yard:
         with self._lock():
             staged = self._staged(item)
             made = read_entry(staged, "new")
-            shelf = self._shelf(save=False)
+            shelf, fits = self._current(Shelf())
             for record in shelf.records.values():
                 if record.entry.sha256 == made.sha256:
+                    if not fits:  # the process that added it was killed before the index told of it
+                        self._save(shelf)
                     return record.entry
             name = name or _new_name(made, shelf, self.path)
             if name in shelf.records or os.path.lexists(self._file(name)):
@@ -242,14 +252,17 @@ class Yard:
         Raises:
             FileError: There is none of that name, or the yard cannot be written to or locked.
         """
+        from brickyard.container import flush_folder
+
         with self._lock():
             shelf = self._shelf(save=False)
             if name not in shelf.records and name not in shelf.others:
                 raise self._missing(name, shelf)
-            self._file(name).unlink(missing_ok=True)
             shelf.records.pop(name, None)
             shelf.others.pop(name, None)
-            self._save(shelf)
+            self._save(shelf)  # first: an index that tells of a file that is gone would be wrong, the other way is not
+            self._file(name).unlink(missing_ok=True)
+            flush_folder(self.path)
 
     def verify(self) -> list[Problem]:
         """Load every component whole, and compare it with the index as it stands; nothing is changed.
@@ -382,11 +395,12 @@ class Yard:
 
     def _save(self, shelf: Shelf) -> None:
         """Write the index; the lock must be held."""
-        from brickyard.container import write_content
+        from brickyard.container import flush_folder, write_content
 
         staged = self._stage() / INDEX
         write_content(staged, written(shelf), overwrite=True)
         os.replace(staged, self.path / INDEX)
+        flush_folder(self.path)  # a component that was added has its name there too
         self._known = _seen(self.path / INDEX), shelf
 
     @contextlib.contextmanager
@@ -395,6 +409,8 @@ class Yard:
 
         What a process that was killed left behind is cleared away when the lock is taken.
         """
+        from brickyard.container import advice, surely
+
         what = f"the yard {self.path} cannot be locked for writing"
         try:
             import fcntl
@@ -416,10 +432,12 @@ class Yard:
                 self._clear()
                 yield True
             except OSError as error:
-                raise FileError(f"the yard {self.path} cannot be written to: {error.strerror or error}") from error
+                raise FileError(
+                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}"
+                ) from error
             finally:
                 with contextlib.suppress(OSError):
-                    self._clear()
+                    surely(self._clear)
         finally:
             os.close(place)
 
@@ -436,6 +454,7 @@ class Yard:
     def _staged(self, item: Component | Path | str) -> Path:
         """A copy of what is added, in a folder inside the yard that is cleared away with the lock; it loads."""
         from brickyard.component import Component
+        from brickyard.container import advice
         from brickyard.files import load
 
         staged = self._stage() / f"new{SUFFIX}"
@@ -449,7 +468,9 @@ class Yard:
         try:
             shutil.copyfile(path, staged)
         except OSError as error:
-            raise FileError(f"{path} cannot be copied to {self.path}: {error.strerror or error}") from None
+            raise FileError(
+                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}"
+            ) from None
         try:
             found = load(staged)
         except FileError as error:

@@ -14,6 +14,7 @@ import typer
 
 from brickyard.errors import DataError, FileError, OptionError, shown
 from brickyard.progress import speaks
+from brickyard.stopping import no_reader, seen, tell
 
 if TYPE_CHECKING:
     from brickyard.datasets import ImageData
@@ -124,6 +125,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
     """Print a result: JSON, or text.
 
     Raises:
+        BrokenPipeError: Nobody reads it any more.
         FileError: Standard output takes nothing.
     """
     if not speaks():
@@ -139,7 +141,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
         raise
     except OSError as error:
         with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            no_reader()
         raise FileError(
             f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere"
         ) from None
@@ -183,7 +185,7 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
     """
     if path.is_dir():
         raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
-    if os.path.lexists(path) and not force:
+    if os.path.lexists(path) and not force:  # a link that leads nowhere too
         raise FileError(f"{path} exists; give another path, or --force to overwrite it")
     if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
         raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")
@@ -203,9 +205,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
     """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
-    from pydantic import ValidationError
-
-    from brickyard.manifest import Preprocessing, first_problem
+    from brickyard.manifest import Preprocessing
 
     if mean is None and std is None and size is None:
         return None
@@ -220,10 +220,7 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
         ):
             raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
         values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
-    try:
-        return Preprocessing(**values)
-    except ValidationError as error:
-        raise OptionError(f"the preprocessing cannot be used: {first_problem(error)}") from None
+    return Preprocessing(**values)
 
 
 def source_of(
@@ -350,10 +347,12 @@ def loaded(path: Path, *kinds: type) -> Any:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error, after printing it to standard error."""
-    interrupted = isinstance(error, KeyboardInterrupt)
-    _put(f"brickyard: {'stopped' if interrupted else error}", sys.stderr)
-    return 130 if interrupted else 1
+    """The exit code for an error, after printing it to standard error: 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    if isinstance(error, KeyboardInterrupt) or seen() is not None:
+        tell()
+        return seen() or 130
+    _put(f"brickyard: {error}", sys.stderr)
+    return 1
 
 
 def only_for_locating(

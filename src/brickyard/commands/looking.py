@@ -47,7 +47,6 @@ def evaluate(
     """Score a component or an assembly against its source or sources."""
     from brickyard.assembly import Assembly
     from brickyard.component import Component
-    from brickyard.container import write_atomically
     from brickyard.evaluation import evaluate as score
 
     if csv is not None:
@@ -75,7 +74,7 @@ def evaluate(
     origin: Any = (models or None) if isinstance(model, Assembly) else (models[0] if models else None)
     scores = score(model, target, source=origin, latency=latency, latency_batch=latency_batch)
     if csv is not None and speaks():
-        write_atomically(csv, scores.to_csv, overwrite=force)
+        scores.to_csv(csv, overwrite=force)
     emit(scores.as_dict(), as_json, scores)
 
 

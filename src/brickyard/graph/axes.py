@@ -8,6 +8,7 @@ earlier axis and leaves the others in one of their own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -245,7 +246,23 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     """
     if isinstance(example, Tensor) and example.ndim == 4:
         example = torch.cat([example, example])[:2]
-    return analyse(read_network(model, example), example)
+    return analyse(*_precise(read_network(model, example), example))
+
+
+def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
+    """A network of half-precision numbers in float32, where it runs so: sums and repairs need the digits."""
+    if example.dtype not in (torch.float16, torch.bfloat16):
+        return network, example
+    wide, more = copy.deepcopy(network).float(), example.float()
+    for call in wide.foreign.values():
+        if isinstance(call, nn.Module):
+            call.float()
+    try:
+        with torch.no_grad():
+            wide(more)
+    except RuntimeError:  # it brings its values to some type itself
+        return network, example
+    return wide, more
 
 
 def analyse(network: Network, example: Tensor) -> Graph:

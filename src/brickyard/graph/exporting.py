@@ -7,6 +7,7 @@ for images of that size; the batch stays free. Its steps are ATen operators, whi
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -56,10 +57,17 @@ def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
     batch = example if len(example) > 1 else torch.cat([example, example])
     try:
         with _quiet():
-            program = torch.export.export(model, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.export.export(model, (batch,), dynamic_shapes=_open_batch(model))
         return _read(model, program, example)
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _open_batch(model: nn.Module) -> Any:
+    """The batch stays free; a forward that takes `*args` has its image in there."""
+    shape = {0: torch.export.Dim("batch")}
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((shape,),) if first.kind == first.VAR_POSITIONAL else (shape,)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
+import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from brickyard.errors import BrickyardError, TraceError
 from brickyard.graph.exporting import export_draft
@@ -21,23 +25,179 @@ from brickyard.layers.functions import function_name, method_name
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.network import Network, Node, Ref
 
-__all__ = ["as_before", "read_network", "shared_layer"]
+__all__ = ["as_before", "read_network", "shared_layer", "source_of"]
 
 _TORCH_HOME = str(Path(torch.__file__).parent)
 _OWN_HOME = str(Path(__file__).parent.parent)
+_QUANTISED = (".quantized.", ".quantizable.")  # in the names of the modules where torch has its quantised layers
+
+
+class _Held:
+    """A module as it was before anything ran it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.count = 1
+        self.module = module
+        self.training = module.training
+        self.attributes = dict(vars(module))
+        self.contents = {
+            name: copy.copy(value)
+            for name, value in self.attributes.items()
+            if type(value) in (list, dict, set, OrderedDict)
+        }
+        self.buffers = [(b, b.detach().clone(), _version(b)) for b in module._buffers.values() if b is not None]
+
+    def restore(self) -> None:
+        """Put back what running it has changed: attributes, what they contain, numbers of buffers, the mode."""
+        module = self.module
+        for name in vars(module).keys() - self.attributes.keys():
+            del vars(module)[name]
+        for name, value in self.attributes.items():
+            if vars(module).get(name, module) is not value:
+                vars(module)[name] = value
+            if name in self.contents and not _same(value, self.contents[name]):
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(self.contents[name])
+        for buffer, numbers, version in self.buffers:
+            if version is None or buffer._version != version:
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(numbers)
+        module.training = self.training
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor's numbers were changed, or None where torch does not count."""
+    return None if value.is_inference() else value._version
+
+
+def _same(value: Any, before: Any) -> bool:
+    """Whether a container holds the very same things."""
+    if isinstance(value, set):
+        return bool(value == before)
+    if isinstance(value, list):
+        return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
+    return list(value) == list(before) and all(value[key] is before[key] for key in before)
+
+
+_held: dict[int, _Held] = {}  # modules that some thread runs; the last one to finish puts them back
+_holding = threading.RLock()
+_tracing = threading.RLock()
 
 
 @contextmanager
 def as_before(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back in the mode that it had, whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
+    """Put a model in evaluation mode, and back all that running it changes, whatever happens.
+
+    Several threads may have a model at once; what `torch.compile` put in place of its forward is left aside.
+    """
+    modules = list(model.modules())
+    with _holding:
+        for module in modules:
+            if id(module) in _held:
+                _held[id(module)].count += 1
+                continue
+            _held[id(module)] = _Held(module)
+        for module in modules:  # when all are known: some show the mode of another one
             module.training = False
+            if vars(module).get("_compiled_call_impl") is not None:
+                vars(module)["_compiled_call_impl"] = None
+    try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _holding:
+            for module in modules:
+                held = _held[id(module)]
+                held.count -= 1
+                if held.count == 0:
+                    del _held[id(module)]
+                    held.restore()
+
+
+@contextmanager
+def _same_luck(like: Tensor) -> Iterator[None]:
+    """Leave torch's global generators as they were: a model may draw from them."""
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        yield
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what `torch.compile` wrapped as it was written: to compile it for two images takes long."""
+    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def source_of(model: Any) -> nn.Module:
+    """The network itself, without what torch wraps around one (`torch.compile`, data parallelism); it has numbers.
+
+    Raises:
+        TraceError: It is no module, or one whose numbers are missing or not floating point, or that is no Python.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself"
+        )
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"a network in Python is needed; {name} is a TorchScript program, whose layers cannot be read: give the "
+            "torch.nn.Module that it was made from"
+        )
+    for place, module in model.named_modules():
+        if any(mark in type(module).__module__ for mark in _QUANTISED):
+            raise TraceError(
+                f"a network of floating-point numbers is needed; layer {place or name!r} is a quantised "
+                f"{type(module).__name__}: take the float network apart, and quantise what comes of it"
+            )
+    for place, value in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise TraceError(
+                f"a network with numbers is needed; {place!r} is not initialised yet: run {name} once on a batch, and "
+                "train it"
+            )
+        if value.is_meta:
+            raise TraceError(
+                f"a network with numbers is needed; {place!r} is on the meta device, which has none: load weights, "
+                f"for example with {name}(...).to_empty(device='cpu') and load_state_dict"
+            )
+        if value.is_complex() or value.is_quantized:
+            raise TraceError(
+                f"a network of floating-point numbers is needed; {place!r} is {value.dtype}: bring it to float32"
+            )
+    found: nn.Module = model
+    return found
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What a wrapper of torch's wraps, or None; one with hooks of its own is not seen through."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        return None
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    if type(model).__name__ == "OptimizedModule":  # importing its class takes a second
+        return model._modules.get("_orig_mod")
+    return None
+
+
+def _check_finite(model: nn.Module) -> None:
+    numbers = [*model.named_parameters(), *model.named_buffers()]
+    for place, value in numbers:
+        if not value.is_floating_point():
+            continue
+        masks = not isinstance(value, nn.Parameter) and not place.endswith(("running_mean", "running_var"))
+        with torch.inference_mode():
+            bad = value.isnan() if masks else ~value.isfinite()  # a mask may hold infinities
+        if bool(bad.any()):
+            raise TraceError(
+                f"a trained network is needed; {int(bad.sum())} of {value.numel()} numbers in {place!r} are NaN or "
+                "infinite: load weights from before they were"
+            )
 
 
 class _Tracer(fx.Tracer):
@@ -46,22 +206,39 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.deepest = ""
+        self.thread = threading.get_ident()  # while one traces, torch sends all modules' calls here
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if find_type(m) is not None:
             return True
-        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict) or _wrapped(m) is not None:
             return False
         return type(m).__module__.startswith("torch.nn")
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         before = self.deepest
         self.deepest = self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
+        result = super().call_module(m, self._forward_of(m), args, kwargs)
         self.deepest = before  # not in a finally: after a failure the innermost name is wanted
         return result
+
+    @staticmethod
+    def _forward_of(m: nn.Module) -> Callable[..., Any]:
+        """What runs a module: its forward without hooks, which would see steps in place of numbers."""
+        inner = _wrapped(m)
+        return m.forward if inner is None else inner
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """An attribute, as a step where it is a tensor; other threads go their own ways."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 def read_network(model: nn.Module, example: Tensor) -> Network:
@@ -75,22 +252,30 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         TraceError: The model cannot be traced, or does not return (batch, classes), or the traced network
             does not return what the model returns.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"a torch.nn.Module was expected, not a {type(model).__name__}")
-    if example.ndim != 4 or not example.is_floating_point():
+    model = source_of(model)
+    if not isinstance(example, Tensor):
+        raise TraceError(
+            f"the example must be a tensor of images, not a {type(example).__name__}; give two images as the model "
+            "takes them"
+        )
+    if example.ndim != 4 or not example.is_floating_point() or not example.numel():
         raise TraceError(
             f"the example must be floating-point images (batch, channels, height, width), not "
-            f"{tuple(example.shape)} of {example.dtype}"
+            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them"
         )
-    with as_before(model), torch.no_grad():
+    _check_finite(model)
+    with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
+        _defaults(model)
         expected = _call(model, example)
         network = lowered(_trace(model, example))
         found = network(example)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        hooked = [n or type(m).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+        seen = f"forward hooks of {hooked[0]!r}" if hooked else "numbers in Python, random state"
         raise TraceError(
-            f"{type(model).__name__} was traced, but the trace does not return what the model returns: its "
-            "forward depends on something that tracing does not see (hooks, numbers in Python, random "
-            "state); make that part a layer of its own"
+            f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
+            f"depends on something that tracing does not see ({seen}); "
+            f"{'remove them, or ' if hooked else ''}make that part a layer of its own"
         )
     return network
 
@@ -106,12 +291,30 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
         what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        raise TraceError(f"{name} returns {what}; a classifier that returns (batch, classes) is needed")
+        raise TraceError(
+            f"{name} returns {what}; a classifier that returns (batch, classes) is needed: wrap it in a module that "
+            "returns the logits"
+        )
+    if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
+        raise TraceError(
+            f"{name} returns {tuple(result.shape)} of {result.dtype} for {len(example)} images; floating-point logits "
+            "(batch, classes) are needed, at least one: wrap it in a module that returns them"
+        )
+    if not bool(result.isfinite().all()):
+        raise TraceError(
+            f"{name} returns NaN or infinity for images of shape {tuple(example.shape)} and type {example.dtype}; "
+            "finite logits are needed: check the weights, and give images in the range that it was trained on"
+        )
     return result
 
 
 def _trace(model: nn.Module, example: Tensor) -> Draft:
     """Symbolic tracing; where it fails, or leaves unknown operations that `torch.export` knows, the latter."""
+    with _tracing:  # torch's tracer and exporter change functions that all threads use
+        return _traced(model, example)
+
+
+def _traced(model: nn.Module, example: Tensor) -> Draft:
     tracer = _Tracer()
     try:
         draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example)
@@ -141,7 +344,17 @@ def _text(error: Exception) -> str:
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
     """Values for all arguments of forward after the first, which must have defaults."""
+    if getattr(model.forward, "__func__", None) is nn.modules.module._forward_unimplemented:
+        raise TraceError(
+            f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
+            "module that is called on images"
+        )
     parameters = list(inspect.signature(model.forward).parameters.values())
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise TraceError(
+            f"a classifier that takes one image batch is needed; {type(model).__name__}.forward takes none by position "
+            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images"
+        )
     rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
     if needed:
@@ -274,14 +487,20 @@ def shared_layer(module: nn.Module) -> nn.Module:
     """A plain copy of a layer, in evaluation mode, over the same numbers; hooks stay behind."""
     entry = find_type(module)
     assert entry is not None
-    copy = build_layer(entry.name, describe_layer(module))
-    for name in copy._parameters:
+    found = build_layer(entry.name, describe_layer(module))
+    for name in found._parameters:
         value = getattr(module, name)
         if value is not None:
-            copy._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
-    for name in copy._buffers:
-        copy._buffers[name] = getattr(module, name)
-    return copy
+            found._parameters[name] = nn.Parameter(_ordinary(value), requires_grad=False)
+    for name in found._buffers:
+        value = getattr(module, name)
+        found._buffers[name] = None if value is None else _ordinary(value)
+    return found
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """The same numbers without a history; one made in inference mode is copied, since no gradient can pass it."""
+    return value.detach().clone() if value.is_inference() else value.detach()
 
 
 def _attribute(model: nn.Module, target: str) -> Tensor:
@@ -290,4 +509,4 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
     is_parameter = isinstance(value, nn.Parameter)
-    return nn.Parameter(value.detach(), requires_grad=False) if is_parameter else value.detach()
+    return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

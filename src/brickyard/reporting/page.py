@@ -24,6 +24,7 @@ from brickyard.faithful import Faithfulness, faithfulness
 from brickyard.images import Images
 from brickyard.manifest import ComponentManifest, Preprocessing
 from brickyard.measuring import count_flops, count_parameters
+from brickyard.options import given_path
 from brickyard.picturing import tidy
 from brickyard.predicting import run_images
 from brickyard.relevance import Relevance, fingerprint, normalised
@@ -138,7 +139,7 @@ def write_report(
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
     """
-    path = Path(path)
+    path = given_path(path, "the file to write")
     write_content(path, report(items, **options), overwrite=overwrite)
     return path
 
@@ -147,8 +148,10 @@ def write_report(
 
 
 def _entries(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[Any] | None) -> list[_Entry]:
-    if not items:
-        raise OptionError("a report about nothing was asked for; give at least one component, assembly or relevances")
+    if not isinstance(items, list | tuple) or not items:
+        raise OptionError(
+            f"a report about {_given(items)} was asked for; give a list of components, assemblies and relevances"
+        )
     for what, values in (("names", names), ("data", data)):
         if values is not None and len(values) != len(items):
             raise OptionError(f"{len(values)} {what} were given for {len(items)} items; give one an item")
@@ -162,6 +165,10 @@ def _entries(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"
         entries.append(entry)
     return entries
+
+
+def _given(items: object) -> str:
+    return "nothing" if items is None or isinstance(items, list | tuple) else f"a {type(items).__name__}"
 
 
 def _score(entry: _Entry, item: Component | Assembly, images: Any, known: dict[str, nn.Module], latency: bool) -> None:

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from brickyard.errors import FileError, OptionError, TaskError, told
 from brickyard.manifest import Frozen, Name, Preprocessing, first_problem, validated
+from brickyard.options import brief
 from brickyard.sources import zoo
 
 __all__ = ["Source", "load_source", "network_options", "save_source"]
@@ -65,7 +67,7 @@ class SourceText(Frozen):
 
 
 def load_source(
-    spec: str,
+    spec: str | Path,
     *,
     weights: str | Path | None = None,
     classes: Sequence[str] | None = None,
@@ -91,6 +93,12 @@ def load_source(
         >>> load_source("zoo:lenet5?classes=4").input_shape
         (3, 32, 32)
     """
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+    if not isinstance(spec, str):
+        raise OptionError(
+            f"source {brief(spec)} is a {type(spec).__name__}; give a text, such as zoo:resnet20?classes=10, or the "
+            "path of a file that `brickyard train` wrote"
+        )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
     kind, colon, rest = spec.partition(":")
@@ -148,7 +156,7 @@ def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int,
 
 
 def _zoo(
-    spec: str,
+    spec: str | Path,
     rest: str,
     weights: str | Path | None,
     classes: Sequence[str] | None,
