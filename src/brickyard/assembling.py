@@ -143,6 +143,7 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
 def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int, ...]]:
     """For each part, the classes of its task that are not used when these are left out too."""
     gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
+    tasks = manifest.tasks
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
     for name in dict.fromkeys(names):
         if name not in manifest.classes:
@@ -151,8 +152,8 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
             )
         for member in manifest.members[manifest.classes.index(name)]:
             part, place = places[member]
-            if place < len(manifest.tasks[part]):
-                gone[part].append(manifest.tasks[part][place])
+            if place < len(tasks[part]):
+                gone[part].append(tasks[part][place])
     return [tuple(out) for out in gone]
 
 

@@ -120,15 +120,12 @@ class Assembly(Predictor):
 
     def inputs(self, images: Tensor) -> list[Tensor]:
         """Raw images -> what each of `networks` takes."""
-        parts = self.manifest.parts
+        parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
         if self.manifest.form == "parallel" or self.manifest.shared_input:
-            prepared = [preprocess(images, part.preprocessing) for part in parts[: len(self._likes())]]
+            prepared = [preprocess(images, part.preprocessing) for part in parts[: len(likes)]]
         else:
             prepared = [torch.cat([preprocess(images, part.preprocessing) for part in parts], 1)]
-        return [x.to(like.device, like.dtype) for x, like in zip(prepared, self._likes(), strict=True)]
-
-    def _likes(self) -> list[Tensor]:
-        return [kind(network) for network in self.networks()]
+        return [x.to(like.device, like.dtype) for x, like in zip(prepared, likes, strict=True)]
 
     def answers(self, inputs: Sequence[Tensor]) -> Tensor:
         """What `inputs` gives -> logits of all classes."""

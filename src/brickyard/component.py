@@ -87,8 +87,10 @@ class Component(Predictor):
 
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
-        if not self._select:
-            return logits
+        return self.of_source(logits) if self._select else logits
+
+    def of_source(self, logits: Tensor) -> Tensor:
+        """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
         chosen = logits.index_select(1, self._task)  # type: ignore[arg-type]
         if not self.manifest.reject:
             return chosen

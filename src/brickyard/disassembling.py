@@ -27,6 +27,7 @@ from brickyard.manifest import (
     SourceRecord,
     Versions,
 )
+from brickyard.network import kind
 from brickyard.observing import observed
 from brickyard.options import (
     Budget,
@@ -225,7 +226,7 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
             f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without"
         )
     indices = pool.draw(count, seed)
-    like = next((p.detach() for p in graph.network.parameters()), torch.zeros(0))
+    like = kind(graph.network)
     batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(

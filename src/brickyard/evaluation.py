@@ -18,6 +18,7 @@ from brickyard.graph.reading import as_before, source_of
 from brickyard.images import Images
 from brickyard.manifest import ComponentManifest
 from brickyard.measuring import Latency, count_flops, count_parameters, measure_latency
+from brickyard.network import kind
 from brickyard.options import flag, whole
 from brickyard.predicting import run_images
 from brickyard.preprocessing import preprocess
@@ -152,7 +153,7 @@ def _component(
 
 def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_size: int) -> Tensor:
     """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
-    like = next((p.detach() for p in model.parameters()), torch.zeros(0))
+    like = kind(model)
     ranks = Ranks.current()
     order = list(range(len(images))) if chosen is None else chosen
     starts = range(0, len(order), batch_size)

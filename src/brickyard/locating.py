@@ -18,7 +18,18 @@ from brickyard.images import Images, class_names
 from brickyard.manifest import LocateRecord, Preprocessing
 from brickyard.network import quick_layout
 from brickyard.notebook import Notebook
-from brickyard.options import Choose, Thresholds, brief, check_choice, check_kind, given_path, is_whole, seed_of, whole
+from brickyard.options import (
+    Choose,
+    Thresholds,
+    brief,
+    check_choice,
+    check_kind,
+    given_path,
+    is_whole,
+    seed_of,
+    whole,
+    writable,
+)
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import LayerRecord, Relevance, fingerprint, resolve_task, weights_like
@@ -182,16 +193,11 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
 
 
 def _check_name(name: Any) -> None:
-    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and _writable(name)):
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name)):
         raise OptionError(
             f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
             "another, or leave it out"
         )
-
-
-def _writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _names(classes: Any, count: int) -> tuple[str, ...]:
@@ -207,7 +213,7 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
     if len(names) != count:
         raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
-        if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and _writable(name):
+        if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
             continue
         found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
         raise TaskError(

@@ -399,8 +399,9 @@ class AssemblyManifest(Frozen):
     @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
         """For each class, the parts whose task it is."""
+        tasks = self.tasks
         owner = [
-            part if place < len(self.tasks[part]) else None
+            part if place < len(tasks[part]) else None
             for part, columns in enumerate(self.columns)
             for place in range(len(columns))
         ]

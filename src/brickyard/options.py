@@ -38,6 +38,7 @@ __all__ = [
     "seed_of",
     "share_or_more",
     "whole",
+    "writable",
 ]
 
 Choose = Literal["confident", "random", "all"]
@@ -145,6 +146,11 @@ def given_path(path: Any, what: str) -> Path:
         why = getattr(error, "strerror", None) or first_line(error)
         raise FileError(f"{what} {brief(found)} cannot be used: {why}; choose another") from None
     return Path(found)
+
+
+def writable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def near(word: str, known: Sequence[str]) -> str:

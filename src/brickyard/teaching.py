@@ -112,15 +112,10 @@ class SourceTeacher:
 
     def __call__(self, images: Tensor) -> Lesson:
         """Raw images -> the lesson."""
-        manifest = self.component.manifest
         x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
         with torch.no_grad():
             features, _, logits = observe(self.network, self.stop, x)
-        chosen = logits[:, list(manifest.task)]
-        if manifest.reject:
-            rest = [k for k in range(logits.shape[1]) if k not in manifest.task]
-            chosen = torch.cat([chosen, logits[:, rest].logsumexp(1, keepdim=True)], 1)
-        return chosen, features[:, self.kept] if self.features else None
+        return self.component.of_source(logits), features[:, self.kept] if self.features else None
 
 
 def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from brickyard.errors import DataError, FileError, OptionError, shown
+from brickyard.options import writable
 from brickyard.progress import speaks
 from brickyard.stopping import no_reader, seen, tell
 
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alpha",
+    "Augment",
+    "BatchSize",
     "Beta",
     "Choose",
     "Classes",
     "Data",
+    "Epochs",
     "Force",
     "GivenAlpha",
     "GivenBeta",
@@ -41,6 +45,7 @@ __all__ = [
     "Names",
     "Output",
     "PerClass",
+    "Rate",
     "Seed",
     "Size",
     "SourceSpec",
@@ -90,6 +95,11 @@ Size = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the data.", min=1)]
+Rate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step.", min=2)]
+Augment = Annotated[bool, typer.Option(help="Shift and mirror the images.")]
 
 Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
 PerClass = Annotated[int, typer.Option("--per-class", help="Images a class to locate with.", min=1)]
@@ -238,7 +248,7 @@ def source_of(
     from brickyard.sources import load_source
 
     classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
-    odd = [name for name in classes or () if not name or any("\ud800" <= sign <= "\udfff" for sign in name)]
+    odd = [name for name in classes or () if not name or not writable(name)]
     if odd:
         raise OptionError(
             f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brickyard.commands.common import (
+    Augment,
+    BatchSize,
     Classes,
     Data,
+    Epochs,
     Force,
     Json,
     Mean,
     Output,
+    Rate,
     Seed,
     Size,
     Std,
@@ -48,14 +52,14 @@ def finetune(
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate; default: 0.01, or 3e-4 for adamw.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 64,
+    batch_size: BatchSize = 64,
     validation: Annotated[
         float, typer.Option(help="Share of the images that chooses the best pass; 0 keeps the last.")
     ] = 0.1,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many passes without a better one.", min=1, show_default=False)
     ] = None,
-    augment: Annotated[bool, typer.Option(help="Shift and mirror the images.")] = False,
+    augment: Augment = False,
     norms: Annotated[str, typer.Option(help="Statistics of batch norms: frozen or trained.")] = "trained",
     precision: Annotated[str, typer.Option(help="full, bfloat16, float16, or auto: bfloat16 on a GPU.")] = "full",
     teacher: Annotated[
@@ -129,10 +133,10 @@ def distil(
     data: Data,
     output: Output,
     classes: Classes = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 10,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
-    batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 64,
-    augment: Annotated[bool, typer.Option(help="Shift and mirror the images.")] = False,
+    epochs: Epochs = 10,
+    lr: Rate = 0.1,
+    batch_size: BatchSize = 64,
+    augment: Augment = False,
     temperature: Temperature = 4.0,
     weight: Weight = 0.5,
     size: Size = None,

@@ -24,6 +24,7 @@ from brickyard.faithful import Faithfulness, faithfulness
 from brickyard.images import Images
 from brickyard.manifest import ComponentManifest, Preprocessing
 from brickyard.measuring import count_flops, count_parameters
+from brickyard.network import kind
 from brickyard.options import given_path
 from brickyard.picturing import tidy
 from brickyard.predicting import run_images
@@ -198,7 +199,7 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
         images = Images(data, item.manifest.preprocessing, "the images to score")
         labels = images.all_labels()
         chosen = torch.nonzero(torch.isin(labels, torch.tensor(task))).flatten().tolist()
-        like = next((p.detach() for p in item.parameters()), torch.zeros(0))
+        like = kind(item)
         with torch.inference_mode():
             found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen, 128, like)]
         answers = torch.cat(found)[:, : len(task)].argmax(1)
