@@ -67,6 +67,21 @@ def test_a_budget_is_met_from_below_within_five_percent(make, resource, spread, 
     assert 0.95 * share <= part / whole <= share
 
 
+def test_counting_hooks_into_no_module_of_another_thread() -> None:
+    """Hooks for all modules would run in other threads too, and break `autograd.grad` there."""
+    seen: list[int] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hooks = torch.nn.modules.module
+            seen.append(len(hooks._global_forward_hooks) + len(hooks._global_forward_pre_hooks))
+            return x
+
+    model = nn.Sequential(Watching(), nn.Conv2d(3, 4, 3, bias=False))
+    assert count_flops(model, (3, 8, 8)) == 2 * 3 * 4 * 9 * 36
+    assert seen == [0]
+
+
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
     model = chain()
     relevance = by.locate(model, DATA)

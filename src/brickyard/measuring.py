@@ -28,9 +28,23 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     Counted by `torch.utils.flop_counter` on the meta device; nothing is computed.
     """
     bones = copy.deepcopy(model).to("meta").float()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Untracked()  # type: ignore[assignment]
+    with counter, torch.inference_mode():
         bones(torch.empty(1, *input_shape, device="meta", dtype=torch.float32))
     return int(counter.get_total_flops())
+
+
+class _Untracked:
+    """Stands in for the counter's tracker of modules, whose hooks torch runs in every thread: one total is wanted."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *problem: object) -> None:
+        pass
 
 
 def peak_memory(call: Callable[[], object]) -> int:
