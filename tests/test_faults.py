@@ -289,6 +289,37 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(number, code, tmp_path) -> 
         assert process.returncode != code or error == "brickyard: stopped\n"
 
 
+LOADING = """
+import sys, time
+from brickyard import stopping
+stopping.listen()
+print("loading", flush=True)
+try:
+    import slow
+    time.sleep(5)
+except BaseException as error:
+    print(type(error).__name__, "loaded" if getattr(sys.modules.get("slow"), "whole", False) else "in the middle")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no timer that signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_library_is_loaded_whole_before_the_interruption_and_a_second_one_does_not_wait(
+    number, times, tmp_path
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\nfor _ in range(100): time.sleep(0.01)\nwhole = True\n")
+    (tmp_path / "main.py").write_text(LOADING)
+    process = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    for _ in range(times):
+        time.sleep(0.2)
+        process.send_signal(number)
+    name = "KeyboardInterrupt" if number == signal.SIGINT else "Stopped"
+    assert process.communicate(timeout=30)[0] == f"{name} {'loaded' if times == 1 else 'in the middle'}\n"
+
+
 def test_an_interruption_that_a_library_turned_into_its_own_error_is_still_one(monkeypatch, capsys) -> None:
     import brickyard.cli as cli
 

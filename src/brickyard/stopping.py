@@ -14,8 +14,12 @@ __all__ = ["PIPE", "Stopped", "end", "listen", "no_reader", "seen", "tell", "unh
 
 PIPE = 141  # the exit code where nobody reads the output any more, as a shell gives it to other programs
 
+_PAUSE = 0.02  # seconds between two looks at whether a library has been loaded
+
+_later = getattr(signal, "SIGALRM", None)  # not on Windows
 _seen: int | None = None
 _told = False
+_waits = False  # for a library that is being loaded
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,6 +37,7 @@ def listen() -> None:
 
 def unheard() -> None:
     """From now on both end the process at once, without a word: there is nothing left to clear away."""
+    _wait_no_more()
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_DFL)
@@ -75,6 +80,41 @@ def no_reader() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _seen
-    _seen = number
-    raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
+    global _seen, _waits
+    again, _seen = _seen is not None, number
+    if not again and _later is not None and _importing(frame):
+        _waits = True
+        signal.signal(_later, _after_import)
+        signal.setitimer(signal.ITIMER_REAL, _PAUSE, _PAUSE)
+        return
+    _stopped()
+
+
+def _after_import(number: int, frame: FrameType | None) -> None:
+    if _waits and not _importing(frame):  # the last alarm may come after the end of waiting
+        _stopped()
+
+
+def _stopped() -> NoReturn:
+    _wait_no_more()
+    raise Stopped if _seen == signal.SIGTERM else KeyboardInterrupt
+
+
+def _wait_no_more() -> None:
+    global _waits
+    if _waits:
+        _waits = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a library is being loaded.
+
+    An exception raised in the middle of that may pass through compiled code, which then aborts the whole process; so
+    the first one waits until the library is there.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
