@@ -117,7 +117,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     start = time.monotonic()
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b")):
-        with pytest.raises(BrickyardError, match=r"cannot be read"):
+        with pytest.raises(BrickyardError, match=r"cannot be (read|used)"):
             by.load(place)
     assert time.monotonic() - start < 5
 
