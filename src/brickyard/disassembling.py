@@ -176,8 +176,9 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
     for name, value in network.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise DataError(
-                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair needs "
-                "larger numbers; use heal='moments' or 'none', or a source in float32 or float64"
+                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair with "
+                "these images needs larger numbers; check the preprocessing, or use heal='none' or a source in float32 "
+                "or float64"
             )
 
 
