@@ -40,9 +40,9 @@ sbom: install-test
 audit: install-test
 	$(BIN)/python tools/supply.py audit
 
-# The same bytes wherever it is built from one commit.
+# Source archive and wheel of the last commit: the same bytes wherever they are built.
 wheel: install-test
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+	$(BIN)/python tools/supply.py release -o dist
 
 install: $(VENV)/.demo
 install-test: $(VENV)/.test

@@ -22,7 +22,9 @@ from brickyard import healing
 from brickyard.contribution import class_sums
 from brickyard.errors import DataError, FileError
 from brickyard.finetuning import finetune
-from brickyard.graph import trace
+from brickyard.graph import Graph, trace
+from brickyard.graph.axes import analyse
+from brickyard.graph.reading import read_network
 from brickyard.healing import heal_network
 from brickyard.layers.contributions import ContributionSums, contributions
 from brickyard.options import Schedule
@@ -342,6 +344,11 @@ def test_one_part_trained_within_one_network_moves_the_others_from_the_second_st
 # -- the refit -----------------------------------------------------------------------------------------------
 
 
+def as_it_is(model: nn.Module, example: Tensor) -> Graph:
+    """A graph of a network in its own type, as of one that brings its values to a type itself: not in float32."""
+    return analyse(read_network(model, example), example)
+
+
 def error_of(job) -> Tensor:
     """The squared error of each output of a layer in float64, behind what follows it up to a ReLU.
 
@@ -390,7 +397,7 @@ def raised(seen) -> list[str]:
     return [name for name, before, after in seen if bool((after > before * (1 + 1e-9)).any())]
 
 
-DTYPES = (torch.float64, torch.float32)  # halves are worked on in float32
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -405,10 +412,15 @@ DTYPES = (torch.float64, torch.float32)  # halves are worked on in float32
 def test_a_refit_never_raises_the_residual(data, plan, ridge, dtype, offset, rounds) -> None:
     model = Drawn(plan).to(dtype).eval()
     x = (images(12) + offset).to(dtype)
-    graph = trace(model, x[:2])
+    graph = as_it_is(model, x[:2])
     keep = data.draw(keep_sets({axis.name: axis.size for axis in graph.free if not axis.output}))
     whole = {**graph.everything(), **keep}
-    seen, _ = residuals(graph, whole, [x], ridge, rounds=rounds)
+    try:
+        seen, _ = residuals(graph, whole, [x], ridge, rounds=rounds)
+    except DataError as error:
+        assert dtype == torch.float16
+        assert "not finite" in str(error)  # noqa: PT017
+        return
     assert raised(seen) == []
 
 
@@ -434,6 +446,22 @@ def test_an_output_that_a_refit_made_worse_stays_as_it_was_cut() -> None:
     seen, report = residuals(graph, keep, batches, 0.0)
     assert raised(seen) == []
     assert any("layer '2'" in note and "left as they were cut" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_equations_of_halves_are_summed_in_float32(dtype, monkeypatch) -> None:
+    model = randomised(chain(), 0).to(dtype)
+    x = (DATA[0] + 20).to(dtype)  # inputs whose mean is far larger than how much they vary
+    graph = as_it_is(model, x[:2])
+    keep = {**graph.everything(), "conv1": torch.tensor([0, 2, 5])}
+    wide = healing.blocks
+    gained = {}
+    for blocks in (wide, lambda *given: ((inputs.to(dtype), goal.to(dtype)) for inputs, goal in wide(*given))):
+        monkeypatch.setattr(healing, "blocks", blocks)
+        seen, _ = residuals(graph, keep, [x], 1e-6, guarded=False)
+        gained[blocks is wide] = {name: float(after.sum() / before.sum()) for name, before, after in seen}["conv2"]
+    assert gained[True] < 2e-3
+    assert gained[False] > 1e-2  # the control
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1.0, 1e4, 1e8])
@@ -487,7 +515,7 @@ def test_extreme_weights_give_finite_numbers_or_one_error(power, select, tmp_pat
         assert torch.isfinite(again.familiarity(again.observe(again.preprocess(DATA[0]))[0])).all()
 
 
-def test_contributions_that_overflow_name_their_layer(monkeypatch) -> None:
+def test_contributions_that_overflow_name_their_layer() -> None:
     model = chain()
     relevance = by.locate(model, DATA)
     sums = {name: relevance.sum(name)[0].clone() for name in relevance.layers}
@@ -498,26 +526,53 @@ def test_contributions_that_overflow_name_their_layer(monkeypatch) -> None:
         relevance.add_class(0, sums, graph)
 
 
-def test_activations_that_overflow_are_one_error() -> None:
-    model = chain()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_activations_that_overflow_are_one_error(dtype) -> None:
+    model = chain().to(dtype)
     with torch.no_grad():
-        next(model.parameters()).mul_(1e38).mul_(10)
+        next(model.parameters()).mul_(5e4 if dtype == torch.float16 else 1e38).mul_(10)
     with pytest.raises(by.BrickyardError, match="finite"):
         by.locate(model, DATA)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("heal", ["refit", "moments", "none"])
-def test_images_that_overflow_after_locating_are_one_error_that_names_the_layer(heal) -> None:
+def test_images_that_overflow_after_locating_are_one_error_that_names_the_layer(dtype, heal) -> None:
+    """A source in float16 is healed in float32, where nothing overflows; the component itself is in float16."""
     model = chain()
     with torch.no_grad():
         first = next(model.parameters())
-        first.copy_(first.abs() / first.abs().max() * 1e38)
+        first.copy_(first.abs() / first.abs().max() * (5e4 if dtype == torch.float16 else 1e38))
+    model.to(dtype)
     relevance = by.locate(model, (DATA[0] * 1e-3, DATA[1]))
     options = {"task": ["0", "2"], "budget": by.Budget(flops=0.5), "heal": heal}
-    with pytest.raises(DataError, match=r"layer 'conv1' are not finite|not finite.* at layer 'conv1'"):
+    said = r"layer 'conv1' are not finite|not finite.* at layer 'conv1'|'bn2.running_mean'.* not finite in float16"
+    with pytest.raises(DataError, match=said):
         by.disassemble(model, relevance, images=DATA, **options)
     part = by.disassemble(model, relevance, **options)  # the control: with the images that it was located on
     assert torch.isfinite(part.logits(DATA[0] * 1e-3)).all()
+
+
+def test_weights_beyond_half_precision_are_one_error_that_names_them() -> None:
+    """What is left is a copy of what is cut, 1e5 times smaller: its weights have to be as much larger."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1), nn.Flatten(), nn.Linear(256, 4))
+    randomised(model, 0)
+    with torch.no_grad():
+        model[0].weight[0], model[0].weight[1] = 1e-3, 1e2
+        model[0].bias.zero_()
+        model[2].weight[:, 0], model[2].weight[:, 1] = 1.0, -10.0  # all that speaks for a class comes from the first
+
+    def part(dtype: torch.dtype) -> by.Component:
+        source = copy.deepcopy(model).to(dtype)
+        relevance = by.locate(source, DATA)
+        return by.disassemble(source, relevance, task=["0", "2"], budget=by.Budget(flops=0.4))
+
+    kept = part(torch.bfloat16)  # the control: a type with as many bits that holds such numbers
+    weight = kept.network.layer("2").weight
+    assert weight.shape[1] == 1
+    assert float(weight.abs().max()) > torch.finfo(torch.float16).max
+    with pytest.raises(DataError, match=r"2\.weight.*not finite in float16"):
+        part(torch.float16)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])

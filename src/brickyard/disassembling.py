@@ -27,7 +27,7 @@ from brickyard.manifest import (
     SourceRecord,
     Versions,
 )
-from brickyard.network import kind
+from brickyard.network import Network, kind
 from brickyard.observing import observed
 from brickyard.options import (
     Budget,
@@ -155,6 +155,7 @@ def disassemble(
             layers=report.layers,
             notes=(*notes, *report.notes),
         )
+    _narrow(network, weights_like(model).dtype)
     choice = {} if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
     if budget is not None and budget.multiple > 1:
         choice["multiple"] = budget.multiple
@@ -162,8 +163,23 @@ def disassemble(
     component = Component(network, manifest, _skeleton(graph))
     if pool is not None and pool.by_class is not None:
         component = observed(component, pool.images, pool.by_class, batch_size)
-    network.to(weights_like(model).dtype)
     return component
+
+
+def _narrow(network: Network, dtype: torch.dtype) -> None:
+    """Bring a network that was cut and healed in float32 to the type of its source.
+
+    Raises:
+        DataError: A number is beyond what that type holds.
+    """
+    network.to(dtype)
+    for name, value in network.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(
+                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair with "
+                "these images needs larger numbers; check the preprocessing, or use heal='none' or a source in float32 "
+                "or float64"
+            )
 
 
 def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:
