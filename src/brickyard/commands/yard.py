@@ -125,7 +125,7 @@ def yard_show(
 def yard_rank(
     data: Data,
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="[YARD]", help="The folder, as with --yard.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="The folder, as with --yard.")] = None,
     place: Place = YARD,
     score: Annotated[str, typer.Option(help="logme or h-score.")] = "logme",
     per_class: Annotated[int, typer.Option(help="Most images of each class.", min=1)] = 100,
