@@ -30,17 +30,20 @@ import tables
 from brickyard.datasets import ImageData
 from brickyard.transfer import features, h_score, log_evidence, probe
 
-C10 = ("VGG-16-w25 CIFAR-10", "ResNet-20", "GoogLeNet-w25 CIFAR-10")
+C10 = ("VGG-16-w25 CIFAR-10", "ResNet-20")
+GOOGLENET = "GoogLeNet-w25 CIFAR-10"
 C100 = "VGG-16-w25 CIFAR-100"
 ANIMALS, VEHICLES = (2, 3, 4, 5, 6, 7), (0, 1, 8, 9)
 WHOLE = "all classes"
+PARTS = {"animals": ANIMALS, "vehicles": VEHICLES, "classes 0-4": tuple(range(5))}
 TASKS: dict[str, dict[str, tuple[int, ...]]] = {
-    **{name: {"animals": ANIMALS, "vehicles": VEHICLES, "classes 0-4": tuple(range(5))} for name in C10},
+    **dict.fromkeys(C10, PARTS),
     C100: {f"classes {k}-{k + 19}": tuple(range(k, k + 20)) for k in range(0, 100, 20)},
     **{
         name: {f"classes {a}-{b}": tuple(range(a, b + 1)) for a, b in ((0, 4), (5, 9), (2, 6))}
         for name in ("MNIST", "Fashion")
     },
+    GOOGLENET: PARTS,
 }
 TARGETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "CIFAR-10 animals": ("ResNet-20", ANIMALS),
@@ -191,6 +194,12 @@ def spearman(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> tuple[float, f
     return found(np.arange(len(a))), float(np.nanstd(draws))
 
 
+def off(values: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Values less the mean of their group."""
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    return values - (sums / counts)[groups]  # type: ignore[no-any-return]
+
+
 def difference(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> tuple[float, float]:
     """In points, with its standard error, paired over test images."""
     d = 100 * (a - b)
@@ -214,11 +223,14 @@ def with_error(value: float, error: float, digits: int = 1) -> str:
     return f"{value:.{digits}f} ({error:.{digits}f})"
 
 
-def mean_of(cells: Sequence[tuple[float, float]], digits: int) -> str:
+def gain(value: float, error: float) -> str:
+    return f"{value:+.1f} ({error:.1f})"
+
+
+def mean_of(cells: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The mean over targets, with its standard error from target to target."""
     values = [value for value, _ in cells]
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return with_error(statistics.mean(values), error, digits)
+    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def table(header: Sequence[str], lines: dict[str, list[tuple[float, float]]], digits: int) -> Iterator[str]:
@@ -228,23 +240,31 @@ def table(header: Sequence[str], lines: dict[str, list[tuple[float, float]]], di
     for target, cells in lines.items():
         yield f"| {target} | {' | '.join(with_error(*cell, digits) for cell in cells)} |"
     columns = list(zip(*lines.values(), strict=True))
-    yield f"| mean | {' | '.join(mean_of(column, digits) for column in columns)} |"
+    yield f"| mean | {' | '.join(with_error(*mean_of(column), digits) for column in columns)} |"
     yield ""
 
 
-def correlations(rows: dict[str, Any], targets: Sequence[str], few_shot: bool) -> Iterator[str]:
+def correlations(
+    rows: dict[str, Any], targets: Sequence[str], *, few_shot: bool = False, within: bool = False
+) -> Iterator[str]:
+    """Of what guides a choice with the probe's accuracy; `within` sources: each source's means are taken off."""
     lines: dict[str, list[tuple[float, float]]] = {}
+    guides = {name: key for name, key in GUIDES.items() if not (within and key == "size")}  # equal within a source
     for target in targets:
         pool = components(rows, target)
+        sources = np.unique([name.split(", ")[0] for name in pool.names], return_inverse=True)[1]
         lines[target] = []
-        for key in GUIDES.values():
-            if few_shot:
+        for key in guides.values():
+            if within:
+                a, b = (off(pool.values(name), sources) for name in (key, "accuracy"))
+                lines[target].append(spearman(a, b))
+            elif few_shot:
                 found = [spearman(pool.values(key, seed), pool.values("accuracy", seed)) for seed in SEEDS]
                 # the same components in each: their errors go together
                 lines[target].append(tuple(statistics.mean(column) for column in zip(*found, strict=True)))
             else:
                 lines[target].append(spearman(pool.values(key), pool.values("accuracy")))
-    yield from table(tuple(GUIDES), lines, 2)
+    yield from table(tuple(guides), lines, 2)
 
 
 def regrets(rows: dict[str, Any], targets: Sequence[str]) -> Iterator[str]:
@@ -287,10 +307,10 @@ def against(rows: dict[str, Any], targets: Sequence[str]) -> Iterator[str]:
             same = next(k for k, found in enumerate(other.names) if found.startswith(f"{name}, "))
             gaps[-1].append(difference(right, other.right(same)))
         gaps[-1] += [difference(right, other.right(other.chosen("logme"))) for other in (half, full)]
-        cells = " | ".join(f"{value:+.1f} ({error_:.1f})" for value, error_ in gaps[-1])
+        cells = " | ".join(gain(*gap) for gap in gaps[-1])
         own = with_error(row["accuracy"], error)
         yield f"| {target} | {name}, {task} | {row['flops'] / 1e6:.0f} | {own} | {cells} |"
-    means = [mean_of(column, 1) for column in zip(*gaps, strict=True)]
+    means = [gain(*mean_of(column)) for column in zip(*gaps, strict=True)]
     yield f"| mean | | | | {' | '.join(means)} |"
     yield ""
 
@@ -313,9 +333,9 @@ def few_against(rows: dict[str, Any], targets: Sequence[str]) -> Iterator[str]:
         others += [[other.values("accuracy", s)[other.chosen("logme", s)] for s in SEEDS] for other in (half, full)]
         gaps.append([few_error([a - b for a, b in zip(own, o, strict=True)], [*own, *o], tests) for o in others])
         seeds = statistics.variance(own) / len(own) + statistics.mean(p * (100 - p) for p in own) / tests
-        cells = " | ".join(f"{value:+.1f} ({error:.1f})" for value, error in gaps[-1])
+        cells = " | ".join(gain(*gap) for gap in gaps[-1])
         yield f"| {target} | {with_error(statistics.mean(own), seeds**0.5)} | {cells} |"
-    means = [mean_of(column, 1) for column in zip(*gaps, strict=True)]
+    means = [gain(*mean_of(column)) for column in zip(*gaps, strict=True)]
     yield f"| mean | | {' | '.join(means)} |"
     yield ""
 
@@ -351,7 +371,9 @@ component, and how many features there are. `h-score` is shrunk only where there
 
 At most {MOST:,} training images:
 """,
-        correlations(rows, targets, few_shot=False),
+        correlations(rows, targets),
+        f"At most {MOST:,} training images, each source's mean taken off: what scores know within a source:\n",
+        correlations(rows, targets, within=True),
         f"{SHOTS} training images a class, mean of the draws:\n",
         correlations(rows, targets, few_shot=True),
         f"""## What a choice costs
@@ -367,8 +389,8 @@ At most {MOST:,} training images (errors paired over test images):
         f"""## Against whole sources
 
 Accuracy of the probe on the component with the best LogME, and how many points it is above: its source with all classes
-kept, cut to the same share of the FLOPs; its source uncut, at twice the FLOPs; and the source with the best LogME among
-all that are cut, or uncut.
+kept, cut to the same FLOPs; its source uncut, at twice the FLOPs; and the source with the best LogME among all that are
+cut to half of their own FLOPs (more or fewer than the component's), or uncut.
 
 At most {MOST:,} training images:
 """,
@@ -404,6 +426,7 @@ def draw(rows: dict[str, Any], targets: Sequence[str]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_title(target, fontsize=9)
         panel.tick_params(labelsize=7)
+        panel.locator_params(axis="x", nbins=5)
     for line in panels:
         line[0].set_ylabel("probe's accuracy, %", fontsize=8)
     for panel in flat[: len(targets)]:
