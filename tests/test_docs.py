@@ -194,6 +194,16 @@ def calibrated(printed: str, names: dict[str, Any]) -> None:
     assert not torch.allclose(names["tuned"](picture), names["plain"](picture))
 
 
+def trained_further(printed: str, names: dict[str, Any]) -> None:
+    assert int(printed) <= 3
+    assert names["taught"].manifest.tuned.teacher == names["component"].manifest.source.name
+    assert names["better"].classes == names["component"].classes
+
+
+def joined_and_left(printed: str, _: dict[str, Any]) -> None:
+    assert printed.splitlines() == ["('cat', 'owl', 'lamp') ('cat', 'lamp')", "True"]
+
+
 def yard_page(printed: str, _: dict[str, Any]) -> None:
     assert [line.split(" (")[0] for line in printed.splitlines()] == ["ant-cow-Sequential", "bee-Sequential"]
 
@@ -221,6 +231,8 @@ PAGES = {
     "howto/two-models.md": two_models,
     "howto/calibrate.md": calibrated,
     "howto/transfer.md": transfer_page,
+    "howto/train-further.md": trained_further,
+    "howto/add-remove.md": joined_and_left,
     "yard.md": yard_page,
     "reports.md": reports_page,
     "graphs.md": graphs_page,
@@ -284,7 +296,8 @@ def test_shells_complete_commands() -> None:
         )
         return run.stdout
 
-    assert completed("brickyard dis").split() == ["disassemble"]
+    assert completed("brickyard disa").split() == ["disassemble"]
+    assert completed("brickyard dis").split() == ["disassemble", "distil"]
     assert completed("brickyard yard ver").split() == ["verify"]
     assert completed("brickyard nothing").split() == []
 

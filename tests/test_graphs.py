@@ -680,8 +680,8 @@ def spoilt(path: Any, change: Any) -> None:
     ("change", "says"),
     [
         (lambda text, tensors: None, None),  # the control
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]), "features are read"),
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]), "features are read"),
+        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]), "are not each one of 12"),
+        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]), "are not each one of 12"),
         (lambda text, tensors: text["component"]["axes"].pop("features"), "features are read"),
         (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "does not lead"),
         (lambda text, tensors: text["network"]["layers"].pop(), "does not lead"),

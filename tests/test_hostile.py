@@ -223,6 +223,17 @@ TEXTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         set_({"size": [9000, 9000]}, "manifest", "preprocessing"),
         r"makes images of \(9000, 9000\), and its network takes \(8, 8\)",
     ),
+    "a format": (
+        set_("%1000000000d", "network", "layers", "conv1", "config", "out_channels"),
+        "out_channels='%1000000000d': numbers are expected",
+    ),
+    "lists to repeat": (
+        lambda t: t["network"]["layers"]["conv1"]["config"].update(
+            dilation=[[1], [1]], kernel_size=[10**10, 10**10], padding="same"
+        ),
+        "numbers are expected",
+    ),
+    "a count of many digits": (set_(10**400, "manifest", "selection", "flops"), "selection.flops"),
     "class twice": (
         lambda t: t["manifest"].update(task=[0, 0], classes=["0", "0"]),
         "the task has a class twice",
@@ -301,7 +312,7 @@ BOMBS: dict[str, tuple[bytes | tuple[Any, ...], str]] = {
     "towers of powers": ((("size", "$", 2), *[("pow", "$", "$")] * 9, ("add", "@", "$")), "to the power of"),
     "long numbers": ((("size", "$", 2), *[("mul", "$", "$")] * 40, ("add", "@", "$")), "a size is too large"),
     "long shapes": ((("shape", "$"), *[("add", "$", "$")] * 40, ("reshape", "@", "$")), "of 128 dimensions"),
-    "a format": ((("mod", "%1000000000d", 1), ("add", "@", "$")), "mod of a str"),
+    "a format": ((("mod", "%1000000000d", 1), ("add", "@", "$")), "is no argument of a function"),
     "a long text": ((("mul", "abc", 10**10), ("add", "@", "$")), "mul of a str"),
     "a long list": ((("mul", [1], 10**10), ("add", "@", "$")), "mul of a list"),
 }
@@ -529,6 +540,11 @@ def test_what_lies_beside_weights_is_hostile_too(known: dict[str, Seed], tmp_pat
         ('"\\e[2J": 1', "not known"),
         ("brickyard: " + "9" * 5000, "lacks the key"),
         ("brickyard: 1\nsources: {'../x': {}}", "no safe file name"),
+        (
+            "brickyard: 1\nsources: {a: {network: zoo:lenet5, data: " + "d" * 3000 + "}}\n"
+            "components: {b: {source: a, task: '0'}}",
+            "sources.a.data is 'ddd",
+        ),
     ],
 )
 def test_hostile_recipes(text: str, message: str, tmp_path: Path, monkeypatch) -> None:

@@ -1250,7 +1250,7 @@ def refused(act: Callable[[], object]) -> None:
     [
         ("yard list >&- <&-", {}, 1, "", "standard output is closed"),
         ("yard list >/dev/full", {}, 1, "", "cannot be printed: No space left on device"),
-        ("yard list | true", {}, 1, "", ""),
+        ("yard list | true", {}, 141, "", ""),
         (
             "predict names.safetensors photo.png <&-",
             {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import brickyard as by
 from brickyard import healing
+from brickyard.contribution import class_sums
+from brickyard.errors import DataError, FileError
 from brickyard.finetuning import finetune
 from brickyard.graph import trace
 from brickyard.healing import heal_network
+from brickyard.layers.contributions import ContributionSums, contributions
 from brickyard.options import Schedule
 from brickyard.surgery import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
@@ -36,22 +40,23 @@ SCALINGS = ("none", "log-probability", "logit-mean", "magnitude", "mahalanobis",
 # -- the same bytes ------------------------------------------------------------------------------------------
 
 
-def made(folder: Path, seed: int = 0) -> dict[str, str]:
+def made(folder: Path, seed: int = 0, images: Tensor = DATA[0]) -> dict[str, str]:
     """A hash of every kind of file that can be made, in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model, other = randomised(Residual(), 0), randomised(chain(), 1)
-    relevance = by.locate(model, DATA, seed=seed)
+    data = images, DATA[1]
+    relevance = by.locate(model, data, seed=seed)
     found = {"relevance": relevance}
     for select in CHOICES:
         found[select] = by.disassemble(
             model, relevance, task=["2", "0"], budget=by.Budget(flops=0.5), select=select, seed=seed
         )
-    second = by.disassemble(other, by.locate(other, DATA, classes=["e", "f", "g", "h"], seed=seed), task=["e", "h"])
+    second = by.disassemble(other, by.locate(other, data, classes=["e", "f", "g", "h"], seed=seed), task=["e", "h"])
     parts = [found["mda"], second]
     for scaling in SCALINGS:
-        found[f"scaled {scaling}"] = by.assemble(parts, scaling=scaling, images=[DATA, DATA], shots=5, seed=seed)
+        found[f"scaled {scaling}"] = by.assemble(parts, scaling=scaling, images=[data, data], shots=5, seed=seed)
     schedule = Schedule(epochs=2, augment=True, batch_size=8, seed=seed)
-    found["trained"] = finetune(found["mda"], DATA, schedule=schedule)
+    found["trained"] = finetune(found["mda"], data, schedule=schedule)
     hashes = {}
     for name, item in found.items():
         path = item.save(folder / f"{name}.safetensors", overwrite=True)
@@ -62,6 +67,8 @@ def made(folder: Path, seed: int = 0) -> dict[str, str]:
 def test_the_same_seed_gives_the_same_bytes_here_and_in_another_process(tmp_path) -> None:
     first, second = made(tmp_path / "1"), made(tmp_path / "2")
     assert first == second
+    for name, value in made(tmp_path / "4", images=DATA[0].flip(0)).items():
+        assert value != first[name], name
     other = made(tmp_path / "3", seed=5)
     assert other["relevance"] != first["relevance"]
     assert other["random"] != first["random"]
@@ -111,8 +118,8 @@ BOUNDS = {
     "batches of 7": ({"batch_size": 7}, 2e-6, 1e-4),
     "batches of 1": ({"batch_size": 1}, 2e-6, 1e-4),
     "channels last": ({"last": True}, 2e-6, 1e-4),
-    "float16": ({"dtype": torch.float16}, 5e-3, 5e-3),
-    "bfloat16": ({"dtype": torch.bfloat16}, 4e-2, 5e-2),
+    "float16": ({"dtype": torch.float16}, 4e-3, 5e-3),
+    "bfloat16": ({"dtype": torch.bfloat16}, 3e-2, 5e-2),
 }
 
 
@@ -124,6 +131,7 @@ def test_types_threads_batches_and_layouts_agree(make, name) -> None:
     wanted, best, goal = exact(make)
     for layer in wanted.layers:
         assert far(relevance.sum(layer), wanted.sum(layer)) <= sums, layer
+        assert float((relevance.hard(layer) != wanted.hard(layer)).float().mean()) <= 0.05, layer
     if "dtype" not in options or options["dtype"] == torch.float32:
         assert all(torch.equal(relevance.hard(layer), wanted.hard(layer)) for layer in wanted.layers)
         assert part.manifest.axes == best.manifest.axes
@@ -147,6 +155,102 @@ def test_another_network_is_not_within_the_bounds() -> None:
     assert far(part.logits(DATA[0]).detach(), found) > 0.3
 
 
+# -- contributions -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def layers(draw) -> tuple[nn.Conv2d | nn.Linear, Tensor]:
+    """A layer of any kind whose contributions are summed, and its input."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    if draw(st.booleans()):
+        layer: nn.Conv2d | nn.Linear = nn.Linear(draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.booleans()))
+        shape = (draw(st.integers(1, 4)), *draw(st.lists(st.integers(1, 4), max_size=2)), layer.in_features)
+    else:
+        groups = draw(st.integers(1, 4))
+        layer = nn.Conv2d(
+            groups * draw(st.integers(1, 3)),
+            groups * draw(st.integers(1, 3)),
+            draw(st.sampled_from([1, 2, 3, (1, 3)])),
+            stride=draw(st.integers(1, 2)),
+            padding=draw(st.integers(0, 1)),
+            dilation=draw(st.integers(1, 2)),
+            groups=groups,
+            bias=draw(st.booleans()),
+            padding_mode=draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"])),
+        )
+        shape = (draw(st.integers(1, 4)), layer.in_channels, 7, draw(st.integers(6, 8)))
+    return randomised(layer.double()), torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def alone(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """Summed hidden maps (images, outputs, inputs of a group): the real layer runs with all other inputs at zero."""
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    groups = getattr(layer, "groups", 1)
+    inputs, outputs = x.shape[dim] // groups, len(layer.weight) // groups
+    found = torch.zeros(len(x), len(layer.weight), inputs, dtype=x.dtype)
+    without = layer(torch.zeros_like(x))  # the bias
+    for channel in range(x.shape[dim]):
+        only = torch.zeros_like(x)
+        only.select(dim, channel).copy_(x.select(dim, channel))
+        maps = (layer(only) - without).movedim(dim, 1).flatten(2 if x.ndim > 2 else 1)
+        maps = maps.unsqueeze(2) if x.ndim == 2 else maps
+        rows = slice(channel // inputs * outputs, (channel // inputs + 1) * outputs)
+        found[:, rows, channel % inputs] = maps.sum(2)[:, rows]
+    return found
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(drawn=layers(), cut_at=st.integers(1, 3))
+def test_contributions_are_those_of_the_real_layer_with_all_else_at_zero(drawn, cut_at) -> None:
+    layer, x = drawn
+    with torch.no_grad():
+        direct = alone(layer, x)
+        size = direct.abs().max().clamp_min(1e-300)
+        assert float((contributions(layer, x) - direct).abs().max() / size) <= 1e-10
+        output = (layer(x) - layer(torch.zeros_like(x))).movedim(-1 if isinstance(layer, nn.Linear) else 1, 1)
+        output = output.reshape(len(x), len(layer.weight), -1).sum(2)
+        assert float((contributions(layer, x).sum(2) - output).abs().max() / size) <= 1e-10
+        sums = ContributionSums(layer)
+        for batch in (x[:cut_at], x[cut_at:]):
+            if len(batch):
+                sums.add(batch)
+        clamped = direct.clamp_min(0).sum(0)
+        assert float((sums.dense() - clamped).abs().max() / size) <= 1e-10
+        if bool((direct < -1e-3 * size).any()):  # the control: without the clamp it is another number
+            assert float((sums.dense() - direct.sum(0)).abs().max() / size) > 1e-10
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_sums_of_a_whole_network_are_those_of_what_its_layers_really_read(make) -> None:
+    model = randomised(make(), 3).double()
+    x = DATA[0][:10].double()
+    read: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, given, __, name=name: read.update({name: given[0].clone()}))
+        for name, layer in model.named_modules()
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    found = class_sums(trace(model, x[:2]), x.split(4))
+    assert len(found) >= 3
+    for name, sums in found.items():
+        with torch.no_grad():
+            direct = alone(model.get_submodule(name), read[name]).clamp_min(0).sum(0)
+        assert far(sums.dense(), direct) <= 1e-10, name
+
+
+def test_sums_over_large_images_do_not_overflow_in_half_precision() -> None:
+    layer = nn.Conv2d(1, 2, 3, padding=1).half()
+    nn.init.constant_(layer.weight, 0.25)
+    x = torch.full((2, 1, 96, 96), 30.0, dtype=torch.float16)  # 30 * 96 * 96 is beyond float16
+    half, double = ContributionSums(layer), ContributionSums(copy.deepcopy(layer).double())
+    half.add(x)
+    double.add(x.double())
+    assert far(half.dense(), double.dense()) <= 1e-5
+
+
 # -- blocks and training -------------------------------------------------------------------------------------
 
 
@@ -158,15 +262,21 @@ def pair() -> list[by.Component]:
     return found
 
 
-def stepped(whole: by.Assembly, first: int, last: int) -> by.Assembly:
+def stepped(whole: by.Assembly, first: int, last: int, steps: int = 3, decay: float = 0.0) -> by.Assembly:
     """After training steps with the loss of some columns only."""
-    for parameter in whole.parameters():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(whole.parameters(), 0.05, momentum=0.9)
-    for _ in range(3):
+    free = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(free, 0.05, momentum=0.9, weight_decay=decay)
+    for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(whole(DATA[0])[:, first:last], DATA[1] % 2).backward()
         optimizer.step()
+    return whole
+
+
+def free(whole: by.Assembly) -> by.Assembly:
+    """An assembly whose numbers are all trained."""
+    for parameter in whole.parameters():
+        parameter.requires_grad_(True)
     return whole
 
 
@@ -187,59 +297,143 @@ def test_blocks_are_the_parts_after_training_one_of_them(form) -> None:
 def test_training_steps_on_one_part_leave_the_others_bits_alone() -> None:
     with torch.no_grad():
         before = by.assemble(pair())(DATA[0])
-    whole = stepped(by.assemble(pair()), 0, 2)
+    whole = stepped(free(by.assemble(pair())), 0, 2)
     with torch.no_grad():
         found = whole(DATA[0])
     assert far(found[:, :2], before[:, :2]) > 1e-3
     assert torch.equal(found[:, 2:], before[:, 2:])
 
 
+def test_weight_decay_moves_all_parts_but_frozen_ones() -> None:
+    with torch.no_grad():
+        before = by.assemble(pair())(DATA[0])
+    moved, kept = free(by.assemble(pair())), free(by.assemble(pair()))
+    for parameter in kept.parts[1].parameters():
+        parameter.requires_grad_(False)
+    moved, kept = (stepped(whole, 0, 2, decay=0.01)(DATA[0]).detach() for whole in (moved, kept))
+    assert far(moved[:, 2:], before[:, 2:]) > 1e-4
+    assert far(kept[:, :2], before[:, :2]) > 1e-3
+    assert torch.equal(kept[:, 2:], before[:, 2:])
+
+
 @pytest.mark.parametrize("form", ["grouped", "padded"])
 def test_one_network_of_parts_trains_as_one_network(form) -> None:
-    """What lies between the parts is trained as all else: they may learn of each other."""
-    whole = by.assemble(pair(), form=form)
-    weight = whole.joined.layer("linear").weight.detach().clone()
-    assert bool((weight == 0).any())
+    """Zeros between the parts are trained: all in padded form, those of the classifier in grouped form."""
+    whole = free(by.assemble(pair(), form=form))
+    before = {name: value.detach().clone() for name, value in whole.joined.named_parameters()}
     stepped(whole, 0, 4)
-    trained = whole.joined.layer("linear").weight.detach()
-    assert bool((trained[weight == 0] != 0).any())
+    moved = {
+        name for name, value in whole.joined.named_parameters() if bool((value.detach()[before[name] == 0] != 0).any())
+    }
+    assert moved == ({"linear.weight"} if form == "grouped" else {"conv2.weight", "linear.weight"})
+
+
+@pytest.mark.parametrize("form", ["grouped", "padded"])
+def test_one_part_trained_within_one_network_moves_the_others_from_the_second_step(form) -> None:
+    """Once a number between the parts is not zero, one part reads the other, whose numbers then matter for its loss."""
+    with torch.no_grad():
+        before = by.assemble(pair(), form=form)(DATA[0])
+    found = [stepped(free(by.assemble(pair(), form=form)), 0, 2, steps=steps)(DATA[0]).detach() for steps in (1, 3)]
+    assert all(far(logits[:, :2], before[:, :2]) > 1e-3 for logits in found)
+    assert far(found[0][:, 2:], before[:, 2:]) <= 1e-12
+    assert far(found[1][:, 2:], before[:, 2:]) > 1e-4
 
 
 # -- the refit -----------------------------------------------------------------------------------------------
 
 
-def residuals(make_network, graph, keep, batches, ridge: float) -> list[tuple[str, float, float]]:
-    """For each layer that is refitted: the squared error of its targets before and after its own refit."""
-    seen: list[tuple[str, float, float]] = []
+def error_of(job) -> Tensor:
+    """The squared error of each output of a layer in float64, behind what follows it up to a ReLU.
+
+    The steps that follow run as they are, in a copy of the network in float64.
+    """
+    node, total = job._node, torch.zeros(len(job.layer.weight), dtype=torch.float64)
+    network = copy.deepcopy(job._copy.network).double()
+    source = job._source.network
+    for ours, theirs in zip(job._copy.before(job._index), job._source.before(job._index), strict=True):
+        goal = job.tail.run(source, node, source.step(node, theirs), theirs).double()
+        if job._rows is not None:
+            goal = goal.index_select(job._dim, job._rows)
+        values = {name: value.double() for name, value in ours.items() if isinstance(value, Tensor)}
+        found = job.tail.run(network, node, network.layer(node.target)(values[node.args[0].node]), values)
+        if job.tail.rectified:
+            goal, found = goal.relu(), found.relu()
+        error = (goal - found).square().movedim(job._dim, 0)
+        total += error.flatten(1).sum(1)
+    return total
+
+
+def residuals(graph, keep, batches, ridge: float, guarded: bool = True, rounds: int = healing.ROUNDS):
+    """For each layer that is refitted: the errors of its outputs before and after its own refit; and the report."""
+    seen: list[tuple[str, Tensor, Tensor]] = []
     refit = healing._refit
 
-    def error(job) -> float:
-        return sum(float(missing.double().square().sum()) for _, _, missing in job.residuals())
-
     def watched(job, strength, report):
-        before = error(job)
+        before = error_of(job)
         done = refit(job, strength, report)
-        seen.append((job.name, before, error(job)))
+        seen.append((job.name, before, error_of(job)))
         return done
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(healing, "_refit", watched)
-        patch.setattr(healing, "ROUNDS", 0)
-        heal_network(graph, keep, make_network, batches, "refit", ridge)
-    return seen
+        patch.setattr(healing, "ROUNDS", rounds)
+        if not guarded:
+            patch.setattr(healing, "keep_better", lambda *_: True)
+        network = cut(graph, keep)
+        report = heal_network(graph, keep, network, batches, "refit", ridge)
+    assert all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
+    return seen, report
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(data=st.data(), plan=plans(), ridge=st.sampled_from([0.0, 1e-6, 1e-3, 1.0]), double=st.booleans())
-def test_a_refit_never_raises_the_residual(data, plan, ridge, double) -> None:
-    dtype = torch.float64 if double else torch.float32
+def raised(seen) -> list[str]:
+    """Layers of which an output got worse."""
+    return [name for name, before, after in seen if bool((after > before * (1 + 1e-9)).any())]
+
+
+DTYPES = (torch.float64, torch.float32)  # halves are worked on in float32
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    data=st.data(),
+    plan=plans(),
+    ridge=st.sampled_from([0.0, 1e-6, 1e-3, 1.0]),
+    dtype=st.sampled_from(DTYPES),
+    offset=st.sampled_from([0.0, 10.0]),
+    rounds=st.sampled_from([0, healing.ROUNDS]),
+)
+def test_a_refit_never_raises_the_residual(data, plan, ridge, dtype, offset, rounds) -> None:
     model = Drawn(plan).to(dtype).eval()
-    x = images(12).to(dtype)
+    x = (images(12) + offset).to(dtype)
     graph = trace(model, x[:2])
     keep = data.draw(keep_sets({axis.name: axis.size for axis in graph.free if not axis.output}))
     whole = {**graph.everything(), **keep}
-    for name, before, after in residuals(cut(graph, whole), graph, whole, [x], ridge):
-        assert after <= before * (1 + (1e-9 if double else 1e-4)) + 1e-12, name
+    seen, _ = residuals(graph, whole, [x], ridge, rounds=rounds)
+    assert raised(seen) == []
+
+
+def behind_a_relu() -> tuple:
+    """The best solution before a ReLU is worse behind it than the plain cut; rounds do not make up for that."""
+    x = torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double()
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    model.double().eval()
+    with torch.no_grad():
+        model[2].weight.mul_(3)
+    graph = trace(model, x[:2])
+    return graph, {**graph.everything(), "0": torch.arange(4)}, [x]
+
+
+def test_an_output_that_a_refit_made_worse_stays_as_it_was_cut() -> None:
+    graph, keep, batches = behind_a_relu()
+    without, _ = residuals(graph, keep, batches, 0.0, guarded=False)
+    assert "2" in raised(without)  # the control
+    name, before, after = without[1]
+    assert name == "2"
+    assert after.sum() > before.sum() * 1.01
+    seen, report = residuals(graph, keep, batches, 0.0)
+    assert raised(seen) == []
+    assert any("layer '2'" in note and "left as they were cut" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1.0, 1e4, 1e8])
@@ -259,10 +453,9 @@ def test_a_refit_of_inputs_that_hardly_differ_does_not_raise_the_residual(scale,
     x = DATA[0]
     graph = trace(model.eval(), x[:2])
     keep = {**graph.everything(), "0": torch.tensor([0, 1, 2, 3, 5])}
-    seen = residuals(cut(graph, keep), graph, keep, [x], ridge)
+    seen, _ = residuals(graph, keep, [x], ridge)
     assert {name for name, _, _ in seen} == {"0", "2", "4"}
-    for name, before, after in seen:
-        assert after <= before * (1 + 1e-4) + 1e-30, name
+    assert raised(seen) == []
 
 
 # -- far from usual ------------------------------------------------------------------------------------------
@@ -284,11 +477,14 @@ def test_extreme_weights_give_finite_numbers_or_one_error(power, select, tmp_pat
         said = str(error)
     if said:
         assert power > 0
-        assert any(word in said for word in ("finite", "infinite", "overflow")), said
+        assert "not finite" in said
+        assert any(f"layer '{name}'" in said for name, _ in model.named_children()), said
         assert not list(tmp_path.iterdir())
         return
     again = by.load(tmp_path / "part.safetensors")
     assert torch.isfinite(again.logits(DATA[0])).all()
+    if again.familiarity is not None:
+        assert torch.isfinite(again.familiarity(again.observe(again.preprocess(DATA[0]))[0])).all()
 
 
 def test_contributions_that_overflow_name_their_layer(monkeypatch) -> None:
@@ -300,3 +496,46 @@ def test_contributions_that_overflow_name_their_layer(monkeypatch) -> None:
     sums["linear"][0, 0] = float("inf")
     with pytest.raises(by.BrickyardError, match="layer 'linear' are not finite"):
         relevance.add_class(0, sums, graph)
+
+
+def test_activations_that_overflow_are_one_error() -> None:
+    model = chain()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1e38).mul_(10)
+    with pytest.raises(by.BrickyardError, match="finite"):
+        by.locate(model, DATA)
+
+
+@pytest.mark.parametrize("heal", ["refit", "moments", "none"])
+def test_images_that_overflow_after_locating_are_one_error_that_names_the_layer(heal) -> None:
+    model = chain()
+    with torch.no_grad():
+        first = next(model.parameters())
+        first.copy_(first.abs() / first.abs().max() * 1e38)
+    relevance = by.locate(model, (DATA[0] * 1e-3, DATA[1]))
+    options = {"task": ["0", "2"], "budget": by.Budget(flops=0.5), "heal": heal}
+    with pytest.raises(DataError, match=r"layer 'conv1' are not finite|not finite.* at layer 'conv1'"):
+        by.disassemble(model, relevance, images=DATA, **options)
+    part = by.disassemble(model, relevance, **options)  # the control: with the images that it was located on
+    assert torch.isfinite(part.logits(DATA[0] * 1e-3)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("heal", ["refit", "moments"])
+def test_constant_images_give_finite_files(value, heal, tmp_path) -> None:
+    data = torch.full((16, 3, 8, 8), value), torch.arange(16) % 4
+    model = randomised(chain(), 0)
+    part = by.disassemble(model, by.locate(model, data), task=["0", "2"], budget=by.Budget(flops=0.5), heal=heal)
+    again = by.load(part.save(tmp_path / "part.safetensors"))
+    assert all(bool(torch.isfinite(v).all()) for v in again.state_dict().values() if v.is_floating_point())
+    assert torch.equal(again.logits(DATA[0]), part.logits(DATA[0]))
+
+
+def test_numbers_that_are_not_finite_are_never_written(tmp_path) -> None:
+    model = randomised(chain(), 0)
+    part = by.disassemble(model, by.locate(model, DATA), task=["0", "2"], budget=by.Budget(flops=0.5))
+    with torch.no_grad():
+        part.network.layer("conv2").weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FileError, match=r"conv2\.weight.*not finite"):
+        part.save(tmp_path / "part.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -464,10 +464,11 @@ def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) 
 
 def test_what_a_killed_build_was_writing_is_swept_up_and_nothing_else(again) -> None:
     out = again.parent / "out"
-    half = [out / "..build.json.0123abcd.tmp", out / "components" / ".low.safetensors.89abcdef.tmp"]
-    others = [out / ".mine.0123abcd.tmp", out / "components" / ".low.safetensors.tmp"]
+    half = [out / ".brickyard-0123abcd.tmp", out / "components" / ".brickyard-89abcdef.tmp"]
+    others = [out / ".mine.0123abcd.tmp", out / "components" / ".brickyard-mine.tmp"]
     for path in (*half, *others):
-        path.touch()
+        path.mkdir()
+        (path / "low.safetensors").touch()
     assert built(again) == {"up to date": STEPS}
     assert [path.exists() for path in half] == [False, False]
     assert [path.exists() for path in others] == [True, True]

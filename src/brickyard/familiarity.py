@@ -66,7 +66,7 @@ class Familiarity(nn.Module):
 
     @classmethod
     def fit(cls, features: Tensor, labels: Tensor) -> Familiarity | None:
-        """Measure features (images, size) of labelled images; None where they do not vary within classes.
+        """Measure features (images, size) of labelled images; None where they do not vary within classes, or too far.
 
         The unit comes from images that the covariance was not measured on, since it is closer to those it was.
         """
@@ -84,7 +84,14 @@ class Familiarity(nn.Module):
             return None
         unit = whole.unit * usual
         values = whole.mean, whole.directions, whole.gains, unit, whole.length
-        return cls(*(value.float().contiguous() for value in values))  # as they lie in a file: the same rounding
+        rounded = [value.float().contiguous() for value in values]  # as they lie in a file: the same rounding
+        if (
+            not all(bool(torch.isfinite(value).all()) for value in rounded)
+            or not rounded[3] > 0
+            or not rounded[4][1] > 0
+        ):
+            return None  # features whose squares float32 cannot hold
+        return cls(*rounded)
 
     def forward(self, features: Tensor) -> Tensor:
         """How far features are, in usual distances."""

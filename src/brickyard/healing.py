@@ -6,12 +6,15 @@ channels that were kept.
 
 refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
 so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
-inputs, the same solution comes from the products between positions. The prior is the sliced weights: the
-training residual cannot rise.
+inputs, the same solution comes from the products between positions. The prior is the sliced weights.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
 where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+
+In the end both sets of numbers are compared in float64 on the same images, output by output, behind the ReLU where one
+follows: an output whose error the refit did not lower (by rounding, or because the first solution is the best before
+the ReLU and not behind it) keeps the weights that it was cut with.
 
 moments: the scale and shift of each output channel that give it the source's mean and variance.
 """
@@ -29,6 +32,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brickyard.errors import DataError
 from brickyard.graph import Graph
 from brickyard.network import Network, Node, Ref, refs
 from brickyard.options import Heal
@@ -44,8 +48,10 @@ __all__ = [
     "Stream",
     "blocks",
     "equations_for",
+    "exact",
     "heal_network",
     "intercept_of",
+    "keep_better",
     "peak_bytes",
 ]
 
@@ -53,6 +59,7 @@ MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are co
 _UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
+_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
 _ADD = ("add", "iadd", "add_", "tensor_add")
 _RELU = ("relu", "relu_")
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
@@ -174,6 +181,25 @@ class _Tail:
                 found[step.name] = one + other
             else:
                 found[step.name] = network.step(step, found)
+            name = step.name
+        result: Tensor = found[name]
+        return result
+
+    def exact(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The same in float64, for the output of a layer in float64."""
+        found = {**values, node.name: output}
+        name = node.name
+        for step in self.steps:
+            value: Tensor = found[name]
+            layer = network.layer(step.target) if step.op == "layer" else None
+            if isinstance(layer, nn.BatchNorm2d):
+                numbers = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+                mean, variance, weight, bias = (None if n is None else n.double() for n in numbers)
+                value = F.batch_norm(value, mean, variance, weight, bias, eps=layer.eps)
+            elif layer is None:
+                one, other = (found[ref.node].double() for ref in step.args)
+                value = one + other
+            found[step.name] = value
             name = step.name
         result: Tensor = found[name]
         return result
@@ -308,21 +334,63 @@ class _Job:
 
         They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
         up for that too. With `rectified`, as far as it matters behind the ReLU.
+
+        Raises:
+            DataError: They are not finite.
         """
-        node, index = self._node, self._index
-        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
-            x = ours[node.args[0].node]
+        for ours, x, goal in self._goals():
             output = self.layer(x)
-            found = self.tail.run(self._copy.network, node, output, ours)
-            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
-            if self._rows is not None:
-                goal = goal.index_select(self._dim, self._rows.to(goal.device))
+            found = self.tail.run(self._copy.network, self._node, output, ours)
             if rectified:
                 goal = torch.where(goal > 0, goal, found.clamp(max=0))
             missing = goal - found
             if self.tail.scale is not None:
                 missing = missing / self.tail.scale.to(missing.dtype).reshape(1, -1, 1, 1)
+            if not bool(torch.isfinite(missing).all()):
+                raise DataError(
+                    f"outputs of layer {self.name!r} are not finite on the images to heal with: numbers overflow there "
+                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
+                    "float64"
+                )
             yield x, output, missing
+
+    def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Squared errors with other numbers in `places`, (states, outputs), in float64; the last stay in them.
+
+        They are those behind the tail, and behind the ReLU where one follows.
+        """
+        node, network = self._node, self._copy.network
+        totals = torch.zeros(len(states), len(self.layer.weight), dtype=torch.float64, device=self.layer.weight.device)
+        for ours, x, goal in self._goals():
+            names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
+            step = max(1, _UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            for start in range(0, len(x), step):
+                some = slice(start, start + step)
+                values = {name: ours[name][some] for name in names}
+                wanted = goal[some].double()
+                for index, state in enumerate(states):
+                    for place, value in zip(self.places, state, strict=True):
+                        place.copy_(value)
+                    found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
+                    if self.tail.rectified:
+                        found, wanted = found.clamp(min=0), wanted.clamp(min=0)
+                    totals[index] += _rows(self.layer, (wanted - found).square()).sum(1)
+        self.ranks.add(totals)
+        return totals
+
+    @property
+    def places(self) -> tuple[Tensor, ...]:
+        """The numbers that a repair changes; outputs lie along their first dimension."""
+        return (self.layer.weight.data, *self.intercept.tensors)
+
+    def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
+        node, index = self._node, self._index
+        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
+            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
+            if self._rows is not None:
+                goal = goal.index_select(self._dim, self._rows.to(goal.device))
+            yield ours, ours[node.args[0].node], goal
 
 
 # -- moments -----------------------------------------------------------------------------------------------
@@ -358,7 +426,8 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 
 def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept = job.layer, job.intercept
-    sliced = layer.weight.detach().clone()
+    before = [value.clone() for value in job.places]
+    sliced = before[0]
     equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
         found = job.residuals(rectified=turn > 0)
@@ -370,14 +439,53 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
                 equations.add(block, goal)
         solution = equations.solve(ridge, layer.weight.detach() - sliced, job.name, report)
         if solution is None:
-            return False
+            if turn == 0:
+                return False
+            break
         change, shift = solution
         layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
         if shift is not None:
             intercept.add(shift)
         if not job.tail.rectified or not equations.again():
             break
-    return True
+    after = [value.clone() for value in job.places]
+    return keep_better(job.name, job.places, before, job.errors([before, after]), report)
+
+
+def keep_better(
+    name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
+) -> bool:
+    """Take back what a refit did to outputs whose error it did not lower.
+
+    Args:
+        name: The layer.
+        places: The numbers that were refitted; outputs lie along their first dimension.
+        before: What they were.
+        errors: Squared errors before and after, (2, outputs).
+        report: Where it is noted.
+
+    Returns:
+        Whether any output stays refitted.
+    """
+    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # also where it is not a number
+    if not bool(worse.any()):
+        return True
+    for place, value in zip(places, before, strict=True):
+        place[worse] = value[worse]
+    report.notes.append(
+        f"layer {name!r}: the refit did not lower the error of {int(worse.sum())} of {len(worse)} outputs; they "
+        "were left as they were cut"
+    )
+    return not bool(worse.all())
+
+
+def exact(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """What a layer gives, computed in float64."""
+    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, nn.Linear):
+        return F.linear(x.double(), weight, bias)
+    found: Tensor = layer._conv_forward(x.double(), weight, bias)
+    return found
 
 
 def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
@@ -492,6 +600,9 @@ def _solved(
     gram: Tensor, penalty: Tensor, right: Tensor, pull: Tensor, ridge: float, name: str, report: HealReport
 ) -> Tensor | None:
     """Solve (gram + ridge * penalty) z = right - ridge * pull a group, with a stronger ridge where that is singular."""
+    if not bool(torch.isfinite(gram).all()) or not bool(torch.isfinite(right).all()):
+        report.notes.append(f"layer {name!r}: its equations overflow; it was left as it was cut")
+        return None
     strength = ridge
     for _ in range(8):
         factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(strength * penalty))
@@ -506,7 +617,9 @@ def _solved(
 
 
 def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time."""
+    """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time; in float32 where they are in halves."""
+    if x.element_size() < 4:  # sums of products in half precision are no equations
+        x, residual = x.float(), residual.float()
     if isinstance(layer, nn.Linear):
         yield (
             x.reshape(1, -1, x.shape[-1]).transpose(1, 2),

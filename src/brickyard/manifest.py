@@ -42,7 +42,7 @@ __all__ = [
 FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Form = Literal["parallel", "padded", "grouped", "union"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
@@ -162,7 +162,7 @@ class SourceRecord(Frozen):
 class AxisRecord(Frozen):
     """How many channels an axis had in the source, and which of them were kept, in order."""
 
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=1 << 62)]
     kept: tuple[Count, ...]
     pinned: bool = False
 
@@ -186,7 +186,7 @@ class LocateRecord(Frozen):
 
     choose: Literal["confident", "random", "all"]
     per_class: Count | None
-    seed: int
+    seed: Annotated[int, Field(ge=-(1 << 64), le=1 << 64)]
     images: tuple[Count, ...]
     data: str = ""
 
@@ -208,7 +208,7 @@ class HealRecord(Frozen):
 
     method: Literal["none", "moments", "refit"]
     images: Count = 0
-    copies: Annotated[int, Field(ge=1)] = 1
+    copies: Annotated[int, Field(ge=1, le=1 << 62)] = 1
     ridge: float | None = None
     layers: Count = 0
     notes: tuple[str, ...] = ()
@@ -227,7 +227,7 @@ class TuneRecord(Frozen):
     best: Count
     optimizer: Literal["sgd", "adamw"]
     lr: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1 << 62)]
     seed: Count = 0
     teacher: Annotated[str, Field(max_length=1024)] = ""
     scores: tuple[float, ...] = ()
@@ -273,7 +273,7 @@ class ComponentManifest(Frozen):
     task: Annotated[tuple[Count, ...], Field(min_length=1)]
     reject: bool = False
     preprocessing: Preprocessing = Preprocessing()
-    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    input_shape: tuple[Annotated[int, Field(ge=1, le=1 << 62)], ...]
     source: SourceRecord
     axes: dict[str, AxisRecord]
     output_axis: str | None = None
@@ -434,7 +434,7 @@ class RelevanceFile(Frozen):
     axes: dict[str, tuple[Count, Count]]
     record: LocateRecord
     preprocessing: Preprocessing
-    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    input_shape: tuple[Annotated[int, Field(ge=1, le=1 << 62)], ...]
     source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     source_name: Name
     sums: bool

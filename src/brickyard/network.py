@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from brickyard.errors import FileError, SurgeryError
+from brickyard.errors import FileError, SurgeryError, told
 from brickyard.layers.functions import FUNCTIONS
 from brickyard.layers.modules import build_layer, describe_layer, find_type
 from brickyard.manifest import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
@@ -40,6 +40,7 @@ _DTYPES = {
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 }
 _MAX_DEPTH = 16
+_MAX_TEXT = 256
 _MAX_STEPS = 1 << 13
 _MAX_DOTS = 32  # in the name of a layer
 
@@ -385,6 +386,12 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
         raise FileError(f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
     if isinstance(value, list):
         return [_from_json(item, where, depth + 1) for item in value]
+    if isinstance(value, str) and (
+        len(value) > _MAX_TEXT or "%" in value
+    ):  # Python's operators format and repeat texts
+        raise FileError(
+            f"step {told(where, 80)!r} has the text {told(value, 40)!r}, which is no argument of a function"
+        )
     if not isinstance(value, dict):
         return value
     if len(value) == 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from brickyard.component import Component
+from brickyard.errors import DataError
 from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import Statistics
@@ -29,6 +30,9 @@ def observed(
         by_class: For each class of the task, as the source counts them, the numbers of its images; the first
             hundred are used.
         batch_size: Images at once.
+
+    Raises:
+        DataError: The component's answers are not finite.
     """
     like = weights_like(component)
     features: list[Tensor] = []
@@ -44,6 +48,12 @@ def observed(
                 size += entering.abs().sum(dtype=torch.float64).item()
                 numbers += entering.numel()
     z = torch.cat(logits)
+    if not bool(torch.isfinite(z).all()):
+        raise DataError(
+            f"the component for {', '.join(component.classes[:3])} gives answers that are not finite: numbers "
+            f"overflow at layer {_first_overflow(component, images, by_class, like)!r}; check the weights and the "
+            "preprocessing, or use a source in float32 or float64"
+        )
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     familiarity = Familiarity.fit(torch.cat(features), labels)
     record = None if familiarity is None else familiarity.record
@@ -51,6 +61,23 @@ def observed(
     manifest = component.manifest.model_copy(update={"statistics": statistics})
     known = None if familiarity is None else familiarity.to(like.device)
     return Component(component.network, manifest, component.skeleton, known)
+
+
+def _first_overflow(component: Component, images: Images, by_class: Mapping[int, Sequence[int]], like: Tensor) -> str:
+    """The first step whose values are not finite for some image."""
+    network = component.network
+    wanted = [i for k in component.manifest.task for i in by_class[k][:PER_CLASS]]
+    first = len(network.nodes) - 1
+    with torch.inference_mode():
+        for x, _ in images.batches(wanted, 64, like):
+            values = {network.nodes[0].name: x}
+            for index, node in enumerate(network.nodes[:first]):
+                network.advance(values, index, index + 1)
+                value = values.get(node.name)
+                if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                    first = index
+                    break
+    return network.nodes[first].target or network.nodes[first].name
 
 
 def statistics_of(logits: Tensor, labels: Tensor, magnitude: float) -> Statistics:

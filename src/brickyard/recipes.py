@@ -619,7 +619,7 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
         if source.data is None:
             yield place, f"{what} lacks the key 'data'; add its training images, to locate and to heal with"
         yield from _network_problems(file, (*place, "network"), source.network)
-    if source.weights is not None and not (file.folder / source.weights).is_file():
+    if source.weights is not None and not _there(file.folder / source.weights, plain=True):
         yield (*place, "weights"), f"{what}.weights is {source.weights!r}, and there is no such file; check the path"
     if source.data is not None:
         yield from _data_problems(file, (*place, "data"), source.data)
@@ -642,7 +642,7 @@ def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tup
                 f"{what} is {text!r}, which is no source; give zoo:NAME, torchvision:NAME, timm:NAME, "
                 "file.py:function, or a .safetensors file of a source",
             )
-        elif not (file.folder / path).is_file():
+        elif not _there(file.folder / path, plain=True):
             yield place, f"{what} is {text!r}, and there is no file {path!r} in the recipe's folder; check the path"
 
 
@@ -658,15 +658,23 @@ def _zoo_problems(place: Place, text: str) -> Iterator[tuple[Place, str]]:
         yield place, f"{_dotted(place)} is {text!r}, and the zoo has no {name!r}{nearest(name, zoo.available())}"
 
 
+def _there(path: Path, plain: bool = False) -> bool:
+    """Whether a path leads anywhere, or to a plain file; one that no system takes does not."""
+    try:
+        return path.is_file() if plain else path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _data_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
     path, _, options = text.rpartition("?") if "?" in text else (text, "", "")
-    if (file.folder / text).exists():
+    if _there(file.folder / text):
         path, options = text, ""
     for item in filter(None, options.split("&")):
         key = item.partition("=")[0]
         if key not in ("split", "classes"):
             yield place, f"{_dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
-    if path != "digits" and not (file.folder / path).exists():
+    if path != "digits" and not _there(file.folder / path):
         hint = "; did you mean 'digits'?" if difflib.get_close_matches(path, ["digits"], 1, 0.6) else ""
         yield (
             place,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brickyard.errors import SurgeryError
 from brickyard.graphnets.network import Edges, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
-from brickyard.healing import ROUNDS, HealReport, blocks, equations_for
+from brickyard.healing import ROUNDS, HealReport, blocks, equations_for, exact, keep_better
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 
@@ -158,7 +158,9 @@ def _refit_layer(
     name: str, layer: NodeLayer, x: Tensor, edges: Edges, nodes: Tensor, goal: Tensor, ridge: float, report: HealReport
 ) -> bool:
     conv = layer.convolution()
-    sliced = conv.weight.clone()
+    places = [conv.weight] if layer.bias is None else [conv.weight, layer.bias]
+    before = [value.clone() for value in places]
+    sliced = before[0]
     inputs = layer.gathered(x, edges, nodes)
     equations = equations_for(conv, len(nodes), layer.bias is not None, Ranks())
     rectified = layer.spec.activation == "relu"
@@ -173,12 +175,24 @@ def _refit_layer(
             equations.add(block, residual)
         solution = equations.solve(ridge, conv.weight - sliced, name, report)
         if solution is None:
-            return False
+            if turn == 0:
+                return False
+            break
         change, shift = solution
         conv.weight.add_(change.reshape(conv.weight.shape).to(conv.weight.dtype))
         if shift is not None and layer.bias is not None:
             layer.bias.add_(shift.to(layer.bias.dtype))
         if not rectified or not equations.again():
             break
+    after = [value.clone() for value in places]
+    errors: list[Tensor] = []
+    for state in (before, after):
+        for place, value in zip(places, state, strict=True):
+            place.copy_(value)
+        found = exact(conv, inputs)[:, :, 0, 0]
+        found = found if layer.bias is None else found + layer.bias.double()
+        found, wanted = (found.clamp(min=0), goal.clamp(min=0)) if rectified else (found, goal)
+        errors.append((wanted.double() - found).square().sum(0))
+    better = keep_better(name, places, before, torch.stack(errors), report)
     layer.take(conv)
-    return True
+    return better

@@ -119,13 +119,15 @@ class ContributionSums:
 
     def add(self, x: Tensor) -> None:
         """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
+        if x.element_size() < 4:  # a sum over an image overflows float16, and bfloat16 adds no small numbers to large
+            x = x.float()
         sums = window_sums(self._module, x)
         if self._pointwise:
             total = sums[:, :, 0]
             self.totals[0] += total.clamp_min(0).sum(0, dtype=torch.float64)
             self.totals[1] += (-total).clamp_min(0).sum(0, dtype=torch.float64)
             return
-        kernels = _kernel(self._module).chunk(self._groups)
+        kernels = _kernel(self._module).to(sums.dtype).chunk(self._groups)
         for totals, part, kernel in zip(self.totals, sums.chunk(self._groups, 1), kernels, strict=True):
             block = max(1, _BLOCK // (len(x) * len(kernel)))
             for start in range(0, self.shape[1], block):

@@ -41,6 +41,10 @@ normalise: mixes the numbers along some dimensions (layer norm, softmax), whose 
 pin: does something else with channels, which then stay whole.
 """
 
+WORDS = frozenset({"padding", "padding_mode", "mode", "approximate"})
+MAX_WORD = 32
+MAX_LIST = 64
+
 Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
 Config = dict[str, Any]
 
@@ -256,6 +260,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def _usual(key: str, value: Any) -> bool:
+    """Whether an argument is a number, a flat list of numbers, or a word where words are taken.
+
+    Torch computes with arguments before it looks at them, and Python's operators format texts and repeat lists.
+    """
+    if isinstance(value, str):
+        return key in WORDS and len(value) <= MAX_WORD
+    if isinstance(value, list):
+        return len(value) <= MAX_LIST and all(item is None or isinstance(item, int | float) for item in value)
+    return value is None or isinstance(value, int | float)
+
+
 def build_layer(kind: str, config: Config) -> nn.Module:
     """Make a layer on the meta device: shapes, no numbers, no random state used.
 
@@ -271,6 +287,9 @@ def build_layer(kind: str, config: Config) -> nn.Module:
     unknown = set(config) - set(entry.config)
     if unknown:
         raise FileError(f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}")
+    for key, value in config.items():
+        if not _usual(key, value):
+            raise FileError(f"{kind} cannot be made with {key}={told(repr(value), 80)}: numbers are expected")
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})

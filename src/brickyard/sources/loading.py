@@ -311,7 +311,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
     """
     try:
         there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
-    except ValueError:  # a path that no system takes
+    except (OSError, ValueError):  # a path that no system takes
         there, found = False, "there is no such file"
     if not there:
         raise FileError(f"weights {path} cannot be read: {found}; check the path")
