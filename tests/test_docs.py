@@ -212,6 +212,12 @@ def reports_page(_: str, names: dict[str, Any]) -> None:
     assert Path("routes.svg").read_text().count("<path") > 10
 
 
+def transfer_page(printed: str, names: dict[str, Any]) -> None:
+    name, score, accuracy = printed.split()
+    assert (name, float(score)) == (names["best"].entry.name, names["best"].score)
+    assert 0.6 < float(accuracy) <= 1  # of four classes, none of which the source knows
+
+
 def graphs_page(printed: str, names: dict[str, Any]) -> None:
     assert "restricted" in printed
     assert names["part"].classes == ("0", "2")
@@ -224,6 +230,7 @@ PAGES = {
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,
     "howto/calibrate.md": calibrated,
+    "howto/transfer.md": transfer_page,
     "howto/train-further.md": trained_further,
     "howto/add-remove.md": joined_and_left,
     "yard.md": yard_page,

@@ -31,6 +31,7 @@ LEVELS = [
     {"assembling", "finetuning"},
     {"files", "scores", "routes", "faithful"},
     {"yard", "shelf", "choosing", "covering"},
+    {"transfer"},
     {"evaluation", "picturing"},
     {"graphnets"},
     {"exports"},

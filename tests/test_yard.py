@@ -587,6 +587,14 @@ def test_what_cannot_be_chosen_is_named() -> None:
             choose(parts, classes, **limits)
 
 
+def test_the_sum_of_what_is_chosen_is_within_the_limit() -> None:
+    """The better part for a fits alone, and with the cheapest bound; with the part for b it does not."""
+    parts = [Part("good", ("a",), 0, 2, 2), Part("small", ("a",), 5, 1, 1), Part("other", ("b",), 0, 1, 1)]
+    for limits, names in [({}, "good"), ({"max_parameters": 3}, "good"), ({"max_parameters": 2}, "small")]:
+        assert [part.name for part in cover(parts, ["a", "b"], **limits).parts] == [names, "other"]
+    assert [part.name for part in cover(parts, ["a", "b"], max_flops=2).parts] == ["small", "other"]
+
+
 part_values = st.tuples(
     st.lists(st.sampled_from("abcdxy"), min_size=1, max_size=4), st.sampled_from([0, 5, 10]), st.integers(1, 9)
 )

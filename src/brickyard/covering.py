@@ -161,6 +161,8 @@ def _search(
                 break
         for c in reversed(fitting or []):
             total = tuple(a + b for a, b in zip(cost, c.cost, strict=True))
+            if any(value > most for value, most in zip(total, limits, strict=True)):
+                continue
             stack.append((left & ~c.wanted, used | c.mask, total, (*chosen, c)))
     return (tuple(c.part for c in best[2]) if best else None), True
 

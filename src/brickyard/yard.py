@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brickyard.choosing import Choice, choose
 from brickyard.errors import BrickyardError, FileError, OptionError
@@ -27,6 +27,7 @@ from brickyard.shelf import INDEX, Entry, Record, Shelf, Stamp, is_name, read_en
 
 if TYPE_CHECKING:
     from brickyard.component import Component
+    from brickyard.transfer import Rank, Score
 
 __all__ = ["SAMPLES", "Choice", "Entry", "Problem", "Yard"]
 
@@ -203,6 +204,48 @@ class Yard:
             OptionError: A limit is no whole number above 0, or `classes` is one text.
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
+
+    def rank(
+        self, data: Any, score: Score = "logme", *, per_class: int | None = 100, seed: int = 0, batch_size: int = 64
+    ) -> list[Rank]:
+        """Every component's score as a feature extractor for a new task, best first.
+
+        Nothing is trained: see `brickyard.transfer` for the scores, and for the linear probe that comes after.
+
+        Args:
+            data: Labelled training images of the new task, in any form that `locate` takes, as they are before
+                preprocessing. Labels count the new task's classes; components need not know them.
+            score: "logme" or "h-score".
+            per_class: At most so many images of each class, drawn with the seed and held in memory; None takes all.
+            seed: Of the choice of images.
+            batch_size: Images at once.
+
+        Returns:
+            All components: those that cannot take the images come last, with the reason.
+
+        Raises:
+            DataError: The images cannot be read, are of fewer than two classes, or no more than these.
+            OptionError: An option is no choice.
+
+        Example:
+            >>> import brickyard as by, tempfile, torch
+            >>> from brickyard.testing import chain
+            >>> from brickyard.yard import Yard
+            >>> data = torch.rand(24, 3, 8, 8), torch.arange(24) % 4
+            >>> relevance = by.locate(chain(), data)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     yard = Yard(folder)
+            ...     for task in ([0, 1], [3]):
+            ...         _ = yard.add(by.disassemble(chain(), relevance, task=task))
+            ...     found = yard.rank((data[0], torch.arange(24) % 2))
+            >>> len(found), found[0].score >= found[1].score
+            (2, True)
+        """
+        from brickyard.transfer import ranked
+
+        return ranked(
+            self.entries(), self.load, data, score=score, per_class=per_class, seed=seed, batch_size=batch_size
+        )
 
     # -- changing --------------------------------------------------------------------------------------------
 

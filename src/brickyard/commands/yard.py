@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard.commands.common import Json, emit, say
+from brickyard.commands.common import Data, Json, Seed, data_of, emit, say
 from brickyard.errors import BrickyardError, OptionError
 
 if TYPE_CHECKING:
+    from brickyard.transfer import Rank
     from brickyard.yard import Entry
 
 __all__ = ["COMMANDS", "HELP", "plain"]
 
-HELP = "Keep components in a folder with an index: add, list, search, show, rm, verify."
+HELP = "Keep components in a folder with an index: add, list, search, show, rank, rm, verify."
 WIDTH = 100  # of tables, in columns
 
 Place = Annotated[
@@ -121,6 +122,47 @@ def yard_show(
     emit({**entry.as_dict(), "path": str(path)}, as_json, "\n".join(lines))
 
 
+def yard_rank(
+    data: Data,
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="The folder, as with --yard.")] = None,
+    place: Place = YARD,
+    score: Annotated[str, typer.Option(help="logme or h-score.")] = "logme",
+    per_class: Annotated[int, typer.Option(help="Most images of each class.", min=1)] = 100,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Score all components as feature extractors for a new task, from a few labelled images of it."""
+    from brickyard.manifest import Preprocessing
+    from brickyard.yard import Yard
+
+    if folder is not None:
+        given = context.get_parameter_source("place")
+        if given is not None and given.name == "COMMANDLINE" and folder != place:
+            raise OptionError(f"two yards were given, {folder} and --yard {place}; give one")
+        place = folder
+    yard = Yard(place)
+    entries = yard.entries()
+    sides = [entry.input_shape[1:] for entry in entries if len(entry.input_shape) == 3]
+    # Pictures of several sizes are brought to the largest one that a component takes.
+    how = Preprocessing(size=(max(s[0] for s in sides), max(s[1] for s in sides))) if sides else None
+    images = data_of(data, how)
+    found = yard.rank(images, score=score, per_class=per_class, seed=seed)  # type: ignore[arg-type]
+    if not found and not as_json:
+        say(f"no components in {place}; add some with: brickyard yard add FILE")
+        return
+    value = {
+        "yard": str(place),
+        "data": images.name,
+        "score": score,
+        "images": found[0].images if found else 0,
+        "components": [
+            {"score": rank.score, "features": rank.size, "why": rank.why, **rank.entry.as_dict()} for rank in found
+        ],
+    }
+    emit(value, as_json, _ranks(found, score))
+
+
 def yard_rm(
     names: Annotated[list[str], typer.Argument(help="Names of components.", show_default=False)],
     place: Place = YARD,
@@ -166,6 +208,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": yard_list,
     "search": yard_search,
     "show": yard_show,
+    "rank": yard_rank,
     "rm": yard_rm,
     "verify": yard_verify,
 }
@@ -184,12 +227,12 @@ def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: st
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Entries as lines of at most a hundred columns; what is too long for them is cut short, names last."""
+    """Entries as lines of at most a hundred columns."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     table = [header] + [
         [
             entry.name,
-            ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else ""),
+            _classes(entry),
             plain(entry.source),
             _short(entry.parameters),
             _short(entry.flops),
@@ -198,15 +241,49 @@ def _table(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    widths = [max(_columns(line[k]) for line in table) for k in range(len(header))]
-    over = sum(widths) + 2 * (len(header) - 1) - WIDTH
-    for column, least in ((1, 10), (2, 8), (0, 35)):  # these are cut short, in this order
+    return _lines(table, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
+
+
+def _ranks(found: Sequence[Rank], score: str) -> str:
+    """Components with their scores as lines of at most a hundred columns; after these, why some have none."""
+    header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
+    table = [header] + [
+        [
+            rank.entry.name,
+            "-" if rank.score is None else f"{rank.score:.4f}",
+            "-" if rank.size is None else str(rank.size),
+            _short(rank.entry.flops),
+            _short(rank.entry.parameters),
+            _classes(rank.entry),
+            plain(rank.entry.source),
+        ]
+        for rank in found
+    ]
+    reasons = [f"{rank.entry.name} has no score: {plain(rank.why)}" for rank in found if rank.score is None]
+    return "\n".join([_lines(table, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
+
+
+def _classes(entry: Entry) -> str:
+    return ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else "")
+
+
+def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
+    """Lines of at most a hundred columns; what is too long for them is cut short.
+
+    Args:
+        table: Cells by line.
+        right: Columns that end at the right.
+        shorten: Columns that may be cut short, in this order, and how many signs are left.
+    """
+    widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
+    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    for column, least in shorten:
         cut = max(0, min(over, widths[column] - least))
         widths[column] -= cut
         over -= cut
     return "\n".join(
         "  ".join(
-            _filled(cell, width, right=3 <= k <= 5) for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+            _filled(cell, width, right=k in right) for k, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in table
     )
