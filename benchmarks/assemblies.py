@@ -22,8 +22,8 @@ import brickyard as by
 import tables
 from brickyard.assembly import Shared, shared_signals
 from brickyard.datasets import ImageData
-from brickyard.preprocessing import preprocess
-from brickyard.progress import bar
+from brickyard.finetuning import finetune
+from brickyard.options import Schedule
 from brickyard.scaling import Evidence, scale
 
 Parts = tuple[tuple[str, range], ...]
@@ -43,6 +43,7 @@ SHARES = (1.0, 0.5)
 SEEDS = (0, 1, 2)
 SHOTS = (1, 5, 20)
 FEW_SHOT = ("affine", "joint-head", "lda")
+GREY = ("M5F5", "MF", "CF")  # with digits, which are not shifted and mirrored
 EPOCHS = 10
 PATH, PAGE = tables.RESULTS / "assembled.json", tables.RESULTS / "assembled.md"
 
@@ -145,33 +146,9 @@ def tuned(name: str, share: float) -> dict[str, Any]:
     components = [component(*part, share, False) for part in parts]
     whole = by.assemble(components, on_duplicate="rename")
     before = rights(whole, seen := shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
-    images: list[Tensor] = []
-    targets: list[Tensor] = []
-    offset = 0
-    for part, (source, task) in zip(components, parts, strict=True):
-        data = tables.load(source, "train")
-        inside = torch.isin(data.labels, torch.tensor(list(task)))
-        batch = by.Preprocessing(size=(32, 32), fit=part.manifest.preprocessing.fit, channels=3)
-        images.append(preprocess(data.images[inside], batch))
-        targets.append(data.labels[inside] - task.start + offset)
-        offset += len(task)
-    x, y = torch.cat(images), torch.cat(targets)
-    for parameter in whole.parameters():
-        parameter.requires_grad_(True)
-    whole.train()
-    optimizer = torch.optim.SGD(whole.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    generator = torch.Generator().manual_seed(0)
-    steps = EPOCHS * (len(x) // 64)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with bar(f"training {name}", steps) as advance:
-        for _ in range(EPOCHS):
-            for chosen in torch.randperm(len(x), generator=generator)[: len(x) // 64 * 64].split(64):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(whole(x[chosen]), y[chosen]).backward()
-                optimizer.step()
-                schedule.step()
-                advance()
-    whole.eval()
+    trains = [tables.load(p, "train") for p, _ in parts]
+    schedule = Schedule(epochs=EPOCHS, augment=name not in GREY)
+    whole = finetune(whole, trains, schedule=schedule, validation=0)
     after = rights(whole, shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
     return {"before": accuracy(before, seen.targets), "after": accuracy(after, seen.targets)}
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import brickyard as by
 from brickyard.datasets import ImageData
 from brickyard.errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.finetuning import finetune
-from brickyard.fitting import fit
+from brickyard.fitting import Loss, fit
 from brickyard.options import Distillation, Schedule
 from brickyard.relevance import fingerprint
 from brickyard.teaching import SourceTeacher, lesson_loss
@@ -399,6 +400,32 @@ def test_distilled_sources_are_sources() -> None:
     plain = train_source("lenet5?width=0.5", data, epochs=1)
     assert made.source.classes == tuple(NAMES)
     assert fingerprint(made.source.model) != fingerprint(plain.source.model)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("taught", [False, True])
+def test_training_brings_images_and_labels_to_the_device_of_the_model(augment, taught, monkeypatch) -> None:
+    """With tensors that know where they are and hold no numbers, which need no GPU."""
+    data = ImageData((IMAGES * 255).to(torch.uint8), LABELS, tuple(NAMES), "drawn")
+    teacher = component(task=(0, 1, 2, 3), dtype=torch.float32) if taught else None
+    losses = []
+
+    def one_step(_model: torch.nn.Module, loss: Loss, *_rest: object) -> None:
+        losses.append(loss([5, 0, 2], torch.Generator()))
+
+    monkeypatch.setattr("brickyard.training.fit", one_step)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, device="cuda"), torch.nn.Flatten())
+        with pytest.raises(DataDependentOutputException):  # how many of the answers are right
+            train(model, data, preprocessing=by.Preprocessing(size=(8, 8)), augment=augment, teacher=teacher)
+    assert [loss.device.type for loss in losses] == ["cuda"]
+
+
+@pytest.mark.parametrize("device", ["meta", "abacus", "", 0, None])
+def test_devices_that_cannot_be_used_are_named(device) -> None:
+    data = ImageData((IMAGES * 255).to(torch.uint8), LABELS, tuple(NAMES), "drawn")
+    with pytest.raises(OptionError, match=f"device {device!r} cannot be used here .*; give cpu, or cuda"):
+        train_source("lenet5?width=0.5", data, epochs=1, device=device)
 
 
 def test_the_loop_needs_no_images() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn  # noqa: F401 - sets environment variables when it is imported for the first time
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -43,6 +44,7 @@ from brickyard.reporting import report
 from brickyard.routes import routes
 from brickyard.sources import load_source
 from brickyard.testing import Residual, chain, randomised
+from brickyard.transfer import Probe, features, h_score, log_evidence, probe
 from brickyard.yard import Yard
 
 pytestmark = [
@@ -2261,7 +2263,109 @@ def with_nan(component: by.Component) -> by.Component:
     return broken_one
 
 
-CASES = [*MODELS, *LOCATE, *DISASSEMBLE, *VALUES, *DATA_CASES, *ASSEMBLE, *EVALUATE, *METHODS, *TUNE, *FILES]
+ROWS = torch.randn(24, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+KINDS = torch.arange(24) % 3
+
+
+def probed(**given: Any) -> Callable[[World, Any], Any]:
+    return lambda w, m: probe(ROWS, KINDS, **given)
+
+
+def ranked_with(data: Any = DATA, **given: Any) -> Callable[[World, Any], Any]:
+    return lambda w, m: a_yard(w).rank(data, **given)
+
+
+TRANSFER = [
+    *[
+        Case(
+            f"features of {name}",
+            (lambda pick: lambda w, m: features(pick(w), DATA))(pick),
+            Fails(OptionError, "features of a", found, "give a component"),
+        )
+        for name, pick, found in (
+            ("None", lambda w: None, "NoneType"),
+            ("a source", lambda w: w.source, "Sequential"),
+            ("an assembly", lambda w: w.assembly, "Assembly"),
+        )
+    ],
+    Case(
+        "features in training mode",
+        lambda w, m: features(in_training(w), DATA),
+        equals(lambda w: features(w.component, DATA)),
+    ),
+    Case(
+        "features(batch_size=0)",
+        lambda w, m: features(w.component, DATA, 0),
+        Fails(OptionError, "batch_size=0", "no whole", "give"),
+    ),
+    Case(
+        "features of a component with NaN",
+        lambda w, m: features(with_nan(w.component), DATA),
+        Fails(DataError, "features of", "NaN or infinite", "look at the component"),
+    ),
+    *[
+        Case(
+            f"{call.__name__} of {name}",
+            (lambda call, x, y: lambda w, m: call(x, y))(call, x, y),
+            Fails(DataError, asked, found, todo),
+        )
+        for call in (log_evidence, h_score, probe)
+        for name, x, y, asked, found, todo in (
+            ("one class", ROWS, KINDS * 0, "24 images", "of one class", "two classes or more"),
+            ("as many images as classes", ROWS[:3], KINDS[:3], "3 images", "of 3 classes", "more images than classes"),
+            ("labels of other images", ROWS, KINDS[:9], "24 feature vectors", "shape (9,)", "one whole number"),
+            ("labels with a comma", ROWS, KINDS + 0.5, "24 feature vectors", "torch.float32", "one whole number"),
+            ("images", X, Y, "features of shape", "(", "(images, size)"),
+            (
+                "infinite features",
+                ROWS * torch.inf,
+                KINDS,
+                "features of 24",
+                "NaN or infinite",
+                "leave these images out",
+            ),
+            ("a text", "rows", KINDS, "features and labels", "a str", "give tensors"),
+        )
+    ],
+    Case(
+        "scores of features in half precision",
+        lambda w, m: log_evidence(ROWS.half(), KINDS),
+        equals(lambda w: log_evidence(ROWS.half().double(), KINDS)),
+    ),
+    Case(
+        "scores of other numbers for the same classes",
+        lambda w, m: (log_evidence(ROWS, 7 - 3 * KINDS), h_score(ROWS, 7 - 3 * KINDS)),
+        lambda w, m, got: got == pytest.approx((log_evidence(ROWS, KINDS), h_score(ROWS, KINDS))),
+    ),
+    *wrong_values("probe", probed, "strengths", "is no list", "give one", [], 5, None),
+    Case(
+        "probe(strengths=[0])",
+        probed(strengths=[0.0]),
+        Fails(OptionError, "strength 0.0", "no finite number", "give one"),
+    ),
+    Case("probe(folds=1)", probed(folds=1), Fails(OptionError, "folds=1", "no whole number", "give")),
+    Case("a probe", probed(), lambda w, m, got: isinstance(got, Probe) and got.validated is not None),
+    Case(
+        "Probe.predict with other features",
+        lambda w, m: probe(ROWS, KINDS).predict(ROWS[:, :3]),
+        Fails(DataError, "features of shape", "(24, 3)", "(images, 5)"),
+    ),
+    Case(
+        "Probe.score with fewer labels",
+        lambda w, m: probe(ROWS, KINDS).score(ROWS, KINDS[:2]),
+        Fails(DataError, "24 feature vectors", "(2,)", "give one an image"),
+    ),
+    *wrong_values("yard.rank", ranked_with, "score", "is not a choice", "use one of", "best", None, 3),
+    *wrong_values("yard.rank", ranked_with, "per_class", "no whole number", "give", 0, 1.5),
+    Case("yard.rank without labels", ranked_with(X), Fails(DataError, "the images", "no labels", WANTS_PAIRS)),
+    Case(
+        "yard.rank of one class",
+        ranked_with((X, Y * 0)),
+        Fails(DataError, "all", "of one class", "two classes or more"),
+    ),
+]
+
+CASES = [*MODELS, *LOCATE, *DISASSEMBLE, *VALUES, *DATA_CASES, *ASSEMBLE, *EVALUATE, *METHODS, *TUNE, *FILES, *TRANSFER]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[ascii(case.name)[1:-1] for case in CASES])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -413,3 +415,18 @@ def test_what_the_command_refuses(yard, pictures, tmp_path) -> None:
         assert message in run("yard", "rank", *arguments, code=1).stderr
     empty = Yard(tmp_path / "empty", create=True)
     assert "no components in" in run("yard", "rank", empty.path, "--data", pictures).stderr
+
+
+def test_loading_libraries_draws_no_random_number_of_the_caller() -> None:
+    code = """
+import random
+import torch
+from brickyard.transfer import h_score, probe
+y = torch.arange(24) % 3
+x = torch.rand(24, 5) + y.unsqueeze(1)
+before = random.getstate()
+probe(x, y), h_score(x, y, shrink=True)
+print(random.getstate() == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

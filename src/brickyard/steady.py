@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["steady"]
+__all__ = ["loading", "steady"]
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -41,3 +42,13 @@ def steady(call: Callable[P, ResultT]) -> Callable[P, ResultT]:
             return call(*args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """For imports of libraries that draw random numbers while they load: the caller's next ones stay the same."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)

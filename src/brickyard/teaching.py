@@ -125,12 +125,12 @@ def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distilla
     the features' mean squared error as a share of the teacher's variance in the batch.
     """
     t = how.temperature
-    wanted = (teacher[0].to(student[0].dtype) / t).log_softmax(1)
+    wanted = (teacher[0].to(student[0]) / t).log_softmax(1)
     given = (student[0] / t).log_softmax(1)
     taught = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * t * t
     loss = how.weight * taught + (1 - how.weight) * F.cross_entropy(student[0], targets)
     if how.features and student[1] is not None and teacher[1] is not None:
-        goal = teacher[1].to(student[1].dtype)
+        goal = teacher[1].to(student[1])
         loss = loss + how.features * F.mse_loss(student[1], goal) / goal.var().clamp_min(1e-12)
     return loss
 

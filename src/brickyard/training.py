@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,38 @@ from brickyard.errors import DataError, OptionError, first_line
 from brickyard.fitting import fit, shifted_and_mirrored
 from brickyard.graph.reading import as_before
 from brickyard.manifest import Preprocessing
-from brickyard.options import Distillation, Schedule
+from brickyard.options import Distillation, Schedule, brief
 from brickyard.predicting import Predictor
 from brickyard.preprocessing import preprocess
 from brickyard.sources import Source, save_source, zoo
 from brickyard.sources.loading import network_options
 from brickyard.teaching import lesson_loss, named_teacher
 
-__all__ = ["Trained", "accuracy", "build_seeded", "train", "train_source"]
+__all__ = ["Trained", "accuracy", "build_seeded", "device_named", "train", "train_source"]
+
+
+def device_named(name: str) -> torch.device:
+    """A device that can compute here, by its name.
+
+    Raises:
+        OptionError: There is none of this name.
+
+    Example:
+        >>> from brickyard.training import device_named
+        >>> device_named("cpu")
+        device(type='cpu')
+    """
+    try:
+        if not isinstance(name, str):
+            raise TypeError(f"a device is named by a text, not by a {type(name).__name__}")
+        device = torch.device(name)
+        (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
+        raise OptionError(
+            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU"
+        ) from None
+    return device
 
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
@@ -77,21 +102,22 @@ def train(
     like = next(model.parameters())
     how = distillation or Distillation()
     taught = None if teacher is None else named_teacher(teacher, data.classes)
+    last = max(data.labels.tolist())
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
-        raw = data.images[chosen]
+        raw, labels = data.images[chosen], data.labels[chosen].to(like.device)
         if taught is not None and augment:  # both sides see the same images
             raw = shifted_and_mirrored(raw, generator)
-        x = preprocess(raw, preprocessing).to(like.dtype)
+        x = preprocess(raw, preprocessing).to(like.device, like.dtype)
         logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
-        if logits.ndim != 2 or logits.shape[1] <= int(data.labels.max()):
+        if logits.ndim != 2 or logits.shape[1] <= last:
             raise DataError(
-                f"{data.name} has labels to {int(data.labels.max())}, the model outputs of shape "
+                f"{data.name} has labels to {last}, the model outputs of shape "
                 f"{tuple(logits.shape)}; give it one output a class"
             )
         if taught is None:
-            return F.cross_entropy(logits, data.labels[chosen])
-        return lesson_loss((logits, None), taught(raw), data.labels[chosen], how)
+            return F.cross_entropy(logits, labels)
+        return lesson_loss((logits, None), taught(raw), labels, how)
 
     fit(model, loss, len(data), schedule)
     return accuracy(model, data, preprocessing)
@@ -102,8 +128,8 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
     right, like = 0, next(model.parameters())
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
-            x = preprocess(images, preprocessing).to(like.dtype)
-            right += int((model(x).argmax(1) == labels).sum())
+            x = preprocess(images, preprocessing).to(like.device, like.dtype)
+            right += int((model(x).argmax(1).cpu() == labels).sum())
     return right / len(data) if len(data) else 0.0
 
 
@@ -145,6 +171,7 @@ def train_source(
     batch_size: int = 64,
     augment: bool = False,
     seed: int = 0,
+    device: str = "cpu",
     teacher: Predictor | None = None,
     distillation: Distillation | None = None,
 ) -> Trained:
@@ -160,6 +187,7 @@ def train_source(
         batch_size: Images a step.
         augment: Shift and mirror the images.
         seed: Seed of weights, order and augmentation.
+        device: Where it is trained, such as "cuda"; the source comes back on the CPU.
         teacher: A component or an assembly that knows the images' classes by name.
         distillation: How much the teacher counts.
 
@@ -167,7 +195,7 @@ def train_source(
         OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
         DataError: There are too few images.
     """
-    how = preprocessing
+    how, place = preprocessing, device_named(device)
     name, options = network_options(network.removeprefix("zoo:"))
     if "classes" in options:
         raise OptionError(
@@ -195,7 +223,7 @@ def train_source(
             f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
         ) from None
     found = train(
-        model,
+        model.to(place),
         images,
         preprocessing=how,
         epochs=epochs,
@@ -209,5 +237,5 @@ def train_source(
     scores = {"train_accuracy": found}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
-    source = Source(model, name, images.classes, how, (channels, side[0], side[1]))
+    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))
     return Trained(source, name, {"width": width, **options}, scores)

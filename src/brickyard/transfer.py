@@ -29,6 +29,7 @@ from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.relevance import weights_like
 from brickyard.shelf import Entry
+from brickyard.steady import loading
 
 __all__ = ["SCORES", "Probe", "Rank", "Score", "features", "h_score", "log_evidence", "probe", "ranked"]
 
@@ -198,7 +199,8 @@ def h_score(features: Tensor, labels: Tensor, *, shrink: bool | None = None) -> 
     covariance = x.T @ x / len(x)
     kept = 1.0
     if shrink:
-        from sklearn.covariance import ledoit_wolf_shrinkage
+        with loading():
+            from sklearn.covariance import ledoit_wolf_shrinkage
 
         share = float(ledoit_wolf_shrinkage(x.numpy(), assume_centered=True))
         covariance = (1 - share) * covariance + share * covariance.trace() / x.shape[1] * torch.eye(x.shape[1]).double()
@@ -312,11 +314,12 @@ def probe(
         >>> head.score(noise + 9 * torch.eye(3, 5)[labels], labels)
         1.0
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with loading():
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:

@@ -30,6 +30,7 @@ __all__ = [
     "Choose",
     "Classes",
     "Data",
+    "Device",
     "Epochs",
     "Force",
     "GivenAlpha",
@@ -100,6 +101,7 @@ Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the data.", m
 Rate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step.", min=2)]
 Augment = Annotated[bool, typer.Option(help="Shift and mirror the images.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, or cuda where there is a GPU.")]
 
 Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
 PerClass = Annotated[int, typer.Option("--per-class", help="Images a class to locate with.", min=1)]

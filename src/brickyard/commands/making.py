@@ -15,6 +15,7 @@ from brickyard.commands.common import (
     Choose,
     Classes,
     Data,
+    Device,
     Epochs,
     Force,
     GivenAlpha,
@@ -72,13 +73,14 @@ def train(
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
     trained(
         network, data, output, classes, size, mean, std, force, as_json,
-        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed,
+        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed, device=device,
     )  # fmt: skip
 
 

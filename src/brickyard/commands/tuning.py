@@ -12,6 +12,7 @@ from brickyard.commands.common import (
     BatchSize,
     Classes,
     Data,
+    Device,
     Epochs,
     Force,
     Json,
@@ -79,6 +80,7 @@ def finetune(
         typer.Option(help="A folder for the state after every pass: the same command, started again, goes on."),
     ] = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +90,7 @@ def finetune(
     from brickyard.finetuning import finetune as tune
     from brickyard.options import Schedule
     from brickyard.predicting import Predictor
+    from brickyard.training import device_named
 
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
@@ -107,13 +110,14 @@ def finetune(
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
-    model = loaded(file, Component, Assembly)
+    place = device_named(device)
+    model = loaded(file, Component, Assembly).to(place)
     images = labelled_images(data, model.manifest.parts, "--data")
     teaching: nn.Module | None = None
     if teacher is not None:
-        teaching = loaded(teacher, Predictor)
+        teaching = loaded(teacher, Predictor).to(place)
     elif source is not None:
-        teaching = source_of(source, weights, None, None).model
+        teaching = source_of(source, weights, None, None).model.to(place)
     better = tune(
         model,
         images if isinstance(model, Assembly) else images[0],
@@ -143,17 +147,19 @@ def distil(
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
+    device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train a small network of the zoo with a component or an assembly as teacher."""
     from brickyard.predicting import Predictor
+    from brickyard.training import device_named
 
     check_free(output, force, teacher)
-    master: Predictor = loaded(teacher, Predictor)
+    master: Predictor = loaded(teacher, Predictor).to(device_named(device))
     trained(
         network, data, output, classes or list(master.classes), size, mean, std, force, as_json,
-        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed,
+        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed, device=device,
         teacher=master, distillation=_heeding(temperature, weight, 0.0),
     )  # fmt: skip
 

@@ -1,0 +1,238 @@
+"""The paper's two main tables, disassembling and assembling, for any network, width and data that are at hand.
+
+    python benchmarks/paper.py --network vgg16 --data cifar10=FOLDER --data cifar100=FOLDER --device cuda
+    python benchmarks/paper.py --network googlenet --data tiny=FOLDER --device cuda
+    python benchmarks/paper.py --network vgg16 --width 0.25 --data cifar10=FOLDER --weights cifar10=FILE
+
+A source without weights is trained first: 200 passes, shifted and mirrored images; it is kept in `benchmarks/trained`.
+Components are the paper's: its thresholds, 50 confident training images a class. Full test splits. Every row is written
+as soon as it is known; a run that was stopped goes on where it was, and rows of other networks stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import brickyard as by
+import tables
+from brickyard.datasets import ImageData, load_data
+from brickyard.finetuning import finetune
+from brickyard.options import Schedule
+from brickyard.sources import Source, load_source
+from brickyard.training import device_named, train_source
+
+TASKS = {  # of the paper
+    "cifar10": (range(1), range(1, 2), range(3), range(3, 10)),
+    "cifar100": (range(1), range(1, 2), range(20), range(20, 70)),
+    "tiny": (range(1), range(1, 2), range(70), range(70, 180)),
+}
+SCALINGS = ("none", "magnitude", "logit-mean", "mahalanobis")
+EPOCHS = 10  # after assembling, in the paper
+PATH, PAGE = tables.RESULTS / "paper.json", tables.RESULTS / "paper.md"
+
+Setting = tuple[str, float, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], str]
+
+
+def named(network: str, width: float) -> str:
+    return f"{network}, width {width:g}"
+
+
+def span(task: range) -> str:
+    return f"{task.start}-{task.stop - 1}" if len(task) > 1 else str(task.start)
+
+
+def jobs(setting: Setting, tune: bool) -> Iterator[tuple[str, Setting, str, tuple[tuple[str, range], ...]]]:
+    network, width, data, _, _ = setting
+    first = named(network, width)
+    for name, _ in data:
+        for task in TASKS[name]:
+            yield f"part | {first} | {name} {span(task)}", setting, "part", ((name, task),)
+    for (a, _), (b, _) in itertools.pairwise(data):
+        for parts in zip(TASKS[a], TASKS[b], strict=True):
+            both = ((a, parts[0]), (b, parts[1]))
+            title = " + ".join(f"{name} {span(task)}" for name, task in both)
+            for kind in ("whole", "tuned")[: 2 if tune else 1]:
+                yield f"{kind} | {first} | {title}", setting, kind, both
+
+
+@cache
+def images(place: str, split: str) -> ImageData:
+    return load_data(place, split=split)
+
+
+@cache
+def source(setting: Setting, name: str) -> Source:
+    """A source on the CPU, as it is written in its file."""
+    network, width, data, weights, _ = setting
+    given = dict(weights).get(name)
+    path = Path(given) if given else tables.TRAINED / f"{network}-{width:g}-{name}.safetensors"
+    return load_source("zoo:auto", weights=path, classes=images(dict(data)[name], "train").classes)
+
+
+def prepare(setting: Setting, epochs: int, batch_size: int) -> None:
+    """Train the sources that are not there."""
+    network, width, data, weights, device = setting
+    tables.TRAINED.mkdir(exist_ok=True)
+    for name, place in data:
+        path = tables.TRAINED / f"{network}-{width:g}-{name}.safetensors"
+        if name not in dict(weights) and not path.exists():
+            seen = images(place, "train")
+            made = train_source(
+                f"{network}?width={width:g}",
+                seen,
+                preprocessing=by.Preprocessing(size=tuple(seen.images.shape[2:])),
+                held_out=images(place, "test"),
+                epochs=epochs,
+                batch_size=batch_size,
+                augment=True,
+                device=device,
+            )
+            made.save(path)
+
+
+@cache
+def located(setting: Setting, name: str) -> tuple[torch.nn.Module, by.Relevance]:
+    network, _, data, _, device = setting
+    found = source(setting, name)
+    model = found.model.to(device)
+    kept = images(dict(data)[name], "train")
+    return model, by.locate(
+        model, kept, classes=found.classes, preprocessing=found.preprocessing, name=f"{network} {name}"
+    )
+
+
+def component(setting: Setting, name: str, task: range, heal: Any) -> by.Component:
+    model, relevance = located(setting, name)
+    return by.disassemble(model, relevance, task=list(task), heal=heal)
+
+
+def work(_: str, setting: Setting, kind: str, parts: tuple[tuple[str, range], ...]) -> dict[str, Any]:
+    if setting[4] == "cpu":
+        torch.set_num_threads(1)
+    return part(setting, *parts[0]) if kind == "part" else assembled(setting, parts, kind == "tuned")
+
+
+def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
+    """A component of the paper, cut and healed, beside its source."""
+    test = images(dict(setting[2])[name], "test")
+    found: dict[str, Any] = {}
+    for heal in ("none", "refit"):
+        made = component(setting, name, task, heal)
+        scores = by.evaluate(made, test, source=located(setting, name)[0], latency=False)
+        found[heal] = scores.row("component").accuracy
+        found |= {kind: scores.row(kind).accuracy for kind in ("base", "restricted")}
+        found |= {"error": scores.row("component").error, "images": scores.row("component").images}
+    chosen, whole = made.manifest.selection, made.manifest.source
+    return {**found, "parameters": chosen.parameters / whole.parameters, "flops": chosen.flops / whole.flops}
+
+
+def assembled(setting: Setting, parts: tuple[tuple[str, range], ...], tune: bool) -> dict[str, Any]:
+    """Components of two sources in one classifier: cut as in the paper, and refitted; or after ten epochs."""
+    places = dict(setting[2])
+    tests = [images(places[name], "test") for name, _ in parts]
+    if tune:
+        made = by.assemble([component(setting, *one, "refit") for one in parts], on_duplicate="rename")
+        trains = [images(places[name], "train") for name, _ in parts]
+        made = finetune(made, trains, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0)
+        row = by.evaluate(made, tests, latency=False).row("assembled")
+        return {"tuned": row.class_accuracy, "error": row.class_error}
+    found: dict[str, Any] = {}
+    for heal in ("none", "refit"):
+        components = [component(setting, *one, heal) for one in parts]
+        for scaling in SCALINGS:
+            whole = by.assemble(components, scaling=scaling, on_duplicate="rename")
+            models = [located(setting, name)[0] for name, _ in parts] if not found else None
+            scores = by.evaluate(whole, tests, source=models, latency=False)
+            row = scores.row("assembled")
+            found[f"{heal}, {scaling}"], found["error"] = row.class_accuracy, row.class_error
+            if models:
+                found |= {kind: scores.row(kind).class_accuracy for kind in ("base", "restricted")}
+    return found
+
+
+def write(rows: dict[str, Any]) -> None:
+    ordered = tables.write_rows(PATH, rows, sorted(rows, key=lambda title: title.split(" | ")[:2]))
+    PAGE.write_text(page(ordered))
+
+
+def page(rows: dict[str, Any]) -> str:
+    columns = [f"{heal}, {scaling}" for heal in ("none", "refit") for scaling in SCALINGS]
+    shown = [f"{'bare' if heal == 'none' else heal}, {scaling}" for heal in ("none", "refit") for scaling in SCALINGS]
+    lines = [
+        "# The paper's tables",
+        "",
+        "Written by `python benchmarks/paper.py`. Full test splits; accuracy in percent, one standard error in",
+        "brackets. Components by the paper's thresholds, without a repair (bare) and with the refit. base: all classes",
+        "of the source compete, as in the paper; restricted: those of the task.",
+        "",
+        "| source | task | parameters | FLOPs | base | restricted | bare | refit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for title, row in rows.items():
+        kind, network, task = title.split(" | ")
+        if kind == "part":
+            cells = [f"{row[key]:.1f}" for key in ("base", "restricted", "none", "refit")]
+            lines.append(
+                f"| {network} | {task} | {row['parameters']:.0%} | {row['flops']:.0%} | {' | '.join(cells)} "
+                f"({row['error']:.1f}) |"
+            )
+    lines += [
+        "",
+        f"Assemblies, mean over classes; the last column after {EPOCHS} epochs on the training images of both sources.",
+        "Scalings without images: none, the paper's (magnitude), the one of its code (logit-mean), ours (mahalanobis).",
+        "",
+        f"| sources | tasks | base | restricted | {' | '.join(shown)} | refit, tuned |",
+        f"|---|---|---|---|{'---|' * (len(shown) + 1)}",
+    ]
+    for title, row in rows.items():
+        kind, network, tasks = title.split(" | ")
+        if kind == "whole":
+            cells = [f"{row[key]:.1f}" for key in ("base", "restricted", *columns)]
+            after = rows.get(f"tuned | {network} | {tasks}")
+            tuned = f"{after['tuned']:.1f} ({after['error']:.1f})" if after else ""
+            lines.append(f"| {network} | {tasks} | {' | '.join(cells)} ({row['error']:.1f}) | {tuned} |")
+    about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
+    return "\n".join([*lines, "", f"Machine: {about}.", ""])
+
+
+def pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """`NAME=TEXT` each.
+
+    Raises:
+        SystemExit: One is not of that form, or of no data set that the paper uses.
+    """
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in TASKS:
+            raise SystemExit(f"{text!r} was given; write NAME=TEXT, NAME one of {', '.join(TASKS)}")
+        found.append((name, value))
+    return tuple(found)
+
+
+def main() -> None:
+    parser = tables.parser("The paper's tables, for networks and data at hand.")
+    parser.add_argument("--network", default="vgg16", help="vgg16, resnet50 or googlenet, or another one of the zoo")
+    parser.add_argument("--width", type=float, default=1.0, help="share of the network's channels")
+    parser.add_argument("--data", action="append", required=True, help="NAME=TEXT; TEXT as for brickyard --data")
+    parser.add_argument("--weights", action="append", default=[], help="NAME=FILE of a source that is trained")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--epochs", type=int, default=200, help="passes over the data for sources that are trained")
+    parser.add_argument("--batch-size", type=int, default=128, help="images a step, for these")
+    parser.add_argument("--tune", action="store_true", help="assemblies after ten epochs too")
+    options: argparse.Namespace = parser.parse_args()
+    device_named(options.device)
+    setting = (options.network, options.width, pairs(options.data), pairs(options.weights), options.device)
+    prepare(setting, options.epochs, options.batch_size)
+    tables.run_rows(options, PATH, list(jobs(setting, options.tune)), work, write)
+
+
+if __name__ == "__main__":
+    main()
