@@ -11,19 +11,24 @@ Every row is written as soon as it is known; a run that was stopped goes on wher
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
+from brickyard.datasets import ImageData
 from brickyard.finetuning import finetune
 from brickyard.options import Schedule
+from brickyard.preprocessing import preprocess
 
 SOURCES = ("VGG-16-w25 CIFAR-10", "GoogLeNet-w25 CIFAR-10", "ResNet-32")
 CHOICES = ("damage", "mda", "taylor", "l1", "fpgm", "hrank", "random")
@@ -64,17 +69,31 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
         started = time.perf_counter()
         trained = finetune(part, train, schedule=SCHEDULE, validation=0)
         found[f"{kind}, trained seconds"] = time.perf_counter() - started
+        whole = of_source(name)
+        found["source"] = 100 * float(whole.mean())
         for label, model in ((kind, part), (f"{kind}, trained", trained)):
-            scores = by.evaluate(model, test, source=source, latency=False)
-            row = scores.row("component")
-            found[label], found[f"{label} drop"], found[f"{label} error"] = row.accuracy, row.drop, row.drop_error
-            found["source"] = scores.row("base").accuracy
+            lost = whole - right(model.logits, test)
+            found[label] = found["source"] - 100 * float(lost.mean())
+            found[f"{label} error"] = 100 * float(lost.std()) / math.sqrt(len(lost))
     timed = by.evaluate(part.fused(), test.subset(range(64)), source=source, latency_batch=64)
     times = {kind: timed.row(kind).latency for kind in ("base", "component")}
-    chosen, whole = part.manifest.selection, part.manifest.source
+    chosen, all_of_it = part.manifest.selection, part.manifest.source
     found["time"] = times["component"].median_ms / times["base"].median_ms  # type: ignore[union-attr]
-    found["flops"], found["parameters"] = chosen.flops / whole.flops, chosen.parameters / whole.parameters
+    found["flops"], found["parameters"] = chosen.flops / all_of_it.flops, chosen.parameters / all_of_it.parameters
     return found
+
+
+@cache
+def of_source(name: str) -> Tensor:
+    """Which test images the source answers right, all of its classes being there."""
+    source = tables.source(name)
+    return right(lambda raw: source.model(preprocess(raw, source.preprocessing)), tables.load(name, "test"))
+
+
+def right(answer: Callable[[Tensor], Tensor], test: ImageData) -> Tensor:
+    with torch.inference_mode():
+        given = torch.cat([answer(raw).argmax(1) for raw in test.images.split(256)])
+    return (given == test.labels).double()
 
 
 def write(rows: dict[str, Any]) -> None:
