@@ -25,7 +25,7 @@ import tables
 
 SWEPT = {"VGG-16-w25 CIFAR-10": range(3), "ResNet-20": range(3), "Fashion": range(3, 10)}
 THRESHOLDS = ("alpha", "beta", "linear_alpha", "linear_beta")
-VALUES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 PATTERNS = ("MNIST", "Fashion", "ResNet-20", "VGG-16-w25 CIFAR-10")
 IMAGES = 20  # a class, one contribution pattern each
 ASSEMBLIES = {"M5F5": tables.M5F5, "MF": tables.MF, "SAME": tables.SAME}
