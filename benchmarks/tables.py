@@ -234,12 +234,15 @@ def run_rows(
         ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool,
     ):
         waiting = {pool.submit(work, *job): job[0] for job in todo}
-        for done in as_completed(waiting):
-            title = waiting[done]
-            rows[title] = done.result()
-            write(rows)
-            advance(text=title)
-            print(f"{title}: {json.dumps(rows[title])}", flush=True)
+        try:
+            for done in as_completed(waiting):
+                title = waiting[done]
+                rows[title] = done.result()
+                write(rows)
+                advance(text=title)
+                print(f"{title}: {json.dumps(rows[title])}", flush=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what one row cannot do is told now, not after all others
     write(rows)
 
 

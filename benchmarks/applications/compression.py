@@ -76,9 +76,9 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
             found[label] = found["source"] - 100 * float(lost.mean())
             found[f"{label} error"] = 100 * float(lost.std()) / math.sqrt(len(lost))
     timed = by.evaluate(part.fused(), test.subset(range(64)), source=source, latency_batch=64)
-    times = {kind: timed.row(kind).latency for kind in ("base", "component")}
+    times = {kind: timed.row(kind).latency or {} for kind in ("base", "component")}
     chosen, all_of_it = part.manifest.selection, part.manifest.source
-    found["time"] = times["component"].median_ms / times["base"].median_ms  # type: ignore[union-attr]
+    found["time"] = times["component"]["median_ms"] / times["base"]["median_ms"]
     found["flops"], found["parameters"] = chosen.flops / all_of_it.flops, chosen.parameters / all_of_it.parameters
     return found
 
