@@ -771,7 +771,8 @@ def test_scalings_do_without_a_class_that_was_removed() -> None:
         whole, less = (by.assemble(pair, scaling=name, without=gone) for gone in ([], ["a", "g"]))
         torch.testing.assert_close(less(DATA[0]), whole(DATA[0])[:, kept], rtol=1e-6, atol=1e-6)
     for name in ("affine", "joint-head", "lda", "mahalanobis", "log-probability"):
-        less = by.assemble(pair, scaling=name, without=["a", "g"], images=[DATA, DATA], shots=4)
+        few = {"images": [DATA, DATA], "shots": 4} if SCALINGS[name].few_shot else {}
+        less = by.assemble(pair, scaling=name, without=["a", "g"], **few)
         assert less(DATA[0]).shape == (48, 3)
 
 

@@ -35,6 +35,7 @@ from brickyard.graphnets.network import Edges
 from brickyard.graphnets.reading import read_network
 from brickyard.graphnets.surgery import cut, join
 from brickyard.layers.contributions import contributions
+from brickyard.scaling import SCALINGS
 from brickyard.testing import random_graph, randomised
 from conftest import needed_package
 
@@ -553,7 +554,8 @@ def test_scalings() -> None:
     plainly, parts, _ = halves("gcn")
     scores = {}
     for name in ("none", "logit-mean", "log-probability", "affine", "joint-head"):
-        whole = assemble(parts, scaling=name, data=data, nodes=range(40))
+        few = {"data": data, "nodes": range(40)} if SCALINGS[name].few_shot else {}
+        whole = assemble(parts, scaling=name, **few)
         scores[name] = torch.nn.functional.cross_entropy(whole(*graph[:2])[:40], labels[:40]).item()
         assert whole.manifest.scaling.images == (40 if name in ("affine", "joint-head") else 0)
     assert scores["affine"] < scores["none"]
@@ -568,6 +570,8 @@ def test_scalings() -> None:
         assemble(parts, scaling="lda", data=data, nodes=range(40))
     with pytest.raises(OptionError, match="labelled"):
         assemble(parts, scaling="affine")
+    with pytest.raises(OptionError, match="data= was given, and scaling='none' does not look at it"):
+        assemble(parts, data=data, nodes=range(40))
     with pytest.raises(DataError, match="nodes="):
         assemble(parts, scaling="affine", data=data)
 

@@ -1479,6 +1479,11 @@ ASSEMBLE = [
     *wrong_values("assemble", joined_with, "votes", "of type", "give True or False", "yes", None),
     *wrong_values("assemble", joined_with, "source", "of type", "give the torch.nn.Module", 5, "x"),
     *wrong_values("assemble", joined_with, "seed", "no whole number", "give one", "x", None),
+    Case(
+        "assemble(images=..., scaling='logit-mean')",
+        joined_with(images=[DATA, DATA], scaling="logit-mean"),
+        Fails(OptionError, "images= was given", "'logit-mean' does not look at it", "choose one of affine"),
+    ),
     *wrong_values("assemble", joined_with, "shots", "no whole number", "give one", 0, -1, 1.5, "x", True),
     Case(
         "scaling in capitals",

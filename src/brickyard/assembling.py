@@ -92,7 +92,7 @@ def assemble(
             f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list"
         )
     parts, gone = _opened(components)
-    strategy = find(scaling)
+    strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError(f"without={without!r} is one text; give a list of class names")
     manifests = [part.manifest for part in parts]
@@ -108,7 +108,7 @@ def assemble(
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
     evidence = Evidence(manifest)
-    if strategy.few_shot and images is not None:
+    if images is not None:
         seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
         evidence = seen.evidence(manifest)
     return assembly.with_scaling(*scale(scaling, evidence, options))

@@ -190,15 +190,26 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     return fitted, record
 
 
-def find(name: str) -> Scaling:
+def find(name: str, given: object = None, option: str = "images") -> Scaling:
     """The strategy of that name.
 
+    Args:
+        name: The name.
+        given: Labelled images or nodes for it, if any.
+        option: What the caller calls these.
+
     Raises:
-        OptionError: There is none.
+        OptionError: There is none, or it does not look at what is given.
     """
     if not isinstance(name, str) or name not in SCALINGS:
         hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
         raise OptionError(f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
+    if given is not None and not SCALINGS[name].few_shot:
+        able = [key for key, one in SCALINGS.items() if one.few_shot]
+        raise OptionError(
+            f"{option}= was given, and scaling={name!r} does not look at it; leave it out, or choose one of "
+            f"{', '.join(able)}"
+        )
     return SCALINGS[name]
 
 

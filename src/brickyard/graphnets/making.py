@@ -295,8 +295,9 @@ def assemble(
     if form == "padded":
         networks = [join(networks, columns)]
     assembly = GraphAssembly(networks, manifest)
+    find(scaling, data, "data")
     evidence = Evidence(manifest)
-    if find(scaling).few_shot and data is not None:
+    if data is not None:
         evidence = _evidence(assembly, NodeData.of(data), nodes)
     return assembly.with_scaling(*scale(scaling, evidence, options))
 
