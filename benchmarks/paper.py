@@ -126,9 +126,10 @@ def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
     for heal in ("none", "refit"):
         made = component(setting, name, task, heal)
         scores = by.evaluate(made, test, source=located(setting, name)[0], latency=False)
-        found[heal] = scores.row("component").accuracy
-        found |= {kind: scores.row(kind).accuracy for kind in ("base", "restricted")}
-        found |= {"error": scores.row("component").error, "images": scores.row("component").images}
+        for key, kind in ((heal, "component"), ("base", "base"), ("restricted", "restricted")):
+            row = scores.row(kind)
+            found[key] = row.accuracy if len(task) > 1 else row.auroc
+            found |= {"error": row.error, "images": row.images}
     chosen, whole = made.manifest.selection, made.manifest.source
     return {**found, "parameters": chosen.parameters / whole.parameters, "flops": chosen.flops / whole.flops}
 
@@ -170,7 +171,8 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/paper.py`. Full test splits; accuracy in percent, one standard error in",
         "brackets. Components by the paper's thresholds, without a repair (bare) and with the refit. base: all classes",
-        "of the source compete, as in the paper; restricted: those of the task.",
+        "of the source compete, as in the paper; restricted: those of the task. Tasks of one class have AUROC against",
+        "the images of all other classes, since the accuracy of one class alone is always 100.",
         "",
         "| source | task | parameters | FLOPs | base | restricted | bare | refit |",
         "|---|---|---|---|---|---|---|---|",
@@ -179,9 +181,9 @@ def page(rows: dict[str, Any]) -> str:
         kind, network, task = title.split(" | ")
         if kind == "part":
             cells = [f"{row[key]:.1f}" for key in ("base", "restricted", "none", "refit")]
+            error = f" ({row['error']:.1f})" if "-" in task else ""
             lines.append(
-                f"| {network} | {task} | {row['parameters']:.0%} | {row['flops']:.0%} | {' | '.join(cells)} "
-                f"({row['error']:.1f}) |"
+                f"| {network} | {task} | {row['parameters']:.0%} | {row['flops']:.0%} | {' | '.join(cells)}{error} |"
             )
     lines += [
         "",
