@@ -126,7 +126,7 @@ def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
     for heal in ("none", "refit"):
         made = component(setting, name, task, heal)
         scores = by.evaluate(made, test, source=located(setting, name)[0], latency=False)
-        for key, kind in ((heal, "component"), ("base", "base"), ("restricted", "restricted")):
+        for key, kind in (("base", "base"), ("restricted", "restricted"), (heal, "component")):
             row = scores.row(kind)
             found[key] = row.accuracy if len(task) > 1 else row.auroc
             found |= {"error": row.error, "images": row.images}
