@@ -138,17 +138,20 @@ def draw(rows: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    known = [name for name in SOURCES if any(title.startswith(name) for title in rows)]
+    size = (11, 2.8 * len(known))
     figure, panels = plt.subplots(
-        len(SOURCES), len(KINDS), figsize=(11, 2.6 * len(SOURCES)), sharex=True, sharey="row", constrained_layout=True
+        len(known), len(KINDS), figsize=size, sharex=True, sharey="row", squeeze=False, constrained_layout=True
     )
-    for line, name in zip(panels, SOURCES, strict=True):
+    panels[0][0].set(xlim=(20, 80), xticks=[100 * share for share in sorted(SHARES)])
+    for line, name in zip(panels, known, strict=True):
         for panel, kind in zip(line, KINDS, strict=True):
             for choice, mark in zip(CHOICES, "osDv^<x", strict=True):
-                found = [rows.get(title(name, share, choice)) for share in sorted(SHARES)]
-                points = [(100 * row["flops"], row[kind]) for row in found if row]
-                if points:
-                    panel.plot(*zip(*points, strict=True), marker=mark, markersize=4, linewidth=1.1, label=choice)
-                panel.axhline(next((row["source"] for row in found if row), 100), color="0.6", linewidth=0.8)
+                found = [row for share in sorted(SHARES) if (row := rows.get(title(name, share, choice)))]
+                flops, values = [100 * row["flops"] for row in found], [row[kind] for row in found]
+                panel.plot(flops, values, marker=mark, markersize=4, linewidth=1.1, label=choice)
+                for row in found[:1]:
+                    panel.axhline(row["source"], color="0.6", linewidth=0.8)
             panel.spines[["top", "right"]].set_visible(False)
             panel.set_title(f"{name.split(' ')[0]}, {kind}", fontsize=9)
         line[0].set_ylabel("accuracy, %")
