@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -159,8 +160,13 @@ def assembled(setting: Setting, parts: tuple[tuple[str, range], ...], tune: bool
 
 
 def write(rows: dict[str, Any]) -> None:
-    ordered = tables.write_rows(PATH, rows, sorted(rows, key=lambda title: title.split(" | ")[:2]))
-    PAGE.write_text(page(ordered))
+    PAGE.write_text(page(tables.write_rows(PATH, rows, sorted(rows, key=place))))
+
+
+def place(title: str) -> tuple[Any, ...]:
+    """Where a row stands: by source, then data, then tasks as the paper has them."""
+    kind, network, tasks = title.split(" | ")
+    return kind, network, tasks.split(" ")[0], "-" in tasks, [int(number) for number in re.findall(r"\d+", tasks)]
 
 
 def page(rows: dict[str, Any]) -> str:
