@@ -56,7 +56,8 @@ def made(folder: Path, seed: int = 0, images: Tensor = DATA[0]) -> dict[str, str
     second = by.disassemble(other, by.locate(other, data, classes=["e", "f", "g", "h"], seed=seed), task=["e", "h"])
     parts = [found["mda"], second]
     for scaling in SCALINGS:
-        found[f"scaled {scaling}"] = by.assemble(parts, scaling=scaling, images=[data, data], shots=5, seed=seed)
+        few = {"images": [data, data], "shots": 5} if scaling in ("affine", "joint-head", "lda") else {}
+        found[f"scaled {scaling}"] = by.assemble(parts, scaling=scaling, seed=seed, **few)
     schedule = Schedule(epochs=2, augment=True, batch_size=8, seed=seed)
     found["trained"] = finetune(found["mda"], data, schedule=schedule)
     hashes = {}
