@@ -150,7 +150,8 @@ def tuned(name: str, share: float) -> dict[str, Any]:
     schedule = Schedule(epochs=EPOCHS, augment=name not in GREY)
     whole = finetune(whole, trains, schedule=schedule, validation=0)
     after = rights(whole, shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
-    return {"before": accuracy(before, seen.targets), "after": accuracy(after, seen.targets)}
+    how = "finetune, shifted and mirrored" if schedule.augment else "finetune"
+    return {"before": accuracy(before, seen.targets), "after": accuracy(after, seen.targets), "how": how}
 
 
 def jobs(tune: bool) -> Iterator[tuple[str, str, float]]:
@@ -230,12 +231,12 @@ def page(rows: dict[str, Any]) -> str:
             f"Side by side, before and after {EPOCHS} epochs of training on the training images (the paper's second",
             "score), parts at half of the FLOPs:",
             "",
-            "| assembly | before | after |",
-            "|---|---|---|",
+            "| assembly | before | after | trained by |",
+            "|---|---|---|---|",
         ]
         for key, value in after.items():
             cells = [f"{value[when][0]:.1f} ({value[when][1]:.1f})" for when in ("before", "after")]
-            lines.append(f"| {key.split(' | ')[0]} | {' | '.join(cells)} |")
+            lines.append(f"| {key.split(' | ')[0]} | {' | '.join(cells)} | {value.get('how', 'a plain loop')} |")
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
 
