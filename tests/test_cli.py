@@ -102,6 +102,12 @@ def test_finetune_and_distil(work, tmp_path) -> None:
     wrong = ("--teacher", both, "--source", work / "a.source.safetensors")
     assert "one teacher" in run("finetune", a, "--data", work / "a-train", *wrong, "-o", tmp_path / "x", code=1).stderr
     assert "2 times" in run("finetune", both, *data[:2], "-o", tmp_path / "x", code=1).stderr
+    nowhere = ("--data", work / "a-train", "--device", "abacus", "-o", tmp_path / "x")
+    for command in (("finetune", a), ("distil", "cnn", "--teacher", a), ("train", "cnn")):
+        assert "device 'abacus' cannot be used here" in run(*command, *nowhere, code=1).stderr
+    same = ("--data", work / "a-train", "--epochs", 1, "--json", "-o", tmp_path / "same.safetensors", "--force")
+    plain, there = (run("finetune", a, *same, *device).stdout for device in ((), ("--device", "cpu")))
+    assert plain == there
 
 
 def test_the_way_from_sources_to_a_classifier(work) -> None:
