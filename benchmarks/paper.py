@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,11 +38,23 @@ SCALINGS = ("none", "magnitude", "logit-mean", "mahalanobis")
 EPOCHS = 10  # after assembling, in the paper
 PATH, PAGE = tables.RESULTS / "paper.json", tables.RESULTS / "paper.md"
 
-Setting = tuple[str, float, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], str]
 
+class Setting(NamedTuple):
+    """What is measured, and where: data and weights are pairs of a name and a place."""
 
-def named(network: str, width: float) -> str:
-    return f"{network}, width {width:g}"
+    network: str
+    width: float
+    data: tuple[tuple[str, str], ...]
+    weights: tuple[tuple[str, str], ...]
+    device: str
+
+    def images(self, name: str, split: str) -> ImageData:
+        return images(dict(self.data)[name], split)
+
+    def trained(self, name: str) -> Path:
+        """The file of a source: the one given, or where it is kept when it is trained here."""
+        given = dict(self.weights).get(name)
+        return Path(given) if given else tables.TRAINED / f"{self.network}-{self.width:g}-{name}.safetensors"
 
 
 def span(task: range) -> str:
@@ -50,12 +62,11 @@ def span(task: range) -> str:
 
 
 def jobs(setting: Setting, tune: bool) -> Iterator[tuple[str, Setting, str, tuple[tuple[str, range], ...]]]:
-    network, width, data, _, _ = setting
-    first = named(network, width)
-    for name, _ in data:
+    first = f"{setting.network}, width {setting.width:g}"
+    for name, _ in setting.data:
         for task in TASKS[name]:
             yield f"part | {first} | {name} {span(task)}", setting, "part", ((name, task),)
-    for (a, _), (b, _) in itertools.pairwise(data):
+    for (a, _), (b, _) in itertools.pairwise(setting.data):
         for parts in zip(TASKS[a], TASKS[b], strict=True):
             both = ((a, parts[0]), (b, parts[1]))
             title = " + ".join(f"{name} {span(task)}" for name, task in both)
@@ -71,41 +82,39 @@ def images(place: str, split: str) -> ImageData:
 @cache
 def source(setting: Setting, name: str) -> Source:
     """A source on the CPU, as it is written in its file."""
-    network, width, data, weights, _ = setting
-    given = dict(weights).get(name)
-    path = Path(given) if given else tables.TRAINED / f"{network}-{width:g}-{name}.safetensors"
-    return load_source("zoo:auto", weights=path, classes=images(dict(data)[name], "train").classes)
+    return load_source("zoo:auto", weights=setting.trained(name), classes=setting.images(name, "train").classes)
 
 
 def prepare(setting: Setting, epochs: int, batch_size: int) -> None:
     """Train the sources that are not there."""
-    network, width, data, weights, device = setting
     tables.TRAINED.mkdir(exist_ok=True)
-    for name, place in data:
-        path = tables.TRAINED / f"{network}-{width:g}-{name}.safetensors"
-        if name not in dict(weights) and not path.exists():
-            seen = images(place, "train")
+    for name, _ in setting.data:
+        path = setting.trained(name)
+        if name not in dict(setting.weights) and not path.exists():
+            seen = setting.images(name, "train")
             made = train_source(
-                f"{network}?width={width:g}",
+                f"{setting.network}?width={setting.width:g}",
                 seen,
                 preprocessing=by.Preprocessing(size=tuple(seen.images.shape[2:])),
-                held_out=images(place, "test"),
+                held_out=setting.images(name, "test"),
                 epochs=epochs,
                 batch_size=batch_size,
                 augment=True,
-                device=device,
+                device=setting.device,
             )
             made.save(path)
 
 
 @cache
 def located(setting: Setting, name: str) -> tuple[torch.nn.Module, by.Relevance]:
-    network, _, data, _, device = setting
     found = source(setting, name)
-    model = found.model.to(device)
-    kept = images(dict(data)[name], "train")
+    model = found.model.to(setting.device)
     return model, by.locate(
-        model, kept, classes=found.classes, preprocessing=found.preprocessing, name=f"{network} {name}"
+        model,
+        setting.images(name, "train"),
+        classes=found.classes,
+        preprocessing=found.preprocessing,
+        name=f"{setting.network} {name}",
     )
 
 
@@ -115,14 +124,14 @@ def component(setting: Setting, name: str, task: range, heal: Any) -> by.Compone
 
 
 def work(_: str, setting: Setting, kind: str, parts: tuple[tuple[str, range], ...]) -> dict[str, Any]:
-    if setting[4] == "cpu":
+    if setting.device == "cpu":
         torch.set_num_threads(1)
     return part(setting, *parts[0]) if kind == "part" else assembled(setting, parts, kind == "tuned")
 
 
 def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
     """A component of the paper, cut and healed, beside its source."""
-    test = images(dict(setting[2])[name], "test")
+    test = setting.images(name, "test")
     found: dict[str, Any] = {}
     for heal in ("none", "refit"):
         made = component(setting, name, task, heal)
@@ -137,11 +146,10 @@ def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
 
 def assembled(setting: Setting, parts: tuple[tuple[str, range], ...], tune: bool) -> dict[str, Any]:
     """Components of two sources in one classifier: cut as in the paper, and refitted; or after ten epochs."""
-    places = dict(setting[2])
-    tests = [images(places[name], "test") for name, _ in parts]
+    tests = [setting.images(name, "test") for name, _ in parts]
     if tune:
         made = by.assemble([component(setting, *one, "refit") for one in parts], on_duplicate="rename")
-        trains = [images(places[name], "train") for name, _ in parts]
+        trains = [setting.images(name, "train") for name, _ in parts]
         made = finetune(made, trains, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0)
         row = by.evaluate(made, tests, latency=False).row("assembled")
         return {"tuned": row.class_accuracy, "error": row.class_error}
@@ -237,7 +245,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="assemblies after ten epochs too")
     options: argparse.Namespace = parser.parse_args()
     device_named(options.device)
-    setting = (options.network, options.width, pairs(options.data), pairs(options.weights), options.device)
+    setting = Setting(options.network, options.width, pairs(options.data), pairs(options.weights), options.device)
     prepare(setting, options.epochs, options.batch_size)
     tables.run_rows(options, PATH, list(jobs(setting, options.tune)), work, write)
 

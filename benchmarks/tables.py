@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import brickyard as by
 from brickyard.datasets import ImageData, load_data
@@ -120,6 +121,12 @@ def relevance(name: str) -> by.Relevance:
         preprocessing=found.preprocessing,
         name=name,
     )
+
+
+def answers(model: Callable[..., Tensor], images: Tensor) -> Tensor:
+    """What a model says to images, in batches."""
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in images.split(256)])
 
 
 def component_row(name: str, task: range, setting: str) -> dict[str, Any]:

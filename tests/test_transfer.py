@@ -430,3 +430,15 @@ print(random.getstate() == before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_what_is_frozen_stays_so_when_a_component_in_training_is_asked() -> None:
+    part = by.disassemble(chain(), by.locate(chain(), DATA), task=["1", "3"]).train()
+    frozen = [module for module in part.modules() if not list(module.children())][:2]
+    for module in frozen:
+        module.eval()
+    before = [module.training for module in part.modules()]
+    assert set(before) == {True, False}
+    for ask in (lambda: features(part, DATA), lambda: part.predict_proba(DATA[0])):
+        ask()
+        assert [module.training for module in part.modules()] == before

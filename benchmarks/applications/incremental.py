@@ -54,21 +54,23 @@ def work(title: str) -> dict[str, Any]:
     tests, trains = ([tables.load(n, split) for n in (name, other)] for split in ("test", "train"))
     deployed = by.assemble([old])
     images, labels = mixed(tests, task, k, deployed)
-    before = answers(deployed.side_by_side, images)
+    before = tables.answers(deployed.side_by_side, images)
     found: dict[str, Any] = {"before": shares(before, labels, len(task))}
     for way, scaling in zip(WAYS, ("none", "mahalanobis", "lda"), strict=True):
         runs = []
         for seed in SEEDS if scaling == "lda" else SEEDS[:1]:
             few: dict[str, Any] = {"images": trains, "shots": FEW, "seed": seed} if scaling == "lda" else {}
             more = by.assemble([deployed, new], on_duplicate="rename", scaling=scaling, **few)
-            unscaled = answers(more.side_by_side, images)
+            unscaled = tables.answers(more.side_by_side, images)
             assert torch.equal(unscaled[:, : len(task)], before)
-            runs.append(shares(answers(more, images), labels, len(task)))
+            runs.append(shares(tables.answers(more, images), labels, len(task)))
         found[way] = averaged(runs)
     found["bits that differ"] = int((unscaled[:, : len(task)] != before).sum())
     less = by.assemble([more], without=[deployed.classes[gone]], on_duplicate="rename")
     kept = [c for c in range(len(task) + 1) if c != gone]
-    found["bits that differ after removal"] = int((answers(less.side_by_side, images) != unscaled[:, kept]).sum())
+    found["bits that differ after removal"] = int(
+        (tables.answers(less.side_by_side, images) != unscaled[:, kept]).sum()
+    )
     found["logits compared"] = before.numel()
     for way in TRAINED:
         runs = []
@@ -83,7 +85,7 @@ def work(title: str) -> dict[str, Any]:
                 augment=True,
                 seed=seed,
             )
-            logits = answers(lambda x, m=model: m(preprocess(x, old.manifest.preprocessing)), images)
+            logits = tables.answers(lambda x, m=model: m(preprocess(x, old.manifest.preprocessing)), images)
             runs.append(shares(logits, labels, len(task)))
         found[way] = averaged(runs)
     return found
@@ -132,11 +134,6 @@ def widened(source: nn.Module, task: range) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def answers(model: Any, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([model(batch) for batch in images.split(256)])
 
 
 def shares(logits: Tensor, labels: Tensor, old: int) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.errors import BrickyardError, DataError, first_line
+from brickyard.graph.reading import as_before
 from brickyard.options import brief, whole
 from brickyard.preprocessing import check_images
 
@@ -62,15 +63,10 @@ class Predictor(nn.Module):
         if any(value.is_meta for value in self.parameters()):
             raise DataError("the model is on the meta device, which has no numbers to answer with; load it again")
         found: list[Tensor] = []
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                for batch in read_images(images, batch_size):
-                    logits = run_images(self.logits, batch, "the images")
-                    found.append(logits.double().softmax(1).cpu())
-        finally:
-            self.train(was_training)
+        with as_before(self), torch.inference_mode():
+            for batch in read_images(images, batch_size):
+                logits = run_images(self.logits, batch, "the images")
+                found.append(logits.double().softmax(1).cpu())
         return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
     def predict(self, images: Any, batch_size: int = 64) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from brickyard.component import Component
 from brickyard.errors import BrickyardError, DataError, OptionError
+from brickyard.graph.reading import as_before
 from brickyard.images import DataLike, Images
 from brickyard.options import brief, check_choice, is_number, seed_of, whole
 from brickyard.predicting import run_images
@@ -81,14 +82,9 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         x = preprocess(raw, component.manifest.preprocessing).to(like.device, like.dtype)
         return component.observe(x)[0].double().cpu()
 
-    was_training = component.training
-    component.eval()
-    try:
-        with torch.inference_mode():
-            given = Images(images, what="the images").raw(batch_size=batch_size)
-            found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
-    finally:
-        component.train(was_training)
+    with as_before(component), torch.inference_mode():
+        given = Images(images, what="the images").raw(batch_size=batch_size)
+        found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
         raise DataError(
