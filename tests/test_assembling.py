@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.graph import trace
 from brickyard.measuring import Latency
 from brickyard.preprocessing import preprocess
+from brickyard.roc import Roc
 from brickyard.scaling import SCALINGS, Evidence, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
@@ -578,13 +581,27 @@ def test_scores_of_a_component() -> None:
 def test_auroc_of_a_single_class() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[1], heal="none")
-    row = by.evaluate(part, DATA, source=model, latency=False).row("component")
+    scores = by.evaluate(part, DATA, source=model, latency=False)
     with torch.no_grad():
-        score = part(DATA[0])[:, 0].double()
-    positive, negative = score[DATA[1] == 1], score[DATA[1] != 1]
-    pairs = positive.unsqueeze(1) - negative.unsqueeze(0)
+        whole = model(DATA[0]).double()
+        score = {
+            "component": part(DATA[0])[:, 0].double(),
+            "restricted": whole[:, 1],
+            "base": whole[:, 1] - whole.logsumexp(1),
+        }
+    for name, value in score.items():
+        pairs = value[DATA[1] == 1].unsqueeze(1) - value[DATA[1] != 1].unsqueeze(0)
+        area = 100 * float((pairs > 0).double().mean() + 0.5 * (pairs == 0).double().mean())
+        row = scores.row(name)
+        assert row.auroc == pytest.approx(area)
+        assert row.auroc_error == pytest.approx(Roc.of(value, DATA[1] == 1).error)
+    row, other = scores.row("component"), scores.row("restricted")
     assert row.accuracy == 100
-    assert row.auroc == pytest.approx(100 * float((pairs > 0).double().mean() + 0.5 * (pairs == 0).double().mean()))
+    assert row.auroc_drop == pytest.approx(other.auroc - row.auroc)
+    assert 0 < row.auroc_drop_error < math.hypot(row.auroc_error, other.auroc_error)  # paired
+    assert [scores.row(name).auroc_drop for name in ("base", "restricted")] == [None, None]
+    assert f"{row.auroc:.1f}±{row.auroc_error:.1f}" in str(scores)
+    assert f"{row.auroc_drop:+.1f}±{row.auroc_drop_error:.1f}" in str(scores)
 
 
 def test_scores_of_an_assembly() -> None:

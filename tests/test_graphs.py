@@ -619,7 +619,9 @@ def test_one_class_is_detected_against_the_rest() -> None:
     assert scores.row("component").auroc == pytest.approx(100 * pairs)
     alone = evaluate(disassemble(network, relevance, task=[2]), graph, nodes=range(40, 60), source=network)
     assert alone.row("component").accuracy == 100  # of a constant: hence AUROC
-    assert alone.row("component").auroc is not None
+    assert alone.row("component").auroc_drop == pytest.approx(
+        alone.row("restricted").auroc - alone.row("component").auroc
+    )
     assert "always answered right" in alone.notes[0]
 
 

@@ -19,7 +19,7 @@ LEVELS = [
     {"layers", "preprocessing", "container", "ranks"},
     {"network"},
     {"graph", "bounding"},
-    {"images", "contribution", "surgery", "testing", "measuring", "familiarity"},
+    {"images", "contribution", "surgery", "testing", "measuring", "familiarity", "roc"},
     {"relevance", "healing"},
     {"notebook", "locating", "eliminating", "criteria", "shifting"},
     {"fitting"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from brickyard.preprocessing import preprocess
 from brickyard.progress import bar
 from brickyard.ranks import Ranks
 from brickyard.relevance import fingerprint
+from brickyard.roc import Roc
 from brickyard.scores import Row, Scores
 from brickyard.steady import steady
 
-__all__ = ["accuracy_row", "difference", "evaluate", "per_class"]
+__all__ = ["accuracy_row", "difference", "evaluate", "per_class", "with_auroc"]
 
 
 @steady
@@ -135,8 +136,11 @@ def _component(
         drop, error = difference(restricted[inside], right[inside])
         row = row.model_copy(update={"drop": drop, "drop_error": error})
     rows.append(row)
-    if single:
-        rows = _with_auroc(rows, own, found, task[0], inside, manifest.reject)
+    if single and not inside.all():
+        scores = {"component": own[:, 0] - own[:, 1] if manifest.reject else own[:, 0]}
+        if found is not None:
+            scores |= {"restricted": found[:, task[0]], "base": found.log_softmax(1)[:, task[0]]}
+        rows = with_auroc(rows, scores, inside)
     rows = _with_sizes(rows, component, source, timed, batch)
     notes = (
         []
@@ -182,20 +186,15 @@ def _check_source(source: nn.Module, manifest: ComponentManifest) -> None:
         )
 
 
-def _with_auroc(rows: list[Row], own: Tensor, found: Tensor | None, k: int, inside: Tensor, reject: bool) -> list[Row]:
-    """AUROC of the class's score against all other images."""
-    if bool(inside.all()):
-        return rows
-    from sklearn.metrics import roc_auc_score
-
-    def auroc(score: Tensor) -> float:
-        return 100 * float(roc_auc_score(inside.numpy(), score.numpy()))
-
-    ours = auroc(own[:, 0] - own[:, 1] if reject else own[:, 0])
-    theirs = None if found is None else auroc(found[:, k])
-    base = None if found is None else auroc(found.log_softmax(1)[:, k])
-    values = {"component": ours, "restricted": theirs, "base": base}
-    return [row.model_copy(update={"auroc": values[row.name]}) for row in rows]
+def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) -> list[Row]:
+    """AUROC of each row's score for a class, (examples,), and how far the component is below restricted."""
+    found = {name: Roc.of(score, inside) for name, score in scores.items()}
+    areas = {name: {"auroc": roc.area, "auroc_error": roc.error} for name, roc in found.items()}
+    rows = [row.model_copy(update=areas[row.name]) for row in rows]
+    if "restricted" in found:
+        drop, error = found["component"].below(found["restricted"])
+        rows[-1] = rows[-1].model_copy(update={"auroc_drop": drop, "auroc_drop_error": error})
+    return rows
 
 
 def _with_sizes(rows: list[Row], component: Component, source: nn.Module | None, timed: bool, batch: int) -> list[Row]:

@@ -17,6 +17,7 @@ from brickyard.network import Network
 from brickyard.predicting import run_images
 from brickyard.progress import bar
 from brickyard.relevance import Relevance, resolve_task, weights_like
+from brickyard.roc import Roc
 
 __all__ = ["Answers", "Faithfulness", "faithfulness", "masked"]
 
@@ -174,10 +175,8 @@ def _counted(answers: Tensor, logits: Tensor, own: Tensor, k: int) -> Answers:
     hits = 100 * float(said[:, own].mean())
     if bool(own.all()):
         return Answers(hits, None, None)
-    from sklearn.metrics import roc_auc_score
-
-    areas = [float(roc_auc_score(own.numpy(), row.numpy())) for row in logits]
-    return Answers(hits, 100 * float(said[:, ~own].mean()), 100 * sum(areas) / len(areas))
+    areas = [Roc.of(row, own).area for row in logits]
+    return Answers(hits, 100 * float(said[:, ~own].mean()), sum(areas) / len(areas))
 
 
 def _answers(

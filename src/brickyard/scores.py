@@ -23,7 +23,8 @@ class Row(Frozen):
         accuracy: Share of images that were answered right; `error` is one standard error.
         class_accuracy: Mean over classes; `class_error` is one standard error.
         drop: Points below the row that it is compared with; `drop_error` is paired over images.
-        auroc: Area under the ROC curve of a single class against the others.
+        auroc: Area under the ROC curve of a single class against the others; `auroc_error` is one standard error.
+        auroc_drop: Points of AUROC below the restricted source; `auroc_drop_error` is paired over images.
         parameters: Numbers in all parameters.
         flops: Floating-point operations for one image, two a multiply-add.
         latency: Milliseconds of one batch (median, low, high) with batch, threads and runs.
@@ -38,6 +39,9 @@ class Row(Frozen):
     drop: float | None = None
     drop_error: float | None = None
     auroc: float | None = None
+    auroc_error: float | None = None
+    auroc_drop: float | None = None
+    auroc_drop_error: float | None = None
     parameters: int | None = None
     flops: int | None = None
     latency: dict[str, float] | None = None
@@ -104,8 +108,8 @@ class Scores(Frozen):
             "",
             "accuracy",
             "class mean",
-            *(["AUROC"] if with_auroc else []),
             "drop",
+            *(["AUROC", "AUROC drop"] if with_auroc else []),
             "parameters",
             "FLOPs",
             "latency",
@@ -118,9 +122,11 @@ class Scores(Frozen):
                 f"{row.accuracy:.1f}±{row.error:.1f}",
                 f"{row.class_accuracy:.1f}±{row.class_error:.1f}",
             ]
-            if with_auroc:
-                cells.append("" if row.auroc is None else f"{row.auroc:.1f}")
             cells.append("" if row.drop is None else f"{row.drop:+.1f}±{row.drop_error or 0:.1f}")
+            if with_auroc:
+                cells.append("" if row.auroc is None else f"{row.auroc:.1f}±{row.auroc_error or 0:.1f}")
+                drop = row.auroc_drop
+                cells.append("" if drop is None else f"{drop:+.1f}±{row.auroc_drop_error or 0:.1f}")
             cells.append(_with_share(row.parameters, whole.parameters))
             cells.append(_with_share(row.flops, whole.flops))
             mine, its = (row.latency or {}).get("median_ms"), (whole.latency or {}).get("median_ms")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.errors import DataError, OptionError
-from brickyard.evaluation import accuracy_row, difference, per_class
+from brickyard.evaluation import accuracy_row, difference, per_class, with_auroc
 from brickyard.graphnets.component import GraphAssembly, GraphComponent
 from brickyard.graphnets.network import NodeData
 from brickyard.graphnets.reading import read_network
@@ -112,7 +112,7 @@ def _component(
             pair = _mine_or_not(manifest, whole)
             scores["base"] = pair[:, 0] - pair[:, 1]
             scores["restricted"] = scores["base"] if manifest.reject else pair[:, 0]
-        rows = [row.model_copy(update={"auroc": _auroc(inside, scores[row.name])}) for row in rows]
+        rows = with_auroc(rows, scores, inside)
     sizes = {"base": (manifest.source.parameters, manifest.source.flops)}
     sizes["component"] = (manifest.selection.parameters, manifest.selection.flops)
     known = [sizes.get(row.name, (None, None)) for row in rows]
@@ -161,9 +161,3 @@ def _logits(model: nn.Module, graph: NodeData, nodes: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(graph.x, graph.edge_index)
     return found[nodes].double().cpu()
-
-
-def _auroc(inside: Tensor, score: Tensor) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return 100 * float(roc_auc_score(inside.numpy(), score.numpy()))
