@@ -70,7 +70,7 @@ def jobs(setting: Setting, tune: bool) -> Iterator[tuple[str, Setting, str, tupl
         for parts in zip(TASKS[a], TASKS[b], strict=True):
             both = ((a, parts[0]), (b, parts[1]))
             title = " + ".join(f"{name} {span(task)}" for name, task in both)
-            for kind in ("whole", "tuned")[: 2 if tune else 1]:
+            for kind in ("whole", "tuned", "taught")[: 3 if tune else 1]:
                 yield f"{kind} | {first} | {title}", setting, kind, both
 
 
@@ -82,7 +82,11 @@ def images(place: str, split: str) -> ImageData:
 @cache
 def source(setting: Setting, name: str) -> Source:
     """A source on the CPU, as it is written in its file."""
-    return load_source("zoo:auto", weights=setting.trained(name), classes=setting.images(name, "train").classes)
+    return load_source(
+        f"zoo:{setting.network}?width={setting.width:g}",
+        weights=setting.trained(name),
+        classes=setting.images(name, "train").classes,
+    )
 
 
 def prepare(setting: Setting, epochs: int, batch_size: int) -> None:
@@ -118,41 +122,55 @@ def located(setting: Setting, name: str) -> tuple[torch.nn.Module, by.Relevance]
     )
 
 
-def component(setting: Setting, name: str, task: range, heal: Any) -> by.Component:
+def component(setting: Setting, name: str, task: range, heal: Any, budget: by.Budget | None = None) -> by.Component:
     model, relevance = located(setting, name)
-    return by.disassemble(model, relevance, task=list(task), heal=heal)
+    return by.disassemble(model, relevance, task=list(task), heal=heal, budget=budget)
 
 
 def work(_: str, setting: Setting, kind: str, parts: tuple[tuple[str, range], ...]) -> dict[str, Any]:
     if setting.device == "cpu":
         torch.set_num_threads(1)
-    return part(setting, *parts[0]) if kind == "part" else assembled(setting, parts, kind == "tuned")
+    if kind == "part":
+        return part(setting, *parts[0])
+    return assembled(setting, parts) if kind == "whole" else finetuned(setting, parts, kind)
 
 
 def part(setting: Setting, name: str, task: range) -> dict[str, Any]:
     """A component of the paper, cut and healed, beside its source."""
     test = setting.images(name, "test")
+    single = len(task) == 1
     found: dict[str, Any] = {}
     for heal in ("none", "refit"):
         made = component(setting, name, task, heal)
         scores = by.evaluate(made, test, source=located(setting, name)[0], latency=False)
         for key, kind in (("base", "base"), ("restricted", "restricted"), (heal, "component")):
             row = scores.row(kind)
-            found[key] = row.accuracy if len(task) > 1 else row.auroc
-            found |= {"error": row.error, "images": row.images}
+            found[key] = row.auroc if single else row.accuracy
+        found[f"{heal} error"] = row.auroc_drop_error if single else row.drop_error
     chosen, whole = made.manifest.selection, made.manifest.source
     return {**found, "parameters": chosen.parameters / whole.parameters, "flops": chosen.flops / whole.flops}
 
 
-def assembled(setting: Setting, parts: tuple[tuple[str, range], ...], tune: bool) -> dict[str, Any]:
-    """Components of two sources in one classifier: cut as in the paper, and refitted; or after ten epochs."""
+def finetuned(setting: Setting, parts: tuple[tuple[str, range], ...], kind: str) -> dict[str, Any]:
+    """Refitted components of two sources after ten epochs: by labels alone, or also taught by the uncut sources."""
     tests = [setting.images(name, "test") for name, _ in parts]
-    if tune:
-        made = by.assemble([component(setting, *one, "refit") for one in parts], on_duplicate="rename")
-        trains = [setting.images(name, "train") for name, _ in parts]
-        made = finetune(made, trains, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0)
-        row = by.evaluate(made, tests, latency=False).row("assembled")
-        return {"tuned": row.class_accuracy, "error": row.class_error}
+    made = by.assemble([component(setting, *one, "refit") for one in parts], on_duplicate="rename")
+    found: dict[str, Any] = {}
+    teacher = None
+    if kind == "taught":
+        uncut = [component(setting, *one, "none", by.Budget(flops=1)) for one in parts]
+        teacher = by.assemble(uncut, on_duplicate="rename")
+        row = by.evaluate(teacher, tests, latency=False).row("assembled")
+        found = {"teacher": row.class_accuracy, "teacher error": row.class_error}
+    images = [setting.images(name, "train") for name, _ in parts]
+    made = finetune(made, images, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0, teacher=teacher)
+    row = by.evaluate(made, tests, latency=False).row("assembled")
+    return {**found, kind: row.class_accuracy, f"{kind} error": row.class_error}
+
+
+def assembled(setting: Setting, parts: tuple[tuple[str, range], ...]) -> dict[str, Any]:
+    """Components of two sources in one classifier: cut as in the paper, and refitted."""
+    tests = [setting.images(name, "test") for name, _ in parts]
     found: dict[str, Any] = {}
     for heal in ("none", "refit"):
         components = [component(setting, *one, heal) for one in parts]
@@ -161,7 +179,7 @@ def assembled(setting: Setting, parts: tuple[tuple[str, range], ...], tune: bool
             models = [located(setting, name)[0] for name, _ in parts] if not found else None
             scores = by.evaluate(whole, tests, source=models, latency=False)
             row = scores.row("assembled")
-            found[f"{heal}, {scaling}"], found["error"] = row.class_accuracy, row.class_error
+            found |= {f"{heal}, {scaling}": row.class_accuracy, f"{heal}, {scaling} error": row.class_error}
             if models:
                 found |= {kind: scores.row(kind).class_accuracy for kind in ("base", "restricted")}
     return found
@@ -183,10 +201,11 @@ def page(rows: dict[str, Any]) -> str:
     lines = [
         "# The paper's tables",
         "",
-        "Written by `python benchmarks/paper.py`. Full test splits; accuracy in percent, one standard error in",
-        "brackets. Components by the paper's thresholds, without a repair (bare) and with the refit. base: all classes",
-        "of the source compete, as in the paper; restricted: those of the task. Tasks of one class have AUROC against",
-        "the images of all other classes, since the accuracy of one class alone is always 100.",
+        "Written by `python benchmarks/paper.py`. Full test splits; accuracy in percent. Components by the paper's",
+        "thresholds, without a repair (bare) and with the refit. base: all classes of the source compete, as in the",
+        "paper; restricted: those of the task. Tasks of one class have AUROC against the images of all other classes,",
+        "since the accuracy of one class alone is always 100. Brackets: one standard error of the difference from",
+        "restricted, paired over images.",
         "",
         "| source | task | parameters | FLOPs | base | restricted | bare | refit |",
         "|---|---|---|---|---|---|---|---|",
@@ -194,28 +213,43 @@ def page(rows: dict[str, Any]) -> str:
     for title, row in rows.items():
         kind, network, task = title.split(" | ")
         if kind == "part":
-            cells = [f"{row[key]:.1f}" for key in ("base", "restricted", "none", "refit")]
-            error = f" ({row['error']:.1f})" if "-" in task else ""
-            lines.append(
-                f"| {network} | {task} | {row['parameters']:.0%} | {row['flops']:.0%} | {' | '.join(cells)}{error} |"
-            )
+            cells = [f"{row[key]:.0%}" for key in ("parameters", "flops")]
+            cells += [f"{row[key]:.1f}" for key in ("base", "restricted")]
+            cells += [with_error(row, key) for key in ("none", "refit")]
+            lines.append(f"| {network} | {task} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Assemblies, mean over classes; the last column after {EPOCHS} epochs on the training images of both sources.",
-        "Scalings without images: none, the paper's (magnitude), the one of its code (logit-mean), ours (mahalanobis).",
+        "Assemblies, mean over classes. Scalings without images: none, the paper's (magnitude), the one of its code",
+        "(logit-mean), ours (mahalanobis). Brackets: one standard error.",
         "",
-        f"| sources | tasks | base | restricted | {' | '.join(shown)} | refit, tuned |",
-        f"|---|---|---|---|{'---|' * (len(shown) + 1)}",
+        f"| sources | tasks | base | restricted | {' | '.join(shown)} |",
+        f"|---|---|---|---|{'---|' * len(shown)}",
     ]
-    for title, row in rows.items():
-        kind, network, tasks = title.split(" | ")
-        if kind == "whole":
-            cells = [f"{row[key]:.1f}" for key in ("base", "restricted", *columns)]
-            after = rows.get(f"tuned | {network} | {tasks}")
-            tuned = f"{after['tuned']:.1f} ({after['error']:.1f})" if after else ""
-            lines.append(f"| {network} | {tasks} | {' | '.join(cells)} ({row['error']:.1f}) | {tuned} |")
+    assemblies = [title.split(" | ")[1:] for title in rows if title.startswith("whole")]
+    for network, tasks in assemblies:
+        row = rows[f"whole | {network} | {tasks}"]
+        cells = [f"{row[key]:.1f}" for key in ("base", "restricted")] + [with_error(row, key) for key in columns]
+        lines.append(f"| {network} | {tasks} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"After {EPOCHS} epochs on the training images of both sources, refitted and without a scaling: by labels,",
+        "and by labels with the uncut sources side by side as a teacher (`finetune(teacher=)`).",
+        "",
+        "| sources | tasks | before | labels | labels and teacher | teacher |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network, tasks in assemblies:
+        found = [rows.get(f"{kind} | {network} | {tasks}") for kind in ("whole", "tuned", "taught", "taught")]
+        keys = ("refit, none", "tuned", "taught", "teacher")
+        cells = [with_error(row, key) if row else "" for row, key in zip(found, keys, strict=True)]
+        if any(cells[1:]):
+            lines.append(f"| {network} | {tasks} | {' | '.join(cells)} |")
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
+
+
+def with_error(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.1f} ({row[f'{key} error']:.1f})"
 
 
 def pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:
