@@ -236,7 +236,7 @@ def page(rows: dict[str, Any]) -> str:
         ]
         for key, value in after.items():
             cells = [f"{value[when][0]:.1f} ({value[when][1]:.1f})" for when in ("before", "after")]
-            lines.append(f"| {key.split(' | ')[0]} | {' | '.join(cells)} | {value.get('how', 'a plain loop')} |")
+            lines.append(f"| {key.split(' | ')[0]} | {' | '.join(cells)} | {value['how']} |")
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
 
