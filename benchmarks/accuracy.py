@@ -91,6 +91,7 @@ def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[st
         "parameters": chosen.parameters / whole.parameters,
         "seconds": seconds,
         "auroc": own.auroc,
+        "auroc_drop_error": own.auroc_drop_error,
         "restricted_auroc": scores.row("restricted").auroc,
     }
 
@@ -157,6 +158,7 @@ def singles(rows: dict[str, Any]) -> list[str]:
     """Tasks of one class: accuracy is 100 for any of them, the AUROC against the other classes is not."""
     lines = [
         "Tasks of one class at half of the FLOPs: AUROC of the class's logit against all other classes' images.",
+        "Brackets: one standard error of the difference from restricted, paired over images.",
         "",
         "| task | restricted | damage | mda | random |",
         "|---|---|---|---|---|",
@@ -165,9 +167,9 @@ def singles(rows: dict[str, Any]) -> list[str]:
         found = [rows.get(title(name, task, 0.5, choice, SEEDS[0])) for choice in ("damage", "mda", "random")]
         if any(found):
             whole = next(row["restricted_auroc"] for row in found if row)
-            cells = [f"{row['auroc']:.1f}" if row else "" for row in found]
+            cells = [f"{row['auroc']:.1f} ({row['auroc_drop_error']:.1f})" if row else "" for row in found]
             lines.append(f"| {named(name, task)} | {whole:.1f} | {' | '.join(cells)} |")
-    return [*lines, ""] if len(lines) > 4 else []
+    return [*lines, ""] if len(lines) > 5 else []
 
 
 def cell(found: list[dict[str, Any]]) -> str:
