@@ -162,8 +162,8 @@ def finetuned(setting: Setting, parts: tuple[tuple[str, range], ...], kind: str)
         teacher = by.assemble(uncut, on_duplicate="rename")
         row = by.evaluate(teacher, tests, latency=False).row("assembled")
         found = {"teacher": row.class_accuracy, "teacher error": row.class_error}
-    images = [setting.images(name, "train") for name, _ in parts]
-    made = finetune(made, images, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0, teacher=teacher)
+    trains = [setting.images(name, "train") for name, _ in parts]
+    made = finetune(made, trains, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0, teacher=teacher)
     row = by.evaluate(made, tests, latency=False).row("assembled")
     return {**found, kind: row.class_accuracy, f"{kind} error": row.class_error}
 
@@ -215,7 +215,7 @@ def page(rows: dict[str, Any]) -> str:
         if kind == "part":
             cells = [f"{row[key]:.0%}" for key in ("parameters", "flops")]
             cells += [f"{row[key]:.1f}" for key in ("base", "restricted")]
-            cells += [with_error(row, key) for key in ("none", "refit")]
+            cells += [tables.with_error(row, key) for key in ("none", "refit")]
             lines.append(f"| {network} | {task} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -228,7 +228,7 @@ def page(rows: dict[str, Any]) -> str:
     assemblies = [title.split(" | ")[1:] for title in rows if title.startswith("whole")]
     for network, tasks in assemblies:
         row = rows[f"whole | {network} | {tasks}"]
-        cells = [f"{row[key]:.1f}" for key in ("base", "restricted")] + [with_error(row, key) for key in columns]
+        cells = [f"{row[key]:.1f}" for key in ("base", "restricted")] + [tables.with_error(row, key) for key in columns]
         lines.append(f"| {network} | {tasks} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -241,15 +241,11 @@ def page(rows: dict[str, Any]) -> str:
     for network, tasks in assemblies:
         found = [rows.get(f"{kind} | {network} | {tasks}") for kind in ("whole", "tuned", "taught", "taught")]
         keys = ("refit, none", "tuned", "taught", "teacher")
-        cells = [with_error(row, key) if row else "" for row, key in zip(found, keys, strict=True)]
+        cells = [tables.with_error(row, key) if row else "" for row, key in zip(found, keys, strict=True)]
         if any(cells[1:]):
             lines.append(f"| {network} | {tasks} | {' | '.join(cells)} |")
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
-
-
-def with_error(row: dict[str, Any], key: str) -> str:
-    return f"{row[key]:.1f} ({row[f'{key} error']:.1f})"
 
 
 def pairs(texts: list[str]) -> tuple[tuple[str, str], ...]:

@@ -129,6 +129,11 @@ def answers(model: Callable[..., Tensor], images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(256)])
 
 
+def with_error(row: dict[str, Any], key: str) -> str:
+    """A figure of a row with its error, as a cell."""
+    return f"{row[key]:.1f} ({row[f'{key} error']:.1f})"
+
+
 def component_row(name: str, task: range, setting: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for heal in ("none", "moments", "refit"):

@@ -37,6 +37,7 @@ from brickyard.graphnets import (
     evaluate,
     locate,
 )
+from brickyard.scaling import find
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch Geometric imports torch.jit
 
@@ -52,7 +53,6 @@ EPOCHS = 200
 RIDGE = 1e-3
 METHODS = ("mda", "mda + refit", "random", "random + refit")
 SCALINGS = ("none", "logit-mean", "affine", "joint-head")
-FEW_SHOT = SCALINGS[2:]  # these learn from the training nodes
 PATH = tables.RESULTS / "graphs.json"
 PAGE = tables.RESULTS / "graphs.md"
 PICTURE = tables.RESULTS / "graphs.png"
@@ -274,7 +274,7 @@ def assembly_row(kind: str, seed: int, split: str = "test") -> dict[str, Any]:
             )
         found: dict[str, Any] = {}
         for scaling in SCALINGS:
-            few: dict[str, Any] = {"data": graph, "nodes": splits["train"]} if scaling in FEW_SHOT else {}
+            few: dict[str, Any] = {"data": graph, "nodes": splits["train"]} if find(scaling).few_shot else {}
             made = assemble(parts, form="padded", scaling=scaling, **few)
             scores = evaluate(made, graph, nodes=splits[split])
             found[scaling] = scores.row("assembled").accuracy

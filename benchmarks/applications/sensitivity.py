@@ -112,7 +112,8 @@ def patterns(name: str) -> dict[str, Any]:
     for layer, rows in found.items():
         x = torch.nn.functional.normalize(torch.stack(rows), dim=1)
         alike = x @ x.T
-        told = torch.tensor([Roc.of(alike[y == k][pair[y == k]], same[y == k][pair[y == k]]).area for k in classes])
+        own = [pair & (y == k).unsqueeze(1) for k in classes]
+        told = torch.tensor([Roc.of(alike[mine], same[mine]).area for mine in own])
         error = float(told.std()) / len(told) ** 0.5
         layers[layer] = [float(alike[same & pair].mean()), float(alike[~same].mean()), float(told.mean()), error]
     return {"images": len(y), "layers": layers, "last convolution": last, "patterns": drawn}
@@ -157,7 +158,7 @@ def write(rows: dict[str, Any]) -> None:
         if title.startswith("sweep"):
             _, name, threshold, value = title.split(" | ")
             task = f"{name} {SWEPT[name].start}-{SWEPT[name].stop - 1}"
-            cells = [f"{row[heal]:.1f} ({row[f'{heal} error']:.1f})" for heal in ("none", "refit")]
+            cells = [tables.with_error(row, heal) for heal in ("none", "refit")]
             share = f"{row['parameters']:.0%} | {row['flops']:.0%}"
             lines.append(f"| {task} | {threshold} | {value} | {share} | {' | '.join(cells)} |")
     lines += [
@@ -199,7 +200,7 @@ def write(rows: dict[str, Any]) -> None:
     ]
     for title, row in ordered.items():
         if title.startswith("scaling"):
-            cells = [f"{row[key]:.1f} ({row[f'{key} error']:.1f})" for key in columns]
+            cells = [tables.with_error(row, key) for key in columns]
             lines.append(f"| {title.split(' | ')[1]} | {' | '.join(cells)} |")
     about = ", ".join(f"{key} {value}" for key, value in tables.machine().items())
     PAGE.write_text("\n".join([*lines, "", f"Machine: {about}.", ""]))
