@@ -130,7 +130,7 @@ def test_parts_with_images_of_other_sizes_and_colours_train_together() -> None:
     first = randomised(chain(), 0)
     part = by.disassemble(first, by.locate(first, DATA, classes=NAMES, preprocessing=how), task=["c", "a"])
     whole = by.assemble([part, other])
-    found = whole.finetune([DATA, grey], schedule=Schedule(epochs=8, batch_size=16, lr=0.05, norms="trained"))
+    found = by.finetune(whole, [DATA, grey], schedule=Schedule(epochs=8, batch_size=16, lr=0.05, norms="trained"))
     before, after = (
         F.cross_entropy(m(IMAGES[LABELS % 2 == 0]), LABELS[LABELS % 2 == 0].eq(0).long()) for m in (whole, found)
     )
@@ -266,8 +266,13 @@ def test_a_source_as_teacher_mends_its_component() -> None:
     half = by.disassemble(model, relevance, task=["c", "a"], budget=by.Budget(flops=0.4), heal="none")
     goal = model(IMAGES)[:, [2, 0]].softmax(1).detach()
     schedule = Schedule(epochs=10, batch_size=16, lr=0.02, norms="frozen")
-    taught = half.finetune(
-        DATA, schedule=schedule, validation=0, teacher=model, distillation=Distillation(weight=1.0, temperature=1.0)
+    taught = by.finetune(
+        half,
+        DATA,
+        schedule=schedule,
+        validation=0,
+        teacher=model,
+        distillation=Distillation(weight=1.0, temperature=1.0),
     )
     before, after = ((m(IMAGES).softmax(1) - goal)[LABELS % 2 == 0].abs().mean().item() for m in (half, taught))
     assert after < 0.5 * before

@@ -1881,7 +1881,7 @@ METHODS = [
 
 
 def tuned_with(data: Any = DATA, **options: Any) -> Callable[[World, Any], by.Component]:
-    return lambda w, m: w.component.finetune(data, **{"schedule": Schedule(epochs=1), "validation": 0, **options})
+    return lambda w, m: by.finetune(w.component, data, **{"schedule": Schedule(epochs=1), "validation": 0, **options})
 
 
 TUNE = [

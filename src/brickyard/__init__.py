@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from brickyard.disassembling import disassemble
     from brickyard.evaluation import evaluate
     from brickyard.files import load
+    from brickyard.finetuning import finetune
     from brickyard.locating import locate
     from brickyard.manifest import Preprocessing
     from brickyard.options import Budget, Thresholds
@@ -33,6 +34,7 @@ _HOME = {
     "assemble": "assembling",
     "disassemble": "disassembling",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
     "load": "files",
     "locate": "locating",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "assemble",
     "disassemble",
     "evaluate",
+    "finetune",
     "load",
     "locate",
 ]

@@ -16,7 +16,7 @@ from brickyard.familiarity import Familiarity
 from brickyard.images import Images
 from brickyard.manifest import AssemblyManifest, ComponentManifest, NetworkSpec, ScalingRecord
 from brickyard.network import Network, kind
-from brickyard.options import Distillation, Schedule, given_path
+from brickyard.options import given_path
 from brickyard.predicting import Predictor, run_images
 from brickyard.preprocessing import preprocess
 from brickyard.scaling import Evidence, Gate, Scale, combine, owned
@@ -197,29 +197,6 @@ class Assembly(Predictor):
         networks = [quick(network, shape) for network, shape in zip(self.networks(), shapes, strict=True)]
         skeletons = [None] * len(self.manifest.parts)
         return Assembly(networks, self.manifest, self.matrix, self.shift, skeletons, known, self.gate)
-
-    def finetune(
-        self,
-        images: Any,
-        *,
-        schedule: Schedule | None = None,
-        validation: Any = 0.1,
-        teacher: nn.Module | None = None,
-        distillation: Distillation | None = None,
-        resume: str | Path | None = None,
-    ) -> Assembly:
-        """The assembly after training all its parts together; see `brickyard.finetuning.finetune`."""
-        from brickyard.finetuning import finetune
-
-        return finetune(
-            self,
-            images,
-            schedule=schedule,
-            validation=validation,
-            teacher=teacher,
-            distillation=distillation,
-            resume=resume,
-        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.errors import shown
 from brickyard.familiarity import Familiarity, observe, reader
 from brickyard.manifest import ComponentManifest, NetworkSpec, TuneRecord
 from brickyard.network import Network, kind, quick_layout
-from brickyard.options import Distillation, Schedule, given_path
+from brickyard.options import given_path
 from brickyard.predicting import Predictor
 from brickyard.surgery import fuse
 
@@ -131,40 +131,6 @@ class Component(Predictor):
             True
         """
         return Component(quick(self.network, self.manifest.input_shape), self.manifest, None, self.familiarity)
-
-    def finetune(
-        self,
-        images: Any,
-        *,
-        schedule: Schedule | None = None,
-        validation: Any = 0.1,
-        teacher: nn.Module | None = None,
-        distillation: Distillation | None = None,
-        resume: str | Path | None = None,
-    ) -> Component:
-        """The component after training on labelled images; see `brickyard.finetuning.finetune`.
-
-        Example:
-            >>> import brickyard as by, torch
-            >>> from brickyard.options import Schedule
-            >>> from brickyard.testing import chain
-            >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
-            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
-            >>> better = component.finetune(data, schedule=Schedule(epochs=2), validation=0)
-            >>> better.manifest.tuned.epochs
-            2
-        """
-        from brickyard.finetuning import finetune
-
-        return finetune(
-            self,
-            images,
-            schedule=schedule,
-            validation=validation,
-            teacher=teacher,
-            distillation=distillation,
-            resume=resume,
-        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.

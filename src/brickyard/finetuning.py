@@ -69,13 +69,12 @@ def finetune(
 
     Example:
         >>> import brickyard as by, torch
-        >>> from brickyard.finetuning import finetune
         >>> from brickyard.options import Schedule
         >>> from brickyard.testing import chain
         >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
         >>> relevance = by.locate(chain(), data)
         >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
-        >>> trained = finetune(whole, [data, data], schedule=Schedule(epochs=1))
+        >>> trained = by.finetune(whole, [data, data], schedule=Schedule(epochs=1))
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
     """
