@@ -604,7 +604,7 @@ def test_the_judge_sees_what_is_wrong(known: dict[str, Seed], tmp_path: Path, mo
     deep = stepped(seed, ("relu_", "$"))
     assert judge.judge("file", seed, seed.content, "same").problem == ""
     assert judge.judge("file", seed, twice, "text").outcome == "refused"
-    monkeypatch.setattr("brickyard.files._match", lambda *args: 1 / 0)
+    monkeypatch.setattr("brickyard.files.match_types", lambda *args: 1 / 0)
     assert "ZeroDivisionError" in judge.judge("file", seed, seed.content, "same").problem
     monkeypatch.undo()
     assert judge.judge("file", seed, deep, "network").problem == ""

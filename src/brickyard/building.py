@@ -193,7 +193,7 @@ class _Build:
         self.folder = file.folder / file.recipe.outputs.folder
         self.state = self._read_state()
         self.prints = Fingerprints(file.folder, self.state.files)
-        self.work = _Work(file, self.folder, self.prints, trust)
+        self.work = Work(file, self.folder, self.prints, trust)
         self.steps = self.work.steps()
 
     def _read_state(self) -> State:
@@ -379,7 +379,7 @@ def plan_text(planned: Sequence[Planned], folder: Path) -> str:
 # -- the steps ---------------------------------------------------------------------------------------------
 
 
-class _Work:
+class Work:
     """The steps of a recipe, and what they share: sources and images are read once."""
 
     def __init__(self, file: RecipeFile, folder: Path, prints: Fingerprints, trust: bool) -> None:

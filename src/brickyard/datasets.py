@@ -397,7 +397,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
-                pictures.append(picture if size is None else _crop(picture, size))
+                pictures.append(picture if size is None else crop(picture, size))
                 labels.append(k)
     if not pictures:
         found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
@@ -482,7 +482,7 @@ def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.array(image.convert("RGB"))
 
 
-def _crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize until it just covers `size`, then cut out the middle."""
     height, width = picture.shape[1:]
     factor = max(size[0] / height, size[1] / width)

@@ -43,7 +43,7 @@ MAX_SHARES = 1 << 26  # classes times parts of an assembly
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
     """Write a component. See `Component.save`."""
     text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
-    tensors = _tensors(component.network, "network.") | _tensors(component.familiarity, "familiarity.")
+    tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
@@ -53,13 +53,13 @@ def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) ->
     specs: list[NetworkSpec] = []
     for index, network in enumerate(assembly.networks()):
         specs.append(network.to_spec())
-        tensors.update(_tensors(network, f"networks.{index}."))
+        tensors.update(tensors_of(network, f"networks.{index}."))
     if assembly.manifest.form == "parallel":
         for index, part in enumerate(assembly.components()):
-            tensors.update(_tensors(part.familiarity, f"familiarity.{index}."))
+            tensors.update(tensors_of(part.familiarity, f"familiarity.{index}."))
     if assembly.matrix is not None and assembly.shift is not None:
         tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
-    tensors.update(_tensors(assembly.gate, "scaling.gate."))
+    tensors.update(tensors_of(assembly.gate, "scaling.gate."))
     text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
@@ -89,7 +89,7 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
-def _tensors(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
     state = {} if module is None else module.state_dict()
     blank = next((name for name, value in state.items() if value.is_meta), None)
     if blank is not None:
@@ -123,7 +123,7 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     manifest = text.get("manifest")
     kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")
     readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
-    readers = {"component": _read_component, "assembly": _read_assembly, "relevance": _read_relevance}
+    readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
     if kind in ("graph-component", "graph-assembly"):
         raise FileError(f"{path} holds a part of a graph network; read it with brickyard.graphnets.load")
     if not isinstance(kind, str) or kind not in readers:
@@ -136,17 +136,17 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
         raise FileError(f"{path} is not consistent: {told(error)}") from None
 
 
-def _read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
+def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
     file = validated(ComponentFile, text, "its text")
-    bounds = Bounds(_numbers(tensors))
-    network = _network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
-    _check_images(file.manifest)
-    familiarity = _familiarity(file.manifest, network, tensors, "familiarity.")
-    _all_used(tensors)
+    bounds = Bounds(count_numbers(tensors))
+    network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
+    check_input(file.manifest)
+    familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.")
+    check_all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)
 
 
-def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
+def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
     file = validated(AssemblyFile, text, "its text")
     manifest = file.manifest
     shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
@@ -155,10 +155,10 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
         raise FileError(f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file")
     for part in manifest.parts:
-        _check_images(part)
-    bounds = Bounds(_numbers(tensors))
+        check_input(part)
+    bounds = Bounds(count_numbers(tensors))
     networks = [
-        _network(spec, tensors, f"networks.{index}.", shape, width, bounds)
+        stored_network(spec, tensors, f"networks.{index}.", shape, width, bounds)
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
@@ -167,20 +167,20 @@ def _read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
         pairs = zip(manifest.parts, networks, strict=True)
-        known = [_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
+        known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
         if len(sizes) != len(manifest.parts):
             raise FileError("its scaling needs what is known of the features of every part")
         gate = Gate.blank(sizes)
-        _match(gate, tensors, "scaling.gate.")
-        _fill(gate, tensors, "scaling.gate.")
-    _all_used(tensors)
+        match_types(gate, tensors, "scaling.gate.")
+        fill_in(gate, tensors, "scaling.gate.")
+    check_all_used(tensors)
     return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)
 
 
-def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
+def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
     file = validated(RelevanceFile, text, "its text")
     channels = sum(size for _, size in file.axes.values())
     count = len(file.classes)
@@ -212,7 +212,7 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
-    _all_used(tensors)
+    check_all_used(tensors)
     if set(file.thresholds) != set(Thresholds().as_dict()):
         raise FileError(f"its thresholds are named {', '.join(file.thresholds)}")
     if any(k >= count for k in file.task) or not file.task:
@@ -234,14 +234,14 @@ def _read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]
     )
 
 
-def _network(
+def stored_network(
     spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
 ) -> Network:
     """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
         raise FileError(f"its input shape {shape} is not (channels, height, width)")
-    _match(network, tensors, prefix)
+    match_types(network, tensors, prefix)
     try:
         found = bounds.run(network, shape)
     except FileError:
@@ -250,15 +250,15 @@ def _network(
         raise FileError(f"its network does not run on images of shape {shape}: {told(error)}") from None
     if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
         raise FileError(f"its network does not give {width} outputs an image")
-    _fill(network, tensors, prefix)
+    fill_in(network, tensors, prefix)
     return network
 
 
-def _numbers(tensors: dict[str, Tensor]) -> int:
+def count_numbers(tensors: dict[str, Tensor]) -> int:
     return sum(value.numel() for value in tensors.values())
 
 
-def _match(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     """Give the tensors of a module without numbers the types of floating-point numbers that those of the file have."""
     state = module.state_dict()
     for name, blank in state.items():
@@ -268,7 +268,7 @@ def _match(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _check_images(manifest: ComponentManifest) -> None:
+def check_input(manifest: ComponentManifest) -> None:
     """Refuse a preprocessing whose images are not those that the network takes."""
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
@@ -279,7 +279,7 @@ def _check_images(manifest: ComponentManifest) -> None:
         raise FileError(f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}")
 
 
-def _familiarity(
+def read_familiarity(
     manifest: ComponentManifest, network: Network, tensors: dict[str, Tensor], prefix: str
 ) -> Familiarity | None:
     record = None if manifest.statistics is None else manifest.statistics.familiarity
@@ -289,14 +289,14 @@ def _familiarity(
     if record.size != size:
         raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
     found = Familiarity.blank(record)
-    _match(found, tensors, prefix)
-    _fill(found, tensors, prefix)
+    match_types(found, tensors, prefix)
+    fill_in(found, tensors, prefix)
     if not (found.unit > 0 and bool((found.length > 0).all())):
         raise FileError(f"tensors {prefix}unit and {prefix}length must be above 0")
     return found
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     """Give a module without numbers those of the file."""
     state: dict[str, Tensor] = {}
     for name, blank in module.state_dict().items():
@@ -312,6 +312,6 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _all_used(tensors: dict[str, Tensor]) -> None:
+def check_all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
         raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")

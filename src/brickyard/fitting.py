@@ -23,7 +23,7 @@ from brickyard.shifting import windows
 
 __all__ = ["Fitted", "fit", "shifted_and_mirrored"]
 
-REACH = 8  # an image is shifted by up to its size divided by this
+SHIFT = 8  # an image is shifted by up to its size divided by this
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Loss = Callable[[list[int], torch.Generator], Tensor]
@@ -266,7 +266,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     """Shift and mirror each image on its own, (batch, channels, height, width); what comes in is 0."""
     count, _, height, width = x.shape
-    reach = max(1, width // REACH)
+    reach = max(1, width // SHIFT)
     shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
     x = windows(nn.functional.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
     mirror = torch.rand(count, generator=generator) < 0.5

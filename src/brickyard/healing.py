@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
-_UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
+UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
 _GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
@@ -363,7 +363,7 @@ class _Job:
         totals = torch.zeros(len(states), len(self.layer.weight), dtype=torch.float64, device=self.layer.weight.device)
         for ours, x, goal in self._goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
-            step = max(1, _UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
                 values = {name: ours[name][some] for name in names}
@@ -374,7 +374,7 @@ class _Job:
                     found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
                     if self.tail.rectified:
                         found, wanted = found.clamp(min=0), wanted.clamp(min=0)
-                    totals[index] += _rows(self.layer, (wanted - found).square()).sum(1)
+                    totals[index] += rows_of(self.layer, (wanted - found).square()).sum(1)
         self.ranks.add(totals)
         return totals
 
@@ -400,7 +400,7 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
     layer, intercept, name = job.layer, job.intercept, job.name
     sums = torch.zeros(5, len(layer.weight), dtype=torch.float64, device=layer.weight.device)
     for _, output, missing in job.residuals():
-        ours, theirs = (_rows(layer, y).double() for y in (output, output + missing))  # (Q, N)
+        ours, theirs = (rows_of(layer, y).double() for y in (output, output + missing))  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
         sums += torch.stack([*found, torch.full_like(found[0], ours.shape[1])])
     job.ranks.add(sums)
@@ -629,7 +629,7 @@ def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tens
     assert isinstance(layer, nn.Conv2d)
     groups = layer.groups
     each = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * residual.shape[2] * residual.shape[3]
-    step = max(1, _UNFOLD // each)
+    step = max(1, UNFOLD // each)
     for start in range(0, len(x), step):
         columns = _unfold(layer, x[start : start + step])  # (B, P * K, L)
         goal = residual[start : start + step].flatten(2)  # (B, Q, L)
@@ -650,6 +650,6 @@ def _by_group(values: Tensor, groups: int) -> Tensor:
     return values.reshape(batch, groups, -1, length).permute(1, 2, 0, 3).reshape(groups, -1, batch * length)
 
 
-def _rows(layer: nn.Module, y: Tensor) -> Tensor:
+def rows_of(layer: nn.Module, y: Tensor) -> Tensor:
     """A layer's output as (Q, N)."""
     return y.reshape(-1, y.shape[-1]).T if isinstance(layer, nn.Linear) else y.transpose(0, 1).flatten(1)

@@ -337,7 +337,7 @@ def load_recipe(path: str | Path) -> RecipeFile:
     except ValidationError as error:
         raise OptionError(_first(path, reader.marks, value, error)) from None
     found = RecipeFile(path, recipe, content, reader.marks)
-    for place, text in _problems(found):
+    for place, text in problems_of(found):
         raise found.problem(place, text)
     return found
 
@@ -419,7 +419,7 @@ class _Reader:
         self.note(place, node)
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, f"{what} is {_kind(node)}; a mapping of keys and values is needed")
-        known = None if model is None else {_key(name): item for name, item in model.model_fields.items()}
+        known = None if model is None else {key_of(name): item for name, item in model.model_fields.items()}
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -438,7 +438,7 @@ class _Reader:
     def value(self, node: Any, annotation: Any, place: Place) -> Any:
         import yaml
 
-        what = _dotted(place)
+        what = dotted(place)
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
             raise self.fail(node, f"{what} has no value; give one, or leave the key out")
         names, model = _holds(annotation)
@@ -479,8 +479,8 @@ class _Reader:
                 )
             self.note((*place, key, "key"), key_node)
             if value_node.tag == "tag:yaml.org,2002:null":
-                raise self.fail(value_node, f"{_dotted((*place, key))} has no value; give its keys")
-            found[key] = self.mapping(value_node, model, (*place, key), _dotted((*place, key)))
+                raise self.fail(value_node, f"{dotted((*place, key))} has no value; give its keys")
+            found[key] = self.mapping(value_node, model, (*place, key), dotted((*place, key)))
         if not found:
             raise self.fail(node, f"{what} is empty; name at least one")
         return found
@@ -503,11 +503,11 @@ def _kind(node: Any) -> str:
     return {"mapping": "a mapping", "sequence": "a list"}.get(node.id, f"the text {_text(str(node.value))[:60]!r}")
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _dotted(place: Place) -> str:
+def dotted(place: Place) -> str:
     return ".".join(str(part) for part in place if part != "key") or "the recipe"
 
 
@@ -541,7 +541,7 @@ def _first(path: Path, marks: dict[Place, tuple[int, int]], value: Any, error: V
         found.append((marks.get(holder, (1, 1)), place, problem))
     (line, column), place, problem = min(found, key=lambda item: item[0])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{path}:{line}:{column}: {told(_said(place, problem, _found(value, place)), 800)}{more}"
+    return f"{path}:{line}:{column}: {told(said(place, problem, _found(value, place)), 800)}{more}"
 
 
 def _found(value: Any, place: Sequence[str | int]) -> Any:
@@ -570,10 +570,10 @@ NEEDED = {
 }
 
 
-def _said(place: Place, problem: Any, found: Any) -> str:
-    what, kind, limits = _dotted(place), problem["type"], problem.get("ctx", {})
+def said(place: Place, problem: Any, found: Any) -> str:
+    what, kind, limits = dotted(place), problem["type"], problem.get("ctx", {})
     if kind == "missing":
-        return f"{_dotted(place[:-1])} lacks the key {place[-1]!r}; add it"
+        return f"{dotted(place[:-1])} lacks the key {place[-1]!r}; add it"
     start = f"{what} is {found!r}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
@@ -591,7 +591,7 @@ def _said(place: Place, problem: Any, found: Any) -> str:
 # -- what fits together ------------------------------------------------------------------------------------
 
 
-def _problems(file: RecipeFile) -> Iterator[tuple[Place, str]]:
+def problems_of(file: RecipeFile) -> Iterator[tuple[Place, str]]:
     """What is wrong between the keys of a recipe, in the order of its sections."""
     recipe = file.recipe
     if recipe.brickyard != VERSION:
@@ -605,14 +605,15 @@ def _problems(file: RecipeFile) -> Iterator[tuple[Place, str]]:
 
 
 def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> Iterator[tuple[Place, str]]:
-    what = _dotted(place)
+    what = dotted(place)
     if (source.network is None) == (source.train is None):
         given = "both were" if source.train else "neither was"
         yield place, f"{what} needs one of 'network' and 'train'; {given} given"
     if source.train is not None:
         for key in ("weights", "class_names"):
             if getattr(source, key) is not None:
-                yield (*place, _key(key)), f"{what}.{_key(key)} would change nothing: the source is trained; remove it"
+                name = key_of(key)
+                yield (*place, name), f"{what}.{name} would change nothing: the source is trained; remove it"
         yield from _zoo_problems((*place, "train", "network"), source.train.network)
         yield from _data_problems(file, (*place, "train", "data"), source.train.data)
     if source.network is not None:
@@ -631,7 +632,7 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
 
 
 def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
-    what = _dotted(place)
+    what = dotted(place)
     if text.startswith("zoo:"):
         yield from _zoo_problems(place, text)
     elif not text.startswith(("torchvision:", "timm:")):
@@ -655,7 +656,7 @@ def _zoo_problems(place: Place, text: str) -> Iterator[tuple[Place, str]]:
     except OptionError:
         known = False
     if not known:
-        yield place, f"{_dotted(place)} is {text!r}, and the zoo has no {name!r}{nearest(name, zoo.available())}"
+        yield place, f"{dotted(place)} is {text!r}, and the zoo has no {name!r}{nearest(name, zoo.available())}"
 
 
 def _there(path: Path, plain: bool = False) -> bool:
@@ -673,17 +674,17 @@ def _data_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[
     for item in filter(None, options.split("&")):
         key = item.partition("=")[0]
         if key not in ("split", "classes"):
-            yield place, f"{_dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
+            yield place, f"{dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
     if path != "digits" and not _there(file.folder / path):
         hint = "; did you mean 'digits'?" if difflib.get_close_matches(path, ["digits"], 1, 0.6) else ""
         yield (
             place,
-            f"{_dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint or '; check the path'}",
+            f"{dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint or '; check the path'}",
         )
 
 
 def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> Iterator[tuple[Place, str]]:
-    what = _dotted(place)
+    what = dotted(place)
     if place[-1] == "assembly":
         yield (*place, "key"), "a component is called 'assembly', as the whole is in the score table; name it otherwise"
     if part.source not in recipe.sources:
@@ -696,9 +697,9 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
         for key in part.THRESHOLDS:
             if getattr(part, key) is not None:
                 yield (
-                    (*place, _key(key)),
-                    f"{what} has {budget[0]!r} and {_key(key)!r}; a component is chosen by a budget or by thresholds: "
-                    "remove one",
+                    (*place, key_of(key)),
+                    f"{what} has {budget[0]!r} and {key_of(key)!r}; a component is chosen by a budget or by "
+                    "thresholds: remove one",
                 )
     else:
         for key in ("select", "spread", "multiple"):

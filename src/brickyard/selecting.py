@@ -144,7 +144,7 @@ def by_thresholds(
     Returns:
         The keep-set, and notes on axes where no channel was relevant.
     """
-    keep = _outputs(graph, outputs)
+    keep = kept_outputs(graph, outputs)
     scores = mda_scores(relevance, task)
     notes: list[str] = []
     for axis in graph.free:
@@ -168,7 +168,7 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
     Raises:
         OptionError: Even one channel (or `multiple`) an axis costs more than the budget.
     """
-    fixed = _outputs(graph, outputs)
+    fixed = kept_outputs(graph, outputs)
     cost_model = CostModel(graph)
     limit = budget.share * getattr(cost_model(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
     even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
@@ -190,7 +190,7 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
     def cost(chosen: Mask) -> int:
         return int(getattr(cost_model(chosen), budget.resource))
 
-    _check_enough(cost(mask), limit, budget)
+    check_enough(cost(mask), limit, budget)
     mask = _fill(mask, [block for _, _, block in candidates], cost, limit)
     return {
         **fixed,
@@ -216,7 +216,7 @@ def by_damage(
     Raises:
         OptionError: Even one channel an axis costs more than the budget.
     """
-    keep = {**graph.everything(), **_outputs(graph, outputs)}
+    keep = {**graph.everything(), **kept_outputs(graph, outputs)}
     network: Network | None = None
     whole = getattr(CostModel(graph)(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
     stages = max(1, round(math.log(budget.share) / math.log(STAGE)))
@@ -250,7 +250,7 @@ def by_curves(
     least = mask.copy()
     for name, axis in axes.items():
         least[axis.start + curves[name].order[budget.multiple :]] = False
-    _check_enough(cost(least), limit, budget)
+    check_enough(cost(least), limit, budget)
 
     def cheapest(name: str) -> tuple[float, int]:
         """The least damage for each unit that some next cut of an axis saves, and how many channels that leaves."""
@@ -310,7 +310,7 @@ def _take_back(
             return
 
 
-def _check_enough(least: float, limit: float, budget: Budget) -> None:
+def check_enough(least: float, limit: float, budget: Budget) -> None:
     if least > limit:
         share = least / limit * budget.share
         raise OptionError(
@@ -337,7 +337,7 @@ def _fill(mask: Mask, ranked: Sequence[NDArray[np.int64]], cost: Callable[[Mask]
     return mask
 
 
-def _outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
+def kept_outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
     return {} if graph.output is None else {graph.output.name: torch.tensor(list(outputs))}
 
 

@@ -233,10 +233,10 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         raise DataError(f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out")
-    return x.double(), _numbered(y, len(x))
+    return x.double(), numbered(y, len(x))
 
 
-def _numbered(labels: Tensor, count: int) -> Tensor:
+def numbered(labels: Tensor, count: int) -> Tensor:
     """Labels as 0, 1, ... of those that occur.
 
     Raises:
@@ -419,7 +419,7 @@ def _chosen(data: DataLike, per_class: int | None, seed: int) -> tuple[Tensor, T
         per_class = whole("per_class", per_class)
         order = torch.cat([order[labels[order] == k][:per_class] for k in labels.unique().tolist()])
     order = order.sort().values
-    _numbered(labels[order], len(order))
+    numbered(labels[order], len(order))
     parts = list(images.raw(order.tolist()))
     sizes = {tuple(raw.shape[1:]) for raw, _ in parts}
     if len(sizes) > 1:

@@ -130,7 +130,7 @@ GivenPerClass = Annotated[
 def say(text: object) -> None:
     """Print to standard error: standard output is for results. A terminal obeys nothing that is in the text."""
     if speaks():
-        _put(text, sys.stderr)
+        put(text, sys.stderr)
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
@@ -145,10 +145,10 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
     if sys.stdout is None:
         raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
     line = _json(value) if as_json else str(text)
-    if as_json and not _fits(line, sys.stdout):
+    if as_json and not fits(line, sys.stdout):
         line = json.dumps(value, allow_nan=False)
     try:
-        _put(line, sys.stdout)
+        put(line, sys.stdout)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -165,7 +165,7 @@ def _json(value: dict[str, Any]) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def _fits(text: str, stream: TextIO) -> bool:
+def fits(text: str, stream: TextIO) -> bool:
     """Whether a stream can write these signs."""
     try:
         text.encode(stream.encoding or "utf-8")
@@ -174,10 +174,10 @@ def _fits(text: str, stream: TextIO) -> bool:
     return True
 
 
-def _put(text: object, stream: TextIO | None) -> None:
+def put(text: object, stream: TextIO | None) -> None:
     """Print a line; signs that the stream cannot write, or that a terminal would obey, become escapes."""
     line = shown(str(text))
-    if stream is not None and not _fits(line, stream):
+    if stream is not None and not fits(line, stream):
         coding = stream.encoding or "utf-8"
         line = line.encode(coding, "backslashreplace").decode(coding)
     print(line, file=stream, flush=True)
@@ -363,7 +363,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or seen() is not None:
         tell()
         return seen() or 130
-    _put(f"brickyard: {error}", sys.stderr)
+    put(f"brickyard: {error}", sys.stderr)
     return 1
 
 

@@ -140,7 +140,7 @@ def source_of(model: Any) -> nn.Module:
         raise TraceError(
             f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself"
         )
-    while (inner := _wrapped(model)) is not None:
+    while (inner := wrapped(model)) is not None:
         model = inner
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
@@ -173,7 +173,7 @@ def source_of(model: Any) -> nn.Module:
     return found
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
+def wrapped(model: nn.Module) -> nn.Module | None:
     """What a wrapper of torch's wraps, or None; one with hooks of its own is not seen through."""
     if model._forward_hooks or model._forward_pre_hooks:
         return None
@@ -213,7 +213,7 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, torch.jit.ScriptModule):
             return True
-        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict) or _wrapped(m) is not None:
+        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict) or wrapped(m) is not None:
             return False
         return type(m).__module__.startswith("torch.nn")
 
@@ -231,7 +231,7 @@ class _Tracer(fx.Tracer):
     @staticmethod
     def _forward_of(m: nn.Module) -> Callable[..., Any]:
         """What runs a module: its forward without hooks, which would see steps in place of numbers."""
-        inner = _wrapped(m)
+        inner = wrapped(m)
         return m.forward if inner is None else inner
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
