@@ -20,11 +20,12 @@ from torch import Tensor
 
 import brickyard as by
 import tables
-from brickyard.assembly import Shared, shared_signals
-from brickyard.datasets import ImageData
-from brickyard.finetuning import finetune
-from brickyard.options import Schedule
-from brickyard.scaling import Evidence, scale
+from brickyard.assembly._labelled import Shared, shared_signals
+from brickyard.base._options import Schedule
+from brickyard.inputs._datasets import ImageData
+from brickyard.scaling._scale import Evidence
+from brickyard.scaling._strategies import scale
+from brickyard.training._finetune import finetune
 
 Parts = tuple[tuple[str, range], ...]
 C10, C100 = "VGG-16-w25 CIFAR-10", "VGG-16-w25 CIFAR-100"

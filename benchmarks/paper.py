@@ -23,11 +23,11 @@ import torch
 
 import brickyard as by
 import tables
-from brickyard.datasets import ImageData, load_data
-from brickyard.finetuning import finetune
-from brickyard.options import Schedule
-from brickyard.sources import Source, load_source
-from brickyard.training import device_named, train_source
+from brickyard.base._options import Schedule
+from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.sources._loading import Source, load_source
+from brickyard.training._finetune import finetune
+from brickyard.training._sources import device_named, train_source
 
 TASKS = {  # of the paper
     "cifar10": (range(1), range(1, 2), range(3), range(3, 10)),

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 import brickyard as by
 import direct
 import tables
-from brickyard.contribution import class_sums
-from brickyard.graph import trace
-from brickyard.measuring import peak_memory
-from brickyard.ranks import joined
-from brickyard.training import build_seeded
+from brickyard.axes._graph import trace
+from brickyard.relevance._contribution import class_sums
+from brickyard.runtime._processes import joined
+from brickyard.runtime._profiling import peak_memory
+from brickyard.training._sources import build_seeded
 
 ROUNDS = 7
 NETS = ("vgg16", "resnet50", "googlenet")
@@ -249,7 +249,7 @@ def component_time(name: str, batch: int, prepared: bool) -> dict[str, Any]:
     x = images(128)[0][:batch].to(DEVICE)
     source, part = network(name), parts(name)[0].fused()
     if prepared:
-        from brickyard.component import quick
+        from brickyard.network._fusing import quick
 
         source = quick(trace(source, x[:1].repeat(2, 1, 1, 1)).network, tuple(x.shape[1:]))
     return in_turn(lambda: part(x), lambda: source(x), rounds=9 if batch > 1 else 51)

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 import brickyard as by
-from brickyard.datasets import ImageData, load_data
-from brickyard.progress import bar
-from brickyard.sources import Source, load_source
+from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.runtime._progress import bar
+from brickyard.sources._loading import Source, load_source
 
 SHARED = Path(os.environ.get("BRICKYARD_SHARED", Path(__file__).parents[2] / "shared"))
 FASHION = Path(os.environ.get("BRICKYARD_FASHION", "/usr/share/datasets/fashion-mnist"))

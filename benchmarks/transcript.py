@@ -19,9 +19,9 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from brickyard.datasets import ImageData, load_data
-from brickyard.manifest import Preprocessing
-from brickyard.training import train
+from brickyard.base._records import Preprocessing
+from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.training._sources import train
 
 PAGE = Path(__file__).parents[1] / "docs/howto/first-classifier.md"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

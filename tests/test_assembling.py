@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import brickyard as by
-from brickyard.familiarity import Familiarity, observe, reader
-from brickyard.graph import trace
-from brickyard.measuring import Latency
-from brickyard.preprocessing import preprocess
-from brickyard.roc import Roc
-from brickyard.scaling import SCALINGS, Evidence, _discriminant, scale
+from brickyard.axes._graph import trace
+from brickyard.component._familiarity import Familiarity
+from brickyard.component._features import observe, reader
+from brickyard.evaluation._roc import Roc
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.runtime._profiling import Latency
+from brickyard.scaling._scale import Evidence
+from brickyard.scaling._strategies import SCALINGS, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
 DATA = (torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(48) % 4)
@@ -95,7 +97,7 @@ def test_auto_takes_the_form_that_is_fastest_here(monkeypatch) -> None:
         assert all(call().shape == (batch, 5) for call in calls.values())
         return {form: Latency(times[form], 0, 0, batch, 1, 1) for form in calls}
 
-    monkeypatch.setattr("brickyard.forming.measure_latency", measured)
+    monkeypatch.setattr("brickyard.runtime._profiling.measure_latency", measured)
     for given, expected in (
         ({"parallel": 4.0, "padded": 3.0, "grouped": 2.0}, "grouped"),
         ({"parallel": 4.0, "padded": 1.0, "grouped": 2.0}, "padded"),

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli import app
-from brickyard.datasets import load_data
-from brickyard.sources import load_source
+from brickyard.cli._app import app
+from brickyard.inputs._datasets import load_data
+from brickyard.sources._loading import load_source
 
 COMMANDS = [
     *("demo", "train", "locate", "disassemble", "assemble", "finetune", "distil"),
@@ -63,7 +63,7 @@ def save_folder(data, path) -> None:
 
 def test_help_is_fast_and_imports_no_torch() -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom brickyard.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom brickyard.cli._app import app\n"
         f"for command in [[], *[[c] for c in {COMMANDS!r}]]:\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
         "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'yaml') if m in sys.modules])"
@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brickyard.container.save_file", stop)
+    monkeypatch.setattr("brickyard.storage._safefile.save_file", stop)
     arguments = ("disassemble", work / "a.source.safetensors", "--data", work / "a-train", "--task", "0,1")
     result = run(*arguments, "-o", tmp_path / "x.safetensors", code=130)
     assert "stopped" in result.stderr

@@ -9,14 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
-from brickyard import healing
-from brickyard.contribution import class_sums
-from brickyard.graph import trace
-from brickyard.healing import heal_network
-from brickyard.measuring import peak_memory
-from brickyard.surgery import cut
+from brickyard.axes._graph import trace
+from brickyard.healing import _heal as healing
+from brickyard.healing._heal import heal_network
+from brickyard.relevance._contribution import class_sums
+from brickyard.runtime._profiling import peak_memory
+from brickyard.surgery._join import cut
 from brickyard.testing import Residual, chain, randomised
-from brickyard.training import build_seeded
+from brickyard.training._sources import build_seeded
 
 
 def flops(call: Callable[[], object]) -> int:

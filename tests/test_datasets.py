@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import brickyard as by
-from brickyard.datasets import ImageData, decode_image, load_data, parse_classes
-from brickyard.preprocessing import preprocess, resize
-from brickyard.training import accuracy, build_seeded, train
+from brickyard.base._classes import parse_classes
+from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.inputs._decoding import decode_image
+from brickyard.inputs._preprocessing import preprocess, resize
+from brickyard.training._sources import accuracy, build_seeded, train
 
 
 def picture(seed: int, size=(6, 5), mode="RGB") -> Image.Image:

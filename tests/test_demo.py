@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import brickyard as by
-from brickyard.datasets import load_data
-from brickyard.demo import run_demo
+from brickyard.cli._demo import run_demo
+from brickyard.inputs._datasets import load_data
 
 
 def test_the_demo_does_the_main_job(tmp_path) -> None:

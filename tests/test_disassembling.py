@@ -11,14 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
-from brickyard import healing
-from brickyard.graph import trace
-from brickyard.healing import heal_network
-from brickyard.measuring import count_flops, count_parameters
-from brickyard.relevance import fingerprint
-from brickyard.selecting import CostModel, keep_mask
-from brickyard.shifting import copies_needed, with_copies
-from brickyard.surgery import cut
+from brickyard.axes._graph import trace
+from brickyard.healing import _heal as healing
+from brickyard.healing._heal import heal_network
+from brickyard.healing._more_images import copies_needed
+from brickyard.inputs._augment import with_copies
+from brickyard.network._identity import fingerprint
+from brickyard.runtime._profiling import count_flops, count_parameters
+from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
 from nets import Drawn, images, keep_sets, plans, relative
 

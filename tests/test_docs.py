@@ -290,7 +290,7 @@ def test_the_tutorial_runs_and_says_what_it_says() -> None:
 def test_shells_complete_commands() -> None:
     def completed(words: str) -> str:
         place = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_BRICKYARD_COMPLETE": "complete_bash"}
-        code = "import sys; sys.argv[0] = 'brickyard'; from brickyard.cli import app; app(prog_name='brickyard')"
+        code = "import sys; sys.argv[0] = 'brickyard'; from brickyard.cli._app import app; app(prog_name='brickyard')"
         run = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, **place}, check=True, capture_output=True, text=True
         )

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard import exports
-from brickyard.cli import app
-from brickyard.exports import export_onnx, export_state_dict, torch_program
-from brickyard.familiarity import Familiarity, _squared
-from brickyard.predicting import REJECT
+from brickyard.cli._app import app
+from brickyard.component._familiarity import Familiarity, _squared
+from brickyard.component._predictor import REJECT
+from brickyard.export import _onnx as exports
+from brickyard.export._onnx import export_onnx, export_state_dict, torch_program
 from brickyard.testing import Branches, Residual, chain, randomised
 from conftest import needed_package, python_blocks, run_blocks
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import brickyard as by
-from brickyard import container, stopping
-from brickyard.building import build
-from brickyard.container import lock_folder, write_content
-from brickyard.errors import FileError
-from brickyard.recipes import load_recipe
+from brickyard.base._errors import FileError
+from brickyard.cli import _signals as stopping
+from brickyard.recipes._build import build
+from brickyard.recipes._reader import load_recipe
+from brickyard.storage import _safefile as container
+from brickyard.storage._atomic import lock_folder, write_content
 from brickyard.testing import chain
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 from test_cli import run
 
 FAULTS = Path(__file__).parent / "faults"
@@ -228,7 +229,7 @@ def test_two_builds_in_one_folder_are_refused_and_the_lock_ends_with_its_process
     other = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, time, pathlib\nfrom brickyard.container import lock_folder\n"
+            "import sys, time, pathlib\nfrom brickyard.storage._safefile import lock_folder\n"
             "pathlib.Path('out').mkdir()\nheld = lock_folder(pathlib.Path('out'))\nprint('held', flush=True)\n"
             "time.sleep(60)",
         ],
@@ -321,7 +322,7 @@ def test_a_library_is_loaded_whole_before_the_interruption_and_a_second_one_does
 
 
 def test_an_interruption_that_a_library_turned_into_its_own_error_is_still_one(monkeypatch, capsys) -> None:
-    import brickyard.cli as cli
+    import brickyard.cli._app as cli
 
     def raising(error: BaseException):
         def call(*_args: object) -> None:

@@ -301,7 +301,7 @@ def test_a_failure_while_writing_leaves_the_old_file(where, error, tmp_path, hon
     def fail(*_args, **_kwargs):
         raise error
 
-    target = {"write": "brickyard.container.save_file", "fsync": "os.fsync", "replace": "os.replace"}[where]
+    target = {"write": "brickyard.storage._safefile.save_file", "fsync": "os.fsync", "replace": "os.replace"}[where]
     monkeypatch.setattr(target, fail)
     expected = by.BrickyardError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
@@ -347,7 +347,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path) -> None:
 
 
 def test_the_published_schema_is_current() -> None:
-    from brickyard.manifest import file_schema
+    from brickyard.base._records import file_schema
 
     published = Path(__file__).parent.parent / "docs" / "format.schema.json"
     assert json.loads(published.read_text()) == json.loads(json.dumps(file_schema()))
@@ -356,7 +356,7 @@ def test_the_published_schema_is_current() -> None:
 def test_every_kind_of_file_fits_the_published_schema(tmp_path) -> None:
     import jsonschema
 
-    from brickyard.manifest import file_schema
+    from brickyard.base._records import file_schema
 
     paths = [
         component().save(tmp_path / "a.safetensors"),

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import brickyard as by
-from brickyard.datasets import ImageData
-from brickyard.errors import BrickyardError, DataError, FileError, OptionError
-from brickyard.finetuning import finetune
-from brickyard.fitting import Loss, fit
-from brickyard.options import Distillation, Schedule
-from brickyard.relevance import fingerprint
-from brickyard.teaching import SourceTeacher, lesson_loss
+from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._options import Distillation, Schedule
+from brickyard.inputs._datasets import ImageData
+from brickyard.network._identity import fingerprint
 from brickyard.testing import Branches, Residual, chain, randomised
-from brickyard.training import train, train_source
+from brickyard.training._distillation import SourceTeacher, lesson_loss
+from brickyard.training._finetune import finetune
+from brickyard.training._loop import Loss, fit
+from brickyard.training._sources import train, train_source
 
 IMAGES = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(80) % 4
@@ -155,7 +155,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> 
             return x
 
         with monkeypatch.context() as patch:
-            patch.setattr("brickyard.finetuning.shifted_and_mirrored", _then(once))
+            patch.setattr("brickyard.inputs._augment.shifted_and_mirrored", _then(once))
             with pytest.raises(KeyboardInterrupt):
                 finetune(part, DATA, schedule=schedule, resume=folder)
         again = finetune(part, DATA, schedule=schedule, resume=folder)
@@ -167,7 +167,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> 
 
 
 def _then(once):
-    from brickyard.fitting import shifted_and_mirrored
+    from brickyard.inputs._augment import shifted_and_mirrored
 
     return lambda x, generator: shifted_and_mirrored(once(x, generator), generator)
 
@@ -418,7 +418,7 @@ def test_training_brings_images_and_labels_to_the_device_of_the_model(augment, t
     def one_step(_model: torch.nn.Module, loss: Loss, *_rest: object) -> None:
         losses.append(loss([5, 0, 2], torch.Generator()))
 
-    monkeypatch.setattr("brickyard.training.fit", one_step)
+    monkeypatch.setattr("brickyard.training._loop.fit", one_step)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, device="cuda"), torch.nn.Flatten())
         with pytest.raises(DataDependentOutputException):  # how many of the answers are right

@@ -18,24 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
-from brickyard.graphnets import (
-    GraphComponent,
-    GraphNetwork,
-    NodeData,
-    assemble,
-    disassemble,
-    disjoint,
-    evaluate,
-    load,
-    locate,
-    random_network,
-)
-from brickyard.graphnets.network import Edges
-from brickyard.graphnets.reading import read_network
-from brickyard.graphnets.surgery import cut, join
-from brickyard.layers.contributions import contributions
-from brickyard.scaling import SCALINGS
+from brickyard.base._errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
+from brickyard.gnn._component import GraphComponent, load
+from brickyard.gnn._evaluation import evaluate
+from brickyard.gnn._locate import locate
+from brickyard.gnn._make import assemble, disassemble
+from brickyard.gnn._network import Edges, GraphNetwork, NodeData, disjoint, random_network
+from brickyard.gnn._reading import read_network
+from brickyard.gnn._surgery import cut, join
+from brickyard.relevance._contribution import contributions
+from brickyard.scaling._strategies import SCALINGS
 from brickyard.testing import random_graph, randomised
 from conftest import needed_package
 
@@ -663,7 +655,7 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
     code = (
         "import sys; sys.modules['torch_geometric'] = None\n"
         "from safetensors.torch import load_file, save_file\n"
-        "from brickyard.graphnets import load\n"
+        "from brickyard.gnn import load\n"
         "g = load_file(sys.argv[2])\n"
         "save_file({'y': load(sys.argv[1])(g['x'], g['edges']).detach()}, sys.argv[3])\n"
     )

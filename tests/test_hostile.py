@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import brickyard as by
-from brickyard import bounding, container
-from brickyard.errors import BrickyardError
-from brickyard.recipes import load_recipe
-from brickyard.shelf import read_index
-from brickyard.sources import load_source
-from brickyard.sources.loading import read_weights
+from brickyard.base._errors import BrickyardError
+from brickyard.network import _cost_limit as bounding
+from brickyard.recipes._reader import load_recipe
+from brickyard.sources._loading import load_source, read_weights
+from brickyard.storage import _safefile as container
+from brickyard.yard._index import read_index
 from fuzzing.judging import FLOOR, Judge, Watch, answers, differs, limited, peak, reset_peak
 from fuzzing.mutating import _fitting, tensor_names
 from fuzzing.seeding import Seed, built, seeds
@@ -604,11 +604,11 @@ def test_the_judge_sees_what_is_wrong(known: dict[str, Seed], tmp_path: Path, mo
     deep = stepped(seed, ("relu_", "$"))
     assert judge.judge("file", seed, seed.content, "same").problem == ""
     assert judge.judge("file", seed, twice, "text").outcome == "refused"
-    monkeypatch.setattr("brickyard.files.match_types", lambda *args: 1 / 0)
+    monkeypatch.setattr("brickyard.network._stored.match_types", lambda *args: 1 / 0)
     assert "ZeroDivisionError" in judge.judge("file", seed, seed.content, "same").problem
     monkeypatch.undo()
     assert judge.judge("file", seed, deep, "network").problem == ""
-    monkeypatch.setattr("brickyard.network.Network.taken", lambda self, x: x.clamp_max_(0))
+    monkeypatch.setattr("brickyard.network._network.Network.taken", lambda self, x: x.clamp_max_(0))
     assert "changed the images" in judge.judge("file", seed, deep, "network").problem
     monkeypatch.undo()
     other = with_text(seed, set_("another", "manifest", "created"))

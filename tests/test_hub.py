@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli import app
-from brickyard.hub import from_pretrained, push_to_hub, save_pretrained
+from brickyard.cli._app import app
+from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.testing import chain
 from conftest import needed_package
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import brickyard as by
-from brickyard.contribution import class_sums
-from brickyard.graph import trace
-from brickyard.layers.contributions import ContributionSums, contributions, window_sums
-from brickyard.relevance import EPSILON, fingerprint
+from brickyard.axes._graph import trace
+from brickyard.network._identity import fingerprint
+from brickyard.relevance._allocation import EPSILON
+from brickyard.relevance._contribution import ContributionSums, class_sums, contributions, window_sums
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
 
@@ -94,7 +94,7 @@ def test_linear_layers_of_any_rank_and_blocks_give_the_same(monkeypatch) -> None
         conv = nn.Conv2d(7, 5, 3, dtype=torch.float64)
         image = torch.randn(4, 7, 6, 6, dtype=torch.float64)
         whole = contribution_sums(conv, image)
-        monkeypatch.setattr("brickyard.layers.contributions._BLOCK", 1)
+        monkeypatch.setattr("brickyard.relevance._contribution._BLOCK", 1)
         torch.testing.assert_close(contribution_sums(conv, image), whole)
     assert window_sums(linear, x).shape == (4, 5, 1)
 
@@ -103,7 +103,7 @@ def test_linear_layers_of_any_rank_and_blocks_give_the_same(monkeypatch) -> None
 def test_the_golden_file_comes_out(shared) -> None:
     with safe_open(shared / "golden" / "chain.safetensors", framework="pt") as file:
         golden = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    from brickyard.sources import zoo
+    from brickyard.sources import _zoo as zoo
 
     model = zoo.build("cnn", classes=10)
     model.load_state_dict({k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")})
@@ -315,7 +315,7 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
             raise KeyboardInterrupt
         return class_sums(graph, batches)
 
-    monkeypatch.setattr("brickyard.locating.class_sums", stopping)
+    monkeypatch.setattr("brickyard.relevance._contribution.class_sums", stopping)
     folder = tmp_path / "notes"
     with pytest.raises(KeyboardInterrupt):
         find(resume=folder)
@@ -324,7 +324,7 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     assert len(calls) == 3 + 2  # the two that were left
     assert find(resume=folder).save(tmp_path / "third.safetensors").read_bytes() == whole
     assert len(calls) == 3 + 2
-    monkeypatch.setattr("brickyard.locating._confidences", None)  # nor is an image run to be chosen
+    monkeypatch.setattr("brickyard.relevance._locate._confidences", None)  # nor is an image run to be chosen
     find(resume=folder)
 
 
@@ -359,8 +359,8 @@ def test_sums_are_kept_while_those_of_all_classes_are_small(monkeypatch) -> None
     data = torch.rand(4, 3, 8, 8), torch.arange(4)
     size = sum(value.nbytes for value in by.locate(chain(), data).sums.values())
     assert size == 4 * 4 * (6 * 3 + 8 * 6 + 4 * 8)
-    monkeypatch.setattr("brickyard.locating.KEEP_BYTES", size - 1)
+    monkeypatch.setattr("brickyard.relevance._locate.KEEP_BYTES", size - 1)
     assert by.locate(chain(), data, task=[0]).sums is None
     assert by.locate(chain(), data, task=[0], keep_sums=True).sums is not None
-    monkeypatch.setattr("brickyard.locating.KEEP_BYTES", size)
+    monkeypatch.setattr("brickyard.relevance._locate.KEEP_BYTES", size)
     assert by.locate(chain(), data, task=[0]).sums is not None

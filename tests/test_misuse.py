@@ -32,20 +32,28 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import brickyard as by
-from brickyard.datasets import load_data
-from brickyard.errors import BrickyardError, DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
-from brickyard.exports import export_onnx, export_state_dict
-from brickyard.finetuning import finetune
-from brickyard.graph import trace
-from brickyard.hub import from_pretrained, push_to_hub, save_pretrained
-from brickyard.options import Distillation, Schedule
-from brickyard.recipes import load_recipe
-from brickyard.reporting import report
-from brickyard.routes import routes
-from brickyard.sources import load_source
+from brickyard.axes._graph import trace
+from brickyard.base._errors import (
+    BrickyardError,
+    DataError,
+    FileError,
+    OptionError,
+    SurgeryError,
+    TaskError,
+    TraceError,
+)
+from brickyard.base._options import Distillation, Schedule
+from brickyard.evaluation._probe import Probe, features, h_score, log_evidence, probe
+from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
+from brickyard.export._onnx import export_onnx, export_state_dict
+from brickyard.inputs._datasets import load_data
+from brickyard.recipes._reader import load_recipe
+from brickyard.reports._page import report
+from brickyard.reports._routes import routes
+from brickyard.sources._loading import load_source
 from brickyard.testing import Residual, chain, randomised
-from brickyard.transfer import Probe, features, h_score, log_evidence, probe
-from brickyard.yard import Yard
+from brickyard.training._finetune import finetune
+from brickyard.yard._yard import Yard
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),

@@ -32,12 +32,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard import datasets
-from brickyard.cli import app
-from brickyard.datasets import decode_image, load_data
-from brickyard.errors import DataError, FileError, OptionError
-from brickyard.hub import from_pretrained
-from brickyard.sources import load_source
+from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.cli._app import app
+from brickyard.export._hub import from_pretrained
+from brickyard.inputs import _datasets as datasets
+from brickyard.inputs._datasets import load_data
+from brickyard.inputs._decoding import decode_image
+from brickyard.sources._loading import load_source
 from brickyard.testing import chain
 
 RNG = np.random.default_rng(0)
@@ -698,7 +699,7 @@ def evil_weights(folder: Path) -> None:
 
 def weights_with(**changes: torch.Tensor | None) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
-        from brickyard.training import build_seeded
+        from brickyard.training._sources import build_seeded
 
         state = build_seeded("lenet5", 3).state_dict()
         for key, value in changes.items():

@@ -18,18 +18,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard import healing
-from brickyard.contribution import class_sums
-from brickyard.errors import DataError, FileError
-from brickyard.finetuning import finetune
-from brickyard.graph import Graph, trace
-from brickyard.graph.axes import analyse
-from brickyard.graph.reading import read_network
-from brickyard.healing import heal_network
-from brickyard.layers.contributions import ContributionSums, contributions
-from brickyard.options import Schedule
-from brickyard.surgery import cut
+from brickyard.axes._graph import Graph, analyse, trace
+from brickyard.axes._tracing import read_network
+from brickyard.base._errors import DataError, FileError
+from brickyard.base._options import Schedule
+from brickyard.healing import _heal as healing
+from brickyard.healing._heal import heal_network
+from brickyard.relevance._contribution import ContributionSums, class_sums, contributions
+from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
+from brickyard.training._finetune import finetune
 from nets import Drawn, images, keep_sets, plans
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 import brickyard as by
-from brickyard.predicting import REJECT
+from brickyard.component._predictor import REJECT
 from brickyard.testing import chain
 
 HOW = by.Preprocessing(size=(8, 8), channels=3, mean=(0.5,), std=(0.2,))

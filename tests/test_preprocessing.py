@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim, export
 
 import brickyard as by
-from brickyard.preprocessing import check_images, preprocess
+from brickyard.inputs._preprocessing import check_images, preprocess
 
 
 class Wrapped(nn.Module):

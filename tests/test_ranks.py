@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli import app
+from brickyard.cli._app import app
 from brickyard.testing import Residual, chain
 
 
@@ -135,8 +135,8 @@ def test_commands_that_share_no_work_say_so(tmp_path) -> None:
 
 
 def _loop() -> None:
-    from brickyard.cli import _shared
-    from brickyard.commands.common import exit_code
+    from brickyard.cli._app import _shared
+    from brickyard.cli._output import exit_code
 
     def locate() -> None:
         data = torch.rand(64, 3, 8, 8), torch.arange(64) % 4
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["loop"]:
         _loop()
     else:
-        from brickyard.ranks import joined
+        from brickyard.runtime._processes import joined
 
         with joined():
             found = results()

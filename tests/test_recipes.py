@@ -16,14 +16,15 @@ import yaml
 from PIL import Image
 
 import brickyard as by
-from brickyard import building
-from brickyard.building import build, plan
-from brickyard.cards import model_card, score_table
-from brickyard.datasets import load_data
-from brickyard.errors import BrickyardError, DataError, FileError, OptionError
-from brickyard.fingerprints import Fingerprints, data_files
-from brickyard.recipes import MAX_BYTES, Recipe, load_recipe
-from brickyard.scores import Scores
+from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.evaluation._scores import Scores
+from brickyard.inputs._datasets import load_data
+from brickyard.recipes import _build as building
+from brickyard.recipes._build import build, plan
+from brickyard.recipes._fingerprints import Fingerprints, data_files
+from brickyard.recipes._reader import MAX_BYTES, load_recipe
+from brickyard.recipes._schema import Recipe
+from brickyard.reports._cards import model_card, score_table
 from test_cli import run, save_folder
 
 RECIPE = """\
@@ -402,14 +403,14 @@ def test_other_versions_run_all(again, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("target", "calls"),
     [
-        ("brickyard.training.F.cross_entropy", 9),
-        ("brickyard.locating.class_sums", 1),
-        ("brickyard.locating.class_sums", 3),
-        ("brickyard.disassembling.heal_network", 1),
-        ("brickyard.container.os.replace", 9),
-        ("brickyard.container.os.replace", 12),
-        ("brickyard.building.Made", 4),
-        ("brickyard.evaluation._logits", 2),
+        ("brickyard.training._sources.F.cross_entropy", 9),
+        ("brickyard.relevance._contribution.class_sums", 1),
+        ("brickyard.relevance._contribution.class_sums", 3),
+        ("brickyard.healing._heal.heal_network", 1),
+        ("brickyard.storage._safefile.os.replace", 9),
+        ("brickyard.storage._safefile.os.replace", 12),
+        ("brickyard.recipes._build.Made", 4),
+        ("brickyard.evaluation._evaluate._logits", 2),
     ],
 )
 def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
@@ -444,7 +445,7 @@ def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) -> None:
-    from brickyard import locating
+    from brickyard.relevance import _locate as locating
 
     real, seen = locating.class_sums, []
 
@@ -547,7 +548,7 @@ def test_a_source_without_weights_is_named(tmp_path) -> None:
 
 def test_the_parts_are_what_the_library_makes(first) -> None:
     """The same by hand, with the library's own calls."""
-    from brickyard.sources import load_source
+    from brickyard.sources._loading import load_source
 
     out = first.parent / "out"
     source = load_source(str(out / "sources" / "lower.safetensors"))
@@ -738,7 +739,7 @@ def test_the_documented_recipe_builds_and_every_key_is_documented(tmp_path) -> N
 
 
 def sections():
-    from brickyard import recipes
+    from brickyard.recipes import _reader as recipes
 
     return {
         "The recipe": recipes.Recipe,

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 import brickyard as by
-from brickyard.faithful import faithfulness
-from brickyard.reporting import report, write_report
-from brickyard.reporting.figures import heat_map
-from brickyard.reporting.markup import joined, tag
-from brickyard.routes import routes
+from brickyard.evaluation._faithfulness import faithfulness
+from brickyard.reports._figures import heat_map
+from brickyard.reports._markup import joined, tag
+from brickyard.reports._page import report, write_report
+from brickyard.reports._routes import routes
 from brickyard.testing import Residual, chain
 
 DATA = (torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 4)
@@ -109,7 +109,7 @@ def test_scores_are_those_of_evaluate(made) -> None:
 
 
 def by_row(row):
-    from brickyard.scores import Row
+    from brickyard.evaluation._scores import Row
 
     return Row.model_validate(row)
 

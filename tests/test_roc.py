@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from brickyard.errors import DataError
-from brickyard.roc import Roc
+from brickyard.base._errors import DataError
+from brickyard.evaluation._roc import Roc
 
 SCORES = st.lists(st.integers(-3, 3), min_size=2, max_size=8)
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import brickyard as by
-from brickyard.faithful import faithfulness, masked
-from brickyard.picturing import draw, placed, tidy
-from brickyard.routes import routes
+from brickyard.base._messages import tidy
+from brickyard.evaluation._faithfulness import faithfulness, masked
+from brickyard.reports._route_picture import draw, placed
+from brickyard.reports._routes import routes
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, zeroed_output
 
 DATA = (torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 4)

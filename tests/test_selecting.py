@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.criteria import CRITERIA
-from brickyard.eliminating import LEVELS, RIDGE, damage_curves
-from brickyard.graph import trace
-from brickyard.healing import heal_network
-from brickyard.selecting import CostModel, by_damage, keep_mask
-from brickyard.surgery import cut
+from brickyard.axes._graph import trace
+from brickyard.healing._heal import heal_network
+from brickyard.selection._damage import LEVELS, RIDGE, by_damage, damage_curves
+from brickyard.selection._importance import CRITERIA
+from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -24,8 +24,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
 
 import brickyard as by
-from brickyard.container import write_content
-from brickyard.errors import DataError, FileError, shown
+from brickyard.base._errors import DataError, FileError
+from brickyard.base._messages import shown
+from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
 from conftest import needed_package
 from test_cli import run
@@ -37,10 +38,11 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 import drawn_requests as drawn
 from drawn_requests import HOST, ORDERS, SECRET, Asked, ask, built, form, small_yard, upload
 
-from brickyard.workbench import create_app, pictures
-from brickyard.workbench.building import Bench
-from brickyard.workbench.guarding import Guard
-from brickyard.workbench.limits import Limits
+from brickyard.workbench import _pictures as pictures
+from brickyard.workbench._app import create_app
+from brickyard.workbench._bench import Bench
+from brickyard.workbench._guard import Guard
+from brickyard.workbench._limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,7 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     picture = torch.randint(0, 256, (3, 1500, 1501), dtype=torch.uint8)
     small = pictures.shrunk(picture, parts)
     assert small.shape == (3, 16, 16)
-    from brickyard.preprocessing import preprocess
+    from brickyard.inputs._preprocessing import preprocess
 
     assert torch.equal(preprocess(small[None], how), preprocess(picture[None], how))
     assert pictures.shrunk(picture[:, :900], parts) is not None
@@ -343,7 +345,7 @@ def serving(app, limits: Limits, plain: bool = False):
     """The port of a server; `plain` takes away how it drops slow clients."""
     import uvicorn
 
-    from brickyard.workbench.serving import server
+    from brickyard.workbench._server import server
 
     place = socket.create_server(("127.0.0.1", 0))
     if plain:
@@ -432,7 +434,7 @@ def test_bodies_that_drip_are_refused(yard) -> None:
 
 
 def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
-    from brickyard.workbench import serving as module
+    from brickyard.workbench import _server as module
 
     async def large(scope, receive, send):
         if scope["type"] == "http":
@@ -503,8 +505,8 @@ def test_the_token_is_in_no_answer_and_in_no_log(yard, tmp_path, capfd) -> None:
 
 
 def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
-    from brickyard.commands import serving as command
-    from brickyard.workbench import serving as module
+    from brickyard.cli import _serve as command
+    from brickyard.workbench import _server as module
 
     made: list[str | None] = []
 
@@ -576,7 +578,7 @@ def test_texts_from_files_give_no_orders_to_a_terminal(yard, tmp_path) -> None:
 def test_progress_shows_names_as_text(monkeypatch) -> None:
     from rich.console import Console
 
-    from brickyard import progress
+    from brickyard.runtime import _progress as progress
 
     out = io.StringIO()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -591,7 +593,7 @@ def test_cards_show_names_as_text(tmp_path) -> None:
     import markdown
     import yaml
 
-    from brickyard.cards import model_card
+    from brickyard.reports._cards import model_card
 
     names = ["<img src=x onerror=alert(1)>", "](javascript:alert(1))", "a`<b>`|\n# title\n---\nlicense: mine", "‮hen"]
     data = torch.rand(12, 3, 8, 8), torch.arange(12) % 4
@@ -671,7 +673,7 @@ def test_no_output_says_who_made_it_and_where(tmp_path, monkeypatch) -> None:
     ]
     needed_package("onnxscript")
     said.append(run("export", "w.safetensors", "-o", "w.onnx", "--json"))
-    from brickyard.hub import save_pretrained
+    from brickyard.export._hub import save_pretrained
 
     save_pretrained(by.load("w.safetensors"), "hub")
     # A recipe that lies beside what it names, as recipes do.
@@ -726,7 +728,7 @@ def test_outputs_never_replace_a_device_or_a_pipe(tmp_path) -> None:
 
 
 def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch) -> None:
-    from brickyard import container
+    from brickyard.storage import _safefile as container
 
     kept, folder, path = tmp_path / "kept.txt", tmp_path / "folder", tmp_path / "out" / "b"
     kept.write_text("mine")

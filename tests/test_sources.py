@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import brickyard as by
-from brickyard.datasets import load_data
-from brickyard.graph import trace
-from brickyard.sources import Source, load_source, save_source, zoo
-from brickyard.surgery import cut
+from brickyard.axes._graph import trace
+from brickyard.inputs._datasets import load_data
+from brickyard.sources import _zoo as zoo
+from brickyard.sources._loading import Source, load_source, save_source
+from brickyard.surgery._join import cut
 from brickyard.testing import randomised, zeroed_output
-from brickyard.training import accuracy, build_seeded
+from brickyard.training._sources import accuracy, build_seeded
 
 ARCHITECTURES = [
     *((name, {}) for name in zoo.available()),

@@ -8,9 +8,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from brickyard.errors import SurgeryError
-from brickyard.graph import trace
-from brickyard.surgery import Part, cut, fuse, join, join_as_groups
+from brickyard.axes._graph import trace
+from brickyard.base._errors import SurgeryError
+from brickyard.network._fusing import fuse
+from brickyard.surgery._groups import join_as_groups
+from brickyard.surgery._join import cut, join
+from brickyard.surgery._plan import Part
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
 from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.errors import TraceError
-from brickyard.graph import Graph, trace
-from brickyard.surgery import Part, cut, join
+from brickyard.axes._graph import Graph, trace
+from brickyard.base._errors import TraceError
+from brickyard.surgery._join import cut, join
+from brickyard.surgery._plan import Part
 from brickyard.testing import randomised, zeroed_output
 from nets import images, relative
 
@@ -269,7 +270,7 @@ def test_export_is_not_used_where_it_knows_no_more() -> None:
 
 
 def test_taking_places_that_do_not_exist_is_an_error() -> None:
-    from brickyard.layers.functions import FUNCTIONS
+    from brickyard.network._functions import FUNCTIONS
 
     take = FUNCTIONS["take"].call
     x = torch.arange(6.0).reshape(1, 6)

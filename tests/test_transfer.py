@@ -17,11 +17,11 @@ from scipy.optimize import minimize
 from torch.utils.data import DataLoader, TensorDataset
 
 import brickyard as by
-from brickyard.datasets import ImageData
-from brickyard.errors import DataError, OptionError
+from brickyard.base._errors import DataError, OptionError
+from brickyard.evaluation._probe import SCORES, features, h_score, log_evidence, probe
+from brickyard.inputs._datasets import ImageData
 from brickyard.testing import Residual, chain, randomised
-from brickyard.transfer import SCORES, features, h_score, log_evidence, probe
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 from test_cli import run
 
 GENERATOR = torch.Generator().manual_seed(1)

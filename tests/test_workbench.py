@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 import brickyard as by
-from brickyard.assembly import shared_signals
-from brickyard.datasets import load_data
+from brickyard.assembly._labelled import shared_signals
+from brickyard.inputs._datasets import load_data
 from test_cli import run
 from workbench_yard import HOSTILE, make_yard
 
@@ -29,9 +29,9 @@ if os.environ.get("CI") != "true":
 
 from fastapi.testclient import TestClient
 
-from brickyard.workbench import create_app
-from brickyard.workbench.limits import Limits
-from brickyard.workbench.overlap import level, measured, predicted
+from brickyard.workbench._app import create_app
+from brickyard.workbench._limits import Limits
+from brickyard.workbench._overlap import level, measured, predicted
 
 HERE = "http://127.0.0.1:8000"
 TWO = ["digits-012", "digits-789"]

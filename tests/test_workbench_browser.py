@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import brickyard as by
-from brickyard.datasets import load_data
+from brickyard.inputs._datasets import load_data
 from workbench_yard import HOSTILE, make_yard
 
 if os.environ.get("CI") != "true":
@@ -189,13 +189,14 @@ ORDERS = [
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_names_that_give_orders_are_shown_and_not_obeyed(browser, tmp_path, monkeypatch, safe) -> None:
-    from brickyard.reporting import write_report
+    from brickyard.reports._page import write_report
     from brickyard.testing import chain
-    from brickyard.workbench import app as module
-    from brickyard.workbench import create_app, guarding
-    from brickyard.workbench.limits import Limits
-    from brickyard.workbench.serving import server
-    from brickyard.yard import Yard
+    from brickyard.workbench import _app as module
+    from brickyard.workbench import _guard as guarding
+    from brickyard.workbench._app import create_app
+    from brickyard.workbench._limits import Limits
+    from brickyard.workbench._server import server
+    from brickyard.yard._yard import Yard
 
     data = torch.rand(20, 3, 8, 8), torch.arange(20) % 5
     part = by.disassemble(chain(5), by.locate(chain(5), data, classes=ORDERS, name=ORDERS[0]), task=ORDERS)

@@ -21,12 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import brickyard as by
-from brickyard.choosing import choose
-from brickyard.covering import Part, cover
-from brickyard.errors import FileError, OptionError, SurgeryError, TaskError
-from brickyard.shelf import Record, Shelf, read_index, written
+from brickyard.base._errors import FileError, OptionError, SurgeryError, TaskError
 from brickyard.testing import chain, randomised
-from brickyard.yard import Entry, Problem, Yard
+from brickyard.yard._choose import Part, choose, cover
+from brickyard.yard._index import Entry, Record, Shelf, read_index, written
+from brickyard.yard._yard import Problem, Yard
 from test_cli import run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
@@ -297,7 +296,7 @@ def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
     def opened(*_args):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("brickyard.yard.read_entry", opened)
+    monkeypatch.setattr("brickyard.yard._index.read_entry", opened)
     assert names(yard) == ALL
     os.utime(yard.path / "hen-farm.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="a file was read"):
@@ -435,7 +434,7 @@ def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
     for k in range(12):
         part.with_scores({"number": k}).save(tmp_path / f"{k}.safetensors")
     code = (
-        "import os, sys, brickyard.files\nfrom pathlib import Path\nfrom brickyard.yard import Yard\n"
+        "import os, sys, brickyard._files\nfrom pathlib import Path\nfrom brickyard.yard._yard import Yard\n"
         "parts, (ready, go) = Path(sys.argv[2]), os.pipe()\n"
         "children = []\n"
         "for own in range(3):\n"
@@ -461,7 +460,7 @@ def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files,
     """Killed before the new file is in its place, after it, and while the index is written and renamed."""
     by.load(files["b"]).with_scores({"new": 1}).save(tmp_path / "new.safetensors")
     code = (
-        "import os, signal, sys, brickyard.files, brickyard.yard as module\n"
+        "import os, signal, sys, brickyard._files, brickyard.yard._yard as module\n"
         "real, calls = os.replace, []\n"
         "for when in range(4):\n"
         "    child = os.fork()\n"
@@ -497,7 +496,7 @@ def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brickyard.yard.read_entry", stop)
+    monkeypatch.setattr("brickyard.yard._index.read_entry", stop)
     with pytest.raises(KeyboardInterrupt):
         yard.add(component(seed=4))
     monkeypatch.undo()
@@ -516,7 +515,7 @@ def test_ten_thousand_components_are_listed_fast(files, tmp_path) -> None:
         shelf.records[name] = Record(replace(entry, name=name), first.stat().st_mtime_ns)
     (tmp_path / "index.json").write_bytes(written(shelf))
     code = (
-        "import sys, time\nstart = time.perf_counter()\nfrom brickyard.yard import Yard\n"
+        "import sys, time\nstart = time.perf_counter()\nfrom brickyard.yard._yard import Yard\n"
         "entries = Yard(sys.argv[1]).entries()\n"
         "print(len(entries), entries[-1].name, 'torch' in sys.modules, time.perf_counter() - start)\n"
     )
@@ -746,6 +745,6 @@ def test_tables_fit_and_obey_nobody(tmp_path) -> None:
 
 
 def test_torchrun_is_refused_for_yards(yard, monkeypatch) -> None:
-    monkeypatch.setattr("brickyard.ranks.joined", lambda: nullcontext(lambda: True))
+    monkeypatch.setattr("brickyard.runtime._processes.joined", lambda: nullcontext(lambda: True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "yard list runs in one process" in run("yard", "list", "--yard", yard.path, code=1).stderr

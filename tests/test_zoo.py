@@ -7,9 +7,11 @@ import torch
 from safetensors import safe_open
 
 import brickyard as by
-from brickyard.preprocessing import preprocess
-from brickyard.sources import load_source, registry, zoo
-from brickyard.training import build_seeded
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.sources import _registry as registry
+from brickyard.sources import _zoo as zoo
+from brickyard.sources._loading import load_source
+from brickyard.training._sources import build_seeded
 
 CASES = [*((name, {}) for name in zoo.available()), ("resnet20", {"shortcut": "B"})]
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import brickyard as by
-from brickyard.datasets import load_data
+from brickyard.inputs._datasets import load_data
 from brickyard.testing import chain
-from brickyard.training import build_seeded, train
-from brickyard.yard import Yard
+from brickyard.training._sources import build_seeded, train
+from brickyard.yard._yard import Yard
 
 HOW = by.Preprocessing(size=(16, 16), channels=1, mean=(0.305,), std=(0.376,))
 HOSTILE = '<img src=x onerror="document.title=1">'

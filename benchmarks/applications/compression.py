@@ -25,10 +25,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.datasets import ImageData
-from brickyard.finetuning import finetune
-from brickyard.options import Schedule
-from brickyard.preprocessing import preprocess
+from brickyard.base._options import Schedule
+from brickyard.inputs._datasets import ImageData
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.training._finetune import finetune
 
 SOURCES = ("VGG-16-w25 CIFAR-10", "GoogLeNet-w25 CIFAR-10", "ResNet-32")
 CHOICES = ("damage", "mda", "taylor", "l1", "fpgm", "hrank", "random")

@@ -20,11 +20,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.datasets import ImageData
-from brickyard.finetuning import finetune
-from brickyard.options import Distillation, Schedule
-from brickyard.preprocessing import preprocess
-from brickyard.training import accuracy, build_seeded, train
+from brickyard.base._options import Distillation, Schedule
+from brickyard.inputs._datasets import ImageData
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.training._finetune import finetune
+from brickyard.training._sources import accuracy, build_seeded, train
 
 C10 = "VGG-16-w25 CIFAR-10"
 STUDENTS = {  # teachers' parts; the student, its width; labelled images

@@ -29,15 +29,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.graphnets import (
-    GraphComponent,
-    NodeData,
-    assemble,
-    disassemble,
-    evaluate,
-    locate,
-)
-from brickyard.scaling import find
+from brickyard.gnn._component import GraphComponent
+from brickyard.gnn._evaluation import evaluate
+from brickyard.gnn._locate import locate
+from brickyard.gnn._make import assemble, disassemble
+from brickyard.gnn._network import NodeData
+from brickyard.scaling._strategies import find
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch Geometric imports torch.jit
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.datasets import ImageData
-from brickyard.preprocessing import preprocess
-from brickyard.training import train
+from brickyard.inputs._datasets import ImageData
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.training._sources import train
 
 C10, C100 = "VGG-16-w25 CIFAR-10", "VGG-16-w25 CIFAR-100"
 CASES = {  # the deployed source and its classes; where the new class is from, and which; the old class that leaves

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.roc import Roc
+from brickyard.evaluation._roc import Roc
 
 SWEPT = {"VGG-16-w25 CIFAR-10": range(3), "ResNet-20": range(3), "Fashion": range(3, 10)}
 THRESHOLDS = ("alpha", "beta", "linear_alpha", "linear_beta")

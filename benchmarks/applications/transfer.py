@@ -27,8 +27,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.datasets import ImageData
-from brickyard.transfer import features, h_score, log_evidence, probe
+from brickyard.evaluation._probe import features, h_score, log_evidence, probe
+from brickyard.inputs._datasets import ImageData
 
 C10 = ("VGG-16-w25 CIFAR-10", "ResNet-20")
 GOOGLENET = "GoogLeNet-w25 CIFAR-10"

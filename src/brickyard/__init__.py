@@ -5,65 +5,39 @@ The names below are loaded when they are first used, so that `import brickyard` 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from brickyard._version import __version__
-from brickyard.errors import BrickyardError
+from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from brickyard.assembling import assemble
-    from brickyard.assembly import Assembly
-    from brickyard.component import Component
-    from brickyard.disassembling import disassemble
-    from brickyard.evaluation import evaluate
-    from brickyard.files import load
-    from brickyard.finetuning import finetune
-    from brickyard.locating import locate
-    from brickyard.manifest import Preprocessing
-    from brickyard.options import Budget, Thresholds
-    from brickyard.relevance import Relevance
+    from brickyard._files import load as load
+    from brickyard.assembly._assemble import assemble as assemble
+    from brickyard.assembly._assembly import Assembly as Assembly
+    from brickyard.base._errors import BrickyardError as BrickyardError
+    from brickyard.base._options import Budget as Budget
+    from brickyard.base._options import Thresholds as Thresholds
+    from brickyard.base._records import Preprocessing as Preprocessing
+    from brickyard.component._component import Component as Component
+    from brickyard.component._disassemble import disassemble as disassemble
+    from brickyard.evaluation._evaluate import evaluate as evaluate
+    from brickyard.relevance._locate import locate as locate
+    from brickyard.relevance._relevance import Relevance as Relevance
+    from brickyard.training._finetune import finetune as finetune
 
-_HOME = {
-    "Assembly": "assembly",
-    "Budget": "options",
-    "Component": "component",
-    "Preprocessing": "manifest",
-    "Relevance": "relevance",
-    "Thresholds": "options",
-    "assemble": "assembling",
-    "disassemble": "disassembling",
-    "evaluate": "evaluation",
-    "finetune": "finetuning",
-    "load": "files",
-    "locate": "locating",
-}
-
-__all__ = [
-    "Assembly",
-    "BrickyardError",
-    "Budget",
-    "Component",
-    "Preprocessing",
-    "Relevance",
-    "Thresholds",
-    "__version__",
-    "assemble",
-    "disassemble",
-    "evaluate",
-    "finetune",
-    "load",
-    "locate",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"brickyard.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'brickyard' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _files="load",
+    assembly___assemble="assemble",
+    assembly___assembly="Assembly",
+    base___errors="BrickyardError",
+    base___options="Budget Thresholds",
+    base___records="Preprocessing",
+    component___component="Component",
+    component___disassemble="disassemble",
+    evaluation___evaluate="evaluate",
+    relevance___locate="locate",
+    relevance___relevance="Relevance",
+    training___finetune="finetune",
+)
+__all__ += ["__version__"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from brickyard.stopping import end, seen
+from brickyard.cli._signals import end, seen
 
 __all__ = ["main"]
 
@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; Ctrl-C while it loads is no error either."""
     try:
-        from brickyard.cli import main as run
+        from brickyard.cli._app import main as run
     except KeyboardInterrupt:
         print("brickyard: stopped", file=sys.stderr)  # noqa: T201
         sys.exit(130)

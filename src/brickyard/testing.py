@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from brickyard.graph import Graph
-
-__all__ = ["Branches", "Residual", "SqueezeExcite", "chain", "random_graph", "randomised", "zeroed_output"]
+from brickyard.axes._graph import Graph
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -153,7 +151,7 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
 
     Example:
         >>> import torch
-        >>> from brickyard.graph import trace
+        >>> from brickyard.axes import trace
         >>> from brickyard.surgery import cut
         >>> from brickyard.testing import chain, zeroed_output
         >>> x = torch.rand(2, 3, 8, 8)

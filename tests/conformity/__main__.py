@@ -20,7 +20,7 @@ import models
 import torch
 
 import brickyard as by
-from brickyard.progress import bar
+from brickyard.runtime._progress import bar
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 LIMIT = 900  # seconds for one architecture

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.graph import Graph, trace
-from brickyard.network import Network
-from brickyard.surgery import Part, cut, join
+from brickyard.axes._graph import Graph, trace
+from brickyard.network._network import Network
+from brickyard.surgery._join import cut, join
+from brickyard.surgery._plan import Part
 from brickyard.testing import zeroed_output
 
 REMOVED = 0.3

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from brickyard.graph import Graph
-from brickyard.surgery import cut
+from brickyard.axes._graph import Graph
+from brickyard.surgery._join import cut
 
 PATIENCE = 120  # seconds
 

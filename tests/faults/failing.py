@@ -17,7 +17,7 @@ from killing import in_a_child
 from shim import COUNT, FAIL, SIGNAL, Shim
 
 import brickyard as by
-from brickyard import stopping
+from brickyard.cli import _signals as stopping
 
 FAULTS: dict[str, tuple[int, int, bool]] = {
     "disk full from there on": (FAIL, errno.ENOSPC, True),

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 import brickyard as by
-from brickyard.building import build
-from brickyard.container import read
-from brickyard.exports import export_state_dict
-from brickyard.recipes import load_recipe
-from brickyard.reporting import write_report
+from brickyard.export._onnx import export_state_dict
+from brickyard.recipes._build import build
+from brickyard.recipes._reader import load_recipe
+from brickyard.reports._page import write_report
+from brickyard.storage._safefile import read
 from brickyard.testing import chain, randomised
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel", "fox"]
 GENERATOR = torch.Generator().manual_seed(1)
@@ -128,7 +128,7 @@ def exports(of: Material) -> list[Job]:
         write_report(folder / "page.html", [item], names=["it"], overwrite=True)
 
     def onnx(folder: Path, item: Any) -> None:
-        from brickyard.exports import export_onnx
+        from brickyard.export._onnx import export_onnx
 
         export_onnx(item, folder / "it.onnx", overwrite=True)
 
@@ -138,7 +138,7 @@ def exports(of: Material) -> list[Job]:
         scores.to_json(folder / "rows.json")
 
     def packed(folder: Path, item: Any) -> None:
-        from brickyard.hub import save_pretrained
+        from brickyard.export._hub import save_pretrained
 
         save_pretrained(item, folder / "model", overwrite=True)
 

@@ -190,7 +190,7 @@ def at_a_time(job: Job, folder: Path, seconds: float) -> str | None:
 
 def write_carelessly() -> None:
     """The control: files are written under their final names."""
-    from brickyard import container
+    from brickyard.storage import _safefile as container
 
     def careless(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
         with tempfile.TemporaryDirectory() as elsewhere:

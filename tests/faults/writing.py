@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import brickyard as by
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 
 READERS = 2
 

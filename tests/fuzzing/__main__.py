@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import brickyard as by
-from brickyard.progress import bar
+from brickyard.runtime._progress import bar
 from fuzzing.judging import FLOOR, SECONDS, Judge, Verdict, limit_space
 from fuzzing.seeding import seeds
 

@@ -23,14 +23,16 @@ from typing import Any
 import torch
 
 import brickyard as by
-from brickyard import graphnets
-from brickyard.errors import BrickyardError, shown
-from brickyard.graphnets.component import GraphAssembly
-from brickyard.manifest import ComponentManifest
-from brickyard.recipes import RecipeFile, load_recipe
-from brickyard.shelf import Entry, Shelf, read_entry, read_index, written
-from brickyard.sources import load_source
+from brickyard import gnn as graphnets
+from brickyard.base._errors import BrickyardError
+from brickyard.base._messages import shown
+from brickyard.base._records import ComponentManifest
+from brickyard.gnn._component import GraphAssembly
+from brickyard.recipes._reader import load_recipe
+from brickyard.recipes._recipe_file import RecipeFile
+from brickyard.sources._loading import load_source
 from brickyard.testing import random_graph
+from brickyard.yard._index import Entry, Shelf, read_entry, read_index, written
 from fuzzing.mutating import flip, mutant
 from fuzzing.seeding import Seed, parse
 

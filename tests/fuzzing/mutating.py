@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from brickyard.layers.functions import FUNCTIONS
-from brickyard.layers.modules import LAYER_TYPES
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import LAYER_TYPES
 from fuzzing.seeding import Seed, built
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}

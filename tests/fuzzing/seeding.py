@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import brickyard as by
-from brickyard import graphnets
-from brickyard.sources import load_source, save_source
+from brickyard import gnn as graphnets
+from brickyard.sources._loading import load_source, save_source
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, random_graph, randomised
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 
 DATA = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
 RECIPES = [

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 
 import brickyard
-from brickyard.workbench import create_app
+from brickyard.workbench._app import create_app
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "serving.json"
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import brickyard as by
 from brickyard.testing import chain
-from brickyard.yard import Yard
+from brickyard.yard._yard import Yard
 
 SECRET = "never-to-be-read"
 SLOW = 5.0  # seconds

@@ -1,15 +1,27 @@
-"""The one place that builds a resized network: cutting keeps some channels, padding lays parts side by side.
+"""The one place that builds a resized network: cutting keeps some channels, padding lays parts side by side."""
 
-Both are the same job. Each part is a graph and a keep-set; the result has, along every channel dimension, the
-kept channels of all parts in the order of their places in the source. With one part this is a cut. With
-several, every layer's weights become blocks with zeros elsewhere (the paper's alignment padding). Constants in
-steps that depend on channel counts (views, splits, slices, channel padding) are rewritten to fit.
-"""
+from __future__ import annotations
 
-from brickyard.surgery.fusing import fuse
-from brickyard.surgery.grouping import join_as_groups
-from brickyard.surgery.joining import cut, join
-from brickyard.surgery.overlaying import overlay
-from brickyard.surgery.plan import KeepSet, Part, check_keep, positions
+from typing import TYPE_CHECKING
 
-__all__ = ["KeepSet", "Part", "check_keep", "cut", "fuse", "join", "join_as_groups", "overlay", "positions"]
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.surgery._cost import CostModel as CostModel
+    from brickyard.surgery._groups import join_as_groups as join_as_groups
+    from brickyard.surgery._join import cut as cut
+    from brickyard.surgery._join import join as join
+    from brickyard.surgery._plan import KeepSet as KeepSet
+    from brickyard.surgery._plan import Part as Part
+    from brickyard.surgery._plan import check_keep as check_keep
+    from brickyard.surgery._plan import positions as positions
+    from brickyard.surgery._union import overlay as overlay
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _cost="CostModel",
+    _groups="join_as_groups",
+    _join="cut join",
+    _plan="KeepSet Part check_keep positions",
+    _union="overlay",
+)

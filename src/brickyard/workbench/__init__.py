@@ -1,5 +1,15 @@
 """A local web page to build classifiers from the components of a yard."""
 
-from brickyard.workbench.app import create_app
+from __future__ import annotations
 
-__all__ = ["create_app"]
+from typing import TYPE_CHECKING
+
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.workbench._app import create_app as create_app
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _app="create_app",
+)

@@ -1,0 +1,76 @@
+"""Components, assemblies and relevances as files: safetensors with one JSON text, nothing that executes.
+
+Reading treats a file as hostile: known operations, shapes that match; or one `FileError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from brickyard.assembly._assembly import Assembly, read_assembly
+from brickyard.base._checks import given_path
+from brickyard.base._errors import BrickyardError, FileError
+from brickyard.base._messages import told
+from brickyard.component._component import Component, read_component
+from brickyard.relevance._relevance import Relevance, read_relevance
+from brickyard.storage._safefile import read
+
+
+def loaded(path: Path, *kinds: type) -> Any:
+    """A file of ours, of one of some kinds.
+
+    Raises:
+        FileError: It is of another kind.
+    """
+    from brickyard._files import load
+
+    found = load(path)
+    if kinds and not isinstance(found, kinds):
+        wanted = " or ".join(kind.__name__.lower() for kind in kinds)
+        kind = type(found).__name__.lower()
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise FileError(f"{path} holds {article} {kind}; a {wanted} is needed here")
+    return found
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Component | Assembly | Relevance:
+    """Read a component, an assembly or relevances from a file; the source's class is not needed.
+
+    Raises:
+        FileError: The file is missing, truncated, foreign, from a newer version, or not consistent.
+
+    Example:
+        >>> import brickyard as by, tempfile, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = component.save(f"{folder}/small.safetensors")
+        ...     again = by.load(path)
+        >>> torch.equal(again(data[0]), component(data[0]))
+        True
+    """
+    path = given_path(path, "the file to load")
+    text, tensors = read(path)
+    manifest = text.get("manifest")
+    kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")
+    readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
+    readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
+    if kind in ("graph-component", "graph-assembly"):
+        raise FileError(f"{path} holds a part of a graph network; read it with brickyard.gnn._component.load")
+    if not isinstance(kind, str) or kind not in readers:
+        raise FileError(f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected")
+    try:
+        return readers[kind](path, text, tensors)
+    except FileError as error:
+        raise FileError(f"{path}: {told(error)}") from None
+    except BrickyardError as error:
+        raise FileError(f"{path} is not consistent: {told(error)}") from None

@@ -1,0 +1,238 @@
+"""Join components, from one or many sources, into one classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._forms import formed, quickest
+from brickyard.assembly._labelled import shared_signals
+from brickyard.base._checks import check_choice, check_kind, flag, seed_of, whole
+from brickyard.base._errors import OptionError, TaskError
+from brickyard.base._options import Duplicates, Form
+from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.component._component import Component
+from brickyard.component._disassemble import made_with, today
+from brickyard.runtime._isolation import steady
+from brickyard.scaling._scale import Evidence
+from brickyard.scaling._strategies import find, scale
+
+
+@steady
+def assemble(
+    components: Sequence[Component | Assembly],
+    *,
+    without: Sequence[str] = (),
+    form: Form = "parallel",
+    scaling: str = "none",
+    images: Any = None,
+    shots: int | None = None,
+    on_duplicate: Duplicates = "error",
+    votes: bool = False,
+    source: nn.Module | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Assembly:
+    """Join components into one classifier, without training.
+
+    Args:
+        components: The parts; each keeps its own preprocessing. An assembly in parallel form stands for its parts.
+        without: Classes to leave out. The parts that know them stay as they are, so that all other classes' logits
+            are the same bits as before; a part of which no class is left is dropped.
+        form: "parallel": the parts run one after the other (any mix of architectures); "padded": one network
+            with the parts side by side on every channel axis (one architecture: the paper's alignment
+            padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
+            multiplies nothing by zero; "union": one component with the union of the channels (one source);
+            "auto": measured on the parts' device, whichever of the first three is fastest.
+        scaling: How logits become comparable: a name in `brickyard.scaling.SCALINGS`.
+        images: For few-shot scalings: a list with labelled images for each part (None where there are none), as for
+            `locate`; labels are indices into that part's source's classes.
+        shots: Use at most so many images a class, drawn with `seed`.
+        on_duplicate: When two parts know a class of the same name: "error", "average" or "max" of their
+            scaled logits, or "rename" the later ones.
+        votes: A part that was cut with `reject=True` has its source's other outputs still. With this, they count where
+            another part contributes a class of the same name: the class's logit is the mean of all that know it.
+        source: The source of all parts, for form="union": fills in the weights between channels that only
+            different parts keep.
+        seed: Seed for drawing images.
+        **options: Options of the scaling.
+
+    Returns:
+        The assembly, in evaluation mode.
+
+    Raises:
+        TaskError: Two parts know a class of the same name, or a class to leave out is none of them, or none is left.
+        SurgeryError: The parts cannot be joined in this form.
+        OptionError: An option or scaling is not known, or lacks what it needs.
+        DataError: The images cannot be used.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> relevance = by.locate(source, data)
+        >>> parts = [by.disassemble(source, relevance, task=[k]) for k in (2, 0)]
+        >>> by.assemble(parts, form="padded").classes
+        ('2', '0')
+        >>> deployed = by.assemble(parts)
+        >>> more = by.assemble([deployed, by.disassemble(source, relevance, task=[1])], without=["2"])
+        >>> more.classes, torch.equal(more(data[0])[:, 0], deployed(data[0])[:, 1])
+        (('0', '1'), True)
+    """
+    check_choice("form", form, Form)
+    check_choice("on_duplicate", on_duplicate, Duplicates)
+    votes = flag("votes", votes)
+    check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
+    seed, shots = seed_of(seed), None if shots is None else whole("shots", shots)
+    if not isinstance(components, Iterable):
+        raise OptionError(
+            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list"
+        )
+    parts, gone = _opened(components)
+    strategy = find(scaling, images)
+    if isinstance(without, str):
+        raise OptionError(f"without={without!r} is one text; give a list of class names")
+    manifests = [part.manifest for part in parts]
+    manifest = assembly_manifest(manifests, form, on_duplicate, votes, gone)
+    if without:
+        gone = _removed(manifest, without)
+        left = [index for index, part in enumerate(manifests) if len(gone[index]) < len(part.task)]
+        if not left:
+            raise TaskError(f"without {', '.join(without)} no class is left; leave some in")
+        parts, gone = [parts[index] for index in left], [gone[index] for index in left]
+        manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
+    auto = form == "auto" and not strategy.gated
+    assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
+    manifest = assembly.manifest
+    evidence = Evidence(manifest)
+    if images is not None:
+        seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
+        evidence = seen.evidence(manifest)
+    return assembly.with_scaling(*scale(scaling, evidence, options))
+
+
+def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component], list[tuple[int, ...]]]:
+    """Components, with those that assemblies are made of, and the classes that each does not contribute."""
+    parts: list[Component] = []
+    gone: list[tuple[int, ...]] = []
+    for item in components:
+        if isinstance(item, Component):
+            parts.append(item)
+            gone.append(())
+        elif isinstance(item, Assembly) and item.manifest.form == "parallel":
+            parts += item.components()
+            gone += item.manifest.left_out or ((),) * len(item.manifest.parts)
+        elif isinstance(item, Assembly):
+            raise OptionError(
+                f"an assembly in {item.manifest.form} form was given among the components, and its parts are no longer "
+                "apart; give the components, or an assembly in parallel form"
+            )
+        else:
+            raise OptionError(
+                f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble "
+                "or load"
+            )
+    if not parts:
+        raise OptionError("components to assemble are needed; nothing was given: make some with disassemble or load")
+    return parts, gone
+
+
+def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int, ...]]:
+    """For each part, the classes of its task that are not used when these are left out too."""
+    gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
+    tasks = manifest.tasks
+    places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
+    for name in dict.fromkeys(names):
+        if name not in manifest.classes:
+            raise TaskError(
+                f"class {name!r} was to be left out, and is none of {', '.join(manifest.classes[:8])}; give one of them"
+            )
+        for member in manifest.members[manifest.classes.index(name)]:
+            part, place = places[member]
+            if place < len(tasks[part]):
+                gone[part].append(tasks[part][place])
+    return [tuple(out) for out in gone]
+
+
+def assembly_manifest(
+    parts: Sequence[ComponentManifest],
+    form: Form = "parallel",
+    on_duplicate: Duplicates = "error",
+    votes: bool = False,
+    left_out: Sequence[tuple[int, ...]] = (),
+) -> AssemblyManifest:
+    """What an assembly of these parts would be, before anything is joined; "auto" is parallel until it is measured.
+
+    Raises:
+        TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+    """
+    gone = tuple(left_out) if any(left_out) else ()
+    tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
+    classes, members, voting = _members(parts, tasks, on_duplicate, votes)
+    return AssemblyManifest(
+        classes=classes,
+        members=members,
+        on_duplicate=on_duplicate,
+        votes=voting,
+        left_out=gone,
+        parts=tuple(parts),
+        form="parallel" if form == "auto" else form,
+        versions=made_with(),
+        created=today(),
+    )
+
+
+def _members(
+    parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Class names; for each the places of its logits side by side; and what further classes each part votes on."""
+    named = [[part.source.classes[k] for k in task] for part, task in zip(parts, tasks, strict=True)]
+    known = {name for names in named for name in names} if votes else set()
+    voting = tuple(_votes(part, known) for part in parts)
+    if votes and not any(voting):
+        raise TaskError(
+            "votes=True was asked for, and no part knows a class that another one contributes: cut the parts with "
+            "reject=True from sources that name their classes alike, or leave votes out"
+        )
+    places: dict[str, list[int]] = {}
+    first_owner: dict[str, str] = {}
+    place = 0
+    for index, (part, names, own_votes) in enumerate(zip(parts, named, voting, strict=True)):
+        owner = f"part {index} ({part.source.name})"
+        for name in names:
+            if name in places and on_duplicate == "error":
+                raise TaskError(
+                    f"class {name!r} is in {first_owner[name]} and in {owner}; leave it out of one, or choose "
+                    "on_duplicate='average', 'max' or 'rename'"
+                )
+            if name in places and on_duplicate == "rename":
+                name = _new_name(name, part.source.name, places)
+            places.setdefault(name, []).append(place)
+            first_owner.setdefault(name, owner)
+            place += 1
+        place += len(own_votes)
+    place = 0
+    for part, names, own_votes in zip(parts, named, voting, strict=True):
+        place += len(names)
+        for k in own_votes:
+            places[part.source.classes[k]].append(place)
+            place += 1
+    return tuple(places), tuple(map(tuple, places.values())), voting if any(voting) else ()
+
+
+def _votes(part: ComponentManifest, known: set[str]) -> tuple[int, ...]:
+    """Classes outside a part's task that other parts contribute and its source knows."""
+    if not part.reject:
+        return ()
+    return tuple(k for k, name in enumerate(part.source.classes) if name in known and k not in part.task)
+
+
+def _new_name(name: str, source: str, taken: dict[str, list[int]]) -> str:
+    candidate, number = f"{name} ({source})", 2
+    while candidate in taken:
+        candidate, number = f"{name} ({source} {number})", number + 1
+    return candidate

@@ -1,0 +1,304 @@
+"""Assemblies: one classifier made of components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.base._checks import given_path
+from brickyard.base._errors import FileError, SurgeryError
+from brickyard.base._messages import shown
+from brickyard.base._records import (
+    AssemblyFile,
+    AssemblyManifest,
+    ComponentManifest,
+    NetworkSpec,
+    ScalingRecord,
+    validated,
+)
+from brickyard.component._component import Component, check_input, read_familiarity
+from brickyard.component._describe import tuned_text
+from brickyard.component._familiarity import Familiarity
+from brickyard.component._predictor import Predictor
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.network._cost_limit import Bounds
+from brickyard.network._fusing import quick
+from brickyard.network._network import Network, kind
+from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
+from brickyard.scaling._scale import Gate, Scale, combine, owned
+from brickyard.storage._safefile import write
+
+
+class Assembly(Predictor):
+    """One classifier made of components; made by `assemble` or `load`.
+
+    It takes raw images, uint8 or in [0, 1], and applies each component's own preprocessing.
+
+    Attributes:
+        manifest: What it is, with the manifests of its parts.
+        matrix: The scaling's linear map on the parts' logits, (logits, logits), or None.
+        shift: Its shift, (logits,), or None.
+        gate: What the scaling adds to a part's classes by how its features look, or None.
+        skeletons: The sources' networks as data, one a part.
+
+    Shapes:
+        (batch, channels, height, width) -> (batch, classes)
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> relevance = by.locate(chain(), (images, labels))
+        >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
+        >>> isinstance(whole, by.Assembly), whole(images).shape
+        (True, torch.Size([8, 2]))
+    """
+
+    matrix: Tensor | None
+    shift: Tensor | None
+    _share: Tensor
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        manifest: AssemblyManifest,
+        matrix: Tensor | None = None,
+        shift: Tensor | None = None,
+        skeletons: Sequence[NetworkSpec | None] = (),
+        familiarity: Sequence[Familiarity | None] = (),
+        gate: Gate | None = None,
+    ) -> None:
+        super().__init__()
+        if manifest.form == "parallel":
+            known = familiarity or [None] * len(networks)
+            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))
+        else:
+            self.joined = networks[0]
+        self.manifest = manifest
+        self.skeletons = tuple(skeletons)
+        count = sum(map(len, manifest.columns))
+        if matrix is not None and (
+            tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
+        ):
+            raise SurgeryError(f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits")
+        self.register_buffer("_share", owned(manifest), persistent=False)
+        self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
+        self.register_buffer("shift", shift)
+        self.gate = gate
+        self._plain = manifest.plain
+        self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, one an output."""
+        return self.manifest.classes
+
+    @property
+    def reject(self) -> bool:
+        """An assembly answers with one of its classes."""
+        return False
+
+    def networks(self) -> list[Network]:
+        """The networks that hold the numbers: one a part, or one in all."""
+        if self.manifest.form == "parallel":
+            return [part.network for part in self.components()]
+        return [self.joined]
+
+    def components(self) -> Iterator[Component]:
+        """The parts, in parallel form."""
+        for part in self.parts:
+            assert isinstance(part, Component)
+            yield part
+
+    def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the parts say, before scaling.
+
+        Args:
+            images: Raw images, (batch, channels, height, width).
+            features: Whether to give features and distances too; only in parallel form.
+
+        Returns:
+            The parts' logits of their columns, (batch, logits); their features, each part's of length one, (batch,
+            features); and how far these are from the parts' own classes, (batch, parts).
+        """
+        return self._signals(self.inputs(images), features)
+
+    def inputs(self, images: Tensor) -> list[Tensor]:
+        """Raw images -> what each of `networks` takes."""
+        parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
+        if self.manifest.form == "parallel" or self.manifest.shared_input:
+            prepared = [preprocess(images, part.preprocessing) for part in parts[: len(likes)]]
+        else:
+            prepared = [torch.cat([preprocess(images, part.preprocessing) for part in parts], 1)]
+        return [x.to(like.device, like.dtype) for x, like in zip(prepared, likes, strict=True)]
+
+    def answers(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What `inputs` gives -> logits of all classes."""
+        return self.scaled(*self._signals(inputs, features=self.gate is not None))
+
+    def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        outputs: list[Tensor] = []
+        entering: list[Tensor] = []
+        distances: list[Tensor] = []
+        if self.manifest.form != "parallel":
+            joined: Tensor = self.joined(inputs[0])
+            outputs = list(joined.split([part.width for part in self.manifest.parts], 1))
+        else:
+            for part, x in zip(self.components(), inputs, strict=True):
+                if not features:
+                    outputs.append(part.network(x))
+                    continue
+                found, _, output = part.observe(x)
+                outputs.append(output)
+                entering.append(nn.functional.normalize(found, dim=1))
+                if part.familiarity is not None:
+                    distances.append(part.familiarity(found))
+        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
+        logits = torch.cat([self._columns(*column) for column in columns], 1)
+        known = len(distances) == len(outputs)
+        return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
+
+    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
+        """A part's logits of the classes that are asked of it."""
+        if not part.reject:
+            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
+        if self.manifest.scaling.log_probability:
+            outputs = outputs.log_softmax(1)
+        if part.reject:
+            return outputs[:, list(columns)]
+        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
+
+    def side_by_side(self, images: Tensor) -> Tensor:
+        """The parts' class logits before scaling, (batch, logits)."""
+        return self.signals(images)[0]
+
+    def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
+        if self.matrix is not None and self.shift is not None:
+            logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
+        logits = logits if self._plain else combine(self.manifest, logits)
+        if self.gate is None or features is None or distances is None:
+            return logits
+        gain: Tensor = self.gate(features, distances)
+        return logits + gain @ self._share.T.to(logits.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw images -> logits of all classes."""
+        return self.answers(self.inputs(images))
+
+    logits = forward
+
+    def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
+        """The same assembly, scaled otherwise."""
+        manifest = self.manifest.model_copy(update={"scaling": record})
+        known = [part.familiarity for part in self.components()] if manifest.form == "parallel" else []
+        networks = self.networks()
+        return Assembly(networks, manifest, fitted.matrix, fitted.shift, self.skeletons, known, fitted.gate)
+
+    def fused(self) -> Assembly:
+        """The same assembly for inference, as `Component.fused` makes its parts; form and scaling stay."""
+        shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
+        known = [part.familiarity for part in self.components()] if self.manifest.form == "parallel" else []
+        networks = [quick(network, shape) for network, shape in zip(self.networks(), shapes, strict=True)]
+        skeletons = [None] * len(self.manifest.parts)
+        return Assembly(networks, self.manifest, self.matrix, self.shift, skeletons, known, self.gate)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the assembly to one safetensors file, atomically.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written.
+        """
+        from brickyard.assembly._assembly import save_assembly
+
+        return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
+
+    def __str__(self) -> str:
+        m = self.manifest
+        total = sum(p.selection.parameters for p in m.parts)
+        lines = [
+            f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
+            f"  form         {m.form}",
+            f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
+            f"  parameters   {total:,} in the parts",
+        ]
+        lines += [
+            f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
+            for i, p in enumerate(m.parts)
+        ]
+        if m.tuned is not None:
+            lines.append(f"  trained      {tuned_text(m.tuned)}")
+        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        if gone:
+            lines.append(f"  left out     {', '.join(gone)}")
+        lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+        return "\n".join(shown(line, keep="") for line in lines)
+
+
+def network_shapes(
+    parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Input shapes and output widths of the networks of an assembly."""
+    if form == "parallel":
+        return [part.input_shape for part in parts], [part.width for part in parts]
+    channels, *size = parts[0].input_shape
+    copies = 1 if shared_input else len(parts)
+    return [(channels * copies, *size)], [sum(part.width for part in parts)]
+
+
+MAX_SHARES = 1 << 26  # classes times parts of an assembly
+
+
+def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) -> Path:
+    """Write an assembly. See `Assembly.save`."""
+    tensors: dict[str, Tensor] = {}
+    specs: list[NetworkSpec] = []
+    for index, network in enumerate(assembly.networks()):
+        specs.append(network.to_spec())
+        tensors.update(tensors_of(network, f"networks.{index}."))
+    if assembly.manifest.form == "parallel":
+        for index, part in enumerate(assembly.components()):
+            tensors.update(tensors_of(part.familiarity, f"familiarity.{index}."))
+    if assembly.matrix is not None and assembly.shift is not None:
+        tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
+    tensors.update(tensors_of(assembly.gate, "scaling.gate."))
+    text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
+    return write(path, tensors, text.model_dump(mode="json"), overwrite)
+
+
+def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
+    file = validated(AssemblyFile, text, "its text")
+    manifest = file.manifest
+    shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
+    if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
+        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+    if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
+        raise FileError(f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file")
+    for part in manifest.parts:
+        check_input(part)
+    bounds = Bounds(count_numbers(tensors))
+    networks = [
+        stored_network(spec, tensors, f"networks.{index}.", shape, width, bounds)
+        for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
+    ]
+    matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
+    if (matrix is None) != (shift is None):
+        raise FileError("its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither")
+    known: list[Familiarity | None] = []
+    if manifest.form == "parallel":
+        pairs = zip(manifest.parts, networks, strict=True)
+        known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
+    gate = None
+    if manifest.scaling.gate:
+        sizes = [part.mean.shape[1] for part in known if part is not None]
+        if len(sizes) != len(manifest.parts):
+            raise FileError("its scaling needs what is known of the features of every part")
+        gate = Gate.blank(sizes)
+        match_types(gate, tensors, "scaling.gate.")
+        fill_in(gate, tensors, "scaling.gate.")
+    check_all_used(tensors)
+    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)

@@ -1,0 +1,175 @@
+"""The forms of an assembly: how several components run as one network, or one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.axes._graph import Graph, analyse
+from brickyard.base._errors import BrickyardError, SurgeryError
+from brickyard.base._messages import told
+from brickyard.base._records import AssemblyManifest
+from brickyard.base._records import Form as MadeForm
+from brickyard.component._component import Component
+from brickyard.network._cost_limit import Bounds
+from brickyard.network._identity import weights_like
+from brickyard.network._network import Network
+from brickyard.runtime._profiling import measure_latency
+from brickyard.surgery._groups import join_as_groups
+from brickyard.surgery._join import join
+from brickyard.surgery._plan import Part
+from brickyard.surgery._union import overlay
+
+BATCHES = (1, 32)  # images at once at which forms are timed
+MARGIN = 0.95  # another form than parallel must take less than this share of its time
+
+
+def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None = None) -> Assembly:
+    """The assembly in the form that its manifest names.
+
+    Raises:
+        SurgeryError: The parts cannot be brought into that form.
+    """
+    skeletons = [part.skeleton for part in parts]
+    if manifest.form == "parallel":
+        known = [part.familiarity for part in parts]
+        return Assembly([part.network for part in parts], manifest, skeletons=skeletons, familiarity=known)
+    try:
+        return _joined(parts, manifest, source)
+    except BrickyardError:
+        raise
+    except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
+        raise SurgeryError(
+            f"form={manifest.form!r} was asked for, and a part does not fit the structure of its source that it tells "
+            f"of: {told(error)}; use form='parallel'"
+        ) from error
+
+
+def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
+    """The assembly whose parts are one network."""
+    skeletons = [part.skeleton for part in parts]
+    blueprints = [_blueprint(part) for part in parts]
+    if manifest.form == "union":
+        network, notes = _union(parts, blueprints, source)
+        manifest = manifest.model_copy(update={"shared_input": True, "notes": notes})
+        network.to(weights_like(parts[0].network).dtype)
+        return Assembly([network], manifest, skeletons=skeletons)
+    if len({part.manifest.input_shape for part in parts}) > 1:
+        raise SurgeryError(f"{manifest.form} parts must take images of one size; use form='parallel'")
+    types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
+    if len(types) > 1:
+        found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
+        raise SurgeryError(
+            f"{manifest.form} parts must have numbers of one type; these have {found}: bring them to one with "
+            ".float(), or use form='parallel'"
+        )
+    shared = _can_share_input(manifest, blueprints[0].graph)
+    notes = ()
+    if manifest.form == "grouped":
+        network, notes = join_as_groups(blueprints, shared_input=shared)
+    else:
+        network = join(blueprints, shared_input=shared)
+    manifest = manifest.model_copy(update={"shared_input": shared, "notes": notes})
+    made = Assembly([network], manifest, skeletons=skeletons)
+    _check_equal(made, formed(parts, manifest.model_copy(update={"form": "parallel"})))
+    return made
+
+
+def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly:
+    """The assembly in the form that takes the least time here, of those that give the same.
+
+    Each is timed on one image and on a batch; parallel stays unless another is clearly faster.
+    """
+    made: dict[MadeForm, Assembly] = {}
+    forms: tuple[MadeForm, ...] = ("parallel", "padded", "grouped")
+    for form in forms:
+        try:
+            made[form] = formed(parts, manifest.model_copy(update={"form": form}))
+        except SurgeryError:  # parallel is always there
+            continue
+    shares = dict.fromkeys(made, 0.0)  # logarithms of times
+    for batch in BATCHES if len(made) > 1 else ():
+        images = torch.rand(batch, *manifest.parts[0].input_shape, generator=torch.Generator().manual_seed(0))
+        times = measure_latency({form: partial(assembly, images) for form, assembly in made.items()}, batch=batch)
+        for form in made:
+            shares[form] += math.log(times[form].median_ms / times["parallel"].median_ms) / len(BATCHES)
+    best = min(made, key=lambda form: shares[form])
+    if shares[best] > math.log(MARGIN):
+        best = "parallel"
+    found = made[best]
+    note = f"form='auto': {best} is the fastest of {', '.join(made)} here"
+    if best != "parallel":
+        note += f", {math.exp(shares[best]):.2f} of parallel's time"
+    found.manifest = found.manifest.model_copy(update={"notes": (*found.manifest.notes, note)})
+    return found
+
+
+def _union(
+    parts: Sequence[Component], blueprints: Sequence[Part], source: nn.Module | None
+) -> tuple[Network, tuple[str, ...]]:
+    if len({part.manifest.source.sha256 for part in parts}) > 1:
+        names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
+        raise SurgeryError(f"form='union' needs parts of one source; these come from {names}: use form='parallel'")
+    network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
+    changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
+    changed += ["training" for p in parts if p.manifest.tuned is not None]
+    if source is not None and changed:
+        notes = (*notes, f"the parts' {changed[0]} was dropped: the union has the source's own weights")
+    return network, notes
+
+
+def _blueprint(part: Component) -> Part:
+    """A component as a cut of its source's structure, which is rebuilt without numbers."""
+    if part.skeleton is None:
+        raise SurgeryError(
+            f"the component of {part.manifest.source.name!r} does not know its source's structure: it is fused, or has "
+            "operations without a form as data; use form='parallel', or fuse what is assembled"
+        )
+    structure = Network.from_spec(part.skeleton)
+    Bounds(None).run(structure, part.manifest.input_shape)
+    graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
+    keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
+    if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
+        raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")
+    return Part(graph, keep, part.network)
+
+
+def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
+    from brickyard.axes._graph import trace
+    from brickyard.network._identity import fingerprint, source_of
+
+    source = source_of(source)
+    found = fingerprint(source)
+    for part in parts:
+        if part.manifest.source.sha256 != found:
+            raise SurgeryError(
+                f"form='union' was asked for with a source of weights {found[:12]}; the component for "
+                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}: give its own source"
+            )
+    like = next(source.parameters())
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, *parts[0].manifest.input_shape, generator=generator)
+    return trace(source, example.to(like.device, like.dtype))
+
+
+def _can_share_input(manifest: AssemblyManifest, graph: Graph) -> bool:
+    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
+    return len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
+
+
+def _check_equal(joined: Assembly, parallel: Assembly) -> None:
+    """Compare joined and parallel outputs on random images; a difference would be a wrong place."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *parallel.manifest.parts[0].input_shape, generator=generator)
+    with torch.inference_mode():
+        a, b = joined.side_by_side(images), parallel.side_by_side(images)
+    if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):
+        raise SurgeryError(
+            f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}; "
+            "use form='parallel' and please report this architecture"
+        )

@@ -1,0 +1,125 @@
+"""Atoms: the channels that layers write, what is tied to what, and where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+DimRole = Literal["out", "in", "follow", "through", "zeros"]
+
+
+@dataclass(frozen=True)
+class DimRecord:
+    """One tensor dimension that is cut together with the atoms it lists.
+
+    Attributes:
+        owner: Dotted name of the layer or bare tensor, or the step's name for channel padding.
+        role: "out" (written), "in" (read), "follow" (one entry a channel), "through" (inputs of a depthwise
+            convolution), "zeros" (padded channels).
+        atoms: One atom an entry of the dimension.
+        position: The step at which it happens.
+        dim: For bare tensors, which dimension.
+    """
+
+    owner: str
+    role: DimRole
+    atoms: Labels
+    position: int
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class PinRecord:
+    """Atoms that are kept whole, and why."""
+
+    atoms: Labels
+    reason: str
+
+
+class Atoms:
+    """Union-find over atoms."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def fresh(self, count: int) -> Labels:
+        """New atoms, each on its own."""
+        start = len(self._parent)
+        self._parent.extend(range(start, start + count))
+        return np.arange(start, start + count)
+
+    def root(self, atom: int) -> int:
+        """The atom that stands for all those tied to this one."""
+        parent = self._parent
+        while parent[atom] != atom:
+            parent[atom] = parent[parent[atom]]
+            atom = parent[atom]
+        return atom
+
+    def roots(self, labels: Labels) -> Labels:
+        """`root` for a whole array."""
+        unique, inverse = np.unique(labels, return_inverse=True)
+        found = np.array([self.root(int(atom)) for atom in unique], dtype=np.int64)
+        return found[inverse].reshape(labels.shape)
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Tie two arrays of atoms, entry by entry, after broadcasting."""
+        for first, second in {(int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)}:
+            x, y = self.root(first), self.root(second)
+            if x != y:
+                self._parent[max(x, y)] = min(x, y)
+
+
+def indexed_dims(index: Any, ndim: int) -> list[tuple[int, Any]]:
+    """The dimension that each part of a subscript applies to."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    result: list[tuple[int, Any]] = []
+    dim = 0
+    for part in parts:
+        if part is None:
+            continue
+        if part is Ellipsis:
+            dim = ndim - sum(1 for rest in parts[parts.index(Ellipsis) + 1 :] if rest is not None)
+            continue
+        result.append((dim, part))
+        dim += 1
+    return result
+
+
+def compress(labels: NDArray[np.int64]) -> Labels:
+    """Shrink to size one every dimension along which the labels do not change."""
+    for dim in range(labels.ndim):
+        first = labels.take([0], axis=dim)
+        if labels.shape[dim] > 1 and (labels == first).all():
+            labels = first
+    return labels
+
+
+def settled(labels: Labels, stands_for: Callable[[Labels], Labels]) -> Labels:
+    """The labels without the dimensions along which what stands for them does not change, the longest one kept."""
+    if labels.size == max(labels.shape, default=1):
+        return labels
+    found = compress(stands_for(labels))
+    if found.size > 1:
+        return found
+    longest = int(np.argmax(labels.shape))
+    return labels[tuple(slice(None) if d == longest else slice(0, 1) for d in range(labels.ndim))]
+
+
+def lying_dims(labels: Labels, shape: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions along which the channels of a value of that shape lie.
+
+    They are those along which labels vary. One channel in all lies along the first dimension after the batch that
+    has size one, or, flattened, along the one after the batch.
+    """
+    varying = tuple(d for d, size in enumerate(labels.shape) if size > 1)
+    ones = [d for d, size in enumerate(shape) if d > 0 and size == 1]
+    return varying or ((ones or [1])[0],) if len(shape) > 1 else varying

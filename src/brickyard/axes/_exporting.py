@@ -1,0 +1,170 @@
+"""Read a model with `torch.export`, where symbolic tracing fails.
+
+Exporting runs the model's own Python on the example's sizes, so control flow over sizes is followed as it goes
+for images of that size; the batch stays free. Its steps are ATen operators, which become the table's functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from brickyard.axes._lowering import Draft
+from brickyard.network._functions import function_name
+from brickyard.network._network import Node, Ref
+
+_UNCHANGED = (
+    *("conv2d", "linear", "relu", "sigmoid", "tanh", "silu", "gelu", "mish", "softplus", "hardswish", "hardsigmoid"),
+    *("hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
+    *("chunk", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip", "roll"),
+    *("repeat", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow", "neg", "contiguous"),
+    *("log", "sin", "cos", "rsqrt", "reciprocal", "erf", "clamp_min", "unflatten", "einsum"),
+    *("clone", "maximum", "minimum", "addcmul", "channel_shuffle"),
+    "scaled_dot_product_attention",
+)
+# ATen operators by name -> the table's function that takes the same arguments.
+_SAME = {
+    **{name: name for name in _UNCHANGED},
+    **{name: f"tensor_{name}" for name in ("add", "mul", "sub", "div", "softmax")},
+    "split_with_sizes": "split",
+    "sym_size": "size",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "bmm": "matmul",
+    "linalg_vector_norm": "norm",
+}
+_NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
+
+
+def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
+    """The model's steps, or why they cannot be had.
+
+    Args:
+        model: The model, in evaluation mode; it is not changed.
+        example: Images as the model takes them, (batch, channels, height, width).
+    """
+    batch = example if len(example) > 1 else torch.cat([example, example])
+    try:
+        with _quiet():
+            program = torch.export.export(model, (batch,), dynamic_shapes=_open_batch(model))
+        return _read(model, program, example)
+    except Exception as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _open_batch(model: nn.Module) -> Any:
+    """The batch stays free; a forward that takes `*args` has its image in there."""
+    shape = {0: torch.export.Dim("batch")}
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    return ((shape,),) if first.kind == first.VAR_POSITIONAL else (shape,)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(model: nn.Module, program: torch.export.ExportedProgram, example: Tensor) -> Draft:
+    signature = program.graph_signature
+    weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    draft = Draft([], {}, {}, {}, example)
+    same: dict[str, Ref] = {}
+    for step in program.graph_module.graph.nodes:
+        home = list((step.meta.get("nn_module_stack") or {}).values())
+        draft.homes[step.name] = str(home[-1][0]) if home else ""
+        if step.op == "placeholder" and step.name in signature.user_inputs:
+            draft.nodes.append(Node(step.name, "input"))
+        elif step.op == "placeholder":
+            target = weights.get(step.name) or signature.inputs_to_lifted_tensor_constants[step.name]
+            draft.tensors[target] = _number(model, program, target)
+            draft.nodes.append(Node(step.name, "tensor", target))
+        elif step.op == "output":
+            (result,) = _plain(step.args[0], same)
+            draft.nodes.append(Node("output", "output", "", (result,)))
+        elif step.op == "call_function":
+            _add(draft, step, same)
+        else:
+            raise ValueError(f"the exported program has a step {step.op} {step.target}")
+    first = [node for node in draft.nodes if node.op == "input"]
+    draft.nodes = first + [node for node in draft.nodes if node.op != "input"]
+    return draft
+
+
+def _number(model: nn.Module, program: torch.export.ExportedProgram, target: str) -> Tensor:
+    if target in program.constants:
+        value = program.constants[target]
+    else:
+        group, _, leaf = target.rpartition(".")
+        value = getattr(model.get_submodule(group), leaf)
+    assert isinstance(value, Tensor)
+    is_parameter = isinstance(value, nn.Parameter)
+    return nn.Parameter(value.detach(), requires_grad=False) if is_parameter else value.detach()
+
+
+def _plain(value: Any, same: dict[str, Ref]) -> Any:
+    if isinstance(value, fx.Node):
+        return same.get(value.name) or Ref(value.name)
+    if isinstance(value, tuple | list):
+        return tuple(_plain(item, same) for item in value)
+    return value
+
+
+def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
+    """Add one operator as a function of the table, or as one outside it."""
+    args, operator = _plain(step.args, same), step.target
+    kwargs = {key: _plain(value, same) for key, value in step.kwargs.items()}
+    assert callable(operator)
+    known = function_name(operator)  # operators on sizes are Python's own
+    name = str(getattr(operator, "_opname", operator))
+    inputs = step.all_input_nodes
+    if known is None and name.endswith("_") and name[:-1] in (*_SAME, *_NOTHING):
+        if len(inputs[0].users) > 1:
+            raise ValueError(f"{operator} changes a value in place that other steps use")
+        name = name[:-1]
+    if known is None and name in _NOTHING:
+        same[step.name] = args[0]
+        return
+    if known is None and (name.startswith("_assert") or name == "sym_constrain_range_for_size"):
+        return
+    if known is None and name == "batch_norm":
+        x, weight, bias, mean, variance, training, momentum, eps, *_ = args
+        known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif known is None and name in ("layer_norm", "group_norm"):
+        known, args = name, args[:5]  # the last one picks a kernel
+    elif known is None and name in ("select", "slice"):
+        known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
+    elif known is None:
+        known = _SAME.get(name)
+    if known is None:
+        known = f"{operator} ({step.name})"
+        draft.foreign[known] = operator
+    draft.nodes.append(Node(step.name, "function", known, args, kwargs))
+
+
+def _subscript(name: str, args: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """The subscript that does what `select(dim, index)` or `slice(dim, start, end, step)` do."""
+    if name == "select":
+        dim, index = args
+        return (*[slice(None)] * (dim % ndim), index)
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, step = args + defaults[len(args) :]
+    if isinstance(end, int) and end >= 1 << 62:  # how the operator says "to the end"
+        end = None
+    return (*[slice(None)] * (dim % ndim), slice(start, end, None if step == 1 else step))

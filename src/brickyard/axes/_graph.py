@@ -1,0 +1,363 @@
+"""Channel axes: which tensor dimensions of a network must be cut together.
+
+An axis is a largest set of channels that the same layers write, read and follow and that are pinned for the
+same reasons. A residual add ties the channels of its two sides, so they share an axis; a concatenation's
+reader has channels of several axes, in order; an option-A shortcut ties some channels of a layer to an
+earlier axis and leaves the others in one of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
+from brickyard.axes._labels import Labeller
+from brickyard.axes._tracing import read_network
+from brickyard.base._records import Pinned
+from brickyard.network._layer_types import layer_role, tensor_dims
+from brickyard.network._network import Network, Node, iter_layers, step_shapes
+
+_OUTPUT = "the class outputs are chosen by the task"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A channel axis.
+
+    Attributes:
+        name: Its first writer, with "#2", "#3" ... where that layer writes several axes.
+        size: How many channels it has.
+        start: The number of its first channel, counted over all axes of the network.
+        writers: Layers whose output channels it holds.
+        readers: Layers whose input channels it holds.
+        followers: Layers and tensors with one entry a channel.
+        pinned: Why it is kept whole; empty when it may be cut.
+        output: Whether its channels are the network's class outputs, one a class.
+    """
+
+    name: str
+    size: int
+    start: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    followers: tuple[str, ...]
+    pinned: tuple[str, ...] = ()
+    output: bool = False
+
+    @property
+    def channels(self) -> slice:
+        """Its channels among those of all axes."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A layer that reads one set of channels and writes another.
+
+    Attributes:
+        name: The layer's dotted name.
+        position: Its first step in the network.
+        reads: Channel numbers, one an input of the layer; flattened inputs repeat them.
+        writes: Channel numbers, one an output of the layer.
+        flops: Floating-point operations for one image and one (output, input) pair.
+    """
+
+    name: str
+    position: int
+    reads: Labels
+    writes: Labels
+    flops: int
+
+
+class Graph:
+    """A traced network with its channel axes.
+
+    Printing it gives the table of axes. Channels of all axes are numbered together: axis by axis, in the
+    order of `axes`.
+
+    Attributes:
+        network: The network.
+        shapes: The value of every step on an example, with tensors replaced by meta tensors.
+        axes: The channel axes.
+        channels: How many channels all axes have together.
+        output_width: How many class outputs there are.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: channel numbers of values whose channels the step sums up or averages.
+        counts: Steps whose value is a number that was computed from a count of channels.
+    """
+
+    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+        self.network = network
+        self.shapes = shapes
+        labeller = Labeller(network, shapes)
+        _pin_shared_weights(network, labeller)
+        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
+        output_atoms = _output_atoms(labeller, network)
+        number, self.axes = _number_atoms(labeller, output_atoms)
+        self.dims = [
+            DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
+            for record in labeller.dims
+        ]
+        self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
+        self.apart = frozenset(labeller.apart)
+        self.counts = frozenset(labeller.counts)
+        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
+        self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
+        self.channels = sum(axis.size for axis in self.axes)
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self.axes)
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return next(axis for axis in self.axes if axis.name == name) if name in self.names else _no_axis(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the axes, in order."""
+        return tuple(axis.name for axis in self.axes)
+
+    @property
+    def free(self) -> tuple[Axis, ...]:
+        """The axes that may be cut."""
+        return tuple(axis for axis in self.axes if not axis.pinned)
+
+    @property
+    def free_share(self) -> float:
+        """Share of the output channels of convolutions and linear layers, class outputs aside, that can be cut."""
+        free = np.zeros(self.channels, dtype=np.bool_)
+        for axis in self.free:
+            free[axis.channels] = True
+        written = [record.atoms for record in self.dims if record.role == "out" and record.position > 0]
+        output = self.output
+        if output is not None:
+            written = [
+                atoms for atoms in written if not (atoms >= output.start).all() or atoms.max() >= output.channels.stop
+            ]
+        channels = np.concatenate(written) if written else np.zeros(0, dtype=np.int64)
+        return float(free[channels].mean()) if len(channels) else 0.0
+
+    @property
+    def output(self) -> Axis | None:
+        """The axis of the class outputs, where it can be cut."""
+        return next((axis for axis in self.axes if axis.output), None)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images that it was traced with."""
+        return tuple(self.shapes[self.network.nodes[0].name].shape[1:])
+
+    def at(self, owner: str, role: DimRole, dim: int = 0) -> Labels | None:
+        """Channel numbers along a dimension of a layer or bare tensor, or None if it has none."""
+        return self._at.get((owner, role, dim))
+
+    def labels(self, node: Node) -> Any:
+        """Channel numbers of a step's value: an array as `labels.Labeller` makes them, a tuple, or None."""
+        return self._labels[node.name]
+
+    def mixers(self) -> list[Mixer]:
+        """The layers that read and write channels, in the order of their first use."""
+        found: dict[str, Mixer] = {}
+        for position, node, module in iter_layers(self.network):
+            reads, writes = self.at(node.target, "in"), self.at(node.target, "out")
+            if layer_role(module) != "mix" or reads is None or writes is None:
+                continue
+            flops = pair_flops(module, self.shapes[node.name])
+            if node.target in found:
+                flops += found[node.target].flops
+                position = found[node.target].position
+            found[node.target] = Mixer(node.target, position, reads, writes, flops)
+        return list(found.values())
+
+    def pinned(self) -> tuple[Pinned, ...]:
+        """Every axis that is kept whole, except the image and the class outputs, with each reason."""
+        return tuple(
+            Pinned(axis=axis.name, channels=axis.size, reason=reason)
+            for axis in self.axes
+            for reason in axis.pinned
+            if axis.writers != (self.network.nodes[0].name,) and reason != _OUTPUT
+        )
+
+    def everything(self) -> dict[str, Tensor]:
+        """The keep-set that keeps all channels of every axis."""
+        return {axis.name: torch.arange(axis.size) for axis in self.axes}
+
+    def __str__(self) -> str:
+        header = ("axis", "size", "writers", "readers", "followers", "pinned because")
+        rows = [
+            (
+                axis.name,
+                str(axis.size),
+                _short(axis.writers),
+                _short(axis.readers),
+                _short(axis.followers),
+                "; ".join(axis.pinned),
+            )
+            for axis in self.axes
+        ]
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    __repr__ = __str__
+
+
+def trace(model: nn.Module, example: Tensor) -> Graph:
+    """Trace a model and find its channel axes.
+
+    Args:
+        model: A classifier that takes one image batch and returns (batch, classes).
+        example: Images as the model takes them, (batch, channels, height, width); two are enough.
+
+    Returns:
+        A graph that prints as a table of axes: size, writers, readers, followers, and why one is pinned.
+
+    Raises:
+        TraceError: The model cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.axes import trace
+        >>> from brickyard.testing import chain
+        >>> print(trace(chain(), torch.rand(2, 3, 8, 8)))
+        axis     size  writers  readers  followers  pinned because
+        ----------------------------------------------------------
+        input_1  3     input_1  conv1               the image input is never cut
+        conv1    6     conv1    conv2    bn1
+        conv2    8     conv2    linear   bn2
+        linear   4     linear                       the class outputs are chosen by the task
+    """
+    if isinstance(example, Tensor) and example.ndim == 4:
+        example = torch.cat([example, example])[:2]
+    return analyse(*_precise(read_network(model, example), example))
+
+
+def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
+    """A network of half-precision numbers in float32, where it runs so: sums and repairs need the digits."""
+    if example.dtype not in (torch.float16, torch.bfloat16):
+        return network, example
+    wide, more = copy.deepcopy(network).float(), example.float()
+    for call in wide.foreign.values():
+        if isinstance(call, nn.Module):
+            call.float()
+    try:
+        with torch.no_grad():
+            wide(more)
+    except RuntimeError:  # it brings its values to some type itself
+        return network, example
+    return wide, more
+
+
+def analyse(network: Network, example: Tensor) -> Graph:
+    """Find the channel axes of a network; on the meta device no numbers are needed."""
+    return Graph(network, step_shapes(network, example))
+
+
+def pair_flops(module: nn.Module, output: Tensor) -> int:
+    """Floating-point operations of one (output, input) channel pair for one image: two a multiply-add."""
+    if isinstance(module, nn.Conv2d):
+        kernel = module.kernel_size[0] * module.kernel_size[1]
+        return 2 * kernel * output.shape[2] * output.shape[3]
+    return 2 * int(np.prod(output.shape[1:-1], dtype=np.int64))
+
+
+def _no_axis(name: str) -> Axis:
+    raise KeyError(name)
+
+
+def _short(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" +{len(names) - most}" if len(names) > most else "")
+
+
+def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
+    """Pin the channels of layers that share a parameter with another layer."""
+    owners: dict[int, list[str]] = {}
+    for _, node, module in iter_layers(network):
+        for name in tensor_dims(module):
+            value = getattr(module, name)
+            if value is not None and not value.is_meta and value.numel():
+                names = owners.setdefault(value.data_ptr(), [])
+                if node.target not in names:
+                    names.append(node.target)
+    for names in owners.values():
+        if len(names) > 1:
+            for record in labeller.dims:
+                if record.owner in names:
+                    labeller.pin(record.atoms, f"layers {', '.join(names)} share their weights")
+
+
+def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
+    """Roots of the class outputs, pinned with the reason that the task chooses them."""
+    labels = labeller.labels[network.nodes[-1].name]
+    if labels is None:
+        return set()
+    labeller.pin(labels, _OUTPUT)
+    roots = labeller.atoms.roots(labels)
+    plain = roots.shape == (1, len(np.unique(roots)))
+    return set(roots.reshape(-1).tolist()) if plain else set()
+
+
+def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[Axis, ...]]:
+    """Group atoms into axes; gives every atom its channel number and the axes."""
+    uses: dict[int, list[int]] = {}
+    for index, record in enumerate(labeller.dims):
+        for root in dict.fromkeys(labeller.atoms.roots(record.atoms).tolist()):
+            uses.setdefault(root, []).append(index)
+    reasons: dict[int, dict[str, None]] = {}
+    for pin in labeller.pins:
+        for root in set(labeller.atoms.roots(pin.atoms).tolist()):
+            reasons.setdefault(root, {})[pin.reason] = None
+    groups: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
+    for root in [*uses, *(root for root in reasons if root not in uses)]:
+        key = (tuple(uses.get(root, ())), tuple(reasons.get(root, ())))
+        groups.setdefault(key, []).append(root)
+
+    axes: list[Axis] = []
+    start_of: dict[int, int] = {}
+    names: dict[str, int] = {}
+    start = 0
+    for (used, why), roots in groups.items():
+        axis = _axis([labeller.dims[index] for index in used], why, len(roots), start, names)
+        is_output = bool(outputs) and set(roots) == outputs and why == (_OUTPUT,) and not axis.readers
+        axes.append(Axis(**{**axis.__dict__, "output": is_output}))
+        start_of.update({root: start + place for place, root in enumerate(roots)})
+        start += len(roots)
+    count = len(labeller.atoms)
+    number = np.full(count, -1, dtype=np.int64)
+    for atom in range(count):
+        number[atom] = start_of.get(labeller.atoms.root(atom), -1)
+    return number, tuple(axes)
+
+
+def _axis(records: list[DimRecord], why: tuple[str, ...], size: int, start: int, names: dict[str, int]) -> Axis:
+    def owners(*roles: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(record.owner for record in records if record.role in roles))
+
+    writers = owners("out") or owners("zeros")
+    if not writers and not why:
+        why = ("no layer writes it",)
+    first = (writers or owners("in", "follow") or ("unknown",))[0]
+    names[first] = names.get(first, 0) + 1
+    name = first if names[first] == 1 else f"{first}#{names[first]}"
+    return Axis(name, size, start, writers, owners("in"), owners("follow"), why)
+
+
+def _renumber(value: Any, number: NDArray[np.int64]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_renumber(item, number) for item in value)
+    return None if value is None else settled(number[value], lambda labels: labels)

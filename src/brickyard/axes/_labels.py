@@ -1,0 +1,582 @@
+"""Follow channels through a network: which position of which tensor belongs to which channel.
+
+Every channel that a layer writes is an *atom*. A value's labels are an integer array with as many dimensions
+as the value, of size one along the dimensions where the label does not change: (1, C, 1, 1) after a
+convolution. Operations that only move numbers (flatten, concatenate, slice, permute, chunk ...) are applied
+to the labels themselves, so they need no rules of their own. Adding ties atoms together. What is not
+understood pins its atoms: they are kept whole, with the reason.
+
+A view may spread channels over several dimensions (heads and their width, halves of a split). Cutting must
+leave a block, so all but one of these dimensions are tied: those that a later step mixes or picks from, and at
+the end all but the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._atoms import (
+    Atoms,
+    DimRecord,
+    DimRole,
+    Labels,
+    PinRecord,
+    compress,
+    indexed_dims,
+    lying_dims,
+    settled,
+)
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import find_type, layer_role, whole_groups
+from brickyard.network._network import Network, Node, Ref, map_refs
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A value that meets others, seen in the dimensions of the result.
+
+    Attributes:
+        ref: The step that gave it.
+        labels: Its labels, or None.
+        shape: Its shape, one where it has no such dimension.
+        dims: Which of its own dimensions each one of the result is; below zero where it has none.
+    """
+
+    ref: Ref
+    labels: Labels | None
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+
+
+class Labeller:
+    """Runs over a network's steps once; afterwards its attributes hold what was found.
+
+    Attributes:
+        atoms: The channels, and what is tied.
+        labels: By step: the labels of its value, a tuple of them, or None.
+        dims: The tensor dimensions that are cut together with their atoms.
+        pins: Atoms that are kept whole, and why.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: labels of values whose channels the step sums up, the dropped ones counting as zeros.
+        counts: Steps whose value is a number that was computed from a count of channels.
+
+    Args:
+        network: The network.
+        shapes: The value of every step on an example, with tensors replaced by meta tensors.
+    """
+
+    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+        self.network = network
+        self.shapes = shapes
+        self.atoms = Atoms()
+        self.labels: dict[str, Any] = {}
+        self.dims: list[DimRecord] = []
+        self.pins: list[PinRecord] = []
+        self.apart: set[str] = set()
+        self.sums: dict[str, Labels] = {}
+        self.counts: set[str] = set()
+        self._step = ""
+        self._size_of: dict[str, str] = {}  # step that gives all sizes of a value -> the value
+        self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
+        self._whole: set[str] = set()  # bare tensors that are used in a way that forbids slicing them
+        self._layer_dims: dict[str, dict[str, Labels]] = {}
+        for position, node in enumerate(network.nodes):
+            self.position, self._step = position, node.name
+            self.labels[node.name] = self._label(node)
+        self._step = ""
+        self._tie_spread()
+        for record in self.dims:
+            if record.owner in self._whole:
+                self.pin(record.atoms, f"tensor {record.owner!r} is also used where it cannot be sliced")
+
+    # -- helpers ---------------------------------------------------------------------------------------
+
+    def _concrete(self, value: Any) -> Any:
+        return map_refs(value, lambda ref: self.shapes[ref.node])
+
+    def _of(self, value: Any) -> Labels | None:
+        found = self.labels.get(value.node) if isinstance(value, Ref) else None
+        return self._settled(found) if isinstance(found, np.ndarray) else None
+
+    def _settled(self, labels: Labels) -> Labels:
+        """The labels without the dimensions along which they are tied by now."""
+        return settled(labels, self.atoms.roots)
+
+    def _tied_over(self, labels: Labels, dims: Sequence[int]) -> Labels:
+        """Tie along some dimensions; what is left varies along the others."""
+        for dim in dims:
+            first = labels.take([0], axis=dim)
+            if labels.shape[dim] > 1:
+                self.atoms.tie(first, labels)
+            labels = first
+        return labels
+
+    def _tie_spread(self) -> None:
+        """Leave no value whose channels are spread over several dimensions."""
+        spread = True
+        while spread:
+            spread = False
+            for value in self.labels.values():
+                for labels in value if isinstance(value, tuple) else (value,):
+                    if isinstance(labels, np.ndarray) and labels.size > max(labels.shape):
+                        found = self._settled(labels)
+                        dims = sorted(range(found.ndim), key=lambda d: -found.shape[d])
+                        if found.shape[dims[1]] > 1:
+                            self._tied_over(found, dims[1:])
+                            spread = True
+
+    def pin(self, labels: Labels | None, reason: str) -> None:
+        """Keep these atoms whole."""
+        if labels is not None and labels.size:
+            self.pins.append(PinRecord(np.unique(labels), reason))
+            self.apart.add(self._step)
+
+    def _pin_all(self, node: Node, reason: str) -> None:
+        def visit(ref: Ref) -> None:
+            if ref.node in self._bare:
+                self._whole.add(self._bare[ref.node])
+            found = self.labels.get(ref.node)
+            for item in found if isinstance(found, tuple) else (found,):
+                if isinstance(item, np.ndarray):
+                    self.pin(item, reason)
+
+        map_refs((node.args, dict(node.kwargs)), visit)
+
+    def _pin_counts(self, node: Node) -> None:
+        """A number that changes with the cut must not change: pin what it counts."""
+        if self.counts & {ref.node for ref in _tensor_refs(node)}:
+            self._pin_all(node, f"{self._title(node)} uses a number computed from a count of channels")
+
+    def _title(self, node: Node) -> str:
+        if node.op == "layer":
+            kind = type(self.network.layer(node.target)).__name__
+            return f"{kind} {node.target!r}"
+        return f"{node.target} ({node.name})" if node.target in FUNCTIONS else node.target
+
+    def _along(self, node: Node, labels: Labels | None, shape: Sequence[int], dim: int) -> Labels:
+        """Atoms along one dimension, tied along all others; unknown ones are new and pinned."""
+        dim = dim % len(shape)
+        if labels is not None and (labels.size == 1 or labels.shape[dim] > 1):
+            labels = self._tied_over(labels, [d for d in range(labels.ndim) if d != dim])
+            return np.broadcast_to(labels.reshape(-1), (shape[dim],)).copy()
+        reason = f"{self._title(node)} reads channels that could not be followed"
+        self.pin(labels, reason)
+        atom = self.atoms.fresh(1)
+        self.pin(atom, reason)
+        return np.repeat(atom, shape[dim])
+
+    def _mixed_over(self, node: Node, labels: Labels | None, dims: Sequence[int]) -> Labels | None:
+        """The step mixes numbers along some dimensions: tie along them, or pin channels that lie there alone."""
+        if labels is None:
+            return None
+        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
+        inside = [d for d in lying if d in dims]
+        if len(inside) < len(lying):
+            return self._tied_over(labels, inside)
+        if inside:
+            self.pin(labels, f"{self._title(node)} mixes channels")
+        return labels
+
+    def _in_groups(self, atoms: Labels, groups: int) -> Labels:
+        """Tie the atoms within each of several groups; returns one a group."""
+        rows = atoms.reshape(groups, -1)
+        self.atoms.tie(rows[:, :1], rows)
+        return rows[:, 0]
+
+    def _across_groups(self, atoms: Labels, groups: int) -> Labels:
+        """Tie the atoms at the same place of every group; returns those of one group."""
+        rows = atoms.reshape(groups, -1)
+        self.atoms.tie(rows[:1], rows)
+        return rows[:1].reshape(-1)
+
+    @staticmethod
+    def _place(atoms: Labels, ndim: int, dim: int) -> Labels:
+        shape = [1] * ndim
+        shape[dim % ndim] = len(atoms)
+        return atoms.reshape(shape)
+
+    def _record(self, owner: str, role: DimRole, atoms: Labels, dim: int = 0) -> Labels:
+        """Note a dimension; a layer that runs twice ties the atoms of both runs."""
+        known = self._layer_dims.setdefault(owner, {})
+        key = f"{role}{dim}"
+        if key in known:
+            self.atoms.tie(known[key], atoms)
+        else:
+            known[key] = atoms
+        self.dims.append(DimRecord(owner, role, atoms, self.position, dim))
+        return known[key]
+
+    # -- one step --------------------------------------------------------------------------------------
+
+    def _label(self, node: Node) -> Any:
+        if node.op == "input":
+            channels = self.atoms.fresh(self.shapes[node.name].shape[1])
+            self.pin(channels, "the image input is never cut")
+            self._record(node.name, "out", channels)
+            return self._place(channels, 4, 1)
+        if node.op == "output":
+            return self._of(node.args[0])
+        if node.op == "tensor":
+            return self._tensor(node)
+        if node.op == "layer":
+            return self._layer(node)
+        if node.target not in FUNCTIONS:
+            self._pin_all(node, f"{node.target} is not an operation that Brickyard knows")
+            return None
+        role = FUNCTIONS[node.target].role
+        if not any(isinstance(item, Tensor) for item in _leaves(self.shapes[node.name])):
+            self._count(node)
+            return None
+        found = getattr(self, f"_{role}")(node)
+        if found is None and node.name not in self.apart:
+            self._pin_all(node, f"{self._title(node)} has channels that could not be followed")
+        return found
+
+    def _count(self, node: Node) -> None:
+        """Note a plain number that changes with a cut: the size of a dimension of channels, or what comes from it."""
+        inputs = _tensor_refs(node)
+        if not inputs:
+            return
+        first = inputs[0].node
+        labels = self._of(inputs[0])
+        if node.target == "shape" or (node.target == "size" and len(node.args) + len(node.kwargs) == 1):
+            self._size_of[node.name] = first
+        elif node.target == "size":
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+            if labels is not None and int(dim) % labels.ndim in lying_dims(labels, self.shapes[first].shape):
+                self.counts.add(node.name)
+        elif node.target == "getitem" and first in self._size_of:
+            labels = self._of(Ref(self._size_of[first]))
+            sizes = self.shapes[self._size_of[first]].shape
+            picked = list(range(len(sizes)))[self._concrete(node.args[1])]
+            dims = picked if isinstance(picked, list) else [picked]
+            if labels is not None and set(dims) & set(lying_dims(labels, sizes)):
+                self.counts.add(node.name)
+        elif self.counts & {ref.node for ref in inputs}:
+            self.counts.add(node.name)
+
+    def _tensor(self, node: Node) -> Labels | None:
+        """A bare tensor with one long dimension has one entry a channel; others wait for what they meet."""
+        self._bare[node.name] = node.target
+        shape = self.shapes[node.name].shape
+        long = [d for d, size in enumerate(shape) if size > 1]
+        if len(long) != 1:
+            return None
+        atoms = self._record(node.target, "follow", self.atoms.fresh(shape[long[0]]), long[0])
+        return self._place(atoms, len(shape), long[0])
+
+    def _layer(self, node: Node) -> Any:
+        module = self.network.layer(node.target)
+        entry = find_type(module)
+        assert entry is not None
+        role = layer_role(module)
+        x = node.args[0]
+        labels, shape = self._of(x), self.shapes[x.node].shape
+        out_shape = self.shapes[node.name].shape
+        if role == "mix":
+            groups = module.groups if isinstance(module, nn.Conv2d) else 1
+            read = self._along(node, labels, shape, entry.channel_dim)
+            self._record(node.target, "in", self._across_groups(read, groups))
+            fresh = self.atoms.fresh(out_shape[entry.channel_dim] // groups)
+            written = self._record(node.target, "out", np.tile(fresh, groups))
+            return self._place(written, len(out_shape), entry.channel_dim)
+        if role == "follow":
+            return self._follow(node, module, labels, shape, out_shape)
+        if role == "normalise":
+            return self._normalising_layer(node, module, labels, len(shape))
+        return getattr(self, f"_{role}")(node)
+
+    def _follow(
+        self,
+        node: Node,
+        module: nn.Module,
+        labels: Labels | None,
+        shape: Sequence[int],
+        out_shape: Sequence[int],
+    ) -> Labels:
+        atoms = self._along(node, labels, shape, 1)
+        if isinstance(module, nn.Conv2d) and whole_groups(module):
+            self._record(node.target, "through", atoms)
+            atoms = np.repeat(self._in_groups(atoms, module.groups), module.out_channels // module.groups)
+        elif isinstance(module, nn.GroupNorm):
+            self._in_groups(atoms, module.num_groups)
+        self._record(node.target, "follow", atoms)
+        return self._place(atoms, len(out_shape), 1)
+
+    def _normalising_layer(self, node: Node, module: nn.Module, labels: Labels | None, ndim: int) -> Labels | None:
+        if isinstance(module, nn.LayerNorm):
+            dims = range(ndim - len(module.normalized_shape), ndim)
+        elif isinstance(module, nn.GroupNorm):
+            dims = range(1, ndim)
+        else:
+            dim = 1 if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type]
+            dims = range(dim, dim + 1)
+        return self._mixed_over(node, labels, dims)
+
+    # -- roles -----------------------------------------------------------------------------------------
+
+    def _pointwise(self, node: Node) -> Labels | None:
+        tensors = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
+        self._pin_counts(node)
+        return self._meeting(node, tensors)
+
+    def _binary(self, node: Node) -> Labels | None:
+        operands = list(node.args[:2])
+        if node.kwargs or len(node.args) > 2:
+            operands += [*node.args[2:], *node.kwargs.values()]
+        tensors = [x for x in operands if isinstance(x, Ref) and isinstance(self.shapes[x.node], Tensor)]
+        self._pin_counts(node)
+        return self._meeting(node, tensors)
+
+    def _meeting(self, node: Node, tensors: Sequence[Ref]) -> Labels | None:
+        """Tie values that meet number by number, after broadcasting."""
+        ndim = len(self.shapes[node.name].shape)
+        found: list[_Operand] = []
+        for x in tensors:
+            labels, shape = self._of(x), tuple(self.shapes[x.node].shape)
+            missing = ndim - len(shape)
+            if labels is not None:
+                labels = labels.reshape((1,) * missing + labels.shape)
+            found.append(_Operand(x, labels, (1,) * missing + shape, tuple(range(-missing, len(shape)))))
+        return self._joined(node, found)
+
+    def _joined(self, node: Node, operands: Sequence[_Operand]) -> Labels | None:
+        """Tie operands of which the result has all dimensions."""
+        result: Labels | None = None
+        for operand in operands:
+            if operand.labels is not None:
+                result = operand.labels if result is None else self._merged(node, result, operand.labels)
+        if result is None:
+            return None
+        for operand in operands:
+            name = operand.ref.node
+            varying = [d for d, size in enumerate(result.shape) if size > 1]
+            touching = [d for d in varying if operand.shape[d] > 1]
+            if operand.labels is not None:
+                if varying and operand.labels.size == 1:
+                    reason = f"{self._title(node)} spreads one channel over many"
+                    self.pin(operand.labels, reason)
+                    self.pin(result if touching else None, reason)
+            elif touching and len(touching) < len(varying):
+                result = self._tied_over(result, touching)
+            elif touching and name in self._bare and len(varying) == 1:
+                dim = operand.dims[varying[0]]
+                atoms = self._record(self._bare[name], "follow", result.reshape(-1), dim)
+                self.labels[name] = self._place(atoms, len(self.shapes[name].shape), dim)
+            elif touching:
+                self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
+        return result
+
+    def _merged(self, node: Node, a: Labels, b: Labels) -> Labels:
+        """Tie two label arrays, unless one varies where the other does not and the other way round."""
+        along = [{d for d, size in enumerate(labels.shape) if size > 1} for labels in (a, b)]
+        if along[0] and along[1] and not along[0] & along[1]:
+            reason = f"{self._title(node)} joins channels that lie along different dimensions"
+            self.pin(a, reason)
+            self.pin(b, reason)
+            return a
+        if bool(along[0]) == bool(along[1]):  # else one channel meets many
+            self.atoms.tie(a, b)
+        return self._settled(np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy())
+
+    def _attend(self, node: Node) -> Labels | None:
+        """A sum of products: channels stay along dimensions that are not summed over."""
+        operands = [x for x in _tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
+        letters = _letters(node, [self.shapes[x.node].ndim for x in operands])
+        if letters is None:
+            self._pin_all(node, f"{self._title(node)} is not followed in this form")
+            return None
+        *inputs, result = letters
+        found: list[_Operand] = []
+        for x, own in zip(operands, inputs, strict=True):
+            labels, shape = self._of(x), tuple(self.shapes[x.node].shape)
+            if labels is not None:
+                lying = lying_dims(labels, shape)
+                inside = [d for d in lying if own[d] not in result]
+                if len(inside) == len(lying):
+                    self.pin(labels, f"{self._title(node)} mixes channels")
+                    labels = None
+                else:
+                    labels = _arranged(self._tied_over(labels, inside), own, result)
+            sizes = tuple(shape[own.index(letter)] if letter in own else 1 for letter in result)
+            found.append(_Operand(x, labels, sizes, tuple(map(own.find, result))))
+        return self._joined(node, found)
+
+    def _spatial(self, node: Node) -> Labels | None:
+        labels = self._of(node.args[0])
+        return None if labels is None else self._mixed_over(node, labels, range(2, labels.ndim))
+
+    def _move(self, node: Node) -> Any:
+        """Do to the labels what the step does to the numbers."""
+        source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
+        if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
+            return self.labels[node.args[0].node][self._concrete(node.args[1])]
+        used = [ref for ref in _tensor_refs(node) if _has_tensors(self.shapes[ref.node])]
+        if node.target in ("expand_as", "reshape_as", "view_as"):
+            used = used[:1]  # the other one only gives its shape
+        if all(self.labels.get(ref.node) is None for ref in used):
+            return None
+
+        def expanded(ref: Ref) -> Any:
+            value = self.shapes[ref.node]
+            if isinstance(value, tuple | list) and _has_tensors(value):
+                found = self.labels.get(ref.node) or [None] * len(value)
+                return [whole(labels, item) for labels, item in zip(found, value, strict=True)]
+            return whole(self._of(ref), value) if isinstance(value, Tensor) else value
+
+        def whole(labels: Labels | None, value: Tensor) -> Tensor:
+            if labels is None:
+                labels = self.atoms.fresh(1)
+                self.pin(labels, f"{self._title(node)} uses channels that could not be followed")
+                labels = labels.reshape((1,) * value.ndim)
+            return torch.from_numpy(np.broadcast_to(labels, tuple(value.shape)).copy())
+
+        for ref in used:
+            if ref.node in self._bare and self._of(ref) is None:
+                self._whole.add(self._bare[ref.node])
+        self._pin_places(node)
+        args = map_refs(node.args, expanded)
+        kwargs = map_refs(dict(node.kwargs), expanded)
+        if node.op == "layer":
+            moved = self.network.layer(node.target)(*args, **kwargs)
+        else:
+            moved = FUNCTIONS[node.target].call(*args, **kwargs)
+        if isinstance(moved, tuple | list):
+            return tuple(self._settled(compress(item.numpy())) for item in moved)
+        labels = self._settled(compress(moved.numpy()))
+        if node.target in ("cat", "stack"):
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+            if sum(size > 1 for size in labels.shape) > 1:
+                labels = self._tied_over(labels, [dim % labels.ndim])
+        return labels
+
+    def _pin_places(self, node: Node) -> None:
+        """Tie, or pin, channels that a step picks by their place in a way that no cut can preserve."""
+        labels = self._of(node.args[0])
+        if labels is None:
+            return
+        if node.target == "getitem":
+            picked = [d for d, index in indexed_dims(node.args[1], labels.ndim) if not _plain_slice(index)]
+        elif node.target in ("roll", "unbind"):
+            dims = node.args[-1] if len(node.args) > 1 else node.kwargs.get("dims", node.kwargs.get("dim", 0))
+            picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
+        elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self._title(node)):
+            picked = [1]
+        else:
+            return
+        varying = {d for d, size in enumerate(labels.shape) if size > 1}
+        if varying - set(picked):
+            self._tied_over(labels, [d for d in picked if d in varying])
+        elif varying:
+            self.pin(labels, f"{self._title(node)} picks channels by their place")
+
+    def _reduce(self, node: Node) -> Labels | None:
+        labels = self._of(node.args[0])
+        if labels is None:
+            return None
+        place = 2 if node.target == "norm" else 1
+        dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
+        keep = bool(node.args[place + 1] if len(node.args) > place + 1 else node.kwargs.get("keepdim", False))
+        dims = self._concrete(dims)
+        if dims is None or isinstance(dims, torch.dtype):
+            reduced = list(range(labels.ndim))
+        else:
+            reduced = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
+        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
+        inside = [d for d in lying if d in reduced]
+        if len(inside) < len(lying):
+            labels = self._tied_over(labels, inside)
+        elif inside and node.target in ("mean", "sum", "mean_of"):
+            self.apart.add(node.name)
+            self.sums[node.name] = labels
+            return None
+        elif inside:
+            self.pin(labels, f"{self._title(node)} mixes channels")
+            return None
+        return labels if keep else labels.reshape([s for d, s in enumerate(labels.shape) if d not in reduced])
+
+    def _pad(self, node: Node) -> Labels | None:
+        labels = self._of(node.args[0])
+        if labels is None:
+            return None
+        shape = self.shapes[node.args[0].node].shape
+        amounts = list(self._concrete(node.args[1] if len(node.args) > 1 else node.kwargs["pad"]))
+        for back, (left, right) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
+            dim = labels.ndim - 1 - back
+            if (labels.shape[dim] == 1 and dim != 1) or (left, right) == (0, 0):
+                continue
+            mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+            value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
+            one_dim = all(size == 1 for d, size in enumerate(labels.shape) if d != dim)
+            if mode != "constant" or value not in (0, None) or min(left, right) < 0 or not one_dim:
+                self.pin(labels, f"{self._title(node)} pads channels with something else than zeros")
+                return None
+            inner = np.broadcast_to(labels.reshape(-1), (shape[dim],))
+            zeros = self.atoms.fresh(left + right)
+            self.dims.append(DimRecord(node.name, "zeros", zeros, self.position, dim))
+            labels = self._place(np.concatenate([zeros[:left], inner, zeros[left:]]), labels.ndim, dim)
+        return labels
+
+    def _pin(self, node: Node) -> Labels | None:
+        if node.op == "function" and node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
+            place, default = (2, 1) if node.target == "normalize" else (1, -1)
+            dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
+            return self._mixed_over(node, self._of(node.args[0]), [int(dim) % len(self.shapes[node.name].shape)])
+        self._pin_all(node, f"{self._title(node)} mixes channels")
+        labels = self._of(node.args[0])
+        return labels if node.target in ("layer_norm", "group_norm", "batch_norm") else None
+
+    _number = _pin
+
+
+def _plain_slice(index: Any) -> bool:
+    return isinstance(index, slice) and index.step in (None, 1)
+
+
+def _tensor_refs(node: Node) -> list[Ref]:
+    found: list[Ref] = []
+    map_refs((node.args, dict(node.kwargs)), found.append)
+    return found
+
+
+def _letters(node: Node, ndims: Sequence[int]) -> list[str] | None:
+    """One letter a dimension for each operand and the result; letters missing from the result are summed over."""
+    if node.target == "einsum":
+        equation = str(node.args[0]).replace(" ", "")
+        inputs, arrow, result = equation.partition("->")
+        found = [*inputs.split(","), result]
+        plain = arrow and "." not in equation and all(len(set(term)) == len(term) for term in found)
+        return found if plain and [*map(len, found[:-1])] == list(ndims) else None
+    batch = "".join(chr(ord("A") + d) for d in range(max(ndims) - 2))
+    if min(ndims) < 2 or len(ndims) < 2:
+        return None
+    if node.target == "matmul":
+        (a, b) = (batch[len(batch) - (n - 2) :] for n in ndims)
+        return [a + "ik", b + "kj", batch + "ij"]
+    q, k, v, *masks = (batch[len(batch) - (n - 2) :] for n in ndims)
+    return [q + "nd", k + "md", v + "me", *(mask + "nm" for mask in masks), batch + "ne"]
+
+
+def _arranged(labels: Labels, own: str, result: str) -> Labels:
+    """Dimensions in the order of the result's letters, of size one where a letter is missing; the others are gone."""
+    kept = [letter for letter in result if letter in own]
+    first = labels[tuple(slice(None) if letter in kept else 0 for letter in own)]
+    order = [letter for letter in own if letter in kept]
+    moved = first.transpose([order.index(letter) for letter in kept])
+    return moved.reshape([moved.shape[kept.index(letter)] if letter in kept else 1 for letter in result])
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(item, Tensor) for item in _leaves(value))
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]

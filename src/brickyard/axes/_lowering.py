@@ -1,0 +1,316 @@
+"""Bring a traced network to plain form, computing the same.
+
+Numbers that depend on no image are computed once (weight standardisation, bias tables). Functions whose weights
+are then known become layers. Views that only shuffle channels become one step that says which channel goes where.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import build_layer
+from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
+
+_MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
+_LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
+_SIZES = {"shape", "size", "dim", "floordiv", "mod"}
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
+_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
+
+
+@dataclass
+class Draft:
+    """A network while it is being read.
+
+    Attributes:
+        nodes: The steps.
+        layers: Layers by dotted name.
+        tensors: Bare parameters and buffers by dotted name.
+        foreign: Callables outside the table, by the target that names them.
+        homes: By step: the dotted name of the module whose forward made it.
+        example: Images as the model takes them.
+    """
+
+    nodes: list[Node]
+    layers: dict[str, nn.Module]
+    tensors: dict[str, Tensor]
+    foreign: dict[str, Callable[..., Any]]
+    example: Tensor
+    homes: dict[str, str] = field(default_factory=dict)
+
+    def unknown(self) -> list[str]:
+        """Operations outside the table that depend on the image; what does not is computed now."""
+        _fold(self)
+        return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
+
+    def network(self) -> Network:
+        """What there is so far, as a network."""
+        self.nodes = _without_unused(self.nodes, self.foreign)
+        used = {node.target for node in self.nodes}
+        self.tensors = {name: value for name, value in self.tensors.items() if name in used}
+        self.foreign = {name: call for name, call in self.foreign.items() if name in used}
+        return Network(self.nodes, self.layers, self.tensors, self.foreign).eval()
+
+
+def lowered(draft: Draft) -> Network:
+    """The network in plain form; `draft`, what tracing gave, is used up."""
+    _fold(draft)
+    shapes = step_shapes(draft.network(), draft.example)
+    _make_layers(draft, shapes)
+    _join_shuffles(draft, shapes)
+    return draft.network()
+
+
+# -- numbers that depend on no image -----------------------------------------------------------------------
+
+
+def _fold(draft: Draft) -> None:
+    """Compute steps that depend on weights and plain numbers only."""
+    known: dict[str, Any] = {}
+    groups: dict[str, set[str]] = {}  # the modules whose weights a value comes from
+    trained: set[str] = set()
+    computed: set[str] = set()
+    nodes: list[Node] = []
+    placed: set[str] = set()
+    for node in draft.nodes:
+        inputs = refs(node)
+        if node.op == "tensor":
+            known[node.name] = draft.tensors[node.target]
+            groups[node.name] = {node.target.rpartition(".")[0]}
+            if isinstance(known[node.name], nn.Parameter):
+                trained.add(node.name)
+        elif _is_constant(node, inputs, known, computed, draft):
+            known[node.name] = _result(draft, node, known)
+            computed.add(node.name)
+            groups[node.name] = set().union(*(groups.get(name, set()) for name in inputs))
+            if trained & set(inputs):
+                trained.add(node.name)
+            continue
+        for name in inputs:
+            if name in computed and isinstance(known[name], Tensor) and name not in placed:
+                placed.add(name)
+                home = next(iter(groups[name])) if len(groups[name]) == 1 else draft.homes.get(name, "")
+                nodes.append(_constant(draft, name, home, known[name], name in trained))
+        plain = {name: known[name] for name in inputs if name in computed and not isinstance(known[name], Tensor)}
+        nodes.append(with_refs(node, partial(_plain_value, plain)) if plain else node)
+    draft.nodes = nodes
+
+
+def _plain_value(values: Mapping[str, Any], ref: Ref) -> Any:
+    return values.get(ref.node, ref)
+
+
+def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], computed: set[str], draft: Draft) -> bool:
+    name = node.target.partition(" ")[0].removeprefix("aten.").partition(".")[0]
+    if node.op != "function" or ((name.endswith("_") or name in ("iadd", "imul")) and inputs[0] not in computed):
+        return False  # in place: nothing of the model's own is changed
+    if not inputs or name in _LIKE:
+        return name in _MAKERS or (name in _LIKE and len(inputs) == 1)
+    return not isinstance(draft.foreign.get(node.target), nn.Module) and all(name in known for name in inputs)
+
+
+def _result(draft: Draft, node: Node, known: Mapping[str, Any]) -> Any:
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: known.get(ref.node, draft.example))
+    call = draft.foreign.get(node.target) or FUNCTIONS[node.target].call
+    with torch.no_grad():
+        result = call(*args, **kwargs)
+    return tuple(result) if isinstance(result, torch.Size) else result
+
+
+def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) -> Node:
+    if home in draft.layers:
+        home = home.rpartition(".")[0]
+    target = f"{home}.computed_{name}" if home else f"computed_{name}"
+    value = value.detach().contiguous()
+    trained = trained and value.is_floating_point()
+    draft.tensors[target] = nn.Parameter(value, requires_grad=False) if trained else value
+    return Node(name, "tensor", target)
+
+
+# -- functions that are layers -----------------------------------------------------------------------------
+
+
+_SIGNATURES = {
+    "conv2d": inspect.signature(
+        lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None  # a builtin has none
+    ),
+    "linear": inspect.signature(lambda input, weight, bias=None: None),
+    "batch_norm": inspect.signature(F.batch_norm),
+    "layer_norm": inspect.signature(F.layer_norm),
+    "group_norm": inspect.signature(F.group_norm),
+}
+
+
+def _make_layers(draft: Draft, shapes: Mapping[str, Any]) -> None:
+    tensors = {node.name: node.target for node in draft.nodes if node.op == "tensor"}
+    found: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {}
+    for node in draft.nodes:
+        if node.op == "function" and node.target in _SIGNATURES and node.target not in draft.foreign:
+            made = _as_layer(node, tensors, draft, shapes)
+            if made is not None:
+                found[node.name] = made
+    elsewhere = {
+        tensors[name] for node in draft.nodes if node.name not in found for name in refs(node) if name in tensors
+    }
+    names: dict[str, str] = {}
+    for index, node in enumerate(draft.nodes):
+        if node.name not in found:
+            continue
+        kind, config, own = found[node.name]
+        key = repr((kind, config, own))
+        if key not in names:
+            names[key] = _free_name(draft, node, own, elsewhere)
+            draft.layers[names[key]] = _layer(kind, config, {k: draft.tensors[target] for k, target in own.items()})
+        first = node.args[0] if node.args else node.kwargs["input"]
+        draft.nodes[index] = Node(node.name, "layer", names[key], (first,))
+
+
+def _as_layer(
+    node: Node, tensors: Mapping[str, str], draft: Draft, shapes: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, str]] | None:
+    """The layer's type, arguments and tensors, or None where a weight depends on the image."""
+    try:
+        bound = _SIGNATURES[node.target].bind(*node.args, **node.kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    x = values.pop("input")
+    own: dict[str, str] = {}
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        value = values.pop(key, None)
+        if isinstance(value, Ref):
+            if value.node not in tensors:
+                return None
+            own[key] = tensors[value.node]
+        elif value is not None:
+            return None
+    if any(isinstance(value, Ref) for value in values.values()) or not isinstance(x, Ref):
+        return None
+    sizes = {key: tuple(draft.tensors[target].shape) for key, target in own.items()}
+    if node.target in ("conv2d", "linear"):
+        if "weight" not in own or len(sizes["weight"]) != (4 if node.target == "conv2d" else 2):
+            return None
+        out, in_ = sizes["weight"][:2]
+        if node.target == "linear":
+            return "Linear", {"in_features": in_, "out_features": out, "bias": "bias" in own}, own
+        config = {
+            "in_channels": in_ * values["groups"],
+            "out_channels": out,
+            "kernel_size": list(sizes["weight"][2:]),
+            **{key: _listed(values[key]) for key in ("stride", "padding", "dilation", "groups")},
+            "bias": "bias" in own,
+            "padding_mode": "zeros",
+        }
+        return "Conv2d", config, own
+    affine = "weight" in own
+    if node.target == "layer_norm":
+        shape = _listed(values["normalized_shape"])
+        config = {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": "bias" in own}
+        return ("LayerNorm", config, own) if affine or "bias" not in own else None
+    if affine != ("bias" in own):
+        return None
+    if node.target == "group_norm":
+        channels = int(shapes[x.node].shape[1])
+        config = {"num_groups": values["num_groups"], "num_channels": channels, "eps": values["eps"], "affine": affine}
+        return "GroupNorm", config, own
+    if values["training"] or "running_mean" not in own or "running_var" not in own:
+        return None
+    kind = "BatchNorm2d" if shapes[x.node].ndim == 4 else "BatchNorm1d"
+    config = {
+        "num_features": sizes["running_mean"][0],
+        "eps": values["eps"],
+        "momentum": values["momentum"],
+        "affine": affine,
+        "track_running_stats": True,
+    }
+    return kind, config, own
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list | torch.Size) else value
+
+
+def _layer(kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    layer = build_layer(kind, config)
+    for key, value in tensors.items():
+        if key in layer._parameters:
+            layer._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
+        else:
+            layer._buffers[key] = value.detach()
+    if "num_batches_tracked" in layer._buffers:
+        layer._buffers["num_batches_tracked"] = torch.tensor(0)
+    return layer
+
+
+def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[str]) -> str:
+    """The name of the module whose weights they are, where it is free."""
+    homes = {target.rpartition(".")[0] for target in own.values()}
+    wanted = homes.pop() if len(homes) == 1 else draft.homes.get(node.name, "")
+    name = wanted = wanted or node.name
+    number = 1
+    while name in draft.layers or any(target == name or target.startswith(name + ".") for target in elsewhere):
+        name, number = f"{wanted}_{node.target}" + (f"_{number}" if number > 1 else ""), number + 1
+    return name
+
+
+# -- shuffles ----------------------------------------------------------------------------------------------
+
+
+def _join_shuffles(draft: Draft, shapes: Mapping[str, Any]) -> None:
+    """Replace views and permutations that end in a permutation of channels by one step."""
+    chains: dict[str, tuple[str, Tensor]] = {}
+    for index, node in enumerate(draft.nodes):
+        shuffles = node.op == "layer" and isinstance(draft.layers[node.target], nn.ChannelShuffle)
+        if not ((node.op == "function" and node.target in _VIEWS) or shuffles) or not isinstance(node.args[0], Ref):
+            continue
+        source = node.args[0].node
+        shape, result = tuple(shapes[source].shape), tuple(shapes[node.name].shape)
+        if source in chains:
+            start, places = chains[source]
+        elif len(shape) == 4 and (len(result) > 4 or shuffles or node.target == "channel_shuffle"):
+            start, places = source, torch.arange(shapes[source].numel()).reshape(shape)
+        else:
+            continue
+        args = map_refs(node.args[1:], lambda ref: shapes[ref.node])
+        call = draft.layers[node.target] if shuffles else FUNCTIONS[node.target].call
+        places = call(places, *args, **map_refs(dict(node.kwargs), lambda ref: shapes[ref.node]))
+        order = _channel_order(places, tuple(shapes[start].shape))
+        if order is None:
+            chains[node.name] = (start, places)
+        else:
+            draft.nodes[index] = Node(node.name, "function", "take", (Ref(start), 1, order))
+
+
+def _channel_order(places: Tensor, shape: tuple[int, ...]) -> list[int] | None:
+    """The channels in their new order, where nothing else moved."""
+    if tuple(places.shape) != shape:
+        return None
+    order = places[0, :, 0, 0] // (shape[2] * shape[3])
+    moved = torch.arange(places.numel()).reshape(shape)[:, order.clamp(0, shape[1] - 1)]
+    return [int(channel) for channel in order] if torch.equal(moved, places) else None
+
+
+# -- steps that nothing needs ------------------------------------------------------------------------------
+
+
+def _without_unused(nodes: list[Node], foreign: Mapping[str, Callable[..., Any]]) -> list[Node]:
+    """Drop sizes, tensors, views and comparisons that nothing uses; everything else may act in place and stays."""
+    kept: list[Node] = []
+    used: set[str] = set()
+    for node in reversed(nodes):
+        idle = node.op == "tensor" or node.target in _SIZES | _VIEWS or foreign.get(node.target) in _COMPARISONS
+        if node.name in used or not idle:
+            kept.append(node)
+            used.update(refs(node))
+    return kept[::-1]

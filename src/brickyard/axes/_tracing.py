@@ -1,0 +1,373 @@
+"""Read a model as a `Network`: symbolic tracing, in evaluation mode, with the model left as it was."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from brickyard.axes._exporting import export_draft
+from brickyard.axes._lowering import Draft, lowered
+from brickyard.base._errors import BrickyardError, TraceError
+from brickyard.network._functions import function_name, method_name
+from brickyard.network._identity import source_of, wrapped
+from brickyard.network._layer_types import build_layer, describe_layer, find_type
+from brickyard.network._network import Network, Node, Ref
+from brickyard.network._untouched import as_before
+
+_TORCH_HOME = str(Path(torch.__file__).parent)
+_OWN_HOME = str(Path(__file__).parent.parent)
+_tracing = threading.RLock()
+
+
+@contextmanager
+def _same_luck(like: Tensor) -> Iterator[None]:
+    """Leave torch's global generators as they were: a model may draw from them."""
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        yield
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what `torch.compile` wrapped as it was written: to compile it for two images takes long."""
+    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _check_finite(model: nn.Module) -> None:
+    numbers = [*model.named_parameters(), *model.named_buffers()]
+    for place, value in numbers:
+        if not value.is_floating_point():
+            continue
+        masks = not isinstance(value, nn.Parameter) and not place.endswith(("running_mean", "running_var"))
+        with torch.inference_mode():
+            bad = value.isnan() if masks else ~value.isfinite()  # a mask may hold infinities
+        if bool(bad.any()):
+            raise TraceError(
+                f"a trained network is needed; {int(bad.sum())} of {value.numel()} numbers in {place!r} are NaN or "
+                "infinite: load weights from before they were"
+            )
+
+
+class _Tracer(fx.Tracer):
+    """Stops at layers of the table and at torch's own layers, and remembers where it was when it failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deepest = ""
+        self.thread = threading.get_ident()  # while one traces, torch sends all modules' calls here
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if find_type(m) is not None:
+            return True
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
+        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict) or wrapped(m) is not None:
+            return False
+        return type(m).__module__.startswith("torch.nn")
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        before = self.deepest
+        self.deepest = self.path_of_module(m)
+        result = super().call_module(m, self._forward_of(m), args, kwargs)
+        self.deepest = before  # not in a finally: after a failure the innermost name is wanted
+        return result
+
+    @staticmethod
+    def _forward_of(m: nn.Module) -> Callable[..., Any]:
+        """What runs a module: its forward without hooks, which would see steps in place of numbers."""
+        inner = wrapped(m)
+        return m.forward if inner is None else inner
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """An attribute, as a step where it is a tensor; other threads go their own ways."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def read_network(model: nn.Module, example: Tensor) -> Network:
+    """Trace a model into a `Network` that shares its weights and computes the same.
+
+    Args:
+        model: Any module that takes one image batch and returns one (batch, classes) tensor.
+        example: Images as the model takes them, (batch, channels, height, width).
+
+    Raises:
+        TraceError: The model cannot be traced, or does not return (batch, classes), or the traced network
+            does not return what the model returns.
+    """
+    model = source_of(model)
+    if not isinstance(example, Tensor):
+        raise TraceError(
+            f"the example must be a tensor of images, not a {type(example).__name__}; give two images as the model "
+            "takes them"
+        )
+    if example.ndim != 4 or not example.is_floating_point() or not example.numel():
+        raise TraceError(
+            f"the example must be floating-point images (batch, channels, height, width), not "
+            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them"
+        )
+    _check_finite(model)
+    with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
+        _defaults(model)
+        expected = _call(model, example)
+        network = lowered(_trace(model, example))
+        found = network(example)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        hooked = [n or type(m).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+        seen = f"forward hooks of {hooked[0]!r}" if hooked else "numbers in Python, random state"
+        raise TraceError(
+            f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
+            f"depends on something that tracing does not see ({seen}); "
+            f"{'remove them, or ' if hooked else ''}make that part a layer of its own"
+        )
+    return network
+
+
+def _call(model: nn.Module, example: Tensor) -> Tensor:
+    name = type(model).__name__
+    try:
+        result = model(example)
+    except Exception as error:
+        raise TraceError(
+            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give `example` images of "
+            "the size and kind that the model takes"
+        ) from error
+    if not isinstance(result, Tensor) or result.ndim != 2:
+        what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise TraceError(
+            f"{name} returns {what}; a classifier that returns (batch, classes) is needed: wrap it in a module that "
+            "returns the logits"
+        )
+    if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
+        raise TraceError(
+            f"{name} returns {tuple(result.shape)} of {result.dtype} for {len(example)} images; floating-point logits "
+            "(batch, classes) are needed, at least one: wrap it in a module that returns them"
+        )
+    if not bool(result.isfinite().all()):
+        raise TraceError(
+            f"{name} returns NaN or infinity for images of shape {tuple(example.shape)} and type {example.dtype}; "
+            "finite logits are needed: check the weights, and give images in the range that it was trained on"
+        )
+    return result
+
+
+def _trace(model: nn.Module, example: Tensor) -> Draft:
+    """Symbolic tracing; where it fails, or leaves unknown operations that `torch.export` knows, the latter."""
+    with _tracing:  # torch's tracer and exporter change functions that all threads use
+        return _traced(model, example)
+
+
+def _traced(model: nn.Module, example: Tensor) -> Draft:
+    tracer = _Tracer()
+    try:
+        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example)
+    except BrickyardError:
+        raise
+    except Exception as error:
+        exported = export_draft(model, example)
+        if isinstance(exported, Draft):
+            return exported
+        where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; torch.export cannot "
+            f"follow it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors "
+            "cannot be followed: move that part into a layer of its own or make it independent of the input"
+        ) from error
+    unknown = draft.unknown()
+    if unknown:
+        exported = export_draft(model, example)
+        if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
+            return exported
+    return draft
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Values for all arguments of forward after the first, which must have defaults."""
+    if getattr(model.forward, "__func__", None) is nn.modules.module._forward_unimplemented:
+        raise TraceError(
+            f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
+            "module that is called on images"
+        )
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise TraceError(
+            f"a classifier that takes one image batch is needed; {type(model).__name__}.forward takes none by position "
+            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images"
+        )
+    rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
+    if needed:
+        raise TraceError(
+            f"{type(model).__name__}.forward also needs {', '.join(needed)}; a classifier that takes one "
+            "image batch is needed: wrap it in a module that gives the rest"
+        )
+    return {p.name: p.default for p in rest} or None
+
+
+def _user_line(error: Exception) -> str:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((_TORCH_HOME, _OWN_HOME))
+    ]
+    return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
+    draft = Draft([], {}, {}, {}, example)
+    nodes = draft.nodes
+    same: dict[str, Ref] = {}
+    for step in graph.nodes:
+        args, kwargs = _arguments(step, same)
+        target = str(step.target)
+        draft.homes[step.name] = next(reversed(step.meta.get("nn_module_stack") or [""]))
+        if step.op == "placeholder":
+            if nodes and not all(_checks_default(user) for user in step.users):
+                raise TraceError(f"{type(model).__name__} takes a second input, {step.name!r}; one is supported")
+            if not nodes:
+                nodes.append(Node(step.name, "input"))
+        elif step.op == "call_module":
+            module = model.get_submodule(target)
+            if _representable(module):
+                draft.layers.setdefault(target, shared_layer(module))
+                nodes.append(Node(step.name, "layer", target, args, kwargs))
+            else:
+                draft.foreign[target] = module
+                nodes.append(Node(step.name, "function", target, args, kwargs))
+        elif step.op == "get_attr":
+            draft.tensors[target] = _attribute(model, target)
+            nodes.append(Node(step.name, "tensor", target))
+        elif step.op == "output":
+            nodes.append(Node("output", "output", "", args))
+        elif step.target is fx._symbolic_trace._assert_is_none:
+            continue
+        elif _is_idle(step):
+            same[step.name] = args[0]
+        else:
+            node = _function_node(step, args, kwargs, draft.foreign)
+            if node is not None:
+                nodes.append(node)
+    _keep_from_layers(draft)
+    return draft
+
+
+def _keep_from_layers(draft: Draft) -> None:
+    """Rename bare tensors that belong to a layer which also runs: a layer keeps its tensors to itself."""
+    for index, node in enumerate(draft.nodes):
+        group, _, leaf = node.target.rpartition(".")
+        if node.op == "tensor" and group in draft.layers:
+            name = f"{group}_{leaf}"
+            draft.tensors[name] = draft.tensors[node.target]
+            draft.nodes[index] = replace(node, target=name)
+
+
+def _checks_default(user: fx.Node) -> bool:
+    """Whether a step only checks that an argument has its default."""
+    is_none, is_equal = fx._symbolic_trace._assert_is_none, operator.eq
+    return user.target is is_none or (
+        user.target is is_equal and all(check.target is torch._assert for check in user.users)
+    )
+
+
+def _is_idle(step: fx.Node) -> bool:
+    """Whether a step is a stochastic depth, which does nothing in evaluation mode."""
+    training = step.args[3] if len(step.args) > 3 else step.kwargs.get("training", True)
+    return getattr(step.target, "__name__", "") == "stochastic_depth" and training is False
+
+
+def _function_node(
+    step: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], foreign: dict[str, Callable[..., Any]]
+) -> Node | None:
+    if step.op == "call_method":
+        name = method_name(str(step.target))
+        call: Callable[..., Any] = getattr(Tensor, str(step.target))
+        title = f"Tensor.{step.target}"
+    else:
+        call = step.target  # type: ignore[assignment]
+        title = getattr(call, "__name__", str(call))
+        if title == "_assert":
+            return None
+        name = function_name(call)
+        if call is getattr and args[1] == "shape":
+            name, args = "shape", args[:1]
+    if name is None:
+        target = f"{title} ({step.name})"
+        foreign[target] = call
+        return Node(step.name, "function", target, args, kwargs)
+    return Node(step.name, "function", name, args, kwargs)
+
+
+def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A step's arguments; `same` says which steps only pass an earlier value on."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return same.get(value.name) or Ref(value.name)
+        if isinstance(value, slice):
+            return slice(plain(value.start), plain(value.stop), plain(value.step))
+        if isinstance(value, tuple):
+            return tuple(plain(item) for item in value)
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value
+
+    args = tuple(plain(value) for value in step.args)
+    kwargs = {key: plain(value) for key, value in step.kwargs.items()}
+    if not args and "input" in kwargs:
+        args = (kwargs.pop("input"),)
+    return args, kwargs
+
+
+def _representable(module: nn.Module) -> bool:
+    return find_type(module) is not None and not getattr(module, "return_indices", False)
+
+
+def shared_layer(module: nn.Module) -> nn.Module:
+    """A plain copy of a layer, in evaluation mode, over the same numbers; hooks stay behind."""
+    entry = find_type(module)
+    assert entry is not None
+    found = build_layer(entry.name, describe_layer(module))
+    for name in found._parameters:
+        value = getattr(module, name)
+        if value is not None:
+            found._parameters[name] = nn.Parameter(_ordinary(value), requires_grad=False)
+    for name in found._buffers:
+        value = getattr(module, name)
+        found._buffers[name] = None if value is None else _ordinary(value)
+    return found
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    """The same numbers without a history; one made in inference mode is copied, since no gradient can pass it."""
+    return value.detach().clone() if value.is_inference() else value.detach()
+
+
+def _attribute(model: nn.Module, target: str) -> Tensor:
+    group, _, leaf = target.rpartition(".")
+    value = getattr(model.get_submodule(group), leaf)
+    if not isinstance(value, Tensor):
+        raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
+    is_parameter = isinstance(value, nn.Parameter)
+    return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

@@ -1,0 +1,32 @@
+"""What every other package stands on, without torch: errors, messages, checks, options, records, class names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.base._errors import BrickyardError as BrickyardError
+    from brickyard.base._errors import DataError as DataError
+    from brickyard.base._errors import FileError as FileError
+    from brickyard.base._errors import OptionError as OptionError
+    from brickyard.base._errors import ProcessError as ProcessError
+    from brickyard.base._errors import SurgeryError as SurgeryError
+    from brickyard.base._errors import TaskError as TaskError
+    from brickyard.base._errors import TraceError as TraceError
+    from brickyard.base._options import Budget as Budget
+    from brickyard.base._options import Distillation as Distillation
+    from brickyard.base._options import Schedule as Schedule
+    from brickyard.base._options import Thresholds as Thresholds
+    from brickyard.base._records import AssemblyManifest as AssemblyManifest
+    from brickyard.base._records import ComponentManifest as ComponentManifest
+    from brickyard.base._records import NetworkSpec as NetworkSpec
+    from brickyard.base._records import Preprocessing as Preprocessing
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _errors="BrickyardError DataError FileError OptionError ProcessError SurgeryError TaskError TraceError",
+    _options="Budget Distillation Schedule Thresholds",
+    _records="AssemblyManifest ComponentManifest NetworkSpec Preprocessing",
+)

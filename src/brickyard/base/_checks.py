@@ -1,0 +1,106 @@
+"""Checks of arguments, each with one clear error."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from brickyard.base._errors import FileError, OptionError
+from brickyard.base._messages import brief, first_line, near
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Check a value against a `Literal`.
+
+    Raises:
+        OptionError: It is not among the choices.
+    """
+    allowed = get_args(choices)
+    if not isinstance(value, str) or value not in allowed:
+        hint = near(value, allowed) if isinstance(value, str) else ""
+        raise OptionError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}")
+
+
+def check_kind(name: str, value: object, kind: type, advice: str) -> None:
+    """Check that an argument is None or of a kind.
+
+    Raises:
+        OptionError: It is of another.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value, numpy's too, as a bool.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
+    return bool(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, numpy's too; truth values are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, numpy's too; truth values are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, numpy's too, as an int.
+
+    Raises:
+        OptionError: It is none, or below `least`.
+    """
+    if not is_whole(value) or value < least:
+        raise OptionError(f"{name}={brief(value)} is no whole number of {least} or more; give one")
+    return int(value)
+
+
+def seed_of(value: Any) -> int:
+    """A seed as an int.
+
+    Raises:
+        OptionError: It is no whole number of 64 bits.
+    """
+    if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
+        raise OptionError(f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
+    return int(value)
+
+
+def share_or_more(name: str, value: Any) -> float:
+    """A finite number of 0 or more.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise OptionError(f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
+    return float(value)
+
+
+def given_path(path: Any, what: str) -> Path:
+    """A path that a user gave.
+
+    Raises:
+        FileError: It is neither text nor a path, or no file can have it.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
+        raise FileError(f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path")
+    try:
+        os.stat(found or ".")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise FileError(f"{what} {brief(found)} cannot be used: {why}; choose another") from None
+    return Path(found)

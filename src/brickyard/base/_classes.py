@@ -1,0 +1,87 @@
+"""Names of classes, and the classes that a task names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from brickyard.base._checks import is_whole
+from brickyard.base._errors import TaskError
+from brickyard.base._messages import brief, near
+
+
+def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
+    """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges.
+
+    Raises:
+        TaskError: A range runs backwards, or beyond the classes.
+    """
+    found: list[int | str] = []
+    for text in texts:
+        for item in [text] if text in names else text.split(","):
+            item = item.strip()
+            first, dash, last = item.partition("-")
+            if item in names:
+                found.append(item)
+            elif dash and _is_number(first) and _is_number(last):
+                if int(last) < int(first):
+                    raise TaskError(f"range {item!r} runs backwards; write {last}-{first}, or the classes in order")
+                if int(last) >= len(names):
+                    raise TaskError(
+                        f"range {item!r} was asked for; there are classes 0 to {len(names) - 1}: end it there"
+                    )
+                found += range(int(first), int(last) + 1)
+            elif _is_number(item):
+                found.append(int(item))
+            elif item:
+                found.append(item)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
+    """Indices of the classes that a task names, in its order.
+
+    Raises:
+        TaskError: The task is empty, names an unknown class, or names one twice.
+    """
+    if isinstance(task, str) or is_whole(task):
+        task = [task]
+    if isinstance(task, bytes | set | frozenset | Mapping) or not isinstance(task, Iterable):
+        raise TaskError(
+            f"a task is a list of class names or indices in the order of the outputs; {brief(task)} is a "
+            f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]"
+        )
+    found: list[int] = []
+    for item in task.tolist() if isinstance(task, np.ndarray | Tensor) and task.ndim == 1 else task:
+        if not isinstance(item, str) and not is_whole(item):
+            raise TaskError(
+                f"a task is a list of class names or indices; {brief(item)} is a {type(item).__name__}: give names, or "
+                f"whole numbers from 0 to {len(names) - 1}"
+            )
+        if isinstance(item, str) and item in names:
+            found.append(list(names).index(item))
+        elif not isinstance(item, str) and 0 <= item < len(names):
+            found.append(int(item))
+        else:
+            hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
+            raise TaskError(
+                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}"
+            )
+    if not found:
+        raise TaskError(f"the task is empty; name at least one of {_list(names)}")
+    if len(set(found)) != len(found):
+        twice = next(k for k in found if found.count(k) > 1)
+        raise TaskError(f"class {names[twice]!r} is named twice in the task; name each class once")
+    return found
+
+
+def _list(names: Sequence[str], most: int = 12) -> str:
+    short = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:most]]
+    return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,452 @@
+"""Frozen values that say what a component or an assembly is and where it came from; JSON to and from.
+
+Nothing here knows `torch`: a manifest is plain data, validated when it is made, and the JSON Schema that
+`docs/` publishes is generated from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from brickyard.base._errors import FileError, OptionError
+from brickyard.base._messages import told
+
+FORMAT_VERSION = 1
+
+Name = Annotated[str, Field(min_length=1, max_length=1024)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+Form = Literal["parallel", "padded", "grouped", "union"]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
+
+
+class Frozen(BaseModel):
+    """A value: frozen, strict about unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _UnusableError(OptionError, ValueError):
+    """Values that cannot be used: an `OptionError` for whoever gave them, a problem of validation within a file."""
+
+
+class Preprocessing(Frozen):
+    """What happens to raw images before a network sees them.
+
+    Raw images are uint8 in 0..255 or floating point in [0, 1], of shape (batch, channels, height, width).
+    They are scaled to [0, 1], brought to `channels` and `size`, then `(x - mean) / std` a channel. The
+    default changes nothing, so that a network without preprocessing takes what its source took.
+
+    Attributes:
+        size: Height and width that the network wants, or None to leave the size alone.
+        fit: How an image comes to `size`: "resize" (bilinear, antialiased) or "pad" (zeros around a
+            smaller image; a larger one is resized).
+        channels: 1 or 3, or None to leave the channels alone. Grey becomes colour by repetition, colour
+            becomes grey by the luma weights of ITU-R BT.601.
+        mean: Mean a channel, in [0, 1] units, or None for no normalisation.
+        std: Standard deviation a channel, in [0, 1] units; needs `mean`.
+
+    Example:
+        >>> from brickyard import Preprocessing
+        >>> Preprocessing(size=(32, 32), channels=3, mean=(0.5,), std=(0.25,)).size
+        (32, 32)
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]] | None = None
+    fit: Literal["resize", "pad"] = "resize"
+    channels: Literal[1, 3] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    def __init__(self, **values: Any) -> None:
+        """See the class.
+
+        Raises:
+            OptionError: A value cannot be used; the message names it.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            place = error.errors(include_url=False, include_input=False)[0]["loc"]
+            given = f": {place[0]!s}={values[str(place[0])]!r:.60}" if place and str(place[0]) in values else ""
+            problem = first_problem(error).removeprefix("Value error, ")
+            known = ", ".join(type(self).model_fields)
+            raise _UnusableError(
+                f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
+                "size=(32, 32), mean=(0.5,), std=(0.25,)"
+            ) from None
+
+    @model_validator(mode="after")
+    def _mean_and_std_agree(self) -> Preprocessing:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both, or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
+        return self
+
+
+class NodeSpec(Frozen):
+    """One step of a network: `op` says which table `target` is looked up in.
+
+    `args` and `kwargs` are JSON, with `{"node": NAME}` for the value of an earlier step,
+    `{"slice": [a, b, c]}`, `{"tuple": [...]}`, `{"ellipsis": true}` and `{"dtype": NAME}`.
+    """
+
+    name: Name
+    op: Literal["input", "layer", "tensor", "function", "output"]
+    target: Annotated[str, Field(max_length=1024)] = ""
+    args: tuple[Json, ...] = ()
+    kwargs: dict[str, Json] = {}
+
+
+class LayerSpec(Frozen):
+    """A layer's type and constructor arguments, both from a whitelist."""
+
+    type: Name
+    config: dict[str, Json] = {}
+
+
+class TensorSpec(Frozen):
+    """A bare parameter or buffer: whether it is trained, and its shape."""
+
+    kind: Literal["parameter", "buffer"]
+    shape: tuple[Count, ...]
+
+
+class NetworkSpec(Frozen):
+    """A network as data: steps in order, layers and bare tensors by dotted name."""
+
+    nodes: tuple[NodeSpec, ...]
+    layers: dict[Name, LayerSpec]
+    tensors: dict[Name, TensorSpec] = {}
+
+
+class SourceRecord(Frozen):
+    """The source that a component was cut from."""
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    classes: tuple[Name, ...]
+    parameters: Count
+    flops: Count
+
+
+class AxisRecord(Frozen):
+    """How many channels an axis had in the source, and which of them were kept, in order."""
+
+    size: Annotated[int, Field(ge=1, le=1 << 62)]
+    kept: tuple[Count, ...]
+    pinned: bool = False
+
+    @model_validator(mode="after")
+    def _kept_fits(self) -> AxisRecord:
+        if len(set(self.kept)) != len(self.kept) or any(channel >= self.size for channel in self.kept):
+            raise ValueError(f"the channels kept are not each one of {self.size}, once")
+        return self
+
+
+class Pinned(Frozen):
+    """An axis or operation that was kept whole, and why."""
+
+    axis: str
+    channels: Count
+    reason: str
+
+
+class LocateRecord(Frozen):
+    """Which images the relevances came from."""
+
+    choose: Literal["confident", "random", "all"]
+    per_class: Count | None
+    seed: Annotated[int, Field(ge=-(1 << 64), le=1 << 64)]
+    images: tuple[Count, ...]
+    data: str = ""
+
+
+class SelectionRecord(Frozen):
+    """How the channels were chosen: by thresholds or by a budget."""
+
+    thresholds: dict[str, float] | None = None
+    budget: dict[str, Json] | None = None
+    parameters: Count
+    flops: Count
+
+
+class HealRecord(Frozen):
+    """How the component was repaired, and what was seen on the way.
+
+    `copies` says how many times the images were used, themselves included: further times they were shifted.
+    """
+
+    method: Literal["none", "moments", "refit"]
+    images: Count = 0
+    copies: Annotated[int, Field(ge=1, le=1 << 62)] = 1
+    ridge: float | None = None
+    layers: Count = 0
+    notes: tuple[str, ...] = ()
+
+
+class TuneRecord(Frozen):
+    """How it was trained after it was made.
+
+    `best` is the pass whose numbers it has, 0 being what it was before. `scores` are the mean over classes of the share
+    of validation images that were answered right, before the first pass and after each; empty without such images.
+    """
+
+    images: Count
+    validation: Count = 0
+    epochs: Count
+    best: Count
+    optimizer: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=1, le=1 << 62)]
+    seed: Count = 0
+    teacher: Annotated[str, Field(max_length=1024)] = ""
+    scores: tuple[float, ...] = ()
+
+
+class FamiliarityRecord(Frozen):
+    """Shape of what is known of a component's features; the numbers are tensors in the file."""
+
+    classes: Annotated[int, Field(ge=1, le=1 << 20)]
+    size: Annotated[int, Field(ge=1, le=1 << 20)]
+    rank: Annotated[int, Field(ge=1, le=1 << 10)]
+
+
+class Statistics(Frozen):
+    """What scaling may use later, measured on the component's own training images.
+
+    All lists have one entry a class of the task. `winning_logit` is None where no image of the class was
+    answered correctly. `margin` is the mean difference between the highest and the next logit.
+    """
+
+    images: tuple[Count, ...]
+    correct: tuple[Count, ...]
+    winning_logit: tuple[float | None, ...]
+    mean_logit: tuple[float | None, ...]
+    magnitude: float | None = None
+    margin: float | None = None
+    familiarity: FamiliarityRecord | None = None
+
+
+class Versions(Frozen):
+    """What made the file."""
+
+    brickyard: str
+    torch: str
+    python: str
+
+
+class ComponentManifest(Frozen):
+    """What a component is and where it came from."""
+
+    kind: Literal["component"] = "component"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    task: Annotated[tuple[Count, ...], Field(min_length=1)]
+    reject: bool = False
+    preprocessing: Preprocessing = Preprocessing()
+    input_shape: tuple[Annotated[int, Field(ge=1, le=1 << 62)], ...]
+    source: SourceRecord
+    axes: dict[str, AxisRecord]
+    output_axis: str | None = None
+    pinned: tuple[Pinned, ...] = ()
+    located: LocateRecord | None = None
+    selection: SelectionRecord
+    heal: HealRecord = HealRecord(method="none")
+    tuned: TuneRecord | None = None
+    statistics: Statistics | None = None
+    scores: dict[str, Json] = {}
+    versions: Versions
+    created: str
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> ComponentManifest:
+        if len(self.task) != len(self.classes):
+            raise ValueError(f"{len(self.task)} task indices for {len(self.classes)} class names")
+        if len(set(self.task)) != len(self.task):
+            raise ValueError("the task has a class twice")
+        for index, name in zip(self.task, self.classes, strict=True):
+            if index >= len(self.source.classes) or self.source.classes[index] != name:
+                raise ValueError(f"task index {index} is not class {name!r} of the source")
+        return self
+
+    @property
+    def parts(self) -> tuple[ComponentManifest, ...]:
+        """Itself, as an assembly has the manifests of its parts."""
+        return (self,)
+
+    @property
+    def width(self) -> int:
+        """How many outputs the network itself has, before task and reject are taken from them."""
+        return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the component returns for an image."""
+        return len(self.classes) + int(self.reject)
+
+
+class ScalingRecord(Frozen):
+    """How the parts' logits were made comparable.
+
+    `gate` says that each part's classes also gain or lose by how its features look.
+    """
+
+    name: Name
+    options: dict[str, Json] = {}
+    images: Count = 0
+    log_probability: bool = False
+    gate: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class AssemblyManifest(Frozen):
+    """What an assembly is: its parts, how they are joined, and its classes.
+
+    `votes` says, for each part, on which further classes of its source it votes, since other parts contribute them.
+    `left_out` says, for each part, which classes of its task were removed: they are not used, the part is as it was.
+    `members` says, for each class, which of the parts' logits it is made of (their places side by side; each part's
+    task, then its votes).
+    """
+
+    kind: Literal["assembly"] = "assembly"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    members: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...]
+    on_duplicate: Literal["error", "average", "max", "rename"] = "error"
+    votes: tuple[tuple[Count, ...], ...] = ()
+    left_out: tuple[tuple[Count, ...], ...] = ()
+    parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
+    form: Form
+    shared_input: bool = False
+    scaling: ScalingRecord = ScalingRecord(name="none")
+    tuned: TuneRecord | None = None
+    notes: tuple[str, ...] = ()
+    scores: dict[str, Json] = {}
+    versions: Versions
+    created: str
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> AssemblyManifest:
+        places = [place for member in self.members for place in member]
+        if self.votes and len(self.votes) != len(self.parts):
+            raise ValueError(f"votes of {len(self.votes)} parts for {len(self.parts)} parts")
+        for part, votes in zip(self.parts, self.votes, strict=False):
+            others = set(range(len(part.source.classes))) - set(part.task) if votes else set()
+            if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
+                raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
+        if self.left_out and len(self.left_out) != len(self.parts):
+            raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
+        for part, gone in zip(self.parts, self.left_out, strict=False):
+            if len(set(gone)) != len(gone) or not set(gone) < set(part.task):
+                raise ValueError(f"{gone} cannot be left out of the task {part.task}")
+        total = sum(map(len, self.columns))
+        if len(self.members) != len(self.classes) or sorted(places) != list(range(total)):
+            raise ValueError(f"{len(self.members)} members do not divide {total} logits among the classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether every class is one logit, in the order of the logits."""
+        return all(member == (place,) for place, member in enumerate(self.members))
+
+    @property
+    def class_of(self) -> dict[int, int]:
+        """The class that each of the parts' logits side by side is one of."""
+        return {place: k for k, member in enumerate(self.members) for place in member}
+
+    @property
+    def tasks(self) -> tuple[tuple[int, ...], ...]:
+        """For each part, the classes of its task that are used."""
+        gone = self.left_out or ((),) * len(self.parts)
+        return tuple(tuple(k for k in part.task if k not in out) for part, out in zip(self.parts, gone, strict=True))
+
+    @property
+    def columns(self) -> tuple[tuple[int, ...], ...]:
+        """For each part, the classes of its source whose logits are used: of its task, then its votes."""
+        votes = self.votes or ((),) * len(self.parts)
+        return tuple(task + own for task, own in zip(self.tasks, votes, strict=True))
+
+    @property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the parts whose task it is."""
+        tasks = self.tasks
+        owner = [
+            part if place < len(tasks[part]) else None
+            for part, columns in enumerate(self.columns)
+            for place in range(len(columns))
+        ]
+        return tuple(tuple(o for place in member if (o := owner[place]) is not None) for member in self.members)
+
+
+class ComponentFile(Frozen):
+    """The JSON text of a component's file, beside its format version."""
+
+    manifest: ComponentManifest
+    network: NetworkSpec
+    skeleton: NetworkSpec | None = None
+
+
+class AssemblyFile(Frozen):
+    """The JSON text of an assembly's file, beside its format version."""
+
+    manifest: AssemblyManifest
+    networks: tuple[NetworkSpec, ...]
+    skeletons: tuple[NetworkSpec | None, ...]
+
+
+class RelevanceFile(Frozen):
+    """The JSON text of a file of relevances, beside its format version."""
+
+    kind: Literal["relevance"] = "relevance"
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    task: tuple[Count, ...]
+    thresholds: dict[str, float]
+    layers: dict[str, bool]
+    axes: dict[str, tuple[Count, Count]]
+    record: LocateRecord
+    preprocessing: Preprocessing
+    input_shape: tuple[Annotated[int, Field(ge=1, le=1 << 62)], ...]
+    source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    source_name: Name
+    sums: bool
+
+
+def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
+    """Read `value` as a `kind`, or say what is wrong with it.
+
+    Raises:
+        FileError: The value does not fit; the message names the first problem and where it is.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise FileError(f"{what} is not a valid {kind.__name__}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation error, with its place."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return told(f"{place + ': ' if place else ''}{problem['msg']}") + more
+
+
+def file_schema() -> dict[str, Any]:
+    """The JSON Schema of the text in a file: of a component, an assembly, or relevances."""
+    from pydantic import TypeAdapter
+
+    kinds = (ComponentFile, AssemblyFile, RelevanceFile)
+    schema = TypeAdapter(ComponentFile | AssemblyFile | RelevanceFile).json_schema()
+    for kind in kinds:
+        entry = schema["$defs"][kind.__name__]
+        entry["properties"]["format"] = {
+            "const": FORMAT_VERSION,
+            "title": "Format version",
+            "type": "integer",
+        }
+        entry["required"] = ["format", *entry.get("required", [])]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Brickyard file", **schema}

@@ -1,0 +1,134 @@
+"""The command line. `--help` imports neither torch nor anything else that is slow."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from brickyard._version import __version__
+from brickyard.base._errors import BrickyardError, FileError, OptionError
+from brickyard.cli import _build as building
+from brickyard.cli import _export as exporting
+from brickyard.cli import _look as looking
+from brickyard.cli import _make as making
+from brickyard.cli import _report as reporting
+from brickyard.cli import _serve as serving
+from brickyard.cli import _signals as stopping
+from brickyard.cli import _train as tuning
+from brickyard.cli import _yard as yard
+from brickyard.cli._output import exit_code
+
+_SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
+
+app = typer.Typer(
+    name="brickyard",
+    help="Take trained image classifiers apart into small working models, and build new ones from the parts.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"brickyard {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our own errors and Ctrl-C into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            if os.environ.get("WORLD_SIZE", "1") not in ("0", "1"):
+                _shared(command, *args, **kwargs)
+            else:
+                command(*args, **kwargs)
+        except (BrickyardError, KeyboardInterrupt) as error:
+            raise typer.Exit(exit_code(error)) from None
+        except BrokenPipeError:
+            stopping.no_reader()
+            raise typer.Exit(stopping.PIPE) from None
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            told = FileError(f"{place}{error.strerror or error}; check the path, the space and the rights")
+            raise typer.Exit(exit_code(told)) from None
+
+    return run
+
+
+def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run a command as one of the processes that `torchrun` started; of those that fail, the first says why."""
+    from brickyard.runtime._processes import joined, process_count
+
+    if process_count() < 2:
+        command(*args, **kwargs)
+        return
+    with joined() as first_to_fail:
+        try:
+            if command.__name__ not in _SHARED:
+                name = command.__name__.replace("_", " ")
+                raise OptionError(
+                    f"{name} runs in one process, and torchrun started several; start it without "
+                    f"torchrun, which is for {', '.join(_SHARED)}"
+                )
+            command(*args, **kwargs)
+        except (BrickyardError, KeyboardInterrupt):
+            if not first_to_fail():
+                raise typer.Exit(1) from None
+            raise
+
+
+for _command in (
+    looking.demo,
+    making.train,
+    making.locate,
+    making.disassemble,
+    making.assemble,
+    tuning.finetune,
+    tuning.distil,
+    looking.evaluate,
+    looking.show,
+    looking.predict,
+    reporting.routes,
+    reporting.report,
+    exporting.export,
+    exporting.push,
+    building.build,
+    serving.workbench,
+):
+    app.command(_command.__name__)(_guarded(_command))
+
+_yard = typer.Typer(help=yard.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _name, _command in yard.COMMANDS.items():
+    _yard.command(_name)(_guarded(_command))
+app.add_typer(_yard, name="yard")
+
+
+def main() -> None:
+    """Run the command line."""
+    stopping.listen()
+    try:
+        app()
+    except BaseException as error:
+        if stopping.seen() is None:
+            raise
+        sys.exit(exit_code(error))
+    finally:
+        stopping.unheard()

@@ -1,0 +1,47 @@
+"""The command that builds what a recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brickyard.cli._options import Json
+from brickyard.cli._output import emit
+from brickyard.runtime._progress import say
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
+
+
+def build(
+    recipe: Recipe,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; do nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every step, and overwrite files that no build has written.")
+    ] = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the Python files that the recipe names as sources.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build what a recipe says: only the steps whose result would be another one."""
+    from brickyard.recipes._build import build as run
+    from brickyard.recipes._build import plan, plan_text
+    from brickyard.recipes._reader import load_recipe
+
+    file = load_recipe(recipe)
+    folder = file.folder / file.recipe.outputs.folder
+    if dry_run:
+        planned = plan(file, force=force, trust=trust_code)
+        value = {"recipe": str(recipe), "folder": str(folder), "steps": [item.as_dict() for item in planned]}
+        emit(value, as_json, plan_text(planned, folder))
+        return
+    result = run(file, force=force, trust=trust_code, say=say)
+    counts = {
+        status: sum(step["status"] == status for step in result["steps"])
+        for status in ("ran", "unchanged", "up to date")
+    }
+    lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
+    lines += [f"{folder / name}" for step in result["steps"] for name in step["outputs"]]
+    emit(result, as_json, "\n".join(lines))

@@ -1,0 +1,60 @@
+"""Printing results: text or JSON, and the exit code of an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from brickyard.base._errors import FileError
+from brickyard.cli._signals import no_reader, seen, tell
+from brickyard.runtime._progress import fits, put, speaks
+
+
+def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
+    """Print a result: JSON, or text.
+
+    Raises:
+        BrokenPipeError: Nobody reads it any more.
+        FileError: Standard output takes nothing.
+    """
+    if not speaks():
+        return
+    if sys.stdout is None:
+        raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
+    line = _json(value) if as_json else str(text)
+    if as_json and not fits(line, sys.stdout):
+        line = json.dumps(value, allow_nan=False)
+    try:
+        put(line, sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
+            no_reader()
+        raise FileError(
+            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere"
+        ) from None
+
+
+def _json(value: dict[str, Any]) -> str:
+    """JSON in which characters that are not printable are escaped; letters of any script are not."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def keep(found: Any, path: Path, force: bool) -> None:
+    """Save a result, once where several processes have it."""
+    if speaks():
+        found.save(path, overwrite=force)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an error, after printing it to standard error: 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    if isinstance(error, KeyboardInterrupt) or seen() is not None:
+        tell()
+        return seen() or 130
+    put(f"brickyard: {error}", sys.stderr)
+    return 1

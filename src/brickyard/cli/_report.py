@@ -1,0 +1,163 @@
+"""Commands that make pictures and pages: routes, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from brickyard._files import loaded
+from brickyard.base._errors import OptionError
+from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Json, Names, Output, Size, SourceSpec, Weights
+from brickyard.cli._output import emit
+from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from brickyard.evaluation._faithfulness import Faithfulness
+
+
+Split = Annotated[str, typer.Option(help="Split of the data where its text names none.")]
+MaxImages = Annotated[int | None, typer.Option(help="Use at most so many images of each.", min=1)]
+
+
+def routes(
+    source: SourceSpec,
+    relevance: Annotated[Path, typer.Option("--relevance", help="Relevances that `locate` wrote.", show_default=False)],
+    output: Output,
+    classes: Annotated[
+        str, typer.Option("--classes", help='Up to six classes: "cat,dog" or "0-2".', show_default=False)
+    ],
+    data: Annotated[str | None, typer.Option("--data", help=f"Measure with these test images: {DATA_HELP}")] = None,
+    weights: Weights = None,
+    names: Names = None,
+    size: Size = None,
+    split: Split = "test",
+    max_images: MaxImages = None,
+    seeds: Annotated[int, typer.Option(help="Random routes to compare with.", min=1)] = 5,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Draw the decision routes of some classes, as .svg or .png; with images, measure them too."""
+    from dataclasses import asdict
+
+    from brickyard.base._classes import parse_classes
+    from brickyard.evaluation._faithfulness import faithfulness
+    from brickyard.relevance._relevance import Relevance
+    from brickyard.reports._route_picture import draw
+    from brickyard.reports._routes import routes as find
+
+    check_free(output, force, source, weights, relevance)
+    if output.suffix not in (".png", ".svg"):
+        raise OptionError(f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg")
+    known: Any = loaded(relevance, Relevance)
+    origin = source_of(source, weights, names, preprocessing_of(None, None, size) or known.preprocessing)
+    known.graph(origin.model)  # refuses another source
+    chosen = parse_classes([classes], known.classes)
+    found = find(known, chosen)
+    rows: tuple[Faithfulness, ...] = ()
+    if data is not None:
+        images = fitted(data_of(data, known.preprocessing, split, max_images), known.classes)
+        rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
+    draw(found, output, rows, overwrite=force)
+    value = {
+        "source": found.source,
+        "classes": list(found.classes),
+        "relevant": [
+            {
+                "axis": station.axis,
+                "layer": station.label,
+                "size": station.size,
+                "channels": [station.relevant(owner) for owner in range(len(found.classes))],
+            }
+            for station in found.stations
+        ],
+        "links": len(found.links),
+        "left_out": found.left_out,
+        "faithfulness": [asdict(row) for row in rows],
+    }
+    emit(value, as_json, "\n".join([*([_measured(rows)] if rows else []), str(output)]))
+
+
+def _measured(rows: Sequence[Faithfulness]) -> str:
+    """What routes are worth, as a table."""
+    lines: list[list[str]] = []
+    for row in rows:
+        title = f"{row.name}: {row.kept:,} of {row.channels:,} channels"
+        lines.append([title, f"own images ({row.images:,})", f"others ({row.other_images:,})", "AUROC"])
+        for name, answers in row.cases():
+            figures = (answers.hits, answers.others, answers.auroc)
+            lines.append([f"  {name}", *("" if value is None else f"{value:.1f}" for value in figures)])
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def report(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of components, assemblies and relevances.", show_default=False)
+    ],
+    output: Output,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help=f"Test images, once for all or once a part: {DATA_HELP}")
+    ] = None,
+    relevance: Annotated[
+        list[Path] | None, typer.Option("--relevance", help="Relevances: adds heat maps and routes.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help=f"A source, for what came from it: {SOURCE_HELP}")
+    ] = None,
+    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Weights of each source.")] = None,
+    split: Split = "test",
+    max_images: MaxImages = None,
+    faithful: Annotated[
+        bool, typer.Option("--faithfulness", help="Measure routes too: needs --source and --data once; takes a while.")
+    ] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure times.")] = False,
+    title: Annotated[str, typer.Option(help="The page's title.")] = "Brickyard report",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write one page about files: scores, sizes, channels, relevances, routes, and where parts came from."""
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.relevance._relevance import Relevance
+    from brickyard.reports._page import write_report
+
+    check_free(output, force, *files, *(relevance or []), *(source or []), *(weights or []))
+    paths = [*files, *(relevance or [])]
+    items: list[Any] = [loaded(path) for path in files]
+    items += [loaded(path, Relevance) for path in relevance or []]
+    parts = [_parts(item) for item in items]
+    count = sum(map(len, parts))
+    if data and len(data) not in (1, count):
+        raise OptionError(f"the files have {count} parts in all; give --data once, or {count} times")
+    if faithful and not (source and data and len(data) == 1):
+        raise OptionError("--faithfulness needs the source (--source) and --data once; give both, or leave it out")
+    specs = list(data or [])
+    specs = specs if len(specs) == count else specs * count
+    images: list[Any] = []
+    for item, own in zip(items, parts, strict=True):
+        mine, specs = specs[: len(own)], specs[len(own) :]
+        found = [
+            fitted(data_of(spec, part.preprocessing, split, max_images), part.source.classes)
+            for spec, part in zip(mine, own, strict=False)
+        ]
+        if isinstance(item, Relevance) and faithful and data:
+            found = [fitted(data_of(data[0], item.preprocessing, split, max_images), item.classes)]
+        images.append((found if isinstance(item, Assembly) else found[0]) if found else None)
+    if weights and len(weights) != len(source or []):
+        raise OptionError(f"--weights was given {len(weights)} times for {len(source or [])} sources; once a source")
+    how = next((getattr(part[0], "preprocessing", None) for part in parts if part), None)
+    places: list[Path | None] = list(weights or []) or [None] * len(source or [])
+    models = [source_of(spec, place, None, how).model for spec, place in zip(source or [], places, strict=True)]
+    names = [path.name for path in paths]
+    write_report(output, items, names=names, data=images, sources=models, title=title, latency=latency, overwrite=force)
+    size = output.stat().st_size
+    emit({"report": str(output), "items": names, "bytes": size}, as_json, f"{output} ({size / 1e6:.2f} MB)")
+
+
+def _parts(item: Any) -> tuple[Any, ...]:
+    """Manifests of the components that an item is made of."""
+    manifest = getattr(item, "manifest", None)
+    return () if manifest is None else tuple(manifest.parts)

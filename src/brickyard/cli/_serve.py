@@ -1,0 +1,67 @@
+"""Commands that serve pages: the workbench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from brickyard.base._errors import OptionError
+from brickyard.runtime._progress import say
+
+
+def workbench(
+    yard: Annotated[Path, typer.Option("--yard", help="A folder of components.", show_default=False)],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than this machine need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Build classifiers from the components of a yard on a local web page."""
+    try:
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise OptionError("the workbench needs uvicorn; pip install 'brickyard[workbench]'") from None
+    import secrets
+    import socket
+
+    from brickyard.workbench._app import create_app
+    from brickyard.workbench._guard import LOCAL, is_local
+    from brickyard.workbench._server import server
+
+    place = _bound(host, port)
+    with place:
+        local = is_local(host) and is_local(place.getsockname()[0])  # a name may lead elsewhere than it says
+        token = None if local else secrets.token_urlsafe(24)
+        names = (*LOCAL, host) if local else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
+        app = create_app(yard, token=token, hosts=names)
+        name = f"[{host}]" if ":" in host else host
+        shown = socket.gethostname() if host in ("0.0.0.0", "::") else name
+        address = f"http://{shown}:{place.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        say(f"the workbench is at {address}  (Ctrl-C stops it)")
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(address)
+        server(app).run(sockets=[place])
+
+
+def _bound(host: str, port: int) -> Any:
+    """A listening socket.
+
+    Raises:
+        OptionError: The address cannot be used.
+    """
+    import socket
+
+    if not host:
+        raise OptionError("--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OptionError(
+            f"--host {host} --port {port} cannot be used: {error.strerror or error}; choose another port, or 0"
+        ) from None

@@ -1,0 +1,321 @@
+"""Commands for yards: folders of components with an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from brickyard.base._errors import BrickyardError, OptionError
+from brickyard.cli._options import Data, Json, Seed
+from brickyard.cli._output import emit
+from brickyard.runtime._progress import say
+from brickyard.sources._resolve import data_of
+
+if TYPE_CHECKING:
+    from brickyard.yard._index import Entry
+    from brickyard.yard._ranking import Rank
+
+
+HELP = "Keep components in a folder with an index: add, list, search, show, rank, rm, verify."
+WIDTH = 100  # of tables, in columns
+
+Place = Annotated[
+    Path, typer.Option("--yard", envvar="BRICKYARD_YARD", help="The folder; by default ./yard.", show_default=False)
+]
+YARD = Path("yard")
+
+
+def yard_add(
+    files: Annotated[list[Path], typer.Argument(help="Files of components.", show_default=False)],
+    place: Place = YARD,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the yard; by default classes and source.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy components into a yard, which is made if it is not there."""
+    from brickyard.yard._yard import Yard
+
+    if name is not None and len(files) != 1:
+        raise OptionError(f"--name {name!r} was given for {len(files)} files; a name is for one file")
+    yard = Yard(place, create=True)
+    before = {entry.name for entry in yard.entries()}
+    added: list[dict[str, Any]] = []
+    lines: list[str] = []
+    try:
+        for path in files:
+            entry = yard.add(path, name)
+            new = entry.name not in before
+            before.add(entry.name)
+            added.append({"file": str(path), "new": new, **entry.as_dict()})
+            lines.append(f"{plain(str(path))}: {entry.name}{'' if new else ', which is there already'}")
+    except BrickyardError:
+        if lines:
+            say("\n".join([*lines, "what comes after these was not added:"]))
+        raise
+    emit({"yard": str(place), "added": added}, as_json, "\n".join(lines))
+
+
+def yard_list(place: Place = YARD, as_json: Json = False) -> None:
+    """List all components of a yard."""
+    from brickyard.yard._yard import Yard
+
+    entries = Yard(place).entries()
+    _emit_entries(place, entries, as_json, f"no components in {place}; add some with: brickyard yard add FILE")
+
+
+def yard_search(
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Words in names, classes, sources, architectures.", show_default=False)
+    ] = None,
+    place: Place = YARD,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Has this class; may be repeated: has all of them.", show_default=False),
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Name of the source, or the start of its sha256.")] = None,
+    max_parameters: Annotated[int | None, typer.Option(help="Most parameters.", min=1)] = None,
+    max_flops: Annotated[int | None, typer.Option(help="Most FLOPs for one image.", min=1)] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, in [0, 1].")] = None,
+    as_json: Json = False,
+) -> None:
+    """List components for which all that is asked for holds."""
+    from brickyard.yard._yard import Yard
+
+    yard = Yard(place)
+    entries = yard.search(
+        classes=classes or (),
+        source=source,
+        max_parameters=max_parameters,
+        max_flops=max_flops,
+        min_accuracy=min_accuracy,
+        text=" ".join(text or ()),
+    )
+    count = len(yard.entries())
+    _emit_entries(place, entries, as_json, f"none of the {count:,} components in {place} fits; ask for less")
+
+
+def yard_show(
+    name: Annotated[str, typer.Argument(help="Name of a component.", show_default=False)],
+    place: Place = YARD,
+    as_json: Json = False,
+) -> None:
+    """Show what the yard knows of a component."""
+    from brickyard.yard._yard import Yard
+
+    yard = Yard(place)
+    entry = yard.entry(name)
+    path = yard.path / f"{entry.name}.safetensors"
+    rows = {
+        "classes": ", ".join(map(plain, entry.classes)) + (" + reject" if entry.reject else ""),
+        "source": f"{plain(entry.source)}, weights {entry.source_sha256[:12]}",
+        "parameters": f"{entry.parameters:,}",
+        "FLOPs": f"{entry.flops:,}",
+        "accuracy": _percent(entry.accuracy) or "not known",
+        "input": "x".join(map(str, entry.input_shape)),
+        "architecture": entry.architecture or "not known; joins others in parallel form only",
+        "file": f"{plain(str(path))}, {entry.bytes:,} bytes",
+        "sha256": entry.sha256,
+    }
+    lines = [entry.name, *(f"  {key:<12} {value}" for key, value in rows.items())]
+    emit({**entry.as_dict(), "path": str(path)}, as_json, "\n".join(lines))
+
+
+def yard_rank(
+    data: Data,
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="The folder, as with --yard.")] = None,
+    place: Place = YARD,
+    score: Annotated[str, typer.Option(help="logme or h-score.")] = "logme",
+    per_class: Annotated[int, typer.Option(help="Most images of each class.", min=1)] = 100,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Score all components as feature extractors for a new task, from a few labelled images of it."""
+    from brickyard.base._records import Preprocessing
+    from brickyard.yard._yard import Yard
+
+    if folder is not None:
+        given = context.get_parameter_source("place")
+        if given is not None and given.name == "COMMANDLINE" and folder != place:
+            raise OptionError(f"two yards were given, {folder} and --yard {place}; give one")
+        place = folder
+    yard = Yard(place)
+    entries = yard.entries()
+    sides = [entry.input_shape[1:] for entry in entries if len(entry.input_shape) == 3]
+    # Pictures of several sizes are brought to the largest one that a component takes.
+    how = Preprocessing(size=(max(s[0] for s in sides), max(s[1] for s in sides))) if sides else None
+    images = data_of(data, how)
+    found = yard.rank(images, score=score, per_class=per_class, seed=seed)  # type: ignore[arg-type]
+    if not found and not as_json:
+        say(f"no components in {place}; add some with: brickyard yard add FILE")
+        return
+    value = {
+        "yard": str(place),
+        "data": images.name,
+        "score": score,
+        "images": found[0].images if found else 0,
+        "components": [
+            {"score": rank.score, "features": rank.size, "why": rank.why, **rank.entry.as_dict()} for rank in found
+        ],
+    }
+    emit(value, as_json, _ranks(found, score))
+
+
+def yard_rm(
+    names: Annotated[list[str], typer.Argument(help="Names of components.", show_default=False)],
+    place: Place = YARD,
+    as_json: Json = False,
+) -> None:
+    """Delete components from a yard."""
+    from brickyard.yard._yard import Yard
+
+    yard = Yard(place)
+    removed: list[str] = []
+    try:
+        for name in dict.fromkeys(names):
+            yard.remove(name)
+            removed.append(name)
+    except BrickyardError:
+        if removed:
+            say(f"removed {', '.join(removed)}; what comes after these is still there:")
+        raise
+    emit({"yard": str(place), "removed": removed}, as_json, f"removed {', '.join(removed)}")
+
+
+def yard_verify(place: Place = YARD, as_json: Json = False) -> None:
+    """Load every component of a yard whole, and compare it with the index; exit code 1 if anything is wrong."""
+    from brickyard.yard._yard import Yard
+
+    yard = Yard(place)
+    problems = yard.verify()
+    count = len(yard.entries())
+    lines = [f"{plain(problem.name)}: {plain(problem.what)}" for problem in problems]
+    lines.append(f"{count:,} components in {plain(str(place))}, {len(problems) or 'no'} problems")
+    value = {
+        "yard": str(place),
+        "components": count,
+        "problems": [{"name": problem.name, "what": problem.what} for problem in problems],
+    }
+    emit(value, as_json, "\n".join(lines))
+    if problems:
+        raise typer.Exit(1)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "add": yard_add,
+    "list": yard_list,
+    "search": yard_search,
+    "show": yard_show,
+    "rank": yard_rank,
+    "rm": yard_rm,
+    "verify": yard_verify,
+}
+
+
+def plain(text: str) -> str:
+    """A text from a file with nothing in it that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: str) -> None:
+    if not entries and not as_json:
+        say(none)
+        return
+    emit({"yard": str(place), "entries": [entry.as_dict() for entry in entries]}, as_json, _table(entries))
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    """Entries as lines of at most a hundred columns."""
+    header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
+    table = [header] + [
+        [
+            entry.name,
+            _classes(entry),
+            plain(entry.source),
+            _short(entry.parameters),
+            _short(entry.flops),
+            _percent(entry.accuracy),
+            entry.architecture,
+        ]
+        for entry in entries
+    ]
+    return _lines(table, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
+
+
+def _ranks(found: Sequence[Rank], score: str) -> str:
+    """Components with their scores as lines of at most a hundred columns; after these, why some have none."""
+    header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
+    table = [header] + [
+        [
+            rank.entry.name,
+            "-" if rank.score is None else f"{rank.score:.4f}",
+            "-" if rank.size is None else str(rank.size),
+            _short(rank.entry.flops),
+            _short(rank.entry.parameters),
+            _classes(rank.entry),
+            plain(rank.entry.source),
+        ]
+        for rank in found
+    ]
+    reasons = [f"{rank.entry.name} has no score: {plain(rank.why)}" for rank in found if rank.score is None]
+    return "\n".join([_lines(table, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
+
+
+def _classes(entry: Entry) -> str:
+    return ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else "")
+
+
+def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
+    """Lines of at most a hundred columns; what is too long for them is cut short.
+
+    Args:
+        table: Cells by line.
+        right: Columns that end at the right.
+        shorten: Columns that may be cut short, in this order, and how many signs are left.
+    """
+    widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
+    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    for column, least in shorten:
+        cut = max(0, min(over, widths[column] - least))
+        widths[column] -= cut
+        over -= cut
+    return "\n".join(
+        "  ".join(
+            _filled(cell, width, right=k in right) for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    )
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _filled(text: str, width: int, right: bool) -> str:
+    """A text in so many columns, cut short or filled up."""
+    if _columns(text) > width:
+        while text and _columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    space = " " * (width - _columns(text))
+    return space + text if right else text + space
+
+
+def _short(value: int) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

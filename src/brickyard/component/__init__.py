@@ -1,0 +1,1 @@
+"""Components: small working models for one task, cut from one source."""

@@ -1,0 +1,197 @@
+"""A component: a small network for one task, with its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brickyard.base._checks import given_path
+from brickyard.base._errors import FileError
+from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
+from brickyard.component._describe import describe
+from brickyard.component._familiarity import Familiarity
+from brickyard.component._features import feature_size, observe, reader
+from brickyard.component._predictor import Predictor
+from brickyard.network._cost_limit import Bounds
+from brickyard.network._fusing import quick
+from brickyard.network._network import Network, kind
+from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
+from brickyard.storage._safefile import write
+
+
+class Component(Predictor):
+    """A working model for one task, cut from one source.
+
+    It is an ordinary module: it trains, moves between devices, compiles and exports. It takes what its source
+    took, after preprocessing: `component(component.preprocess(images))`.
+
+    Attributes:
+        network: The cut network.
+        manifest: What it is and where it came from.
+        skeleton: The source's network as data, without numbers, or None where it has no form as data.
+        familiarity: How far an image is from those that the component was made for, or None where it was cut
+            without labelled images.
+        reads_at: The step of the network whose input its features are.
+
+    Shapes:
+        (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> component.classes, component(data[0]).shape
+        (('1', '3'), torch.Size([8, 2]))
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        manifest: ComponentManifest,
+        skeleton: NetworkSpec | None = None,
+        familiarity: Familiarity | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.manifest = manifest
+        self.skeleton = skeleton
+        self.familiarity = familiarity
+        self.reads_at = reader(network)
+        self._select = manifest.reject or manifest.output_axis is None
+        task = set(manifest.task)
+        others = [k for k in range(len(manifest.source.classes)) if k not in task]
+        self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
+        self.register_buffer("_others", torch.tensor(others, dtype=torch.long), persistent=False)
+        self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, one an output."""
+        return self.manifest.classes
+
+    @property
+    def reject(self) -> bool:
+        """Whether a last output stands for the source's other classes."""
+        return self.manifest.reject
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the task's classes for preprocessed images."""
+        return self.head(self.network(x))
+
+    def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For preprocessed images the features, the values that they are averages of, and the network's output."""
+        return observe(self.network, self.reads_at, x)
+
+    def head(self, logits: Tensor) -> Tensor:
+        """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
+        return self.of_source(logits) if self._select else logits
+
+    def of_source(self, logits: Tensor) -> Tensor:
+        """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
+        chosen = logits.index_select(1, self._task)  # type: ignore[arg-type]
+        if not self.manifest.reject:
+            return chosen
+        rest = logits.index_select(1, self._others).logsumexp(1, keepdim=True)  # type: ignore[arg-type]
+        return torch.cat([chosen, rest], 1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Raw images, uint8 or in [0, 1] -> what the component takes."""
+        from brickyard.inputs._preprocessing import preprocess
+
+        return preprocess(images, self.manifest.preprocessing)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Raw images, uint8 or in [0, 1] -> logits of the task's classes."""
+        like = kind(self)
+        return self.forward(self.preprocess(images).to(like.device, like.dtype))
+
+    def with_scores(self, scores: dict[str, Any]) -> Component:
+        """The same component with measured scores in its manifest."""
+        manifest = self.manifest.model_copy(update={"scores": scores})
+        return Component(self.network, manifest, self.skeleton, self.familiarity)
+
+    def fused(self) -> Component:
+        """The same component for inference: fewer steps, and numbers laid out in memory as they run fastest here.
+
+        Batch norm is folded into the layer before it, so that outputs agree to rounding. A fused component is no
+        longer a cut of its source: it joins others in parallel form only. Files keep what is fused, not the layout.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.testing import chain
+            >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+            >>> fast = component.fused()
+            >>> len(component.network.layer_names), len(fast.network.layer_names)
+            (9, 7)
+            >>> torch.allclose(fast(data[0]), component(data[0]), atol=1e-5)
+            True
+        """
+        return Component(quick(self.network, self.manifest.input_shape), self.manifest, None, self.familiarity)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the component to one safetensors file, atomically.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
+                without a form as data.
+        """
+        from brickyard.component._component import save_component
+
+        return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
+
+    def __str__(self) -> str:
+        return describe(self.manifest)
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a component. See `Component.save`."""
+    text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
+    tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
+    return write(path, tensors, text.model_dump(mode="json"), overwrite)
+
+
+def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Component:
+    file = validated(ComponentFile, text, "its text")
+    bounds = Bounds(count_numbers(tensors))
+    network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
+    check_input(file.manifest)
+    familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.")
+    check_all_used(tensors)
+    return Component(network, file.manifest, file.skeleton, familiarity)
+
+
+def check_input(manifest: ComponentManifest) -> None:
+    """Refuse a preprocessing whose images are not those that the network takes."""
+    how, (channels, *size) = manifest.preprocessing, manifest.input_shape
+    if how.size is not None and list(how.size) != size:
+        raise FileError(f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}")
+    if how.channels not in (None, channels):
+        raise FileError(f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}")
+    if how.mean is not None and len(how.mean) not in (1, channels):
+        raise FileError(f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}")
+
+
+def read_familiarity(
+    manifest: ComponentManifest, network: Network, tensors: dict[str, Tensor], prefix: str
+) -> Familiarity | None:
+    record = None if manifest.statistics is None else manifest.statistics.familiarity
+    if record is None:
+        return None
+    size = feature_size(network, manifest.input_shape[0])
+    if record.size != size:
+        raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
+    found = Familiarity.blank(record)
+    match_types(found, tensors, prefix)
+    fill_in(found, tensors, prefix)
+    if not (found.unit > 0 and bool((found.length > 0).all())):
+        raise FileError(f"tensors {prefix}unit and {prefix}length must be above 0")
+    return found

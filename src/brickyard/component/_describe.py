@@ -1,0 +1,68 @@
+"""A component's manifest as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from brickyard.base._messages import shown
+from brickyard.base._records import ComponentManifest, TuneRecord
+
+
+def describe(manifest: ComponentManifest) -> str:
+    """A component's manifest as a short report."""
+    source, chosen = manifest.source, manifest.selection
+    lines = [
+        f"component of {source.name} ({len(source.classes)} classes)",
+        f"  classes      {_short(manifest.classes)}{' + reject' if manifest.reject else ''}",
+        f"  parameters   {chosen.parameters:,} ({share_text(chosen.parameters, source.parameters)} of the source)",
+        f"  FLOPs        {chosen.flops:,} ({share_text(chosen.flops, source.flops)})",
+        f"  chosen by    {selection_text(manifest)}",
+        f"  heal         {_heal(manifest)}",
+        f"  kept         {kept_text(manifest)}",
+    ]
+    if manifest.tuned is not None:
+        lines.append(f"  trained      {tuned_text(manifest.tuned)}")
+    lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
+    lines += [f"  note         {note}" for note in manifest.heal.notes]
+    return "\n".join(shown(line, keep="") for line in lines)
+
+
+def kept_text(manifest: ComponentManifest) -> str:
+    """How many channels are left, and on how many axes."""
+    cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
+    kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
+    return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
+
+
+def selection_text(manifest: ComponentManifest) -> str:
+    """What channels were chosen by."""
+    chosen = manifest.selection
+    if chosen.budget is not None:
+        return f"budget, {chosen.budget}"
+    if chosen.thresholds is not None:
+        return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
+    return "hand"
+
+
+def _heal(manifest: ComponentManifest) -> str:
+    heal = manifest.heal
+    if heal.method == "none":
+        return "none"
+    shifted = f" and {heal.copies - 1} shifted copies of each" if heal.copies > 1 else ""
+    return f"{heal.method}, {heal.images} images{shifted}, {heal.layers} layers"
+
+
+def tuned_text(tuned: TuneRecord) -> str:
+    """How a component or an assembly was trained after it was made."""
+    taught = f", taught by {tuned.teacher}" if tuned.teacher else ""
+    kept = f", those of pass {tuned.best} kept" if tuned.best != tuned.epochs else ""
+    return f"{tuned.epochs} passes over {tuned.images:,} images, {tuned.optimizer} {tuned.lr:g}{taught}{kept}"
+
+
+def share_text(part: int, whole: int) -> str:
+    """A share in percent, or a dash where there is no whole."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _short(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,169 @@
+"""How familiar an image is to a component: the distance of its features from those of the component's own classes.
+
+The features are what the classifier reads: the values that enter the last layer, or the first of the linear layers that
+end the network, averaged over positions. The distance is that of Mahalanobis, to the nearest class, with one covariance
+for all classes (Lee et al., 2018, arXiv 1807.03888), in units of what it is for the component's own images, so that 1
+means the same in every component. Images that say little to a network have short features, which are near to every
+class; so what a feature vector is too short is added, squared, in standard deviations of the usual length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.base._records import FamiliarityRecord
+
+SHRINK = 0.1  # of the mean variance, added to every direction
+MOST = 256  # directions in which the variance is known; it is SHRINK's in all others
+FOLDS = 2
+SHORTNESS = 0.3  # usual distances for a length that is one standard deviation below the usual one
+
+
+class Familiarity(nn.Module):
+    """Distances of features from those of a component's own classes; 1 is usual for images of these.
+
+    Attributes:
+        mean: Mean features a class, (classes, size).
+        directions: Orthonormal directions in which features vary, (rank, size).
+        gains: How far the variance in each exceeds that in all others, as a share of the two together, (rank,).
+        unit: What a squared length outside these directions is divided by, ().
+        length: Usual length of features and its standard deviation, (2,).
+
+    Shapes:
+        (batch, size) -> (batch,)
+    """
+
+    mean: Tensor
+    directions: Tensor
+    gains: Tensor
+    unit: Tensor
+    length: Tensor
+
+    def __init__(self, mean: Tensor, directions: Tensor, gains: Tensor, unit: Tensor, length: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("directions", directions)
+        self.register_buffer("gains", gains)
+        self.register_buffer("unit", unit)
+        self.register_buffer("length", length)
+
+    @property
+    def record(self) -> FamiliarityRecord:
+        """Its shape as data."""
+        return FamiliarityRecord(classes=len(self.mean), size=self.mean.shape[1], rank=len(self.directions))
+
+    @classmethod
+    def blank(cls, record: FamiliarityRecord) -> Familiarity:
+        """One without numbers, on the meta device."""
+        shapes = (record.classes, record.size), (record.rank, record.size), (record.rank,), (), (2,)
+        return cls(*(torch.empty(shape, device="meta") for shape in shapes))
+
+    @classmethod
+    def fit(cls, features: Tensor, labels: Tensor) -> Familiarity | None:
+        """Measure features (images, size) of labelled images; None where they do not vary within classes, or too far.
+
+        The unit comes from images that the covariance was not measured on, since it is closer to those it was.
+        """
+        whole = _fitted(features.double(), labels)
+        if whole is None:
+            return None
+        found: list[Tensor] = []
+        turn = torch.arange(len(features)) % FOLDS
+        for fold in range(FOLDS):
+            rest = _fitted(features[turn != fold].double(), labels[turn != fold])
+            if rest is not None and bool((turn == fold).any()):
+                found.append(rest.distance(features[turn == fold].double()))
+        usual = (torch.cat(found) if found else whole.distance(features.double())).mean()
+        if not usual > 0:
+            return None
+        unit = whole.unit * usual
+        values = whole.mean, whole.directions, whole.gains, unit, whole.length
+        rounded = [value.float().contiguous() for value in values]  # as they lie in a file: the same rounding
+        if (
+            not all(bool(torch.isfinite(value).all()) for value in rounded)
+            or not rounded[3] > 0
+            or not rounded[4][1] > 0
+        ):
+            return None  # features whose squares float32 cannot hold
+        return cls(*rounded)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """How far features are, in usual distances."""
+        usual, spread = self.length.to(features.dtype)
+        short = (usual - features.norm(dim=1)).clamp_min(0) / spread
+        result: Tensor = self.distance(features) + SHORTNESS * short.square()
+        return result
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Squared distance to the nearest class, in units of the usual one."""
+        mean, directions = self.mean.to(features.dtype), self.directions.to(features.dtype)
+        centre = mean.mean(0)
+        x, m = features - centre, mean - centre
+        # What varies and what does not, each by itself: their difference would lose most of its digits.
+        along, along_mean = x @ directions.T, m @ directions.T
+        root = (1 - self.gains.to(features.dtype)).clamp_min(0).sqrt()
+        lengths = _squared(along * root, along_mean * root)
+        lengths = lengths + _squared(x - along @ directions, m - along_mean @ directions)
+        return (lengths / self.unit.to(features.dtype)).clamp_min(0).amin(1)
+
+
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances between rows: (n, d), (m, d) -> (n, m)."""
+    return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+
+
+@dataclass(frozen=True)
+class Within:
+    """Means of groups, and the covariance of what is left, with a floor added to every direction.
+
+    Attributes:
+        counts: Members a group, (groups,).
+        mean: Mean a group, (groups, size).
+        directions: Orthonormal directions of the covariance, (rank, size).
+        gains: In each, the variance as a share of variance and floor, (rank,).
+        floor: Variance that is added everywhere, ().
+    """
+
+    counts: Tensor
+    mean: Tensor
+    directions: Tensor
+    gains: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, groups: Tensor, shrink: float) -> Within | None:
+        """Of features (images, size) in float64; None where they do not vary within groups.
+
+        The floor is `shrink` times the mean variance.
+        """
+        present, index = groups.unique(return_inverse=True)
+        if len(features) <= len(present):
+            return None
+        counts = torch.bincount(index)
+        sums = torch.zeros(len(present), features.shape[1], dtype=features.dtype).index_add_(0, index, features)
+        mean = sums / counts.unsqueeze(1)
+        rest = features - mean[index]
+        floor = shrink * rest.square().mean()
+        if not floor > 0:
+            return None
+        _, values, directions = torch.linalg.svd(rest, full_matrices=False)
+        variance = values.square() / len(rest)
+        return cls(counts, mean, directions, variance / (variance + floor), floor)
+
+    def inverse(self, rows: Tensor) -> Tensor:
+        """Rows times the inverse of the covariance."""
+        result: Tensor = (rows - (rows @ self.directions.T * self.gains) @ self.directions) / self.floor
+        return result
+
+
+def _fitted(features: Tensor, labels: Tensor) -> Familiarity | None:
+    """What is known of features, before distances have a unit."""
+    lengths = features.norm(dim=1)
+    within = Within.of(features, labels, SHRINK)
+    if within is None or not lengths.std() > 0:
+        return None
+    length = torch.stack([lengths.mean(), lengths.std()])
+    return Familiarity(within.mean, within.directions[:MOST], within.gains[:MOST], within.floor, length)

@@ -1,0 +1,105 @@
+"""What a component remembers of its own training images, for scaling later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from brickyard.base._errors import DataError
+from brickyard.base._records import Statistics
+from brickyard.component._component import Component
+from brickyard.component._familiarity import Familiarity
+from brickyard.inputs._batches import Images
+from brickyard.network._identity import weights_like
+
+PER_CLASS = 100
+
+
+def observed(
+    component: Component, images: Images, by_class: Mapping[int, Sequence[int]], batch_size: int = 64
+) -> Component:
+    """The component with statistics of images of its own classes.
+
+    Args:
+        component: The component.
+        images: Training images.
+        by_class: For each class of the task, as the source counts them, the numbers of its images; the first
+            hundred are used.
+        batch_size: Images at once.
+
+    Raises:
+        DataError: The component's answers are not finite.
+    """
+    like = weights_like(component)
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    size, numbers = 0.0, 0
+    counts = [len(by_class[k][:PER_CLASS]) for k in component.manifest.task]
+    with torch.inference_mode():
+        for k in component.manifest.task:
+            for x, _ in images.batches(by_class[k][:PER_CLASS], batch_size, like):
+                found, entering, outputs = component.observe(x)
+                features.append(found.double().cpu())
+                logits.append(component.head(outputs)[:, : len(component.classes)].double().cpu())
+                size += entering.abs().sum(dtype=torch.float64).item()
+                numbers += entering.numel()
+    z = torch.cat(logits)
+    if not bool(torch.isfinite(z).all()):
+        raise DataError(
+            f"the component for {', '.join(component.classes[:3])} gives answers that are not finite: numbers "
+            f"overflow at layer {_first_overflow(component, images, by_class, like)!r}; check the weights and the "
+            "preprocessing, or use a source in float32 or float64"
+        )
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    familiarity = Familiarity.fit(torch.cat(features), labels)
+    record = None if familiarity is None else familiarity.record
+    statistics = statistics_of(z, labels, size / numbers).model_copy(update={"familiarity": record})
+    manifest = component.manifest.model_copy(update={"statistics": statistics})
+    known = None if familiarity is None else familiarity.to(like.device)
+    return Component(component.network, manifest, component.skeleton, known)
+
+
+def _first_overflow(component: Component, images: Images, by_class: Mapping[int, Sequence[int]], like: Tensor) -> str:
+    """The first step whose values are not finite for some image."""
+    network = component.network
+    wanted = [i for k in component.manifest.task for i in by_class[k][:PER_CLASS]]
+    first = len(network.nodes) - 1
+    with torch.inference_mode():
+        for x, _ in images.batches(wanted, 64, like):
+            values = {network.nodes[0].name: x}
+            for index, node in enumerate(network.nodes[:first]):
+                network.advance(values, index, index + 1)
+                value = values.get(node.name)
+                if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                    first = index
+                    break
+    return network.nodes[first].target or network.nodes[first].name
+
+
+def statistics_of(logits: Tensor, labels: Tensor, magnitude: float) -> Statistics:
+    """What scaling may need of a component's logits of its own classes, (examples, classes)."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    right = logits.argmax(1) == labels
+    classes = range(logits.shape[1])
+    return Statistics(
+        images=tuple(int((labels == k).sum()) for k in classes),
+        correct=tuple(int(right[labels == k].sum()) for k in classes),
+        winning_logit=tuple(_mean(own[right & (labels == k)]) for k in classes),
+        mean_logit=tuple(_mean(own[labels == k]) for k in classes),
+        magnitude=magnitude,
+        margin=_margin(logits),
+    )
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+def _margin(logits: Tensor) -> float:
+    """How far the highest logit is above the next, on average; for one class, how much its logit varies."""
+    if logits.shape[1] == 1:
+        return logits.std(correction=0).item()
+    first, second = logits.topk(2, 1).values.unbind(1)
+    return (first - second).mean().item()

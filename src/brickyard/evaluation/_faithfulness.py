@@ -1,0 +1,264 @@
+"""Whether a class's decision route is what its source decides by: answers with the route alone, and without it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph
+from brickyard.base._classes import resolve_task
+from brickyard.base._errors import DataError, OptionError
+from brickyard.component._predictor import run_images
+from brickyard.evaluation._roc import Roc
+from brickyard.inputs._batches import Images
+from brickyard.network._identity import weights_like
+from brickyard.network._network import Network
+from brickyard.relevance._relevance import Relevance
+from brickyard.runtime._progress import bar
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a network answers to images of a class and to others, in percent.
+
+    Attributes:
+        hits: Images of the class that are answered as it, all classes of the source competing.
+        others: Images of other classes that are answered as it, or None where there is none.
+        auroc: Area under the ROC curve of the class's logit, its images against the others; 50 says nothing. None
+            where there is no other image.
+    """
+
+    hits: float
+    others: float | None
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What a class's route is worth.
+
+    Attributes:
+        name: The class.
+        images: Labelled images of it.
+        other_images: Labelled images of other classes.
+        kept: Channels of the route, on axes that can be cut.
+        channels: Channels of these axes.
+        whole: The whole source.
+        only: With only the route: all other channels are zero wherever a layer reads them.
+        without: With all channels but the route.
+        random_only: As `only` for as many random channels an axis; mean over the seeds.
+        random_without: As `without`, for the same random channels.
+        seeds: How many random routes there were.
+    """
+
+    name: str
+    images: int
+    other_images: int
+    kept: int
+    channels: int
+    whole: Answers
+    only: Answers
+    without: Answers
+    random_only: Answers
+    random_without: Answers
+    seeds: int
+
+    def cases(self) -> tuple[tuple[str, Answers], ...]:
+        """The five cases with their names, for tables and pictures."""
+        return (
+            ("whole source", self.whole),
+            ("route only", self.only),
+            ("random only", self.random_only),
+            ("route dropped", self.without),
+            ("random dropped", self.random_without),
+        )
+
+
+def faithfulness(
+    model: nn.Module,
+    relevance: Relevance,
+    classes: Sequence[int | str],
+    images: Any,
+    *,
+    seeds: int = 5,
+    batch_size: int = 128,
+) -> tuple[Faithfulness, ...]:
+    """Measure whether the routes of classes are what the source decides by.
+
+    A network that answers one class to everything has 100 % hits for it. So the answers to images of other classes
+    are counted too, and the AUROC says how well the class's logit alone tells its images from others.
+
+    Args:
+        model: The source that was located.
+        relevance: Its relevances.
+        classes: Classes by name or index.
+        images: Labelled images that were not used to locate, as for `locate`; of other classes too.
+        seeds: Random routes to compare with, of as many channels on every axis.
+        batch_size: Images at once.
+
+    Raises:
+        TaskError: A class is unknown.
+        DataError: The model is another one, or there is no image of a class.
+        OptionError: `seeds` is below 1.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.evaluation._faithfulness import faithfulness
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+        >>> relevance = by.locate(chain(), data)
+        >>> (row,) = faithfulness(chain(), relevance, ["3"], data)
+        >>> row.name, row.images, row.other_images, row.channels
+        ('3', 10, 30, 14)
+    """
+    if seeds < 1:
+        raise OptionError(f"{seeds} random routes were asked for; at least one is needed to compare with")
+    chosen = resolve_task(classes, relevance.classes)
+    graph = relevance.graph(model)
+    data = Images(images, relevance.preprocessing, "the images to measure routes with")
+    labels = data.all_labels()
+    missing = [relevance.classes[k] for k in chosen if not bool((labels == k).any())]
+    if missing:
+        raise DataError(f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave it out")
+    keeps: list[dict[str, Tensor]] = [{}]
+    for k in chosen:
+        route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}
+        keeps += [route, _rest(route)]
+        for seed in range(seeds):
+            other = _random(route, seed)
+            keeps += [other, _rest(other)]
+    answers, logits = _answers(graph, keeps, chosen, data, weights_like(graph.network), batch_size)
+    rows: list[Faithfulness] = []
+    each = 2 + 2 * seeds
+    for place, k in enumerate(chosen):
+        first = 1 + place * each
+
+        def counted(runs: Sequence[int], k: int = k, place: int = place) -> Answers:
+            return _counted(answers[list(runs)], logits[list(runs), :, place], labels == k, k)
+
+        rows.append(
+            Faithfulness(
+                name=relevance.classes[k],
+                images=int((labels == k).sum()),
+                other_images=int((labels != k).sum()),
+                kept=sum(int(mask.sum()) for mask in keeps[first].values()),
+                channels=sum(axis.size for axis in graph.free),
+                whole=counted([0]),
+                only=counted([first]),
+                without=counted([first + 1]),
+                random_only=counted(range(first + 2, first + each, 2)),
+                random_without=counted(range(first + 3, first + each, 2)),
+                seeds=seeds,
+            )
+        )
+    return tuple(rows)
+
+
+def _rest(route: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: ~mask for name, mask in route.items()}
+
+
+def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """As many channels of every axis as the route has, drawn with a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: mask[torch.randperm(len(mask), generator=generator)] for name, mask in route.items()}
+
+
+def _counted(answers: Tensor, logits: Tensor, own: Tensor, k: int) -> Answers:
+    """Mean over the rows of answers and of a class's logits, (runs, images)."""
+    said = (answers == k).double()
+    hits = 100 * float(said[:, own].mean())
+    if bool(own.all()):
+        return Answers(hits, None, None)
+    areas = [Roc.of(row, own).area for row in logits]
+    return Answers(hits, 100 * float(said[:, ~own].mean()), sum(areas) / len(areas))
+
+
+def _answers(
+    graph: Graph,
+    keeps: Sequence[Mapping[str, Tensor]],
+    chosen: Sequence[int],
+    data: Images,
+    like: Tensor,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """For every set of channels: the class answered, (sets, images), and the chosen classes' logits, (..., chosen)."""
+    answers = torch.zeros(len(keeps), len(data), dtype=torch.long)
+    logits = torch.zeros(len(keeps), len(data), len(chosen))
+    network = _copied(graph.network)
+    with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
+        for row, keep in enumerate(keeps):
+            run = masked(graph, keep, network)
+            place = 0
+            for x, _ in data.batches(None, size, like):
+                output = run_images(run, x, data.what).float().cpu()
+                answers[row, place : place + len(x)] = output.argmax(1)
+                logits[row, place : place + len(x)] = output[:, list(chosen)]
+                place += len(x)
+                advance(len(x))
+    return answers, logits
+
+
+def _copied(network: Network) -> Network:
+    return copy.deepcopy(network).eval()
+
+
+@dataclass(eq=False)
+class _Masked:
+    """A network that has numbers of its own, and channels at zero where steps sum them up."""
+
+    network: Network
+    sums: dict[str, Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.sums:
+            return self.network(x)  # type: ignore[no-any-return]
+        values: dict[str, Any] = {self.network.nodes[0].name: x}
+        for index, node in enumerate(self.network.nodes):
+            if node.name in self.sums:
+                name = node.args[0].node
+                mask = self.sums[node.name].to(values[name].device, values[name].dtype)
+                values[node.name] = self.network.step(node, {**values, name: values[name] * mask})
+            elif node.op != "input":
+                values[node.name] = self.network.step(node, values)
+            for name in self.network.dead_after(index):
+                del values[name]
+        output: Tensor = values[self.network.nodes[-1].name]
+        return output
+
+
+def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
+    """The network with all but some channels at zero wherever a layer reads them.
+
+    A layer that reads zeros is one whose weights for these inputs are zero, so only weights change, and the network
+    runs at its usual speed.
+
+    Args:
+        graph: A traced source; it is left as it is.
+        keep: For some axes, which channels stay: bool, (channels,). Axes left out stay whole.
+        network: A copy of the graph's network to change, for many calls in a row; default: a new one.
+
+    Returns:
+        A function from images, as the source takes them, to outputs.
+    """
+    network = _copied(graph.network) if network is None else network
+    kept = torch.ones(graph.channels, dtype=torch.bool)
+    for name, mask in keep.items():
+        kept[graph.axis(name).channels] = mask
+    with torch.no_grad():
+        for name in network.layer_names:
+            reads = graph.at(name, "in")
+            if reads is None:
+                continue
+            original: Any = graph.network.layer(name).weight
+            own: Any = network.layer(name).weight
+            mask = kept[torch.from_numpy(reads)].to(original.device, original.dtype)
+            shape = (1, -1, *[1] * (original.ndim - 2))
+            own.copy_(original * mask.reshape(shape))
+    sums = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
+    return _Masked(network, {name: mask for name, mask in sums.items() if not bool(mask.all())})

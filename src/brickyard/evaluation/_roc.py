@@ -1,0 +1,76 @@
+"""How well one score tells a class from the rest: the area under the ROC curve, with its standard error.
+
+The error is that of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988): the area is a mean over pairs of an
+example of the class and another one, so each side adds the variance of its own means. On the same examples two areas
+are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brickyard.base._errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """The means of which an area under the ROC curve is made.
+
+    Attributes:
+        own: (examples of the class,) the share of the others that each is above; a tie counts half.
+        others: (other examples,) the share of the class's examples that are above each; a tie counts half.
+    """
+
+    own: Tensor
+    others: Tensor
+
+    @classmethod
+    def of(cls, score: Tensor, inside: Tensor) -> Roc:
+        """A score for each example, (examples,), and whether it is of the class; there are some of both.
+
+        Raises:
+            DataError: A score is not a number.
+
+        Example:
+            >>> import torch
+            >>> roc = Roc.of(torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([True, True, False, False]))
+            >>> roc.area, round(roc.error, 1)
+            (75.0, 35.4)
+        """
+        if bool(score.isnan().any()):
+            raise DataError(
+                f"the score of {int(score.isnan().sum())} of {len(score)} examples is not a number: check the "
+                "preprocessing, or use a source in float32"
+            )
+        score = score.double()
+        return cls(_share_below(score[~inside], score[inside]), _share_below(-score[inside], -score[~inside]))
+
+    @property
+    def area(self) -> float:
+        """In percent: 50 says nothing, 100 everything."""
+        return 100 * self.own.mean().item()
+
+    @property
+    def error(self) -> float:
+        """One standard error of the area, in points."""
+        return _error(self.own, self.others)
+
+    def below(self, other: Roc) -> tuple[float, float]:
+        """How many points this area is below another one of the same examples, and its standard error, paired."""
+        return other.area - self.area, _error(other.own - self.own, other.others - self.others)
+
+
+def _share_below(values: Tensor, of: Tensor) -> Tensor:
+    """For each of some values, the share of all `values` that are below it; equal ones count half."""
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, of, right=False) + torch.searchsorted(ordered, of, right=True)
+    return below.double() / (2 * len(values))
+
+
+def _error(*sides: Tensor) -> float:
+    spread = sum(float(side.var(correction=min(1, len(side) - 1))) / len(side) for side in sides)
+    return 100 * math.sqrt(spread)

@@ -1,0 +1,168 @@
+"""Scores as plain values: rows that print as a table and are written as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from brickyard.base._messages import shown
+from brickyard.base._records import Frozen
+
+
+class Row(Frozen):
+    """One line of a score table. Accuracies, AUROC, drops and errors are in percent (points).
+
+    Attributes:
+        name: base, restricted, component, oracle or assembled.
+        images: How many images were scored.
+        accuracy: Share of images that were answered right; `error` is one standard error.
+        class_accuracy: Mean over classes; `class_error` is one standard error.
+        drop: Points below the row that it is compared with; `drop_error` is paired over images.
+        auroc: Area under the ROC curve of a single class against the others; `auroc_error` is one standard error.
+        auroc_drop: Points of AUROC below the restricted source; `auroc_drop_error` is paired over images.
+        parameters: Numbers in all parameters.
+        flops: Floating-point operations for one image, two a multiply-add.
+        latency: Milliseconds of one batch (median, low, high) with batch, threads and runs.
+    """
+
+    name: str
+    images: int
+    accuracy: float
+    error: float
+    class_accuracy: float
+    class_error: float
+    drop: float | None = None
+    drop_error: float | None = None
+    auroc: float | None = None
+    auroc_error: float | None = None
+    auroc_drop: float | None = None
+    auroc_drop_error: float | None = None
+    parameters: int | None = None
+    flops: int | None = None
+    latency: dict[str, float] | None = None
+
+
+class Scores(Frozen):
+    """A score table.
+
+    Example:
+        >>> from brickyard.evaluation._scores import Row, Scores
+        >>> row = Row(name="component", images=100, accuracy=90, error=3, class_accuracy=90, class_error=3)
+        >>> print(Scores(title="digits", rows=(row,)))
+        digits
+                   accuracy  class mean  drop  parameters  FLOPs  latency
+        component  90.0±3.0  90.0±3.0
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    per_class: dict[str, float] = {}
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return self.model_dump(mode="json")
+
+    def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write all figures as JSON.
+
+        Raises:
+            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+        """
+        return _write(path, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", overwrite)
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write the rows as CSV.
+
+        Raises:
+            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+        """
+        text = io.StringIO()
+        fields = [name for name in Row.model_fields if name != "latency"]
+        writer = csv.DictWriter(text, [*fields, "latency_ms"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({**row.model_dump(), "latency_ms": (row.latency or {}).get("median_ms")})
+        return _write(path, text.getvalue(), overwrite)
+
+    def cells(self) -> list[list[str]]:
+        """The table as text: a header and one list a row."""
+        with_auroc = any(row.auroc is not None for row in self.rows)
+        header = [
+            "",
+            "accuracy",
+            "class mean",
+            "drop",
+            *(["AUROC", "AUROC drop"] if with_auroc else []),
+            "parameters",
+            "FLOPs",
+            "latency",
+        ]
+        whole = self.rows[0]
+        table = [header]
+        for row in self.rows:
+            cells = [
+                row.name,
+                f"{row.accuracy:.1f}±{row.error:.1f}",
+                f"{row.class_accuracy:.1f}±{row.class_error:.1f}",
+            ]
+            cells.append("" if row.drop is None else f"{row.drop:+.1f}±{row.drop_error or 0:.1f}")
+            if with_auroc:
+                cells.append("" if row.auroc is None else f"{row.auroc:.1f}±{row.auroc_error or 0:.1f}")
+                drop = row.auroc_drop
+                cells.append("" if drop is None else f"{drop:+.1f}±{row.auroc_drop_error or 0:.1f}")
+            cells.append(_with_share(row.parameters, whole.parameters))
+            cells.append(_with_share(row.flops, whole.flops))
+            mine, its = (row.latency or {}).get("median_ms"), (whole.latency or {}).get("median_ms")
+            cells.append(
+                "" if mine is None else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else "")
+            )
+            table.append(cells)
+        return table
+
+    def __str__(self) -> str:
+        table = self.cells()
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        ]
+        timed = next((row.latency for row in self.rows if row.latency), None)
+        if timed:
+            lines.append(
+                f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads"
+            )
+        return "\n".join(shown(line, keep="") for line in [self.title, *lines, *self.notes])
+
+
+def _with_share(value: int | None, whole: int | None) -> str:
+    if value is None:
+        return ""
+    return _short(value) + (f" ({value / whole:.0%})" if whole and value != whole else "")
+
+
+def _short(value: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)
+
+
+def _write(path: str | Path, text: str, overwrite: bool) -> Path:
+    from brickyard.storage._atomic import write_content
+
+    write_content(Path(path), text, overwrite=overwrite)
+    return Path(path)

@@ -1,0 +1,456 @@
+"""Out of Brickyard: ONNX files, torch programs, and state dicts of components and assemblies.
+
+Whatever goes out takes raw images, so that nobody has to repeat the preprocessing by hand, and says in words what it
+takes and gives. An ONNX file is run and compared with torch before it is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from brickyard._version import __version__
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._checks import given_path
+from brickyard.base._errors import DataError, OptionError, SurgeryError
+from brickyard.base._messages import first_line
+from brickyard.component._component import Component
+from brickyard.component._predictor import REJECT, Predictor, run_images
+from brickyard.inputs._decoding import read_images
+from brickyard.storage._atomic import check_free, write_atomically, write_content
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+TOLERANCE = 1e-5  # of the largest logit of a batch
+MOST_CHECKED = 100  # real images that the check runs
+DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
+KEY = "brickyard"
+STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What was written, and how far it is from torch.
+
+    Attributes:
+        path: The file.
+        format: "onnx" or "safetensors".
+        bytes: Its size.
+        opset: The version of ONNX's operators, or None.
+        fused: Whether batch norm was folded into the layers before it.
+        images: How many images the check ran, or 0 where there is nothing to check.
+        error: The largest difference between onnxruntime's logits and torch's, relative to the largest logit of the
+            batch, or None.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    opset: int | None = None
+    fused: bool = False
+    images: int = 0
+    error: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.format}, {self.bytes:,} bytes"]
+        if self.error is not None:
+            folded = ", batch norm folded" if self.fused else ""
+            lines.append(f"  opset {self.opset}{folded}; {self.error:.1e} from torch on {self.images} images")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What an exported network takes: raw images (batch, channels, *size), of any size where `size` is None."""
+
+    channels: int
+    size: tuple[int, int] | None
+    usual: tuple[int, int]
+    dtype: str
+
+    def random(self, count: int, size: tuple[int, int], seed: int) -> Tensor:
+        shape = (count, self.channels, *size)
+        generator = torch.Generator().manual_seed(seed)
+        if self.dtype == "uint8":
+            return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        return torch.rand(shape, generator=generator)
+
+
+class _FromRaw(nn.Module):
+    """Raw images -> logits and probabilities."""
+
+    def __init__(self, model: Predictor) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model.logits(images)
+        return logits, logits.softmax(1)
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------
+
+
+def export_onnx(
+    model: Component | Assembly,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    check_images: Any = None,
+    dtype: str = "float32",
+    channels: int | None = None,
+) -> ExportRecord:
+    """Write a component or an assembly as one ONNX file that takes raw images.
+
+    The file's input is `images`, (batch, channels, height, width), any batch; its outputs are `logits` and
+    `probabilities`, (batch, classes), with one more at the end for "(none of these)" where a component has a reject
+    output. The whole preprocessing is inside: scale, channels, padding or resizing, normalisation. Where it sets a
+    size, the file takes images of any size; where it does not, images of the size that the source took. Class names
+    and what the manifest says are in the file's metadata, as JSON (`classes` and `brickyard`).
+
+    Before anything is written, onnxruntime runs the file on random images, and on yours, one and five at once, and its
+    logits must be those of the model in torch (float32, on the CPU, batch norm not folded): the largest difference in
+    a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must be the softmax of its
+    logits to 1e-5.
+
+    Args:
+        model: What to export. Its numbers are written as float32.
+        path: The file to write.
+        overwrite: Whether a file that exists is replaced.
+        check_images: Real images for the check, in any form that `predict` takes, or image data; the first 100 are
+            used.
+        dtype: "float32": images in [0, 1]; "uint8": in 0..255.
+        channels: Channels of the raw images, 1 or 3, where the model turns one into the other; default: what the
+            network itself takes.
+
+    Raises:
+        FileError: The file exists and `overwrite` is false, or cannot be written.
+        OptionError: An option cannot be used, or onnx, onnxscript or onnxruntime is missing.
+        SurgeryError: The model cannot be exported, or the file would not say what the model says. No file is left.
+        DataError: The images for the check do not fit.
+
+    Example:
+        >>> import brickyard as by, tempfile, torch
+        >>> from brickyard.export._onnx import export_onnx
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = export_onnx(component, f"{folder}/small.onnx", check_images=data[0])
+        >>> record.images, record.error < 1e-5
+        (15, True)
+    """
+    _check_model(model)
+    path = given_path(path, "the file to write")
+    check_free(path, overwrite)  # before any work is done
+    _needs_onnx()
+    entry = _entry(model, dtype, channels)
+    given = [] if check_images is None else _fitting(check_images, entry)
+    plain = _on_cpu(model)
+    expected = [(images, _say(plain, images)) for images in (*_random(entry), *given)]
+    count = sum(len(images) for images, _ in expected)
+    problems: list[str] = []
+    for fused in (True, False):
+        candidate = plain.fused() if fused else plain
+        try:
+            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry)
+            _describe(proto, model, entry)
+            content: bytes = proto.SerializeToString(deterministic=True)
+        except Exception as refusal:  # what the exporter raises differs by version and by operation
+            problems.append(f"it cannot be written as ONNX: {first_line(refusal)}")
+            continue
+        error, problem = _compare(content, expected)
+        if problem:
+            problems.append(problem)
+            continue
+        write_content(path, content, overwrite=overwrite)
+        opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+        return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
+    raise SurgeryError(
+        f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
+        "file, or export its state dict"
+    )
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(
+            f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
+            "assemble or load"
+        )
+
+
+def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
+    parts = model.manifest.parts
+    fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
+    usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
+    if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
+        free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
+        raise OptionError(f"channels={channels} was asked for; {_title(model)} takes {free}")
+    sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
+    fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
+    size = fixed_sides[0] if fixed_sides else None
+    return _Entry(channels or usual, size, size or sides[0], dtype)
+
+
+def _on_cpu(model: Component | Assembly) -> Component | Assembly:
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()
+
+
+def _random(entry: _Entry) -> list[Tensor]:
+    height, width = entry.usual
+    sizes = [entry.usual]
+    if entry.size is None:
+        sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
+    return [entry.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
+
+
+def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
+    """Real images as the file takes them: the first alone, then all in fives."""
+    pictures = getattr(images, "images", images)
+    singles = [one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch][:MOST_CHECKED]
+    for index, one in enumerate(singles):
+        if one.shape[1] != entry.channels:
+            raise DataError(
+                f"image {index} of those for the check has {one.shape[1]} channels, and the file would take "
+                f"{entry.channels}; give images with as many, or channels={one.shape[1]} (--channels) if the model "
+                "turns them into its own"
+            )
+        if entry.size is not None and tuple(one.shape[2:]) != entry.size:
+            found, wanted = ("x".join(map(str, size)) for size in (one.shape[2:], entry.size))
+            raise DataError(
+                f"image {index} of those for the check is {found}, and the file would take {wanted}, since the "
+                "model's preprocessing sets no size; give images of that size"
+            )
+    singles = [_of_type(one, entry.dtype) for one in singles]
+    return [*singles[:1], *_fives(singles)]
+
+
+def _fives(singles: list[Tensor]) -> Iterator[Tensor]:
+    by_size: dict[tuple[int, ...], list[Tensor]] = {}
+    for one in singles:
+        by_size.setdefault(tuple(one.shape), []).append(one)
+    for alike in by_size.values():
+        for start in range(0, len(alike), 5):
+            yield torch.cat(alike[start : start + 5])
+
+
+def _of_type(images: Tensor, dtype: str) -> Tensor:
+    if dtype == "uint8":
+        return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def _say(model: Predictor, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return run_images(model.logits, images, "the images for the check")
+
+
+def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
+    open_sides = {0: torch.export.Dim("batch")}
+    if entry.size is None:
+        open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    with torch.no_grad():
+        images = entry.random(2, entry.usual, 0)
+        return torch.export.export(_FromRaw(model), (images,), dynamic_shapes=(open_sides,), strict=False)
+
+
+def _proto(model: Predictor, entry: _Entry) -> Any:
+    """The ONNX model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = torch.onnx.export(
+            _program(model, entry),
+            dynamo=True,
+            external_data=False,
+            input_names=["images"],
+            output_names=["logits", "probabilities"],
+            verbose=False,
+        )
+    assert written is not None
+    return written.model_proto
+
+
+def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
+    """Say in the file what it is, and forget where on this machine its steps came from."""
+    names = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
+    sides = proto.graph.input[0].type.tensor_type.shape.dim
+    renamed = {sides[place].dim_param: name for place, name in names.items() if sides[place].dim_param}
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    for value in values:
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = renamed.get(side.dim_param, side.dim_param)
+    for item in (*values, *proto.graph.node, *proto.graph.initializer, proto.graph, proto):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    proto.producer_name, proto.producer_version = "brickyard", __version__
+    proto.graph.name = "brickyard"
+    proto.doc_string = str(model)
+    told = description(model) | {"input": _input(model, entry)}
+    for key, value in (("classes", told["outputs"]), (KEY, told)):
+        proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
+
+
+def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
+    raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
+    normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
+    return {
+        "name": "images",
+        "dtype": entry.dtype,
+        "shape": ["batch", entry.channels, *(entry.size or ("height", "width"))],
+        "values": raw if normalised or entry.dtype == "uint8" else f"{raw}, or as the source takes them",
+    }
+
+
+def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, str]:
+    """Run the file: its largest error, and what is wrong with it, or ""."""
+    import onnxruntime
+
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        largest = 0.0
+        for images, wanted in expected:
+            found, shares = map(torch.from_numpy, session.run(["logits", "probabilities"], {"images": images.numpy()}))
+            unit = wanted.abs().max().clamp_min(1e-30)
+            error = float((found - wanted).abs().max() / unit) if found.shape == wanted.shape else float("inf")
+            if not error <= TOLERANCE:
+                shape = "x".join(map(str, images.shape))
+                return error, (
+                    f"onnxruntime's logits differ from torch's by {error:.1e} of the largest one on images of {shape}; "
+                    f"{TOLERANCE:.0e} is allowed"
+                )
+            if not float((shares - found.softmax(1)).abs().max()) <= TOLERANCE:
+                return error, "its probabilities are not the softmax of its logits"
+            largest = max(largest, error)
+    except Exception as error:  # what onnxruntime raises is its own
+        return float("inf"), f"onnxruntime does not run it: {first_line(error)}"
+    return largest, ""
+
+
+# -- torch -------------------------------------------------------------------------------------------------
+
+
+def torch_program(
+    model: Component | Assembly, *, dtype: str = "float32", channels: int | None = None
+) -> ExportedProgram:
+    """A component or an assembly as a program of `torch.export`, in memory: raw images -> logits and probabilities.
+
+    It takes what the ONNX file of `export_onnx` takes. It is not written to a file: `torch.export.save` pickles
+    example images and constants, and `torch.export.load` unpickles them, which runs whatever the file's author wanted.
+    Make the program from the `.safetensors` file where it is needed.
+
+    Raises:
+        SurgeryError: The model cannot be exported.
+        OptionError: An option cannot be used.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.export._onnx import torch_program
+        >>> from brickyard.testing import chain
+        >>> images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> component = by.disassemble(chain(), by.locate(chain(), (images, labels)), task=["1", "3"])
+        >>> logits, probabilities = torch_program(component).module()(images)
+        >>> torch.allclose(logits, component(images), atol=1e-5)
+        True
+    """
+    entry = _entry(model, dtype, channels)
+    try:
+        return _program(_on_cpu(model), entry)
+    except Exception as error:
+        raise SurgeryError(
+            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is"
+        ) from error
+
+
+def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:
+    """Write the numbers of a component or an assembly, named as in its `state_dict()`, as plain safetensors.
+
+    The file's metadata holds one JSON text, `brickyard-state`: classes, preprocessing and sources. It has numbers and
+    names but no network: `brickyard.load` does not read it, `model.load_state_dict` does.
+
+    Raises:
+        FileError: The file exists and `overwrite` is false, or cannot be written.
+
+    Example:
+        >>> import brickyard as by, tempfile, torch
+        >>> from brickyard.export._onnx import export_state_dict
+        >>> from brickyard.testing import chain
+        >>> from safetensors.torch import load_file
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = export_state_dict(component, f"{folder}/numbers.safetensors").path
+        ...     numbers = load_file(path)
+        >>> component.load_state_dict(numbers)
+        <All keys matched successfully>
+    """
+    _check_model(model)
+    path = given_path(path, "the file to write")
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(model.state_dict().items())}
+    metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}
+    write_atomically(path, lambda place: save_file(state, place, metadata), overwrite=overwrite)
+    return ExportRecord(path, "safetensors", path.stat().st_size)
+
+
+# -- what goes along ---------------------------------------------------------------------------------------
+
+
+def description(model: Component | Assembly) -> dict[str, Any]:
+    """What a model is, as JSON for files that are not Brickyard's own."""
+    parts = model.manifest.parts
+    manifest = model.manifest
+    told: dict[str, Any] = {
+        "brickyard": __version__,
+        "kind": manifest.kind,
+        "classes": list(model.classes),
+        "outputs": [*model.classes, *([REJECT] if model.reject else [])],
+        "parts": [
+            {
+                "classes": list(part.classes),
+                "preprocessing": part.preprocessing.model_dump(mode="json"),
+                "input_shape": list(part.input_shape),
+                "source": {"name": part.source.name, "sha256": part.source.sha256},
+            }
+            for part in parts
+        ],
+        "scores": manifest.scores,
+        "created": manifest.created,
+    }
+    if isinstance(model, Assembly):
+        told |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
+    return told
+
+
+def _title(model: Component | Assembly) -> str:
+    names = ", ".join(model.classes[:5]) + (" ..." if len(model.classes) > 5 else "")
+    return f"the {model.manifest.kind} for {names}"
+
+
+def _needs_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise OptionError(f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'") from None

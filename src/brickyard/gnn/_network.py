@@ -1,0 +1,443 @@
+"""Graph networks in one form: every layer is a convolution over what its nodes gather from their neighbours.
+
+A node gathers its neighbours' features in one or several ways: the normalised sum of a GCN, the mean of GraphSAGE, its
+own features, or a sum weighted by an attention head. Channel j of what it gathers is multiplied by W[i, j] and summed:
+the linear form that contributions need. Ways whose results are added are like the positions of a kernel; heads whose
+results are concatenated are like the groups of a grouped convolution. So `brickyard.relevance._contribution` and
+`brickyard.healing._heal`, which know convolutions, serve graph networks as they are.
+
+Attention is held folded: the score of a head is a vector times the layer's *input*, so that outputs can be cut without
+a change of the attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from brickyard.base._errors import DataError
+from brickyard.base._records import Frozen
+from brickyard.testing import randomised
+
+FEATURES = "features"  # the axis that the first layer reads
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
+# -- graphs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """A graph whose nodes are classified.
+
+    Attributes:
+        x: Features, (nodes, features), floating point.
+        edge_index: (2, edges), whole numbers: edges run from the first row's nodes to the second's.
+        labels: The class of each node, (nodes,), or None.
+        train: Which nodes were trained on, a mask (nodes,), or None where the data does not say.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    labels: Tensor | None = None
+    train: Tensor | None = None
+
+    @classmethod
+    def of(cls, data: Any) -> NodeData:
+        """Read `(x, edge_index)`, `(x, edge_index, labels)`, or an object with `x`, `edge_index`, `y`, `train_mask`.
+
+        Raises:
+            DataError: It is none of these, or the parts do not fit each other.
+        """
+        if isinstance(data, cls):
+            return data
+        if isinstance(data, tuple | list) and len(data) in (2, 3):
+            parts = (*data, None)[:3]
+            found = cls(*parts)
+        elif hasattr(data, "x") and hasattr(data, "edge_index"):
+            found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
+        else:
+            raise DataError(
+                f"a graph is needed: (x, edge_index), (x, edge_index, labels) or a torch_geometric Data; a "
+                f"{type(data).__name__} was given"
+            )
+        if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
+            raise DataError("the features of a graph are a floating-point tensor (nodes, features); give such a one")
+        Edges.of(found.edge_index, len(found.x))
+        if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
+            raise DataError(f"labels are one whole number a node; {tuple(found.labels.shape)} for {len(found.x)} nodes")
+        return found
+
+    def chosen(self, nodes: Any, what: str) -> Tensor:
+        """Node indices from a mask or from indices, (chosen,).
+
+        Raises:
+            DataError: There is none, or one is outside the graph.
+        """
+        found = torch.as_tensor(nodes).cpu()
+        if found.dtype == torch.bool:
+            if found.shape != (len(self.x),):
+                raise DataError(f"{what}: a mask of shape {tuple(found.shape)} was given for {len(self.x)} nodes")
+            found = found.nonzero().flatten()
+        if found.ndim != 1 or not len(found) or found.is_floating_point():
+            raise DataError(f"{what}: a mask or a list of node indices with at least one node is needed")
+        if int(found.min()) < 0 or int(found.max()) >= len(self.x):
+            raise DataError(f"{what}: nodes {int(found.min())} to {int(found.max())}; the graph has {len(self.x)}")
+        return found.long()
+
+
+def disjoint(graphs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Several graphs as one that an assembly with `shared_input=False` takes.
+
+    Nodes come graph after graph. Each graph's features have columns of their own; the others' are zero.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.gnn import disjoint
+        >>> x, edge_index = disjoint([(torch.ones(2, 3), torch.tensor([[0], [1]]))] * 2)
+        >>> x.shape, edge_index.tolist()
+        (torch.Size([4, 6]), [[0, 2], [1, 3]])
+    """
+    found = [NodeData.of(graph) for graph in graphs]
+    offsets = [sum(len(g.x) for g in found[:i]) for i in range(len(found))]
+    edges = torch.cat([g.edge_index + offset for g, offset in zip(found, offsets, strict=True)], 1)
+    return torch.block_diag(*(g.x for g in found)), edges
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A linear map between nodes: along each edge, from its source to its target, with a weight."""
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """What all nodes receive: (nodes, n) -> (nodes, n)."""
+        return torch.zeros_like(y).index_add(0, self.target, self.weight.unsqueeze(1) * y[self.source])
+
+    def to(self, y: Tensor, nodes: Tensor) -> Tensor:
+        """What some nodes receive: (nodes, n) -> (chosen, n)."""
+        place = torch.full((len(y),), -1, device=y.device)
+        place[nodes] = torch.arange(len(nodes), device=y.device)
+        own = (place[self.target] >= 0).nonzero().flatten()
+        found = y.new_zeros(len(nodes), y.shape[1])
+        return found.index_add(0, place[self.target[own]], self.weight[own].unsqueeze(1) * y[self.source[own]])
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of a graph with so many nodes."""
+
+    source: Tensor
+    target: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, edge_index: Tensor, count: int) -> Edges:
+        """Edges from (2, edges) whole numbers.
+
+        Raises:
+            DataError: They are not, or a number is no node.
+        """
+        whole = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
+        if not whole or edge_index.ndim != 2 or len(edge_index) != 2:
+            raise DataError("edge_index is a tensor (2, edges) of whole numbers; give the graph's edges in that form")
+        if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
+            raise DataError(
+                f"edge_index names nodes {int(edge_index.min())} to {int(edge_index.max())}, and there are {count}"
+            )
+        return cls(edge_index[0].long(), edge_index[1].long(), count)
+
+    def looped(self) -> Edges:
+        """With exactly one edge from each node to itself."""
+        other = self.source != self.target
+        own = torch.arange(self.count, device=self.source.device)
+        return Edges(torch.cat([self.source[other], own]), torch.cat([self.target[other], own]), self.count)
+
+    def degree(self, like: Tensor) -> Tensor:
+        """Edges that arrive at each node, (nodes,)."""
+        ones = torch.ones(len(self.target), dtype=like.dtype, device=like.device)
+        return torch.zeros(self.count, dtype=like.dtype, device=like.device).index_add(0, self.target, ones)
+
+    def sum(self, like: Tensor) -> Spread:
+        """Neighbours added up."""
+        return Spread(self.source, self.target, torch.ones(len(self.source), dtype=like.dtype, device=like.device))
+
+    def mean(self, like: Tensor) -> Spread:
+        """The mean of the neighbours; zero where there is none."""
+        return Spread(self.source, self.target, 1 / self.degree(like)[self.target])
+
+    def normalised(self, like: Tensor) -> Spread:
+        """A GCN's sum: the node itself and its neighbours, each over the root of the product of both degrees."""
+        edges = self.looped()
+        root = edges.degree(like).rsqrt()
+        return Spread(edges.source, edges.target, root[edges.source] * root[edges.target])
+
+    def attention(self, scores: Tensor) -> Tensor:
+        """Softmax of the scores (edges, heads) over the edges that arrive at each node."""
+        target = self.target.unsqueeze(1).expand_as(scores)
+        start = scores.new_full((self.count, scores.shape[1]), -torch.inf)
+        highest = start.scatter_reduce(0, target, scores, "amax")
+        raised = (scores - highest[self.target]).exp()
+        total = scores.new_zeros(self.count, scores.shape[1]).index_add(0, self.target, raised)
+        return raised / total[self.target]
+
+
+# -- layers ------------------------------------------------------------------------------------------------
+
+
+Gather = Literal["gcn", "mean", "sum", "self", "attention"]
+_ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU(), "elu": nn.ELU()}
+
+
+class GraphLayerSpec(Frozen):
+    """What a layer is, without its numbers.
+
+    Attributes:
+        gather: Ways to gather; their results are multiplied by weights of their own and added.
+        groups: Attention heads whose outputs are concatenated; else 1.
+        outputs: Output channels, of each group.
+        inputs: Input channels.
+        bias: Whether something is added to each output.
+        activation: What follows.
+        slope: Of the attention's leaky ReLU.
+        loops: Whether attention sees the node itself.
+    """
+
+    gather: Annotated[tuple[Gather, ...], Field(min_length=1, max_length=4096)]
+    groups: Annotated[int, Field(ge=1, le=4096)] = 1
+    outputs: Size
+    inputs: Size
+    bias: bool = True
+    activation: Literal["none", "relu", "elu"] = "none"
+    slope: float = 0.2
+    loops: bool = True
+
+    @model_validator(mode="after")
+    def _attention_is_alone(self) -> GraphLayerSpec:
+        heads = self.gather.count("attention")
+        if heads not in (0, len(self.gather)) or (self.groups > 1 and not heads):
+            raise ValueError("attention does not go with other ways to gather, and groups are attention heads")
+        return self
+
+    @property
+    def attends(self) -> bool:
+        """Whether its nodes gather by attention."""
+        return self.gather[0] == "attention"
+
+    @property
+    def width(self) -> int:
+        """Output channels in all."""
+        return self.groups * self.outputs
+
+
+class NodeLayer(nn.Module):
+    """One layer of a graph network.
+
+    Attributes:
+        spec: What it is.
+        weight: (groups, ways, outputs, inputs).
+        bias: (groups * outputs,), or None.
+        source: For each head, what the score of an edge takes from its source's features, (heads, inputs), or None.
+        target: The same for its target.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    source: nn.Parameter | None
+    target: nn.Parameter | None
+
+    def __init__(self, spec: GraphLayerSpec, tensors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        found = tensors or {name: torch.zeros(shape) for name, shape in shapes(spec).items()}
+        for name in ("weight", "bias", "source", "target"):
+            value = found.get(name)
+            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers."""
+        return {name: value.detach() for name, value in self.named_parameters()}
+
+    def spreads(self, x: Tensor, edges: Edges) -> list[Spread | None]:
+        """How a node gathers: one map for each group and way, None for its own features."""
+        spec = self.spec
+        if not spec.attends:
+            ways = {"gcn": edges.normalised, "mean": edges.mean, "sum": edges.sum}
+            return [None if name == "self" else ways[name](x) for name in spec.gather]
+        assert self.source is not None
+        assert self.target is not None
+        edges = edges.looped() if spec.loops else edges
+        scores = (x @ self.source.T)[edges.source] + (x @ self.target.T)[edges.target]
+        weights = edges.attention(F.leaky_relu(scores, spec.slope))
+        return [Spread(edges.source, edges.target, weight) for weight in weights.unbind(1)]
+
+    def linear(self, x: Tensor, edges: Edges) -> Tensor:
+        """Outputs before the activation: (nodes, inputs) -> (nodes, groups * outputs)."""
+        ways = len(self.spec.gather)
+        found: list[Tensor] = []
+        for place, spread in enumerate(self.spreads(x, edges)):
+            group, way = divmod(place, ways)
+            y = x @ self.weight[group, way].T
+            y = y if spread is None else spread(y)
+            if way:
+                found[-1] = found[-1] + y
+            else:
+                found.append(y)
+        total = torch.cat(found, 1)
+        if self.bias is not None:
+            total = total + self.bias
+        return total
+
+    def forward(self, x: Tensor, edges: Edges) -> Tensor:
+        """(nodes, inputs) -> (nodes, groups * outputs)."""
+        return self.activate(self.linear(x, edges))
+
+    def activate(self, y: Tensor) -> Tensor:
+        """What follows the linear form."""
+        found: Tensor = _ACTIVATIONS[self.spec.activation](y)
+        return found
+
+    def gathered(self, x: Tensor, edges: Edges, nodes: Tensor) -> Tensor:
+        """What some nodes gather, as `convolution` takes it: (chosen, groups * inputs, 1, ways)."""
+        found = [x[nodes] if spread is None else spread.to(x, nodes) for spread in self.spreads(x, edges)]
+        ways = len(self.spec.gather)
+        stacked: Tensor = torch.stack(found, 1).unflatten(1, (-1, ways))  # (chosen, groups, ways, inputs)
+        return stacked.transpose(2, 3).flatten(1, 2).unsqueeze(2)
+
+    def convolution(self) -> nn.Conv2d:
+        """The layer's linear form without its bias, as a convolution over what is gathered."""
+        spec = self.spec
+        inputs, outputs = spec.groups * spec.inputs, spec.width
+        weight = self.weight.detach().permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)  # (G Q, P, 1, K)
+        kernel = (1, len(spec.gather))
+        conv = nn.Conv2d(inputs, outputs, kernel, groups=spec.groups, bias=False, device="meta")
+        conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        return conv
+
+    def take(self, conv: nn.Conv2d) -> None:
+        """Set the weights to those of a `convolution`."""
+        value = conv.weight.detach().squeeze(2).unflatten(0, (self.spec.groups, -1)).permute(0, 3, 1, 2)
+        self.weight.data.copy_(value)
+
+
+def shapes(spec: GraphLayerSpec) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a layer's tensors."""
+    heads = spec.groups * len(spec.gather)
+    found: dict[str, tuple[int, ...]] = {"weight": (spec.groups, len(spec.gather), spec.outputs, spec.inputs)}
+    if spec.bias:
+        found["bias"] = (spec.width,)
+    if spec.attends:
+        found |= {"source": (heads, spec.inputs), "target": (heads, spec.inputs)}
+    return found
+
+
+# -- networks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Channels that layers write and read.
+
+    Attributes:
+        name: The layer that writes it, or "features".
+        units: How many things can be kept or dropped: channels, or whole attention heads.
+        size: Channels of each.
+    """
+
+    name: str
+    units: int
+    size: int = 1
+
+    def channels(self, units: Tensor) -> Tensor:
+        """The channels of some units."""
+        return (units.unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
+
+
+class GraphNetwork(nn.Module):
+    """Layers one after the other, reading some columns of a table of features.
+
+    Attributes:
+        names: What the layers are called.
+        columns: The features that are read, (inputs of the first layer,).
+
+    Shapes:
+        (nodes, features), (2, edges) -> (nodes, classes)
+    """
+
+    columns: Tensor
+
+    def __init__(self, layers: Sequence[NodeLayer], names: Sequence[str], columns: Tensor) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.names = tuple(names)
+        self.register_buffer("columns", columns, persistent=False)
+        self.eval()
+
+    def steps(self) -> list[NodeLayer]:
+        """The layers."""
+        return [layer for layer in self.layers if isinstance(layer, NodeLayer)]
+
+    def axes(self) -> list[Axis]:
+        """The features, and what each layer writes; the last is the classes."""
+        found = [Axis(FEATURES, self.steps()[0].spec.inputs)]
+        for name, layer in zip(self.names, self.steps(), strict=True):
+            spec = layer.spec
+            found.append(Axis(name, spec.groups, spec.outputs) if spec.groups > 1 else Axis(name, spec.outputs))
+        return found
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits of all nodes."""
+        edges = Edges.of(edge_index, len(x))
+        if int(self.columns.max()) >= x.shape[1]:
+            raise DataError(
+                f"feature {int(self.columns.max())} is read, and the nodes have {x.shape[1]}: give the features that "
+                "the source was trained on"
+            )
+        x = x[:, self.columns]
+        for layer in self.steps():
+            x = layer(x, edges)
+        return x
+
+    def flops(self, nodes: int, edges: int) -> int:
+        """Floating-point operations for a graph of so many nodes and edges, two a multiply-add."""
+        total = 0
+        for layer in self.steps():
+            spec, ways = layer.spec, len(layer.spec.gather)
+            total += 2 * nodes * spec.width * ways * spec.inputs
+            total += 2 * edges * spec.width * sum(name != "self" for name in spec.gather)
+            total += 4 * nodes * spec.inputs * spec.groups * ways if spec.attends else 0
+        return total
+
+
+def random_network(
+    kind: Literal["gcn", "sage", "gat"], features: int, hidden: int, classes: int, *, heads: int = 2, seed: int = 0
+) -> GraphNetwork:
+    """A network of two layers with random numbers, for tests of your own.
+
+    Args:
+        kind: What the layers are.
+        features: Features a node.
+        hidden: Channels between the layers; for "gat" of each head.
+        classes: Classes.
+        heads: Attention heads of the first layer.
+        seed: Seed of the numbers.
+
+    Example:
+        >>> from brickyard.gnn import random_network
+        >>> [axis.name for axis in random_network("gat", 12, 4, 3).axes()]
+        ['features', 'conv1', 'conv2']
+    """
+    gather: tuple[Gather, ...] = {"gcn": ("gcn",), "sage": ("mean", "self"), "gat": ("attention",)}[kind]  # type: ignore[assignment]
+    groups = heads if kind == "gat" else 1
+    first = GraphLayerSpec(gather=gather, groups=groups, outputs=hidden, inputs=features, activation="relu")
+    last = GraphLayerSpec(gather=gather, outputs=classes, inputs=groups * hidden)
+    network = GraphNetwork([NodeLayer(first), NodeLayer(last)], ["conv1", "conv2"], torch.arange(features))
+    return randomised(network, seed)

@@ -1,0 +1,305 @@
+"""Read a trained graph network of PyTorch Geometric: a stack of layers that are known, with activations between.
+
+What was read is run beside the source on the graph at hand, and must say the same: an option that nobody thought of is
+an error, and no wrong component.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from brickyard.base._errors import OptionError, TraceError
+from brickyard.base._messages import first_line
+from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
+from brickyard.network._untouched import as_before
+
+KNOWN = "GCNConv, SAGEConv (mean or sum), GATConv and Linear, with BatchNorm, ReLU, ELU and dropout between"
+_SAME = 1e-3  # of the spread of the logits: what a source in float32 may differ by
+_SKIPPED = {F.dropout, torch.dropout, "contiguous"}
+_ENDS = {F.log_softmax, torch.log_softmax, F.softmax, torch.softmax, "log_softmax", "softmax"}
+_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", F.elu: "elu"}
+
+
+def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
+    """A source as layers in one form; the source is not changed.
+
+    Args:
+        model: A module of PyTorch Geometric that takes `(x, edge_index)`, or one `Data`; or a `GraphNetwork`.
+        data: A graph that it was made for.
+        original: The `Data` that `data` was read from.
+
+    Raises:
+        TraceError: A layer or operation is not known, or what was read does not say what the source says.
+        OptionError: PyTorch Geometric is missing.
+    """
+    if isinstance(model, GraphNetwork):
+        return model
+    try:
+        import torch_geometric.nn  # noqa: F401
+    except ImportError:
+        raise OptionError(
+            "sources of PyTorch Geometric need it: pip install 'brickyard[graphs]' (components run without)"
+        ) from None
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a source is a torch.nn.Module; a {type(model).__name__} was given")
+    with as_before(model):
+        network = _Reading(model).network()
+        _compare(model, network, data, original)
+    return network
+
+
+def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: Any) -> None:
+    twin = copy.deepcopy(model)  # its layers may keep what they computed
+    one = len(_required(model)) == 1
+    with torch.no_grad():
+        try:
+            said = twin(original) if one else twin(data.x, data.edge_index)
+        except Exception as error:
+            what = "the data" if one else "(x, edge_index)"
+            raise TraceError(f"{type(model).__name__} does not run on {what}: {first_line(error)}") from None
+        found = network(data.x, data.edge_index)
+    if not isinstance(said, Tensor) or said.shape != found.shape:
+        raise TraceError(f"{type(model).__name__} does not return one row of logits a node")
+    theirs, ours = said.double(), found.double()
+    if bool((theirs.exp().sum(1) - 1).abs().max() < 1e-4):  # it ends in a log-softmax
+        ours = ours.log_softmax(1)
+    elif bool((theirs >= 0).all()) and bool((theirs.sum(1) - 1).abs().max() < 1e-4):
+        ours = ours.softmax(1)
+    gap, spread = (ours - theirs).abs().max().item(), theirs.std().item()
+    if not gap <= _SAME * max(spread, 1e-12):
+        raise TraceError(
+            f"{type(model).__name__} was read as {', '.join(network.names)}, and says something else: logits differ by "
+            f"{gap:.2g} at a spread of {spread:.2g}. A layer has an option that is not known; known are {KNOWN}"
+        )
+
+
+def _required(model: nn.Module) -> list[str]:
+    """Names of the arguments that have no default."""
+    found = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in found if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+class _Tracer(fx.Tracer):
+    """Stops at the layers of both libraries."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        home = type(m).__module__
+        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return False
+        return home.startswith(
+            ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
+        )
+
+
+@dataclass
+class _Found:
+    """A layer on the way: what it is and its numbers."""
+
+    name: str
+    spec: GraphLayerSpec
+    tensors: dict[str, Tensor]
+
+
+class _Reading:
+    """Walks from the output back to the features, then builds the layers in order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.kind = model, type(model).__name__
+        self.found: list[_Found] = []
+        self.ended = False  # by a softmax
+
+    def network(self) -> GraphNetwork:
+        for node in self._chain():
+            self._step(node)
+        if not self.found:
+            raise TraceError(f"{self.kind} has no layer that is known; known are {KNOWN}")
+        last = self.found[-1].spec
+        if last.groups > 1 or last.activation != "none":
+            raise TraceError(
+                f"{self.kind}: its last layer {self.found[-1].name!r} "
+                + ("concatenates heads" if last.groups > 1 else f"is followed by {last.activation}")
+                + "; a classifier ends in one logit a class (GATConv: concat=False, or one head)"
+            )
+        layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
+        names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
+        return GraphNetwork(layers, names, torch.arange(layers[0].spec.inputs)).to(
+            self.found[0].tensors["weight"].device
+        )
+
+    def _chain(self) -> list[fx.Node]:
+        """The steps from the features to the logits."""
+        try:
+            optional = {
+                p.name: p.default
+                for p in inspect.signature(self.model.forward).parameters.values()
+                if p.default is not p.empty
+            }
+            graph = _Tracer().trace(self.model, concrete_args=optional or None)
+        except Exception as error:
+            raise TraceError(f"{self.kind} cannot be traced: {first_line(error)}") from None
+        output = next(node for node in graph.nodes if node.op == "output").args[0]
+        chain: list[fx.Node] = []
+        while isinstance(output, fx.Node) and output.op != "placeholder":
+            if _is_feature(output):
+                return chain[::-1]
+            chain.append(output)
+            output = output.args[0] if output.args else None
+        if not isinstance(output, fx.Node):
+            raise TraceError(f"{self.kind} does not lead from the features to one output step by step")
+        return chain[::-1]
+
+    def _step(self, node: fx.Node) -> None:
+        inputs = [
+            value for value in node.all_input_nodes if value.op in ("call_module", "call_function", "call_method")
+        ]
+        if len([value for value in inputs if not _is_feature(value, "edge_index")]) > 1:
+            raise self._unknown(node, "joins two values")
+        if self.ended:
+            raise self._unknown(node, "comes after a softmax")
+        if node.op == "call_module":
+            self._module(str(node.target), self.model.get_submodule(str(node.target)), node)
+        elif node.target in _ENDS:
+            self.ended = True
+        elif node.target in _ACTIVATIONS:
+            numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
+            if any(value != 1 for value in numbers):
+                raise self._unknown(node, "has an alpha other than 1")
+            self._activate(_ACTIVATIONS[node.target], node)
+        elif node.target not in _SKIPPED:
+            raise self._unknown(node, "is not known")
+
+    def _module(self, name: str, module: nn.Module, node: fx.Node) -> None:
+        kind = type(module)
+        if kind in (nn.Dropout, nn.Identity):
+            return
+        if kind in (nn.ReLU, nn.ELU):
+            if getattr(module, "alpha", 1.0) != 1.0:
+                raise self._unknown(node, "has an alpha other than 1")
+            self._activate("relu" if kind is nn.ReLU else "elu", node)
+        elif kind.__name__ in ("BatchNorm1d", "BatchNorm"):
+            self._fold(module if kind is nn.BatchNorm1d else module.module, node)  # type: ignore[arg-type]
+        elif kind is nn.LogSoftmax:
+            self.ended = True
+        elif kind.__name__ in _LAYERS and kind.__module__.startswith(("torch.nn", "torch_geometric.nn")):
+            if name in (one.name for one in self.found):
+                raise self._unknown(node, "runs twice")
+            spec, tensors = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
+            self.found.append(_Found(name, spec, {key: value.detach() for key, value in tensors.items()}))
+        else:
+            raise self._unknown(node, "is not known")
+
+    def _activate(self, activation: str, node: fx.Node) -> None:
+        if not self.found or self.found[-1].spec.activation != "none":
+            raise self._unknown(node, "does not follow a layer")
+        self.found[-1].spec = self.found[-1].spec.model_copy(update={"activation": activation})
+
+    def _fold(self, norm: nn.BatchNorm1d, node: fx.Node) -> None:
+        """Put a batch norm into the layer before it."""
+        if not self.found or self.found[-1].spec.activation != "none" or norm.running_var is None:
+            raise self._unknown(node, "does not follow a layer directly, or keeps no statistics")
+        one = self.found[-1]
+        assert norm.running_mean is not None
+        scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.detach())
+        shift = (0.0 if norm.bias is None else norm.bias.detach()) - norm.running_mean * scale
+        one.tensors["weight"] = one.tensors["weight"] * scale.reshape(one.spec.groups, 1, -1, 1)
+        one.tensors["bias"] = shift + scale * one.tensors.get("bias", torch.zeros_like(scale))
+        one.spec = one.spec.model_copy(update={"bias": True})
+
+    def _unknown(self, node: fx.Node, why: str) -> TraceError:
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            what = f"layer {node.target!r} ({type(module).__name__})"
+        else:
+            what = f"operation {getattr(node.target, '__name__', node.target)!r}"
+        return TraceError(f"{self.kind}: {what} {why}; known are {KNOWN}")
+
+
+def _is_feature(node: fx.Node, name: str = "x") -> bool:
+    """Whether a node is an attribute of a graph that came as one object."""
+    return node.op == "call_function" and node.target is getattr and node.args[1:2] == (name,)
+
+
+# -- layers of PyTorch Geometric ---------------------------------------------------------------------------
+
+
+Refuse = Callable[[str], TraceError]
+Read = tuple[GraphLayerSpec, dict[str, Tensor]]
+
+
+def _check(module: nn.Module, refuse: Refuse, **expected: Any) -> None:
+    for name, value in expected.items():
+        found = getattr(module, name, value)
+        if found != value:
+            raise refuse(f"has {name}={found!r}, which is not known")
+
+
+def _with_bias(spec: GraphLayerSpec, tensors: dict[str, Tensor], bias: Tensor | None) -> Read:
+    if bias is None:
+        return spec.model_copy(update={"bias": False}), tensors
+    return spec, {**tensors, "bias": bias}
+
+
+def _linear(module: Any, refuse: Refuse) -> Read:
+    outputs, inputs = module.weight.shape
+    spec = GraphLayerSpec(gather=("self",), outputs=outputs, inputs=inputs)
+    return _with_bias(spec, {"weight": module.weight[None, None]}, module.bias)
+
+
+def _gcn(module: Any, refuse: Refuse) -> Read:
+    _check(module, refuse, aggr="add", flow="source_to_target", improved=False)
+    if module.normalize and not module.add_self_loops:
+        raise refuse("has add_self_loops=False with normalize=True, which is not known")
+    outputs, inputs = module.lin.weight.shape
+    spec = GraphLayerSpec(gather=("gcn" if module.normalize else "sum",), outputs=outputs, inputs=inputs)
+    return _with_bias(spec, {"weight": module.lin.weight[None, None]}, module.bias)
+
+
+def _sage(module: Any, refuse: Refuse) -> Read:
+    ways: dict[str, Gather] = {"mean": "mean", "sum": "sum", "add": "sum"}
+    if module.aggr not in ways:
+        raise refuse(f"has aggr={module.aggr!r}; contributions need a sum or a mean")
+    _check(module, refuse, flow="source_to_target", normalize=False, project=False)
+    outputs, inputs = module.lin_l.weight.shape
+    weights = [module.lin_l.weight]
+    gather: list[Gather] = [ways[module.aggr]]
+    if module.root_weight:
+        weights.append(module.lin_r.weight)
+        gather.append("self")
+    spec = GraphLayerSpec(gather=tuple(gather), outputs=outputs, inputs=inputs)
+    return _with_bias(spec, {"weight": torch.stack(weights)[None]}, module.lin_l.bias)
+
+
+def _gat(module: Any, refuse: Refuse) -> Read:
+    _check(module, refuse, aggr="add", flow="source_to_target", res=None, edge_dim=None)
+    if module.lin is None:
+        raise refuse("has two kinds of nodes, which is not known")
+    heads, outputs = module.heads, module.out_channels
+    weight = module.lin.weight.unflatten(0, (heads, outputs))  # (H, C, P)
+    folded = {
+        name: torch.einsum("hc,hcp->hp", getattr(module, f"att_{short}")[0], weight)
+        for name, short in (("source", "src"), ("target", "dst"))
+    }
+    options = {"slope": module.negative_slope, "loops": module.add_self_loops}
+    if module.concat:
+        groups, ways, weight = heads, 1, weight.unsqueeze(1)
+    else:
+        groups, ways, weight = 1, heads, weight.unsqueeze(0) / heads
+    gather: list[Gather] = ["attention"] * ways
+    spec = GraphLayerSpec(gather=tuple(gather), groups=groups, outputs=outputs, inputs=weight.shape[-1], **options)
+    return _with_bias(spec, {"weight": weight, **folded}, module.bias)
+
+
+_LAYERS: dict[str, Callable[[Any, Refuse], Read]] = {
+    "Linear": _linear,
+    "GCNConv": _gcn,
+    "SAGEConv": _sage,
+    "GATConv": _gat,
+}

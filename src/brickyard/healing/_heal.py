@@ -1,0 +1,380 @@
+"""Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
+
+The source and the cut network run side by side over the same images. At every layer the cut network's inputs
+are what they really are after the repairs so far, and the target is what the source's layer gives for the
+channels that were kept.
+
+refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
+so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
+inputs, the same solution comes from the products between positions. The prior is the sliced weights.
+
+Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
+error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
+where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+
+In the end both sets of numbers are compared in float64 on the same images, output by output, behind the ReLU where one
+follows: an output whose error the refit did not lower (by rounding, or because the first solution is the best before
+the ReLU and not behind it) keeps the weights that it was cut with.
+
+moments: the scale and shift of each output channel that give it the source's mean and variance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph
+from brickyard.base._errors import DataError
+from brickyard.base._options import Heal
+from brickyard.healing._least_squares import HealReport, equations_for
+from brickyard.healing._streams import UNFOLD, Stream, blocks, exact, intercept_of, rows_of
+from brickyard.network._network import Network, Node, Ref, refs
+from brickyard.runtime._processes import Ranks
+from brickyard.runtime._progress import bar
+from brickyard.surgery._plan import KeepSet, Part, positions
+
+_SAME = 1e-10  # a residual below this share of the target's energy is rounding
+_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
+_ADD = ("add", "iadd", "add_", "tensor_add")
+_RELU = ("relu", "relu_")
+ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
+
+
+def heal_network(
+    graph: Graph, keep: KeepSet, network: Network, batches: Sequence[Tensor], method: Heal, ridge: float
+) -> HealReport:
+    """Repair a cut network in place.
+
+    Args:
+        graph: The source's graph.
+        keep: The keep-set that the network was cut with.
+        network: The cut network; its steps have the names of the source's.
+        batches: Preprocessed images, (batch, channels, height, width) each.
+        method: "refit", "moments" or "none".
+        ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
+
+    Returns:
+        How many layers changed, with notes on those that were left alone and why.
+    """
+    report = HealReport()
+    if method == "none":
+        return report
+    ranks = Ranks.current()
+    images = sum(map(len, batches))
+    batches = ranks.mine(batches)
+    repair = _refit if method == "refit" else _match_moments
+    source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
+    layers = _repairable(graph, network, report)
+    with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
+        for index, node in layers:
+            rows = _kept_rows(graph, keep, node.target)
+            job = _Job(index, node, rows, source, copy, images, ranks)
+            report.layers += repair(job, ridge, report)
+            advance(text=f"healing {node.target}")
+    return report
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What a layer's output goes through on its way to the next nonlinearity.
+
+    Attributes:
+        steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
+        scale: What they multiply the layer's output by, (channels,).
+        rectified: Whether a ReLU follows.
+    """
+
+    steps: tuple[Node, ...] = ()
+    scale: Tensor | None = None
+    rectified: bool = False
+
+    def run(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """What the steps make of a layer's output; no value is changed in place."""
+        found = {**values, node.name: output}
+        name = node.name
+        for step in self.steps:
+            if step.op == "function":
+                one, other = (found[ref.node] for ref in step.args)
+                found[step.name] = one + other
+            else:
+                found[step.name] = network.step(step, found)
+            name = step.name
+        result: Tensor = found[name]
+        return result
+
+    def exact(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The same in float64, for the output of a layer in float64."""
+        found = {**values, node.name: output}
+        name = node.name
+        for step in self.steps:
+            value: Tensor = found[name]
+            layer = network.layer(step.target) if step.op == "layer" else None
+            if isinstance(layer, nn.BatchNorm2d):
+                numbers = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+                mean, variance, weight, bias = (None if n is None else n.double() for n in numbers)
+                value = F.batch_norm(value, mean, variance, weight, bias, eps=layer.eps)
+            elif layer is None:
+                one, other = (found[ref.node].double() for ref in step.args)
+                value = one + other
+            found[step.name] = value
+            name = step.name
+        result: Tensor = found[name]
+        return result
+
+
+def _tail(network: Network, index: int, node: Node) -> _Tail:
+    """The steps behind the layer at `index`, as far as they can be seen through."""
+    known = {step.name for step in network.nodes[:index]}
+    seen = _Tail()
+    fresh = True  # nothing has changed the layer's output yet
+    name = node.name
+    while True:
+        users = [other for other in network.nodes if name in refs(other)]
+        if len(users) != 1:
+            return seen
+        (user,) = users
+        layer = network.layer(user.target) if user.op == "layer" else None
+        scale = seen.scale
+        if isinstance(layer, nn.ReLU) or (user.op == "function" and user.target in _RELU):
+            return replace(seen, rectified=True)
+        if isinstance(layer, nn.BatchNorm2d) and fresh:
+            if layer.running_var is None or layer.weight is None or bool((layer.weight == 0).any()):
+                return seen
+            scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
+        elif user.op == "function" and user.target in _ADD and len(user.args) == 2 and not user.kwargs:
+            others = [value.node for value in user.args if isinstance(value, Ref) and value.node != name]
+            if len(others) != 1 or others[0] not in known:
+                return seen
+        elif not isinstance(layer, nn.Identity | nn.Dropout):
+            return seen
+        fresh = fresh and isinstance(layer, nn.Identity | nn.Dropout)
+        seen = _Tail((*seen.steps, user), scale)
+        name = user.name
+
+
+def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tuple[int, Node]]:
+    """Convolutions and linear layers that run once."""
+    found: list[tuple[int, Node]] = []
+    used: dict[str, int] = {}
+    for node in network.nodes:
+        if node.op == "layer":
+            used[node.target] = used.get(node.target, 0) + 1
+    for index, node in enumerate(network.nodes):
+        if node.op != "layer" or not isinstance(network.layer(node.target), nn.Conv2d | nn.Linear):
+            continue
+        if used[node.target] == 1:
+            found.append((index, node))
+        elif f"layer {node.target!r} runs {used[node.target]} times and was not healed" not in report.notes:
+            report.notes.append(f"layer {node.target!r} runs {used[node.target]} times and was not healed")
+    return found
+
+
+def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | None:
+    labels = graph.at(layer, "out")
+    if labels is None:
+        labels = graph.at(layer, "follow")
+    return None if labels is None else positions(Part(graph, keep), labels)
+
+
+class _Job:
+    """One layer to repair, with the images that it is repaired on.
+
+    Attributes:
+        name: Its dotted name.
+        layer: The layer in the cut network.
+        intercept: Where a shift of its outputs can go.
+        tail: What its output goes through next.
+        images: How many images there are, in all processes.
+        positions: For each of them, how many outputs of each channel there are.
+        ranks: The processes that have a share of them each.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        node: Node,
+        rows: NDArray[np.int64] | None,
+        source: Stream,
+        copy: Stream,
+        images: int,
+        ranks: Ranks,
+    ) -> None:
+        layer = copy.network.layer(node.target)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        self.name, self.layer, self.images, self.ranks = node.target, layer, images, ranks
+        self.intercept = intercept_of(copy.network, node)
+        self.tail = _tail(copy.network, index, node)
+        self._index, self._node, self._source, self._copy = index, node, source, copy
+        self.positions = source.positions(node)
+        self._rows = None if rows is None else torch.from_numpy(rows)
+        self._dim = -1 if isinstance(layer, nn.Linear) else 1
+
+    def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each batch: the layer's inputs, its outputs, and what these lack.
+
+        They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
+        up for that too. With `rectified`, as far as it matters behind the ReLU.
+
+        Raises:
+            DataError: They are not finite.
+        """
+        for ours, x, goal in self._goals():
+            output = self.layer(x)
+            found = self.tail.run(self._copy.network, self._node, output, ours)
+            if rectified:
+                goal = torch.where(goal > 0, goal, found.clamp(max=0))
+            missing = goal - found
+            if self.tail.scale is not None:
+                missing = missing / self.tail.scale.to(missing.dtype).reshape(1, -1, 1, 1)
+            if not bool(torch.isfinite(missing).all()):
+                raise DataError(
+                    f"outputs of layer {self.name!r} are not finite on the images to heal with: numbers overflow there "
+                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
+                    "float64"
+                )
+            yield x, output, missing
+
+    def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Squared errors with other numbers in `places`, (states, outputs), in float64; the last stay in them.
+
+        They are those behind the tail, and behind the ReLU where one follows.
+        """
+        node, network = self._node, self._copy.network
+        totals = torch.zeros(len(states), len(self.layer.weight), dtype=torch.float64, device=self.layer.weight.device)
+        for ours, x, goal in self._goals():
+            names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
+            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            for start in range(0, len(x), step):
+                some = slice(start, start + step)
+                values = {name: ours[name][some] for name in names}
+                wanted = goal[some].double()
+                for index, state in enumerate(states):
+                    for place, value in zip(self.places, state, strict=True):
+                        place.copy_(value)
+                    found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
+                    if self.tail.rectified:
+                        found, wanted = found.clamp(min=0), wanted.clamp(min=0)
+                    totals[index] += rows_of(self.layer, (wanted - found).square()).sum(1)
+        self.ranks.add(totals)
+        return totals
+
+    @property
+    def places(self) -> tuple[Tensor, ...]:
+        """The numbers that a repair changes; outputs lie along their first dimension."""
+        return (self.layer.weight.data, *self.intercept.tensors)
+
+    def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
+        node, index = self._node, self._index
+        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
+            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
+            if self._rows is not None:
+                goal = goal.index_select(self._dim, self._rows.to(goal.device))
+            yield ours, ours[node.args[0].node], goal
+
+
+# -- moments -----------------------------------------------------------------------------------------------
+
+
+def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
+    layer, intercept, name = job.layer, job.intercept, job.name
+    sums = torch.zeros(5, len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+    for _, output, missing in job.residuals():
+        ours, theirs = (rows_of(layer, y).double() for y in (output, output + missing))  # (Q, N)
+        found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
+        sums += torch.stack([*found, torch.full_like(found[0], ours.shape[1])])
+    job.ranks.add(sums)
+    mean, square, goal, goal_square = sums[:4] / sums[4]
+    variance, goal_variance = (square - mean**2).clamp_min(0), (goal_square - goal**2).clamp_min(0)
+    if torch.allclose(mean, goal, rtol=1e-6, atol=1e-9) and torch.allclose(variance, goal_variance, rtol=1e-6):
+        return False
+    still = variance <= 1e-12 * goal_variance.clamp_min(1e-12)
+    scale = torch.where(still, 1.0, (goal_variance / variance.clamp_min(1e-300)).sqrt()).clamp(0.1, 10.0)
+    if still.any():
+        report.notes.append(f"layer {name!r}: {int(still.sum())} of {len(scale)} outputs do not vary; only shifted")
+    if not intercept:
+        report.notes.append(f"layer {name!r} has no bias and no batch norm behind it; it was scaled, not shifted")
+    weight = layer.weight.data
+    weight *= scale.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
+    bias = 0.0 if intercept.bias is None else intercept.bias.double()
+    intercept.add(goal - scale * mean + (scale - 1) * bias)
+    return True
+
+
+# -- refit -------------------------------------------------------------------------------------------------
+
+
+def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
+    layer, intercept = job.layer, job.intercept
+    before = [value.clone() for value in job.places]
+    sliced = before[0]
+    equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
+    for turn in range(1 + ROUNDS):
+        found = job.residuals(rectified=turn > 0)
+        first = list(itertools.islice(found, 1))
+        if turn == 0 and _unchanged(first, job.ranks):
+            return False
+        for x, _, missing in itertools.chain(first, found):
+            for block, goal in blocks(layer, x, missing):
+                equations.add(block, goal)
+        solution = equations.solve(ridge, layer.weight.detach() - sliced, job.name, report)
+        if solution is None:
+            if turn == 0:
+                return False
+            break
+        change, shift = solution
+        layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
+        if shift is not None:
+            intercept.add(shift)
+        if not job.tail.rectified or not equations.again():
+            break
+    after = [value.clone() for value in job.places]
+    return keep_better(job.name, job.places, before, job.errors([before, after]), report)
+
+
+def keep_better(
+    name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
+) -> bool:
+    """Take back what a refit did to outputs whose error it did not lower.
+
+    Args:
+        name: The layer.
+        places: The numbers that were refitted; outputs lie along their first dimension.
+        before: What they were.
+        errors: Squared errors before and after, (2, outputs).
+        report: Where it is noted.
+
+    Returns:
+        Whether any output stays refitted.
+    """
+    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # also where it is not a number
+    if not bool(worse.any()):
+        return True
+    for place, value in zip(places, before, strict=True):
+        place[worse] = value[worse]
+    report.notes.append(
+        f"layer {name!r}: the refit did not lower the error of {int(worse.sum())} of {len(worse)} outputs; they "
+        "were left as they were cut"
+    )
+    return not bool(worse.all())
+
+
+def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
+    """Whether a layer's output is what it should be, on the first batch of each process."""
+    energy = torch.zeros(2, dtype=torch.float64)
+    for _, output, missing in first:
+        energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])
+    ranks.add(energy)
+    return bool(energy[0] <= _SAME * energy[1])
+
+
+"""Changes of weights (G * q, n), and shifts (G * q,) or None."""

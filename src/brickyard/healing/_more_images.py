@@ -1,0 +1,34 @@
+"""Shifted copies of images, where a layer has few positions to learn from for its many inputs."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from brickyard.axes._graph import Graph
+from brickyard.healing._streams import MEMORY, peak_bytes
+from brickyard.network._network import iter_layers
+
+ENOUGH = 5  # positions for each input of a layer
+MOST = 4  # times the images, the originals included
+
+
+def copies_needed(graph: Graph, images: int) -> int:
+    """How many times the images are needed, themselves included, so that every layer has enough positions.
+
+    It is also kept to what can be held in memory, where going through the images is cheap.
+
+    Args:
+        graph: The source's graph.
+        images: How many images there are.
+    """
+    needed = 1
+    for _, node, layer in iter_layers(graph.network):
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        value = graph.shapes[node.name]
+        positions = value[0].numel() // layer.weight.shape[0]
+        needed = max(needed, math.ceil(ENOUGH * layer.weight[0].numel() / (positions * max(1, images))))
+    held = MEMORY // max(1, peak_bytes(graph) * images)
+    return max(1, min(needed, MOST, held))

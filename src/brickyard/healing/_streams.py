@@ -1,0 +1,150 @@
+"""Two networks side by side over the same images, and what enters each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph
+from brickyard.network._network import Network, Node, refs
+
+MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
+UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
+
+
+# -- the two networks, side by side ------------------------------------------------------------------------
+
+
+class Stream:
+    """Values of all batches just before some step; held where they fit, computed again where not."""
+
+    def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
+        self.network = network
+        self._shapes = graph.shapes
+        self._start = network.nodes[0].name
+        self._batches = batches
+        self._position = 0
+        fits = peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
+        self._held = [{self._start: batch} for batch in batches] if fits else None
+
+    def positions(self, node: Node) -> int:
+        """How many outputs of each channel a layer has for one image."""
+        value = self._shapes[node.name]
+        return int(value[0].numel()) // len(self.network.layer(node.target).weight)  # type: ignore[arg-type]
+
+    def before(self, index: int) -> Iterator[dict[str, Tensor]]:
+        """Values of each batch before step `index`; positions only grow."""
+        if self._held is None:
+            for batch in self._batches:
+                values = {self._start: batch}
+                self.network.advance(values, 0, index)
+                yield values
+            return
+        for values in self._held:
+            self.network.advance(values, self._position, index)
+        self._position = index
+        yield from self._held
+
+
+def peak_bytes(graph: Graph) -> int:
+    """The most bytes of live values that one image has at any step."""
+    nodes = graph.network.nodes
+    live = peak = 0
+    sizes: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        value = graph.shapes[node.name]
+        items = value if isinstance(value, tuple | list) else (value,)
+        tensors = [item for item in items if isinstance(item, Tensor)]
+        sizes[node.name] = sum(t.numel() // t.shape[0] * t.element_size() for t in tensors if t.ndim)
+        live += sizes[node.name]
+        peak = max(peak, live)
+        live -= sum(sizes[name] for name in graph.network.dead_after(index))
+    return peak
+
+
+@dataclass(frozen=True)
+class Intercept:
+    """Where a shift of a layer's output can go: its bias, or the running mean of the batch norm behind it."""
+
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.bias is not None or self.running_mean is not None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What `add` changes."""
+        return tuple(value for value in (self.bias, self.running_mean) if value is not None)
+
+    def add(self, shift: Tensor) -> None:
+        """Shift the output of the layer."""
+        if self.bias is not None:
+            self.bias.add_(shift.to(self.bias.dtype))
+        elif self.running_mean is not None:
+            self.running_mean.sub_(shift.to(self.running_mean.dtype))
+
+
+def intercept_of(network: Network, node: Node) -> Intercept:
+    """Where a shift of a layer's output can go in a network."""
+    layer = network.layer(node.target)
+    if isinstance(layer.bias, Tensor):
+        return Intercept(bias=layer.bias.data)
+    users = [other for other in network.nodes if node.name in refs(other)]
+    if len(users) == 1 and users[0].op == "layer":
+        norm = network.layer(users[0].target)
+        uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_mean is not None and uses == 1:
+            return Intercept(running_mean=norm.running_mean)
+    return Intercept()
+
+
+def exact(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """What a layer gives, computed in float64."""
+    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, nn.Linear):
+        return F.linear(x.double(), weight, bias)
+    found: Tensor = layer._conv_forward(x.double(), weight, bias)
+    return found
+
+
+def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time; in float32 where they are in halves."""
+    if x.element_size() < 4:  # sums of products in half precision are no equations
+        x, residual = x.float(), residual.float()
+    if isinstance(layer, nn.Linear):
+        yield (
+            x.reshape(1, -1, x.shape[-1]).transpose(1, 2),
+            residual.reshape(1, -1, residual.shape[-1]).transpose(1, 2),
+        )
+        return
+    assert isinstance(layer, nn.Conv2d)
+    groups = layer.groups
+    each = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * residual.shape[2] * residual.shape[3]
+    step = max(1, UNFOLD // each)
+    for start in range(0, len(x), step):
+        columns = _unfold(layer, x[start : start + step])  # (B, P * K, L)
+        goal = residual[start : start + step].flatten(2)  # (B, Q, L)
+        yield _by_group(columns, groups), _by_group(goal, groups)
+
+
+def _unfold(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    if layer.kernel_size == (1, 1):
+        return x[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
+    return F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+
+
+def _by_group(values: Tensor, groups: int) -> Tensor:
+    """(B, G * n, L) -> (G, n, B * L)."""
+    batch, _, length = values.shape
+    return values.reshape(batch, groups, -1, length).permute(1, 2, 0, 3).reshape(groups, -1, batch * length)
+
+
+def rows_of(layer: nn.Module, y: Tensor) -> Tensor:
+    """A layer's output as (Q, N)."""
+    return y.reshape(-1, y.shape[-1]).T if isinstance(layer, nn.Linear) else y.transpose(0, 1).flatten(1)

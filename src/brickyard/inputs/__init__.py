@@ -1,0 +1,20 @@
+"""Images and labels: decoding, data sets, preprocessing, batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.inputs._batches import Images as Images
+    from brickyard.inputs._datasets import ImageData as ImageData
+    from brickyard.inputs._datasets import load_data as load_data
+    from brickyard.inputs._preprocessing import preprocess as preprocess
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _batches="Images",
+    _datasets="ImageData load_data",
+    _preprocessing="preprocess",
+)

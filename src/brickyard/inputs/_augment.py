@@ -1,0 +1,53 @@
+"""Shifted and mirrored copies of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift and mirror each image on its own, (batch, channels, height, width); what comes in is 0."""
+    count, _, height, width = x.shape
+    reach = max(1, width // SHIFT)
+    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
+    x = windows(nn.functional.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
+    mirror = torch.rand(count, generator=generator) < 0.5
+    return torch.where(mirror.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
+
+
+REACH = 1 / 8  # of the height and width: the farthest shift
+SHIFT = 8  # an image is shifted by up to its size divided by this
+
+
+def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tensor]:
+    """The batches, and further ones in which every image is shifted on its own; edges are mirrored outwards.
+
+    Args:
+        batches: Preprocessed images, (batch, channels, height, width) each.
+        copies: How many times the images are wanted, themselves included.
+        seed: Seed of the shifts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [*batches, *(_shifted(batch, generator) for _ in range(copies - 1) for batch in batches)]
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    down, across = int(height * REACH), int(width * REACH)
+    padded = F.pad(images, (across, across, down, down), mode="reflect")
+    top = torch.randint(0, 2 * down + 1, (count, 1), generator=generator)
+    left = torch.randint(0, 2 * across + 1, (count, 1), generator=generator)
+    return windows(padded, top, left, (height, width))
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """From each image the window of a size that starts at its own row and column, `top` and `left`, (count, 1) each."""
+    count, channels = images.shape[:2]
+    rows = (top + torch.arange(size[0])).reshape(count, 1, size[0], 1)
+    columns = (left + torch.arange(size[1])).reshape(count, 1, 1, size[1])
+    which = torch.arange(count).reshape(count, 1, 1, 1), torch.arange(channels).reshape(1, channels, 1, 1)
+    return images[*which, rows, columns]

@@ -1,0 +1,207 @@
+"""Labelled images in the forms that users have them: tensor pairs, data sets, data loaders, streams of batches.
+
+Whatever the form, images are given as they are before `Preprocessing`, and labels are indices into the
+source's classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from brickyard.base._errors import BrickyardError, DataError
+from brickyard.base._messages import first_line
+from brickyard.base._records import Preprocessing
+from brickyard.inputs._preprocessing import check_images, preprocess
+
+DataLike = Any  # (images, labels), Dataset, DataLoader, or an iterable of (images, labels) batches
+
+FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (images, labels) batches"
+
+
+def class_names(data: DataLike) -> tuple[str, ...] | None:
+    """The class names that a data set carries in `.classes`, if it does."""
+    names = getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+class Images:
+    """Random access to labelled images, in batches, ready for a network.
+
+    Args:
+        data: `(images, labels)` tensors or arrays, a map-style `Dataset` of (image, label), a `DataLoader`, or
+            an iterable of (images, labels) batches, which is read once and held in memory.
+        preprocessing: What is done to the images before a network takes them.
+        what: How messages call the data.
+
+    Raises:
+        DataError: The data have another form, or images and labels do not belong together.
+    """
+
+    def __init__(self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data") -> None:
+        self.preprocessing = preprocessing or Preprocessing()
+        self.what = what
+        self._collate: Any = None
+        self._workers = 0
+        self._tensors: tuple[Tensor, Tensor] | None = None
+        self._dataset: Dataset[Any] | None = None
+        if isinstance(data, Images):
+            self.__dict__.update({**data.__dict__, "preprocessing": preprocessing or data.preprocessing})
+            return
+        if isinstance(data, DataLoader):
+            self._collate, self._workers = data.collate_fn, data.num_workers
+            data = data if isinstance(data.dataset, IterableDataset) else data.dataset
+        self._open(data)
+        if len(self) == 0:
+            raise DataError(f"{what} has no image; give at least one a class")
+
+    def _open(self, data: DataLike) -> None:
+        if isinstance(data, str | bytes | dict):
+            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
+        if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
+            raise DataError(f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes")
+        if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+            data = data.tensors
+        pair = getattr(data, "images", None), getattr(data, "labels", None)
+        if all(isinstance(item, Tensor) for item in pair):
+            data = pair
+        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
+            self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
+            self._dataset = data
+        elif isinstance(data, Iterable) and not isinstance(data, Tensor):
+            own = isinstance(data, DataLoader)  # a loader draws a seed from the global generator whenever it starts
+            with torch.random.fork_rng([], enabled=own):
+                self._tensors = self._read(data)
+        else:
+            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
+
+    def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        for what, value in (("images", images), ("labels", labels)):
+            if value.is_meta or value.layout != torch.strided:
+                kind = "on the meta device, without numbers" if value.is_meta else f"of layout {value.layout}"
+                raise DataError(f"{self.what}: the {what} are {kind}; give ordinary tensors")
+        check_images(images[:1] if images.ndim == 4 else images, self.what)
+        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
+            raise DataError(
+                f"{self.what} has {len(images)} images and labels of shape {tuple(labels.shape)} and type "
+                f"{labels.dtype}; give one whole number an image"
+            )
+        return images, labels.long()
+
+    def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        for batch in self._each(batches):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise DataError(f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed")
+            images.append(self._tensor(batch[0]))
+            labels.append(self._tensor(batch[1]))
+        if not images:
+            raise DataError(f"{self.what} has no image; give at least one a class")
+        if all(image.ndim == 3 and label.ndim == 0 for image, label in zip(images, labels, strict=True)):
+            images, labels = [image[None] for image in images], [label[None] for label in labels]
+        try:
+            return self._pair(torch.cat(images), torch.cat(labels))
+        except RuntimeError as error:
+            raise DataError(
+                f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
+                "many labels"
+            ) from None
+
+    def _tensor(self, value: Any) -> Tensor:
+        """A tensor or an array, or numbers in lists, as a tensor."""
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
+                "images as numbers, and as label the index of the class"
+            ) from None
+
+    def __len__(self) -> int:
+        if self._tensors is not None:
+            return len(self._tensors[0])
+        return len(cast(Any, self._dataset))
+
+    def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images as given, with labels (batch,), in the order of `indices`.
+
+        Raises:
+            DataError: Images are not finite or not 4-D, labels are not whole numbers, or sizes differ.
+        """
+        order = list(range(len(self))) if indices is None else list(indices)
+        for images, labels in self._batches(order, batch_size):
+            check_images(images, self.what)
+            yield images, labels
+
+    def _batches(self, order: list[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._tensors is not None:
+            images, labels = self._tensors
+            for start in range(0, len(order), batch_size):
+                chosen = torch.tensor(order[start : start + batch_size], device=images.device)
+                yield images[chosen], labels[chosen.to(labels.device)]
+            return
+        loader = DataLoader(
+            Subset(cast(Any, self._dataset), order),
+            batch_size=batch_size,
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+        )
+        for batch in self._each(loader):
+            if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+                raise DataError(f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed")
+            yield self._pair(batch[0], self._tensor(batch[1]))
+
+    def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of a user's own data, whose failures are told as ours."""
+        found = iter(batches)
+        while True:
+            try:
+                batch = next(found)
+            except StopIteration:
+                return
+            except BrickyardError:
+                raise
+            except Exception as error:
+                hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
+                raise DataError(
+                    f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
+                    "must give (image tensor, label) pairs"
+                ) from error
+            yield batch
+
+    def batches(
+        self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of preprocessed images with labels, on the device and in the type of `like`."""
+        for images, labels in self.raw(indices, batch_size):
+            x = preprocess(images, self.preprocessing)
+            yield (x if like is None else x.to(like.device, like.dtype)), labels
+
+    def example(self, like: Tensor | None = None) -> Tensor:
+        """Two preprocessed images, (2, channels, height, width)."""
+        x, _ = next(self.batches([0], 1, like))
+        return torch.cat([x, x])
+
+    def all_labels(self) -> Tensor:
+        """Labels of all images, (images,); data sets without ready labels are read once."""
+        if self._tensors is not None:
+            return self._tensors[1]
+        for name in ("targets", "labels"):
+            found = getattr(self._dataset, name, None)
+            if isinstance(found, Tensor | np.ndarray | list) and len(found) == len(self):
+                labels = self._tensor(found)
+                if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+                    raise DataError(
+                        f"{self.what} has {name} of shape {tuple(labels.shape)} and type {labels.dtype}; give one "
+                        "whole number an image"
+                    )
+                return labels.long()
+        return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])

@@ -1,0 +1,383 @@
+"""Image data by a short text: `digits`, a folder of images, a parquet file, or an idx pair.
+
+All of it is raw: uint8 images of one size, labels, class names. A text may end in options:
+`digits?split=test&classes=0-2,7`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from brickyard.base._classes import parse_classes
+from brickyard.base._errors import DataError, OptionError
+from brickyard.base._messages import first_line
+from brickyard.inputs._decoding import crop, decode_image
+
+MAX_BYTES = 8 << 30  # that a compressed idx file may become
+MAX_CLASSES = 1_000_000
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+class ImageData(Dataset[tuple[Tensor, int]]):
+    """Raw images with labels and class names.
+
+    Args:
+        images: (images, channels, height, width), uint8.
+        labels: (images,), indices into `classes`.
+        classes: Class names.
+        name: What messages and manifests call the data.
+
+    Raises:
+        DataError: The parts do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.inputs._datasets import ImageData
+        >>> data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("cat", "dog"))
+        >>> len(data), len(data.of_classes(["dog"]))
+        (4, 2)
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
+            raise DataError(f"{name}: images and labels must be tensors, and labels whole numbers")
+        self.images = images
+        self.labels = labels.long()
+        self.classes = tuple(classes)
+        self.name = name
+        if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
+            raise DataError(
+                f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
+                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise DataError(f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ")
+        if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(
+                f"{name}: labels run from {int(labels.min())} to {int(labels.max())} and there are {len(self.classes)} "
+                "class names; give labels that count the names from 0, and leave out images without a label"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
+        """The images at these places, or where a mask is true.
+
+        Raises:
+            DataError: There is no such place.
+        """
+        chosen = torch.as_tensor(indices)
+        if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
+            chosen = chosen.nonzero().flatten()
+        chosen = chosen.long()
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            raise DataError(f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for")
+        return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
+
+    def of_classes(self, classes: Sequence[int | str]) -> ImageData:
+        """The images of some classes; labels and class names stay.
+
+        Raises:
+            TaskError: A class is unknown.
+        """
+        from brickyard.base._classes import resolve_task
+
+        wanted = torch.tensor(resolve_task(classes, self.classes))
+        return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
+
+    def renumbered(self, classes: Sequence[int | str]) -> ImageData:
+        """The images of some classes, which become classes 0, 1, ... in this order.
+
+        Raises:
+            TaskError: A class is unknown.
+        """
+        from brickyard.base._classes import resolve_task
+
+        wanted = resolve_task(classes, self.classes)
+        part = self.of_classes(wanted)
+        labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
+        return ImageData(part.images, labels, [self.classes[k] for k in wanted], self.name)
+
+    def shuffled(self, seed: int = 0) -> ImageData:
+        """The same images in an order drawn with a seed."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
+        """Two parts: `fraction` of every class's images, and the rest; both in an order drawn with the seed.
+
+        Raises:
+            OptionError: The fraction is not between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise OptionError(f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        labels = self.labels[order]
+        first = torch.zeros(len(self), dtype=torch.bool)
+        for k in range(len(self.classes)):
+            places = (labels == k).nonzero().flatten()
+            first[places[: round(fraction * len(places))]] = True
+        return self.subset(order[first]), self.subset(order[~first])
+
+
+def load_data(
+    spec: str | Path,
+    *,
+    split: str = "train",
+    size: tuple[int, int] | None = None,
+    max_images: int | None = None,
+) -> ImageData:
+    """Load image data.
+
+    Args:
+        spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
+            `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
+            `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
+            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep
+            their numbers).
+        split: "train" or "test", where the text does not say it.
+        size: Height and width for image folders: images are resized and cropped to it.
+        max_images: At most so many images, drawn with a fixed seed.
+
+    Raises:
+        DataError: The data cannot be read.
+        OptionError: The text or an option is not understood, or a package is missing.
+
+    Example:
+        >>> from brickyard.inputs._datasets import load_data
+        >>> load_data("digits?split=test&classes=0-2").images.shape
+        torch.Size([161, 1, 8, 8])
+    """
+    if not str(spec).strip():
+        raise OptionError("data '' was asked for; give digits, or the path of a folder or a file")
+    place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
+    place, query = (place, query) if place else (query, "")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = set(options) - {"split", "classes"}
+    if unknown:
+        raise OptionError(f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes=")
+    data = _open(place, options.get("split", split), size, "split" in options)
+    if "classes" in options:
+        data = data.of_classes(parse_classes([options["classes"]], data.classes))
+    if max_images is not None and max_images < 1:
+        raise OptionError(f"max_images={max_images} was asked for; give 1 or more")
+    if max_images is not None and len(data) > max_images:
+        data = data.shuffled(0).subset(range(max_images))
+    return data
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a text that cannot be a path is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+    if place == "digits":
+        return _digits(split)
+    path = Path(place)
+    if not _exists(path):
+        raise DataError(f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'")
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    if (path / f"{split}.parquet").is_file():
+        return _parquet(path / f"{split}.parquet")
+    if path.is_file() and "idx" in path.name:
+        return _idx(path)
+    if path.is_dir():
+        stem = {"train": "train", "test": "t10k"}.get(split, split)
+        for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
+            if (path / name).is_file():
+                return _idx(path / name)
+        return _folder(path, split, size, asked)
+    raise DataError(f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these")
+
+
+def _digits(split: str) -> ImageData:
+    """scikit-learn's 1,797 digits; 70 % of each class are for training."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
+    parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
+    if split not in parts:
+        raise OptionError(f"split {split!r} of digits was asked for; use train or test")
+    return parts[split]
+
+
+# -- parquet and idx -----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> ImageData:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise OptionError(f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata
+            image = next((name for name in ("image", "img") if name in columns), None)
+            label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
+            if image is None or label is None:
+                raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
+            pictures, values = _rows(file, path, image, label)
+    except DataError:
+        raise
+    except Exception as error:  # what pyarrow raises for damaged files differs by version
+        raise DataError(f"{path} cannot be read as parquet: {first_line(error)}; get it again") from None
+    count = max(values, default=0) + 1
+    if not values or count > MAX_CLASSES:
+        raise DataError(f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0")
+    names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
+    labels = torch.tensor(values, dtype=torch.long)
+    return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
+
+
+def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], list[int]]:
+    """Images and labels, a few hundred rows at a time: a column that says one thing a million times is small."""
+    pictures: list[Tensor] = []
+    values: list[int] = []
+    for batch in file.iter_batches(batch_size=256, columns=[image, label]):
+        for content, value in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
+            index = len(values)
+            if not isinstance(value, int) or abs(value) >> 62:
+                raise DataError(
+                    f"{path}: its column {label!r} must hold a whole number in each row, and row {index} holds "
+                    f"{str(value)[:40]!r}; leave out images without a label"
+                )
+            found = content.get("bytes") if isinstance(content, dict) else content
+            if not isinstance(found, bytes):
+                raise DataError(f"{path}: image {index} holds no bytes; embed the images in the file")
+            pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
+            values.append(int(value))
+    return pictures, values
+
+
+def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def _idx(path: Path) -> ImageData:
+    labels_path = labels_beside(path)
+    if labels_path == path:
+        raise DataError(
+            f"{path} was asked for, and its name says of no images; give the file of images, such as "
+            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it"
+        )
+    images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
+    folder = path.parent.name
+    count = int(labels.max()) + 1 if len(labels) else 1
+    names = FASHION if "fashion" in folder else [str(k) for k in range(count)]
+    return ImageData(images.unsqueeze(1), labels, names, f"{folder}/{path.name.split('-')[0]}")
+
+
+def labels_beside(images: Path) -> Path:
+    """Where the labels of an idx file of images are; the same path where its name says of no images."""
+    return images.with_name(images.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
+
+
+def _read_idx(path: Path, ndim: int) -> Tensor:
+    """Numbers of an idx file: as many as its header says and no more, however much a compressed file holds."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4 + 4 * ndim)
+            zero, kind, dims, *shape = struct.unpack(f">HBB{ndim}I", start)
+            size = math.prod(shape)
+            whole = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
+            if path.suffix != ".gz":
+                whole = whole and size == path.stat().st_size - len(start)
+            content = bytearray()
+            while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
+                content += more
+    except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as an idx file: {first_line(error)}; get it again") from None
+    if not whole or len(content) != size:
+        raise DataError(
+            f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
+            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
+
+
+# -- image folders -------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+    """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
+    for name in (split, "val") if split == "test" else (split,):
+        if name and (path / name).is_dir():
+            path = path / name
+            break
+    else:
+        if asked:
+            there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
+            raise DataError(f"split {split!r} of {path} was asked for; its folders are {there}: name one of them")
+    classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    pictures: list[Tensor] = []
+    labels: list[int] = []
+    for k, name in enumerate(classes):
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise DataError(f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class")
+        for file in sorted((path / name).iterdir()):
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                picture = decode_image(file)
+                pictures.append(picture if size is None else crop(picture, size))
+                labels.append(k)
+    if not pictures:
+        found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
+        raise DataError(
+            f"{path} was asked for, split {split!r}, and it holds no images in class folders ({found}); put each "
+            "class's images into a folder of its own, directly and as .png, .jpg or the like"
+        )
+    return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
+
+
+def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
+    """One tensor; grey pictures become colour where others are."""
+    if not pictures:
+        raise DataError(f"{name} holds no image")
+    sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
+    if len(sizes) > 1:
+        found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
+        raise DataError(f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to")
+    if len({len(picture) for picture in pictures}) > 1:
+        pictures = [picture.expand(3, -1, -1) for picture in pictures]
+    return torch.stack(pictures)

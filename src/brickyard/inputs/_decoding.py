@@ -1,0 +1,154 @@
+"""Image files to pixels, within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from brickyard.base._errors import DataError
+from brickyard.base._messages import first_line
+from brickyard.inputs._preprocessing import check_images, resize
+
+MAX_PIXELS = 80_000_000  # of one picture; what its header says is compared before anything is decoded
+MAX_SIDE = 65_535  # of its height and width: resizing makes a matrix from the longer one
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: some decoders start other programs
+
+
+def decode_image(source: Any, name: str | None = None) -> Tensor:
+    """A picture as a uint8 tensor (channels, height, width): one channel where it is grey, else three.
+
+    It is turned as its EXIF data says. Of an animation the first frame is taken. 16 bits become 8 by the range 0 to
+    65535; what is transparent becomes white; CMYK and palettes become colour. Floating point is refused: its range is
+    not known. A picture of more than `MAX_PIXELS` pixels, or with a side above `MAX_SIDE`, is refused before it is
+    decoded.
+
+    Args:
+        source: A path, a file object, or a PIL image.
+        name: How messages call it.
+
+    Raises:
+        DataError: It is no picture, is cut off, or is unreasonably large.
+
+    Example:
+        >>> from PIL import Image
+        >>> from brickyard.inputs._datasets import decode_image
+        >>> decode_image(Image.new("RGBA", (4, 2))).shape
+        torch.Size([3, 2, 4])
+    """
+    name = name or str(getattr(source, "filename", None) or source)
+    try:
+        if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
+            raise ValueError("it is no plain file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = not isinstance(source, Image.Image)
+            image = Image.open(source, formats=FORMATS) if opened else source
+            with image if opened else contextlib.nullcontext():
+                width, height = image.size
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    raise DataError(
+                        f"image {name} is too large: {width} x {height} pixels, and {MAX_PIXELS:,} in all and "
+                        f"{MAX_SIDE:,} a side are the limit; make it smaller first"
+                    )
+                image.load()
+                array = _pixels(image)
+    except DataError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
+        raise DataError(
+            f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
+            "it smaller first"
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "
+            "it out"
+        ) from None
+    except Exception as error:  # decoders raise all sorts of errors on damaged files
+        raise DataError(f"image {name} cannot be read: {first_line(error)}; repair it or leave it out") from None
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    form = image.format  # turning forgets it
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit numbers
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError(f"its numbers run from {wide.min()} to {wide.max()}, and 0 to 65535 is what is known")
+        step = 257 if image.mode != "I" or form in ("PNG", "PPM") or wide.max() > 255 else 1
+        return np.rint(wide / step).astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError("its numbers are floating point, and their range is not known")
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize until it just covers `size`, then cut out the middle."""
+    height, width = picture.shape[1:]
+    factor = max(size[0] / height, size[1] / width)
+    cover = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
+    middle = (slice(top, top + size[0]), slice(left, left + size[1]))
+    return resize(picture.unsqueeze(0).float(), cover, middle)[0].round().clamp(0, 255).to(torch.uint8)
+
+
+COLOURS = (1, 3)  # channels of a picture
+
+
+def read_images(images: Any, batch_size: int) -> list[Tensor]:
+    """Images in any of the forms that `Predictor.predict_proba` takes, as raw batches."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        last = images.shape[3] in COLOURS and images.shape[1] not in COLOURS
+        images = _tensor(images.transpose(0, 3, 1, 2) if last else images)
+    if isinstance(images, Tensor) and images.ndim == 4:
+        check_images(images, "the images")
+        return list(images.split(batch_size))
+    if isinstance(images, str | Path) or not isinstance(images, Sequence):
+        images = [images]
+    return [_picture(item) for item in images]
+
+
+def _picture(item: Any) -> Tensor:
+    """One picture as (1, channels, height, width)."""
+    if isinstance(item, Tensor) and item.ndim == 3:
+        batch = item.unsqueeze(0)
+        check_images(batch, "the image")
+        return batch
+    if isinstance(item, np.ndarray) and item.ndim in (2, 3):
+        array = item if item.ndim == 3 else item[:, :, None]
+        batch = _tensor(array.transpose(2, 0, 1)).unsqueeze(0)
+        check_images(batch, "the image")
+        return batch
+    from brickyard.inputs._decoding import decode_image
+
+    if isinstance(item, str | Path) or hasattr(item, "convert"):
+        return decode_image(item).unsqueeze(0)
+    shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
+    raise DataError(
+        f"an image is a {type(item).__name__}{shape}; give a path, a PIL image, an array (height, width[, channels]) "
+        "or a tensor (channels, height, width)"
+    )
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A copy of an array as a tensor, whatever its strides."""
+    try:
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError):
+        raise DataError(
+            f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+        ) from None

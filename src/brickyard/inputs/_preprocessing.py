@@ -1,0 +1,183 @@
+"""From raw images to what a network takes: scale, channels, size, normalisation.
+
+Only tensor operations that exporters trace, with any batch size and, where a size is asked for, any image size.
+Resizing is two matrix products, one a side of the image: the weights depend on the sizes alone, so no operator for
+antialiasing is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brickyard.base._errors import DataError
+from brickyard.base._records import Preprocessing
+
+ALL = slice(None)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
+    """Bring raw images to what a network takes.
+
+    Args:
+        images: (B, C, H, W), uint8 in 0..255 or floating point in [0, 1].
+        how: What to do; the default changes nothing but the scale of uint8 images.
+
+    Returns:
+        (B, C', H', W'), float64 for float64 images, else float32.
+
+    Raises:
+        DataError: The images are not 4-D, of another type, or have channels that `how` cannot use.
+
+    Example:
+        >>> import torch
+        >>> from brickyard import Preprocessing
+        >>> how = Preprocessing(size=(4, 4), channels=3, mean=(0.5,), std=(0.25,))
+        >>> preprocess(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), how)[0, :, 0, 0]
+        tensor([2., 2., 2.])
+    """
+    x = to_unit(images)
+    if how.channels is not None:
+        x = _to_channels(x, how.channels)
+    if how.size is not None:
+        x = _to_size(x, how.size, how.fit)
+    if how.mean is not None and how.std is not None:
+        x = _normalised(x, how.mean, how.std)
+    return x
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as floating point: uint8 divided by 255, other numbers as they are.
+
+    Raises:
+        DataError: The images are not 4-D, or neither uint8 nor floating point.
+    """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor")
+    if images.dim() != 4:
+        raise DataError(f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)")
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    if not images.is_floating_point():
+        raise DataError(f"images of type {images.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
+    return images if images.dtype == torch.float64 else images.to(torch.float32)
+
+
+def check_images(images: Tensor, what: str) -> None:
+    """Refuse images that are not (B, C, H, W), are none, or hold NaN or infinity.
+
+    Raises:
+        DataError: Names `what`, the problem, and the first image that has it.
+    """
+    if images.dim() != 4 or images.numel() == 0:
+        raise DataError(
+            f"{what}: images of shape {tuple(images.shape)}; give at least one image, "
+            "as (batch, channels, height, width)"
+        )
+    if not images.is_floating_point():
+        return
+    bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
+    if bool(bad.any()):
+        raise DataError(
+            f"{what}: {int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index "
+            f"{int(bad.nonzero()[0])}; remove or repair them"
+        )
+
+
+def _to_channels(x: Tensor, channels: int) -> Tensor:
+    """Grey (B, 1, H, W) to colour by repetition, colour (B, 3, H, W) to grey by luma."""
+    found = x.shape[1]
+    if found not in (1, 3):
+        raise DataError(f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)")
+    if found == channels:
+        return x
+    if channels == 3:
+        return x.expand(-1, 3, -1, -1)
+    red, green, blue = LUMA
+    return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]
+
+
+def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+    """Pad or resize (B, C, H, W) to (B, C, *size)."""
+    height, width = x.shape[2], x.shape[3]
+    if not (_known(height) and _known(width)):
+        return _from_any_size(x, size, fit)
+    if (height, width) == size:
+        return x
+    down, right = size[0] - height, size[1] - width
+    if fit == "pad" and down >= 0 and right >= 0:
+        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+    return resize(x, size)
+
+
+def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, ALL)) -> Tensor:
+    """Bilinear, antialiased resize of floating point images (B, C, H, W) to (B, C, *size).
+
+    Of the result, `part` (rows, columns) is made and no more: what is cut off costs nothing.
+    """
+    height, width = int(x.shape[2]), int(x.shape[3])
+    rows, columns = part
+    x = x[..., columns] if width == size[1] else x @ _resampling(width, size[1], x, columns).T  # (B, C, H, W')
+    return x[..., rows, :] if height == size[0] else _resampling(height, size[0], x, rows) @ x  # (B, C, H', W')
+
+
+def _known(side: Any) -> bool:
+    """Whether a side of the image is a number, and not one that an exporter leaves open."""
+    return not isinstance(side, torch.SymInt)
+
+
+def _from_any_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+    """The same as `_to_size` for images whose sides are known only when the exported network runs.
+
+    Nothing may branch on them: padding is a matrix product too, and the sizes choose between the matrices. The matrix
+    for a side that needs no change is the unit matrix, so that the pixels stay exactly what they are.
+    """
+    height, width = x.shape[2], x.shape[3]
+    across, down = _resampling(width, size[1], x), _resampling(height, size[0], x)
+    if fit == "pad":
+        fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
+        across = torch.where(fits, _padding(width, size[1], x), across)
+        down = torch.where(fits, _padding(height, size[0], x), down)
+    return down @ (x @ across.T)
+
+
+def _number(side: int, like: Tensor) -> Tensor:
+    """A side of the image as a tensor, ()."""
+    return torch.scalar_tensor(side, dtype=torch.float64, device=like.device)
+
+
+def _resampling(before: int, after: int, like: Tensor, part: slice = ALL) -> Tensor:
+    """The matrix (after, before), or some of its rows, that resamples one side: a triangle around each new pixel.
+
+    Its half width is one old pixel, or one new pixel where that is larger; rows sum to 1.
+    """
+    scale = _number(before, like) / after
+    reach = scale.clamp(min=1.0)
+    old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :] + 0.5
+    new = (torch.arange(after, dtype=torch.float64, device=like.device)[part][:, None] + 0.5) * scale
+    weight = (1 - (old - new).abs() / reach).clamp(min=0)
+    return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
+
+
+def _padding(before: int, after: int, like: Tensor) -> Tensor:
+    """The matrix (after, before) that puts one side into the middle of a longer one."""
+    start = ((after - _number(before, like)) / 2).floor()
+    old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :]
+    new = torch.arange(after, dtype=torch.float64, device=like.device)[:, None]
+    return (old + start == new).to(like.dtype)
+
+
+def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtract the mean and divide by the standard deviation, a channel; one number serves all."""
+    if len(mean) not in (1, x.shape[1]):
+        raise DataError(
+            f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}; "
+            f"give as many numbers as channels, or set channels={len(mean)}"
+        )
+    shift = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
+    scale = torch.tensor(std, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
+    return (x - shift) / scale

@@ -1,0 +1,169 @@
+"""What a network may cost: counted operation by operation on the meta device, before a number is computed.
+
+A file of two kilobytes can describe a network that would run for a year. So the loader runs it without numbers first.
+One image may take `FLOOR` multiply-adds in all, and for each number in the file as many as an image has positions (and
+`RATIO` where that is more): a convolution that is not preceded by upsampling needs no more. A number that is read or
+written counts as `WORD` multiply-adds, so that memory is bounded with time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from brickyard.base._errors import FileError
+from brickyard.network._network import Network, kind
+
+FLOOR = 1 << 32
+RATIO = 1 << 16
+WORD = 32
+MAX_STEP = 1 << 28  # numbers in one value of one image
+MAX_PIECES = 1 << 14  # that one step cuts a value into
+BATCH = 2  # images that run through on the meta device
+
+
+class Bounds(TorchDispatchMode):
+    """Counts what runs in its `with` block on the meta device, and stops what costs too much.
+
+    Args:
+        numbers: How many numbers the file holds, or None for no bound but that on pieces.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.network._cost_limit import Bounds
+        >>> from brickyard.base._errors import FileError
+        >>> layer = torch.nn.Linear(100_000, 100_000, device="meta")
+        >>> with Bounds(numbers=10 ** 10) as bounds:
+        ...     _ = layer(torch.empty(2, 100_000, device="meta"))  # nothing is multiplied
+        >>> bounds.work > 100_000 ** 2
+        True
+        >>> try:
+        ...     with Bounds(numbers=100):
+        ...         _ = layer(torch.empty(2, 100_000, device="meta"))
+        ... except FileError as error:
+        ...     print(str(error)[:24])
+        its network takes more t
+    """
+
+    def __init__(self, numbers: int | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers = numbers
+        self.work = 0
+        self.wrote: set[int] = set()
+
+    def run(self, network: Network, shape: tuple[int, ...]) -> Any:
+        """Run a network without numbers on two images, of the type of its parameters; note whether it changes these.
+
+        Raises:
+            FileError: It costs too much, or writes into its own tensors.
+        """
+        self._positions = math.prod(shape[1:])
+        self.wrote.clear()  # memory of another network may lie there by now
+        if math.prod(shape) > MAX_STEP:
+            raise FileError(_too_large(math.prod(shape)))
+        images = torch.empty(BATCH, *shape, device="meta", dtype=kind(network).dtype)
+        with self, torch.no_grad():
+            result = network(images)
+        for name, value in network.state_dict().items():
+            if _place(value) in self.wrote:
+                raise FileError(f"its network writes into its own tensor {name!r}")
+        network.keeps_input = _place(images) not in self.wrote
+        return result
+
+    _positions = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operation and run it."""
+        name = func.overloadpacket.__name__
+        _check_pieces(name, args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
+        if func._schema.is_mutable:
+            self._note_writes(func, args, kwargs or {})
+        if "batch_norm" in name and True in args[5:6]:  # in training it writes into its statistics
+            self.wrote.update(_place(value) for value in _tensors(args[3:5]))
+        inputs, outputs = list(_tensors((*args, *(kwargs or {}).values()))), list(_tensors([result]))
+        largest = max((value.numel() for value in outputs), default=0) // BATCH
+        if self.numbers is None or func.is_view:
+            return result
+        if largest > MAX_STEP:
+            raise FileError(_too_large(largest))
+        words = max([value.numel() for value in inputs] + [sum(value.numel() for value in outputs)], default=0)
+        self.work += (WORD * words + _multiply_adds(name, args, outputs)) // BATCH
+        most = FLOOR + self.numbers * max(RATIO, self._positions)
+        if self.work > most:
+            raise FileError(
+                f"its network takes more than {most:.1e} multiply-adds an image, which is the limit for a file with "
+                f"{self.numbers:,} numbers"
+            )
+        return result
+
+    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Remember the memory that is written into."""
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[index] if index < len(args) else kwargs.get(argument.name)
+                self.wrote.update(_place(item) for item in _tensors([value]))
+
+
+def _place(value: Tensor) -> int:
+    """What tells the memory of one tensor from that of others."""
+    return int(value.untyped_storage()._cdata)
+
+
+def _too_large(numbers: int) -> str:
+    return f"its network makes a value of {numbers:,} numbers for an image; {MAX_STEP:,} is the limit"
+
+
+def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
+    """Refuse to cut a value into very many, each of which takes memory even without numbers."""
+    if name not in ("unbind", "split", "chunk", "tensor_split", "split_with_sizes"):
+        return
+    value = args[0]
+    if name == "unbind":
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        pieces = value.shape[dim]
+    elif isinstance(args[1], list | tuple):
+        pieces = len(args[1])
+    else:
+        dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        pieces = value.shape[dim] if name != "split" else -(-value.shape[dim] // max(1, args[1]))
+    if pieces > MAX_PIECES:
+        raise FileError(f"its network cuts a value into {pieces:,} pieces; {MAX_PIECES:,} is the limit")
+
+
+def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
+    """Multiply-adds of an operation beyond those that its inputs and outputs take by themselves."""
+    made = outputs[0].numel() if outputs else 0
+    if name in ("convolution", "_convolution"):
+        weight = args[1]
+        inside = int(math.prod(weight.shape[1:]))
+        if weight.dtype not in (torch.float32, torch.bfloat16):  # such are unfolded: each position's inputs are copied
+            made_once = made // max(1, weight.shape[0]) * inside * max(1, args[8] if len(args) > 8 else 1)
+            if made_once // BATCH > MAX_STEP:
+                raise FileError(_too_large(made_once // BATCH))
+        return made * inside
+    if name in ("mm", "bmm", "mv", "dot"):
+        return made * int(args[0].shape[-1])
+    if name in ("addmm", "baddbmm", "addmv"):
+        return made * int(args[1].shape[-1])
+    if "scaled_dot_product" in name:
+        query, key = args[0], args[1]
+        pairs: int = query.numel() // max(1, query.shape[-1]) * int(key.shape[-2])
+        return pairs * (WORD + 2 * int(query.shape[-1]))
+    if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d"):
+        kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        return made * int(math.prod(kernel if len(kernel) > 1 else kernel * 2))
+    return 0
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))

@@ -1,0 +1,94 @@
+"""Which model this is, whatever torch has wrapped around it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from brickyard.base._errors import TraceError
+
+_QUANTISED = (".quantized.", ".quantizable.")  # in the names of the modules where torch has its quantised layers
+
+
+def source_of(model: Any) -> nn.Module:
+    """The network itself, without what torch wraps around one (`torch.compile`, data parallelism); it has numbers.
+
+    Raises:
+        TraceError: It is no module, or one whose numbers are missing or not floating point, or that is no Python.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself"
+        )
+    while (inner := wrapped(model)) is not None:
+        model = inner
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"a network in Python is needed; {name} is a TorchScript program, whose layers cannot be read: give the "
+            "torch.nn.Module that it was made from"
+        )
+    for place, module in model.named_modules():
+        if any(mark in type(module).__module__ for mark in _QUANTISED):
+            raise TraceError(
+                f"a network of floating-point numbers is needed; layer {place or name!r} is a quantised "
+                f"{type(module).__name__}: take the float network apart, and quantise what comes of it"
+            )
+    for place, value in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise TraceError(
+                f"a network with numbers is needed; {place!r} is not initialised yet: run {name} once on a batch, and "
+                "train it"
+            )
+        if value.is_meta:
+            raise TraceError(
+                f"a network with numbers is needed; {place!r} is on the meta device, which has none: load weights, "
+                f"for example with {name}(...).to_empty(device='cpu') and load_state_dict"
+            )
+        if value.is_complex() or value.is_quantized:
+            raise TraceError(
+                f"a network of floating-point numbers is needed; {place!r} is {value.dtype}: bring it to float32"
+            )
+    found: nn.Module = model
+    return found
+
+
+def wrapped(model: nn.Module) -> nn.Module | None:
+    """What a wrapper of torch's wraps, or None; one with hooks of its own is not seen through."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        return None
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    if type(model).__name__ == "OptimizedModule":  # importing its class takes a second
+        return model._modules.get("_orig_mod")
+    return None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and numbers of a model's weights, whatever torch has wrapped around it.
+
+    Raises:
+        TraceError: It is no module, or has no numbers.
+    """
+    model = source_of(model)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            value = value.to_dense() if value.layout != torch.strided else value
+            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_like(model: nn.Module) -> Tensor:
+    """A tensor on the device and in the type of a model's weights."""
+    if isinstance(model, nn.Module):
+        for value in model.parameters():
+            if value.is_floating_point():
+                return torch.empty(0, dtype=value.dtype, device=value.device)
+    return torch.zeros(0)

@@ -1,0 +1,435 @@
+"""A network as an ordinary module that runs a list of steps, and the same network as data.
+
+The list of steps is what tracing finds and what files hold. Running it needs no generated code: each step
+looks its function or layer up in a whitelist. Nothing here knows axes, classes or scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.base._errors import FileError, SurgeryError
+from brickyard.base._messages import told
+from brickyard.base._records import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import build_layer, describe_layer, find_type
+
+NodeOp = Literal["input", "layer", "tensor", "function", "output"]
+NetworkT = TypeVar("NetworkT", bound="Network")
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+}
+_MAX_DEPTH = 16
+_MAX_TEXT = 256
+_MAX_STEPS = 1 << 13
+_MAX_DOTS = 32  # in the name of a layer
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands, among a step's arguments, for the value of an earlier step."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step. `target` is a layer's or tensor's dotted name, or a function's name in the table."""
+
+    name: str
+    op: NodeOp
+    target: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
+    """Replace every `Ref` in nested arguments."""
+    if isinstance(value, Ref):
+        return change(value)
+    if isinstance(value, int | str | float) or value is None:
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(map_refs(item, change) for item in value)
+    if isinstance(value, slice):
+        return slice(*(map_refs(item, change) for item in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: map_refs(item, change) for key, item in value.items()}
+    return value
+
+
+def with_refs(node: Node, change: Callable[[Ref], Any]) -> Node:
+    """The step with every reference replaced."""
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), change)
+    return replace(node, args=args, kwargs=kwargs)
+
+
+def refs(node: Node) -> list[str]:
+    """Names of the steps whose values this one uses, in order, repeats included."""
+    found: list[str] = []
+    map_refs((node.args, dict(node.kwargs)), lambda ref: found.append(ref.node))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A step made ready to run many times: most are one layer of one value, or a call with flat arguments."""
+
+    node: Node
+    name: str
+    dead: tuple[str, ...]
+    layer: tuple[str, ...] = ()
+    source: str = ""
+    call: Callable[..., Any] | None = None
+    args: tuple[tuple[bool, Any], ...] = ()
+
+
+def _planned(node: Node, dead: tuple[str, ...], foreign: Mapping[str, Callable[..., Any]]) -> _Planned:
+    one = len(node.args) == 1 and isinstance(node.args[0], Ref) and not node.kwargs
+    if node.op == "layer" and one:
+        return _Planned(node, node.name, dead, layer=tuple(node.target.split(".")), source=node.args[0].node)
+    flat = all(isinstance(value, Ref | int | float | str) or value is None for value in node.args)
+    if node.op == "function" and flat and not node.kwargs and node.target not in foreign:
+        found = FUNCTIONS.get(node.target)  # a name that is not in the table is refused elsewhere
+        args = tuple((isinstance(value, Ref), value) for value in node.args)
+        return _Planned(node, node.name, dead, call=found.call if found else None, args=args)
+    return _Planned(node, node.name, dead)
+
+
+class _Group(nn.Module):
+    """A bare container, so that layers keep the dotted names they had in the source."""
+
+
+class Network(nn.Module):
+    """Runs its steps in order; layers and tensors live under their dotted names.
+
+    Args:
+        nodes: The steps; the first is the input, the last the output.
+        layers: The layers by dotted name.
+        tensors: Bare parameters and buffers by dotted name.
+        foreign: Callables outside the whitelist, by the target that names them. A network that has any
+            runs, but has no form as data.
+
+    Shapes:
+        input (batch, channels, height, width) -> output (batch, classes)
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        layers: Mapping[str, nn.Module],
+        tensors: Mapping[str, Tensor] | None = None,
+        foreign: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._steps = tuple(nodes)
+        self._layer_names = tuple(layers)
+        self._tensor_names = tuple(tensors or {})
+        self._foreign = dict(foreign or {})
+        self.keeps_input = True
+        self._dead = _last_uses(self._steps)
+        self._plan = tuple(
+            _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
+        )
+        for name, layer in sorted(layers.items(), key=lambda item: item[0].count(".")):  # a layer may hold others
+            parent, leaf = self._home(name)
+            parent.add_module(leaf, layer)
+        for name, tensor in (tensors or {}).items():
+            parent, leaf = self._home(name)
+            if isinstance(tensor, nn.Parameter):
+                parent.register_parameter(leaf, tensor)
+            else:
+                parent.register_buffer(leaf, tensor)
+
+    def _home(self, name: str) -> tuple[nn.Module, str]:
+        *groups, leaf = name.split(".")
+        parent: nn.Module = self
+        for group in groups:
+            if group not in parent._modules:
+                if not group or hasattr(parent, group):
+                    raise SurgeryError(f"layer {name!r} cannot be stored: {group!r} is no free attribute name")
+                parent.add_module(group, _Group())
+            parent = parent._modules[group]  # type: ignore[assignment]
+        if not leaf or hasattr(parent, leaf):
+            raise SurgeryError(f"layer {name!r} cannot be stored: {leaf!r} is no free attribute name")
+        return parent, leaf
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The steps, in order."""
+        return self._steps
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Dotted names of the layers."""
+        return self._layer_names
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Dotted names of the bare parameters and buffers."""
+        return self._tensor_names
+
+    @property
+    def foreign(self) -> dict[str, Callable[..., Any]]:
+        """Callables outside the whitelist."""
+        return dict(self._foreign)
+
+    def layer(self, name: str) -> nn.Module:
+        """The layer of that dotted name."""
+        module: nn.Module = self
+        for part in name.split("."):
+            module = module._modules[part]  # type: ignore[assignment]
+        return module
+
+    def tensor(self, name: str) -> Tensor:
+        """The bare parameter or buffer of that dotted name."""
+        group, _, leaf = name.rpartition(".")
+        value: Tensor = getattr(self.get_submodule(group), leaf)
+        return value
+
+    def step(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """The value of one step, given those of the earlier ones."""
+        args = map_refs(node.args, lambda ref: values[ref.node])
+        kwargs = map_refs(dict(node.kwargs), lambda ref: values[ref.node])
+        if node.op == "function":
+            call = self._foreign.get(node.target) or FUNCTIONS[node.target].call
+            return call(*args, **kwargs)
+        if node.op == "layer":
+            return self.layer(node.target)(*args, **kwargs)
+        if node.op == "tensor":
+            return self.tensor(node.target)
+        return args[0]  # output
+
+    def taken(self, x: Tensor) -> Tensor:
+        """The images to start with: a copy, where a network from a file would write into its caller's."""
+        return x if self.keeps_input else x.clone()
+
+    def dead_after(self, index: int) -> tuple[str, ...]:
+        """Values that no step after this one needs."""
+        return self._dead[index]
+
+    def advance(self, values: dict[str, Any], start: int, stop: int) -> None:
+        """Run steps `start` to `stop` (excluded) in place, dropping each value after its last use."""
+        for index in range(start, stop):
+            node = self._steps[index]
+            if node.op != "input":
+                values[node.name] = self.step(node, values)
+            for name in self._dead[index]:
+                del values[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all steps."""
+        x = self.taken(x)
+        values: dict[str, Any] = {self._steps[0].name: x}
+        for step in self._plan[1:]:
+            if step.layer:
+                module: Any = self
+                for part in step.layer:
+                    module = module._modules[part]
+                values[step.name] = module(values[step.source])
+            elif step.call is not None:
+                values[step.name] = step.call(*[values[item.node] if is_ref else item for is_ref, item in step.args])
+            else:
+                values[step.name] = self.step(step.node, values)
+            for name in step.dead:
+                del values[name]
+        result: Tensor = values[self._steps[-1].name]
+        return result
+
+    def to_spec(self) -> NetworkSpec:
+        """The network as data.
+
+        Raises:
+            FileError: A step is outside the whitelist; the message names it.
+        """
+        if self._foreign:
+            names = ", ".join(sorted(self._foreign)[:5])
+            raise FileError(
+                f"the network uses {len(self._foreign)} operation(s) that have no form as data: {names}; "
+                "it runs here, but cannot be written to a file"
+            )
+        layers: dict[str, LayerSpec] = {}
+        for name in self._layer_names:
+            module = self.layer(name)
+            entry = find_type(module)
+            if entry is None:
+                raise FileError(f"layer {name!r} is a {type(module).__name__}, which has no form as data")
+            layers[name] = LayerSpec(type=entry.name, config=describe_layer(module))
+        tensors = {
+            name: TensorSpec(
+                kind="parameter" if isinstance(self.tensor(name), nn.Parameter) else "buffer",
+                shape=tuple(self.tensor(name).shape),
+            )
+            for name in self._tensor_names
+        }
+        return NetworkSpec(nodes=tuple(map(_node_spec, self._steps)), layers=layers, tensors=tensors)
+
+    @classmethod
+    def from_spec(cls: type[NetworkT], spec: NetworkSpec) -> NetworkT:
+        """Build a network on the meta device: shapes and no numbers.
+
+        Raises:
+            FileError: A step, layer or argument is not allowed, or the steps do not fit together.
+        """
+        nodes = tuple(map(_read_node, spec.nodes))
+        _check_order(nodes, spec)
+        layers = {name: build_layer(layer.type, layer.config) for name, layer in spec.layers.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in spec.tensors.items():
+            value = torch.empty(tensor.shape, device="meta")
+            tensors[name] = nn.Parameter(value) if tensor.kind == "parameter" else value
+        try:
+            return cls(nodes, layers, tensors).eval()
+        except (SurgeryError, KeyError) as error:
+            raise FileError(f"the network's names do not fit together: {error}") from None
+
+
+def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
+    """For each step, the values that nothing later needs."""
+    last: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        last[node.name] = index
+        for name in refs(node):
+            last[name] = index
+    last[nodes[-1].name] = len(nodes)  # the output stays
+    dead: list[list[str]] = [[] for _ in nodes]
+    for name, index in last.items():
+        if index < len(nodes):
+            dead[index].append(name)
+    return tuple(tuple(names) for names in dead)
+
+
+def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
+    if len(nodes) > _MAX_STEPS:
+        raise FileError(f"a network has {len(nodes):,} steps; {_MAX_STEPS:,} is the limit")
+    deep = next((name for name in (*spec.layers, *spec.tensors) if name.count(".") > _MAX_DOTS), None)
+    if deep is not None:
+        raise FileError(f"layer {deep[:80]!r} lies deeper than {_MAX_DOTS} others")
+    if len(nodes) < 2 or nodes[0].op != "input" or nodes[-1].op != "output":
+        raise FileError("a network must start with its input and end with its output")
+    seen: set[str] = set()
+    for index, node in enumerate(nodes):
+        if node.op in ("input", "output") and index not in (0, len(nodes) - 1):
+            raise FileError(f"step {node.name!r} is a second {node.op}; a network has one")
+        if node.name in seen:
+            raise FileError(f"two steps are named {node.name!r}")
+        missing = [name for name in refs(node) if name not in seen]
+        if missing:
+            raise FileError(f"step {node.name!r} uses {missing[0]!r}, which is no earlier step")
+        if node.op == "function" and node.target not in FUNCTIONS:
+            raise FileError(f"step {node.name!r} calls {node.target!r}, which is not an allowed function")
+        if node.op == "layer" and node.target not in spec.layers:
+            raise FileError(f"step {node.name!r} uses layer {node.target!r}, which is not in the file")
+        if node.op == "tensor" and node.target not in spec.tensors:
+            raise FileError(f"step {node.name!r} uses tensor {node.target!r}, which is not in the file")
+        if node.op == "output" and len(node.args) != 1:
+            raise FileError("the output step takes one value")
+        seen.add(node.name)
+
+
+def _node_spec(node: Node) -> NodeSpec:
+    return NodeSpec(
+        name=node.name,
+        op=node.op,
+        target=node.target,
+        args=tuple(_to_json(value, node.name) for value in node.args),
+        kwargs={key: _to_json(value, node.name) for key, value in node.kwargs.items()},
+    )
+
+
+def _read_node(spec: NodeSpec) -> Node:
+    args = tuple(_from_json(value, spec.name, 0) for value in spec.args)
+    kwargs = {key: _from_json(value, spec.name, 0) for key, value in spec.kwargs.items()}
+    return Node(spec.name, spec.op, spec.target, args, kwargs)
+
+
+def _to_json(value: Any, where: str) -> Any:
+    if isinstance(value, Ref):
+        return {"node": value.node}
+    if isinstance(value, slice):
+        return {"slice": [_to_json(item, where) for item in (value.start, value.stop, value.step)]}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item, where) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(item, where) for item in value]
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise FileError(f"step {where!r} has an argument {value!r} that has no form as data")
+
+
+def _from_json(value: Any, where: str, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise FileError(f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, list):
+        return [_from_json(item, where, depth + 1) for item in value]
+    if isinstance(value, str) and (
+        len(value) > _MAX_TEXT or "%" in value
+    ):  # Python's operators format and repeat texts
+        raise FileError(
+            f"step {told(where, 80)!r} has the text {told(value, 40)!r}, which is no argument of a function"
+        )
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        key, inner = next(iter(value.items()))
+        if key == "node" and isinstance(inner, str):
+            return Ref(inner)
+        if key == "tuple" and isinstance(inner, list):
+            return tuple(_from_json(item, where, depth + 1) for item in inner)
+        if key == "slice" and isinstance(inner, list) and len(inner) == 3:
+            return slice(*(_from_json(item, where, depth + 1) for item in inner))
+        if key == "ellipsis" and inner is True:
+            return Ellipsis
+        if key == "dtype" and isinstance(inner, str) and inner in _DTYPES:
+            return _DTYPES[inner]
+    raise FileError(f"step {where!r} has an argument {str(value)[:80]!r} that is not allowed")
+
+
+def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
+    """The steps that are layers: position, step, layer; in order."""
+    for index, node in enumerate(network.nodes):
+        if node.op == "layer":
+            yield index, node, network.layer(node.target)
+
+
+def kind(module: nn.Module) -> Tensor:
+    """A tensor of the type and on the device of a module's parameters; of torch's usual ones where it has none."""
+    for value in module.parameters():
+        return value
+    return torch.zeros(0)
+
+
+def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
+    """The value of every step on an example, with tensors replaced by meta tensors."""
+    shapes: dict[str, Any] = {}
+    values: dict[str, Any] = {network.nodes[0].name: example}
+    shapes[network.nodes[0].name] = _bones(example)
+    with torch.no_grad():
+        for index, node in enumerate(network.nodes):
+            if node.op == "input":
+                continue
+            values[node.name] = network.step(node, values)
+            shapes[node.name] = _bones(values[node.name])
+            for name in network.dead_after(index):
+                del values[name]
+    return shapes
+
+
+def _bones(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return type(value)(_bones(item) for item in value)
+    return value

@@ -1,0 +1,74 @@
+"""A network's numbers in files: matched against its steps, and filled in."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from brickyard.base._errors import FileError
+from brickyard.base._messages import told
+from brickyard.base._records import NetworkSpec
+from brickyard.network._cost_limit import Bounds
+from brickyard.network._network import Network
+
+
+def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
+    state = {} if module is None else module.state_dict()
+    blank = next((name for name, value in state.items() if value.is_meta), None)
+    if blank is not None:
+        raise FileError(f"tensor {blank!r} is on the meta device, without numbers to write; load the component again")
+    return {prefix + name: value for name, value in state.items()}
+
+
+def stored_network(
+    spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
+) -> Network:
+    """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
+    network = Network.from_spec(spec)
+    if len(shape) != 3:
+        raise FileError(f"its input shape {shape} is not (channels, height, width)")
+    match_types(network, tensors, prefix)
+    try:
+        found = bounds.run(network, shape)
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"its network does not run on images of shape {shape}: {told(error)}") from None
+    if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
+        raise FileError(f"its network does not give {width} outputs an image")
+    fill_in(network, tensors, prefix)
+    return network
+
+
+def count_numbers(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
+def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Give the tensors of a module without numbers the types of floating-point numbers that those of the file have."""
+    state = module.state_dict()
+    for name, blank in state.items():
+        value = tensors.get(prefix + name)
+        if value is not None and value.is_floating_point() and blank.is_floating_point():
+            state[name] = blank.to(value.dtype)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Give a module without numbers those of the file."""
+    state: dict[str, Tensor] = {}
+    for name, blank in module.state_dict().items():
+        value = tensors.pop(prefix + name, None)
+        if value is None:
+            raise FileError(f"tensor {prefix + name!r} is missing")
+        if value.shape != blank.shape or value.dtype != blank.dtype:
+            raise FileError(
+                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} of "
+                f"{blank.dtype} is expected"
+            )
+        state[name] = value
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def check_all_used(tensors: dict[str, Tensor]) -> None:
+    if tensors:
+        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")

@@ -1,0 +1,209 @@
+"""Checks of a recipe against what is there, before any work."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from brickyard.base._errors import OptionError
+from brickyard.base._messages import nearest
+from brickyard.recipes._recipe_file import Place, RecipeFile, dotted, key_of
+from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
+
+NEEDED = {
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "float_parsing": "a number is needed",
+    "float_type": "a number is needed",
+    "finite_number": "a finite number is needed",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "string_type": "a text is needed",
+    "tuple_type": "a list is needed",
+    "string_too_short": "a text is needed",
+    "too_short": "at least one is needed",
+    "dict_type": "one text, or a mapping from sources to texts, is needed",
+}
+
+
+def said(place: Place, problem: Any, found: Any) -> str:
+    what, kind, limits = dotted(place), problem["type"], problem.get("ctx", {})
+    if kind == "missing":
+        return f"{dotted(place[:-1])} lacks the key {place[-1]!r}; add it"
+    start = f"{what} is {found!r}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
+        close = difflib.get_close_matches(str(found), choices, 1, 0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{start}; use one of {', '.join(map(repr, choices))}{hint}"
+    if kind in NEEDED:
+        return f"{start}; {NEEDED[kind]}"
+    for name, text in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+        if name in limits:
+            return f"{start}; it must be {text} {limits[name]:g}"
+    return f"{start}; {str(problem['msg']).removeprefix('Value error, ')}"
+
+
+# -- what fits together ------------------------------------------------------------------------------------
+
+
+def problems_of(file: RecipeFile) -> Iterator[tuple[Place, str]]:
+    """What is wrong between the keys of a recipe, in the order of its sections."""
+    recipe = file.recipe
+    if recipe.brickyard != VERSION:
+        yield ("brickyard",), f"recipe version {recipe.brickyard} was asked for; this Brickyard reads {VERSION}"
+    for name, source in recipe.sources.items():
+        yield from _source_problems(file, ("sources", name), source)
+    for name, component in recipe.components.items():
+        yield from _component_problems(recipe, ("components", name), component)
+    yield from _assembly_problems(recipe)
+    yield from _evaluate_problems(file)
+
+
+def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> Iterator[tuple[Place, str]]:
+    what = dotted(place)
+    if (source.network is None) == (source.train is None):
+        given = "both were" if source.train else "neither was"
+        yield place, f"{what} needs one of 'network' and 'train'; {given} given"
+    if source.train is not None:
+        for key in ("weights", "class_names"):
+            if getattr(source, key) is not None:
+                name = key_of(key)
+                yield (*place, name), f"{what}.{name} would change nothing: the source is trained; remove it"
+        yield from _zoo_problems((*place, "train", "network"), source.train.network)
+        yield from _data_problems(file, (*place, "train", "data"), source.train.data)
+    if source.network is not None:
+        if source.data is None:
+            yield place, f"{what} lacks the key 'data'; add its training images, to locate and to heal with"
+        yield from _network_problems(file, (*place, "network"), source.network)
+    if source.weights is not None and not _there(file.folder / source.weights, plain=True):
+        yield (*place, "weights"), f"{what}.weights is {source.weights!r}, and there is no such file; check the path"
+    if source.data is not None:
+        yield from _data_problems(file, (*place, "data"), source.data)
+    if source.preprocessing is not None:
+        try:
+            source.preprocessing.value()
+        except OptionError as error:
+            yield (*place, "preprocessing"), f"{what}.{error}"
+
+
+def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
+    what = dotted(place)
+    if text.startswith("zoo:"):
+        yield from _zoo_problems(place, text)
+    elif not text.startswith(("torchvision:", "timm:")):
+        path = text.rpartition(":")[0] if ".py:" in text else text
+        if not (".py:" in text or text.endswith(".safetensors")):
+            yield (
+                place,
+                f"{what} is {text!r}, which is no source; give zoo:NAME, torchvision:NAME, timm:NAME, "
+                "file.py:function, or a .safetensors file of a source",
+            )
+        elif not _there(file.folder / path, plain=True):
+            yield place, f"{what} is {text!r}, and there is no file {path!r} in the recipe's folder; check the path"
+
+
+def _zoo_problems(place: Place, text: str) -> Iterator[tuple[Place, str]]:
+    from brickyard.sources import _zoo as zoo
+
+    name = text.removeprefix("zoo:").partition("?")[0]
+    try:
+        known = name == "auto" or bool(zoo.entry(name))
+    except OptionError:
+        known = False
+    if not known:
+        yield place, f"{dotted(place)} is {text!r}, and the zoo has no {name!r}{nearest(name, zoo.available())}"
+
+
+def _there(path: Path, plain: bool = False) -> bool:
+    """Whether a path leads anywhere, or to a plain file; one that no system takes does not."""
+    try:
+        return path.is_file() if plain else path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _data_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
+    path, _, options = text.rpartition("?") if "?" in text else (text, "", "")
+    if _there(file.folder / text):
+        path, options = text, ""
+    for item in filter(None, options.split("&")):
+        key = item.partition("=")[0]
+        if key not in ("split", "classes"):
+            yield place, f"{dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
+    if path != "digits" and not _there(file.folder / path):
+        hint = "; did you mean 'digits'?" if difflib.get_close_matches(path, ["digits"], 1, 0.6) else ""
+        yield (
+            place,
+            f"{dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint or '; check the path'}",
+        )
+
+
+def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> Iterator[tuple[Place, str]]:
+    what = dotted(place)
+    if place[-1] == "assembly":
+        yield (*place, "key"), "a component is called 'assembly', as the whole is in the score table; name it otherwise"
+    if part.source not in recipe.sources:
+        hint = nearest(part.source, recipe.sources)
+        yield (*place, "source"), f"{what}.source is {part.source!r}, and there is no such source{hint}"
+    budget = [key for key in ("flops", "parameters") if getattr(part, key) is not None]
+    if len(budget) > 1:
+        yield (*place, "parameters"), f"{what} has 'flops' and 'parameters'; a budget is one of them: remove the other"
+    if budget:
+        for key in part.THRESHOLDS:
+            if getattr(part, key) is not None:
+                yield (
+                    (*place, key_of(key)),
+                    f"{what} has {budget[0]!r} and {key_of(key)!r}; a component is chosen by a budget or by "
+                    "thresholds: remove one",
+                )
+    else:
+        for key in ("select", "spread", "multiple"):
+            if getattr(part, key) != ComponentRecipe.model_fields[key].default:
+                yield (*place, key), f"{what}.{key} is for a budget, and none was given; add 'flops' or 'parameters'"
+
+
+def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    assembly = recipe.assembly
+    if assembly is None:
+        return
+    place: Place = ("assembly", "parts")
+    for index, name in enumerate(assembly.parts or ()):
+        if name not in recipe.components:
+            yield (*place, index), f"assembly.parts has {name!r}, no component{nearest(name, recipe.components)}"
+        if name in (assembly.parts or ())[:index]:
+            yield (*place, index), f"assembly.parts has {name!r} twice; name every component once"
+    if assembly.scaling != "none":
+        from brickyard.scaling._strategies import SCALINGS
+
+        if assembly.scaling not in SCALINGS:
+            hint = nearest(assembly.scaling, SCALINGS)
+            yield ("assembly", "scaling"), f"assembly.scaling is {assembly.scaling!r}, no scaling{hint}"
+    sources = {recipe.components[name].source for name in recipe.parts if name in recipe.components}
+    if assembly.form == "union" and len(sources) > 1:
+        yield (
+            ("assembly", "form"),
+            f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}; a union has one source: "
+            "use 'parallel'",
+        )
+    if assembly.votes and not any(part.reject for part in recipe.components.values()):
+        yield ("assembly", "votes"), "assembly.votes needs parts with 'reject: true'; add it to some, or remove votes"
+
+
+def _evaluate_problems(file: RecipeFile) -> Iterator[tuple[Place, str]]:
+    recipe, place = file.recipe, ("evaluate", "data")
+    if recipe.evaluate is None:
+        return
+    texts = recipe.evaluate.data
+    for name, text in texts.items():
+        if name != EVERY and name not in recipe.sources:
+            hint = nearest(name, recipe.sources)
+            yield (*place, name, "key"), f"evaluate.data has {name!r}, and there is no such source{hint}"
+        yield from _data_problems(file, place if name == EVERY else (*place, name), text)
+    missing = [name for name in recipe.used if name not in texts and EVERY not in texts]
+    if missing:
+        yield place, f"evaluate.data lacks test images of the source {missing[0]!r}; add them"

@@ -1,0 +1,106 @@
+"""Content hashes of files and of image data, so that a build knows what has changed.
+
+A file is read again only where its size or times are not those that were seen before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from brickyard.base._errors import FileError
+
+Seen = tuple[int, int, int, str]  # size, times of content and of inode in nanoseconds, sha256
+
+
+def digest(*texts: str) -> str:
+    """A sha256 of texts, each told apart from the next."""
+    found = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogateescape")  # names of files may be no UTF-8
+        found.update(f"{len(content)}:".encode() + content)
+    return found.hexdigest()
+
+
+def data_files(place: Path, split: str) -> list[Path]:
+    """The files that `load_data` may read for a path and a split, sorted.
+
+    Where it is not plain which of them it reads, all are named: a change that does not matter costs time, one that is
+    missed costs a wrong result.
+    """
+    if place.is_file():
+        from brickyard.inputs._datasets import labels_beside
+
+        labels = labels_beside(place)
+        return sorted({place, *([labels] if labels.is_file() else [])})
+    parquet = place / f"{split}.parquet"
+    if parquet.is_file():
+        return [parquet]
+    stem = {"train": "train", "test": "t10k"}.get(split, split)
+    idx = [path for kind in ("images-idx3", "labels-idx1") for path in place.glob(f"{stem}-{kind}-ubyte*")]
+    if idx:
+        return sorted(path for path in idx if path.is_file())
+    for name in (split, "val") if split == "test" else (split,):
+        if (place / name).is_dir():
+            place = place / name
+            break
+    return sorted(path for path in place.glob("*/*") if path.is_file())
+
+
+class Fingerprints:
+    """Hashes of files, remembered between builds.
+
+    Args:
+        folder: What paths are remembered relative to.
+        known: What an earlier build remembered, by path.
+    """
+
+    def __init__(self, folder: Path, known: Mapping[str, Seen] | None = None) -> None:
+        self.folder = folder
+        self.known: dict[str, Seen] = dict(known or {})
+        self.used: dict[str, Seen] = {}
+
+    def file(self, path: Path) -> str:
+        """The sha256 of a file's content.
+
+        Raises:
+            FileError: It cannot be read.
+        """
+        name = Path(os.path.relpath(path, self.folder)).as_posix()
+        try:
+            state = path.stat()
+            stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+            before = self.known.get(name)
+            if before is None or before[:3] != stamp:
+                with path.open("rb") as file:
+                    before = (*stamp, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
+        self.known[name] = self.used[name] = before
+        return before[3]
+
+    def files(self, root: Path, paths: Iterable[Path]) -> str:
+        """One hash of several files: their names below `root`, and their contents."""
+        return digest(*(text for path in paths for text in (os.path.relpath(path, root), self.file(path))))
+
+    def data(self, text: str, split: str) -> str:
+        """A hash of the images that a text of data stands for; its path is complete.
+
+        Raises:
+            FileError: A file cannot be read.
+        """
+        place, _, query = (text, "", "") if Path(text).exists() else text.rpartition("?")
+        place, query = (place, query) if place else (query, "")
+        options = dict(parse_qsl(query))
+        split = options.get("split", split)
+        if place == "digits":
+            content = f"digits of scikit-learn {version('scikit-learn')}"
+        else:
+            root = Path(place)
+            empty_too = sorted(str(item.relative_to(root)) for item in root.glob("*") if item.is_dir())
+            content = digest(self.files(root, data_files(root, split)), *empty_too)
+        return digest(split, options.get("classes", ""), content)

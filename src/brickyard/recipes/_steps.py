@@ -1,0 +1,531 @@
+"""The steps of a build: what each reads, makes and writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from brickyard._version import __version__
+from brickyard.base._errors import DataError, TaskError
+from brickyard.recipes._fingerprints import Fingerprints, digest
+from brickyard.recipes._recipe_file import RecipeFile
+from brickyard.recipes._schema import ComponentRecipe
+
+if TYPE_CHECKING:
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.base._records import Preprocessing
+    from brickyard.component._component import Component
+    from brickyard.evaluation._scores import Scores
+    from brickyard.inputs._datasets import ImageData
+    from brickyard.relevance._relevance import Relevance
+    from brickyard.sources._loading import Source
+
+
+NOTES = ".build"  # a folder for what a step that was stopped has done so far
+ASSEMBLY = "assembly.safetensors"
+CARD = "README.md"
+TABLES = ("scores.json", "scores.csv", "scores.md")
+
+Say = Callable[[object], None]
+Status = Literal["run", "up to date"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work of a build.
+
+    Attributes:
+        name: What it does, such as "cut low".
+        outputs: The files that it writes, below the output folder.
+        inputs: Outputs of earlier steps that it reads.
+        needs: All else that its outputs depend on, by name.
+        run: Does it.
+        place: The section of the recipe that it is about.
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    needs: dict[str, str]
+    run: Callable[[], None] = field(repr=False, compare=False)
+    place: tuple[str, ...] = ()
+
+
+# -- the steps ---------------------------------------------------------------------------------------------
+
+
+class Work:
+    """The steps of a recipe, and what they share: sources and images are read once."""
+
+    def __init__(self, file: RecipeFile, folder: Path, prints: Fingerprints, trust: bool) -> None:
+        self.file = file
+        self.recipe = file.recipe
+        self.folder = folder
+        self.prints = prints
+        self.trust = trust
+        self._hashes: dict[tuple[str, str], str] = {}
+        self._sources: dict[str, tuple[Source, ImageData]] = {}
+        self._scored: dict[str, tuple[ImageData, str | None]] = {}
+
+    def steps(self) -> list[Step]:
+        """All steps, in an order in which they can run."""
+        return list(self._steps())
+
+    def _steps(self) -> Iterator[Step]:
+        recipe = self.recipe
+        for name in recipe.used:
+            if recipe.sources[name].train is not None:
+                yield self._train(name)
+        for name in recipe.used:
+            yield self._locate(name)
+        for name in recipe.components:
+            yield self._cut(name)
+        if recipe.assembly is not None:
+            yield self._assemble()
+        if recipe.evaluate is not None:
+            subjects = [*recipe.components, *(["assembly"] if recipe.assembly is not None else [])]
+            for name in recipe.components:
+                yield self._evaluate(name, _component_scores(name), [name])
+            if recipe.assembly is not None:
+                yield self._evaluate("assembly", "scores/assembly.json", list(recipe.parts))
+            yield self._tables(subjects)
+        yield from self._cards()
+        copy = self.folder / "recipe.yaml"
+        if copy.resolve() != self.file.path.resolve():
+            sha = hashlib.sha256(self.file.content).hexdigest()
+            needs = {"file of the recipe": sha}
+            yield Step("copy the recipe", ("recipe.yaml",), (), needs, lambda: self._write("recipe.yaml", None))
+
+    def unweighted(self) -> list[str]:
+        """The sources that were never trained, as far as the recipe says."""
+        kinds = ("zoo:", "torchvision:", "timm:")
+        sources = {name: self.recipe.sources[name] for name in self.recipe.used}
+        return [name for name, s in sources.items() if (s.network or "").startswith(kinds) and s.weights is None]
+
+    # -- what steps depend on
+
+    def _versions(self) -> dict[str, str]:
+        return {"Brickyard": __version__, "PyTorch": version("torch")}
+
+    def _images_need(self, text: str, split: str) -> dict[str, str]:
+        found = self._hashes.get((text, split))
+        if found is None:
+            found = self._hashes[text, split] = self.prints.data(self.file.resolved(text), split)
+        return {f"images {text} ({split})": found}
+
+    def _source_need(self, name: str) -> dict[str, str]:
+        """What a source is made of, but for one that is trained: that is an input."""
+        source = self.recipe.sources[name]
+        needs = {f"source {name}": json.dumps(source.said("train", "data", "locate"))}
+        if source.network is None:
+            return needs
+        paths = [Path(source.weights)] if source.weights else []
+        if ".py:" in source.network:
+            paths.append(Path(source.network.rpartition(":")[0]))
+            if not self.trust:
+                raise self.file.problem(
+                    ("sources", name, "network"),
+                    f"sources.{name}.network is {source.network!r}: building runs that file's code; read it, then give "
+                    "--trust-code",
+                )
+        elif ":" not in source.network:
+            paths.append(Path(source.network))
+        for path in paths:
+            place = self.file.folder / path
+            needs[f"file {path}"] = self.prints.file(place)
+            beside = place.with_suffix(".json")
+            if place.suffix != ".py" and beside.is_file():
+                needs[f"file {path.with_suffix('.json')}"] = self.prints.file(beside)
+        return needs
+
+    def _trained(self, *names: str) -> tuple[str, ...]:
+        """The files of sources that are trained."""
+        wanted = dict.fromkeys(names)
+        return tuple(_source_file(name) for name in wanted if self.recipe.sources[name].train is not None)
+
+    def _of(self, *components: str) -> list[str]:
+        """The sources of components, each once."""
+        return list(dict.fromkeys(self.recipe.components[name].source for name in components))
+
+    def _all_needs(self, sources: Sequence[str], images: bool) -> dict[str, str]:
+        needs = self._versions()
+        for name in sources:
+            needs |= self._source_need(name)
+            needs |= self._images_need(self.recipe.sources[name].images, "train") if images else {}
+        return needs
+
+    # -- what is read once
+
+    def _source(self, name: str) -> tuple[Source, ImageData]:
+        """A source under its name in the recipe, and its training images, numbered as it numbers its classes."""
+        from brickyard.sources._resolve import data_of, fitted, named_after, source_of
+
+        if name not in self._sources:
+            said = self.recipe.sources[name]
+            if said.train is not None:
+                source = source_of(str(self.folder / _source_file(name)), None, None, None)
+                title = said.train.network
+            else:
+                weights = None if said.weights is None else self.file.folder / said.weights
+                title = said.network or ""
+                source = source_of(self.file.resolved(title), weights, said.class_names, self._how(name))
+            images = data_of(self.file.resolved(said.images), source.preprocessing)
+            source = named_after(source, images)
+            short = title.partition("?")[0].rpartition("/")[2]
+            self._sources[name] = replace(source, name=f"{name} ({short})"), fitted(images, source.classes)
+        return self._sources[name]
+
+    def _test_images(self, name: str) -> tuple[ImageData, str | None]:
+        """The images that a source's components are scored on, and what is to be said of them."""
+        from brickyard.sources._resolve import data_of, fitted
+
+        said = self.recipe.evaluate
+        assert said is not None
+        if name not in self._scored:
+            source, training = self._source(name)
+            text = self.file.resolved(said.of(name))
+            found = fitted(data_of(text, source.preprocessing, "test", said.max_images), source.classes)
+            self._scored[name] = found, _shared_images(training, found, name)
+        return self._scored[name]
+
+    def _how(self, name: str) -> Preprocessing | None:
+        said = self.recipe.sources[name].preprocessing
+        return None if said is None else said.value()
+
+    def _component(self, name: str) -> Component:
+        from brickyard._files import loaded
+        from brickyard.component._component import Component
+
+        found: Component = loaded(self.folder / _component_file(name), Component)
+        return found
+
+    def _assembled(self) -> Assembly:
+        from brickyard._files import loaded
+        from brickyard.assembly._assembly import Assembly
+
+        found: Assembly = loaded(self.folder / ASSEMBLY, Assembly)
+        return found
+
+    def _scores_of(self, place: str) -> Scores:
+        from brickyard.base._records import validated
+        from brickyard.evaluation._scores import Scores
+
+        return validated(Scores, json.loads((self.folder / place).read_text(encoding="utf-8")), place)
+
+    def all_scores(self) -> dict[str, Any]:
+        """The scores by name, as JSON values."""
+        place = self.folder / TABLES[0]
+        if self.recipe.evaluate is None or not place.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return found
+
+    def _write(self, name: str, text: str | None) -> None:
+        """Write a text, or the recipe."""
+        from brickyard.storage._atomic import write_content
+
+        write_content(self.folder / name, self.file.content if text is None else text, overwrite=True)
+
+    # -- train, locate, cut
+
+    def _train(self, name: str) -> Step:
+        said = self.recipe.sources[name].train
+        assert said is not None
+
+        def run() -> None:
+            from brickyard.base._classes import parse_classes
+            from brickyard.sources._resolve import data_of
+            from brickyard.training._sources import train_source
+
+            how = self._how(name)
+            images = data_of(self.file.resolved(said.data), how)
+            if said.classes:
+                images = images.renumbered(parse_classes(said.classes, images.classes))
+            options = said.model_dump(exclude={"network", "data", "classes"})
+            made = train_source(said.network, images, preprocessing=how, **options)
+            made.save(self.folder / _source_file(name), overwrite=True)
+
+        needs = self._versions() | self._images_need(said.data, "train")
+        needs |= _options(said.said())
+        preprocessing = self.recipe.sources[name].preprocessing
+        needs |= {} if preprocessing is None else {"preprocessing": json.dumps(preprocessing.said())}
+        return Step(f"train {name}", (_source_file(name),), (), needs, run, ("sources", name, "train"))
+
+    def _locate(self, name: str) -> Step:
+        said = self.recipe.sources[name].locate
+        tasks = {part: cut.task for part, cut in self.recipe.components.items() if cut.source == name}
+        texts = sorted({text for task in tasks.values() for text in task})
+        needs = self._all_needs([name], images=True) | _options(said.said()) | {"classes": json.dumps(texts)}
+        key = digest(json.dumps(needs, sort_keys=True))
+
+        def run() -> None:
+            from brickyard.base._classes import parse_classes, resolve_task
+            from brickyard.relevance._locate import locate
+
+            source, images = self._source(name)
+            notes = self.folder / NOTES / f"locate-{name}-{self._input_key(name, key)}"
+            task: set[int] = set()
+            for part, said_task in tasks.items():
+                try:
+                    task.update(resolve_task(parse_classes(said_task, source.classes), source.classes))
+                except TaskError as error:
+                    raise self.file.problem(
+                        ("components", part, "task"),
+                        f"components.{part}.task cannot be used: {error}. Ranges count the source's classes from 0; "
+                        "names go by commas",
+                    ) from None
+            relevance = locate(
+                source.model,
+                images,
+                classes=source.classes,
+                preprocessing=source.preprocessing,
+                choose=said.choose,
+                per_class=said.per_class,
+                task=sorted(task),
+                thresholds=said.thresholds(),
+                seed=said.seed,
+                name=source.name,
+                resume=notes,
+            )
+            relevance.save(self.folder / _relevance_file(name), overwrite=True)
+            shutil.rmtree(notes, ignore_errors=True)
+
+        return Step(f"locate {name}", (_relevance_file(name),), self._trained(name), needs, run, ("sources", name))
+
+    def _input_key(self, name: str, key: str) -> str:
+        """A name for the notes of locating: of all that it depends on, the trained source included."""
+        return digest(key, *(self.prints.file(self.folder / place) for place in self._trained(name)))[:16]
+
+    def _cut(self, name: str) -> Step:
+        said: ComponentRecipe = self.recipe.components[name]
+
+        def run() -> None:
+            from brickyard._files import loaded
+            from brickyard.base._classes import parse_classes
+            from brickyard.component._disassemble import disassemble
+            from brickyard.relevance._relevance import Relevance
+
+            source, images = self._source(said.source)
+            relevance: Relevance = loaded(self.folder / _relevance_file(said.source), Relevance)
+            budget = said.budget()
+            component = disassemble(
+                source.model,
+                relevance,
+                task=parse_classes(said.task, relevance.classes),
+                thresholds=None if budget else said.thresholds(relevance.thresholds),
+                budget=budget,
+                select=said.select,
+                reject=said.reject,
+                heal=said.heal,
+                images=images,
+                heal_images=said.heal_images,
+                ridge=said.ridge,
+                seed=said.seed,
+            )
+            component.save(self.folder / _component_file(name), overwrite=True)
+
+        inputs = (*self._trained(said.source), _relevance_file(said.source))
+        needs = self._all_needs([said.source], images=True) | _options(said.said("source"))
+        return Step(f"cut {name}", (_component_file(name),), inputs, needs, run, ("components", name))
+
+    # -- assemble, evaluate
+
+    def _assemble(self) -> Step:
+        said = self.recipe.assembly
+        assert said is not None
+        parts = self.recipe.parts
+        sources = self._of(*parts)
+        few = _few_shot(said.scaling)
+        union = said.form == "union"
+
+        def run() -> None:
+            from brickyard.assembly._assemble import assemble
+
+            images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few else None
+            whole = assemble(
+                [self._component(name) for name in parts],
+                form=said.form,
+                scaling=said.scaling,
+                images=images,
+                shots=said.shots if few else None,
+                on_duplicate=said.on_duplicate,
+                votes=said.votes,
+                source=self._source(sources[0])[0].model if union else None,
+                seed=said.seed,
+            )
+            whole.save(self.folder / ASSEMBLY, overwrite=True)
+
+        needs = self._all_needs(sources, images=few) if few or union else self._versions()
+        idle = () if few else ("shots", "seed")
+        needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
+        inputs = (*(self._trained(*sources) if few or union else ()), *map(_component_file, parts))
+        return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))
+
+    def _evaluate(self, name: str, place: str, parts: list[str]) -> Step:
+        said = self.recipe.evaluate
+        assert said is not None
+        whole = place == "scores/assembly.json"
+        origins = [self.recipe.components[part].source for part in parts]
+        sources = self._of(*parts)
+
+        def run() -> None:
+            from brickyard.evaluation._evaluate import evaluate
+
+            images = [self._test_images(origin)[0] for origin in origins]
+            models: list[Any] = [self._source(origin)[0].model for origin in origins]
+            notes = [note for origin in sources if (note := self._test_images(origin)[1])]
+            if whole:
+                scores = evaluate(self._assembled(), images, source=models, latency=said.latency)
+            else:
+                scores = evaluate(self._component(name), images[0], source=models[0], latency=said.latency)
+            scores = scores.model_copy(update={"notes": (*scores.notes, *notes)})
+            scores.to_json(self.folder / place)
+
+        needs = self._all_needs(sources, images=True) | _options(said.said("data"))
+        for origin in sources:
+            needs |= self._images_need(said.of(origin), "test")
+        inputs = (*self._trained(*sources), ASSEMBLY if whole else _component_file(name))
+        title = f"evaluate {'the assembly' if whole else name}"
+        return Step(title, (place,), inputs, needs, run, ("evaluate",))
+
+    def _tables(self, subjects: Sequence[str]) -> Step:
+        places = {name: _scores_file(name, self.recipe.assembly is not None) for name in subjects}
+
+        def run() -> None:
+            from brickyard.reports._cards import score_table
+
+            found = {name: self._scores_of(place) for name, place in places.items()}
+            values = {name: scores.as_dict() for name, scores in found.items()}
+            self._write(TABLES[0], json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+            self._write(TABLES[1], _csv(found))
+            texts = [f"## {name}\n\n{score_table(scores)}\n" for name, scores in found.items()]
+            self._write(TABLES[2], "\n".join(texts))
+
+        return Step("tabulate", TABLES, tuple(places.values()), {"Brickyard": __version__}, run)
+
+    # -- cards
+
+    def _cards(self) -> Iterator[Step]:
+        recipe = self.recipe
+        if recipe.assembly is not None:
+            yield self._card("write the card", CARD, None)
+            return
+        for name in recipe.components:
+            alone = len(recipe.components) == 1
+            yield self._card(f"write the card of {name}", CARD if alone else f"components/{name}.md", name)
+
+    def _card(self, title: str, place: str, name: str | None) -> Step:
+        """The card of the assembly, or of one component."""
+        recipe = self.recipe
+        parts = list(recipe.parts) if name is None else [name]
+        model = ASSEMBLY if name is None else _component_file(name)
+        scored = {} if recipe.evaluate is None else {part: _component_scores(part) for part in parts}
+        if recipe.evaluate is not None and name is None:
+            scored["assembly"] = "scores/assembly.json"
+        data = None
+        if recipe.evaluate is not None:
+            data = " and ".join(dict.fromkeys(_called(recipe.evaluate.of(name)) for name in self._of(*parts)))
+
+        def run() -> None:
+            from brickyard.reports._cards import model_card
+
+            text = model_card(
+                self._assembled() if name is None else self._component(name),
+                {key: self._scores_of(file) for key, file in scored.items()},
+                recipe.license,
+                title=recipe.name if name is None or place == CARD else f"{recipe.name or 'Component'}: {name}",
+                file=model if place == CARD else f"{name}.safetensors",
+                data=data,
+                names=parts,
+            )
+            self._write(place, text)
+
+        said = {"name": recipe.name, "license": recipe.license, "scored on": data}
+        needs = {"Brickyard": __version__} | {key: value for key, value in said.items() if value is not None}
+        return Step(title, (place,), (model, *scored.values()), needs, run)
+
+
+def _source_file(name: str) -> str:
+    return f"sources/{name}.safetensors"
+
+
+def _relevance_file(name: str) -> str:
+    return f"relevance/{name}.safetensors"
+
+
+def _component_file(name: str) -> str:
+    return f"components/{name}.safetensors"
+
+
+def _component_scores(name: str) -> str:
+    return f"scores/components/{name}.json"
+
+
+def _scores_file(name: str, assembled: bool) -> str:
+    return "scores/assembly.json" if assembled and name == "assembly" else _component_scores(name)
+
+
+def _options(said: dict[str, Any]) -> dict[str, str]:
+    """Options one by one, so that a plan can say which has changed."""
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+
+
+def _few_shot(scaling: str) -> bool:
+    if scaling == "none":
+        return False
+    from brickyard.scaling._strategies import find
+
+    return find(scaling).few_shot
+
+
+def _shared_images(training: ImageData, scored: ImageData, source: str) -> str | None:
+    """What to say of images that are scored and were there to locate, heal and scale with.
+
+    Raises:
+        DataError: All of them are.
+    """
+
+    def hashes(data: ImageData) -> list[bytes]:
+        return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in data.images]
+
+    known = set(hashes(training))
+    count = sum(item in known for item in hashes(scored))
+    if count and count == len(scored):
+        raise DataError(
+            f"all {count} images to score of source {source!r} are among its training images; images that were used to "
+            "locate, heal or scale are not scored: give others at evaluate.data"
+        )
+    if not count:
+        return None
+    return f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
+
+
+def _called(text: str) -> str:
+    """What a card calls data: no folder of this machine."""
+    path, mark, options = text.partition("?")
+    if path == "digits" and "split=" not in options:
+        return f"the test split of {text}"
+    return Path(path).name + mark + options
+
+
+def _csv(tables: dict[str, Scores]) -> str:
+    """All rows of several tables, with the table's name first."""
+    import csv
+    import io
+
+    from brickyard.evaluation._scores import Row
+
+    text = io.StringIO()
+    fields = [name for name in Row.model_fields if name != "latency"]
+    writer = csv.DictWriter(text, ["of", *fields, "latency_ms"], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for name, scores in tables.items():
+        for row in scores.rows:
+            writer.writerow({"of": name, **row.model_dump(), "latency_ms": (row.latency or {}).get("median_ms")})
+    return text.getvalue()

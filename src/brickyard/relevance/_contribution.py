@@ -1,0 +1,194 @@
+"""How much each input channel of a layer contributes to each of its output channels.
+
+This is the paper's relative contribution (its section 3.1), without ever building the hidden maps.
+
+The sum of a hidden map over its positions is linear in the kernel: `s[b,q,p] = sum_k c[q,p,k] U[b,p,k]`, where
+`U[b,p,k]` is the sum of the padded input over the positions that kernel offset k visits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph
+from brickyard.base._errors import SurgeryError
+
+
+def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
+    """Clamped contributions of every convolution and linear layer, summed over images of one class.
+
+    Args:
+        graph: The source's graph.
+        batches: Preprocessed images of the class, (batch, channels, height, width) each.
+
+    Returns:
+        For each layer that reads and writes channels, its S.
+    """
+    network = graph.network
+    sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
+    with torch.inference_mode():
+        for images in batches:
+            values = {network.nodes[0].name: images}
+            for index, node in enumerate(network.nodes):
+                if node.op == "layer" and node.target in sums:
+                    sums[node.target].add(values[node.args[0].node])
+                network.advance(values, index, index + 1)
+    return sums
+
+
+_BLOCK = 1 << 18  # numbers held at once in an (inputs, images, outputs) block: what fits a core's own cache
+_PLANE = 1 << 12  # pixels up to which window sums are one matrix product
+
+
+def window_sums(module: nn.Module, x: Tensor) -> Tensor:
+    """Sums of a layer's input over output positions, one a kernel offset.
+
+    Args:
+        module: A convolution or linear layer.
+        x: Its input, (B, P, H, W) or (B, ..., P).
+
+    Returns:
+        U of shape (B, P, K): K is the kernel's height times width, 1 for a linear layer.
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
+    if not isinstance(module, nn.Conv2d):
+        raise SurgeryError(f"contributions are defined for convolutions and linear layers, not for {module}")
+    left = _padding(module)
+    if module.padding_mode != "zeros":
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        left = (0, 0)
+    out = [_out_size(module, d, x.shape[2 + d]) for d in (0, 1)]
+    if module.kernel_size == (1, 1) and left == (0, 0):
+        rows, columns = (slice(0, out[d] * module.stride[d], module.stride[d]) for d in (0, 1))
+        return x[:, :, rows, columns].sum((2, 3)).unsqueeze(2)
+    height, width = (_visits(module, d, x.shape[2 + d], out[d], left[d], x) for d in (0, 1))
+    if x[0, 0].numel() > _PLANE:
+        return (height @ (x @ width.T)).flatten(2)
+    visits = torch.einsum("ah,bw->hwab", height, width).flatten(2).flatten(0, 1)  # (H W, K)
+    if x.is_contiguous():
+        return x.flatten(2) @ visits
+    return (visits.T @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2).contiguous()  # channels last
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int]:
+    """Zeros above and to the left of the image."""
+    if isinstance(module.padding, str):
+        if module.padding == "valid":
+            return 0, 0
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return total[0] // 2, total[1] // 2
+    return module.padding[0], module.padding[1]
+
+
+def _out_size(module: nn.Conv2d, d: int, size: int) -> int:
+    reach = module.dilation[d] * (module.kernel_size[d] - 1)
+    if module.padding_mode != "zeros" or module.padding == "valid":
+        padded = size
+    elif module.padding == "same":
+        padded = size + reach
+    else:
+        padded = size + 2 * int(module.padding[d])
+    return (padded - reach - 1) // module.stride[d] + 1
+
+
+def _visits(module: nn.Conv2d, d: int, size: int, out: int, left: int, like: Tensor) -> Tensor:
+    """(kernel, size): 1 where a kernel offset meets an input row (or column) at some output position."""
+    offset = torch.arange(module.kernel_size[d], device=like.device) * module.dilation[d] - left
+    step = torch.arange(size, device=like.device) - offset.unsqueeze(1)  # (kernel, size)
+    stride = module.stride[d]
+    return ((step % stride == 0) & (step >= 0) & (step < out * stride)).to(like.dtype)
+
+
+def contributions(module: nn.Module, x: Tensor) -> Tensor:
+    """Summed hidden maps of each image, (B, Q, P / groups): positions summed, nothing clamped, no bias.
+
+    Summed over p they are the layer's own output without bias, summed over its positions. For tests and small
+    cases: memory is B * Q * P numbers.
+    """
+    maps = [torch.einsum("bpk,qpk->bqp", sums, kernel) for sums, kernel in _groups(module, x)]
+    return torch.cat(maps, 1)
+
+
+class ContributionSums:
+    """`S[q,p]` of one layer: clamped contributions, summed over images, batch by batch, in float64.
+
+    Where a kernel has one position, `max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)`: two sums an input
+    say all, and rows of S are made when they are asked for. Otherwise S is held, inputs first. Memory beyond it is a
+    fixed block.
+
+    Args:
+        module: A convolution or linear layer. In a grouped convolution, inputs are those of each output's own group.
+
+    Attributes:
+        shape: (Q, P / groups).
+        totals: What is summed; sums of several processes may be added up. (2, P) or (groups, P / groups, Q / groups).
+    """
+
+    totals: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        kernel = _kernel(module)
+        self.shape = (kernel.shape[0], kernel.shape[1])
+        self._pointwise = kernel.shape[2] == 1
+        outputs, inputs = self.shape
+        size = (2, self._groups * inputs) if self._pointwise else (self._groups, inputs, outputs // self._groups)
+        self.totals = torch.zeros(size, dtype=torch.float64, device=kernel.device)
+
+    def add(self, x: Tensor) -> None:
+        """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
+        if x.element_size() < 4:  # a sum over an image overflows float16, and bfloat16 adds no small numbers to large
+            x = x.float()
+        sums = window_sums(self._module, x)
+        if self._pointwise:
+            total = sums[:, :, 0]
+            self.totals[0] += total.clamp_min(0).sum(0, dtype=torch.float64)
+            self.totals[1] += (-total).clamp_min(0).sum(0, dtype=torch.float64)
+            return
+        kernels = _kernel(self._module).to(sums.dtype).chunk(self._groups)
+        for totals, part, kernel in zip(self.totals, sums.chunk(self._groups, 1), kernels, strict=True):
+            block = max(1, _BLOCK // (len(x) * len(kernel)))
+            for start in range(0, self.shape[1], block):
+                chosen = slice(start, start + block)
+                maps = torch.bmm(part[:, chosen].transpose(0, 1), kernel[:, chosen].permute(1, 2, 0))  # (p, B, Q)
+                totals[chosen] += maps.clamp_min_(0).sum(1)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows of S: (rows, P / groups)."""
+        outputs, inputs = self.shape
+        group = rows // (outputs // self._groups)
+        if not self._pointwise:
+            return self.totals.transpose(1, 2)[group, rows % (outputs // self._groups)]
+        weight = _kernel(self._module)[rows, :, 0].double()
+        totals = self.totals.reshape(2, self._groups, inputs)
+        positive, negative = totals if self._groups == 1 else totals[:, group]
+        found: Tensor = weight.clamp_min(0) * positive + (-weight).clamp_min(0) * negative
+        return found
+
+    def dense(self) -> Tensor:
+        """All of S."""
+        return self[torch.arange(self.shape[0], device=self.totals.device)]
+
+
+def _groups(module: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each group of a layer: window sums (B, P / groups, K), and its kernel (Q / groups, P / groups, K)."""
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    sums, kernel = window_sums(module, x), _kernel(module)
+    return list(zip(sums.chunk(groups, 1), kernel.chunk(groups, 0), strict=True))
+
+
+def _kernel(module: nn.Module) -> Tensor:
+    weight = _weight(module).detach()
+    return weight.flatten(2) if weight.ndim == 4 else weight.unsqueeze(2)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,276 @@
+"""Component locating: from a source and some images to relevances (the paper's sections 3.1 to 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph, trace
+from brickyard.base._checks import check_choice, check_kind, given_path, is_whole, seed_of, whole
+from brickyard.base._classes import resolve_task
+from brickyard.base._errors import DataError, OptionError, TaskError
+from brickyard.base._messages import brief, writable
+from brickyard.base._options import Choose, Thresholds
+from brickyard.base._records import LocateRecord, Preprocessing
+from brickyard.inputs._batches import Images, class_names
+from brickyard.network._fusing import quick_layout
+from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.relevance._allocation import LayerRecord
+from brickyard.relevance._checkpoint import Notebook
+from brickyard.relevance._contribution import class_sums
+from brickyard.relevance._relevance import Relevance
+from brickyard.runtime._isolation import steady
+from brickyard.runtime._processes import Ranks
+from brickyard.runtime._progress import bar
+
+MOST_LETTERS = 1024  # of a name, as in files
+KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked otherwise
+
+
+@steady
+def locate(
+    model: nn.Module,
+    data: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    choose: Choose = "confident",
+    per_class: int = 50,
+    task: Sequence[int | str] | None = None,
+    thresholds: Thresholds | None = None,
+    keep_sums: bool | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    name: str | None = None,
+    resume: str | Path | None = None,
+) -> Relevance:
+    """Find out which channels matter for which class.
+
+    Args:
+        model: The source: a classifier that takes one image batch and returns (batch, classes).
+        data: Training images: `(images, labels)`, a data set, a `DataLoader`, or an iterable of batches.
+            Labels are indices into the source's classes.
+        classes: Names of the source's classes; default: those that `data` carries, or "0", "1", ...
+        preprocessing: What is done to `data` before the model takes it; default: nothing.
+        choose: Which images to use: the `per_class` that the source is most "confident" about (the paper's
+            choice), as many at "random", or "all".
+        per_class: Images a class.
+        task: Restrict the work to these classes; default: all.
+        thresholds: Thresholds that `Relevance.hard` uses; others may be used later while sums are kept.
+        keep_sums: Keep the contribution sums of every class and layer; default: when those of all
+            the source's classes take at most 256 MiB.
+        batch_size: Images at once.
+        seed: Seed of the random choice.
+        name: What to call the source; default: the name of its class.
+        resume: A folder where every class is kept as soon as it is done. A call that was stopped goes on from there;
+            the folder may be deleted afterwards.
+
+    In a process group (`torchrun`, or one of your own) every process calls this with the same arguments. Each works
+    on its share of the images, and all return the same relevances.
+
+    Returns:
+        The relevances, with a memory of the images that they come from.
+
+    Raises:
+        TraceError: The model cannot be traced, or its weights are missing or not finite.
+        DataError: A class has no image, or images or labels do not fit the model.
+        TaskError: `task` names an unknown class, or `classes` are not one usable name an output.
+        OptionError: An option has a value that cannot be used.
+        FileError: `resume` holds the work of another call, or cannot be written.
+        ProcessError: Another process of the group has stopped.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> relevance = by.locate(chain(), (images, labels), per_class=2)
+        >>> relevance.hard("conv2").shape
+        torch.Size([4, 6])
+    """
+    check_choice("choose", choose, Choose)
+    per_class, batch_size, seed = whole("per_class", per_class), whole("batch_size", batch_size), seed_of(seed)
+    check_kind("preprocessing", preprocessing, Preprocessing, "give brickyard.Preprocessing(mean=..., std=...)")
+    check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
+    check_kind("keep_sums", keep_sums, bool, "give True, False or None")
+    _check_name(name)
+    resume = None if resume is None else given_path(resume, "the folder to go on from")
+    model = source_of(model)
+    like = weights_like(model)
+    images = Images(data, preprocessing, "the images to locate with")
+    example = images.example(like)
+    graph = trace(model, example)
+    like = weights_like(graph.network)  # half-precision networks are worked on in float32
+    example = example.to(like.dtype)
+    names = _names(class_names(data) if classes is None else classes, graph.output_width)
+    wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
+    size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
+    relevance = Relevance(
+        classes=names,
+        task=tuple(wanted),
+        thresholds=thresholds or Thresholds(),
+        layers=_layer_records(graph),
+        axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
+        record=LocateRecord(
+            choose=choose,
+            per_class=None if choose == "all" else per_class,
+            seed=seed,
+            images=(0,) * len(names),
+            data=str(getattr(data, "name", type(data).__name__)),
+        ),
+        preprocessing=images.preprocessing,
+        input_shape=graph.input_shape,
+        source_sha256=fingerprint(model),
+        source_name=name or type(model).__name__,
+        sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
+    )
+    layout = quick_layout(graph.network, example)
+    run = _Run(graph, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
+    chosen = _choose(run, names, wanted, choose, per_class, seed)
+    counts = tuple(len(chosen.get(k, ())) for k in range(len(names)))
+    relevance.record = relevance.record.model_copy(update={"images": counts})
+    relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
+    _fill(run, relevance, chosen)
+    return relevance
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all of one call's work needs."""
+
+    graph: Graph
+    images: Images
+    batch_size: int
+    like: Tensor
+    notebook: Notebook
+    ranks: Ranks
+    layout: torch.memory_format
+
+    def batches(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Preprocessed images with labels, as they lie in memory to be fastest."""
+        for x, labels in self.images.batches(indices, self.batch_size, self.like):
+            yield x.contiguous(memory_format=self.layout), labels
+
+    def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Indices batch by batch."""
+        return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+
+
+def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None:
+    """Locate every class, as many at once as there are processes: images are dealt out, each sum has an owner."""
+    ranks = run.ranks
+    done = torch.tensor([int(run.notebook.recall(k, chosen[k], relevance, run.graph)) for k in chosen])
+    ranks.add(done)  # processes on several machines may see different folders
+    left = [k for k, known in zip(chosen, done.tolist(), strict=True) if known < ranks.count]
+    with bar("locating", len(chosen)) as advance:
+        advance(len(chosen) - len(left))
+        for start in range(0, len(left), ranks.count):
+            block = left[start : start + ranks.count]
+            deals = [(k, part) for k in block for part in run.split(chosen[k])]
+            for owner, k in enumerate(block):
+                parts = [part for at, part in ranks.mine(deals) if at == k]
+                sums = class_sums(run.graph, (x for part in parts for x, _ in run.batches(part)))
+                for value in sums.values():
+                    ranks.add_for(owner, value.totals)
+                if owner == ranks.rank:
+                    relevance.add_class(k, sums, run.graph)
+                    run.notebook.write(k, chosen[k], relevance)
+                advance(text=f"locating {relevance.classes[k]}")
+    relevance.gather(left, ranks, run.graph)
+
+
+def _check_name(name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name)):
+        raise OptionError(
+            f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
+            "another, or leave it out"
+        )
+
+
+def _names(classes: Any, count: int) -> tuple[str, ...]:
+    if classes is None:
+        return tuple(map(str, range(count)))
+    if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
+        raise TaskError(
+            f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
+            f"{type(classes).__name__}: give a list of {count} names"
+        )
+    given = list(classes)
+    names = tuple(map(str, given))
+    if len(names) != count:
+        raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
+    for place, (item, name) in enumerate(zip(given, names, strict=True)):
+        if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
+            continue
+        found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
+        raise TaskError(
+            f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
+            "can be written as UTF-8"
+        )
+    if len(set(names)) != count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TaskError(f"class name {brief(twice)} occurs twice; names must differ: rename one of them")
+    return names
+
+
+def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
+    return {
+        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
+        for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
+    }
+
+
+def _choose(
+    run: _Run, names: Sequence[str], wanted: Sequence[int], choose: Choose, per_class: int, seed: int
+) -> dict[int, list[int]]:
+    """For each wanted class, the indices of the images to use."""
+    labels = run.images.all_labels()
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
+        raise DataError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}: "
+            "give each image the index of its class, and leave out images without a label"
+        )
+    pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in wanted}
+    for k, pool in pools.items():
+        if not pool:
+            raise DataError(
+                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task="
+            )
+    if choose == "all":
+        return pools
+    if choose == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            k: [pool[i] for i in torch.randperm(len(pool), generator=generator)[:per_class].tolist()]
+            for k, pool in pools.items()
+        }
+    every = [index for pool in pools.values() for index in pool]
+    confidence = run.notebook.recall_numbers(every)
+    known = torch.tensor(int(confidence is not None))
+    run.ranks.add(known)
+    if confidence is None or int(known) < run.ranks.count:
+        confidence = _confidences(run, every)
+        if run.ranks.rank == 0:
+            run.notebook.write_numbers(every, confidence)
+    found = dict(zip(every, confidence.tolist(), strict=True))
+    return {k: sorted(pool, key=lambda i: (-found[i], i))[:per_class] for k, pool in pools.items()}
+
+
+def _confidences(run: _Run, indices: list[int]) -> Tensor:
+    """The source's log-probability of each image's own class, (images,) in float64."""
+    found = torch.zeros(len(indices), dtype=torch.float64)
+    starts = range(0, len(indices), run.batch_size)
+    with bar("choosing images", len(indices)) as advance, torch.inference_mode():
+        for start in run.ranks.mine(starts):
+            part = indices[start : start + run.batch_size]
+            for x, labels in run.batches(part):
+                logits = run.graph.network(x).double()
+                own = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1))
+                found[start : start + len(part)] = own.squeeze(1).cpu()
+            advance(len(part) * run.ranks.count)
+    run.ranks.add(found)
+    return found

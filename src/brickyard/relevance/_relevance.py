@@ -1,0 +1,338 @@
+"""Relevances: which channels of a source matter for which class, and how contributions become relevances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph, trace
+from brickyard.base._checks import check_kind, given_path
+from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._messages import shown
+from brickyard.base._options import Thresholds
+from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, validated
+from brickyard.inputs._batches import Images
+from brickyard.network._identity import fingerprint, weights_like
+from brickyard.network._stored import check_all_used
+from brickyard.relevance._allocation import LayerRecord, allocate, normalised
+from brickyard.relevance._contribution import ContributionSums
+from brickyard.runtime._processes import Ranks
+from brickyard.storage._safefile import write
+
+
+def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
+    """Write relevances. See `Relevance.save`."""
+    tensors: dict[str, Tensor] = {"scores": relevance.scores}
+    for name, layer in relevance.layers.items():
+        tensors[f"hard.{name}"] = relevance.hard_masks[name]
+        tensors[f"reads.{name}"] = torch.from_numpy(layer.reads)
+        tensors[f"writes.{name}"] = torch.from_numpy(layer.writes)
+        if relevance.sums is not None:
+            tensors[f"sums.{name}"] = relevance.sums[name]
+    text = RelevanceFile(
+        classes=relevance.classes,
+        task=relevance.task,
+        thresholds=relevance.thresholds.as_dict(),
+        layers={name: layer.linear for name, layer in relevance.layers.items()},
+        axes=relevance.axes,
+        record=relevance.record,
+        preprocessing=relevance.preprocessing,
+        input_shape=relevance.input_shape,
+        source_sha256=relevance.source_sha256,
+        source_name=relevance.source_name,
+        sums=relevance.sums is not None,
+    )
+    return write(path, tensors, text.model_dump(mode="json"), overwrite)
+
+
+def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
+    file = validated(RelevanceFile, text, "its text")
+    channels = sum(size for _, size in file.axes.values())
+    count = len(file.classes)
+
+    def take(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        value = tensors.pop(name, None)
+        if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
+            found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
+            raise FileError(f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected")
+        return value
+
+    if len(file.input_shape) != 3:
+        raise FileError(f"its input shape {file.input_shape} is not (channels, height, width)")
+    end = 0
+    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
+        if start != end:
+            raise FileError(f"axis {name!r} starts at channel {start}; {end} is expected")
+        end += size
+    layers: dict[str, LayerRecord] = {}
+    hard: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] | None = {} if file.sums else None
+    scores = take("scores", torch.float64, 3, count, channels)
+    for name, linear in file.layers.items():
+        reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
+        for numbers in (reads, writes):
+            if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
+                raise FileError(f"layer {name!r} has channel numbers outside 0..{channels - 1}")
+        layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
+        hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
+        if sums is not None:
+            sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
+    check_all_used(tensors)
+    if set(file.thresholds) != set(Thresholds().as_dict()):
+        raise FileError(f"its thresholds are named {', '.join(file.thresholds)}")
+    if any(k >= count for k in file.task) or not file.task:
+        raise FileError(f"its task {file.task} does not fit {count} classes")
+    return Relevance(
+        classes=file.classes,
+        task=file.task,
+        thresholds=Thresholds(**file.thresholds),
+        layers=layers,
+        axes=dict(file.axes),
+        record=file.record,
+        preprocessing=file.preprocessing,
+        input_shape=file.input_shape,
+        source_sha256=file.source_sha256,
+        source_name=file.source_name,
+        sums=sums,
+        hard_masks=hard,
+        scores=scores,
+    )
+
+
+@dataclass(eq=False, kw_only=True)
+class Relevance:
+    """Which channels matter for which class; made by `locate`, saved and loaded as safetensors.
+
+    Attributes:
+        classes: Names of the source's classes.
+        task: Indices of the classes that were located.
+        thresholds: What `hard` and `relevant` use.
+        record: Which images were used.
+        preprocessing: What was done to them before the source took them.
+        input_shape: (channels, height, width) that the source takes.
+        source_sha256: Fingerprint of the source's weights.
+        source_name: What the source is called.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
+        >>> relevance.contribution("conv2").shape, relevance.axis("conv1").shape
+        (torch.Size([4, 8, 6]), torch.Size([4, 6]))
+    """
+
+    classes: tuple[str, ...]
+    task: tuple[int, ...]
+    thresholds: Thresholds
+    layers: dict[str, LayerRecord]
+    axes: dict[str, tuple[int, int]]
+    record: LocateRecord
+    preprocessing: Preprocessing
+    input_shape: tuple[int, ...]
+    source_sha256: str
+    source_name: str
+    sums: dict[str, Tensor] | None
+    hard_masks: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    _graph: Graph | None = field(default=None, repr=False)
+    _images: Images | None = field(default=None, repr=False)
+    _indices: list[int] = field(default_factory=list, repr=False)
+
+    # -- filling it ------------------------------------------------------------------------------------
+
+    def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
+        """Remember the images and the graph, in memory only."""
+        self._images, self._indices, self._graph = images, indices, graph
+
+    def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Graph) -> None:
+        """Turn one class's contribution sums into its relevances."""
+        self._prepare(graph)
+        if self.sums is not None:
+            for name, value in sums.items():
+                self.sums[name][k] = value if isinstance(value, Tensor) else value.dense()
+        found = allocate(self.layers, sums, self._start(k, graph), self.thresholds)
+        for name, mask in found.hard.items():
+            self.hard_masks[name][k] = mask
+        self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
+
+    def _prepare(self, graph: Graph) -> None:
+        if self.hard_masks:
+            return
+        self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
+        for name, layer in self.layers.items():
+            self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
+            if self.sums is not None:
+                self.sums[name] = torch.zeros(
+                    len(self.classes), len(layer.writes), len(layer.reads), dtype=torch.float32
+                )
+
+    def take(self, k: int) -> dict[str, Tensor]:
+        """All that is known of one class."""
+        masks = {f"hard.{name}": mask[k] for name, mask in self.hard_masks.items()}
+        sums = {f"sums.{name}": value[k] for name, value in (self.sums or {}).items()}
+        return {"scores": self.scores[:, k], **masks, **sums}
+
+    def put(self, k: int, tensors: Mapping[str, Tensor], graph: Graph) -> None:
+        """Set one class to what `take` gave.
+
+        Raises:
+            FileError: The tensors are not those of these layers.
+        """
+        self._prepare(graph)
+        own = self.take(k)
+        for name, value in own.items():
+            found = tensors.get(name)
+            if found is None or found.shape != value.shape or found.dtype != value.dtype:
+                raise FileError(f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type")
+            value.copy_(found)
+
+    def gather(self, located: Sequence[int], ranks: Ranks, graph: Graph) -> None:
+        """Take over what other processes located: the class at place i is that of process i % count."""
+        if ranks.count == 1:
+            return
+        self._prepare(graph)
+        for place, k in enumerate(located):
+            for value in self.take(k).values():
+                if place % ranks.count != ranks.rank:
+                    value.zero_()
+                sent = value.to(torch.uint8) if value.dtype == torch.bool else value.clone()
+                ranks.add(sent)
+                value.copy_(sent)
+
+    def _start(self, k: int, graph: Graph) -> tuple[Tensor, Tensor]:
+        """(channels that are relevant before any layer says so, channels that count as written for class k)."""
+        pinned = torch.zeros(graph.channels, dtype=torch.bool)
+        for axis in graph.axes:
+            if axis.pinned and not axis.output:
+                pinned[axis.channels] = True
+        written = pinned.clone()
+        if graph.output is not None:
+            written[graph.output.start + k] = True
+        return pinned, written
+
+    # -- reading it ------------------------------------------------------------------------------------
+
+    def _layer(self, name: str) -> LayerRecord:
+        if name not in self.layers:
+            raise OptionError(f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}")
+        return self.layers[name]
+
+    def hard(self, layer: str) -> Tensor:
+        """Relevant input channels of a layer: bool, (classes, in_channels).
+
+        Raises:
+            OptionError: There is no such layer.
+        """
+        self._layer(layer)
+        return self.hard_masks[layer]
+
+    def sum(self, layer: str) -> Tensor:
+        """S, the clamped contributions summed over the images of each class: (classes, out, in).
+
+        Raises:
+            OptionError: There is no such layer, or sums were not kept.
+        """
+        self._layer(layer)
+        if self.sums is None:
+            raise OptionError(
+                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True"
+            )
+        return self.sums[layer]
+
+    def contribution(self, layer: str) -> Tensor:
+        """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
+
+        Raises:
+            OptionError: There is no such layer, or sums were not kept.
+        """
+        return normalised(self.sum(layer).double()).float()
+
+    def axis(self, name: str) -> Tensor:
+        """Soft relevance in [0, 1] of an axis's channels: (classes, channels), the highest of any reader.
+
+        Raises:
+            OptionError: There is no such axis.
+        """
+        start, size = self._axis(name)
+        return self.scores[1, :, start : start + size].float()
+
+    def relevant(self, name: str) -> Tensor:
+        """Relevant channels of an axis: bool, (classes, channels); relevant is what any reader finds so."""
+        start, size = self._axis(name)
+        return self.scores[0, :, start : start + size].bool()
+
+    def _axis(self, name: str) -> tuple[int, int]:
+        if name not in self.axes:
+            raise OptionError(f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}")
+        return self.axes[name]
+
+    def images(self) -> tuple[Images, list[int]] | None:
+        """The images that were used and their indices, or None after loading from a file."""
+        return None if self._images is None else (self._images, list(self._indices))
+
+    def graph(self, model: nn.Module) -> Graph:
+        """The graph of the model that was located, traced again where it is not at hand.
+
+        Raises:
+            DataError: The model's weights are not those that were located.
+        """
+        found = fingerprint(model)
+        if found != self.source_sha256:
+            raise DataError(
+                f"the relevances belong to {self.source_name!r} with weights {self.source_sha256[:12]}; this model's "
+                f"are {found[:12]}: locate again, or give the model that was located"
+            )
+        if self._graph is None:
+            generator = torch.Generator().manual_seed(0)
+            like = weights_like(model)
+            example = torch.randn(2, *self.input_shape, generator=generator).to(like.device, like.dtype)
+            self._graph = trace(model, example)
+        return self._graph
+
+    def with_thresholds(self, thresholds: Thresholds, graph: Graph) -> Relevance:
+        """The relevances under other thresholds, from the same sums.
+
+        Raises:
+            OptionError: Sums were not kept.
+        """
+        check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
+        if thresholds == self.thresholds:
+            return self
+        check_kind("graph", graph or "nothing", Graph, "give what relevance.graph(model) returns")
+        if self.sums is None:
+            raise OptionError(
+                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
+                "sums were not kept: locate again with these thresholds or with keep_sums=True"
+            )
+        other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
+        for k in self.task:
+            other.add_class(k, {name: value[k].double() for name, value in self.sums.items()}, graph)
+        other.sums = self.sums
+        other._images, other._indices, other._graph = self._images, self._indices, graph
+        return other
+
+    def _public(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the relevances to a safetensors file, atomically.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written.
+        """
+        from brickyard.relevance._relevance import save_relevance
+
+        return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
+
+    def __str__(self) -> str:
+        lines = [f"relevance of {self.source_name}: {len(self.task)} of {len(self.classes)} classes"]
+        for name, mask in self.hard_masks.items():
+            share = mask[list(self.task)].float().mean().item()
+            lines.append(f"  {name}: {mask.shape[1]} inputs, {share:.0%} relevant for a class on average")
+        return "\n".join(shown(line, keep="") for line in lines)

@@ -1,0 +1,1 @@
+"""How work runs: processes, progress, isolation of the caller's state, profiling."""

@@ -1,0 +1,352 @@
+"""Make the logits of different components comparable (the paper's parameter scaling, and others).
+
+A strategy is one function in one table. It returns a `Scale`: a linear map on the parts' logits side by side, and for
+some a gate, which raises or lowers all classes of a part by how its features look. Strategies that need no image come
+from statistics in the components; few-shot ones also take a few labelled images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brickyard.base._checks import share_or_more
+from brickyard.base._errors import OptionError
+from brickyard.base._messages import brief, near
+from brickyard.base._records import ComponentManifest, ScalingRecord
+from brickyard.component._familiarity import Within
+from brickyard.scaling._scale import Evidence, Gate, Scale, combine, owned
+
+FAMILIARITY = 0.3  # of the smallest margin: what a part's logits lose for each usual distance of its features
+LDA_STRENGTH = 1.0  # of the prior, over the number of images
+LDA_SHRINK = 1.0  # of the mean variance, added to every direction
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A strategy: its function, and whether it needs labelled images, or the parts' features."""
+
+    name: str
+    fit: Callable[..., Scale]
+    few_shot: bool
+    gated: bool
+
+
+SCALINGS: dict[str, Scaling] = {}
+
+
+def scaling(
+    name: str, *, few_shot: bool = False, gated: bool = False
+) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
+    """Register a strategy under a name."""
+
+    def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
+        SCALINGS[name] = Scaling(name, fit, few_shot, gated)
+        return fit
+
+    return register
+
+
+def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale, ScalingRecord]:
+    """Fit a strategy by name.
+
+    Raises:
+        OptionError: There is no such strategy or option, or it needs images or statistics that are missing.
+    """
+    strategy = find(name)
+    if strategy.few_shot and evidence.logits is None:
+        raise OptionError(f"scaling={name!r} needs a few labelled images of every part; give images=")
+    if strategy.gated and evidence.manifest.form != "parallel":
+        raise OptionError(
+            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} does not keep apart; "
+            "use form='parallel'"
+        )
+    try:
+        fitted = strategy.fit(evidence, **options)
+    except TypeError as error:
+        raise OptionError(f"scaling={name!r} cannot take the options {options}: {error}") from None
+    record = ScalingRecord(
+        name=name,
+        options={**options, **fitted.options},
+        images=0 if evidence.logits is None or not strategy.few_shot else len(evidence.logits),
+        log_probability=fitted.log_probability,
+        gate=fitted.gate is not None,
+        notes=fitted.notes,
+    )
+    return fitted, record
+
+
+def find(name: str, given: object = None, option: str = "images") -> Scaling:
+    """The strategy of that name.
+
+    Args:
+        name: The name.
+        given: Labelled images or nodes for it, if any.
+        option: What the caller calls these.
+
+    Raises:
+        OptionError: There is none, or it does not look at what is given.
+    """
+    if not isinstance(name, str) or name not in SCALINGS:
+        hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
+        raise OptionError(f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
+    if given is not None and not SCALINGS[name].few_shot:
+        able = [key for key, one in SCALINGS.items() if one.few_shot]
+        raise OptionError(
+            f"{option}= was given, and scaling={name!r} does not look at it; leave it out, or choose one of "
+            f"{', '.join(able)}"
+        )
+    return SCALINGS[name]
+
+
+@scaling("none")
+def side_by_side(evidence: Evidence) -> Scale:
+    """The logits as they are."""
+    return Scale()
+
+
+@scaling("log-probability")
+def log_probability(evidence: Evidence) -> Scale:
+    """Each part's log-probabilities over all its outputs; with a reject output, over all source classes."""
+    return Scale(log_probability=True)
+
+
+@scaling("logit-mean")
+def logit_mean(evidence: Evidence) -> Scale:
+    """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
+    factors: list[float] = []
+    notes: list[str] = []
+    tasks = evidence.manifest.tasks
+    for part, task, size in zip(evidence.parts, tasks, evidence.sizes, strict=True):
+        known = dict(zip(part.task, _statistics(part, "logit-mean").winning_logit, strict=True))
+        found = [known[k] for k in task]
+        usable = [value for value in known.values() if value is not None and value > 0]
+        fallback = sum(usable) / len(usable) if usable else 1.0
+        for k, value in zip(task, found, strict=True):
+            if value is None or value <= 0:
+                why = "no correct image" if value is None else "a mean winning logit that is not positive"
+                notes.append(
+                    f"class {part.source.classes[k]!r} has {why}; the mean of its component's other classes stands in"
+                )
+                value = fallback
+            factors.append(1 / value)
+        factors += [1 / fallback] * (size - len(task))
+    return _diagonal(factors, notes=tuple(notes))
+
+
+@scaling("magnitude")
+def magnitude(evidence: Evidence) -> Scale:
+    """Scale each part by the mean magnitude of the features that enter its last layer, relative to the others'.
+
+    The paper's feature-map rule, carried through to the logits. Kept for comparison: it can make things worse.
+    """
+    found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
+    if any(not value for value in found):
+        raise OptionError("scaling='magnitude' needs a positive feature magnitude of every part; use another scaling")
+    known = [float(value) for value in found if value]
+    mean = sum(known) / len(known)
+    return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
+
+
+@scaling("mahalanobis", gated=True)
+def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
+    """Lower a part's logits where its features are far from those of its own classes.
+
+    The distance is in units of the usual one, and `weight` is in units of the smallest margin of any part (the mean
+    difference between its two highest logits): what decides between parts must not drown what decides within one.
+    A class that a part's source knows by name is not foreign to it: the weight is that of the share of the other
+    parts' classes that the source does not know.
+
+    Args:
+        evidence: The parts.
+        weight: Margins that a part's logits lose for each usual distance.
+    """
+    weight = share_or_more("weight", weight)
+    slopes = weight * _smallest_margin(evidence, "mahalanobis") * _foreign(evidence)
+    sizes = _feature_sizes(evidence, "mahalanobis")
+    gate = Gate(slopes, torch.zeros(len(sizes), sum(sizes)), torch.zeros(len(sizes)))
+    return Scale(gate=gate, options={"weight": weight})
+
+
+@scaling("affine", few_shot=True)
+def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
+    """One factor and one shift a component, fitted to labelled images by logistic regression."""
+    z, targets = _few_shot(evidence)
+    owner = evidence.part_of
+
+    def outputs(p: Tensor) -> Tensor:
+        return combine(evidence.manifest, z * (1 + p[0])[owner] + p[1][owner] * _spread(z))
+
+    p = _minimise(torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, targets, strength)
+    return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
+
+
+@scaling("joint-head", few_shot=True)
+def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
+    """A linear map on all logits, started at side by side and held to it by a prior.
+
+    Args:
+        evidence: Parts, and logits and targets of labelled images.
+        strength: Weight of the prior; default: grows with the number of classes, since sources have fitted
+            the training images that the head learns from.
+    """
+    z, targets = _few_shot(evidence)
+    count = z.shape[1]
+    strength = JOINT_STRENGTH * count**4 if strength is None else strength
+    eye = torch.eye(count, dtype=torch.float64)
+
+    def outputs(p: Tensor) -> Tensor:
+        return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
+
+    p = _minimise(torch.zeros(count + 1, count, dtype=torch.float64), outputs, targets, strength, _spread(z))
+    return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
+
+
+@scaling("lda", few_shot=True, gated=True)
+def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_SHRINK) -> Scale:
+    """Learn which part an image belongs to, by linear discriminant analysis of all parts' features.
+
+    A logistic regression then finds one factor and one shift a component, the weight of the analysis (of its
+    leave-one-out scores, so that it is not trusted on images that it has seen), and that of "mahalanobis", where all
+    of it starts and is held by a prior.
+
+    Args:
+        evidence: Parts, and logits, features and targets of labelled images.
+        strength: Weight of the prior, over the number of images.
+        shrink: Share of the mean variance that is added to every direction of the features' covariance.
+    """
+    z, targets = _few_shot(evidence)
+    features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
+    sizes = _feature_sizes(evidence, "lda")
+    if features is None or distances is None or image_owner is None:
+        raise OptionError("scaling='lda' needs the features of labelled images; give images=")
+    if not shrink > 0:
+        raise OptionError(f"shrink={shrink!r} must be above 0")
+    slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
+    found = _discriminant(features, image_owner, sizes, shrink)
+    scores, weights, bias = found or (
+        torch.zeros_like(distances),
+        torch.zeros(len(sizes), sum(sizes)),
+        0 * distances[0],
+    )
+    share, owner, count = owned(evidence.manifest), evidence.part_of, len(sizes)
+
+    def outputs(p: Tensor) -> Tensor:
+        rows = z * (1 + p[:count])[owner] + p[count : 2 * count][owner] * _spread(z)
+        gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
+        return combine(evidence.manifest, rows) + gate @ share.T
+
+    p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
+    reach = p[-1] * _spread(z)
+    gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
+    notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
+    matrix, shift = torch.diag((1 + p[:count])[owner]), p[count : 2 * count][owner] * _spread(z)
+    return Scale(matrix, shift, gate, notes=notes, options={"strength": strength, "shrink": shrink})
+
+
+def _discriminant(
+    features: Tensor, owners: Tensor, sizes: Sequence[int], shrink: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Linear discriminant analysis of the parts: leave-one-out scores (images, parts), weights and bias of the rule.
+
+    Scores have a standard deviation of one. None where a part has no two images.
+    """
+    images = torch.bincount(owners, minlength=len(sizes))
+    if int(images.min()) < 2:
+        return None
+    x = features - (middle := features.mean(0))
+    within = Within.of(x, owners, shrink)
+    if within is None:
+        return None
+    weights = within.inverse(within.mean)
+    bias = -0.5 * (weights * within.mean).sum(1)
+    scores = x @ weights.T + bias
+    size = images[owners].unsqueeze(1)
+    without = (within.mean[owners] * size - x) / (size - 1)
+    turned = within.inverse(without)
+    own = (turned * x).sum(1) - 0.5 * (turned * without).sum(1)
+    scores[torch.arange(len(x)), owners] = own
+    spread = scores.std().clamp_min(1e-12)
+    bias = bias - weights @ middle
+    return scores / spread, weights / spread, bias / spread
+
+
+JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen on held-out training images
+
+
+def _minimise(
+    start: Tensor, outputs: Callable[[Tensor], Tensor], targets: Tensor, strength: float, unit: float = 1.0
+) -> Tensor:
+    """Cross-entropy plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex, so the start does not matter."""
+    if not strength >= 0:
+        raise OptionError(f"strength={strength!r} must be 0 or more")
+    p = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(outputs(p), targets)
+        value = value + 0.5 * strength * (p * unit).square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return p.detach()
+
+
+def _spread(z: Tensor) -> float:
+    """The size of a typical difference between logits: the unit of shifts."""
+    return float(z.std()) or 1.0
+
+
+def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
+    if evidence.logits is None or evidence.targets is None:
+        raise OptionError("labelled images are needed; give images=")
+    return evidence.logits.double(), evidence.targets
+
+
+def _smallest_margin(evidence: Evidence, name: str) -> float:
+    margins = [_statistics(part, name).margin for part in evidence.parts]
+    return min((margin for margin in margins if margin is not None), default=1.0)
+
+
+def _foreign(evidence: Evidence) -> Tensor:
+    """For each part, the share of the others' classes that its source does not know by name: (parts,)."""
+    found: list[float] = []
+    for index, part in enumerate(evidence.parts):
+        others = [name for other, p in enumerate(evidence.parts) if other != index for name in p.classes]
+        unknown = sum(name not in part.source.classes for name in others)
+        found.append(unknown / len(others) if others else 0.0)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
+    """Features a part."""
+    found = [_statistics(part, name).familiarity for part in evidence.parts]
+    for part, record in zip(evidence.parts, found, strict=True):
+        if record is None:
+            raise OptionError(
+                f"scaling={name!r} needs to know the features of every part; those of the component for "
+                f"{', '.join(part.classes[:5])} of {part.source.name!r} were not measured, or do not vary: cut it "
+                "again with several labelled images a class, or use scaling='none'"
+            )
+    return [record.size for record in found]
+
+
+def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:
+    matrix = torch.diag(torch.tensor(list(factors), dtype=torch.float64))
+    return Scale(matrix, torch.zeros(len(matrix), dtype=torch.float64), notes=notes)
+
+
+def _statistics(part: ComponentManifest, name: str) -> Any:
+    if part.statistics is None:
+        raise OptionError(
+            f"scaling={name!r} needs statistics, and the component for {', '.join(part.classes[:5])} of "
+            f"{part.source.name!r} was cut without labelled images; cut it again with images, or use scaling='none'"
+        )
+    return part.statistics

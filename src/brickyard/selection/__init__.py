@@ -1,0 +1,15 @@
+"""Which channels stay: thresholds, budgets, importance, damage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.selection._importance import CRITERIA as CRITERIA
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _importance="CRITERIA",
+)

@@ -1,0 +1,456 @@
+"""Sources by a short text: a zoo, torchvision or timm name, a file of weights, or a function of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+import torch
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from brickyard.base._errors import FileError, OptionError, TaskError
+from brickyard.base._messages import brief, told
+from brickyard.base._records import Frozen, Name, Preprocessing, first_problem, validated
+from brickyard.sources import _zoo as zoo
+
+KEY = "brickyard-source"
+CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Preprocessing(size=(224, 224), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained classifier with what is known about it.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        name: What manifests call it.
+        classes: Class names, one an output.
+        preprocessing: What is done to raw images before it takes them.
+        input_shape: (channels, height, width) that it takes.
+    """
+
+    model: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    input_shape: tuple[int, int, int]
+
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+
+
+class SourceText(Frozen):
+    """What a file of weights says of the network that they belong to."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    arch: Name
+    options: dict[str, float | int | str] = {}
+    classes: tuple[Name, ...] = ()
+    preprocessing: Preprocessing | None = None
+    input_shape: tuple[Size, Size, Size] | None = None
+    scores: dict[str, float] = {}
+
+
+def load_source(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Source:
+    """Load a trained classifier.
+
+    Args:
+        spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME`,
+            `path/to/file.py:function` (your own code, run as it is), or the path of a `.safetensors` file
+            that `save_source` or `brickyard train` wrote.
+        weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only).
+        classes: Class names; default: what the weights say, else "0", "1", ...
+        preprocessing: What is done to raw images; default: what the weights or the library say.
+
+    Raises:
+        OptionError: The text is not understood, or a package is missing.
+        FileError: Weights cannot be read or do not fit the network.
+        TaskError: Class names do not fit the number of outputs.
+
+    Example:
+        >>> from brickyard.sources import load_source
+        >>> load_source("zoo:lenet5?classes=4").input_shape
+        (3, 32, 32)
+    """
+    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+    if not isinstance(spec, str):
+        raise OptionError(
+            f"source {brief(spec)} is a {type(spec).__name__}; give a text, such as zoo:resnet20?classes=10, or the "
+            "path of a file that `brickyard train` wrote"
+        )
+    if spec.endswith(".safetensors") and ":" not in Path(spec).name:
+        weights, spec = weights or spec, "zoo:auto"
+    kind, colon, rest = spec.partition(":")
+    if kind == "zoo" and colon:
+        return _zoo(spec, rest, weights, classes, preprocessing)
+    text = None
+    tensors: dict[str, Tensor] = {}
+    if weights is not None:
+        tensors, text = read_weights(Path(weights))
+    classes = classes or (text.classes if text else ())
+    if kind == "torchvision" and colon:
+        model, found = _torchvision(rest, len(classes) or _rows_of_last(tensors)), IMAGENET
+    elif kind == "timm" and colon:
+        model, found = _timm(rest, len(classes) or _rows_of_last(tensors))
+    elif ".py:" in spec:
+        model, found = _own(spec, classes), Preprocessing()
+    else:
+        raise OptionError(
+            f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, "
+            f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}"
+        )
+    if tensors:
+        _fill(model, tensors, weights)
+    how = preprocessing or (text.preprocessing if text else None) or found
+    title = Path(spec).name if ".py:" in spec else spec  # where the file is, is nobody's business
+    return _source(model, title, classes, how, _shape(how, text.input_shape if text else None))
+
+
+def _source(
+    model: nn.Module, name: str, classes: Sequence[str], how: Preprocessing, shape: tuple[int, int, int]
+) -> Source:
+    model.eval()
+    with torch.no_grad():
+        like = next(model.parameters(), torch.zeros(0))
+        try:
+            outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
+        except Exception as error:
+            raise OptionError(
+                f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)"
+            ) from None
+    names = tuple(classes) or tuple(map(str, range(outputs)))
+    if len(names) != outputs:
+        raise TaskError(f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many")
+    return Source(model, name, names, how, shape)
+
+
+def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    channels, height, width = known or (3, 224, 224)
+    if how.size is not None:
+        height, width = how.size
+    return how.channels or channels, height, width
+
+
+# -- where networks come from --------------------------------------------------------------------------------
+
+
+def _zoo(
+    spec: str | Path,
+    rest: str,
+    weights: str | Path | None,
+    classes: Sequence[str] | None,
+    preprocessing: Preprocessing | None,
+) -> Source:
+    name, options = network_options(rest)
+    tensors: dict[str, Tensor] = {}
+    text = None
+    if weights is not None:
+        tensors, text = read_weights(Path(weights))
+    if name == "auto":
+        if weights is None:
+            raise OptionError("zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME")
+        if text is None:
+            raise FileError(
+                f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
+                "own code as the source, and the file with --weights"
+            )
+        name = text.arch
+    if text is not None:
+        options = {**text.options, **options}
+        if "classes" not in options and text.classes:
+            options["classes"] = len(text.classes)
+    if classes:
+        options.setdefault("classes", len(classes))
+    if tensors:
+        options = zoo.infer_options(name, tensors, options)
+    if "classes" not in options:
+        raise OptionError(f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights")
+    count, width = options.pop("classes"), options.pop("width", 1.0)
+    numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
+    if tensors:  # before memory is taken for what the file only tells of
+        with zoo.weightless():
+            _check_fit(zoo.build(name, **numbers), tensors, weights)
+    model = _seeded(lambda: zoo.build(name, **numbers))
+    if tensors:
+        _fill(model, tensors, weights)
+    known = (text.input_shape if text else None) or zoo.input_shape(name, options)
+    how = preprocessing or (text.preprocessing if text else None)
+    if how is None:
+        trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and known[0] == 3
+        how = CIFAR if trained_on_cifar else Preprocessing()
+    title = f"{name} ({Path(weights).stem})" if weights is not None else name
+    return _source(model, title, classes or (text.classes if text else ()), how, _shape(how, known))
+
+
+def network_options(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME?width=0.5` -> the name, and its options as numbers where they are some."""
+    name, _, query = text.partition("?")
+    return name, {key: _number(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+
+
+def _number(text: str) -> float | int | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _torchvision(name: str, classes: int | None) -> nn.Module:
+    try:
+        import torchvision.models as models
+    except ImportError:
+        raise OptionError(f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'") from None
+    if name not in models.list_models(module=models):
+        near = _near(name, models.list_models(module=models))
+        raise OptionError(f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()")
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    return _seeded(lambda: models.get_model(name, weights=None, **options))
+
+
+def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
+    try:
+        import timm
+    except ImportError:
+        raise OptionError(f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
+    if not timm.is_model(name):
+        raise OptionError(f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()")
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
+    config = getattr(model, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (3, 224, 224))
+    mean, std = config.get("mean"), config.get("std")
+    how = Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
+    return model, how
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """A hint where a name is like one that is known."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]!r}? Or " if found else ""
+
+
+def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
+    """The outputs of the last layer of some weights, where they show them."""
+    biases = [value for key, value in tensors.items() if key.endswith("bias") and value.ndim == 1]
+    return len(biases[-1]) if biases else None
+
+
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build with initial weights of a fixed seed; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
+    """Run the user's own function; its file is code that the user named."""
+    place, _, function = spec.rpartition(":")
+    path = Path(place)
+    if not path.is_file():
+        raise OptionError(f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise OptionError(f"source {spec!r}: {place!r} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise OptionError(
+            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file"
+        ) from error
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
+        raise OptionError(f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}")
+    takes_classes = "classes" in inspect.signature(make).parameters and classes
+    try:
+        model = make(classes=len(classes)) if takes_classes and classes else make()
+    except Exception as error:
+        raise OptionError(
+            f"source {spec!r} failed: {type(error).__name__}: {error}; it is called without arguments, or with "
+            "classes=NUMBER where it takes that and class names are given"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module")
+    return model
+
+
+# -- weights -------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
+    """Tensors of a file of weights, and what it or the JSON file beside it says of the network.
+
+    Raises:
+        FileError: The file cannot be read, or holds something else than tensors.
+    """
+    try:
+        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
+    except (OSError, ValueError):  # a path that no system takes
+        there, found = False, "there is no such file"
+    if not there:
+        raise FileError(f"weights {path} cannot be read: {found}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if KEY in metadata:
+                return load_file(path), _text(json.loads(metadata[KEY]), path)
+            return load_file(path), _beside(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise FileError(f"weights {path} cannot be read: {told(error)}; get them again") from None
+    except FileError:
+        raise
+    except Exception as error:  # what torch raises for a refused pickle differs between versions
+        raise FileError(
+            f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)}); "
+            "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
+        ) from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise FileError(f"weights {path} hold no table of tensors; save model.state_dict()")
+    for key, value in found.items():
+        if not isinstance(key, str) or not _plain(value):
+            raise FileError(
+                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own"
+            )
+    return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor holds every number that its shape tells of."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _beside(path: Path) -> SourceText | None:
+    """The JSON file beside the weights: arch, width, classes, mean, std."""
+    place = path.with_suffix(".json")
+    if not place.is_file():
+        return None
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{place} cannot be read: {error}") from None
+    if not isinstance(found, dict) or "arch" not in found:
+        return None
+    how = None
+    if isinstance(found.get("mean"), list) and found.get("mean") and found.get("std"):
+        size = found.get("size", 32)
+        how = {
+            "size": (size, size),
+            "channels": len(found["mean"]),
+            "mean": found["mean"],
+            "std": found["std"],
+        }
+    options = {"width": found["width"]} if "width" in found else {}
+    return _text(
+        {
+            "arch": found["arch"],
+            "options": options,
+            "classes": found.get("classes", ()),
+            "preprocessing": how,
+        },
+        place,
+    )
+
+
+def _text(value: Any, path: Path) -> SourceText:
+    return validated(SourceText, value, f"what {path} says of its network")
+
+
+def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
+    """Refuse weights that are not those of a network."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
+    extra = [key for key in tensors if key not in expected]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
+        for key in expected
+        if key in tensors and tensors[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+        for what, keys in (("missing", missing), ("not in the network", extra), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise FileError(
+            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
+            "and class count of the source"
+        )
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
+    _check_fit(model, tensors, weights)
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise FileError(
+            f"weights {weights} have numbers that are not finite in "
+            f"{', '.join(broken[:4])}; get them again, or train anew"
+        )
+    model.load_state_dict(tensors, strict=False)
+    types = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    if len(types) == 1:
+        model.to(types.pop())
+
+
+def save_source(
+    path: str | Path,
+    source: Source,
+    *,
+    arch: str,
+    options: dict[str, Any] | None = None,
+    scores: dict[str, float] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a source's weights with what is needed to build it again, atomically.
+
+    Raises:
+        FileError: The file exists and `overwrite` is false, or cannot be written.
+    """
+    from brickyard.storage._atomic import write_atomically
+
+    try:
+        text = SourceText(
+            arch=arch,
+            options=options or {},
+            classes=source.classes,
+            preprocessing=source.preprocessing,
+            input_shape=source.input_shape,
+            scores=scores or {},
+        )
+    except ValidationError as error:
+        raise OptionError(f"what is to be written with {path} cannot be: {first_problem(error)}") from None
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in source.model.state_dict().items()}
+    path = Path(path)
+    metadata = {KEY: text.model_dump_json()}
+    write_atomically(path, lambda place: save_file(tensors, place, metadata), overwrite=overwrite)
+    return path

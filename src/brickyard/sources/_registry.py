@@ -1,0 +1,127 @@
+"""The table of networks by name: one decorator fills it, one function builds from it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from brickyard.base._errors import OptionError
+
+Builder = Callable[..., nn.Module]
+BuilderT = TypeVar("BuilderT", bound=Builder)
+
+MAX_CLASSES = 1_000_000
+MAX_WIDTH = 64.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of the zoo.
+
+    Attributes:
+        name: What it is called.
+        make: Builds it: `make(classes, width=1.0, **options)`.
+        summary: One line that says what it is.
+        defaults: The options that it takes, with their defaults.
+    """
+
+    name: str
+    make: Builder
+    summary: str
+    defaults: dict[str, Any]
+
+
+_ENTRIES: dict[str, Entry] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
+    """Put a builder into the table, under a name and under the other names that files call it by."""
+
+    def add(make: BuilderT) -> BuilderT:
+        taken = [one for one in (name, *aliases) if one in _ENTRIES or one in _ALIASES]
+        if taken:
+            raise OptionError(f"zoo network {taken[0]!r} is registered already; choose another name")
+        parameters = list(inspect.signature(make).parameters.values())[2:]
+        defaults = {one.name: one.default for one in parameters}
+        summary = (inspect.getdoc(make) or "").partition("\n")[0]
+        _ENTRIES[name] = Entry(name, make, summary, defaults)
+        _ALIASES.update(dict.fromkeys(aliases, name))
+        return make
+
+    return add
+
+
+def available() -> tuple[str, ...]:
+    """The names of all networks in the zoo, sorted."""
+    return tuple(sorted(_ENTRIES))
+
+
+def entry(name: str) -> Entry:
+    """The entry of a network, by its name or one of its other names.
+
+    Raises:
+        OptionError: There is no network of that name.
+    """
+    found = _ENTRIES.get(_ALIASES.get(name, name))
+    if found is None:
+        near = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise OptionError(f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}")
+    return found
+
+
+def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Module:
+    """Build a network of the zoo, freshly initialised and in training mode.
+
+    Args:
+        name: A name from `available()`, or one of its other names.
+        classes: How many outputs it has.
+        width: Factor on the number of channels of every layer; counts are rounded down, to 1 at least.
+        **options: Those of the network, for example `shortcut="B"` for `resnet20`; `channels` (of the
+            input) for every network.
+
+    Returns:
+        A module that takes images (B, channels, H, W) and returns logits (B, classes).
+
+    Raises:
+        OptionError: The name or an option is unknown, or a value cannot be used.
+
+    Example:
+        >>> import torch
+        >>> from brickyard.sources import zoo
+        >>> net = zoo.build("resnet20", classes=10, width=0.5).eval()
+        >>> net(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    found = entry(name)
+    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
+        raise OptionError(f"{name}: classes={classes!r}; give a whole number from 1 to {MAX_CLASSES}")
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= MAX_WIDTH:
+        raise OptionError(f"{name}: width={width!r}; give a number above 0 and at most {MAX_WIDTH:g}")
+    unknown = sorted(set(options) - set(found.defaults))
+    if unknown:
+        known = ", ".join(["width", *found.defaults])
+        raise OptionError(f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}")
+    for key, value in options.items():
+        if isinstance(found.defaults[key], str) and not isinstance(value, str):
+            raise OptionError(f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
+    for key in ("channels", "size"):
+        _check_count(name, key, options.get(key, 3 if key == "channels" else 32))
+    return found.make(classes, float(width), **options)
+
+
+def _check_count(name: str, key: str, value: object) -> None:
+    """Refuse a number of channels or pixels that is not a number from 1 to 4096."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+        raise OptionError(f"{name}: {key}={value!r}; give a whole number from 1 to 4096")
+
+
+def scaled(count: int, width: float) -> int:
+    """A number of channels times a width factor, rounded down, never below 1."""
+    return max(1, int(count * width + 1e-9))

@@ -1,0 +1,169 @@
+"""From the words of a shell to a source, a data set and its preprocessing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._messages import writable
+from brickyard.runtime._progress import say
+
+if TYPE_CHECKING:
+    from brickyard.base._records import ComponentManifest, Preprocessing
+    from brickyard.inputs._datasets import ImageData
+    from brickyard.sources._loading import Source
+
+
+def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
+    """Refuse an output that exists, or that is an input, before any work is done.
+
+    Raises:
+        FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
+    if os.path.lexists(path) and not force:  # a link that leads nowhere too
+        raise FileError(f"{path} exists; give another path, or --force to overwrite it")
+    if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
+        raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Numbers by commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(item) for item in text.split(","))
+    except ValueError:
+        raise OptionError(f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5") from None
+
+
+def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
+    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
+    from brickyard.base._records import Preprocessing
+
+    if mean is None and std is None and size is None:
+        return None
+    fit, _, sides = (size or "").rpartition(":")
+    values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
+    if size is not None:
+        parts = sides.split("x")
+        if (
+            fit not in ("", "pad", "resize")
+            or len(parts) > 2
+            or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
+        ):
+            raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
+        values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
+    return Preprocessing(**values)
+
+
+def source_of(
+    spec: str,
+    weights: Path | None,
+    names: str | Sequence[str] | None,
+    how: Preprocessing | None,
+) -> Source:
+    """A source, with class names from options or from its weights.
+
+    What `how` leaves open (size, mean, channels) stays as the source has it.
+    """
+    from dataclasses import replace
+
+    from brickyard.sources._loading import load_source
+
+    classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
+    odd = [name for name in classes or () if not name or not writable(name)]
+    if odd:
+        raise OptionError(
+            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"
+        )
+    own: Preprocessing | None = None
+    if how is not None:
+        try:
+            own = load_source(spec, weights=weights, classes=classes).preprocessing
+        except OptionError:  # it does not take its usual size: the size that was asked for decides
+            own = None
+    if how is not None and own is not None:
+        given = {key: value for key, value in how.model_dump().items() if value is not None}
+        if how.size is None:
+            given.pop("fit", None)
+        how = own.model_copy(update=given)
+    source = load_source(spec, weights=weights, classes=classes, preprocessing=how)
+    if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
+        channels = source.input_shape[0]
+        source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
+    return source
+
+
+def named_after(source: Source, data: ImageData) -> Source:
+    """A source whose classes are only numbered takes the names of data that have as many."""
+    from dataclasses import replace
+
+    count = len(source.classes)
+    if source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
+        return replace(source, classes=data.classes)
+    return source
+
+
+def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
+    """Image data, brought to the size of the preprocessing where its images have several."""
+    from brickyard.inputs._datasets import load_data
+
+    try:
+        return load_data(spec, split=split, max_images=most)
+    except DataError as error:
+        if "sizes" in str(error) and how is not None and how.size is not None:
+            return load_data(spec, split=split, size=how.size, max_images=most)
+        raise
+
+
+def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
+    """The same images with labels that count a source's classes: by name, or by number where no name agrees.
+
+    Raises:
+        DataError: No name agrees, and there are not as many classes.
+    """
+    from brickyard.inputs._datasets import ImageData
+
+    places = {name: k for k, name in enumerate(classes)}
+    if data.classes == tuple(classes):
+        return data
+    if not places.keys() & set(data.classes):
+        if len(data.classes) == len(classes):
+            return data
+        raise DataError(
+            f"{data.name} has {len(data.classes)} classes ({', '.join(data.classes[:5])} ...), the source "
+            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images"
+        )
+    known = data.of_classes([name for name in data.classes if name in places])
+    labels = known.labels.clone()
+    for k, name in enumerate(data.classes):
+        labels[known.labels == k] = places.get(name, -1)
+    if not len(known):
+        raise DataError(
+            f"{data.name} has {len(data):,} images, and none of a class that the source knows "
+            f"({', '.join(classes[:5])} ...); give images of these classes"
+        )
+    if len(known) < len(data):
+        left = f"{len(data) - len(known):,} of {len(data):,}"
+        say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
+    return ImageData(known.images, labels, tuple(classes), data.name)
+
+
+def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], option: str) -> list[ImageData]:
+    """Images for every part, with labels that count its source's classes.
+
+    Raises:
+        OptionError: There are not as many as parts.
+    """
+    if len(specs) != len(parts):
+        raise OptionError(f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times")
+    return [
+        fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
+    ]

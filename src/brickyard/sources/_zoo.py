@@ -1,0 +1,116 @@
+"""The model zoo: small networks for images of about 32x32, by name.
+
+The networks are in `_zoo_plain`, `_zoo_resnet` and `_zoo_googlenet`; importing this module fills the table.
+
+Example:
+    >>> from brickyard.sources import available
+    >>> available()
+    ('cnn', 'googlenet', 'lenet5', 'resnet18', 'resnet20', ..., 'vgg16')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.base._errors import OptionError
+from brickyard.sources import _zoo_googlenet, _zoo_plain, _zoo_resnet  # noqa: F401  # they fill the table
+from brickyard.sources._registry import available as available
+from brickyard.sources._registry import build as build
+from brickyard.sources._registry import entry as entry
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Build modules without memory and without drawing random numbers in this block."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """The shape of every tensor of a model's state, by key."""
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def shapes(name: str, classes: int, width: float = 1.0, **options: Any) -> Shapes:
+    """The shapes that `build` would give, at no cost in memory.
+
+    Raises:
+        OptionError: As `build`.
+    """
+    with weightless():
+        return shapes_of(build(name, classes, width, **options))
+
+
+def input_shape(name: str, options: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width that a network of the zoo is made for, given its options."""
+    known = entry(name).defaults
+    size = options.get("size", known.get("size", 32))
+    return options.get("channels", known["channels"]), size, size
+
+
+def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete `given` by what the shapes of the weights say: classes, width, channels and shortcut.
+
+    Only what is missing is filled in. What does not fit is found later, when weights are compared.
+
+    Raises:
+        OptionError: The number of classes or the width is not given and cannot be read off.
+    """
+    options = dict(given)
+    known = entry(name).defaults
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if "shortcut" in known and "shortcut" not in options and any(".shortcut." in key for key in found):
+        options["shortcut"] = "B"
+    few = shapes(name, 1, **_without(options, "classes", "width"))
+    many = shapes(name, 2, **_without(options, "classes", "width"))
+    heads = [key for key in few if few[key] != many[key]]
+    if "classes" not in options:
+        options["classes"] = _dimension(name, "classes", found, heads[:1], 0)
+    if "channels" not in options:
+        images = [key for key in few if len(few[key]) == 4][:1]
+        options["channels"] = _dimension(name, "channels", found, images, 1)
+    if "width" not in options:
+        options["width"] = _width(name, found, options)
+    return options
+
+
+def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in names}
+
+
+def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int) -> int:
+    for key in keys:
+        if len(found.get(key, ())) > axis:
+            return found[key][axis]
+    raise OptionError(
+        f"{name}: the number of {option} is not given and the weights hold no usable "
+        f"{' or '.join(map(repr, keys))} to read it from; give zoo:{name}?{option}=NUMBER"
+    )
+
+
+def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
+    """The simplest width whose shapes equal those found, else the one that the widest layer says."""
+    rest = _without(options, "classes", "width")
+    full = shapes(name, options["classes"], **rest)
+    inner = [key for key in full if len(full[key]) == 4 and len(found.get(key, ())) == 4]
+    if not inner:
+        raise OptionError(
+            f"{name}: the width is not given and the weights share no convolution with this network; "
+            f"give zoo:{name}?width=NUMBER, or the name of another network"
+        )
+    widest = max(inner, key=lambda key: full[key][0])
+    exact = found[widest][0] / full[widest][0]
+    if not math.isfinite(exact) or exact <= 0:
+        raise OptionError(f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off")
+    for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
+        if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():
+            return width
+    return exact

@@ -1,0 +1,200 @@
+"""Writing files atomically: complete, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from brickyard.base._errors import FileError
+
+
+def write_content(path: Path, content: str | bytes, *, overwrite: bool) -> None:
+    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does.
+
+    Raises:
+        FileError: The path exists and `overwrite` is false, or the file cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_atomically(path, lambda place: place.write_bytes(data), overwrite=overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a file that exists; a link that leads nowhere does too.
+
+    Raises:
+        FileError: It does, and `overwrite` is false.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
+    """Let `write` fill a file in a folder of its own beside `path`, then rename it; nothing is left after a failure.
+
+    Content and name are on the disk when this returns. A link at `path` is replaced, and what it leads to stays. What
+    a process that was killed had prepared in the same folder is cleared away.
+
+    Raises:
+        FileError: The path exists and `overwrite` is false, or the file cannot be written.
+    """
+    check_free(path, overwrite)
+    special = path.exists() and not path.is_file()  # a folder, a device, a pipe
+    if special or not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: {path if special else path.parent} is no place for a file")
+    stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
+    place, held = stage / path.name, None
+    try:
+        clear_stages(path.parent)
+        held = _make_stage(stage)
+        place.touch(exist_ok=False)  # never through a link that someone else put there
+        usual = place.stat().st_mode  # the writer may make a file of its own that only its owner can read
+        write(place)
+        place.chmod(usual)
+        with place.open("rb+") as file:
+            os.fsync(file.fileno())
+        _move(place, path, overwrite)
+        flush_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or error
+        raise FileError(f"{path} cannot be written: {what}; {advice(error)}") from error
+    finally:
+        try:
+            surely(lambda: _clear_stage(stage))
+        finally:
+            if held is not None:
+                os.close(held)
+
+
+def _move(place: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file its name; a file that came to be there since is not replaced unless that was asked for."""
+    if not overwrite:
+        try:
+            os.link(place, path)
+            return
+        except FileExistsError:
+            check_free(path, overwrite)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            check_free(path, overwrite)
+    os.replace(place, path)
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def advice(error: BaseException) -> str:
+    """What to do next after a failure to write.
+
+    Example:
+        >>> from brickyard.storage._safefile import advice
+        >>> advice(OSError(13, "Permission denied")), advice(OSError(28, "No space left on device"))
+        ('make its folder writable, or choose another place', 'free some space or choose another place')
+    """
+    named = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    if number in _NO_RIGHT:
+        return "make its folder writable, or choose another place"
+    if number == errno.ENOENT:
+        return "its folder was there and is gone: make it again, or choose another place"
+    if number == errno.EIO:
+        return "the disk fails: check it, or choose another place"
+    return "free some space or choose another place"
+
+
+def surely(clear: Callable[[], None]) -> None:
+    """Clear away: who stops the work while it does so wants it done all the same."""
+    try:
+        clear()
+    except KeyboardInterrupt:
+        clear()
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: a file that was renamed is not lost when the power fails.
+
+    Raises:
+        OSError: The disk says that it failed.
+    """
+    if os.name == "nt":
+        return
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that cannot flush a folder
+            raise
+    finally:
+        os.close(place)
+
+
+# -- folders where files are prepared ----------------------------------------------------------------------
+
+_STAGE = re.compile(r"\.brickyard-[0-9a-f]{8}\.tmp")
+
+
+def lock_folder(folder: Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock of a folder until it is closed or its process ends; None: cannot be locked.
+
+    Raises:
+        BlockingIOError: Another process holds it, and `wait` is false.
+        OSError: There is no such folder.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(place)
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            return None  # a file system without locks
+        raise
+    return place
+
+
+def _make_stage(stage: Path) -> int | None:
+    """Make a folder to prepare a file in, and hold its lock for as long as it is used."""
+    while True:
+        stage.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process took it for one that is left, and cleared it
+            held = lock_folder(stage, wait=True)
+            if held is None or stage.is_dir():
+                return held
+            os.close(held)
+
+
+def clear_stages(folder: Path) -> None:
+    """Clear away what processes that are gone had prepared in a folder; what is in use stays."""
+    with contextlib.suppress(OSError):
+        with os.scandir(folder) as found:
+            stages = [Path(item.path) for item in found if _STAGE.fullmatch(item.name)]
+        for stage in stages:
+            with contextlib.suppress(OSError):  # it is in use, or is no longer there
+                held = lock_folder(stage)
+                if held is not None:
+                    try:
+                        if os.path.samestat(os.fstat(held), stage.lstat()):
+                            _clear_stage(stage)
+                    finally:
+                        os.close(held)
+
+
+def _clear_stage(stage: Path) -> None:
+    with contextlib.suppress(OSError):
+        with os.scandir(stage) as found:
+            for item in list(found):
+                with contextlib.suppress(OSError):
+                    os.unlink(item.path)
+        os.rmdir(stage)

@@ -1,0 +1,166 @@
+"""The container of all our files: safetensors with one JSON text; written atomically, read as hostile.
+
+Nothing here knows what the text and the tensors say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from brickyard.base._errors import FileError
+from brickyard.base._messages import told
+from brickyard.base._records import FORMAT_VERSION
+from brickyard.storage._atomic import write_atomically
+
+KEY = "brickyard"
+MAX_HEADER = 64 << 20
+MAX_DEPTH = 64  # of lists and objects in one another in the text
+CHUNK = 1 << 20  # numbers looked at together
+DTYPES = frozenset({
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+})  # fmt: skip
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # without a way back, which would take much memory
+BRACKET = re.compile(r"[\[\]{}]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
+    """Write tensors and a text as one file of ours; nothing is left after a failure.
+
+    Raises:
+        FileError: A number is not finite, the path exists and `overwrite` is false, or it cannot be written.
+    """
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
+    for name, value in plain.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FileError(f"tensor {name!r} has numbers that are not finite; nothing was written to {path}")
+    metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
+    write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
+    return path
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON text and the tensors of a file of ours.
+
+    Raises:
+        FileError: The file cannot be read or is not one of ours.
+    """
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise FileError(
+                    f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances. "
+                    "Weights of a source go with --weights"
+                )
+            text = _json(path, metadata[KEY])
+            tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except FileError:
+        raise
+    except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
+        raise FileError(f"{path} is not a whole safetensors file: {told(error)}; get it again") from None
+    for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            raise FileError(f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold")
+        if value.is_floating_point() and not _finite(value):
+            raise FileError(f"{path}: tensor {told(name)!r} has numbers that are not finite")
+    return text, tensors
+
+
+def _own(path: Path, name: str, value: Tensor) -> Tensor:
+    """A copy that is aligned: kernels may round otherwise where numbers are not, as in the file."""
+    if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
+        raise FileError(f"{path}: tensor {told(name)!r} has bytes that are neither true nor false")
+    return value.clone()
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, looked at in pieces, so that little memory is needed."""
+    return all(bool(torch.isfinite(piece).all()) for piece in value.reshape(-1).split(CHUNK))
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileError(
+                    f"{path} cannot be read: it is no file but a folder, a pipe or a device; check the path"
+                )
+            size = status.st_size
+            start = file.read(8)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{path} cannot be read: {why}; check the path") from None
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if len(start) < 8 or length > min(MAX_HEADER, size - 8):
+        raise FileError(
+            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again"
+        )
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: a pipe that nobody writes to would hold us for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        _check_depth(text)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_object)
+        if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("half a character is not allowed")
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} has a text that is not JSON: {told(error)}") from None
+    if not isinstance(value, dict) or type(value.get("format")) is not int:
+        raise FileError(f"{path} has a text without a format version; it was not written by Brickyard")
+    if value["format"] != FORMAT_VERSION:
+        raise FileError(
+            f"{path} has format version {told(value['format'], 20)}; this Brickyard reads version {FORMAT_VERSION}: "
+            "install a version that fits"
+        )
+    return {key: item for key, item in value.items() if key != "format"}
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return found
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what is nested too deep, before anything is made of it."""
+    depth = 0
+    for bracket in BRACKET.findall(STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")

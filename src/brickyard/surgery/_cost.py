@@ -1,0 +1,121 @@
+"""What a network costs when only some of its channels are kept: counted, not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph, pair_flops
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import layer_role
+from brickyard.network._network import Node, iter_layers, refs
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations for one image (two a multiply-add) and parameters."""
+
+    flops: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One layer's cost: `flops` and `parameters` times kept outputs (times kept inputs)."""
+
+    writes: NDArray[np.int64]
+    reads: NDArray[np.int64] | None
+    flops: int
+    parameters: int
+    bias: int
+
+
+class CostModel:
+    """What a network costs when only some channels are kept; counts, no measuring."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._terms: list[_Term] = []
+        self._fixed = Cost(0, 0)
+        seen: set[str] = set()
+        for _, node, module in iter_layers(graph.network):
+            self._add(graph, node.target, module, graph.shapes[node.name], counted=node.target in seen)
+            seen.add(node.target)
+        for node in graph.network.nodes:
+            if node.op == "function" and node.target in FUNCTIONS and FUNCTIONS[node.target].role == "attend":
+                self._add_product(graph, node)
+        for name in graph.network.tensor_names:
+            value = graph.network.tensor(name)
+            follow = next((x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None)
+            if not isinstance(value, nn.Parameter):
+                continue
+            if follow is None:
+                self._fixed = Cost(self._fixed.flops, self._fixed.parameters + value.numel())
+            else:
+                self._terms.append(_Term(follow, None, 0, value.numel() // len(follow), 0))
+
+    def _add(self, graph: Graph, name: str, module: nn.Module, output: Tensor, counted: bool) -> None:
+        """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
+        role = layer_role(module)
+        is_conv = isinstance(module, nn.Conv2d)
+        own_inputs = module.in_channels // module.groups if isinstance(module, nn.Conv2d) else 0
+        if role == "mix":
+            writes, reads = graph.at(name, "out"), graph.at(name, "in")
+            assert writes is not None
+            assert reads is not None
+            kernel = 0 if counted else own[0].numel() // (len(writes) * len(reads))
+            self._terms.append(_Term(writes, reads, pair_flops(module, output), kernel, len(own) - 1 if own else 0))
+        elif role == "follow":
+            follow = graph.at(name, "follow")
+            assert follow is not None
+            flops = pair_flops(module, output) * own_inputs if is_conv else 0
+            self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
+        else:
+            self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
+
+    def _add_product(self, graph: Graph, node: Node) -> None:
+        """Count a sum of products of activations, for each channel along which it lies."""
+        operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
+        result = graph.shapes[node.name].shape
+        batch = graph.shapes[graph.network.nodes[0].name].shape[0]
+        if node.target == "matmul":
+            depth = operands[0].shape[-1]
+        elif node.target == "einsum":
+            inputs, _, out = str(node.args[0]).replace(" ", "").partition("->")
+            sizes: dict[str, int] = {}
+            for own, value in zip(inputs.split(","), operands, strict=True):
+                sizes.update(zip(own, value.shape, strict=True))
+            depth = int(np.prod([size for letter, size in sizes.items() if letter not in out]))
+        else:  # the scores are a product too, as deep as the queries
+            depth = operands[1].shape[-2] * (operands[0].shape[-1] + result[-1]) / result[-1]
+        total = round(2 * int(np.prod(result)) * depth) // batch
+        labels = graph.labels(node)
+        if labels is None or labels.size < 2:
+            self._fixed = Cost(self._fixed.flops + total, self._fixed.parameters)
+        else:
+            self._terms.append(_Term(labels.reshape(-1), None, total // labels.size, 0, 0))
+
+    def __call__(self, mask: Mask) -> Cost:
+        """The cost of a network that keeps the channels where `mask` (over all channels) is true."""
+        flops, parameters = self._fixed.flops, self._fixed.parameters
+        for term in self._terms:
+            written = int(mask[term.writes].sum())
+            pairs = written if term.reads is None else written * int(mask[term.reads].sum())
+            flops += term.flops * pairs
+            parameters += term.parameters * pairs + term.bias * written
+        return Cost(flops, parameters)
+
+
+def keep_mask(graph: Graph, keep: dict[str, Tensor]) -> Mask:
+    """A keep-set as a mask over all channels."""
+    mask = np.ones(graph.channels, dtype=np.bool_)
+    for axis in graph.axes:
+        if axis.name in keep:
+            mask[axis.channels] = False
+            mask[axis.start + keep[axis.name].numpy()] = True
+    return mask

@@ -1,0 +1,74 @@
+"""Parts side by side as groups of one convolution: alignment padding without products by zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.network._network import Network
+from brickyard.surgery._join import check_same, join
+from brickyard.surgery._plan import Part
+from brickyard.surgery._union import lay_over
+
+
+def join_as_groups(parts: Sequence[Part], *, shared_input: bool = True) -> tuple[Network, tuple[str, ...]]:
+    """As `join`, with parts brought to equal channel counts, and convolutions in groups where parts lie one by one.
+
+    A convolution that reads a concatenation of axes has the parts' channels in turns, and stays as it is.
+
+    Returns:
+        The network, and notes on what was padded and grouped.
+
+    Raises:
+        SurgeryError: As for `join`.
+    """
+    check_same(parts)
+    even, added = _evened(parts)
+    network = join(even, shared_input=shared_input)
+    grouped, convolutions = 0, 0
+    for name in network.layer_names:
+        layer = network.layer(name)
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+            convolutions += 1
+            grouped += _group(layer, len(parts))
+    notes = [f"{grouped} of {convolutions} convolutions run in {len(parts)} groups"]
+    if added:
+        notes.append(f"{added:,} channels of zeros make the parts' sizes equal")
+    return network, tuple(notes)
+
+
+def _evened(parts: Sequence[Part]) -> tuple[list[Part], int]:
+    """The parts with as many channels on every axis, and how many were added; class outputs stay."""
+    added = 0
+    keeps: list[dict[str, Tensor]] = [dict(part.keep) for part in parts]
+    for axis in parts[0].graph.free:
+        size = max(len(keep[axis.name]) for keep in keeps)
+        for keep in keeps:
+            missing = size - len(keep[axis.name])
+            if missing:
+                out = torch.ones(axis.size, dtype=torch.bool)
+                out[keep[axis.name]] = False
+                keep[axis.name] = torch.cat([keep[axis.name], out.nonzero().flatten()[:missing]]).sort().values
+                added += missing
+    even = []
+    for part, keep in zip(parts, keeps, strict=True):
+        same = all(len(keep[name]) == len(part.keep[name]) for name in keep)
+        even.append(part if same else Part(part.graph, keep, lay_over([part], part.graph, keep)[0]))
+    return even, added
+
+
+def _group(layer: nn.Conv2d, count: int) -> bool:
+    """Make a convolution a grouped one where its weights allow; says whether they did."""
+    outputs, inputs = layer.weight.shape[:2]
+    if outputs % count or inputs % count:
+        return False
+    blocks = layer.weight.detach().reshape(count, outputs // count, count, inputs // count, *layer.weight.shape[2:])
+    for k in range(count):
+        if blocks[k, :, :k].any() or blocks[k, :, k + 1 :].any():
+            return False
+    own = torch.cat([blocks[k, :, k] for k in range(count)])
+    layer.groups = count
+    layer.weight = nn.Parameter(own.clone())
+    return True

@@ -1,0 +1,317 @@
+"""Cut a network, or lay several side by side: both build one network from parts.
+
+A step of several parts runs once, on channels that lie side by side, wherever that gives what each part alone
+gives. Where it does not (a norm over all channels, an unknown operation), each part's channels are taken out,
+the step runs once for each part with that part's own weights, and the results are laid side by side again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brickyard.axes._atoms import indexed_dims
+from brickyard.axes._graph import Graph
+from brickyard.base._errors import SurgeryError
+from brickyard.network._functions import FUNCTIONS
+from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role
+from brickyard.network._network import Network, Node, Ref, refs, step_shapes, with_refs
+from brickyard.surgery._plan import KeepSet, Part, Plan, check_keep, is_output
+from brickyard.surgery._steps import concrete, rewritten
+from brickyard.surgery._weights import made_layer, made_tensor, number_of
+
+
+def cut(graph: Graph, keep: KeepSet) -> Network:
+    """A new network with only the kept channels; the graph's own network is not touched.
+
+    Raises:
+        SurgeryError: The keep-set does not fit the graph.
+    """
+    check_keep(graph, keep)
+    return join([Part(graph, keep)])
+
+
+def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
+    """One network that computes the parts side by side on every channel axis.
+
+    The class outputs lie part after part. With `shared_input` all parts read the same image; otherwise the
+    input has the parts' images one after another along its channels.
+
+    Raises:
+        SurgeryError: The parts' graphs differ, or their class outputs cannot be laid side by side.
+    """
+    if len(parts) > 1:
+        check_same(parts)
+    builder = _Builder(Plan(parts, shared_input))
+    for node in builder.source.nodes:
+        builder.add(node)
+    network = builder.network()
+    _check_shapes(builder, network)
+    return network
+
+
+class _Builder:
+    """Adds steps one by one; each runs once for all parts, or once for each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.source = plan.first.network
+        self.alone = [plan.alone(number) for number in range(len(plan.parts))]
+        self.apart: set[str] = set()
+        self._nodes: list[Node] = []
+        self._layers: dict[str, nn.Module] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._foreign: dict[str, Callable[..., Any]] = {}
+        self._steps = {node.name: node for node in self.source.nodes}
+        self._live: set[str] = set()  # values that come from the image
+        self._names: set[str] = set(self._steps)
+        self._joined: dict[str, str] = {}
+        self._sizes: dict[tuple[str, int], str] = {}
+
+    def network(self) -> Network:
+        """What was built."""
+        return Network(self._nodes, self._layers, self._tensors, self._foreign).eval()
+
+    def add(self, node: Node) -> None:
+        """Add a step of the source."""
+        if node.op == "input" or any(name in self._live for name in refs(node)):
+            self._live.add(node.name)
+        if not self._runs_apart(node):
+            made = with_refs(rewritten(self.plan, node), self._together)
+            self._use(made, node.target, self.plan)
+            return
+        self.apart.add(node.name)
+        for number, plan in enumerate(self.alone):
+            name = self._new_name(f"{node.name}_part{number}")
+            self._sizes[node.name, number] = name
+            made = with_refs(rewritten(plan, node), partial(self._of_part, number))
+            own = f"{node.target}_part{number}" if node.op in ("layer", "tensor") else made.target
+            if node.target in self.source.foreign:
+                own = f"{node.target} of part {number}"
+            self._use(replace(made, name=name, target=own), node.target, plan)
+
+    def _use(self, node: Node, target: str, plan: Plan) -> None:
+        """Add a step with what it needs: the layer or tensor is the source's `target` as the plan makes it."""
+        self._nodes.append(node)
+        if node.op == "layer" and node.target not in self._layers:
+            self._layers[node.target] = made_layer(plan, target)
+        elif node.op == "tensor":
+            self._tensors[node.target] = made_tensor(plan, target)
+        elif target in self.source.foreign:
+            self._foreign[node.target] = _own(plan.parts[0].network or plan.first.network, target)
+
+    # -- together or apart -----------------------------------------------------------------------------
+
+    def _runs_apart(self, node: Node) -> bool:
+        if len(self.plan.parts) == 1 or node.op in ("input", "output"):
+            return False
+        if node.op == "tensor":
+            return self.plan.first.labels(node) is None and not self._same_numbers(node.target, "")
+        if node.op == "function" and node.target in FUNCTIONS and FUNCTIONS[node.target].role == "number":
+            return False
+        values = [name for name in refs(node) if _is_value(self.plan.first.shapes[name])]
+        if values and isinstance(self.plan.first.shapes[values[0]], tuple | list) and node.target == "getitem":
+            return values[0] in self.apart
+        if node.name in self.plan.first.apart or any(self._is_lost(name) for name in values):
+            return True
+        if node.op != "layer":
+            return self._breaks_layout(node)
+        layer = self.source.layer(node.target)
+        if layer_role(layer) == "follow":
+            return self._shared(values[0])
+        keys = [key for key, value in layer.named_parameters(recurse=False) if value is not None]
+        return layer_role(layer) != "mix" and not all(self._same_numbers(node.target, key) for key in keys)
+
+    def _breaks_layout(self, node: Node) -> bool:
+        """Whether moving channels that lie side by side gives another order than the result is planned to have.
+
+        Entries of one run stay together, part after part. That fails where a boundary between joined or cut-off
+        pieces lies within a run, and where the order is turned round.
+        """
+        if node.target == "flip":
+            dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+            (x,) = refs(node)
+            dim = self.plan.dim(self._steps[x])
+            return dim in [d % self.plan.first.shapes[x].ndim for d in dims]
+        if node.target in ("cat", "repeat"):
+            dim = self.plan.dim(node)
+            names = refs(node) if node.target == "cat" else [refs(node)[0]] * 2
+            pieces = [self._numbers(name, dim) for name in names]
+        elif node.target in ("chunk", "split"):
+            values = self.plan.first.labels(node)
+            dim = self.plan.dim(self._steps[refs(node)[0]])
+            pieces = [self.plan.along(node, dim, place)[0] for place in range(len(values))] if dim is not None else []
+        elif node.target == "getitem":
+            source = refs(node)[0]
+            dim = self.plan.dim(self._steps[source])
+            if dim is None:
+                return False
+            whole = self._numbers(source, dim)
+            runs = {0, len(whole), *(np.flatnonzero(np.diff(self.plan.runs(whole))) + 1).tolist()}
+            cuts = [
+                stop
+                for at, part in indexed_dims(node.args[1], self.plan.first.shapes[source].ndim)
+                if at == dim and isinstance(part, slice)
+                for stop in concrete(self.plan, part).indices(len(whole))[:2]
+            ]
+            return not set(cuts) <= runs
+        else:
+            return False
+        return any(
+            len(a) and len(b) and not np.diff(self.plan.runs(np.append(a[-1:], b[:1]))) for a, b in pairwise(pieces)
+        )
+
+    def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
+        """The first part's channel numbers along a dimension of a step's value."""
+        return np.zeros(0, dtype=np.int64) if dim is None else self.plan.along(self._steps[name], dim)[0]
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether a value exists for each part by itself and cannot be laid side by side."""
+        if self.plan.dim(self._steps[name]) is None:
+            return name in self._live or name in self.apart
+        return name in self.apart and self._shared(name)
+
+    def _shared(self, name: str) -> bool:
+        """Whether a value has the channels of an image that all parts share."""
+        dim = self.plan.dim(self._steps[name])
+        return dim is not None and self.plan.layout(self.plan.along(self._steps[name], dim)).shared
+
+    def _same_numbers(self, name: str, key: str) -> bool:
+        first, *others = (number_of(part, name, key) for part in self.plan.parts)
+        return first.is_meta or all(torch.equal(first, other) for other in others)
+
+    # -- from one to the other -------------------------------------------------------------------------
+
+    def _together(self, ref: Ref) -> Ref:
+        """A value of all parts."""
+        name = ref.node
+        if name not in self.apart:
+            return ref
+        if name not in self._joined:
+            names = [Ref(self._sizes[name, number]) for number in range(len(self.alone))]
+            node = self._steps[name]
+            dim = self.plan.dim(node)
+            if dim is None:
+                return names[0]  # a size, the same for all parts
+            layout = self.plan.layout(self.plan.along(node, dim))
+            order = np.argsort(np.concatenate(layout.targets))
+            last = self._function(f"{name}_joined", "cat", (names, dim))
+            if (order != np.arange(len(order))).any():
+                last = self._function(f"{name}_in_order", "take", (Ref(last), dim, order.tolist()))
+            self._joined[name] = last
+        return Ref(self._joined[name])
+
+    def _of_part(self, number: int, ref: Ref) -> Ref:
+        """The value of one part."""
+        name = ref.node
+        if (name, number) in self._sizes:
+            return Ref(self._sizes[name, number])
+        node = self._steps[name]
+        if not _is_value(self.plan.first.shapes[name]):
+            made = with_refs(node, partial(self._of_part, number))
+            new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
+            self._nodes.append(replace(made, name=new))
+            return Ref(new)
+        dim = self.plan.dim(node)
+        if dim is None or self._shared(name):
+            return ref
+        places = self.plan.layout(self.plan.along(node, dim)).targets[number].tolist()
+        return Ref(self._function(f"{name}_of_part{number}", "take", (ref, dim, places)))
+
+    def _function(self, name: str, function: str, args: tuple[Any, ...]) -> str:
+        name = self._new_name(name)
+        self._nodes.append(Node(name, "function", function, args))
+        return name
+
+    def _new_name(self, wanted: str) -> str:
+        name, number = wanted, 2
+        while name in self._names:
+            name, number = f"{wanted}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+
+def _is_value(value: Any) -> bool:
+    """Whether a step's value is a tensor or holds some."""
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return any(_is_value(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _own(network: Network, target: str) -> Callable[..., Any]:
+    """A foreign module is copied, so that training a component leaves its source alone."""
+    call = network.foreign[target]
+    return copy.deepcopy(call) if isinstance(call, nn.Module) else call
+
+
+def check_same(parts: Sequence[Part]) -> None:
+    """Check that parts can be laid side by side.
+
+    Raises:
+        SurgeryError: They are of different architectures, or their class outputs cannot be cut.
+    """
+    first = parts[0].graph
+    for part in parts:
+        if part.graph.output is None:
+            raise SurgeryError("the class outputs cannot be laid side by side; use form='parallel'")
+        if part.graph.network.nodes != first.network.nodes or not _same_sizes(part.graph, first):
+            raise SurgeryError(
+                "alignment padding needs parts cut from one architecture with equal sizes (class counts may "
+                "differ); use form='parallel'"
+            )
+
+
+def _same_sizes(a: Graph, b: Graph) -> bool:
+    if [(x.name, x.size, x.output) for x in a.axes if not x.output] != [
+        (x.name, x.size, x.output) for x in b.axes if not x.output
+    ]:
+        return False
+    ends = {record.owner for record in a.dims if is_output(a.output, record.atoms)}
+    for name in a.network.layer_names:
+        x, y = a.network.layer(name), b.network.layer(name)
+        if type(x) is not type(y) or (name not in ends and describe_layer(x) != describe_layer(y)):
+            return False
+    return True
+
+
+def _check_shapes(builder: _Builder, network: Network) -> None:
+    """Run the result on the meta device and compare every value's shape with the plan."""
+    if network.foreign:
+        return  # what it calls may not run there
+    plan = builder.plan
+    channels, height, width = plan.first.input_shape
+    channels *= 1 if plan.shared_input else len(plan.parts)
+    bones = Network(
+        network.nodes,
+        {name: _on_meta(network.layer(name)) for name in network.layer_names},
+        {name: torch.empty(network.tensor(name).shape, device="meta") for name in network.tensor_names},
+    )
+    try:
+        shapes = step_shapes(bones, torch.empty(2, channels, height, width, device="meta"))
+    except Exception as error:
+        raise SurgeryError(f"the resized network does not fit together: {error}; please report this network") from error
+    for node in plan.first.network.nodes[1:]:
+        before = plan.first.shapes[node.name]
+        if isinstance(before, Tensor) and plan.dim(node) is not None and node.name not in builder.apart:
+            after = shapes[node.name]
+            expected = [plan.changed(node).get(dim, size) for dim, size in enumerate(before.shape)]
+            if list(after.shape) != expected:
+                raise SurgeryError(
+                    f"step {node.name!r} of the resized network gives {tuple(after.shape)} where {tuple(expected)} was "
+                    "planned; please report this network"
+                )
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    entry = find_type(module)
+    assert entry is not None
+    return build_layer(entry.name, describe_layer(module))

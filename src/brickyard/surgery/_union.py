@@ -1,0 +1,110 @@
+"""The union of parts that were cut from one source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._graph import Graph
+from brickyard.base._errors import SurgeryError
+from brickyard.network._network import Network
+from brickyard.surgery._join import cut
+from brickyard.surgery._plan import KeepSet, Part, positions
+from brickyard.surgery._weights import dim_labels, number_of
+
+
+def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple[str, ...]]:
+    """One component with the union of the channels of parts that were cut from one source.
+
+    Args:
+        parts: The parts, each with its cut network.
+        source: The source's graph. With it the union has the source's weights. Without it, weights between
+            channels that no single part keeps together are zero.
+
+    Returns:
+        The network, and notes on weights that are not known.
+
+    Raises:
+        SurgeryError: The parts are of different sources, or their weights disagree where they overlap.
+    """
+    graph = parts[0].graph
+    if any(p.graph.network.nodes != graph.network.nodes or p.graph.names != graph.names for p in parts):
+        raise SurgeryError("form='union' needs parts of one source; use form='parallel'")
+    output = graph.output
+    if output is None:
+        raise SurgeryError("form='union' needs class outputs that can be cut; use form='parallel'")
+    keep: dict[str, Tensor] = {}
+    for axis in graph.axes:
+        kept = [p.keep[axis.name] for p in parts]
+        keep[axis.name] = torch.cat(kept) if axis.output else torch.cat(kept).unique()
+    if len(keep[output.name].unique()) != len(keep[output.name]):
+        raise SurgeryError("form='union' needs parts without a class in common and without reject; use form='parallel'")
+    if source is not None:
+        return cut(source, keep), ()
+    network, unknown = lay_over(parts, graph, keep)
+    notes = (f"{unknown:,} weights between channels of different parts are not known and were set to zero",)
+    return network, notes if unknown else ()
+
+
+def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Network, int]:
+    """A network that keeps all that the parts keep, with their numbers, and how many numbers none of them has.
+
+    Raises:
+        SurgeryError: The parts' numbers disagree where they overlap.
+    """
+    whole, network = Part(graph, keep), cut(graph, keep)
+    names = (*graph.network.layer_names, *graph.network.tensor_names)
+    return network, sum(_overlay_one(network, whole, parts, name) for name in names)
+
+
+def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:
+    """Fill one layer or bare tensor of a union; returns how many of its numbers no part knows."""
+    bare = name in network.tensor_names
+    keys = [""] if bare else [*network.layer(name)._parameters, *network.layer(name)._buffers]
+    unknown = 0
+    for key in keys:
+        blank = network.tensor(name) if bare else getattr(network.layer(name), key)
+        if blank is None:
+            continue
+        if blank.ndim == 0:
+            _set(network, name, key, number_of(parts[0], name, key).detach().clone())
+            continue
+        value = torch.zeros(blank.shape, dtype=number_of(parts[0], name, key).dtype)
+        known = torch.zeros(blank.shape, dtype=torch.bool)
+        for part in parts:
+            own = number_of(part, name, key).detach().cpu()
+            index = torch.meshgrid(
+                *(_within(whole, part, name, key, dim, size) for dim, size in enumerate(blank.shape)),
+                indexing="ij",
+            )
+            if bool((known[index] & (value[index] != own)).any()):
+                raise SurgeryError(
+                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, "
+                    "or trained since); give source= to use its weights, or use form='parallel'"
+                )
+            value[index] = own
+            known[index] = True
+        unknown += int((~known).sum())
+        _set(network, name, key, value)
+    return unknown
+
+
+def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -> Tensor:
+    """Where the part's entries along a dimension lie in the union's."""
+    labels = dim_labels(whole, name, key, dim)
+    if labels is None:
+        return torch.arange(size)
+    place = {int(entry): index for index, entry in enumerate(positions(whole, labels))}
+    return torch.tensor([place[int(entry)] for entry in positions(part, labels)])
+
+
+def _set(network: Network, name: str, key: str, value: Tensor) -> None:
+    group, _, leaf = (name, "", key) if key else name.rpartition(".")
+    owner = network.get_submodule(group)
+    stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+    for store in stores:
+        if leaf in store:
+            store[leaf] = nn.Parameter(value) if store is owner._parameters else value

@@ -1,0 +1,22 @@
+"""The training loop, distillation, fine-tuning, and sources of the zoo trained from scratch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from brickyard.base._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from brickyard.training._finetune import finetune as finetune
+    from brickyard.training._sources import Trained as Trained
+    from brickyard.training._sources import accuracy as accuracy
+    from brickyard.training._sources import build_seeded as build_seeded
+    from brickyard.training._sources import device_named as device_named
+    from brickyard.training._sources import train as train
+    from brickyard.training._sources import train_source as train_source
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    _finetune="finetune",
+    _sources="Trained accuracy build_seeded device_named train train_source",
+)

@@ -1,0 +1,142 @@
+"""What a teacher says to an image, in the order of its student's outputs, and the loss that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.axes._graph import trace
+from brickyard.base._errors import OptionError
+from brickyard.base._options import Distillation
+from brickyard.component._component import Component
+from brickyard.component._features import observe
+from brickyard.component._predictor import Predictor
+from brickyard.network._identity import fingerprint, weights_like
+from brickyard.network._network import Network, refs
+from brickyard.surgery._plan import Part, positions
+
+Lesson = tuple[Tensor, Tensor | None]  # logits (batch, outputs) of the student; features (batch, size) where wanted
+Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, width) -> a lesson
+
+
+def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
+    """A teacher for a component or an assembly.
+
+    Args:
+        teacher: A component or an assembly that knows the student's classes by name, or the source of the component.
+        student: The student.
+        how: Whether features are wanted.
+
+    Raises:
+        OptionError: The teacher does not know a class, or is no source of the student, or has no features for it.
+    """
+    if isinstance(teacher, Predictor):
+        if how.features:
+            raise OptionError(
+                "features of a teacher were asked for, and only a source's channels are known to be its component's; "
+                "give the component's own source as teacher, or features=0"
+            )
+        return named_teacher(teacher, student.classes, student.reject)
+    if not isinstance(teacher, nn.Module):
+        raise OptionError(f"a {type(teacher).__name__} was given as teacher; give a component, an assembly or a source")
+    if not isinstance(student, Component):
+        raise OptionError("a plain network does not know class names; give an assembly a component or an assembly")
+    return SourceTeacher(teacher, student, features=how.features > 0)
+
+
+def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = False) -> Teacher:
+    """A teacher that finds the student's classes among its own by name.
+
+    Raises:
+        OptionError: It does not know one.
+    """
+    missing = [name for name in classes if name not in teacher.classes]
+    if missing or (reject and not teacher.reject):
+        what = f"class {missing[0]!r}" if missing else 'an output for "none of these"'
+        raise OptionError(
+            f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}: give one that knows all classes"
+        )
+    columns = [teacher.classes.index(name) for name in classes] + ([len(teacher.classes)] if reject else [])
+    teacher.eval()
+
+    def lesson(images: Tensor) -> Lesson:
+        with torch.no_grad():
+            return teacher.logits(images)[:, columns], None
+
+    return lesson
+
+
+class SourceTeacher:
+    """The source of a component as its teacher: its logits of the task, and its features on the kept channels.
+
+    Args:
+        source: The network that the component was cut from.
+        component: The component.
+        features: Whether features are wanted.
+
+    Raises:
+        OptionError: The network is not the component's source, or its features are not channels of one axis.
+    """
+
+    def __init__(self, source: nn.Module, component: Component, *, features: bool) -> None:
+        manifest = component.manifest
+        found = fingerprint(source)
+        if found != manifest.source.sha256:
+            raise OptionError(
+                f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}; the "
+                f"network given as teacher has {found[:12]}: give its own source, a component or an assembly"
+            )
+        self.component, self.like = component, weights_like(source)
+        example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
+        graph = trace(source, example)
+        self.network: Network = graph.network
+        self.stop, self.kept = 0, torch.zeros(0, dtype=torch.long)
+        self.features = features
+        if features:
+            reads = component.network.nodes[component.reads_at]
+            labels = graph.at(reads.target, "in") if refs(reads) else None
+            place = [i for i, node in enumerate(self.network.nodes) if node.name == reads.name]
+            if labels is None or not place:
+                raise OptionError(
+                    "features of the source were asked for, and what its classifier reads has no channels that are "
+                    "known to be the component's; leave features out"
+                )
+            keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
+            self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
+
+    def __call__(self, images: Tensor) -> Lesson:
+        """Raw images -> the lesson."""
+        x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
+        with torch.no_grad():
+            features, _, logits = observe(self.network, self.stop, x)
+        return self.component.of_source(logits), features[:, self.kept] if self.features else None
+
+
+def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation) -> Tensor:
+    """The loss of a student that heeds labels and a teacher.
+
+    `(1 - weight) * cross_entropy(z, y) + weight * t^2 * KL(softmax(z_T / t) || softmax(z / t))`, and `features` times
+    the features' mean squared error as a share of the teacher's variance in the batch.
+    """
+    t = how.temperature
+    wanted = (teacher[0].to(student[0]) / t).log_softmax(1)
+    given = (student[0] / t).log_softmax(1)
+    taught = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * t * t
+    loss = how.weight * taught + (1 - how.weight) * F.cross_entropy(student[0], targets)
+    if how.features and student[1] is not None and teacher[1] is not None:
+        goal = teacher[1].to(student[1])
+        loss = loss + how.features * F.mse_loss(student[1], goal) / goal.var().clamp_min(1e-12)
+    return loss
+
+
+def teacher_name(teacher: nn.Module, student: Component | Assembly) -> str:
+    """What a manifest calls a teacher."""
+    if isinstance(teacher, Component):
+        return f"component of {teacher.manifest.source.name}"
+    if isinstance(teacher, Assembly):
+        return f"assembly of {len(teacher.manifest.parts)} components"
+    return student.manifest.parts[0].source.name

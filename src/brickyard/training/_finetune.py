@@ -1,0 +1,336 @@
+"""Train a component or an assembly further, on labelled images, and with a teacher where there is one."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._checks import check_kind, given_path
+from brickyard.base._errors import DataError, OptionError
+from brickyard.base._options import Distillation, Schedule
+from brickyard.base._records import TuneRecord
+from brickyard.component._component import Component
+from brickyard.component._predictor import run_images
+from brickyard.component._statistics import observed
+from brickyard.inputs._augment import shifted_and_mirrored
+from brickyard.inputs._batches import Images
+from brickyard.network._identity import fingerprint, weights_like
+from brickyard.runtime._isolation import steady
+from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
+from brickyard.training._loop import fit
+
+ModelT = TypeVar("ModelT", Component, Assembly)
+
+
+@steady
+def finetune(
+    model: ModelT,
+    images: Any,
+    *,
+    schedule: Schedule | None = None,
+    validation: Any = 0.1,
+    teacher: nn.Module | None = None,
+    distillation: Distillation | None = None,
+    resume: str | Path | None = None,
+) -> ModelT:
+    """Train a component or an assembly on labelled images.
+
+    Args:
+        model: What is trained; it stays as it is, and a copy is returned.
+        images: Labelled training images, as for `locate`: labels are indices into the source's classes. For an
+            assembly, a list with one entry a part. Images of other classes are left out; a component with a reject
+            output learns from them too.
+        schedule: How to train; default: ten epochs of SGD.
+        validation: Images that training does not see and that choose the pass whose numbers are kept, the state
+            before the first among them, by accuracy, and by likelihood where that is equal: a share of `images`,
+            drawn evenly from the classes, or images in the same form as these. 0: the numbers of the last pass are
+            kept.
+        teacher: A component or an assembly that knows the classes by name, or the component's own source.
+        distillation: How much the teacher counts.
+        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
+
+    Returns:
+        The trained copy, in evaluation mode; its manifest says how it was trained. A component's statistics are
+        measured anew. An assembly keeps its scaling.
+
+    Raises:
+        DataError: The images cannot be used, or none belongs to a class of the model.
+        OptionError: An option cannot be used, the teacher does not fit, or training diverges.
+        FileError: `resume` holds the state of another call, or cannot be written.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.base._options import Schedule
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+        >>> relevance = by.locate(chain(), data)
+        >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
+        >>> trained = by.finetune(whole, [data, data], schedule=Schedule(epochs=1))
+        >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
+        trained      1 passes over 18 images
+    """
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(f"a component or an assembly is trained; a {type(model).__name__} was given: cut one")
+    check_kind("schedule", schedule, Schedule, "give brickyard.base._options.Schedule(epochs=...)")
+    check_kind("distillation", distillation, Distillation, "give brickyard.base._options.Distillation(weight=...)")
+    if distillation is not None and teacher is None:
+        raise OptionError("a distillation was given without a teacher; give teacher=, or leave it out")
+    folder = None if resume is None else given_path(resume, "the folder to go on from")
+    schedule = schedule or Schedule()
+    how = distillation or Distillation()
+    examples, held_out = _divided(model, images, validation, schedule.seed)
+    taught = None if teacher is None else taught_by(teacher, model, how)
+    trained = copy.deepcopy(model)
+    before = _free(trained)
+
+    def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
+        groups = examples.raw(chosen)
+        raw = [shifted_and_mirrored(x, generator) if schedule.augment else x for x, _ in groups]
+        answer = _answer(trained, raw, features=how.features > 0)
+        targets = torch.cat([y for _, y in groups]).to(answer[0].device)
+        if taught is None:
+            return F.cross_entropy(answer[0], targets)
+        return lesson_loss(answer, _lesson(taught, raw), targets, how)
+
+    fitted = fit(
+        trained,
+        loss,
+        len(examples),
+        schedule,
+        score=None if held_out is None else lambda: _score(trained, held_out, schedule.batch_size),
+        resume=folder,
+        key=_key(model, examples, held_out, teacher, how),
+    )
+    for parameter, was in zip(trained.parameters(), before, strict=True):
+        parameter.requires_grad_(was)
+        parameter.grad = None
+    record = TuneRecord(
+        images=len(examples),
+        validation=0 if held_out is None else len(held_out),
+        epochs=fitted.epochs,
+        best=fitted.best,
+        optimizer=schedule.optimizer,
+        lr=schedule.rate,
+        batch_size=schedule.batch_size,
+        seed=schedule.seed,
+        teacher="" if teacher is None else teacher_name(teacher, model),
+        scores=fitted.scores,
+    )
+    return _finished(trained, record, examples)
+
+
+# -- images ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Labelled images of a model's classes.
+
+    Attributes:
+        pools: Where they are; one entry a part.
+        owners: For each image its pool.
+        places: Its number there.
+        labels: Its label there.
+        targets: The model's output that is right.
+    """
+
+    pools: tuple[Images | None, ...]
+    owners: Tensor
+    places: Tensor
+    labels: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
+        """The images that belong to a class of the model.
+
+        Raises:
+            DataError: They have another form, or none does.
+        """
+        parts = model.manifest.parts
+        if isinstance(model, Component):
+            images = [images]
+        elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
+            raise DataError(
+                f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
+                f"none); a {type(images).__name__} was given"
+            )
+        pools = tuple(None if data is None else Images(data, None, what) for data in images)
+        found: list[tuple[Tensor, ...]] = []
+        for index, (pool, right) in enumerate(zip(pools, _outputs(model), strict=True)):
+            if pool is None:
+                continue
+            labels = pool.all_labels()
+            if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(right)):
+                raise DataError(
+                    f"{what} have labels from {int(labels.min())} to {int(labels.max())}; the source has "
+                    f"{len(right)} classes: give labels that count them"
+                )
+            targets = right[labels]
+            places = torch.nonzero(targets >= 0).flatten()
+            found.append((torch.full_like(places, index), places, labels[places], targets[places]))
+        if not any(len(places) for _, places, _, _ in found):
+            raise DataError(f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do")
+        return cls(pools, *(torch.cat(list(values)) for values in zip(*found, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def some(self, chosen: Tensor) -> _Examples:
+        """Some of them."""
+        values = (value[chosen] for value in (self.owners, self.places, self.labels, self.targets))
+        return _Examples(self.pools, *values)
+
+    def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Raw images and targets, one batch a pool: pools may have images of other sizes."""
+        index = torch.tensor(chosen)
+        found: list[tuple[Tensor, Tensor]] = []
+        for owner in self.owners[index].unique().tolist():
+            own = index[self.owners[index] == owner]
+            pool = self.pools[owner]
+            assert pool is not None
+            for images, _ in pool.raw(self.places[own].tolist(), len(own)):
+                found.append((images, self.targets[own]))
+        return found
+
+    def digest(self) -> str:
+        """A hash of which images these are, and of the first of them."""
+        found = hashlib.sha256()
+        for value in (self.owners, self.places, self.targets):
+            found.update(value.numpy().tobytes())
+        found.update(self.raw([0])[0][0].cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+def _outputs(model: Component | Assembly) -> list[Tensor]:
+    """For each part and class of its source the model's output, or -1."""
+    if isinstance(model, Component):
+        manifest = model.manifest
+        right = torch.full((len(manifest.source.classes),), len(manifest.task) if manifest.reject else -1)
+        right[list(manifest.task)] = torch.arange(len(manifest.task))
+        return [right]
+    found: list[Tensor] = []
+    offset = 0
+    class_of = model.manifest.class_of
+    joined = model.manifest
+    for part, task, columns in zip(joined.parts, joined.tasks, joined.columns, strict=True):
+        right = torch.full((len(part.source.classes),), -1)
+        for place, k in enumerate(task):
+            right[k] = class_of[offset + place]
+        found.append(right)
+        offset += len(columns)
+    return found
+
+
+def _divided(
+    model: Component | Assembly, images: Any, validation: Any, seed: int
+) -> tuple[_Examples, _Examples | None]:
+    """Images to train on, and images to choose the best pass with."""
+    examples = _Examples.of(model, images, "the images to train on")
+    held_out: _Examples | None = None
+    if not isinstance(validation, int | float):
+        held_out = _Examples.of(model, validation, "the validation images")
+    elif not 0 <= validation <= 0.5:
+        raise OptionError(f"validation={validation!r} was given; give a share in [0, 0.5], or labelled images")
+    elif validation > 0:
+        generator = torch.Generator().manual_seed(seed)
+        out = torch.zeros(len(examples), dtype=torch.bool)
+        for k in examples.targets.unique().tolist():
+            own = torch.nonzero(examples.targets == k).flatten()
+            out[own[torch.randperm(len(own), generator=generator)[: round(validation * len(own))]]] = True
+        if out.any():
+            examples, held_out = examples.some(~out), examples.some(out)
+    if len(examples) < 2:
+        raise DataError(f"{len(examples)} images are left to train on; give two or more")
+    return examples, held_out
+
+
+# -- the model ---------------------------------------------------------------------------------------------
+
+
+def _free(model: Component | Assembly) -> list[bool]:
+    """Let the numbers of a model's networks be trained; what could be trained before."""
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    networks = model.networks() if isinstance(model, Assembly) else [model.network]
+    own = {id(parameter) for network in networks for parameter in network.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in own and parameter.is_floating_point())
+    return before
+
+
+def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool = False) -> Lesson:
+    """What a model says to raw images, all in one batch: so do batch norms see them."""
+    if isinstance(model, Assembly):
+        inputs = [_one_batch(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
+        return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
+    like = weights_like(model)
+    x = _one_batch([model.preprocess(images).to(like.device, like.dtype) for images in raw])
+    if not features:
+        return run_images(model, x, "the images"), None
+    found, _, logits = model.observe(x)
+    return model.head(logits), found
+
+
+def _one_batch(images: list[Tensor]) -> Tensor:
+    shapes = {tuple(x.shape[1:]) for x in images}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of the shapes {', '.join(map(str, sorted(shapes)))} reach one part after its preprocessing; give "
+            "images of one shape, or parts whose preprocessing has a size and channels"
+        )
+    return torch.cat(images)
+
+
+def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
+    logits, features = zip(*(teacher(images) for images in raw), strict=True)
+    return torch.cat(logits), None if features[0] is None else torch.cat(features)
+
+
+def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> tuple[float, float]:
+    """Mean over classes of the share of images that are answered right, and of the log-probability of the right."""
+    found: list[Tensor] = []
+    targets: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            groups = examples.raw(range(start, min(start + batch_size, len(examples))))
+            found.append(_answer(model, [x for x, _ in groups])[0].double().log_softmax(1).cpu())
+            targets += [y for _, y in groups]
+    said, right = torch.cat(found), torch.cat(targets)
+    values = torch.stack([said.argmax(1) == right, said.gather(1, right.unsqueeze(1)).squeeze(1)])
+    first, second = torch.stack([values[:, right == k].mean(1) for k in right.unique()]).mean(0).tolist()
+    return first, second
+
+
+def _key(
+    model: Component | Assembly,
+    examples: _Examples,
+    held_out: _Examples | None,
+    teacher: nn.Module | None,
+    how: Distillation,
+) -> str:
+    """What decides the result, beside the schedule."""
+    known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
+    return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
+
+
+def _finished(model: ModelT, record: TuneRecord, examples: _Examples) -> ModelT:
+    """The trained model with its record, and what it remembers measured anew."""
+    manifest = model.manifest.model_copy(update={"tuned": record})
+    if isinstance(model, Assembly):
+        model.manifest = manifest
+        return model
+    model.manifest = manifest
+    (pool,) = examples.pools
+    assert pool is not None
+    images = Images(pool, manifest.preprocessing)
+    by_class = {k: examples.places[examples.labels == k].tolist() for k in manifest.task}
+    return observed(model, images, by_class)

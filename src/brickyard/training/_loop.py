@@ -1,0 +1,259 @@
+"""The loop that all training here goes through: seeded, with early stopping, and able to go on where it was stopped.
+
+Nothing here knows what is trained for what: a caller brings the loss of a batch and a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.base._errors import FileError, OptionError
+from brickyard.base._options import Schedule
+from brickyard.network._untouched import as_before
+from brickyard.runtime._progress import bar
+from brickyard.storage._safefile import read, write
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+Loss = Callable[[list[int], torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training did.
+
+    Attributes:
+        epochs: Passes that were made.
+        best: The pass whose numbers the model has; 0 is before the first.
+        losses: Mean loss of each pass.
+        scores: The first number of the score before the first pass and after each; empty without a score.
+    """
+
+    epochs: int = 0
+    best: int = 0
+    losses: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    count: int,
+    schedule: Schedule,
+    *,
+    score: Callable[[], tuple[float, float]] | None = None,
+    resume: Path | None = None,
+    key: str = "",
+    text: str = "training",
+) -> Fitted:
+    """Train a model in place.
+
+    Args:
+        model: What is trained: its parameters that need gradients. It is left in evaluation mode.
+        loss: The loss of the images of these numbers; what it draws, it draws from the generator.
+        count: How many images there are.
+        schedule: How to train.
+        score: How good the model is now, higher is better: a number, and another one where two passes are equal in
+            the first. The numbers of the best pass, or those before the first, are kept. Without it, those of the last.
+        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
+        key: What else decides the result; a state that was kept with another key is refused.
+        text: What the progress bar says.
+
+    Raises:
+        OptionError: Training diverges.
+        FileError: The state in `resume` cannot be read or written, or is of another call.
+    """
+    run = _Run(model, count, schedule)
+    notes = None if resume is None else _Notes(resume, f"{schedule!r} {count} {key}")
+    if (kept := None if notes is None else notes.read()) is not None:
+        run.restore(*kept)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(schedule.seed)  # for dropout
+        if run.random is not None:
+            torch.set_rng_state(run.random)
+        with bar(text, run.total) as advance:
+            advance(run.step)
+            if score is not None and not run.scores:
+                run.scored(score(), 0)
+            while run.epoch < schedule.epochs and not run.patience_is_over():
+                model.train()
+                if schedule.norms == "frozen":
+                    for module in model.modules():
+                        module.training = module.training and not isinstance(module, NORMS)
+                run.losses.append(_epoch(run, loss, advance, text))
+                run.epoch += 1
+                if score is not None:
+                    with as_before(model):
+                        run.scored(score(), run.epoch)
+                if notes is not None:
+                    run.random = torch.get_rng_state()
+                    notes.write(*run.state())
+    if run.best_state is not None:
+        model.load_state_dict(run.best_state)
+    model.eval()
+    best = run.best if run.scores else run.epoch
+    return Fitted(run.epoch, best, tuple(run.losses), tuple(first for first, _ in run.scores))
+
+
+def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> float:
+    """One pass; its mean loss."""
+    total, batches = 0.0, run.batches()
+    for chosen in batches:
+        rate = run.rate()
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        with run.autocast():
+            value = loss(chosen, run.generator)
+        if not torch.isfinite(value):
+            raise OptionError(
+                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); give a lower lr than "
+                f"{run.schedule.rate:g}"
+            )
+        run.optimizer.zero_grad()
+        run.scaler.scale(value).backward()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.step += 1
+        total += value.item()
+        advance(text=f"{text}, loss {value.item():.3f}")
+    return total / max(1, len(batches))
+
+
+class _Run:
+    """A training under way: all that decides how it goes on."""
+
+    def __init__(self, model: nn.Module, count: int, schedule: Schedule) -> None:
+        self.model, self.count, self.schedule = model, count, schedule
+        size = schedule.batch_size
+        self.total = max(6, schedule.epochs * max(1, count // size))
+        self.generator = torch.Generator().manual_seed(schedule.seed)
+        self.random: Tensor | None = None
+        self.step = self.epoch = self.best = 0
+        self.losses: list[float] = []
+        self.scores: list[tuple[float, float]] = []
+        self.best_state: dict[str, Tensor] | None = None
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        options: dict[str, Any] = {"lr": schedule.rate, "weight_decay": schedule.weight_decay}
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(trained, momentum=0.9, nesterov=True, **options)
+            if schedule.optimizer == "sgd"
+            else torch.optim.AdamW(trained, **options)
+        )
+        self.device = trained[0].device.type
+        self.dtype = _mixed(schedule, self.device)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def batches(self) -> list[list[int]]:
+        """The images of a pass; what is left over of the last batch waits for another pass."""
+        size = self.schedule.batch_size
+        order = torch.randperm(self.count, generator=self.generator)
+        parts = order[: len(order) // size * size or None].split(size)
+        return [part.tolist() for part in parts if len(part) > 1]  # batch norms need two
+
+    def rate(self) -> float:
+        """The learning rate of the next step: one cosine up, one down."""
+        top = self.schedule.rate
+        start = top / 25
+        turn = self.schedule.warmup * self.total - 1
+        if self.step <= turn:
+            return _cosine(start, top, self.step / turn if turn else 1.0)
+        return _cosine(top, start / 1e4, min(1.0, (self.step - turn) / max(1.0, self.total - 1 - turn)))
+
+    def scored(self, value: tuple[float, float], epoch: int) -> None:
+        """Take note of a score; numbers that are no worse than the best ones are kept."""
+        if not self.scores or value > max(self.scores):
+            self.best = epoch
+            self.best_state = {name: v.detach().clone() for name, v in self.model.state_dict().items()}
+        self.scores.append(value)
+
+    def patience_is_over(self) -> bool:
+        return (
+            self.schedule.patience is not None
+            and bool(self.scores)
+            and (self.epoch - self.best >= self.schedule.patience)
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All of it as data."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in (self.best_state or {}).items()}
+        for place, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        tensors["random.order"] = self.generator.get_state()
+        if self.random is not None:
+            tensors["random.torch"] = self.random
+        text = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "best": self.best,
+            "losses": self.losses,
+            "scores": self.scores,
+            "scaler": self.scaler.state_dict(),
+        }
+        return text, tensors
+
+    def restore(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+        self.step, self.epoch, self.best = text["step"], text["epoch"], text["best"]
+        self.losses, self.scores = list(text["losses"]), [(a, b) for a, b in text["scores"]]
+        self.model.load_state_dict(under("model."))
+        self.best_state = under("best.") or None
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in under("optimizer.").items():
+            place, _, kind = name.partition(".")
+            states.setdefault(int(place), {})[kind] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        self.scaler.load_state_dict(text["scaler"])
+        self.generator.set_state(tensors["random.order"])
+        self.random = tensors.get("random.torch")
+
+
+class _Notes:
+    """The state after the last pass, in a folder."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.path, self.key = folder / "training.safetensors", key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"the folder {folder} cannot be made: {error}; give another resume=") from None
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not self.path.exists():
+            return None
+        text, tensors = read(self.path)
+        if text.get("kind") != "training" or text.get("key") != self.key:
+            raise FileError(
+                f"{self.path} is from another training: another model, other images or other options; give another "
+                "folder, or delete this one to start again"
+            )
+        return text, tensors
+
+    def write(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        write(self.path, tensors, {"kind": "training", "key": self.key, **text}, overwrite=True)
+
+
+def _mixed(schedule: Schedule, device: str) -> torch.dtype | None:
+    """The type that products are computed in where it is not the weights' own."""
+    if schedule.precision == "auto":
+        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(schedule.precision)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

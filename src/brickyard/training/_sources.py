@@ -1,0 +1,241 @@
+"""Make a source: train a small network on image data. Plain, seeded, without surprises."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brickyard.base._errors import DataError, OptionError
+from brickyard.base._messages import brief, first_line
+from brickyard.base._options import Distillation, Schedule
+from brickyard.base._records import Preprocessing
+from brickyard.component._predictor import Predictor
+from brickyard.inputs._augment import shifted_and_mirrored
+from brickyard.inputs._datasets import ImageData
+from brickyard.inputs._preprocessing import preprocess
+from brickyard.network._untouched import as_before
+from brickyard.sources import _zoo as zoo
+from brickyard.sources._loading import Source, network_options, save_source
+from brickyard.training._distillation import lesson_loss, named_teacher
+from brickyard.training._loop import fit
+
+
+def device_named(name: str) -> torch.device:
+    """A device that can compute here, by its name.
+
+    Raises:
+        OptionError: There is none of this name.
+
+    Example:
+        >>> from brickyard.training._sources import device_named
+        >>> device_named("cpu")
+        device(type='cpu')
+    """
+    try:
+        if not isinstance(name, str):
+            raise TypeError(f"a device is named by a text, not by a {type(name).__name__}")
+        device = torch.device(name)
+        (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
+        raise OptionError(
+            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU"
+        ) from None
+    return device
+
+
+def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
+    """A network of the zoo with initial weights drawn from a seed; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return zoo.build(name, classes, width, **options)
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    preprocessing: Preprocessing,
+    epochs: int = 10,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    weight_decay: float = 5e-4,
+    augment: bool = False,
+    seed: int = 0,
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
+) -> float:
+    """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
+
+    Args:
+        model: Takes preprocessed images and returns (batch, classes).
+        data: Training images; labels are the model's outputs.
+        preprocessing: What is done to the images before the model takes them.
+        epochs: Passes over the data.
+        lr: The highest learning rate.
+        batch_size: Images a step.
+        weight_decay: L2 penalty.
+        augment: Shift every image by up to an eighth of its size, and mirror half of them.
+        seed: Seed for order and augmentation.
+        teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
+            architecture.
+        distillation: How much the teacher counts.
+
+    Returns:
+        Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
+
+    Raises:
+        OptionError: An option cannot be used.
+        DataError: There are no images.
+    """
+    schedule = Schedule(
+        epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
+    )
+    if len(data) < 2:
+        raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
+    like = next(model.parameters())
+    how = distillation or Distillation()
+    taught = None if teacher is None else named_teacher(teacher, data.classes)
+    last = max(data.labels.tolist())
+
+    def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
+        raw, labels = data.images[chosen], data.labels[chosen].to(like.device)
+        if taught is not None and augment:  # both sides see the same images
+            raw = shifted_and_mirrored(raw, generator)
+        x = preprocess(raw, preprocessing).to(like.device, like.dtype)
+        logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
+        if logits.ndim != 2 or logits.shape[1] <= last:
+            raise DataError(
+                f"{data.name} has labels to {last}, the model outputs of shape "
+                f"{tuple(logits.shape)}; give it one output a class"
+            )
+        if taught is None:
+            return F.cross_entropy(logits, labels)
+        return lesson_loss((logits, None), taught(raw), labels, how)
+
+    fit(model, loss, len(data), schedule)
+    return accuracy(model, data, preprocessing)
+
+
+def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
+    """Share of images that a classifier answers right, in [0, 1]."""
+    right, like = 0, next(model.parameters())
+    with as_before(model), torch.inference_mode():
+        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+            x = preprocess(images, preprocessing).to(like.device, like.dtype)
+            right += int((model(x).argmax(1).cpu() == labels).sum())
+    return right / len(data) if len(data) else 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A source that was just trained, with what its file says.
+
+    Attributes:
+        source: The source.
+        arch: The zoo's name of its network.
+        options: Width and other options of the network.
+        scores: `train_accuracy`, and `test_accuracy` where held-out images were given; in [0, 1].
+    """
+
+    source: Source
+    arch: str
+    options: dict[str, Any]
+    scores: dict[str, float]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the source to one file, atomically.
+
+        Raises:
+            FileError: The file exists and `overwrite` is false, or cannot be written.
+        """
+        return save_source(
+            path, self.source, arch=self.arch, options=self.options, scores=self.scores, overwrite=overwrite
+        )
+
+
+def train_source(
+    network: str,
+    images: ImageData,
+    *,
+    preprocessing: Preprocessing | None = None,
+    held_out: ImageData | None = None,
+    epochs: int = 10,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    augment: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    teacher: Predictor | None = None,
+    distillation: Distillation | None = None,
+) -> Trained:
+    """Build a network of the zoo and train it on images.
+
+    Args:
+        network: A network of the zoo: `NAME` or `NAME?width=0.5`.
+        images: Training images; their class names become the source's.
+        preprocessing: What it leaves open is taken from the images: 32x32, and their own mean and deviation.
+        held_out: Images with the same classes, to score.
+        epochs: Passes over the images.
+        lr: The highest learning rate.
+        batch_size: Images a step.
+        augment: Shift and mirror the images.
+        seed: Seed of weights, order and augmentation.
+        device: Where it is trained, such as "cuda"; the source comes back on the CPU.
+        teacher: A component or an assembly that knows the images' classes by name.
+        distillation: How much the teacher counts.
+
+    Raises:
+        OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
+        DataError: There are too few images.
+    """
+    how, place = preprocessing, device_named(device)
+    name, options = network_options(network.removeprefix("zoo:"))
+    if "classes" in options:
+        raise OptionError(
+            f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
+            "which make the outputs; leave it out, or choose classes of the data"
+        )
+    channels = options.setdefault("channels", images.images.shape[1])
+    side = (how.size if how else None) or (32, 32)
+    if "size" in zoo.entry(name).defaults:
+        options.setdefault("size", side[0])
+    values = images.images.double().div(255).transpose(0, 1).flatten(1)
+    how = Preprocessing(
+        size=side,
+        fit=how.fit if how else "resize",
+        channels=1 if channels == 1 else 3,
+        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
+        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+    )
+    width = options.pop("width", 1.0)
+    model = build_seeded(name, len(images.classes), width, seed, **options)
+    try:
+        model.eval()(torch.zeros(2, channels, *side))
+    except RuntimeError as error:
+        raise OptionError(
+            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
+        ) from None
+    found = train(
+        model.to(place),
+        images,
+        preprocessing=how,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        seed=seed,
+        teacher=teacher,
+        distillation=distillation,
+    )
+    scores = {"train_accuracy": found}
+    if held_out is not None:
+        scores["test_accuracy"] = accuracy(model, held_out, how)
+    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))
+    return Trained(source, name, {"width": width, **options}, scores)

@@ -1,0 +1,474 @@
+"""What the page asks for: a yard's bricks, plans, classifiers that are kept for a while, and their answers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brickyard.assembly._assemble import assemble, assembly_manifest
+from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._labelled import shared_signals
+from brickyard.base._checks import check_choice
+from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._options import Duplicates, Form
+from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.component._component import Component
+from brickyard.component._describe import kept_text, selection_text
+from brickyard.component._predictor import REJECT
+from brickyard.export._onnx import export_onnx
+from brickyard.reports._page import report
+from brickyard.scaling._scale import Evidence
+from brickyard.scaling._strategies import SCALINGS, scale
+from brickyard.workbench import _pictures as pictures
+from brickyard.workbench._limits import Limits
+from brickyard.workbench._overlap import level, measured, predicted
+from brickyard.yard._index import Entry
+from brickyard.yard._yard import SAMPLES, Yard
+
+FORMS = {
+    "parallel": "The bricks run one after the other. Any mix works, and nothing is multiplied by zero.",
+    "padded": "One plain network with the bricks side by side in every layer. They must be built alike.",
+    "grouped": "As padded, with groups in place of zeros. They must be built alike.",
+    "union": "One brick with the channels of all. They must be cut from the same source.",
+    "auto": "Parallel, padded or grouped: whichever is fastest here. Measured when you assemble.",
+}
+SCALING_WORDS = {
+    "none": "Compare the bricks' scores as they are.",
+    "log-probability": "Compare how each brick divides its own certainty. Best where bricks can say “none of mine”.",
+    "logit-mean": "Divide each class's score by what it usually is when that class is right.",
+    "magnitude": "Level the bricks by how strong their features are. Kept for comparison; it can make things worse.",
+    "mahalanobis": "Lower the scores of a brick to which the picture looks foreign.",
+    "affine": "One factor and one shift a brick, fitted to a few labelled pictures.",
+    "joint-head": "A small map over all scores, fitted to a few labelled pictures.",
+    "lda": "Learn from a few labelled pictures which brick a picture belongs to. Usually the best choice.",
+}
+CELLS = 48  # in the picture of one axis
+MANIFESTS = 512  # manifests that are kept
+
+
+class GoneError(BrickyardError):
+    """A classifier is not kept any more."""
+
+
+class BusyError(BrickyardError):
+    """Another request takes too long."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built.
+
+    Attributes:
+        bricks: Names of components in the yard.
+        form: How they run: a form of `brickyard.assemble`.
+        scaling: How their logits become comparable.
+        on_duplicate: What happens to classes of one name.
+    """
+
+    bricks: tuple[str, ...]
+    form: str = "parallel"
+    scaling: str = "none"
+    on_duplicate: str = "error"
+
+    @classmethod
+    def of(cls, value: Any, limits: Limits) -> Plan:
+        """Read what a page sends.
+
+        Raises:
+            OptionError: It is not of the right form.
+        """
+        if not isinstance(value, dict) or not set(value) <= {"bricks", "form", "scaling", "on_duplicate"}:
+            raise OptionError("a plan is an object with bricks, form, scaling and on_duplicate")
+        bricks = value.get("bricks")
+        if not isinstance(bricks, list) or not all(isinstance(name, str) for name in bricks):
+            raise OptionError("the bricks of a plan are a list of names")
+        if len(bricks) > limits.bricks:
+            raise OptionError(f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier")
+        if len(set(bricks)) != len(bricks):
+            raise OptionError("a brick is in the plan twice; take one of them out")
+        rest = {name: value.get(name, default) for name, default in cls(()).rest.items()}
+        check_choice("form", rest["form"], Form)
+        check_choice("on_duplicate", rest["on_duplicate"], Duplicates)
+        if not isinstance(rest["scaling"], str) or rest["scaling"] not in SCALINGS:
+            raise OptionError(f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}")
+        return cls(tuple(bricks), **rest)
+
+    @property
+    def rest(self) -> dict[str, str]:
+        """Everything but the bricks."""
+        return {"form": self.form, "scaling": self.scaling, "on_duplicate": self.on_duplicate}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A classifier, its parts, and what they are called in the yard."""
+
+    assembly: Assembly
+    parts: tuple[Component, ...]
+    bricks: tuple[str, ...]
+
+
+class Bench:
+    """All that the page's requests do, one at a time.
+
+    Args:
+        yard: A yard, or the path of one.
+        limits: Bounds.
+    """
+
+    def __init__(self, yard: Yard | Path | str, limits: Limits) -> None:
+        self.yard = Yard(yard) if isinstance(yard, str | Path) else yard
+        self.limits = limits
+        self._samples = self.yard.path / SAMPLES
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._manifests: OrderedDict[tuple[str, str], ComponentManifest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One piece of work at a time, so that memory is bounded."""
+        if not self._lock.acquire(timeout=self.limits.wait):
+            raise BusyError("the workbench is busy with another request; try again in a moment")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    # -- the yard ------------------------------------------------------------------------------------------
+
+    def overview(self) -> dict[str, Any]:
+        """The bricks, the samples, and what may be chosen."""
+        with self._turn():
+            entries = self.yard.entries()
+        return {
+            "yard": self.yard.path.resolve().name,
+            "bricks": [entry.as_dict() for entry in entries],
+            "samples": list(pictures.sample_paths(self._samples)),
+            "forms": [{"name": name, "text": text} for name, text in FORMS.items()],
+            "scalings": [
+                {"name": name, "text": SCALING_WORDS.get(name, ""), "few_shot": s.few_shot, "gated": s.gated}
+                for name, s in SCALINGS.items()
+            ],
+            "limits": {
+                "file_bytes": self.limits.file_bytes,
+                "files": self.limits.files,
+                "body_bytes": self.limits.body_bytes,
+                "bricks": self.limits.bricks,
+            },
+        }
+
+    def manifest(self, name: str) -> ComponentManifest:
+        """The manifest of a brick.
+
+        Raises:
+            FileError: There is no such brick, or it cannot be read.
+        """
+        key = name, self.yard.entry(name).sha256
+        if key not in self._manifests:
+            self._manifests[key] = self._component(name).manifest
+            while len(self._manifests) > MANIFESTS:
+                self._manifests.popitem(last=False)
+        return self._manifests[key]
+
+    def _component(self, name: str) -> Component:
+        """A brick; names go through the index, where a path is an unknown name."""
+        return self.yard.load(self.yard.entry(name).name)
+
+    def inside(self, name: str) -> dict[str, Any]:
+        """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""
+        with self._turn():
+            manifest = self.manifest(name)
+        axes: list[dict[str, Any]] = []
+        for axis, record in manifest.axes.items():
+            count = min(record.size, CELLS)
+            kept, size = [0] * count, [0] * count
+            chosen = set(record.kept)
+            for channel in range(record.size):
+                cell = channel * count // record.size
+                size[cell] += 1
+                kept[cell] += channel in chosen
+            cells = [round(k / s, 3) for k, s in zip(kept, size, strict=True)]
+            axes.append({"name": axis, "size": record.size, "kept": len(record.kept), "cells": cells})
+        return {
+            "name": name,
+            "classes": manifest.classes,
+            "source": manifest.source.name,
+            "source_classes": len(manifest.source.classes),
+            "parameters": [manifest.selection.parameters, manifest.source.parameters],
+            "flops": [manifest.selection.flops, manifest.source.flops],
+            "chosen": selection_text(manifest),
+            "kept": kept_text(manifest),
+            "heal": manifest.heal.method,
+            "notes": [*manifest.heal.notes, *(f"{p.axis} is kept whole: {p.reason}" for p in manifest.pinned)],
+            "axes": axes,
+        }
+
+    def sample(self, name: str) -> bytes:
+        """The bytes of a sample picture.
+
+        Raises:
+            FileError: There is none of that name.
+        """
+        found = pictures.sample_paths(self._samples).get(name)
+        content = b""
+        if found is not None:
+            with suppress(OSError):  # it may have gone, or become a link, in this moment
+                place = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                with open(place, "rb") as file:
+                    content = file.read(self.limits.file_bytes + 1)
+        if not 0 < len(content) <= self.limits.file_bytes:
+            raise FileError("there is no such sample in the yard, or it is too large; reload the page")
+        return content
+
+    def sample_thumbnail(self, name: str) -> bytes:
+        """A sample picture as a small PNG."""
+        content = self.sample(name)
+        with self._turn():
+            return pictures.thumbnail(pictures.decode(content, name, self.limits))
+
+    # -- plans ---------------------------------------------------------------------------------------------
+
+    def plan(self, plan: Plan) -> dict[str, Any]:
+        """What a plan would give: classes, costs, what its bricks share, and which forms are possible.
+
+        Raises:
+            FileError: A brick is not in the yard.
+        """
+        with self._turn():
+            entries = [self.yard.entry(name) for name in plan.bricks]
+            parts = [self.manifest(name) for name in plan.bricks]
+        if not parts:
+            return {"classes": [], "duplicates": [], "parameters": 0, "flops": 0, "forms": {}, "overlap": []}
+        owners: dict[str, list[int]] = {}
+        for index, part in enumerate(parts):
+            for name in part.classes:
+                owners.setdefault(name, []).append(index)
+        duplicates = [{"name": name, "bricks": found} for name, found in owners.items() if len(found) > 1]
+        how = "rename" if duplicates and plan.on_duplicate == "error" else plan.on_duplicate
+        manifest = assembly_manifest(parts, on_duplicate=how)  # type: ignore[arg-type]
+        return {
+            "classes": manifest.classes,
+            "duplicates": duplicates,
+            "parameters": sum(part.selection.parameters for part in parts),
+            "flops": sum(part.selection.flops for part in parts),
+            "forms": {name: why for name in FORMS if (why := _unfit(name, entries))},
+            "overlap": _overlap(manifest, plan.scaling),
+        }
+
+    # -- classifiers ---------------------------------------------------------------------------------------
+
+    def build(self, plan: Plan, labelled: dict[tuple[int, int], list[tuple[str, bytes]]]) -> dict[str, Any]:
+        """Assemble, and keep what was made.
+
+        Args:
+            plan: What to build.
+            labelled: Names and bytes of labelled pictures, by part and by class of the part.
+
+        Raises:
+            BrickyardError: The library says why it cannot be done.
+        """
+        if not plan.bricks:
+            raise OptionError("no brick is in the tray; add one or more first")
+        with self._turn():
+            parts = [self._component(name) for name in plan.bricks]
+            images = self._labelled([part.manifest for part in parts], labelled)
+            few = SCALINGS[plan.scaling].few_shot
+            whole = assemble(parts, images=images if few else None, **plan.rest)  # type: ignore[arg-type]
+            counts: list[dict[str, int]] = []
+            if images is not None:
+                plain = assemble(parts, on_duplicate=whole.manifest.on_duplicate)
+                seen = shared_signals(plain, images, features=False)
+                counts = measured(plain.manifest, seen.signals[0], seen.owners)
+            name = secrets.token_urlsafe(12)
+            self._kept[name] = Kept(whole, tuple(parts), plan.bricks)
+            while len(self._kept) > self.limits.assemblies:
+                self._kept.popitem(last=False)
+        manifest = whole.manifest
+        return {
+            "id": name,
+            "bricks": plan.bricks,
+            "classes": manifest.classes,
+            "form": manifest.form,
+            "scaling": manifest.scaling.name,
+            "images": manifest.scaling.images,
+            "notes": [*manifest.notes, *manifest.scaling.notes],
+            "measured": counts,
+        }
+
+    def kept(self, name: str) -> Kept:
+        """A classifier that was built before.
+
+        Raises:
+            GoneError: It is not kept any more.
+        """
+        if name not in self._kept:
+            raise GoneError("this classifier is not kept any more; assemble it again")
+        self._kept.move_to_end(name)
+        return self._kept[name]
+
+    def _labelled(
+        self, parts: Sequence[ComponentManifest], labelled: dict[tuple[int, int], list[tuple[str, bytes]]]
+    ) -> list[tuple[Tensor, Tensor] | None] | None:
+        if not labelled:
+            return None
+        end = _Deadline(self.limits.work_seconds)
+        pictures.check_all((item for items in labelled.values() for item in items), self.limits)
+        found: list[tuple[Tensor, Tensor] | None] = []
+        for index, part in enumerate(parts):
+            shown: list[Tensor] = []
+            labels: list[int] = []
+            for place, name in enumerate(part.classes):
+                own = labelled.pop((index, place), [])
+                if not own:
+                    raise DataError(f"class {name!r} has no picture; give at least one a class, better five")
+                for title, content in own:
+                    end.check()
+                    picture = pictures.decode(content, title, self.limits)
+                    shown.append(pictures.fitted(pictures.shrunk(picture, parts), parts))
+                    labels.append(part.task[place])
+            found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
+        if labelled:
+            raise DataError(f"pictures were given for brick {min(labelled)[0]}, which has no such class")
+        return found
+
+    def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
+        """What a classifier says to pictures, and what each of its bricks says by itself.
+
+        Raises:
+            BrickyardError: It is not kept any more, or a picture cannot be used.
+        """
+        with self._turn():
+            kept = self.kept(name)
+            pictures.check_all(shown, self.limits)
+            end = _Deadline(self.limits.work_seconds)
+            answers: list[dict[str, Any]] = []
+            for title, content in shown:
+                end.check()
+                answers.append(self._answer(kept, title, content))
+            return answers
+
+    def _answer(self, kept: Kept, title: str, content: bytes) -> dict[str, Any]:
+        parts = kept.assembly.manifest.parts
+        picture = pictures.decode(content, title, self.limits)
+        image = pictures.fitted(pictures.shrunk(picture, parts), parts)
+        chances = kept.assembly.predict_proba([image])[0]
+        owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
+        best = _top(chances, kept.assembly.classes, 5)
+        classes = [{**item, "bricks": sorted(set(owners[item["name"]]))} for item in best]
+        return {
+            "picture": title[:80],
+            "classes": classes,
+            "answered": classes[0]["bricks"],
+            "views": [
+                {
+                    "brick": brick,
+                    "classes": _top(part.predict_proba([image])[0], (*part.classes, REJECT), 3),
+                    "distance": _distance(part, image),
+                }
+                for brick, part in zip(kept.bricks, kept.parts, strict=True)
+            ],
+        }
+
+    def file(self, name: str, kind: str) -> tuple[bytes, str]:
+        """A classifier as a file: its bytes and a name.
+
+        Args:
+            name: The classifier.
+            kind: "safetensors", "onnx" or "html".
+        """
+        with self._turn(), tempfile.TemporaryDirectory() as folder:
+            kept = self.kept(name)
+            title = f"classifier-{len(kept.assembly.classes)}-classes.{kind}"
+            path = Path(folder) / title
+            if kind == "html":
+                items: list[Assembly | Component] = [kept.assembly, *kept.parts]
+                names = ["classifier", *kept.bricks]
+                return report(items, names=names, title="A classifier from the workbench").encode(), title
+            if kind == "onnx":
+                export_onnx(kept.assembly, path)
+            else:
+                kept.assembly.save(path)
+            return path.read_bytes(), title
+
+
+class _Deadline:
+    """The time after which nothing more of a request is begun."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise BusyError after that time."""
+        if time.monotonic() > self.end:
+            raise BusyError("the pictures take too long; send fewer at once, or make them smaller first")
+
+
+def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:
+    best = chances.topk(min(most, len(chances)))
+    return [
+        {"name": names[k], "probability": p} for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _distance(part: Component, image: Tensor) -> float | None:
+    """How far a picture is from a brick's own classes; 1 is usual."""
+    if part.familiarity is None:
+        return None
+    with torch.inference_mode():
+        like = next(part.parameters())
+        features, _, _ = part.observe(part.preprocess(image.unsqueeze(0)).to(like.device, like.dtype))
+        return round(float(part.familiarity(features)[0]), 3)
+
+
+def _overlap(manifest: AssemblyManifest, scaling: str) -> list[dict[str, Any]]:
+    """For every two parts, how often the second is expected to answer for the first's images."""
+    factors: list[list[float] | None] = [None] * len(manifest.parts)
+    scaled = False
+    if not SCALINGS[scaling].few_shot and not SCALINGS[scaling].gated:
+        try:
+            found, _ = scale(scaling, Evidence(manifest), {})
+        except OptionError:  # a part has no statistics: then nothing is known of its level either
+            found = None
+        if found is not None and not found.log_probability:
+            scaled = True
+            if found.matrix is not None:
+                sizes = [len(part.classes) for part in manifest.parts]
+                factors = [block.tolist() for block in found.matrix.diagonal().split(sizes)]
+    levels = [level(part, own) for part, own in zip(manifest.parts, factors, strict=True)]
+    result: list[dict[str, Any]] = []
+    for a, own in enumerate(manifest.parts):
+        for b, other in enumerate(manifest.parts):
+            if a == b:
+                continue
+            mine, theirs = levels[a], levels[b]
+            share = None if mine is None or theirs is None else round(predicted(mine, theirs), 4)
+            known = [name for name in own.classes if name in other.source.classes]
+            result.append({"of": a, "by": b, "share": share, "scaled": scaled, "known": known[:8]})
+    return result
+
+
+def _unfit(form: str, entries: Sequence[Entry]) -> str | None:
+    """Why bricks cannot take a form, as far as the yard knows."""
+    if form == "union" and len({entry.source_sha256 for entry in entries}) > 1:
+        return "the bricks are cut from different sources"
+    if form not in ("padded", "grouped"):
+        return None
+    built = {entry.architecture for entry in entries}
+    if "" in built:
+        return "the structure of a brick's source is not known"
+    if len(built) > 1:
+        names = list(dict.fromkeys(entry.source for entry in entries))
+        return f"the bricks' sources are not built alike ({', '.join(names[:4])})"
+    return None

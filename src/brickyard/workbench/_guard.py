@@ -1,0 +1,252 @@
+"""Who may talk to the workbench: the checks that every request passes before anything else sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from brickyard.workbench._limits import Limits
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+COOKIE = "brickyard-token"
+BUSY = "the workbench is busy with other requests; try again in a moment"
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "cache-control": "no-store",
+}
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches a server that is bound to `host`.
+
+    Example:
+        >>> from brickyard.workbench._guard import is_local
+        >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class RefusedError(Exception):
+    """A request that does not pass, with its HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class LeftError(Exception):
+    """A client that went away before its request was whole."""
+
+
+class Guard:
+    """Middleware: checks host, origin, token and size, and adds the safety headers to every answer.
+
+    Args:
+        app: What answers the requests that pass.
+        token: Asked of every request, or None.
+        hosts: Names that a `Host` header may give. With a token, addresses in numbers may be given too: names are
+            what a foreign page can point at this machine, numbers are not.
+        limits: Bounds of what a client may send.
+    """
+
+    def __init__(self, app: App, *, token: str | None, hosts: Sequence[str], limits: Limits) -> None:
+        self.app = app
+        self.token = token
+        self.hosts = frozenset(host.lower() for host in hosts)
+        self.limits = limits
+        self.working = 0
+        self.uploading = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        started = False
+
+        async def careful(message: Message) -> None:
+            nonlocal started
+            started = True
+            if message["type"] == "http.response.start":
+                known = [(k, v) for k, v in message.get("headers", []) if k.decode().lower() not in HEADERS]
+                added = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                message = {**message, "headers": [*known, *added]}
+            await send(message)
+
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        try:
+            _check_single(scope)
+            self._check_host(headers)
+            self._check_origin(scope, headers)
+            if await self._welcomed(scope, headers, careful):
+                return
+            size = headers.get("content-length", "0")
+            if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self.limits.body_bytes:
+                raise RefusedError(413, self._too_large())
+            async with self._place(str(scope["method"]) not in ("GET", "HEAD")):
+                await self.app(scope, self._bounded(receive), careful)
+        except RefusedError as refused:
+            await _answer(careful, refused.status, str(refused))
+        except LeftError:
+            return  # nobody is there to answer to
+        except Exception:
+            if not started:
+                await _answer(careful, 500, "the workbench could not do this; its terminal says why")
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _place(self, brings: bool) -> AsyncIterator[None]:
+        """A place among the requests that are worked on; those that bring something wait for one."""
+        if self.working >= self.limits.requests:
+            raise RefusedError(503, BUSY)
+        self.working += 1
+        mine = False
+        try:
+            end = time.monotonic() + self.limits.wait
+            while brings and self.uploading >= self.limits.uploads:
+                if time.monotonic() > end:
+                    raise RefusedError(503, BUSY)
+                await asyncio.sleep(0.02)
+            if brings:
+                self.uploading += 1
+                mine = True
+            yield
+        finally:
+            self.working -= 1
+            self.uploading -= mine
+
+    def _check_host(self, headers: dict[str, str]) -> None:
+        name = _hostname(headers.get("host", ""))
+        if name is None or not (name in self.hosts or (self.token is not None and _is_address(name))):
+            raise RefusedError(421, "this host name is not one of the workbench's; open the address that it printed")
+
+    def _check_origin(self, scope: Message, headers: dict[str, str]) -> None:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        path = str(scope["path"])
+        if scope["method"] in ("GET", "HEAD") and not path.startswith("/api/"):
+            return
+        own = origin is None or _netloc(origin) == headers.get("host", "").lower() != ""
+        if not own or site not in (None, "same-origin", "none"):
+            raise RefusedError(403, "the request comes from another page; use the workbench's own")
+
+    async def _welcomed(self, scope: Message, headers: dict[str, str], send: Send) -> bool:
+        """Whether the request is answered already: a first visit with a token gets a cookie."""
+        if self.token is None:
+            return False
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        asked = dict(query).get("token")
+        given = [asked, headers.get("x-brickyard-token"), _cookie(headers.get("cookie", ""))]
+        right = [value is not None and hmac.compare_digest(value.encode(), self.token.encode()) for value in given]
+        if not any(right):
+            raise RefusedError(401, "a token is needed; open the whole address that the workbench printed")
+        if right[0] and scope["path"] == "/":
+            rest = urlencode([(k, v) for k, v in query if k != "token"])
+            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            pairs = [(b"location", f"/{'?' + rest if rest else ''}".encode()), (b"set-cookie", cookie.encode())]
+            await send({"type": "http.response.start", "status": 303, "headers": pairs})
+            await send({"type": "http.response.body", "body": b""})
+            return True
+        return False
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """The request's body, until it is too large or takes too long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.limits.seconds
+        seen, whole = 0, False
+
+        async def bounded() -> Message:
+            nonlocal seen, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, end - loop.time()))
+            except TimeoutError:
+                raise RefusedError(408, "the request took too long to arrive; send fewer or smaller pictures") from None
+            if message["type"] == "http.disconnect":
+                raise LeftError
+            seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if seen > self.limits.body_bytes:
+                raise RefusedError(413, self._too_large())
+            return message
+
+        return bounded
+
+    def _too_large(self) -> str:
+        return f"the request is too large: {self.limits.body_bytes >> 20} MiB is the limit; send fewer pictures at once"
+
+
+def _check_single(scope: Message) -> None:
+    """Refuse headers that say something twice: whoever reads the other one would think otherwise."""
+    names = [bytes(name).lower() for name, _ in scope["headers"]]
+    for name in (b"host", b"origin", b"content-length", b"x-brickyard-token"):
+        if names.count(name) > 1:
+            raise RefusedError(400, f"the request has the header {name.decode()} twice; send it once")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    body = json.dumps({"error": text}).encode()
+    pairs = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*pairs, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _hostname(value: str) -> str | None:
+    try:
+        found = urlsplit(f"//{value}")
+        return found.hostname if found.netloc == value and found.port != 0 and "@" not in value else None
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _cookie(text: str) -> str | None:
+    try:
+        found = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found else None

@@ -1,0 +1,49 @@
+"""What a client may send and keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of what a client may send and keep.
+
+    Attributes:
+        file_bytes: Bytes of one picture.
+        files: Pictures in one request.
+        body_bytes: Bytes of one request.
+        pixels: Pixels of one picture.
+        side: Pixels of one side of a picture.
+        all_pixels: Pixels of all pictures of one request.
+        bricks: Components in one classifier.
+        assemblies: Classifiers that are kept; the one that was not used for longest goes first.
+        connections: Connections that are open at once.
+        head_seconds: Time that the head of a request may take to arrive, or a connection be idle.
+        seconds: Time that a request may take to arrive, and an answer to be read (and 1 s more every 32 KiB).
+        work_seconds: Time after which no further picture of a request is begun.
+        requests: Requests that are worked on at once; more are told to come back.
+        uploads: Of these, requests that bring something; more wait, as long as `wait` says.
+        wait: Seconds that a request waits for those before it.
+
+    Example:
+        >>> from brickyard.workbench._limits import Limits
+        >>> Limits(assemblies=2).assemblies
+        2
+    """
+
+    file_bytes: int = 16 << 20
+    files: int = 400
+    body_bytes: int = 64 << 20
+    pixels: int = 50_000_000
+    side: int = 20_000
+    all_pixels: int = 200_000_000
+    bricks: int = 24
+    assemblies: int = 8
+    connections: int = 64
+    head_seconds: float = 10.0
+    seconds: float = 60.0
+    work_seconds: float = 120.0
+    requests: int = 32
+    uploads: int = 4
+    wait: float = 30.0

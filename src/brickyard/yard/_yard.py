@@ -1,0 +1,580 @@
+"""A yard: a folder of components with an index that is made again from the files whenever it does not fit them.
+
+The files are the truth: everything in the index comes from their manifests, and a file that was changed, added or
+removed behind the yard's back (its size or time of change differ) is read again. Processes that write take turns
+by a lock. Nothing here is read from a file without being checked, the index included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brickyard.base._checks import given_path, whole
+from brickyard.base._errors import BrickyardError, FileError, OptionError
+from brickyard.base._messages import brief
+from brickyard.runtime._progress import bar
+from brickyard.yard._choose import Choice, choose
+from brickyard.yard._index import (
+    INDEX,
+    Entry,
+    Record,
+    Shelf,
+    Stamp,
+    is_name,
+    read_entry,
+    read_index,
+    sha256_of,
+    written,
+)
+
+if TYPE_CHECKING:
+    from brickyard.component._component import Component
+    from brickyard.evaluation._probe import Score
+    from brickyard.yard._ranking import Rank
+
+
+SUFFIX = ".safetensors"
+SAMPLES = "samples"  # a folder in a yard for pictures to try components with
+LOCK, STAGE = ".lock", ".adding"  # beside the index: who writes holds the lock, and prepares files in the folder
+MAX_NAME = 35  # of names that are made here
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a component, or with a file that is none."""
+
+    name: str
+    what: str
+
+
+class Yard:
+    """A folder of components, each in a file NAME.safetensors.
+
+    Args:
+        path: The folder.
+        create: Make the folder if it is not there.
+
+    Raises:
+        FileError: It is not a folder.
+
+    Example:
+        >>> import brickyard as by, tempfile, torch
+        >>> from brickyard.testing import chain
+        >>> from brickyard.yard._yard import Yard
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> relevance = by.locate(chain(), data, classes=["cat", "dog", "hen", "pig"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     yard = Yard(folder)
+        ...     for task in (["cat", "dog"], ["hen"]):
+        ...         print(yard.add(by.disassemble(chain(), relevance, task=task)).name)
+        ...     parts = [yard.load(choice.entry.name) for choice in yard.choose(["hen", "dog", "cat"])]
+        cat-dog-Sequential
+        hen-Sequential
+        >>> by.assemble(parts).classes
+        ('hen', 'cat', 'dog')
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        self.path = given_path(path, "the yard")
+        if create:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FileError(f"the yard {path} cannot be made: {error.strerror or error}; choose another") from None
+        if not self.path.is_dir():
+            found = "is a file" if self.path.exists() else "does not exist"
+            raise FileError(
+                f"the yard {path} {found}; give a folder of components, or make one: with create=True, or with "
+                "`brickyard yard add` on the command line"
+            )
+        self._known: tuple[tuple[int, int, int], Shelf] | None = None  # the index as it was last read
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """All components, sorted by name.
+
+        What the index tells of files of the same size and time of change is taken from it; others are read. Files
+        that hold no component are left out: see `verify`.
+        """
+        return [record.entry for _, record in sorted(self._shelf().records.items())]
+
+    def entry(self, name: str) -> Entry:
+        """The component of that name.
+
+        Raises:
+            FileError: There is none; the message has names that are near.
+        """
+        shelf = self._shelf()
+        if name in shelf.records:
+            return shelf.records[name].entry
+        raise self._missing(name, shelf)
+
+    def load(self, name: str) -> Component:
+        """Read a component.
+
+        Raises:
+            FileError: There is none of that name, its content is not what the index says, or it does not load.
+        """
+        from brickyard._files import load
+        from brickyard.component._component import Component
+
+        expected, path = self.entry(name), self._file(name)
+        found = sha256_of(path)[0]
+        if found != expected.sha256:
+            raise FileError(
+                f"{path} was changed: its sha256 is {found[:12]}, and the index of the yard says "
+                f"{expected.sha256[:12]}; get it again, or delete {self.path / INDEX} if it is as you want it"
+            )
+        part = load(path)
+        if not isinstance(part, Component):
+            raise FileError(f"{path} holds no component; remove it from the yard")
+        return part
+
+    def search(
+        self,
+        *,
+        classes: Sequence[str] = (),
+        source: str | None = None,
+        max_parameters: int | None = None,
+        max_flops: int | None = None,
+        min_accuracy: float | None = None,
+        text: str | None = None,
+    ) -> list[Entry]:
+        """Components for which all that is asked for holds, sorted by name.
+
+        Args:
+            classes: Names of classes; a component must have all of them.
+            source: The source's name, or the start of the sha256 of its weights (6 characters or more).
+            max_parameters: Most parameters.
+            max_flops: Most floating-point operations for one image.
+            min_accuracy: Least accuracy, in [0, 1]; a component whose accuracy is not known is left out.
+            text: Words, each of which must occur in the name, a class, the source's name or the architecture, in
+                upper or lower case.
+
+        Raises:
+            OptionError: `min_accuracy` is not in [0, 1], or `classes` is one text.
+        """
+        if isinstance(classes, str):
+            raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
+        if not isinstance(classes, Iterable):
+            raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
+        for what, given in (("source", source), ("text", text)):
+            if given is not None and not isinstance(given, str):
+                raise OptionError(f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out")
+        max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
+        max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
+        if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
+            raise OptionError(f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images")
+        words = (text or "").casefold().split()
+
+        def fits(entry: Entry) -> bool:
+            there = "\n".join((entry.name, *entry.classes, entry.source, entry.architecture)).casefold()
+            return (
+                set(classes) <= set(entry.classes)
+                and (source is None or _is_source(entry, source))
+                and (max_parameters is None or entry.parameters <= max_parameters)
+                and (max_flops is None or entry.flops <= max_flops)
+                and (min_accuracy is None or (entry.accuracy is not None and entry.accuracy >= min_accuracy))
+                and all(word in there for word in words)
+            )
+
+        return [entry for entry in self.entries() if fits(entry)]
+
+    def choose(
+        self, classes: Sequence[str], *, max_parameters: int | None = None, max_flops: int | None = None
+    ) -> list[Choice]:
+        """The best components to assemble a classifier of these classes from.
+
+        An assembly has all classes of its parts, so every wanted class is in exactly one of the chosen components, and
+        no other class is in two. Of all such choices it is the one that brings the fewest classes that were not
+        asked for; of those the one with the fewest components; then the one with the most right answers, by
+        the accuracies in the manifests to 0.1 points (where none is known: those of a guess); then the
+        smallest. In yards where looking at all choices would take long, the search stops early, and the reasons say so.
+
+        Args:
+            classes: Names of the wanted classes.
+            max_parameters: Most parameters of all chosen components together.
+            max_flops: Most floating-point operations for one image of all of them together.
+
+        Returns:
+            The components in the order of the wanted classes.
+
+        Raises:
+            TaskError: No class is wanted or one twice, nothing covers one (the message has names that are near), or no
+                choice is within the limits.
+            OptionError: A limit is no whole number above 0, or `classes` is one text.
+        """
+        return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
+
+    def rank(
+        self, data: Any, score: Score = "logme", *, per_class: int | None = 100, seed: int = 0, batch_size: int = 64
+    ) -> list[Rank]:
+        """Every component's score as a feature extractor for a new task, best first.
+
+        Nothing is trained: see `brickyard.evaluation._probe` for the scores, and for the linear probe that comes after.
+
+        Args:
+            data: Labelled training images of the new task, in any form that `locate` takes, as they are before
+                preprocessing. Labels count the new task's classes; components need not know them.
+            score: "logme" or "h-score".
+            per_class: At most so many images of each class, drawn with the seed and held in memory; None takes all.
+            seed: Of the choice of images.
+            batch_size: Images at once.
+
+        Returns:
+            All components: those that cannot take the images come last, with the reason.
+
+        Raises:
+            DataError: The images cannot be read, are of fewer than two classes, or no more than these.
+            OptionError: An option is no choice.
+
+        Example:
+            >>> import brickyard as by, tempfile, torch
+            >>> from brickyard.testing import chain
+            >>> from brickyard.yard._yard import Yard
+            >>> data = torch.rand(24, 3, 8, 8), torch.arange(24) % 4
+            >>> relevance = by.locate(chain(), data)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     yard = Yard(folder)
+            ...     for task in ([0, 1], [3]):
+            ...         _ = yard.add(by.disassemble(chain(), relevance, task=task))
+            ...     found = yard.rank((data[0], torch.arange(24) % 2))
+            >>> len(found), found[0].score >= found[1].score
+            (2, True)
+        """
+        from brickyard.yard._ranking import ranked
+
+        return ranked(
+            self.entries(), self.load, data, score=score, per_class=per_class, seed=seed, batch_size=batch_size
+        )
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def add(self, item: Component | Path | str, name: str | None = None) -> Entry:
+        """Put a component into the yard; content that is there already is not added again.
+
+        Args:
+            item: A component, or the path of a file that holds one; it is copied.
+            name: The name to give it: letters, digits, ".", "_" and "-". By default its classes and its source.
+
+        Returns:
+            Its entry: the one that was there, under its own name, if its content is not new.
+
+        Raises:
+            FileError: The file holds no component, the name cannot be used or is taken, or the yard cannot be written
+                to or locked.
+            OptionError: `item` is neither a component nor a path.
+        """
+        if name is not None and not is_name(name):
+            raise FileError(
+                f"{name!r} is no name for a component; use letters, digits, '.', '_' and '-', beginning with a "
+                f"letter or a digit, without {SUFFIX}"
+            )
+        with self._lock():
+            staged = self._staged(item)
+            made = read_entry(staged, "new")
+            shelf, fits = self._current(Shelf())
+            for record in shelf.records.values():
+                if record.entry.sha256 == made.sha256:
+                    if not fits:  # the process that added it was killed before the index told of it
+                        self._save(shelf)
+                    return record.entry
+            name = name or _new_name(made, shelf, self.path)
+            if name in shelf.records or os.path.lexists(self._file(name)):
+                raise FileError(
+                    f"{name!r} is taken in {self.path} by other content; give another name, or remove it first"
+                )
+            os.replace(staged, self._file(name))
+            entry = replace(made, name=name)
+            shelf.records[name] = Record(entry, self._file(name).stat().st_mtime_ns)
+            self._save(shelf)
+            return entry
+
+    def remove(self, name: str) -> None:
+        """Delete a component's file; also one that does not load.
+
+        Raises:
+            FileError: There is none of that name, or the yard cannot be written to or locked.
+        """
+        from brickyard.storage._atomic import flush_folder
+
+        with self._lock():
+            shelf = self._shelf(save=False)
+            if name not in shelf.records and name not in shelf.others:
+                raise self._missing(name, shelf)
+            shelf.records.pop(name, None)
+            shelf.others.pop(name, None)
+            self._save(shelf)  # first: an index that tells of a file that is gone would be wrong, the other way is not
+            self._file(name).unlink(missing_ok=True)
+            flush_folder(self.path)
+
+    def verify(self) -> list[Problem]:
+        """Load every component whole, and compare it with the index as it stands; nothing is changed.
+
+        Returns:
+            Problems, sorted by name: components that are missing, changed or do not load, and foreign files.
+        """
+        shelf = self._index() or Shelf()
+        files, foreign = self._scan()
+        problems = [Problem(name, "is no file of a component; move it out of the yard") for name in foreign]
+        names = sorted(files.keys() | shelf.records.keys())
+        with bar("checking components", len(names)) as advance:
+            for name in names:
+                if name not in files:
+                    what: str | None = "its file is missing; add it again"
+                else:
+                    what = self._problem(name, shelf, files[name])
+                problems += [] if what is None else [Problem(name, what)]
+                advance()
+        return sorted(problems, key=lambda problem: problem.name)
+
+    def _problem(self, name: str, shelf: Shelf, stamp: Stamp) -> str | None:
+        from brickyard._files import load
+
+        path, record = self._file(name), shelf.records.get(name)
+        try:
+            found = read_entry(path, name)
+            load(path)
+        except BrickyardError as error:
+            changed = record is not None and _differs(path, record.entry)
+            return f"{'was changed since it was added, and ' if changed else ''}does not load: {error}"
+        left_out = name in shelf.others and shelf.others[name][0] == stamp
+        if not left_out and (record is None or record.entry == found):
+            return None
+        if record is not None and record.entry.sha256 != found.sha256:
+            return (
+                f"was changed since it was added: its sha256 is {found.sha256[:12]}, and the index says "
+                f"{record.entry.sha256[:12]}"
+            )
+        return f"the index tells otherwise of it than its manifest; delete {INDEX}, and it is made again"
+
+    # -- the folder ------------------------------------------------------------------------------------------
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}{SUFFIX}"
+
+    def _missing(self, name: str, shelf: Shelf) -> FileError:
+        if name in shelf.others:
+            return FileError(f"{name!r} in {self.path} is no component that can be used: {shelf.others[name][1]}")
+        near = get_close_matches(str(name).removesuffix(SUFFIX), sorted(shelf.records), 3, 0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "list the yard to see what there is"
+        return FileError(f"there is no component {name!r} among the {len(shelf.records):,} in {self.path}; {hint}")
+
+    def _scan(self) -> tuple[dict[str, Stamp], list[str]]:
+        """Size and time of change of the files of components by name, and the names of all other things."""
+        files: dict[str, Stamp] = {}
+        foreign: list[str] = []
+        try:
+            with os.scandir(self.path) as found:
+                for item in found:
+                    name = item.name.removesuffix(SUFFIX)
+                    if name != item.name and is_name(name):
+                        with contextlib.suppress(FileNotFoundError):  # removed in this moment
+                            status = item.stat(follow_symlinks=False)
+                            if stat.S_ISREG(status.st_mode):
+                                files[name] = status.st_size, status.st_mtime_ns
+                                continue
+                    if not item.name.startswith(".") and item.name not in (INDEX, SAMPLES):
+                        foreign.append(os.fsencode(item.name).decode("utf-8", "replace"))
+        except OSError as error:
+            raise FileError(f"the yard {self.path} cannot be read: {error.strerror or error}") from None
+        return files, foreign
+
+    def _index(self) -> Shelf | None:
+        """What the index says, or None where there is none or it cannot be believed."""
+        try:
+            seen = _seen(self.path / INDEX)
+        except OSError:
+            return None
+        if self._known is None or self._known[0] != seen:
+            shelf = read_index(self.path / INDEX)
+            if shelf is None:
+                return None
+            self._known = seen, shelf
+        return self._known[1]
+
+    def _shelf(self, *, save: bool = True) -> Shelf:
+        """What is in the yard now; `save` writes the index if it said otherwise and no other process is writing."""
+        shelf, fits = self._current(Shelf())
+        if save and not fits:
+            # A yard that may not be written to can still be read.
+            with contextlib.suppress(FileError), self._lock(wait=False) as free:
+                if free:
+                    shelf, _ = self._current(shelf)
+                    self._save(shelf)
+        return shelf
+
+    def _current(self, read: Shelf) -> tuple[Shelf, bool]:
+        """What is in the yard now, and whether the index says so. `read` is what was read from files before."""
+        index = self._index()
+        known = [shelf for shelf in (index, read) if shelf is not None]
+        files, _ = self._scan()
+        current = Shelf()
+        unknown: list[str] = []
+        for name, stamp in files.items():
+            if not any(current.take(name, stamp, shelf) for shelf in known):
+                unknown.append(name)
+        fits = not unknown and index is not None and len(files) == len(index.records) + len(index.others)
+        with bar("reading components", len(unknown)) as advance:
+            for name in sorted(unknown):
+                self._read(name, files[name], current)
+                advance()
+        return current, fits or (index is None and not files)
+
+    def _read(self, name: str, stamp: Stamp, shelf: Shelf) -> None:
+        """Put what a file says onto the shelf."""
+        path = self._file(name)
+        try:
+            entry = read_entry(path, name)
+            status = path.lstat()
+            if (status.st_size, status.st_mtime_ns) != stamp or entry.bytes != stamp[0]:
+                raise FileError(f"{path} changed while it was read; try again")
+            shelf.records[name] = Record(entry, stamp[1])
+        except FileNotFoundError:
+            return
+        except (BrickyardError, OSError) as error:
+            if os.path.lexists(path):
+                again = stamp if os.access(path, os.R_OK) else (0, 0)  # permissions may change, and the stamp not
+                shelf.others[name] = again, str(error)[:1000].encode("utf-8", "replace").decode("utf-8")
+
+    def _save(self, shelf: Shelf) -> None:
+        """Write the index; the lock must be held."""
+        from brickyard.storage._atomic import flush_folder, write_content
+
+        staged = self._stage() / INDEX
+        write_content(staged, written(shelf), overwrite=True)
+        os.replace(staged, self.path / INDEX)
+        flush_folder(self.path)  # a component that was added has its name there too
+        self._known = _seen(self.path / INDEX), shelf
+
+    @contextlib.contextmanager
+    def _lock(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the yard's lock, or say that another process does.
+
+        What a process that was killed left behind is cleared away when the lock is taken.
+        """
+        from brickyard.storage._atomic import advice, surely
+
+        what = f"the yard {self.path} cannot be locked for writing"
+        try:
+            import fcntl
+        except ImportError:
+            raise FileError(f"{what}: this system has no file locks; use Linux or macOS") from None
+        try:
+            place = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise FileError(f"{what}: {error.strerror or error}; make it writable, or copy it") from None
+        try:
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise FileError(f"{what}: {error.strerror or error}; keep it on a disk that can lock files") from None
+            try:
+                self._clear()
+                yield True
+            except OSError as error:
+                raise FileError(
+                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}"
+                ) from error
+            finally:
+                with contextlib.suppress(OSError):
+                    surely(self._clear)
+        finally:
+            os.close(place)
+
+    def _clear(self) -> None:
+        """Remove what was being prepared; the lock must be held."""
+        if os.path.lexists(self.path / STAGE):
+            shutil.rmtree(self.path / STAGE)
+
+    def _stage(self) -> Path:
+        stage = self.path / STAGE
+        stage.mkdir(exist_ok=True)
+        return stage
+
+    def _staged(self, item: Component | Path | str) -> Path:
+        """A copy of what is added, in a folder inside the yard that is cleared away with the lock; it loads."""
+        from brickyard._files import load
+        from brickyard.component._component import Component
+        from brickyard.storage._atomic import advice
+
+        staged = self._stage() / f"new{SUFFIX}"
+        if isinstance(item, Component):
+            return item.save(staged, overwrite=True)
+        if not isinstance(item, str | Path):
+            raise OptionError(f"a component or a path is added to a yard; a {type(item).__name__} was given")
+        path = Path(item)
+        if not path.is_file():
+            raise FileError(f"{path} cannot be added: {'it is no file' if path.exists() else 'there is no such file'}")
+        try:
+            shutil.copyfile(path, staged)
+        except OSError as error:
+            raise FileError(
+                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}"
+            ) from None
+        try:
+            found = load(staged)
+        except FileError as error:
+            raise FileError(str(error).replace(str(staged), str(path))) from None
+        if not isinstance(found, Component):
+            kind = type(found).__name__.lower()
+            raise FileError(f"{path} holds a file of kind {kind}; a yard takes components: give its parts one by one")
+        with staged.open("rb+") as file:
+            os.fsync(file.fileno())
+        return staged
+
+
+def _seen(path: Path) -> tuple[int, int, int]:
+    """What differs between a file and another one that took its place."""
+    status = path.lstat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _differs(path: Path, entry: Entry) -> bool:
+    try:
+        return sha256_of(path)[0] != entry.sha256
+    except FileError:
+        return True
+
+
+def _is_source(entry: Entry, source: str) -> bool:
+    by_hash = len(source) >= 6 and entry.source_sha256.startswith(source.lower())
+    return by_hash or entry.source.casefold() == source.casefold()
+
+
+def _new_name(entry: Entry, shelf: Shelf, folder: Path) -> str:
+    """A free name, made of classes and source."""
+    names = [name for name in map(_slug, entry.classes[:20]) if name]
+    source = _slug(entry.source.rpartition(":")[2].removesuffix(SUFFIX))
+    first = ""
+    for count in range(len(names), 0, -1):
+        more = f"and-{len(entry.classes) - count}-more" if count < len(entry.classes) else ""
+        first = "-".join(filter(None, [*names[:count], more, source]))
+        if len(first) <= MAX_NAME:
+            break
+    first = (first or source)[:MAX_NAME].rstrip("-._")
+    if not is_name(first):
+        first = "component"
+    name, number = first, 2
+    while name in shelf.records or os.path.lexists(folder / f"{name}{SUFFIX}"):
+        name, number = f"{first}-{number}", number + 1
+    return name
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")
