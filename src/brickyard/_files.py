@@ -33,7 +33,7 @@ def loaded(path: Path, *kinds: type) -> Any:
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
         kind = type(found).__name__.lower()
         article = "an" if kind[0] in "aeiou" else "a"
-        raise FileError(f"{path} holds {article} {kind}; a {wanted} is needed here")
+        raise FileError("file-wrong-kind", f"{path} holds {article} {kind}; a {wanted} is needed here")
     return found
 
 
@@ -65,12 +65,14 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
     readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
     if kind in ("graph-component", "graph-assembly"):
-        raise FileError(f"{path} holds a part of a graph network; read it with brickyard.gnn._component.load")
+        raise FileError("file-wrong-kind", f"{path} holds a part of a graph network; read it with brickyard.gnn.load")
     if not isinstance(kind, str) or kind not in readers:
-        raise FileError(f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected")
+        raise FileError(
+            "file-wrong-kind", f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected"
+        )
     try:
         return readers[kind](path, text, tensors)
     except FileError as error:
-        raise FileError(f"{path}: {told(error)}") from None
+        raise FileError(error.code, f"{path}: {told(error)}") from None
     except BrickyardError as error:
-        raise FileError(f"{path} is not consistent: {told(error)}") from None
+        raise FileError("file-inconsistent", f"{path} is not consistent: {told(error)}") from None

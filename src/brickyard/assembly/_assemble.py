@@ -90,19 +90,20 @@ def assemble(
     seed, shots = seed_of(seed), None if shots is None else whole("shots", shots)
     if not isinstance(components, Iterable):
         raise OptionError(
-            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list"
+            "option-type",
+            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list",
         )
     parts, gone = _opened(components)
     strategy = find(scaling, images)
     if isinstance(without, str):
-        raise OptionError(f"without={without!r} is one text; give a list of class names")
+        raise OptionError("option-type", f"without={without!r} is one text; give a list of class names")
     manifests = [part.manifest for part in parts]
     manifest = assembly_manifest(manifests, form, on_duplicate, votes, gone)
     if without:
         gone = _removed(manifest, without)
         left = [index for index, part in enumerate(manifests) if len(gone[index]) < len(part.task)]
         if not left:
-            raise TaskError(f"without {', '.join(without)} no class is left; leave some in")
+            raise TaskError("task-empty", f"without {', '.join(without)} no class is left; leave some in")
         parts, gone = [parts[index] for index in left], [gone[index] for index in left]
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     auto = form == "auto" and not strategy.gated
@@ -128,16 +129,20 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
             gone += item.manifest.left_out or ((),) * len(item.manifest.parts)
         elif isinstance(item, Assembly):
             raise OptionError(
+                "option-needs-parallel-form",
                 f"an assembly in {item.manifest.form} form was given among the components, and its parts are no longer "
-                "apart; give the components, or an assembly in parallel form"
+                "apart; give the components, or an assembly in parallel form",
             )
         else:
             raise OptionError(
+                "option-wrong-object",
                 f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble "
-                "or load"
+                "or load",
             )
     if not parts:
-        raise OptionError("components to assemble are needed; nothing was given: make some with disassemble or load")
+        raise OptionError(
+            "option-empty", "components to assemble are needed; nothing was given: make some with disassemble or load"
+        )
     return parts, gone
 
 
@@ -149,7 +154,8 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
     for name in dict.fromkeys(names):
         if name not in manifest.classes:
             raise TaskError(
-                f"class {name!r} was to be left out, and is none of {', '.join(manifest.classes[:8])}; give one of them"
+                "task-unknown-class",
+                f"class {name!r} was to be left out; the classes are {', '.join(manifest.classes[:8])}: give one of them",
             )
         for member in manifest.members[manifest.classes.index(name)]:
             part, place = places[member]
@@ -195,8 +201,9 @@ def _members(
     voting = tuple(_votes(part, known) for part in parts)
     if votes and not any(voting):
         raise TaskError(
+            "task-no-votes",
             "votes=True was asked for, and no part knows a class that another one contributes: cut the parts with "
-            "reject=True from sources that name their classes alike, or leave votes out"
+            "reject=True from sources that name their classes alike, or leave votes out",
         )
     places: dict[str, list[int]] = {}
     first_owner: dict[str, str] = {}
@@ -206,8 +213,9 @@ def _members(
         for name in names:
             if name in places and on_duplicate == "error":
                 raise TaskError(
+                    "task-class-in-two-parts",
                     f"class {name!r} is in {first_owner[name]} and in {owner}; leave it out of one, or choose "
-                    "on_duplicate='average', 'max' or 'rename'"
+                    "on_duplicate='average', 'max' or 'rename'",
                 )
             if name in places and on_duplicate == "rename":
                 name = _new_name(name, part.source.name, places)

@@ -84,7 +84,9 @@ class Assembly(Predictor):
         if matrix is not None and (
             tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
         ):
-            raise SurgeryError(f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits")
+            raise SurgeryError(
+                "surgery-scaling-shape", f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits"
+            )
         self.register_buffer("_share", owned(manifest), persistent=False)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
@@ -275,9 +277,15 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     manifest = file.manifest
     shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
-        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+        raise FileError(
+            "file-inconsistent",
+            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+        )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
-        raise FileError(f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file")
+        raise FileError(
+            "file-too-large",
+            f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file",
+        )
     for part in manifest.parts:
         check_input(part)
     bounds = Bounds(count_numbers(tensors))
@@ -287,7 +295,9 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     if (matrix is None) != (shift is None):
-        raise FileError("its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither")
+        raise FileError(
+            "file-inconsistent", "its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither"
+        )
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
         pairs = zip(manifest.parts, networks, strict=True)
@@ -296,7 +306,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
         if len(sizes) != len(manifest.parts):
-            raise FileError("its scaling needs what is known of the features of every part")
+            raise FileError("file-inconsistent", "its scaling needs what is known of the features of every part")
         gate = Gate.blank(sizes)
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")

@@ -45,8 +45,9 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
         raise
     except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
         raise SurgeryError(
+            "surgery-structure-mismatch",
             f"form={manifest.form!r} was asked for, and a part does not fit the structure of its source that it tells "
-            f"of: {told(error)}; use form='parallel'"
+            f"of: {told(error)}; use form='parallel'",
         ) from error
 
 
@@ -60,13 +61,16 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
-        raise SurgeryError(f"{manifest.form} parts must take images of one size; use form='parallel'")
+        raise SurgeryError(
+            "surgery-input-mismatch", f"{manifest.form} parts must take images of one size; use form='parallel'"
+        )
     types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
     if len(types) > 1:
         found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
         raise SurgeryError(
+            "surgery-input-mismatch",
             f"{manifest.form} parts must have numbers of one type; these have {found}: bring them to one with "
-            ".float(), or use form='parallel'"
+            ".float(), or use form='parallel'",
         )
     shared = _can_share_input(manifest, blueprints[0].graph)
     notes = ()
@@ -114,7 +118,10 @@ def _union(
 ) -> tuple[Network, tuple[str, ...]]:
     if len({part.manifest.source.sha256 for part in parts}) > 1:
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-        raise SurgeryError(f"form='union' needs parts of one source; these come from {names}: use form='parallel'")
+        raise SurgeryError(
+            "surgery-union-sources",
+            f"form='union' needs parts of one source; these come from {names}: use form='parallel'",
+        )
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
     changed += ["training" for p in parts if p.manifest.tuned is not None]
@@ -127,15 +134,19 @@ def _blueprint(part: Component) -> Part:
     """A component as a cut of its source's structure, which is rebuilt without numbers."""
     if part.skeleton is None:
         raise SurgeryError(
+            "surgery-no-structure",
             f"the component of {part.manifest.source.name!r} does not know its source's structure: it is fused, or has "
-            "operations without a form as data; use form='parallel', or fuse what is assembled"
+            "operations without a form as data; use form='parallel', or fuse what is assembled",
         )
     structure = Network.from_spec(part.skeleton)
     Bounds(None).run(structure, part.manifest.input_shape)
     graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure")
+        raise SurgeryError(
+            "surgery-structure-mismatch",
+            f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure",
+        )
     return Part(graph, keep, part.network)
 
 
@@ -148,8 +159,9 @@ def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
     for part in parts:
         if part.manifest.source.sha256 != found:
             raise SurgeryError(
+                "surgery-wrong-source",
                 f"form='union' was asked for with a source of weights {found[:12]}; the component for "
-                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}: give its own source"
+                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}: give its own source",
             )
     like = next(source.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -170,6 +182,7 @@ def _check_equal(joined: Assembly, parallel: Assembly) -> None:
         a, b = joined.side_by_side(images), parallel.side_by_side(images)
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):
         raise SurgeryError(
+            "surgery-check-failed",
             f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}; "
-            "use form='parallel' and please report this architecture"
+            "use form='parallel' and please report this architecture",
         )

@@ -64,8 +64,9 @@ def shared_signals(
     parts = assembly.manifest.parts
     if not isinstance(images, list | tuple) or len(images) != len(parts):
         raise DataError(
+            "data-type",
             f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
-            f"where there are none); a {type(images).__name__} was given"
+            f"where there are none); a {type(images).__name__} was given",
         )
     class_of = assembly.manifest.class_of
     owners: list[int] = []
@@ -85,7 +86,9 @@ def shared_signals(
                     targets += [class_of[offset + task.index(k)] for k in y.tolist()]
         offset += len(assembly.manifest.columns[index])
     if not found:
-        raise DataError("none of the images belongs to a class of the assembly; give some that do")
+        raise DataError(
+            "data-no-task-class", "none of the images belongs to a class of the assembly; give some that do"
+        )
     logits, entering, distances = (_joined(list(values)) for values in zip(*found, strict=True))
     assert logits is not None
     return Shared(torch.tensor(owners), torch.tensor(labels), torch.tensor(targets), (logits, entering, distances))
@@ -105,7 +108,8 @@ def _shots(labels: Tensor, part: ComponentManifest, task: Sequence[int], shots: 
         pool = torch.nonzero(labels == k).flatten()
         if not len(pool):
             raise DataError(
-                f"class {part.source.classes[k]!r} has no image; give at least one a class for a few-shot scaling"
+                "data-class-without-images",
+                f"class {part.source.classes[k]!r} has no image; give at least one a class for a few-shot scaling",
             )
         found += pool[torch.randperm(len(pool), generator=generator)[:shots]].tolist()
     return found

@@ -56,8 +56,9 @@ def _check_finite(model: nn.Module) -> None:
             bad = value.isnan() if masks else ~value.isfinite()  # a mask may hold infinities
         if bool(bad.any()):
             raise TraceError(
+                "trace-not-finite",
                 f"a trained network is needed; {int(bad.sum())} of {value.numel()} numbers in {place!r} are NaN or "
-                "infinite: load weights from before they were"
+                "infinite: load weights from before they were",
             )
 
 
@@ -116,13 +117,15 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     model = source_of(model)
     if not isinstance(example, Tensor):
         raise TraceError(
+            "trace-example",
             f"the example must be a tensor of images, not a {type(example).__name__}; give two images as the model "
-            "takes them"
+            "takes them",
         )
     if example.ndim != 4 or not example.is_floating_point() or not example.numel():
         raise TraceError(
+            "trace-example",
             f"the example must be floating-point images (batch, channels, height, width), not "
-            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them"
+            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them",
         )
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
@@ -134,9 +137,10 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         hooked = [n or type(m).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
         seen = f"forward hooks of {hooked[0]!r}" if hooked else "numbers in Python, random state"
         raise TraceError(
+            "trace-mismatch",
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
             f"depends on something that tracing does not see ({seen}); "
-            f"{'remove them, or ' if hooked else ''}make that part a layer of its own"
+            f"{'remove them, or ' if hooked else ''}make that part a layer of its own",
         )
     return network
 
@@ -147,24 +151,28 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
         result = model(example)
     except Exception as error:
         raise TraceError(
+            "trace-run-failed",
             f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give `example` images of "
-            "the size and kind that the model takes"
+            "the size and kind that the model takes",
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
         what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TraceError(
+            "trace-output",
             f"{name} returns {what}; a classifier that returns (batch, classes) is needed: wrap it in a module that "
-            "returns the logits"
+            "returns the logits",
         )
     if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
         raise TraceError(
+            "trace-output",
             f"{name} returns {tuple(result.shape)} of {result.dtype} for {len(example)} images; floating-point logits "
-            "(batch, classes) are needed, at least one: wrap it in a module that returns them"
+            "(batch, classes) are needed, at least one: wrap it in a module that returns them",
         )
     if not bool(result.isfinite().all()):
         raise TraceError(
+            "trace-not-finite",
             f"{name} returns NaN or infinity for images of shape {tuple(example.shape)} and type {example.dtype}; "
-            "finite logits are needed: check the weights, and give images in the range that it was trained on"
+            "finite logits are needed: check the weights, and give images in the range that it was trained on",
         )
     return result
 
@@ -187,9 +195,10 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
+            "trace-control-flow",
             f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; torch.export cannot "
             f"follow it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors "
-            "cannot be followed: move that part into a layer of its own or make it independent of the input"
+            "cannot be followed: move that part into a layer of its own or make it independent of the input",
         ) from error
     unknown = draft.unknown()
     if unknown:
@@ -207,21 +216,24 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
     """Values for all arguments of forward after the first, which must have defaults."""
     if getattr(model.forward, "__func__", None) is nn.modules.module._forward_unimplemented:
         raise TraceError(
+            "trace-forward-inputs",
             f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
-            "module that is called on images"
+            "module that is called on images",
         )
     parameters = list(inspect.signature(model.forward).parameters.values())
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise TraceError(
+            "trace-forward-inputs",
             f"a classifier that takes one image batch is needed; {type(model).__name__}.forward takes none by position "
-            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images"
+            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images",
         )
     rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
     if needed:
         raise TraceError(
+            "trace-forward-inputs",
             f"{type(model).__name__}.forward also needs {', '.join(needed)}; a classifier that takes one "
-            "image batch is needed: wrap it in a module that gives the rest"
+            "image batch is needed: wrap it in a module that gives the rest",
         )
     return {p.name: p.default for p in rest} or None
 
@@ -245,7 +257,10 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
         draft.homes[step.name] = next(reversed(step.meta.get("nn_module_stack") or [""]))
         if step.op == "placeholder":
             if nodes and not all(_checks_default(user) for user in step.users):
-                raise TraceError(f"{type(model).__name__} takes a second input, {step.name!r}; one is supported")
+                raise TraceError(
+                    "trace-forward-inputs",
+                    f"{type(model).__name__} takes a second input, {step.name!r}; one is supported",
+                )
             if not nodes:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
@@ -368,6 +383,9 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     group, _, leaf = target.rpartition(".")
     value = getattr(model.get_submodule(group), leaf)
     if not isinstance(value, Tensor):
-        raise TraceError(f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed")
+        raise TraceError(
+            "trace-control-flow",
+            f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed",
+        )
     is_parameter = isinstance(value, nn.Parameter)
     return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

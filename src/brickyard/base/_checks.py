@@ -21,7 +21,9 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         hint = near(value, allowed) if isinstance(value, str) else ""
-        raise OptionError(f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}")
+        raise OptionError(
+            "option-choice", f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}"
+        )
 
 
 def check_kind(name: str, value: object, kind: type, advice: str) -> None:
@@ -31,7 +33,7 @@ def check_kind(name: str, value: object, kind: type, advice: str) -> None:
         OptionError: It is of another.
     """
     if value is not None and not isinstance(value, kind):
-        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
+        raise OptionError("option-type", f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -41,7 +43,7 @@ def flag(name: str, value: Any) -> bool:
         OptionError: It is none.
     """
     if type(value).__name__ not in ("bool", "bool_"):
-        raise OptionError(f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
+        raise OptionError("option-type", f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
     return bool(value)
 
 
@@ -62,7 +64,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
         OptionError: It is none, or below `least`.
     """
     if not is_whole(value) or value < least:
-        raise OptionError(f"{name}={brief(value)} is no whole number of {least} or more; give one")
+        raise OptionError("option-range", f"{name}={brief(value)} is no whole number of {least} or more; give one")
     return int(value)
 
 
@@ -73,7 +75,7 @@ def seed_of(value: Any) -> int:
         OptionError: It is no whole number of 64 bits.
     """
     if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
-        raise OptionError(f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
+        raise OptionError("option-range", f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
     return int(value)
 
 
@@ -84,7 +86,7 @@ def share_or_more(name: str, value: Any) -> float:
         OptionError: It is none.
     """
     if not is_number(value) or not 0 <= value < math.inf:
-        raise OptionError(f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
+        raise OptionError("option-range", f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
     return float(value)
 
 
@@ -95,12 +97,14 @@ def given_path(path: Any, what: str) -> Path:
         FileError: It is neither text nor a path, or no file can have it.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
-        raise FileError(f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path")
+        raise FileError(
+            "file-path-invalid", f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path"
+        )
     try:
         os.stat(found or ".")
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
-        raise FileError(f"{what} {brief(found)} cannot be used: {why}; choose another") from None
+        raise FileError("file-path-invalid", f"{what} {brief(found)} cannot be used: {why}; choose another") from None
     return Path(found)

@@ -28,10 +28,13 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
                 found.append(item)
             elif dash and _is_number(first) and _is_number(last):
                 if int(last) < int(first):
-                    raise TaskError(f"range {item!r} runs backwards; write {last}-{first}, or the classes in order")
+                    raise TaskError(
+                        "task-range", f"range {item!r} runs backwards; write {last}-{first}, or the classes in order"
+                    )
                 if int(last) >= len(names):
                     raise TaskError(
-                        f"range {item!r} was asked for; there are classes 0 to {len(names) - 1}: end it there"
+                        "task-range",
+                        f"range {item!r} was asked for; there are classes 0 to {len(names) - 1}: end it there",
                     )
                 found += range(int(first), int(last) + 1)
             elif _is_number(item):
@@ -55,15 +58,17 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         task = [task]
     if isinstance(task, bytes | set | frozenset | Mapping) or not isinstance(task, Iterable):
         raise TaskError(
+            "task-type",
             f"a task is a list of class names or indices in the order of the outputs; {brief(task)} is a "
-            f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]"
+            f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]",
         )
     found: list[int] = []
     for item in task.tolist() if isinstance(task, np.ndarray | Tensor) and task.ndim == 1 else task:
         if not isinstance(item, str) and not is_whole(item):
             raise TaskError(
+                "task-type",
                 f"a task is a list of class names or indices; {brief(item)} is a {type(item).__name__}: give names, or "
-                f"whole numbers from 0 to {len(names) - 1}"
+                f"whole numbers from 0 to {len(names) - 1}",
             )
         if isinstance(item, str) and item in names:
             found.append(list(names).index(item))
@@ -72,13 +77,16 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         else:
             hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
             raise TaskError(
-                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}"
+                "task-unknown-class",
+                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}",
             )
     if not found:
-        raise TaskError(f"the task is empty; name at least one of {_list(names)}")
+        raise TaskError("task-empty", f"the task is empty; name at least one of {_list(names)}")
     if len(set(found)) != len(found):
         twice = next(k for k in found if found.count(k) > 1)
-        raise TaskError(f"class {names[twice]!r} is named twice in the task; name each class once")
+        raise TaskError(
+            "task-duplicate-class", f"class {names[twice]!r} is named twice in the task; name each class once"
+        )
     return found
 
 

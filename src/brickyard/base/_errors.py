@@ -1,4 +1,4 @@
-"""Every error that Brickyard raises on purpose: one base class, few subclasses.
+"""Every error that Brickyard raises on purpose: one base class, few subclasses, and a stable code for each kind.
 
 A message has three parts, in this order: what was asked, what was found, and what to do next.
 """
@@ -9,14 +9,25 @@ from __future__ import annotations
 class BrickyardError(Exception):
     """Base class of all errors that Brickyard raises on purpose.
 
+    Attributes:
+        code: The kind of problem, such as "task-unknown-class"; stable across versions, unlike the message. The
+            documentation lists them all.
+
     Example:
         >>> import brickyard as by
         >>> try:
         ...     by.load("missing.safetensors")
         ... except by.BrickyardError as error:
-        ...     print(type(error).__name__)
-        FileError
+        ...     print(type(error).__name__, error.code)
+        FileError file-missing
     """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[BrickyardError], tuple[str, str]]:
+        return type(self), (self.code, str(self))
 
 
 class OptionError(BrickyardError):
@@ -45,3 +56,8 @@ class FileError(BrickyardError):
 
 class ProcessError(BrickyardError):
     """One of several processes on a job has stopped."""
+
+
+def reading_code(error: Exception) -> str:
+    """The code of a failure to read: whether the file is missing, or there and unreadable."""
+    return "file-missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else "file-unreadable"

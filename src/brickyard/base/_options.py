@@ -48,7 +48,9 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in self.as_dict().items():
             if not is_number(value) or not 0 <= value < 1:
-                raise OptionError(f"threshold {name}={brief(value)} is not in [0, 1); the paper uses 0.2 to 0.4")
+                raise OptionError(
+                    "option-range", f"threshold {name}={brief(value)} is not in [0, 1); the paper uses 0.2 to 0.4"
+                )
             object.__setattr__(self, name, float(value))
 
     def as_dict(self) -> dict[str, float]:
@@ -96,14 +98,20 @@ class Budget:
         given: dict[str, Any] = {"flops": self.flops, "parameters": self.parameters}
         given = {name: share for name, share in given.items() if share is not None}
         if len(given) != 1:
-            raise OptionError(f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one")
+            raise OptionError(
+                "option-conflict", f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one"
+            )
         (name, share), *_ = given.items()
         if not is_number(share) or not 0 < share <= 1:
-            raise OptionError(f"budget {name}={brief(share)} is not a share in (0, 1]; 0.5 is half of the source's")
+            raise OptionError(
+                "option-range", f"budget {name}={brief(share)} is not a share in (0, 1]; 0.5 is half of the source's"
+            )
         check_choice("spread", self.spread, Spread)
         object.__setattr__(self, name, float(share))
         if not is_whole(self.multiple) or self.multiple < 1:
-            raise OptionError(f"budget multiple={brief(self.multiple)} is no whole number above 0; 8 is a good one")
+            raise OptionError(
+                "option-range", f"budget multiple={brief(self.multiple)} is no whole number above 0; 8 is a good one"
+            )
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:
@@ -166,7 +174,9 @@ class Schedule:
         for name, least in wanted.items():
             value = getattr(self, name)
             if not (value is None and name == "patience") and (type(value) is not int or value < least):
-                raise OptionError(f"{name}={value!r} was given; training needs a whole number of at least {least}")
+                raise OptionError(
+                    "option-range", f"{name}={value!r} was given; training needs a whole number of at least {least}"
+                )
         bounds: dict[str, tuple[float, float]] = {
             "lr": (1e-30, math.inf),
             "warmup": (0, 1),
@@ -176,8 +186,9 @@ class Schedule:
             number = self.rate if name == "lr" else getattr(self, name)
             if not isinstance(number, int | float) or not low <= number < high:
                 raise OptionError(
+                    "option-range",
                     f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
-                    "warmup in [0, 1), weight_decay 0 or more"
+                    "warmup in [0, 1), weight_decay 0 or more",
                 )
 
     @property
@@ -214,5 +225,6 @@ class Distillation:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise OptionError(
-                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.5, 0 are usual"
+                    "option-range",
+                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.5, 0 are usual",
                 )

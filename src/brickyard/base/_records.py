@@ -74,8 +74,9 @@ class Preprocessing(Frozen):
             problem = first_problem(error).removeprefix("Value error, ")
             known = ", ".join(type(self).model_fields)
             raise _UnusableError(
+                "option-preprocessing",
                 f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
-                "size=(32, 32), mean=(0.5,), std=(0.25,)"
+                "size=(32, 32), mean=(0.5,), std=(0.25,)",
             ) from None
 
     @model_validator(mode="after")
@@ -424,7 +425,9 @@ def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise FileError(f"{what} is not a valid {kind.__name__}: {first_problem(error)}") from None
+        raise FileError(
+            "file-manifest-invalid", f"{what} is not a valid {kind.__name__}: {first_problem(error)}"
+        ) from None
 
 
 def first_problem(error: ValidationError) -> str:

@@ -67,7 +67,9 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(stopping.PIPE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            told = FileError(f"{place}{error.strerror or error}; check the path, the space and the rights")
+            told = FileError(
+                "file-system", f"{place}{error.strerror or error}; check the path, the space and the rights"
+            )
             raise typer.Exit(exit_code(told)) from None
 
     return run
@@ -85,8 +87,9 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
             if command.__name__ not in _SHARED:
                 name = command.__name__.replace("_", " ")
                 raise OptionError(
+                    "option-several-processes",
                     f"{name} runs in one process, and torchrun started several; start it without "
-                    f"torchrun, which is for {', '.join(_SHARED)}"
+                    f"torchrun, which is for {', '.join(_SHARED)}",
                 )
             command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt):

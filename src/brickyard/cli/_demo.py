@@ -53,7 +53,9 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"folder {folder} cannot be made: {error}; choose another with -o") from None
+        raise FileError(
+            "file-not-writable", f"folder {folder} cannot be made: {error}; choose another with -o"
+        ) from None
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # tiny networks: more threads wait for each other, and round differently
@@ -143,7 +145,7 @@ def _check(whole: Assembly, path: Path, test: ImageData) -> None:
     with torch.inference_mode():
         same = isinstance(again, Assembly) and torch.equal(again(test.images), whole(test.images))
     if not same:
-        raise FileError(f"{path} does not give back what was written; please report this")
+        raise FileError("file-damaged", f"{path} does not give back what was written; please report this")
 
 
 def _routes(relevance: Relevance, path: Path, say: Say) -> Path | None:

@@ -40,11 +40,15 @@ def export(
             output.suffix in (".pt2", ".pt", ".pth")
         )
         raise OptionError(
+            "option-suffix",
             f"{output} was asked for, and its suffix names no format{': ' * bool(found)}{found}; use .onnx, or "
-            ".safetensors for the state dict"
+            ".safetensors for the state dict",
         )
     if output.suffix == ".safetensors" and (data is not None or uint8 or channels is not None):
-        raise OptionError("--data, --uint8 and --channels are for ONNX, and would change nothing in a state dict")
+        raise OptionError(
+            "option-without-effect",
+            "--data, --uint8 and --channels are for ONNX, and would change nothing in a state dict",
+        )
     check_free(output, force, file)
     model = loaded(file, Component, Assembly)
     if output.suffix == ".safetensors":

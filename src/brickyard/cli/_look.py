@@ -43,7 +43,7 @@ def evaluate(
     model = loaded(file, Component, Assembly)
     parts = model.manifest.parts
     if len(data) not in (1, len(parts)):
-        raise OptionError(f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
+        raise OptionError("option-count", f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
     data = data if len(data) == len(parts) else data * len(parts)
     images = [
         fitted(data_of(spec, part.preprocessing, split, max_images), part.source.classes)
@@ -52,9 +52,13 @@ def evaluate(
     specs: list[str] = list(source or [])
     files: list[Path | None] = list(weights or [])
     if specs and len(specs) != len(parts):
-        raise OptionError(f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all")
+        raise OptionError(
+            "option-count", f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all"
+        )
     if files and len(files) != len(specs):
-        raise OptionError(f"--weights was given {len(files)} times for {len(specs)} sources; give it once a source")
+        raise OptionError(
+            "option-count", f"--weights was given {len(files)} times for {len(specs)} sources; give it once a source"
+        )
     models: list[Any] = [
         source_of(spec, place, None, part.preprocessing).model
         for spec, place, part in zip(specs, files or [None] * len(specs), parts, strict=False)
@@ -79,7 +83,10 @@ def show(
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
         if weights is not None or names is not None or size is not None:
-            raise OptionError(f"--weights, --class-names and --size are of sources, and {item} is none; leave them out")
+            raise OptionError(
+                "option-without-effect",
+                f"--weights, --class-names and --size are of sources, and {item} is none; leave them out",
+            )
         _show_file(path, axes, as_json)
         return
     import torch
@@ -159,7 +166,7 @@ def predict(
     missing = [path for path in images if not path.is_file()]
     if missing:
         found = "it is no plain file" if missing[0].exists() else "there is no such file"
-        raise FileError(f"picture {missing[0]} cannot be read: {found}; check the path")
+        raise FileError("file-missing", f"picture {missing[0]} cannot be read: {found}; check the path")
     answers: list[dict[str, Any]] = []
     for path, probabilities in zip(images, model.predict_proba(images), strict=True):
         best = probabilities.topk(min(top, len(probabilities)))

@@ -200,7 +200,10 @@ def disassemble(
 
     check_free(output, force, source, weights, relevance)
     if multiple != 1 and flops is None and parameters is None:
-        raise OptionError(f"--multiple {multiple} is of a budget, and none was given; add --flops or --parameters")
+        raise OptionError(
+            "option-requires-option",
+            f"--multiple {multiple} is of a budget, and none was given; add --flops or --parameters",
+        )
     asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
     budget = (
         None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters, multiple=multiple)
@@ -213,7 +216,7 @@ def disassemble(
         origin = source_of(source, weights, names, found.preprocessing)
         images = None if data is None else fitted(data_of(data, found.preprocessing), found.classes)
     elif data is None:
-        raise OptionError("disassemble needs images or relevances; give --data or --relevance")
+        raise OptionError("option-needs-data", "disassemble needs images or relevances; give --data or --relevance")
     else:
         thresholds = _thresholds(Thresholds(), asked)
         origin, found = _located(
@@ -298,15 +301,26 @@ def assemble(
     if yard is not None:
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
     elif max_parameters is not None or max_flops is not None:
-        raise OptionError("--max-parameters and --max-flops choose among the components of a yard; give --yard too")
+        raise OptionError(
+            "option-requires-option",
+            "--max-parameters and --max-flops choose among the components of a yard; give --yard too",
+        )
     else:
         parts = [loaded(Path(path), Component, Assembly) for path in files]
     if shots is not None and not images:
-        raise OptionError(f"--shots {shots} is of labelled images, and none were given; add --images once a part")
+        raise OptionError(
+            "option-requires-option",
+            f"--shots {shots} is of labelled images, and none were given; add --images once a part",
+        )
     if source is not None and form != "union":
-        raise OptionError(f"--source {source} would change nothing: it is for --form union, and this is {form}")
+        raise OptionError(
+            "option-without-effect",
+            f"--source {source} would change nothing: it is for --form union, and this is {form}",
+        )
     if weights is not None and source is None:
-        raise OptionError(f"--weights {weights} are of a source, and none was given; add --source")
+        raise OptionError(
+            "option-requires-option", f"--weights {weights} are of a source, and none was given; add --source"
+        )
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = labelled_images(images, manifests, "--images") if images else None
     model = None if source is None else source_of(source, weights, None, None).model

@@ -82,6 +82,7 @@ def only_for_locating(
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle:
         raise OptionError(
+            "option-without-effect",
             f"{', '.join(idle)} would change nothing: {path} was located before, and a budget needs no threshold; "
-            "leave it out, or give --data without --relevance"
+            "leave it out, or give --data without --relevance",
         )

@@ -23,7 +23,10 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
     if not speaks():
         return
     if sys.stdout is None:
-        raise FileError("the result cannot be printed: standard output is closed; open it, or send it to /dev/null")
+        raise FileError(
+            "file-not-writable",
+            "the result cannot be printed: standard output is closed; open it, or send it to /dev/null",
+        )
     line = _json(value) if as_json else str(text)
     if as_json and not fits(line, sys.stdout):
         line = json.dumps(value, allow_nan=False)
@@ -35,7 +38,8 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
         with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
             no_reader()
         raise FileError(
-            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere"
+            "file-not-writable",
+            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere",
         ) from None
 
 

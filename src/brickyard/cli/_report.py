@@ -51,7 +51,9 @@ def routes(
 
     check_free(output, force, source, weights, relevance)
     if output.suffix not in (".png", ".svg"):
-        raise OptionError(f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg")
+        raise OptionError(
+            "option-suffix", f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg"
+        )
     known: Any = loaded(relevance, Relevance)
     origin = source_of(source, weights, names, preprocessing_of(None, None, size) or known.preprocessing)
     known.graph(origin.model)  # refuses another source
@@ -131,9 +133,12 @@ def report(
     parts = [_parts(item) for item in items]
     count = sum(map(len, parts))
     if data and len(data) not in (1, count):
-        raise OptionError(f"the files have {count} parts in all; give --data once, or {count} times")
+        raise OptionError("option-count", f"the files have {count} parts in all; give --data once, or {count} times")
     if faithful and not (source and data and len(data) == 1):
-        raise OptionError("--faithfulness needs the source (--source) and --data once; give both, or leave it out")
+        raise OptionError(
+            "option-requires-option",
+            "--faithfulness needs the source (--source) and --data once; give both, or leave it out",
+        )
     specs = list(data or [])
     specs = specs if len(specs) == count else specs * count
     images: list[Any] = []
@@ -147,7 +152,9 @@ def report(
             found = [fitted(data_of(data[0], item.preprocessing, split, max_images), item.classes)]
         images.append((found if isinstance(item, Assembly) else found[0]) if found else None)
     if weights and len(weights) != len(source or []):
-        raise OptionError(f"--weights was given {len(weights)} times for {len(source or [])} sources; once a source")
+        raise OptionError(
+            "option-count", f"--weights was given {len(weights)} times for {len(source or [])} sources; once a source"
+        )
     how = next((getattr(part[0], "preprocessing", None) for part in parts if part), None)
     places: list[Path | None] = list(weights or []) or [None] * len(source or [])
     models = [source_of(spec, place, None, how).model for spec, place in zip(source or [], places, strict=True)]

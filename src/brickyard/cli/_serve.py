@@ -23,7 +23,9 @@ def workbench(
     try:
         import uvicorn  # noqa: F401
     except ImportError:
-        raise OptionError("the workbench needs uvicorn; pip install 'brickyard[workbench]'") from None
+        raise OptionError(
+            "option-missing-package", "the workbench needs uvicorn; pip install 'brickyard[workbench]'"
+        ) from None
     import secrets
     import socket
 
@@ -57,11 +59,14 @@ def _bound(host: str, port: int) -> Any:
     import socket
 
     if not host:
-        raise OptionError("--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0")
+        raise OptionError(
+            "option-address", "--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0"
+        )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OptionError(
-            f"--host {host} --port {port} cannot be used: {error.strerror or error}; choose another port, or 0"
+            "option-address",
+            f"--host {host} --port {port} cannot be used: {error.strerror or error}; choose another port, or 0",
         ) from None

@@ -93,11 +93,16 @@ def finetune(
 
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
-        raise OptionError("--teacher and --source were both given; one teacher is enough")
+        raise OptionError("option-conflict", "--teacher and --source were both given; one teacher is enough")
     if weights is not None and source is None:
-        raise OptionError(f"--weights {weights} are of a source, and none was given; add --source")
+        raise OptionError(
+            "option-requires-option", f"--weights {weights} are of a source, and none was given; add --source"
+        )
     if features and source is None:
-        raise OptionError(f"--features {features:g} are of the component's source, and none was given; add --source")
+        raise OptionError(
+            "option-requires-option",
+            f"--features {features:g} are of the component's source, and none was given; add --source",
+        )
     schedule = Schedule(
         epochs=epochs,
         optimizer=optimizer,  # type: ignore[arg-type]

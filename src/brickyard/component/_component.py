@@ -173,11 +173,19 @@ def check_input(manifest: ComponentManifest) -> None:
     """Refuse a preprocessing whose images are not those that the network takes."""
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
-        raise FileError(f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}")
+        raise FileError(
+            "file-inconsistent", f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}"
+        )
     if how.channels not in (None, channels):
-        raise FileError(f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}")
+        raise FileError(
+            "file-inconsistent",
+            f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}",
+        )
     if how.mean is not None and len(how.mean) not in (1, channels):
-        raise FileError(f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}")
+        raise FileError(
+            "file-inconsistent",
+            f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}",
+        )
 
 
 def read_familiarity(
@@ -188,10 +196,12 @@ def read_familiarity(
         return None
     size = feature_size(network, manifest.input_shape[0])
     if record.size != size:
-        raise FileError(f"its manifest tells of {record.size} features, and its network has {size}")
+        raise FileError(
+            "file-inconsistent", f"its manifest tells of {record.size} features, and its network has {size}"
+        )
     found = Familiarity.blank(record)
     match_types(found, tensors, prefix)
     fill_in(found, tensors, prefix)
     if not (found.unit > 0 and bool((found.length > 0).all())):
-        raise FileError(f"tensors {prefix}unit and {prefix}length must be above 0")
+        raise FileError("file-tensor-mismatch", f"tensors {prefix}unit and {prefix}length must be above 0")
     return found

@@ -101,8 +101,9 @@ def disassemble(
     """
     if not isinstance(relevance, Relevance):
         raise OptionError(
+            "option-wrong-object",
             f"what locate returned is needed; as relevance a {type(relevance).__name__} was given: call locate, or "
-            "load its file"
+            "load its file",
         )
     check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
     check_kind("budget", budget, Budget, "give brickyard.Budget(flops=...) or Budget(parameters=...)")
@@ -110,9 +111,13 @@ def disassemble(
     check_choice("heal", heal, Heal)
     check_choice("select", select, Select)
     if select != "mda" and budget is None:
-        raise OptionError(f"select={select!r} ranks channels for a budget, and none was given; add budget=")
+        raise OptionError(
+            "option-requires-option", f"select={select!r} ranks channels for a budget, and none was given; add budget="
+        )
     if thresholds is not None and budget is not None:
-        raise OptionError("thresholds= and budget= were both given; a component is chosen by one of them")
+        raise OptionError(
+            "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
+        )
     ridge, seed = share_or_more("ridge", ridge), seed_of(seed)
     heal_images, batch_size = whole("heal_images", heal_images), whole("batch_size", batch_size)
     chosen = _task(task, relevance, reject)
@@ -170,9 +175,10 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
     for name, value in network.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise DataError(
+                "data-overflow",
                 f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair with "
                 "these images needs larger numbers; check the preprocessing, or use heal='none' or a source in float32 "
-                "or float64"
+                "or float64",
             )
 
 
@@ -180,9 +186,14 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
     chosen = resolve_task(task, relevance.classes)
     missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if missing:
-        raise TaskError(f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out")
+        raise TaskError(
+            "task-not-located", f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out"
+        )
     if reject and len(chosen) == len(relevance.classes):
-        raise TaskError("reject=True was asked for a task of all the source's classes; no other class is left")
+        raise TaskError(
+            "task-nothing-to-reject",
+            "reject=True was asked for a task of all the source's classes; no other class is left",
+        )
     return chosen
 
 
@@ -216,8 +227,9 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
     elif isinstance(images, Tensor):
         if images.ndim != 4 or len(images) == 0:
             raise DataError(
+                "data-shape",
                 f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
-                "least one image is needed"
+                "least one image is needed",
             )
         return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
     else:
@@ -225,7 +237,9 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
     labels = source.all_labels()
     by_class = {k: torch.nonzero(labels == k).flatten().tolist() for k in task}
     if not any(by_class.values()):
-        raise DataError("the images to heal with hold none of the task's classes; give some, or heal='none'")
+        raise DataError(
+            "data-no-task-class", "the images to heal with hold none of the task's classes; give some, or heal='none'"
+        )
     return _Pool(source, by_class)
 
 
@@ -233,15 +247,17 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
     """Preprocessed images of the task, drawn evenly from its classes."""
     if pool is None:
         raise OptionError(
-            f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without"
+            "option-needs-data",
+            f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without",
         )
     indices = pool.draw(count, seed)
     like = kind(graph.network)
     batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(
+            "data-wrong-size",
             f"the images that {wanted_by} needs are {tuple(batches[0].shape[1:])} after preprocessing; the source "
-            f"takes {graph.input_shape}: give images of that size"
+            f"takes {graph.input_shape}: give images of that size",
         )
     return batches
 

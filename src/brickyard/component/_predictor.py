@@ -58,7 +58,10 @@ class Predictor(nn.Module):
         """
         batch_size = whole("batch_size", batch_size)
         if any(value.is_meta for value in self.parameters()):
-            raise DataError("the model is on the meta device, which has no numbers to answer with; load it again")
+            raise DataError(
+                "data-meta-device",
+                "the model is on the meta device, which has no numbers to answer with; load it again",
+            )
         found: list[Tensor] = []
         with as_before(self), torch.inference_mode():
             for batch in read_images(images, batch_size):
@@ -91,13 +94,20 @@ class Predictor(nn.Module):
             DataError: The images cannot be used, or a name is no class of the model, or there are not as many.
         """
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
-            raise DataError(f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image")
+            raise DataError(
+                "data-type", f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image"
+            )
         unknown = sorted({str(name) for name in names} - set(self.classes_.tolist()))
         if unknown:
-            raise DataError(f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes")
+            raise DataError(
+                "data-unknown-class",
+                f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes",
+            )
         found = self.predict(images, batch_size)
         if len(found) != len(names) or not found:
-            raise DataError(f"{len(found)} images and {len(names)} names were given; give one name an image")
+            raise DataError(
+                "data-label-mismatch", f"{len(found)} images and {len(names)} names were given; give one name an image"
+            )
         return sum(a == str(b) for a, b in zip(found, names, strict=True)) / len(found)
 
 
@@ -113,6 +123,7 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
         raise
     except Exception as error:  # a network from a file may fail in any way of torch's
         raise DataError(
+            "data-wrong-size",
             f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give images "
-            "of the size and channels that its source takes, or a preprocessing that makes them so"
+            "of the size and channels that its source takes, or a preprocessing that makes them so",
         ) from error

@@ -77,15 +77,18 @@ def evaluate(
     latency_batch, batch_size = whole("latency_batch", latency_batch), whole("batch_size", batch_size)
     if isinstance(model, Component):
         if isinstance(source, list | tuple):
-            raise OptionError(f"a component has one source; a list of {len(source)} was given: give that one")
+            raise OptionError(
+                "option-count", f"a component has one source; a list of {len(source)} was given: give that one"
+            )
         given = None if source is None else source_of(source)
         return _component(model, data, given, latency, latency_batch, batch_size)
     if isinstance(model, Assembly):
         sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
         if len(sources) != len(model.manifest.parts):
             raise OptionError(
+                "option-count",
                 f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given: give one a part, "
-                "or None where there is none"
+                "or None where there is none",
             )
         known = [None if item is None else source_of(item) for item in sources]
         for part, item in zip(model.manifest.parts, known, strict=True):
@@ -93,8 +96,9 @@ def evaluate(
                 _check_source(item, part)
         return _assembly(model, data, known, latency, latency_batch, batch_size)
     raise OptionError(
+        "option-wrong-object",
         f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
-        "assemble or load"
+        "assemble or load",
     )
 
 
@@ -117,8 +121,9 @@ def _component(
     inside = torch.isin(scored, torch.tensor(task))
     if not inside.any():
         raise DataError(
+            "data-no-task-class",
             f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}: "
-            "give some that do, with labels that are indices into the source's classes"
+            "give some that do, with labels that are indices into the source's classes",
         )
     target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
     right = own[:, : len(task)].argmax(1) == target
@@ -180,8 +185,9 @@ def _check_source(source: nn.Module, manifest: ComponentManifest) -> None:
     expected = manifest.source
     if found != expected.sha256:
         raise DataError(
+            "data-wrong-source",
             f"the component was cut from {expected.name!r} with weights {expected.sha256[:12]}; the source given has "
-            f"{found[:12]}: give the source that it came from"
+            f"{found[:12]}: give the source that it came from",
         )
 
 

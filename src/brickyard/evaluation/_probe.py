@@ -67,11 +67,16 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         (8, torch.float64)
     """
     if not isinstance(component, Component):
-        raise OptionError(f"features of a {type(component).__name__} were asked for; give a component")
+        raise OptionError(
+            "option-wrong-object", f"features of a {type(component).__name__} were asked for; give a component"
+        )
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:
-        raise DataError("the component is on the meta device, which has no numbers to answer with; load it again")
+        raise DataError(
+            "data-meta-device",
+            "the component is on the meta device, which has no numbers to answer with; load it again",
+        )
 
     def observed(raw: Tensor) -> Tensor:
         x = preprocess(raw, component.manifest.preprocessing).to(like.device, like.dtype)
@@ -83,8 +88,9 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
         raise DataError(
+            "data-overflow",
             f"features of {bad} of {len(found)} images are NaN or infinite; look at the component with `brickyard yard "
-            "verify`, or give images in the range that it was made for"
+            "verify`, or give images in the range that it was made for",
         )
     return found.clone()  # outside inference mode: an ordinary tensor
 
@@ -216,18 +222,25 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         kinds = f"a {type(features).__name__} and a {type(labels).__name__}"
-        raise DataError(f"features and labels were given as {kinds}; give tensors or arrays of numbers") from None
+        raise DataError(
+            "data-type", f"features and labels were given as {kinds}; give tensors or arrays of numbers"
+        ) from None
     x, y = x.detach().cpu(), y.detach().cpu()
     if x.ndim != 2 or 0 in x.shape or x.is_complex():
-        raise DataError(f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)")
+        raise DataError(
+            "data-shape", f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
+        )
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
         raise DataError(
+            "data-label-mismatch",
             f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}; give one whole number "
-            "an image"
+            "an image",
         )
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
-        raise DataError(f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out")
+        raise DataError(
+            "data-not-finite", f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out"
+        )
     return x.double(), numbered(y, len(x))
 
 
@@ -240,9 +253,14 @@ def numbered(labels: Tensor, count: int) -> Tensor:
     index: Tensor
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:
-        raise DataError(f"all {count} images are of one class; give labelled images of two classes or more")
+        raise DataError(
+            "data-too-few", f"all {count} images are of one class; give labelled images of two classes or more"
+        )
     if count <= len(present):
-        raise DataError(f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more")
+        raise DataError(
+            "data-too-few",
+            f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more",
+        )
     return index
 
 
@@ -276,7 +294,10 @@ class Probe:
         right = torch.as_tensor(labels).cpu()
         found = self.predict(features)
         if right.shape != found.shape:
-            raise DataError(f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image")
+            raise DataError(
+                "data-label-mismatch",
+                f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image",
+            )
         return (found == right).double().mean().item()
 
 
@@ -314,10 +335,14 @@ def probe(
 
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:
-        raise OptionError(f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]")
+        raise OptionError(
+            "option-range", f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]"
+        )
     for value in strengths:
         if not is_number(value) or not 0 < value < math.inf:
-            raise OptionError(f"strength {brief(value)} is no finite number above 0; give one, such as 1.0")
+            raise OptionError(
+                "option-range", f"strength {brief(value)} is no finite number above 0; give one, such as 1.0"
+            )
     x, index = _checked(features, labels)
     y = torch.as_tensor(labels).detach().cpu().numpy()
     folds = min(folds, int(torch.bincount(index).min()))
@@ -336,7 +361,11 @@ def _rows(features: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     try:
         x = torch.as_tensor(features).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise DataError(f"features were given as a {type(features).__name__}; give a tensor (images, {size})") from None
+        raise DataError(
+            "data-type", f"features were given as a {type(features).__name__}; give a tensor (images, {size})"
+        ) from None
     if x.ndim != 2 or x.shape[1] != size or not len(x) or not bool(torch.isfinite(x).all()):
-        raise DataError(f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})")
+        raise DataError(
+            "data-shape", f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})"
+        )
     return x.numpy()

@@ -64,11 +64,13 @@ def save_pretrained(
     folder = given_path(folder, "the folder to write to")
     taken = [name for name in (FILENAME, CARD, CONFIG) if (folder / name).exists()]
     if taken and not overwrite:
-        raise FileError(f"{folder / taken[0]} exists; give another folder, or overwrite=True")
+        raise FileError("file-exists", f"{folder / taken[0]} exists; give another folder, or overwrite=True")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"folder {folder} cannot be made: {error.strerror or error}; choose another place") from None
+        raise FileError(
+            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; choose another place"
+        ) from None
     card = model_card(model, scores=scores, license=license)
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
@@ -99,7 +101,9 @@ def from_pretrained(
     folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
-            raise OptionError(f"revision={revision!r} was asked for, and {folder} is a folder; leave it out")
+            raise OptionError(
+                "option-without-effect", f"revision={revision!r} was asked for, and {folder} is a folder; leave it out"
+            )
         path = folder / filename
     else:
         hub = _hub(f"{repo_or_folder} is no folder here, and the Hub")
@@ -107,12 +111,13 @@ def from_pretrained(
             path = Path(hub.hf_hub_download(str(repo_or_folder), filename, revision=revision, token=token))
         except Exception as error:  # what huggingface_hub raises differs by version
             raise FileError(
+                "file-hub-failed",
                 f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name: "
-                f"{first_line(error)}; check the name, the revision and the token"
+                f"{first_line(error)}; check the name, the revision and the token",
             ) from error
     found = load(path)
     if not isinstance(found, Component | Assembly):
-        raise FileError(f"{path} holds relevances; a component or an assembly is needed here")
+        raise FileError("file-wrong-kind", f"{path} holds relevances; a component or an assembly is needed here")
     return found
 
 
@@ -146,7 +151,8 @@ def push_to_hub(
     """
     if not isinstance(model, Component | Assembly):
         raise OptionError(
-            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one"
+            "option-wrong-object",
+            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one",
         )
     api = _hub("the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
@@ -157,8 +163,9 @@ def push_to_hub(
             api.upload_folder(repo_id=name, folder_path=place, commit_message=commit_message)
         except Exception as error:  # what huggingface_hub raises differs by version
             raise FileError(
+                "file-hub-failed",
                 f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in with "
-                "`hf auth login` or give a token that may write"
+                "`hf auth login` or give a token that may write",
             ) from error
     return name
 
@@ -167,7 +174,9 @@ def _hub(what: str) -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise OptionError(f"{what} needs huggingface_hub; pip install 'brickyard[hub]'") from None
+        raise OptionError(
+            "option-missing-package", f"{what} needs huggingface_hub; pip install 'brickyard[hub]'"
+        ) from None
     return huggingface_hub
 
 

@@ -183,28 +183,30 @@ def export_onnx(
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
     raise SurgeryError(
+        "surgery-export-failed",
         f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
-        "file, or export its state dict"
+        "file, or export its state dict",
     )
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, Component | Assembly):
         raise OptionError(
+            "option-wrong-object",
             f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load"
+            "assemble or load",
         )
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
     if dtype not in DTYPES:
-        raise OptionError(f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
+        raise OptionError("option-choice", f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
-        raise OptionError(f"channels={channels} was asked for; {_title(model)} takes {free}")
+        raise OptionError("option-range", f"channels={channels} was asked for; {_title(model)} takes {free}")
     sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
     fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
     size = fixed_sides[0] if fixed_sides else None
@@ -230,15 +232,17 @@ def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
     for index, one in enumerate(singles):
         if one.shape[1] != entry.channels:
             raise DataError(
+                "data-wrong-size",
                 f"image {index} of those for the check has {one.shape[1]} channels, and the file would take "
                 f"{entry.channels}; give images with as many, or channels={one.shape[1]} (--channels) if the model "
-                "turns them into its own"
+                "turns them into its own",
             )
         if entry.size is not None and tuple(one.shape[2:]) != entry.size:
             found, wanted = ("x".join(map(str, size)) for size in (one.shape[2:], entry.size))
             raise DataError(
+                "data-wrong-size",
                 f"image {index} of those for the check is {found}, and the file would take {wanted}, since the "
-                "model's preprocessing sets no size; give images of that size"
+                "model's preprocessing sets no size; give images of that size",
             )
     singles = [_of_type(one, entry.dtype) for one in singles]
     return [*singles[:1], *_fives(singles)]
@@ -379,7 +383,8 @@ def torch_program(
         return _program(_on_cpu(model), entry)
     except Exception as error:
         raise SurgeryError(
-            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is"
+            "surgery-export-failed",
+            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is",
         ) from error
 
 
@@ -453,4 +458,6 @@ def _needs_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise OptionError(f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'") from None
+        raise OptionError(
+            "option-missing-package", f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'"
+        ) from None

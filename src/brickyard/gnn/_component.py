@@ -250,9 +250,10 @@ def load(path: str | Path) -> GraphComponent | GraphAssembly:
         if kind == "graph-assembly":
             return _assembly(text, tensors)
     except FileError as error:
-        raise FileError(f"{path}: {error}") from None
+        raise FileError(error.code, f"{path}: {error}") from None
     raise FileError(
-        f"{path} holds no part of a graph network; brickyard.load reads components and assemblies of images"
+        "file-wrong-kind",
+        f"{path} holds no part of a graph network; brickyard.load reads components and assemblies of images",
     )
 
 
@@ -268,12 +269,15 @@ def _assembly(text: dict[str, Any], tensors: dict[str, Tensor]) -> GraphAssembly
     file = validated(GraphAssemblyFile, text, "its text")
     manifest = file.assembly
     if manifest.form not in ("parallel", "padded") or manifest.votes or manifest.scaling.gate:
-        raise FileError("it is joined or scaled in a way that graph networks are not")
+        raise FileError("file-inconsistent", "it is joined or scaled in a way that graph networks are not")
     columns, widths = _columns(manifest.parts, manifest.shared_input), [part.width for part in manifest.parts]
     if manifest.form == "padded":
         columns, widths = [torch.cat(columns).unique()], [sum(widths)]
     if len(file.networks) != len(columns):
-        raise FileError(f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}")
+        raise FileError(
+            "file-inconsistent",
+            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+        )
     networks = [
         _network(spec, tensors, f"networks.{index}.", own, width)
         for index, (spec, own, width) in enumerate(zip(file.networks, columns, widths, strict=True))
@@ -282,7 +286,7 @@ def _assembly(text: dict[str, Any], tensors: dict[str, Tensor]) -> GraphAssembly
     count = sum(map(len, manifest.columns))
     for value, shape in ((matrix, (count, count)), (shift, (count,))):
         if (matrix is None) != (shift is None) or (value is not None and tuple(value.shape) != shape):
-            raise FileError(f"its scaling does not fit {count} logits")
+            raise FileError("file-inconsistent", f"its scaling does not fit {count} logits")
     _all_used(tensors)
     return GraphAssembly(networks, manifest, matrix, shift)
 
@@ -293,7 +297,9 @@ def _columns(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Ten
         axis = part.axes.get(FEATURES)
         kept = () if axis is None else axis.kept
         if len(part.input_shape) != 1 or not kept or len(set(kept)) != len(kept) or max(kept) >= part.input_shape[0]:
-            raise FileError(f"its manifest does not say which of {part.input_shape} features are read")
+            raise FileError(
+                "file-inconsistent", f"its manifest does not say which of {part.input_shape} features are read"
+            )
     return columns_of(parts, shared_input)
 
 
@@ -304,7 +310,9 @@ def _network(
     widths = [len(columns), *(layer.width for layer in spec.layers)]
     reads = [layer.inputs for layer in spec.layers]
     if len(spec.names) != len(spec.layers) or widths[:-1] != reads or widths[-1] != outputs:
-        raise FileError(f"its network does not lead from {len(columns)} features to {outputs} outputs")
+        raise FileError(
+            "file-network-invalid", f"its network does not lead from {len(columns)} features to {outputs} outputs"
+        )
     layers: list[NodeLayer] = []
     for index, layer in enumerate(spec.layers):
         found: dict[str, Tensor] = {}
@@ -313,14 +321,20 @@ def _network(
             value = tensors.pop(key, None)
             if value is None or tuple(value.shape) != shape or not value.is_floating_point():
                 what = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
-                raise FileError(f"tensor {key!r} is {what}; floating-point numbers of shape {shape} are expected")
+                raise FileError(
+                    "file-tensor-mismatch",
+                    f"tensor {key!r} is {what}; floating-point numbers of shape {shape} are expected",
+                )
             found[name] = value
         layers.append(NodeLayer(layer, found))
     if len({value.dtype for layer in layers for value in layer.parameters()}) > 1:
-        raise FileError("its network holds numbers of several types")
+        raise FileError("file-tensor-mismatch", "its network holds numbers of several types")
     return GraphNetwork(layers, spec.names, columns)
 
 
 def _all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
-        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")
+        raise FileError(
+            "file-tensor-mismatch",
+            f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file",
+        )

@@ -50,15 +50,16 @@ def evaluate(
     """
     graph = NodeData.of(data)
     if graph.labels is None:
-        raise DataError("labels are needed to score; give (x, edge_index, labels), or data with y")
+        raise DataError("data-no-labels", "labels are needed to score; give (x, edge_index, labels), or data with y")
     chosen = graph.chosen(nodes, "the nodes to score")
     labels = graph.labels[chosen].long().cpu()
     if isinstance(model, GraphComponent):
         return _component(model, graph, data, chosen, labels, source)
     if not isinstance(model, GraphAssembly) or source is not None:
         raise OptionError(
+            "option-wrong-object",
             f"a graph component (with its source) or a graph assembly (without) is scored; a {type(model).__name__} "
-            f"was given{'' if source is None else ' with a source'}"
+            f"was given{'' if source is None else ' with a source'}",
         )
     return _assembly(model, graph, chosen, labels)
 
@@ -70,13 +71,19 @@ def _component(
     whole: Tensor | None = None
     if source is not None:
         if fingerprint(source) != manifest.source.sha256:
-            raise DataError(f"the component was cut from {manifest.source.name!r} with other weights; give its source")
+            raise DataError(
+                "data-wrong-source",
+                f"the component was cut from {manifest.source.name!r} with other weights; give its source",
+            )
         whole = _logits(read_network(source, graph, data), graph, nodes)
     own = _logits(component, graph, nodes)
     task = torch.tensor(manifest.task)
     inside = torch.isin(labels, task)
     if not inside.any():
-        raise DataError(f"none of the {len(labels)} nodes belongs to the task {', '.join(manifest.classes[:8])}")
+        raise DataError(
+            "data-no-task-class",
+            f"none of the {len(labels)} nodes belongs to the task {', '.join(manifest.classes[:8])}",
+        )
     single = len(task) == 1
     notes: tuple[str, ...] = ()
     names = manifest.classes
@@ -134,7 +141,10 @@ def _assembly(assembly: GraphAssembly, graph: NodeData, nodes: Tensor, labels: T
     manifest = assembly.manifest
     known = (labels >= 0) & (labels < len(manifest.classes))
     if not known.any():
-        raise DataError(f"none of the {len(labels)} nodes has one of the assembly's classes; labels index them")
+        raise DataError(
+            "data-no-task-class",
+            f"none of the {len(labels)} nodes has one of the assembly's classes; labels index them",
+        )
     nodes, labels = nodes[known], labels[known]
     logits = _logits(assembly, graph, nodes)
     owners = [set(own) for own in manifest.owners]

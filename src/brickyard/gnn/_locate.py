@@ -87,7 +87,9 @@ class GraphRelevance:
         """
         found = self.scores(task)
         if axis not in found:
-            raise OptionError(f"axis {axis!r} was asked for; relevances exist for {', '.join(found)}")
+            raise OptionError(
+                "option-not-located", f"axis {axis!r} was asked for; relevances exist for {', '.join(found)}"
+            )
         return found[axis][0]
 
 
@@ -134,7 +136,9 @@ def locate(
     count = network.axes()[-1].units
     names = tuple(map(str, classes if classes is not None else range(count)))
     if len(names) != count or len(set(names)) != count:
-        raise TaskError(f"{len(set(names))} different class names were given and the source has {count} outputs")
+        raise TaskError(
+            "task-class-count", f"{len(set(names))} different class names were given and the source has {count} outputs"
+        )
     chosen = _nodes(graph, nodes, names)
     assert graph.labels is not None
     by_class = [chosen[graph.labels[chosen] == k] for k in range(count)]
@@ -160,18 +164,26 @@ def locate(
 
 def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     if graph.labels is None:
-        raise DataError("nodes need labels to locate with; give (x, edge_index, labels), or data with y")
+        raise DataError(
+            "data-no-labels", "nodes need labels to locate with; give (x, edge_index, labels), or data with y"
+        )
     if nodes is None and graph.train is None:
-        raise OptionError("nodes to locate with are needed: give nodes=, some that the source was trained on")
+        raise OptionError(
+            "option-needs-data", "nodes to locate with are needed: give nodes=, some that the source was trained on"
+        )
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
     if int(labels.min()) < 0 or int(labels.max()) >= len(names):
         raise DataError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the source has classes 0 to {len(names) - 1}"
+            "data-label-out-of-range",
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the source has classes 0 to {len(names) - 1}",
         )
     missing = [name for k, name in enumerate(names) if not bool((labels == k).any())]
     if missing:
-        raise DataError(f"class {missing[0]!r} has no node among {len(labels)}; give at least one of each class")
+        raise DataError(
+            "data-class-without-images",
+            f"class {missing[0]!r} has no node among {len(labels)}; give at least one of each class",
+        )
     return chosen
 
 

@@ -82,17 +82,23 @@ def disassemble(
     check_choice("heal", heal, GraphHeal)
     check_choice("select", select, GraphSelect)
     if thresholds is not None and budget is not None:
-        raise OptionError("thresholds= and budget= were both given; a component is chosen by one of them")
+        raise OptionError(
+            "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
+        )
     if not ridge >= 0:
-        raise OptionError(f"ridge={ridge!r} must be 0 or more")
+        raise OptionError("option-range", f"ridge={ridge!r} must be 0 or more")
     if fingerprint(model) != relevance.source_sha256:
         raise DataError(
+            "data-wrong-source",
             f"the relevances belong to {relevance.source_name!r} with other weights: locate again, or give the model "
-            "that was located"
+            "that was located",
         )
     chosen = resolve_task(task, relevance.classes)
     if reject and len(chosen) == len(relevance.classes):
-        raise TaskError("reject=True was asked for a task of all the source's classes; no other class is left")
+        raise TaskError(
+            "task-nothing-to-reject",
+            "reject=True was asked for a task of all the source's classes; no other class is left",
+        )
     outputs = list(range(len(relevance.classes))) if reject else chosen
     network, data = relevance.network, relevance.data
     scores = relevance.scores(chosen, thresholds)
@@ -149,7 +155,9 @@ def _by_budget(
 ) -> dict[str, Tensor]:
     """The most relevant units that fit; at least one an axis."""
     if budget.multiple != 1:
-        raise OptionError("a budget's multiple= is for convolutions; leave it out for graph networks")
+        raise OptionError(
+            "option-without-effect", "a budget's multiple= is for convolutions; leave it out for graph networks"
+        )
     network, data = relevance.network, relevance.data
     whole = network.flops(*_size(data)) if budget.resource == "flops" else relevance.parameters
     last = {network.axes()[-1].name: torch.tensor(list(outputs))}
@@ -172,8 +180,9 @@ def _by_budget(
     limit = budget.share * whole
     if cost(0) > limit:
         raise OptionError(
+            "option-budget-too-small",
             f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
-            f"already takes {cost(0) / whole:.3g}: raise the budget"
+            f"already takes {cost(0) / whole:.3g}: raise the budget",
         )
     low, high = 0, len(ranked)
     while low < high:
@@ -278,17 +287,21 @@ def assemble(
     parts = list(components)
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise OptionError(f"graph components to assemble are needed; {kinds} was given: make some with disassemble")
+        raise OptionError(
+            "option-wrong-object",
+            f"graph components to assemble are needed; {kinds} was given: make some with disassemble",
+        )
     if find(scaling).gated:
         known = ", ".join(name for name, entry in SCALINGS.items() if not entry.gated)
-        raise OptionError(f"scaling={scaling!r} reads features of images; graph networks have {known}")
+        raise OptionError("option-choice", f"scaling={scaling!r} reads features of images; graph networks have {known}")
     manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate)
     manifest = manifest.model_copy(update={"shared_input": shared_input})
     widths = {part.input_shape[0] for part in manifest.parts}
     if shared_input and len(widths) > 1:
         raise SurgeryError(
+            "surgery-input-mismatch",
             f"the parts' sources take {' and '.join(map(str, sorted(widths)))} features, which is no one table; give "
-            "shared_input=False, and disjoint([...]) of their graphs to the assembly"
+            "shared_input=False, and disjoint([...]) of their graphs to the assembly",
         )
     columns = columns_of(manifest.parts, shared_input)
     steps = [part.network.steps() for part in parts]
@@ -305,13 +318,16 @@ def assemble(
 
 def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
     if data.labels is None or nodes is None:
-        raise DataError("a few-shot scaling needs labels and nodes=; give (x, edge_index, labels) and some nodes")
+        raise DataError(
+            "data-no-labels", "a few-shot scaling needs labels and nodes=; give (x, edge_index, labels) and some nodes"
+        )
     chosen = data.chosen(nodes, "the nodes to scale with")
     targets = data.labels[chosen].long().cpu()
     if int(targets.min()) < 0 or int(targets.max()) >= len(assembly.classes):
         raise DataError(
+            "data-label-out-of-range",
             f"labels run from {int(targets.min())} to {int(targets.max())}; they are indices into the assembly's "
-            f"{len(assembly.classes)} classes"
+            f"{len(assembly.classes)} classes",
         )
     with torch.no_grad():
         logits = assembly.side_by_side(data.x, data.edge_index)[chosen].double().cpu()

@@ -64,14 +64,20 @@ class NodeData:
             found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
         else:
             raise DataError(
+                "data-type",
                 f"a graph is needed: (x, edge_index), (x, edge_index, labels) or a torch_geometric Data; a "
-                f"{type(data).__name__} was given"
+                f"{type(data).__name__} was given",
             )
         if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
-            raise DataError("the features of a graph are a floating-point tensor (nodes, features); give such a one")
+            raise DataError(
+                "data-graph", "the features of a graph are a floating-point tensor (nodes, features); give such a one"
+            )
         Edges.of(found.edge_index, len(found.x))
         if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
-            raise DataError(f"labels are one whole number a node; {tuple(found.labels.shape)} for {len(found.x)} nodes")
+            raise DataError(
+                "data-label-mismatch",
+                f"labels are one whole number a node; {tuple(found.labels.shape)} for {len(found.x)} nodes",
+            )
         return found
 
     def chosen(self, nodes: Any, what: str) -> Tensor:
@@ -83,12 +89,17 @@ class NodeData:
         found = torch.as_tensor(nodes).cpu()
         if found.dtype == torch.bool:
             if found.shape != (len(self.x),):
-                raise DataError(f"{what}: a mask of shape {tuple(found.shape)} was given for {len(self.x)} nodes")
+                raise DataError(
+                    "data-graph", f"{what}: a mask of shape {tuple(found.shape)} was given for {len(self.x)} nodes"
+                )
             found = found.nonzero().flatten()
         if found.ndim != 1 or not len(found) or found.is_floating_point():
-            raise DataError(f"{what}: a mask or a list of node indices with at least one node is needed")
+            raise DataError("data-graph", f"{what}: a mask or a list of node indices with at least one node is needed")
         if int(found.min()) < 0 or int(found.max()) >= len(self.x):
-            raise DataError(f"{what}: nodes {int(found.min())} to {int(found.max())}; the graph has {len(self.x)}")
+            raise DataError(
+                "data-index-out-of-range",
+                f"{what}: nodes {int(found.min())} to {int(found.max())}; the graph has {len(self.x)}",
+            )
         return found.long()
 
 
@@ -148,10 +159,13 @@ class Edges:
         """
         whole = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
         if not whole or edge_index.ndim != 2 or len(edge_index) != 2:
-            raise DataError("edge_index is a tensor (2, edges) of whole numbers; give the graph's edges in that form")
+            raise DataError(
+                "data-graph", "edge_index is a tensor (2, edges) of whole numbers; give the graph's edges in that form"
+            )
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
             raise DataError(
-                f"edge_index names nodes {int(edge_index.min())} to {int(edge_index.max())}, and there are {count}"
+                "data-index-out-of-range",
+                f"edge_index names nodes {int(edge_index.min())} to {int(edge_index.max())}, and there are {count}",
             )
         return cls(edge_index[0].long(), edge_index[1].long(), count)
 
@@ -398,8 +412,9 @@ class GraphNetwork(nn.Module):
         edges = Edges.of(edge_index, len(x))
         if int(self.columns.max()) >= x.shape[1]:
             raise DataError(
+                "data-graph",
                 f"feature {int(self.columns.max())} is read, and the nodes have {x.shape[1]}: give the features that "
-                "the source was trained on"
+                "the source was trained on",
             )
         x = x[:, self.columns]
         for layer in self.steps():

@@ -46,10 +46,11 @@ def read_network(model: nn.Module, data: NodeData, original: Any = None) -> Grap
         import torch_geometric.nn  # noqa: F401
     except ImportError:
         raise OptionError(
-            "sources of PyTorch Geometric need it: pip install 'brickyard[graphs]' (components run without)"
+            "option-missing-package",
+            "sources of PyTorch Geometric need it: pip install 'brickyard[graphs]' (components run without)",
         ) from None
     if not isinstance(model, nn.Module):
-        raise TraceError(f"a source is a torch.nn.Module; a {type(model).__name__} was given")
+        raise TraceError("trace-not-module", f"a source is a torch.nn.Module; a {type(model).__name__} was given")
     with as_before(model):
         network = _Reading(model).network()
         _compare(model, network, data, original)
@@ -64,10 +65,12 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             said = twin(original) if one else twin(data.x, data.edge_index)
         except Exception as error:
             what = "the data" if one else "(x, edge_index)"
-            raise TraceError(f"{type(model).__name__} does not run on {what}: {first_line(error)}") from None
+            raise TraceError(
+                "trace-run-failed", f"{type(model).__name__} does not run on {what}: {first_line(error)}"
+            ) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
-        raise TraceError(f"{type(model).__name__} does not return one row of logits a node")
+        raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits a node")
     theirs, ours = said.double(), found.double()
     if bool((theirs.exp().sum(1) - 1).abs().max() < 1e-4):  # it ends in a log-softmax
         ours = ours.log_softmax(1)
@@ -76,8 +79,9 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
     gap, spread = (ours - theirs).abs().max().item(), theirs.std().item()
     if not gap <= _SAME * max(spread, 1e-12):
         raise TraceError(
+            "trace-mismatch",
             f"{type(model).__name__} was read as {', '.join(network.names)}, and says something else: logits differ by "
-            f"{gap:.2g} at a spread of {spread:.2g}. A layer has an option that is not known; known are {KNOWN}"
+            f"{gap:.2g} at a spread of {spread:.2g}. A layer has an option that is not known; known are {KNOWN}",
         )
 
 
@@ -120,13 +124,14 @@ class _Reading:
         for node in self._chain():
             self._step(node)
         if not self.found:
-            raise TraceError(f"{self.kind} has no layer that is known; known are {KNOWN}")
+            raise TraceError("trace-graph-layers", f"{self.kind} has no layer that is known; known are {KNOWN}")
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
             raise TraceError(
+                "trace-graph-layers",
                 f"{self.kind}: its last layer {self.found[-1].name!r} "
                 + ("concatenates heads" if last.groups > 1 else f"is followed by {last.activation}")
-                + "; a classifier ends in one logit a class (GATConv: concat=False, or one head)"
+                + "; a classifier ends in one logit a class (GATConv: concat=False, or one head)",
             )
         layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
         names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
@@ -144,7 +149,7 @@ class _Reading:
             }
             graph = _Tracer().trace(self.model, concrete_args=optional or None)
         except Exception as error:
-            raise TraceError(f"{self.kind} cannot be traced: {first_line(error)}") from None
+            raise TraceError("trace-control-flow", f"{self.kind} cannot be traced: {first_line(error)}") from None
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         chain: list[fx.Node] = []
         while isinstance(output, fx.Node) and output.op != "placeholder":
@@ -153,7 +158,9 @@ class _Reading:
             chain.append(output)
             output = output.args[0] if output.args else None
         if not isinstance(output, fx.Node):
-            raise TraceError(f"{self.kind} does not lead from the features to one output step by step")
+            raise TraceError(
+                "trace-graph-layers", f"{self.kind} does not lead from the features to one output step by step"
+            )
         return chain[::-1]
 
     def _step(self, node: fx.Node) -> None:
@@ -219,7 +226,7 @@ class _Reading:
             what = f"layer {node.target!r} ({type(module).__name__})"
         else:
             what = f"operation {getattr(node.target, '__name__', node.target)!r}"
-        return TraceError(f"{self.kind}: {what} {why}; known are {KNOWN}")
+        return TraceError("trace-graph-layers", f"{self.kind}: {what} {why}; known are {KNOWN}")
 
 
 def _is_feature(node: fx.Node, name: str = "x") -> bool:

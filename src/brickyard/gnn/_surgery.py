@@ -9,8 +9,8 @@ from torch import Tensor
 
 from brickyard.base._errors import SurgeryError
 from brickyard.gnn._network import Edges, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
-from brickyard.healing._heal import ROUNDS, HealReport, keep_better
-from brickyard.healing._least_squares import equations_for
+from brickyard.healing._heal import ROUNDS, keep_better
+from brickyard.healing._least_squares import HealReport, equations_for
 from brickyard.healing._streams import blocks, exact
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
@@ -67,7 +67,10 @@ def join(networks: Sequence[GraphNetwork], columns: Sequence[Tensor]) -> GraphNe
     width = len(read)
     kinds = [[layer.spec for layer in network.steps()] for network in networks]
     if len({len(specs) for specs in kinds}) > 1:
-        raise SurgeryError(f"networks of {', '.join(str(len(k)) for k in kinds)} layers cannot be padded; use parallel")
+        raise SurgeryError(
+            "surgery-not-paddable",
+            f"networks of {', '.join(str(len(k)) for k in kinds)} layers cannot be padded; use parallel",
+        )
     for i, name in enumerate(networks[0].names):
         parts = [network.steps()[i] for network in networks]
         layer, places = _joined(name, parts, places, width)
@@ -85,7 +88,10 @@ def _joined(
     first = specs[0]
     grouped = any(s.groups > 1 for s in specs)  # heads whose outputs lie side by side
     if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
-        raise SurgeryError(f"layer {name!r} is of several kinds in the parts, which cannot be padded; use parallel")
+        raise SurgeryError(
+            "surgery-not-paddable",
+            f"layer {name!r} is of several kinds in the parts, which cannot be padded; use parallel",
+        )
     ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
     spec = GraphLayerSpec(
         gather=(first.gather[0],) * ways if first.attends else first.gather,

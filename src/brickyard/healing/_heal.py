@@ -237,9 +237,10 @@ class _Job:
                 missing = missing / self.tail.scale.to(missing.dtype).reshape(1, -1, 1, 1)
             if not bool(torch.isfinite(missing).all()):
                 raise DataError(
+                    "data-overflow",
                     f"outputs of layer {self.name!r} are not finite on the images to heal with: numbers overflow there "
                     "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
-                    "float64"
+                    "float64",
                 )
             yield x, output, missing
 

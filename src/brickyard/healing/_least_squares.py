@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
-from brickyard.healing._least_squares import HealReport
 from brickyard.runtime._processes import Ranks
 
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 
 
 Solution = tuple[Tensor, Tensor | None]
+
+
+@dataclass
+class HealReport:
+    """What was repaired, and what was seen on the way."""
+
+    layers: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 class _NormalEquations:

@@ -58,13 +58,15 @@ class Images:
             data = data if isinstance(data.dataset, IterableDataset) else data.dataset
         self._open(data)
         if len(self) == 0:
-            raise DataError(f"{what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{what} has no image; give at least one a class")
 
     def _open(self, data: DataLike) -> None:
         if isinstance(data, str | bytes | dict):
-            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
-            raise DataError(f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes")
+            raise DataError(
+                "data-no-labels", f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes"
+            )
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
@@ -79,18 +81,19 @@ class Images:
             with torch.random.fork_rng([], enabled=own):
                 self._tensors = self._read(data)
         else:
-            raise DataError(f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         for what, value in (("images", images), ("labels", labels)):
             if value.is_meta or value.layout != torch.strided:
                 kind = "on the meta device, without numbers" if value.is_meta else f"of layout {value.layout}"
-                raise DataError(f"{self.what}: the {what} are {kind}; give ordinary tensors")
+                raise DataError("data-type", f"{self.what}: the {what} are {kind}; give ordinary tensors")
         check_images(images[:1] if images.ndim == 4 else images, self.what)
         if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
             raise DataError(
+                "data-label-mismatch",
                 f"{self.what} has {len(images)} images and labels of shape {tuple(labels.shape)} and type "
-                f"{labels.dtype}; give one whole number an image"
+                f"{labels.dtype}; give one whole number an image",
             )
         return images, labels.long()
 
@@ -99,19 +102,22 @@ class Images:
         labels: list[Tensor] = []
         for batch in self._each(batches):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed")
+                raise DataError(
+                    "data-type", f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
+                )
             images.append(self._tensor(batch[0]))
             labels.append(self._tensor(batch[1]))
         if not images:
-            raise DataError(f"{self.what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{self.what} has no image; give at least one a class")
         if all(image.ndim == 3 and label.ndim == 0 for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
         except RuntimeError as error:
             raise DataError(
+                "data-not-batchable",
                 f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
-                "many labels"
+                "many labels",
             ) from None
 
     def _tensor(self, value: Any) -> Tensor:
@@ -120,8 +126,9 @@ class Images:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
+                "data-type",
                 f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
-                "images as numbers, and as label the index of the class"
+                "images as numbers, and as label the index of the class",
             ) from None
 
     def __len__(self) -> int:
@@ -156,7 +163,9 @@ class Images:
         )
         for batch in self._each(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                raise DataError(f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed")
+                raise DataError(
+                    "data-type", f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
+                )
             yield self._pair(batch[0], self._tensor(batch[1]))
 
     def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -172,8 +181,9 @@ class Images:
             except Exception as error:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
                 raise DataError(
+                    "data-not-batchable",
                     f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
-                    "must give (image tensor, label) pairs"
+                    "must give (image tensor, label) pairs",
                 ) from error
             yield batch
 
@@ -200,8 +210,9 @@ class Images:
                 labels = self._tensor(found)
                 if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
                     raise DataError(
+                        "data-label-mismatch",
                         f"{self.what} has {name} of shape {tuple(labels.shape)} and type {labels.dtype}; give one "
-                        "whole number an image"
+                        "whole number an image",
                     )
                 return labels.long()
         return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])

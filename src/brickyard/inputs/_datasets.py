@@ -68,22 +68,27 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
-            raise DataError(f"{name}: images and labels must be tensors, and labels whole numbers")
+            raise DataError("data-type", f"{name}: images and labels must be tensors, and labels whole numbers")
         self.images = images
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
         if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
             raise DataError(
+                "data-shape",
                 f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
-                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image"
+                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image",
             )
         if len(set(self.classes)) != len(self.classes):
-            raise DataError(f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ")
+            raise DataError(
+                "data-class-names",
+                f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ",
+            )
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise DataError(
+                "data-label-out-of-range",
                 f"{name}: labels run from {int(labels.min())} to {int(labels.max())} and there are {len(self.classes)} "
-                "class names; give labels that count the names from 0, and leave out images without a label"
+                "class names; give labels that count the names from 0, and leave out images without a label",
             )
 
     def __len__(self) -> int:
@@ -103,7 +108,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             chosen = chosen.nonzero().flatten()
         chosen = chosen.long()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
-            raise DataError(f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for")
+            raise DataError(
+                "data-index-out-of-range",
+                f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for",
+            )
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
@@ -141,7 +149,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             OptionError: The fraction is not between 0 and 1.
         """
         if not 0 < fraction < 1:
-            raise OptionError(f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
+            raise OptionError("option-range", f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         labels = self.labels[order]
         first = torch.zeros(len(self), dtype=torch.bool)
@@ -180,18 +188,20 @@ def load_data(
         torch.Size([161, 1, 8, 8])
     """
     if not str(spec).strip():
-        raise OptionError("data '' was asked for; give digits, or the path of a folder or a file")
+        raise OptionError("option-empty", "data '' was asked for; give digits, or the path of a folder or a file")
     place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
     place, query = (place, query) if place else (query, "")
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"split", "classes"}
     if unknown:
-        raise OptionError(f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes=")
+        raise OptionError(
+            "option-unknown-name", f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes="
+        )
     data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
     if max_images is not None and max_images < 1:
-        raise OptionError(f"max_images={max_images} was asked for; give 1 or more")
+        raise OptionError("option-range", f"max_images={max_images} was asked for; give 1 or more")
     if max_images is not None and len(data) > max_images:
         data = data.shuffled(0).subset(range(max_images))
     return data
@@ -210,7 +220,10 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
         return _digits(split)
     path = Path(place)
     if not _exists(path):
-        raise DataError(f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'")
+        raise DataError(
+            "data-missing",
+            f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'",
+        )
     if path.suffix == ".parquet":
         return _parquet(path)
     if (path / f"{split}.parquet").is_file():
@@ -223,7 +236,10 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
             if (path / name).is_file():
                 return _idx(path / name)
         return _folder(path, split, size, asked)
-    raise DataError(f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these")
+    raise DataError(
+        "data-unknown-format",
+        f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these",
+    )
 
 
 def _digits(split: str) -> ImageData:
@@ -235,7 +251,7 @@ def _digits(split: str) -> ImageData:
     whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
     parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
     if split not in parts:
-        raise OptionError(f"split {split!r} of digits was asked for; use train or test")
+        raise OptionError("option-choice", f"split {split!r} of digits was asked for; use train or test")
     return parts[split]
 
 
@@ -246,22 +262,29 @@ def _parquet(path: Path) -> ImageData:
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise OptionError(f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
+        raise OptionError("option-missing-package", f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
     try:
         with pq.ParquetFile(path) as file:
             columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata
             image = next((name for name in ("image", "img") if name in columns), None)
             label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
             if image is None or label is None:
-                raise DataError(f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed")
+                raise DataError(
+                    "data-unknown-format", f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed"
+                )
             pictures, values = _rows(file, path, image, label)
     except DataError:
         raise
     except Exception as error:  # what pyarrow raises for damaged files differs by version
-        raise DataError(f"{path} cannot be read as parquet: {first_line(error)}; get it again") from None
+        raise DataError(
+            "data-damaged-file", f"{path} cannot be read as parquet: {first_line(error)}; get it again"
+        ) from None
     count = max(values, default=0) + 1
     if not values or count > MAX_CLASSES:
-        raise DataError(f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0")
+        raise DataError(
+            "data-label-out-of-range",
+            f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0",
+        )
     names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
     labels = torch.tensor(values, dtype=torch.long)
     return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
@@ -276,12 +299,15 @@ def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], 
             index = len(values)
             if not isinstance(value, int) or abs(value) >> 62:
                 raise DataError(
+                    "data-label-mismatch",
                     f"{path}: its column {label!r} must hold a whole number in each row, and row {index} holds "
-                    f"{str(value)[:40]!r}; leave out images without a label"
+                    f"{str(value)[:40]!r}; leave out images without a label",
                 )
             found = content.get("bytes") if isinstance(content, dict) else content
             if not isinstance(found, bytes):
-                raise DataError(f"{path}: image {index} holds no bytes; embed the images in the file")
+                raise DataError(
+                    "data-unreadable-image", f"{path}: image {index} holds no bytes; embed the images in the file"
+                )
             pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
             values.append(int(value))
     return pictures, values
@@ -299,8 +325,9 @@ def _idx(path: Path) -> ImageData:
     labels_path = labels_beside(path)
     if labels_path == path:
         raise DataError(
+            "data-unknown-format",
             f"{path} was asked for, and its name says of no images; give the file of images, such as "
-            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it"
+            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it",
         )
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
@@ -328,11 +355,14 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
                 content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
-        raise DataError(f"{path} cannot be read as an idx file: {first_line(error)}; get it again") from None
+        raise DataError(
+            "data-damaged-file", f"{path} cannot be read as an idx file: {first_line(error)}; get it again"
+        ) from None
     if not whole or len(content) != size:
         raise DataError(
+            "data-damaged-file",
             f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
-            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again"
+            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again",
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
@@ -349,13 +379,17 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
     else:
         if asked:
             there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
-            raise DataError(f"split {split!r} of {path} was asked for; its folders are {there}: name one of them")
+            raise DataError(
+                "data-missing", f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
+            )
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
         if any("\ud800" <= sign <= "\udfff" for sign in name):
-            raise DataError(f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class")
+            raise DataError(
+                "data-class-names", f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class"
+            )
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
@@ -364,8 +398,9 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
     if not pictures:
         found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
         raise DataError(
+            "data-no-images",
             f"{path} was asked for, split {split!r}, and it holds no images in class folders ({found}); put each "
-            "class's images into a folder of its own, directly and as .png, .jpg or the like"
+            "class's images into a folder of its own, directly and as .png, .jpg or the like",
         )
     return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
 
@@ -373,11 +408,13 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
 def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
     """One tensor; grey pictures become colour where others are."""
     if not pictures:
-        raise DataError(f"{name} holds no image")
+        raise DataError("data-no-images", f"{name} holds no image")
     sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
-        raise DataError(f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to")
+        raise DataError(
+            "data-not-batchable", f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to"
+        )
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     return torch.stack(pictures)

@@ -55,8 +55,9 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise DataError(
+                        "data-image-too-large",
                         f"image {name} is too large: {width} x {height} pixels, and {MAX_PIXELS:,} in all and "
-                        f"{MAX_SIDE:,} a side are the limit; make it smaller first"
+                        f"{MAX_SIDE:,} a side are the limit; make it smaller first",
                     )
                 image.load()
                 array = _pixels(image)
@@ -64,16 +65,20 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
         raise DataError(
+            "data-image-too-large",
             f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
-            "it smaller first"
+            "it smaller first",
         ) from None
     except UnidentifiedImageError:
         raise DataError(
+            "data-unreadable-image",
             f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "
-            "it out"
+            "it out",
         ) from None
     except Exception as error:  # decoders raise all sorts of errors on damaged files
-        raise DataError(f"image {name} cannot be read: {first_line(error)}; repair it or leave it out") from None
+        raise DataError(
+            "data-unreadable-image", f"image {name} cannot be read: {first_line(error)}; repair it or leave it out"
+        ) from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
@@ -139,8 +144,9 @@ def _picture(item: Any) -> Tensor:
         return decode_image(item).unsqueeze(0)
     shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
     raise DataError(
+        "data-type",
         f"an image is a {type(item).__name__}{shape}; give a path, a PIL image, an array (height, width[, channels]) "
-        "or a tensor (channels, height, width)"
+        "or a tensor (channels, height, width)",
     )
 
 
@@ -150,5 +156,5 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
         raise DataError(
-            f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+            "data-type", f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
         ) from None

@@ -57,13 +57,17 @@ def to_unit(images: Tensor) -> Tensor:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
     if not isinstance(images, Tensor):
-        raise DataError(f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor")
+        raise DataError(
+            "data-type", f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor"
+        )
     if images.dim() != 4:
-        raise DataError(f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)")
+        raise DataError(
+            "data-shape", f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
+        )
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
-        raise DataError(f"images of type {images.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
+        raise DataError("data-type", f"images of type {images.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
     return images if images.dtype == torch.float64 else images.to(torch.float32)
 
 
@@ -75,16 +79,18 @@ def check_images(images: Tensor, what: str) -> None:
     """
     if images.dim() != 4 or images.numel() == 0:
         raise DataError(
+            "data-shape",
             f"{what}: images of shape {tuple(images.shape)}; give at least one image, "
-            "as (batch, channels, height, width)"
+            "as (batch, channels, height, width)",
         )
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
     if bool(bad.any()):
         raise DataError(
+            "data-not-finite",
             f"{what}: {int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index "
-            f"{int(bad.nonzero()[0])}; remove or repair them"
+            f"{int(bad.nonzero()[0])}; remove or repair them",
         )
 
 
@@ -92,7 +98,9 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     """Grey (B, 1, H, W) to colour by repetition, colour (B, 3, H, W) to grey by luma."""
     found = x.shape[1]
     if found not in (1, 3):
-        raise DataError(f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)")
+        raise DataError(
+            "data-wrong-size", f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)"
+        )
     if found == channels:
         return x
     if channels == 3:
@@ -175,8 +183,9 @@ def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
     """Subtract the mean and divide by the standard deviation, a channel; one number serves all."""
     if len(mean) not in (1, x.shape[1]):
         raise DataError(
+            "data-wrong-size",
             f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}; "
-            f"give as many numbers as channels, or set channels={len(mean)}"
+            f"give as many numbers as channels, or set channels={len(mean)}",
         )
     shift = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
     scale = torch.tensor(std, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)

@@ -65,13 +65,13 @@ class Bounds(TorchDispatchMode):
         self._positions = math.prod(shape[1:])
         self.wrote.clear()  # memory of another network may lie there by now
         if math.prod(shape) > MAX_STEP:
-            raise FileError(_too_large(math.prod(shape)))
+            raise FileError("file-too-costly", _too_large(math.prod(shape)))
         images = torch.empty(BATCH, *shape, device="meta", dtype=kind(network).dtype)
         with self, torch.no_grad():
             result = network(images)
         for name, value in network.state_dict().items():
             if _place(value) in self.wrote:
-                raise FileError(f"its network writes into its own tensor {name!r}")
+                raise FileError("file-network-invalid", f"its network writes into its own tensor {name!r}")
         network.keeps_input = _place(images) not in self.wrote
         return result
 
@@ -91,14 +91,15 @@ class Bounds(TorchDispatchMode):
         if self.numbers is None or func.is_view:
             return result
         if largest > MAX_STEP:
-            raise FileError(_too_large(largest))
+            raise FileError("file-too-costly", _too_large(largest))
         words = max([value.numel() for value in inputs] + [sum(value.numel() for value in outputs)], default=0)
         self.work += (WORD * words + _multiply_adds(name, args, outputs)) // BATCH
         most = FLOOR + self.numbers * max(RATIO, self._positions)
         if self.work > most:
             raise FileError(
+                "file-too-costly",
                 f"its network takes more than {most:.1e} multiply-adds an image, which is the limit for a file with "
-                f"{self.numbers:,} numbers"
+                f"{self.numbers:,} numbers",
             )
         return result
 
@@ -133,7 +134,9 @@ def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
         dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
         pieces = value.shape[dim] if name != "split" else -(-value.shape[dim] // max(1, args[1]))
     if pieces > MAX_PIECES:
-        raise FileError(f"its network cuts a value into {pieces:,} pieces; {MAX_PIECES:,} is the limit")
+        raise FileError(
+            "file-too-costly", f"its network cuts a value into {pieces:,} pieces; {MAX_PIECES:,} is the limit"
+        )
 
 
 def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
@@ -145,7 +148,7 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
         if weight.dtype not in (torch.float32, torch.bfloat16):  # such are unfolded: each position's inputs are copied
             made_once = made // max(1, weight.shape[0]) * inside * max(1, args[8] if len(args) > 8 else 1)
             if made_once // BATCH > MAX_STEP:
-                raise FileError(_too_large(made_once // BATCH))
+                raise FileError("file-too-costly", _too_large(made_once // BATCH))
         return made * inside
     if name in ("mm", "bmm", "mv", "dot"):
         return made * int(args[0].shape[-1])

@@ -22,36 +22,42 @@ def source_of(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
-            f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself"
+            "trace-not-module",
+            f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself",
         )
     while (inner := wrapped(model)) is not None:
         model = inner
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
+            "trace-torchscript",
             f"a network in Python is needed; {name} is a TorchScript program, whose layers cannot be read: give the "
-            "torch.nn.Module that it was made from"
+            "torch.nn.Module that it was made from",
         )
     for place, module in model.named_modules():
         if any(mark in type(module).__module__ for mark in _QUANTISED):
             raise TraceError(
+                "trace-not-floating-point",
                 f"a network of floating-point numbers is needed; layer {place or name!r} is a quantised "
-                f"{type(module).__name__}: take the float network apart, and quantise what comes of it"
+                f"{type(module).__name__}: take the float network apart, and quantise what comes of it",
             )
     for place, value in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise TraceError(
+                "trace-no-weights",
                 f"a network with numbers is needed; {place!r} is not initialised yet: run {name} once on a batch, and "
-                "train it"
+                "train it",
             )
         if value.is_meta:
             raise TraceError(
+                "trace-no-weights",
                 f"a network with numbers is needed; {place!r} is on the meta device, which has none: load weights, "
-                f"for example with {name}(...).to_empty(device='cpu') and load_state_dict"
+                f"for example with {name}(...).to_empty(device='cpu') and load_state_dict",
             )
         if value.is_complex() or value.is_quantized:
             raise TraceError(
-                f"a network of floating-point numbers is needed; {place!r} is {value.dtype}: bring it to float32"
+                "trace-not-floating-point",
+                f"a network of floating-point numbers is needed; {place!r} is {value.dtype}: bring it to float32",
             )
     found: nn.Module = model
     return found

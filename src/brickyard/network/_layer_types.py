@@ -270,18 +270,25 @@ def build_layer(kind: str, config: Config) -> nn.Module:
     entry = LAYER_TYPES.get(kind)
     if entry is None:
         raise FileError(
+            "file-unknown-operation",
             f"layer type {told(kind, 80)!r} is not one that Brickyard knows ({', '.join(sorted(LAYER_TYPES))}); "
-            "a newer version may"
+            "a newer version may",
         )
     unknown = set(config) - set(entry.config)
     if unknown:
-        raise FileError(f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}")
+        raise FileError(
+            "file-network-invalid",
+            f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}",
+        )
     for key, value in config.items():
         if not _usual(key, value):
-            raise FileError(f"{kind} cannot be made with {key}={told(repr(value), 80)}: numbers are expected")
+            raise FileError(
+                "file-network-invalid",
+                f"{kind} cannot be made with {key}={told(repr(value), 80)}: numbers are expected",
+            )
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})
     except Exception as error:
-        raise FileError(f"{kind} cannot be made from {told(config)}: {told(error)}") from None
+        raise FileError("file-network-invalid", f"{kind} cannot be made from {told(config)}: {told(error)}") from None
     return module.eval()

@@ -155,11 +155,15 @@ class Network(nn.Module):
         for group in groups:
             if group not in parent._modules:
                 if not group or hasattr(parent, group):
-                    raise SurgeryError(f"layer {name!r} cannot be stored: {group!r} is no free attribute name")
+                    raise SurgeryError(
+                        "surgery-name-taken", f"layer {name!r} cannot be stored: {group!r} is no free attribute name"
+                    )
                 parent.add_module(group, _Group())
             parent = parent._modules[group]  # type: ignore[assignment]
         if not leaf or hasattr(parent, leaf):
-            raise SurgeryError(f"layer {name!r} cannot be stored: {leaf!r} is no free attribute name")
+            raise SurgeryError(
+                "surgery-name-taken", f"layer {name!r} cannot be stored: {leaf!r} is no free attribute name"
+            )
         return parent, leaf
 
     @property
@@ -253,15 +257,19 @@ class Network(nn.Module):
         if self._foreign:
             names = ", ".join(sorted(self._foreign)[:5])
             raise FileError(
+                "file-unsupported-operation",
                 f"the network uses {len(self._foreign)} operation(s) that have no form as data: {names}; "
-                "it runs here, but cannot be written to a file"
+                "it runs here, but cannot be written to a file",
             )
         layers: dict[str, LayerSpec] = {}
         for name in self._layer_names:
             module = self.layer(name)
             entry = find_type(module)
             if entry is None:
-                raise FileError(f"layer {name!r} is a {type(module).__name__}, which has no form as data")
+                raise FileError(
+                    "file-unsupported-operation",
+                    f"layer {name!r} is a {type(module).__name__}, which has no form as data",
+                )
             layers[name] = LayerSpec(type=entry.name, config=describe_layer(module))
         tensors = {
             name: TensorSpec(
@@ -289,7 +297,7 @@ class Network(nn.Module):
         try:
             return cls(nodes, layers, tensors).eval()
         except (SurgeryError, KeyError) as error:
-            raise FileError(f"the network's names do not fit together: {error}") from None
+            raise FileError("file-network-invalid", f"the network's names do not fit together: {error}") from None
 
 
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
@@ -309,29 +317,35 @@ def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
 
 def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
     if len(nodes) > _MAX_STEPS:
-        raise FileError(f"a network has {len(nodes):,} steps; {_MAX_STEPS:,} is the limit")
+        raise FileError("file-too-large", f"a network has {len(nodes):,} steps; {_MAX_STEPS:,} is the limit")
     deep = next((name for name in (*spec.layers, *spec.tensors) if name.count(".") > _MAX_DOTS), None)
     if deep is not None:
-        raise FileError(f"layer {deep[:80]!r} lies deeper than {_MAX_DOTS} others")
+        raise FileError("file-too-large", f"layer {deep[:80]!r} lies deeper than {_MAX_DOTS} others")
     if len(nodes) < 2 or nodes[0].op != "input" or nodes[-1].op != "output":
-        raise FileError("a network must start with its input and end with its output")
+        raise FileError("file-network-invalid", "a network must start with its input and end with its output")
     seen: set[str] = set()
     for index, node in enumerate(nodes):
         if node.op in ("input", "output") and index not in (0, len(nodes) - 1):
-            raise FileError(f"step {node.name!r} is a second {node.op}; a network has one")
+            raise FileError("file-network-invalid", f"step {node.name!r} is a second {node.op}; a network has one")
         if node.name in seen:
-            raise FileError(f"two steps are named {node.name!r}")
+            raise FileError("file-network-invalid", f"two steps are named {node.name!r}")
         missing = [name for name in refs(node) if name not in seen]
         if missing:
-            raise FileError(f"step {node.name!r} uses {missing[0]!r}, which is no earlier step")
+            raise FileError("file-network-invalid", f"step {node.name!r} uses {missing[0]!r}, which is no earlier step")
         if node.op == "function" and node.target not in FUNCTIONS:
-            raise FileError(f"step {node.name!r} calls {node.target!r}, which is not an allowed function")
+            raise FileError(
+                "file-unknown-operation", f"step {node.name!r} calls {node.target!r}, which is not an allowed function"
+            )
         if node.op == "layer" and node.target not in spec.layers:
-            raise FileError(f"step {node.name!r} uses layer {node.target!r}, which is not in the file")
+            raise FileError(
+                "file-network-invalid", f"step {node.name!r} uses layer {node.target!r}, which is not in the file"
+            )
         if node.op == "tensor" and node.target not in spec.tensors:
-            raise FileError(f"step {node.name!r} uses tensor {node.target!r}, which is not in the file")
+            raise FileError(
+                "file-network-invalid", f"step {node.name!r} uses tensor {node.target!r}, which is not in the file"
+            )
         if node.op == "output" and len(node.args) != 1:
-            raise FileError("the output step takes one value")
+            raise FileError("file-network-invalid", "the output step takes one value")
         seen.add(node.name)
 
 
@@ -366,19 +380,20 @@ def _to_json(value: Any, where: str) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise FileError(f"step {where!r} has an argument {value!r} that has no form as data")
+    raise FileError("file-unsupported-operation", f"step {where!r} has an argument {value!r} that has no form as data")
 
 
 def _from_json(value: Any, where: str, depth: int) -> Any:
     if depth > _MAX_DEPTH:
-        raise FileError(f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
+        raise FileError("file-too-large", f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
     if isinstance(value, list):
         return [_from_json(item, where, depth + 1) for item in value]
     if isinstance(value, str) and (
         len(value) > _MAX_TEXT or "%" in value
     ):  # Python's operators format and repeat texts
         raise FileError(
-            f"step {told(where, 80)!r} has the text {told(value, 40)!r}, which is no argument of a function"
+            "file-unknown-operation",
+            f"step {told(where, 80)!r} has the text {told(value, 40)!r}, which is no argument of a function",
         )
     if not isinstance(value, dict):
         return value
@@ -394,7 +409,7 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
             return Ellipsis
         if key == "dtype" and isinstance(inner, str) and inner in _DTYPES:
             return _DTYPES[inner]
-    raise FileError(f"step {where!r} has an argument {str(value)[:80]!r} that is not allowed")
+    raise FileError("file-unknown-operation", f"step {where!r} has an argument {str(value)[:80]!r} that is not allowed")
 
 
 def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:

@@ -15,7 +15,10 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
     state = {} if module is None else module.state_dict()
     blank = next((name for name, value in state.items() if value.is_meta), None)
     if blank is not None:
-        raise FileError(f"tensor {blank!r} is on the meta device, without numbers to write; load the component again")
+        raise FileError(
+            "file-meta-device",
+            f"tensor {blank!r} is on the meta device, without numbers to write; load the component again",
+        )
     return {prefix + name: value for name, value in state.items()}
 
 
@@ -25,16 +28,18 @@ def stored_network(
     """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
-        raise FileError(f"its input shape {shape} is not (channels, height, width)")
+        raise FileError("file-inconsistent", f"its input shape {shape} is not (channels, height, width)")
     match_types(network, tensors, prefix)
     try:
         found = bounds.run(network, shape)
     except FileError:
         raise
     except Exception as error:
-        raise FileError(f"its network does not run on images of shape {shape}: {told(error)}") from None
+        raise FileError(
+            "file-network-invalid", f"its network does not run on images of shape {shape}: {told(error)}"
+        ) from None
     if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
-        raise FileError(f"its network does not give {width} outputs an image")
+        raise FileError("file-network-invalid", f"its network does not give {width} outputs an image")
     fill_in(network, tensors, prefix)
     return network
 
@@ -59,11 +64,12 @@ def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     for name, blank in module.state_dict().items():
         value = tensors.pop(prefix + name, None)
         if value is None:
-            raise FileError(f"tensor {prefix + name!r} is missing")
+            raise FileError("file-tensor-mismatch", f"tensor {prefix + name!r} is missing")
         if value.shape != blank.shape or value.dtype != blank.dtype:
             raise FileError(
+                "file-tensor-mismatch",
                 f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} of "
-                f"{blank.dtype} is expected"
+                f"{blank.dtype} is expected",
             )
         state[name] = value
     module.load_state_dict(state, strict=True, assign=True)
@@ -71,4 +77,7 @@ def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
 
 def check_all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
-        raise FileError(f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file")
+        raise FileError(
+            "file-tensor-mismatch",
+            f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file",
+        )

@@ -165,7 +165,7 @@ class _Build:
             if self.force:
                 return State()
             problem = first_problem(error) if isinstance(error, ValidationError) else error
-            raise FileError(f"{place} cannot be used: {problem}; --force builds all again") from None
+            raise FileError("file-damaged", f"{place} cannot be used: {problem}; --force builds all again") from None
 
     def changed(self) -> bool:
         """Whether the folder is no longer as it was when the plan was made."""
@@ -188,12 +188,14 @@ class _Build:
                 held = lock_folder(self.folder)
             except BlockingIOError:
                 raise FileError(
+                    "file-busy",
                     f"{self.folder} is being built by another process; wait until it has ended, or give another "
-                    "outputs.folder"
+                    "outputs.folder",
                 ) from None
             except OSError as error:
                 raise FileError(
-                    f"folder {self.folder} cannot be made: {error.strerror or error}; give another outputs.folder"
+                    "file-not-writable",
+                    f"folder {self.folder} cannot be made: {error.strerror or error}; give another outputs.folder",
                 ) from None
             yield
         finally:
@@ -280,11 +282,13 @@ class _Build:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             step.run()
         except OSError as error:
-            raise FileError(f"{step.name} in {self.folder}: {error}; see to the folder, and build again") from error
+            raise FileError(
+                "file-system", f"{step.name} in {self.folder}: {error}; see to the folder, and build again"
+            ) from error
         except BrickyardError as error:
             if str(error).startswith(f"{self.file.path}:"):
                 raise
-            raise type(error)(self.file.told(step.place, f"{step.name}: {error}")) from error
+            raise type(error)(error.code, self.file.told(step.place, f"{step.name}: {error}")) from error
         outputs = {name: self.prints.file(self.folder / name) for name in step.outputs}
         steps = {**self.state.steps, step.name: Made(needs=needs, outputs=outputs)}
         self.state = self.state.model_copy(update={"steps": steps})
@@ -308,7 +312,8 @@ class _Build:
             path = self.folder / name
             if path.is_dir() or (path.exists() and name not in self.state.owned and not self.force):
                 raise FileError(
-                    f"{path} exists and is not from a build; give another outputs.folder, or --force to overwrite it"
+                    "file-exists",
+                    f"{path} exists and is not from a build; give another outputs.folder, or --force to overwrite it",
                 )
         mine = {step.name for step in self.steps}
         steps = {name: made for name, made in self.state.steps.items() if name in mine}

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from brickyard.base._errors import FileError
+from brickyard.base._errors import FileError, reading_code
 
 Seen = tuple[int, int, int, str]  # size, times of content and of inode in nanoseconds, sha256
 
@@ -79,7 +79,9 @@ class Fingerprints:
                 with path.open("rb") as file:
                     before = (*stamp, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise FileError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
+            raise FileError(
+                reading_code(error), f"{path} cannot be read: {error.strerror or error}; check the path"
+            ) from None
         self.known[name] = self.used[name] = before
         return before[3]
 

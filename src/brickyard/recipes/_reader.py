@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from brickyard.base._checks import given_path
-from brickyard.base._errors import FileError, OptionError
+from brickyard.base._errors import FileError, OptionError, reading_code
 from brickyard.base._messages import nearest, told
 from brickyard.recipes._checks import problems_of, said
 from brickyard.recipes._recipe_file import Place, RecipeFile, dotted, key_of
@@ -58,7 +58,7 @@ def load_recipe(path: str | Path) -> RecipeFile:
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
-        raise OptionError(_first(path, reader.marks, value, error)) from None
+        raise OptionError("option-recipe-invalid", _first(path, reader.marks, value, error)) from None
     found = RecipeFile(path, recipe, content, reader.marks)
     for place, text in problems_of(found):
         raise found.problem(place, text)
@@ -70,9 +70,13 @@ def _content(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise FileError(f"recipe {path} cannot be read: {error.strerror or error}; check the path") from None
+        raise FileError(
+            reading_code(error), f"recipe {path} cannot be read: {error.strerror or error}; check the path"
+        ) from None
     if len(content) > MAX_BYTES:
-        raise FileError(f"recipe {path} is larger than {MAX_BYTES >> 10} KiB; a recipe is a short text")
+        raise FileError(
+            "file-too-large", f"recipe {path} is larger than {MAX_BYTES >> 10} KiB; a recipe is a short text"
+        )
     return content
 
 
@@ -81,12 +85,14 @@ def _composed(path: Path, content: bytes) -> Any:
     import yaml
 
     def refuse(mark: Any, text: str) -> FileError:
-        return FileError(f"{path}:{mark.line + 1}:{mark.column + 1}: {told(text, 800)}")
+        return FileError("file-recipe-syntax", f"{path}:{mark.line + 1}:{mark.column + 1}: {told(text, 800)}")
 
     try:
         text = content.decode("utf-8-sig")
         if STAND_IN in text:
-            raise FileError(f"recipe {path} has the character U+E000, which is no text; remove it")
+            raise FileError(
+                "file-recipe-syntax", f"recipe {path} has the character U+E000, which is no text; remove it"
+            )
         text = INNER.sub(STAND_IN, text)
         depth = aliases = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -103,15 +109,17 @@ def _composed(path: Path, content: bytes) -> Any:
                 raise refuse(event.start_mark, f"the tag {event.tag!r} was given; a recipe has plain values, no tags")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        raise FileError(f"recipe {path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise FileError(
+            "file-recipe-syntax", f"recipe {path} is no text in UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         text = " ".join(str(part) for part in (error.problem, error.context) if part)
         if mark is None:
-            raise FileError(f"recipe {path} is not YAML: {text}") from None
+            raise FileError("file-recipe-syntax", f"recipe {path} is not YAML: {text}") from None
         raise refuse(mark, f"the recipe is not YAML: {_text(text)}; check indentation, colons and quotes") from None
     except yaml.YAMLError as error:
-        raise FileError(f"recipe {path} is not YAML: {told(error)}") from None
+        raise FileError("file-recipe-syntax", f"recipe {path} is not YAML: {told(error)}") from None
 
 
 class _Reader:
@@ -123,7 +131,10 @@ class _Reader:
         self.nodes = 0
 
     def fail(self, node: Any, text: str) -> OptionError:
-        return OptionError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {told(text, 800)}")
+        return OptionError(
+            "option-recipe-invalid",
+            f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {told(text, 800)}",
+        )
 
     def note(self, place: Place, node: Any) -> None:
         self.nodes += 1
@@ -138,7 +149,9 @@ class _Reader:
         import yaml
 
         if node is None:
-            raise OptionError(f"{self.path}:1:1: {what} is empty; start with 'brickyard: {VERSION}'")
+            raise OptionError(
+                "option-recipe-invalid", f"{self.path}:1:1: {what} is empty; start with 'brickyard: {VERSION}'"
+            )
         self.note(place, node)
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, f"{what} is {_kind(node)}; a mapping of keys and values is needed")

@@ -37,7 +37,7 @@ class RecipeFile:
 
     def problem(self, place: Place, text: str) -> OptionError:
         """An error at a place of the recipe."""
-        return OptionError(self.told(place, text))
+        return OptionError("option-recipe-inconsistent", self.told(place, text))
 
     def told(self, place: Place, text: str) -> str:
         """A message with a place of the recipe before it."""

@@ -498,8 +498,9 @@ def _shared_images(training: ImageData, scored: ImageData, source: str) -> str |
     count = sum(item in known for item in hashes(scored))
     if count and count == len(scored):
         raise DataError(
+            "data-seen-in-training",
             f"all {count} images to score of source {source!r} are among its training images; images that were used to "
-            "locate, heal or scale are not scored: give others at evaluate.data"
+            "locate, heal or scale are not scored: give others at evaluate.data",
         )
     if not count:
         return None

@@ -77,8 +77,9 @@ def allocate(
         counts, shares = _linked(sums[name], written[torch.from_numpy(layer.writes)], alpha)
         if not bool(torch.isfinite(shares).all()):
             raise DataError(
+                "data-overflow",
                 f"contributions to layer {name!r} are not finite: numbers overflow on the way to it; check the weights "
-                "and the preprocessing, or locate in float32 or float64"
+                "and the preprocessing, or locate in float32 or float64",
             )
         u, fine = normalised(counts), normalised(shares)
         hard[name] = u > beta

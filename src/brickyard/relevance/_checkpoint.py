@@ -48,7 +48,9 @@ class Notebook:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise FileError(f"the folder {self._folder} cannot be made: {error}; give another resume=") from None
+                raise FileError(
+                    "file-not-writable", f"the folder {self._folder} cannot be made: {error}; give another resume="
+                ) from None
             clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
     def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> bool:
@@ -83,8 +85,9 @@ class Notebook:
         text, tensors = read(path)
         if text.get("kind") != "notebook" or text.get("key") != self._key(indices):
             raise FileError(
+                "file-resume-mismatch",
                 f"{path} is from another call: another source, other images or other options; give another folder, "
-                "or delete this one to start again"
+                "or delete this one to start again",
             )
         return tensors
 

@@ -57,7 +57,9 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
     if not isinstance(module, nn.Conv2d):
-        raise SurgeryError(f"contributions are defined for convolutions and linear layers, not for {module}")
+        raise SurgeryError(
+            "surgery-layer-kind", f"contributions are defined for convolutions and linear layers, not for {module}"
+        )
     left = _padding(module)
     if module.padding_mode != "zeros":
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)

@@ -186,8 +186,9 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
 def _check_name(name: Any) -> None:
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name)):
         raise OptionError(
+            "option-syntax",
             f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
-            "another, or leave it out"
+            "another, or leave it out",
         )
 
 
@@ -196,24 +197,31 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
         return tuple(map(str, range(count)))
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
         raise TaskError(
+            "task-type",
             f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
-            f"{type(classes).__name__}: give a list of {count} names"
+            f"{type(classes).__name__}: give a list of {count} names",
         )
     given = list(classes)
     names = tuple(map(str, given))
     if len(names) != count:
-        raise TaskError(f"{len(names)} class names were given and the model has {count} outputs; give one a class")
+        raise TaskError(
+            "task-class-count",
+            f"{len(names)} class names were given and the model has {count} outputs; give one a class",
+        )
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
         if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
             continue
         found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
         raise TaskError(
+            "task-class-name",
             f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
-            "can be written as UTF-8"
+            "can be written as UTF-8",
         )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
-        raise TaskError(f"class name {brief(twice)} occurs twice; names must differ: rename one of them")
+        raise TaskError(
+            "task-duplicate-class", f"class name {brief(twice)} occurs twice; names must differ: rename one of them"
+        )
     return names
 
 
@@ -231,14 +239,16 @@ def _choose(
     labels = run.images.all_labels()
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
         raise DataError(
+            "data-label-out-of-range",
             f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}: "
-            "give each image the index of its class, and leave out images without a label"
+            "give each image the index of its class, and leave out images without a label",
         )
     pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in wanted}
     for k, pool in pools.items():
         if not pool:
             raise DataError(
-                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task="
+                "data-class-without-images",
+                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task=",
             )
     if choose == "all":
         return pools

@@ -60,15 +60,17 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         value = tensors.pop(name, None)
         if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
             found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
-            raise FileError(f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected")
+            raise FileError(
+                "file-tensor-mismatch", f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected"
+            )
         return value
 
     if len(file.input_shape) != 3:
-        raise FileError(f"its input shape {file.input_shape} is not (channels, height, width)")
+        raise FileError("file-inconsistent", f"its input shape {file.input_shape} is not (channels, height, width)")
     end = 0
     for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
         if start != end:
-            raise FileError(f"axis {name!r} starts at channel {start}; {end} is expected")
+            raise FileError("file-inconsistent", f"axis {name!r} starts at channel {start}; {end} is expected")
         end += size
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
@@ -78,16 +80,16 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
         for numbers in (reads, writes):
             if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
-                raise FileError(f"layer {name!r} has channel numbers outside 0..{channels - 1}")
+                raise FileError("file-inconsistent", f"layer {name!r} has channel numbers outside 0..{channels - 1}")
         layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
     if set(file.thresholds) != set(Thresholds().as_dict()):
-        raise FileError(f"its thresholds are named {', '.join(file.thresholds)}")
+        raise FileError("file-inconsistent", f"its thresholds are named {', '.join(file.thresholds)}")
     if any(k >= count for k in file.task) or not file.task:
-        raise FileError(f"its task {file.task} does not fit {count} classes")
+        raise FileError("file-inconsistent", f"its task {file.task} does not fit {count} classes")
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -189,7 +191,10 @@ class Relevance:
         for name, value in own.items():
             found = tensors.get(name)
             if found is None or found.shape != value.shape or found.dtype != value.dtype:
-                raise FileError(f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type")
+                raise FileError(
+                    "file-tensor-mismatch",
+                    f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type",
+                )
             value.copy_(found)
 
     def gather(self, located: Sequence[int], ranks: Ranks, graph: Graph) -> None:
@@ -220,7 +225,9 @@ class Relevance:
 
     def _layer(self, name: str) -> LayerRecord:
         if name not in self.layers:
-            raise OptionError(f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}")
+            raise OptionError(
+                "option-not-located", f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}"
+            )
         return self.layers[name]
 
     def hard(self, layer: str) -> Tensor:
@@ -241,7 +248,8 @@ class Relevance:
         self._layer(layer)
         if self.sums is None:
             raise OptionError(
-                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True"
+                "option-sums-not-kept",
+                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True",
             )
         return self.sums[layer]
 
@@ -269,7 +277,9 @@ class Relevance:
 
     def _axis(self, name: str) -> tuple[int, int]:
         if name not in self.axes:
-            raise OptionError(f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}")
+            raise OptionError(
+                "option-not-located", f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}"
+            )
         return self.axes[name]
 
     def images(self) -> tuple[Images, list[int]] | None:
@@ -285,8 +295,9 @@ class Relevance:
         found = fingerprint(model)
         if found != self.source_sha256:
             raise DataError(
+                "data-wrong-source",
                 f"the relevances belong to {self.source_name!r} with weights {self.source_sha256[:12]}; this model's "
-                f"are {found[:12]}: locate again, or give the model that was located"
+                f"are {found[:12]}: locate again, or give the model that was located",
             )
         if self._graph is None:
             generator = torch.Generator().manual_seed(0)
@@ -307,8 +318,9 @@ class Relevance:
         check_kind("graph", graph or "nothing", Graph, "give what relevance.graph(model) returns")
         if self.sums is None:
             raise OptionError(
+                "option-sums-not-kept",
                 f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
-                "sums were not kept: locate again with these thresholds or with keep_sums=True"
+                "sums were not kept: locate again with these thresholds or with keep_sums=True",
             )
         other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
         for k in self.task:

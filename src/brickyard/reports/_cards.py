@@ -65,11 +65,15 @@ def model_card(
         2 classes of Sequential
     """
     if not isinstance(model, Component | Assembly):
-        raise OptionError(f"a card is of a component or an assembly; a {type(model).__name__} was given")
+        raise OptionError(
+            "option-wrong-object", f"a card is of a component or an assembly; a {type(model).__name__} was given"
+        )
     manifest = model.manifest
     parts = manifest.parts
     if names and len(names) != len(parts):
-        raise OptionError(f"{len(names)} names were given for {len(parts)} parts; give one a part, or none")
+        raise OptionError(
+            "option-count", f"{len(names)} names were given for {len(parts)} parts; give one a part, or none"
+        )
     tables = {"": scores} if isinstance(scores, Scores) else dict(scores or {})
     title = title or _title(manifest)
     lines = [

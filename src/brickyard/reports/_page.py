@@ -152,16 +152,20 @@ def write_report(
 def _entries(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[Any] | None) -> list[_Entry]:
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
-            f"a report about {_given(items)} was asked for; give a list of components, assemblies and relevances"
+            "option-type",
+            f"a report about {_given(items)} was asked for; give a list of components, assemblies and relevances",
         )
     for what, values in (("names", names), ("data", data)):
         if values is not None and len(values) != len(items):
-            raise OptionError(f"{len(values)} {what} were given for {len(items)} items; give one an item")
+            raise OptionError(
+                "option-count", f"{len(values)} {what} were given for {len(items)} items; give one an item"
+            )
     entries: list[_Entry] = []
     for place, item in enumerate(items):
         if not isinstance(item, Component | Assembly | Relevance):
             raise OptionError(
-                f"a report shows components, assemblies and relevances; a {type(item).__name__} was given"
+                "option-wrong-object",
+                f"a report shows components, assemblies and relevances; a {type(item).__name__} was given",
             )
         entry = _Entry(place + 1, "", item)
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"

@@ -235,14 +235,18 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise OptionError("pictures need matplotlib; pip install 'brickyard[plots]'") from None
+        raise OptionError(
+            "option-missing-package", "pictures need matplotlib; pip install 'brickyard[plots]'"
+        ) from None
     import warnings
 
     from brickyard.storage._atomic import write_atomically
 
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
-        raise OptionError(f"a picture {path.name!r} was asked for; use a name that ends in .png or .svg")
+        raise OptionError(
+            "option-suffix", f"a picture {path.name!r} was asked for; use a name that ends in .png or .svg"
+        )
     picture = placed(found)
     across = max(1, min(len(rows), int(picture.width // PANEL)))
     below = (8 + 7 * ROW) * -(-len(rows) // across) + 2 * ROW if rows else 0.0

@@ -118,14 +118,22 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
         [('input_1', 0, 3), ('conv1', 1, 6), ('conv2', 2, 8), ('linear', 3, 4)]
     """
     if not isinstance(relevance, Relevance):
-        raise OptionError(f"routes are those of relevances; a {type(relevance).__name__} was given: call locate first")
+        raise OptionError(
+            "option-wrong-object",
+            f"routes are those of relevances; a {type(relevance).__name__} was given: call locate first",
+        )
     most_links = whole("most_links", most_links)
     chosen = resolve_task(classes, relevance.classes)
     if len(chosen) > MOST_CLASSES:
-        raise OptionError(f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart")
+        raise OptionError(
+            "option-range", f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart"
+        )
     strange = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if strange:
-        raise OptionError(f"class {strange[0]!r} was asked for; it was not located: locate it too, or leave it out")
+        raise OptionError(
+            "option-not-located",
+            f"class {strange[0]!r} was asked for; it was not located: locate it too, or leave it out",
+        )
     members = _members(relevance, chosen)
     stations, readings, shortcuts = _stations(relevance, members)
     links = [link for reading in readings for link in _links(relevance, chosen, stations, reading)]

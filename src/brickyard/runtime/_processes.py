@@ -99,8 +99,9 @@ def _told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessError(
+            "process-stopped",
             f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped "
-            f"({first_line(error)[:200]}); start all of them again"
+            f"({first_line(error)[:200]}); start all of them again",
         ) from None
 
 
@@ -118,8 +119,9 @@ def _from_environment(name: str, default: str, most: int) -> int:
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         raise ProcessError(
+            "process-environment",
             f"the environment says {name}={text!r}, and a whole number from 0 to {most} is needed; unset {name}, or "
-            "start all processes with torchrun"
+            "start all processes with torchrun",
         )
     return int(text)
 
@@ -141,8 +143,9 @@ def joined() -> Iterator[Callable[[], bool]]:
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
+            "process-not-joined",
             f"processes that the environment describes did not find each other ({first_line(error)[:200]}); "
-            "start all of them with torchrun"
+            "start all of them with torchrun",
         ) from None
 
     def first_to_fail() -> bool:

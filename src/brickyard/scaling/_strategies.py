@@ -59,16 +59,21 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     """
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
-        raise OptionError(f"scaling={name!r} needs a few labelled images of every part; give images=")
+        raise OptionError(
+            "option-needs-data", f"scaling={name!r} needs a few labelled images of every part; give images="
+        )
     if strategy.gated and evidence.manifest.form != "parallel":
         raise OptionError(
+            "option-needs-parallel-form",
             f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} does not keep apart; "
-            "use form='parallel'"
+            "use form='parallel'",
         )
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
-        raise OptionError(f"scaling={name!r} cannot take the options {options}: {error}") from None
+        raise OptionError(
+            "option-unknown-name", f"scaling={name!r} cannot take the options {options}: {error}"
+        ) from None
     record = ScalingRecord(
         name=name,
         options={**options, **fitted.options},
@@ -93,12 +98,15 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     """
     if not isinstance(name, str) or name not in SCALINGS:
         hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
-        raise OptionError(f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}")
+        raise OptionError(
+            "option-choice", f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}"
+        )
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
         raise OptionError(
+            "option-without-effect",
             f"{option}= was given, and scaling={name!r} does not look at it; leave it out, or choose one of "
-            f"{', '.join(able)}"
+            f"{', '.join(able)}",
         )
     return SCALINGS[name]
 
@@ -146,7 +154,10 @@ def magnitude(evidence: Evidence) -> Scale:
     """
     found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
     if any(not value for value in found):
-        raise OptionError("scaling='magnitude' needs a positive feature magnitude of every part; use another scaling")
+        raise OptionError(
+            "option-needs-statistics",
+            "scaling='magnitude' needs a positive feature magnitude of every part; use another scaling",
+        )
     known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
@@ -223,9 +234,9 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
     sizes = _feature_sizes(evidence, "lda")
     if features is None or distances is None or image_owner is None:
-        raise OptionError("scaling='lda' needs the features of labelled images; give images=")
+        raise OptionError("option-needs-data", "scaling='lda' needs the features of labelled images; give images=")
     if not shrink > 0:
-        raise OptionError(f"shrink={shrink!r} must be above 0")
+        raise OptionError("option-range", f"shrink={shrink!r} must be above 0")
     slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
     scores, weights, bias = found or (
@@ -283,7 +294,7 @@ def _minimise(
 ) -> Tensor:
     """Cross-entropy plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex, so the start does not matter."""
     if not strength >= 0:
-        raise OptionError(f"strength={strength!r} must be 0 or more")
+        raise OptionError("option-range", f"strength={strength!r} must be 0 or more")
     p = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
 
@@ -306,7 +317,7 @@ def _spread(z: Tensor) -> float:
 
 def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
     if evidence.logits is None or evidence.targets is None:
-        raise OptionError("labelled images are needed; give images=")
+        raise OptionError("option-needs-data", "labelled images are needed; give images=")
     return evidence.logits.double(), evidence.targets
 
 
@@ -331,9 +342,10 @@ def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
     for part, record in zip(evidence.parts, found, strict=True):
         if record is None:
             raise OptionError(
+                "option-needs-statistics",
                 f"scaling={name!r} needs to know the features of every part; those of the component for "
                 f"{', '.join(part.classes[:5])} of {part.source.name!r} were not measured, or do not vary: cut it "
-                "again with several labelled images a class, or use scaling='none'"
+                "again with several labelled images a class, or use scaling='none'",
             )
     return [record.size for record in found]
 
@@ -346,7 +358,8 @@ def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:
 def _statistics(part: ComponentManifest, name: str) -> Any:
     if part.statistics is None:
         raise OptionError(
+            "option-needs-statistics",
             f"scaling={name!r} needs statistics, and the component for {', '.join(part.classes[:5])} of "
-            f"{part.source.name!r} was cut without labelled images; cut it again with images, or use scaling='none'"
+            f"{part.source.name!r} was cut without labelled images; cut it again with images, or use scaling='none'",
         )
     return part.statistics

@@ -62,8 +62,9 @@ def check_enough(least: float, limit: float, budget: Budget) -> None:
     if least > limit:
         share = least / limit * budget.share
         raise OptionError(
+            "option-budget-too-small",
             f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.multiple} "
-            f"channel(s) an axis already take {share:.3g}: raise the budget"
+            f"channel(s) an axis already take {share:.3g}: raise the budget",
         )
 
 

@@ -94,8 +94,9 @@ def load_source(
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
         raise OptionError(
+            "option-type",
             f"source {brief(spec)} is a {type(spec).__name__}; give a text, such as zoo:resnet20?classes=10, or the "
-            "path of a file that `brickyard train` wrote"
+            "path of a file that `brickyard train` wrote",
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
@@ -115,8 +116,9 @@ def load_source(
         model, found = _own(spec, classes), Preprocessing()
     else:
         raise OptionError(
+            "option-source-unknown",
             f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, "
-            f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}"
+            f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}",
         )
     if tensors:
         _fill(model, tensors, weights)
@@ -135,11 +137,15 @@ def _source(
             outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
         except Exception as error:
             raise OptionError(
-                f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)"
+                "option-source-size",
+                f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)",
             ) from None
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
-        raise TaskError(f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many")
+        raise TaskError(
+            "task-class-count",
+            f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many",
+        )
     return Source(model, name, names, how, shape)
 
 
@@ -167,11 +173,15 @@ def _zoo(
         tensors, text = read_weights(Path(weights))
     if name == "auto":
         if weights is None:
-            raise OptionError("zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME")
+            raise OptionError(
+                "option-requires-option",
+                "zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME",
+            )
         if text is None:
             raise FileError(
+                "file-weights-mismatch",
                 f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
-                "own code as the source, and the file with --weights"
+                "own code as the source, and the file with --weights",
             )
         name = text.arch
     if text is not None:
@@ -183,7 +193,10 @@ def _zoo(
     if tensors:
         options = zoo.infer_options(name, tensors, options)
     if "classes" not in options:
-        raise OptionError(f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights")
+        raise OptionError(
+            "option-source-undetermined",
+            f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights",
+        )
     count, width = options.pop("classes"), options.pop("width", 1.0)
     numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
     if tensors:  # before memory is taken for what the file only tells of
@@ -222,10 +235,15 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     try:
         import torchvision.models as models
     except ImportError:
-        raise OptionError(f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'") from None
+        raise OptionError(
+            "option-missing-package", f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'"
+        ) from None
     if name not in models.list_models(module=models):
         near = _near(name, models.list_models(module=models))
-        raise OptionError(f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()")
+        raise OptionError(
+            "option-source-unknown",
+            f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()",
+        )
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     return _seeded(lambda: models.get_model(name, weights=None, **options))
 
@@ -234,9 +252,12 @@ def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     try:
         import timm
     except ImportError:
-        raise OptionError(f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
+        raise OptionError("option-missing-package", f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
     if not timm.is_model(name):
-        raise OptionError(f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()")
+        raise OptionError(
+            "option-source-unknown",
+            f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()",
+        )
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -270,31 +291,39 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     place, _, function = spec.rpartition(":")
     path = Path(place)
     if not path.is_file():
-        raise OptionError(f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function")
+        raise OptionError(
+            "option-source-code", f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function"
+        )
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None:
-        raise OptionError(f"source {spec!r}: {place!r} is no Python file")
+        raise OptionError("option-source-code", f"source {spec!r}: {place!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise OptionError(
-            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file"
+            "option-source-code",
+            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file",
         ) from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
-        raise OptionError(f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}")
+        raise OptionError(
+            "option-source-code", f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}"
+        )
     takes_classes = "classes" in inspect.signature(make).parameters and classes
     try:
         model = make(classes=len(classes)) if takes_classes and classes else make()
     except Exception as error:
         raise OptionError(
+            "option-source-code",
             f"source {spec!r} failed: {type(error).__name__}: {error}; it is called without arguments, or with "
-            "classes=NUMBER where it takes that and class names are given"
+            "classes=NUMBER where it takes that and class names are given",
         ) from error
     if not isinstance(model, nn.Module):
-        raise OptionError(f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module")
+        raise OptionError(
+            "option-source-code", f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module"
+        )
     return model
 
 
@@ -312,7 +341,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
     except (OSError, ValueError):  # a path that no system takes
         there, found = False, "there is no such file"
     if not there:
-        raise FileError(f"weights {path} cannot be read: {found}; check the path")
+        raise FileError("file-missing", f"weights {path} cannot be read: {found}; check the path")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -322,23 +351,25 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
             return load_file(path), _beside(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FileError(f"weights {path} cannot be read: {told(error)}; get them again") from None
+        raise FileError("file-damaged", f"weights {path} cannot be read: {told(error)}; get them again") from None
     except FileError:
         raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
         raise FileError(
+            "file-weights-unsafe",
             f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)}); "
-            "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
+            "nothing in them was run. Save model.state_dict() alone, or a .safetensors file",
         ) from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FileError(f"weights {path} hold no table of tensors; save model.state_dict()")
+        raise FileError("file-weights-not-plain", f"weights {path} hold no table of tensors; save model.state_dict()")
     for key, value in found.items():
         if not isinstance(key, str) or not _plain(value):
             raise FileError(
-                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own"
+                "file-weights-not-plain",
+                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own",
             )
     return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
 
@@ -358,7 +389,7 @@ def _beside(path: Path) -> SourceText | None:
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{place} cannot be read: {error}") from None
+        raise FileError("file-damaged", f"{place} cannot be read: {error}") from None
     if not isinstance(found, dict) or "arch" not in found:
         return None
     how = None
@@ -403,8 +434,9 @@ def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path
     ]
     if problems:
         raise FileError(
+            "file-weights-mismatch",
             f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
-            "and class count of the source"
+            "and class count of the source",
         )
 
 
@@ -413,8 +445,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise FileError(
+            "file-not-finite",
             f"weights {weights} have numbers that are not finite in "
-            f"{', '.join(broken[:4])}; get them again, or train anew"
+            f"{', '.join(broken[:4])}; get them again, or train anew",
         )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
@@ -448,7 +481,9 @@ def save_source(
             scores=scores or {},
         )
     except ValidationError as error:
-        raise OptionError(f"what is to be written with {path} cannot be: {first_problem(error)}") from None
+        raise OptionError(
+            "option-type", f"what is to be written with {path} cannot be: {first_problem(error)}"
+        ) from None
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in source.model.state_dict().items()}
     path = Path(path)
     metadata = {KEY: text.model_dump_json()}

@@ -46,7 +46,9 @@ def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
     def add(make: BuilderT) -> BuilderT:
         taken = [one for one in (name, *aliases) if one in _ENTRIES or one in _ALIASES]
         if taken:
-            raise OptionError(f"zoo network {taken[0]!r} is registered already; choose another name")
+            raise OptionError(
+                "option-duplicate", f"zoo network {taken[0]!r} is registered already; choose another name"
+            )
         parameters = list(inspect.signature(make).parameters.values())[2:]
         defaults = {one.name: one.default for one in parameters}
         summary = (inspect.getdoc(make) or "").partition("\n")[0]
@@ -72,7 +74,9 @@ def entry(name: str) -> Entry:
     if found is None:
         near = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise OptionError(f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}")
+        raise OptionError(
+            "option-source-unknown", f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}"
+        )
     return found
 
 
@@ -101,16 +105,18 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
     """
     found = entry(name)
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
-        raise OptionError(f"{name}: classes={classes!r}; give a whole number from 1 to {MAX_CLASSES}")
+        raise OptionError("option-range", f"{name}: classes={classes!r}; give a whole number from 1 to {MAX_CLASSES}")
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= MAX_WIDTH:
-        raise OptionError(f"{name}: width={width!r}; give a number above 0 and at most {MAX_WIDTH:g}")
+        raise OptionError("option-range", f"{name}: width={width!r}; give a number above 0 and at most {MAX_WIDTH:g}")
     unknown = sorted(set(options) - set(found.defaults))
     if unknown:
         known = ", ".join(["width", *found.defaults])
-        raise OptionError(f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}")
+        raise OptionError(
+            "option-unknown-name", f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}"
+        )
     for key, value in options.items():
         if isinstance(found.defaults[key], str) and not isinstance(value, str):
-            raise OptionError(f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
+            raise OptionError("option-type", f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
     for key in ("channels", "size"):
         _check_count(name, key, options.get(key, 3 if key == "channels" else 32))
     return found.make(classes, float(width), **options)
@@ -119,7 +125,7 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
 def _check_count(name: str, key: str, value: object) -> None:
     """Refuse a number of channels or pixels that is not a number from 1 to 4096."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise OptionError(f"{name}: {key}={value!r}; give a whole number from 1 to 4096")
+        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to 4096")
 
 
 def scaled(count: int, width: float) -> int:

@@ -24,13 +24,19 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
         FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
     """
     if path.is_dir():
-        raise FileError(f"{path} is a folder, and a file is to be written; give the name of a file")
+        raise FileError(
+            "file-path-invalid", f"{path} is a folder, and a file is to be written; give the name of a file"
+        )
     if os.path.lexists(path) and not force:  # a link that leads nowhere too
-        raise FileError(f"{path} exists; give another path, or --force to overwrite it")
+        raise FileError("file-exists", f"{path} exists; give another path, or --force to overwrite it")
     if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
-        raise FileError(f"{path} is to be written and is read too; inputs are never changed: give another path")
+        raise FileError(
+            "file-path-invalid", f"{path} is to be written and is read too; inputs are never changed: give another path"
+        )
     if not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        raise FileError(
+            "file-path-invalid", f"{path} cannot be written: there is no folder {path.parent}; make it first"
+        )
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -40,7 +46,9 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
-        raise OptionError(f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5") from None
+        raise OptionError(
+            "option-syntax", f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5"
+        ) from None
 
 
 def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
@@ -58,7 +66,7 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
             or len(parts) > 2
             or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
         ):
-            raise OptionError(f"--size {size!r} was given; give 32, 32x48 or pad:32")
+            raise OptionError("option-syntax", f"--size {size!r} was given; give 32, 32x48 or pad:32")
         values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
     return Preprocessing(**values)
 
@@ -81,7 +89,8 @@ def source_of(
     odd = [name for name in classes or () if not name or not writable(name)]
     if odd:
         raise OptionError(
-            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"
+            "option-syntax",
+            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names",
         )
     own: Preprocessing | None = None
     if how is not None:
@@ -138,8 +147,9 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         if len(data.classes) == len(classes):
             return data
         raise DataError(
+            "data-unknown-class",
             f"{data.name} has {len(data.classes)} classes ({', '.join(data.classes[:5])} ...), the source "
-            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images"
+            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images",
         )
     known = data.of_classes([name for name in data.classes if name in places])
     labels = known.labels.clone()
@@ -147,8 +157,9 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         labels[known.labels == k] = places.get(name, -1)
     if not len(known):
         raise DataError(
+            "data-no-task-class",
             f"{data.name} has {len(data):,} images, and none of a class that the source knows "
-            f"({', '.join(classes[:5])} ...); give images of these classes"
+            f"({', '.join(classes[:5])} ...); give images of these classes",
         )
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
@@ -163,7 +174,9 @@ def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], op
         OptionError: There are not as many as parts.
     """
     if len(specs) != len(parts):
-        raise OptionError(f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times")
+        raise OptionError(
+            "option-count", f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times"
+        )
     return [
         fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
     ]

@@ -91,8 +91,9 @@ def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int
         if len(found.get(key, ())) > axis:
             return found[key][axis]
     raise OptionError(
+        "option-source-undetermined",
         f"{name}: the number of {option} is not given and the weights hold no usable "
-        f"{' or '.join(map(repr, keys))} to read it from; give zoo:{name}?{option}=NUMBER"
+        f"{' or '.join(map(repr, keys))} to read it from; give zoo:{name}?{option}=NUMBER",
     )
 
 
@@ -103,13 +104,17 @@ def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
     inner = [key for key in full if len(full[key]) == 4 and len(found.get(key, ())) == 4]
     if not inner:
         raise OptionError(
+            "option-source-undetermined",
             f"{name}: the width is not given and the weights share no convolution with this network; "
-            f"give zoo:{name}?width=NUMBER, or the name of another network"
+            f"give zoo:{name}?width=NUMBER, or the name of another network",
         )
     widest = max(inner, key=lambda key: full[key][0])
     exact = found[widest][0] / full[widest][0]
     if not math.isfinite(exact) or exact <= 0:
-        raise OptionError(f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off")
+        raise OptionError(
+            "option-source-undetermined",
+            f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off",
+        )
     for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
         if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():
             return width

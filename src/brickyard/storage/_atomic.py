@@ -32,7 +32,9 @@ def check_free(path: Path, overwrite: bool) -> None:
         FileError: It does, and `overwrite` is false.
     """
     if os.path.lexists(path) and not overwrite:
-        raise FileError(f"{path} exists; give another path, or overwrite=True (--force on the command line)")
+        raise FileError(
+            "file-exists", f"{path} exists; give another path, or overwrite=True (--force on the command line)"
+        )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
@@ -47,7 +49,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     check_free(path, overwrite)
     special = path.exists() and not path.is_file()  # a folder, a device, a pipe
     if special or not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: {path if special else path.parent} is no place for a file")
+        raise FileError(
+            "file-path-invalid", f"{path} cannot be written: {path if special else path.parent} is no place for a file"
+        )
     stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
     place, held = stage / path.name, None
     try:
@@ -63,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
         flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or error
-        raise FileError(f"{path} cannot be written: {what}; {advice(error)}") from error
+        raise FileError("file-not-writable", f"{path} cannot be written: {what}; {advice(error)}") from error
     finally:
         try:
             surely(lambda: _clear_stage(stage))

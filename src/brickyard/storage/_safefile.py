@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brickyard.base._errors import FileError
+from brickyard.base._errors import FileError, reading_code
 from brickyard.base._messages import told
 from brickyard.base._records import FORMAT_VERSION
 from brickyard.storage._atomic import write_atomically
@@ -47,7 +47,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FileError(f"tensor {name!r} has numbers that are not finite; nothing was written to {path}")
+            raise FileError(
+                "file-not-finite", f"tensor {name!r} has numbers that are not finite; nothing was written to {path}"
+            )
     metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
     return path
@@ -65,27 +67,35 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise FileError(
+                    "file-wrong-kind",
                     f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances. "
-                    "Weights of a source go with --weights"
+                    "Weights of a source go with --weights",
                 )
             text = _json(path, metadata[KEY])
             tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
-        raise FileError(f"{path} is not a whole safetensors file: {told(error)}; get it again") from None
+        raise FileError(
+            "file-not-safetensors", f"{path} is not a whole safetensors file: {told(error)}; get it again"
+        ) from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
-            raise FileError(f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold")
+            raise FileError(
+                "file-tensor-mismatch",
+                f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold",
+            )
         if value.is_floating_point() and not _finite(value):
-            raise FileError(f"{path}: tensor {told(name)!r} has numbers that are not finite")
+            raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has numbers that are not finite")
     return text, tensors
 
 
 def _own(path: Path, name: str, value: Tensor) -> Tensor:
     """A copy that is aligned: kernels may round otherwise where numbers are not, as in the file."""
     if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
-        raise FileError(f"{path}: tensor {told(name)!r} has bytes that are neither true nor false")
+        raise FileError(
+            "file-tensor-mismatch", f"{path}: tensor {told(name)!r} has bytes that are neither true nor false"
+        )
     return value.clone()
 
 
@@ -100,17 +110,19 @@ def _check_header(path: Path) -> None:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileError(
-                    f"{path} cannot be read: it is no file but a folder, a pipe or a device; check the path"
+                    "file-missing",
+                    f"{path} cannot be read: it is no file but a folder, a pipe or a device; check the path",
                 )
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise FileError(f"{path} cannot be read: {why}; check the path") from None
+        raise FileError(reading_code(error), f"{path} cannot be read: {why}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
         raise FileError(
-            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again"
+            "file-not-safetensors",
+            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again",
         )
 
 
@@ -126,13 +138,16 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
             raise ValueError("half a character is not allowed")
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} has a text that is not JSON: {told(error)}") from None
+        raise FileError("file-manifest-invalid", f"{path} has a text that is not JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
-        raise FileError(f"{path} has a text without a format version; it was not written by Brickyard")
+        raise FileError(
+            "file-wrong-kind", f"{path} has a text without a format version; it was not written by Brickyard"
+        )
     if value["format"] != FORMAT_VERSION:
         raise FileError(
+            "file-newer-version",
             f"{path} has format version {told(value['format'], 20)}; this Brickyard reads version {FORMAT_VERSION}: "
-            "install a version that fits"
+            "install a version that fits",
         )
     return {key: item for key, item in value.items() if key != "format"}
 

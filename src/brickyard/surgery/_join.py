@@ -262,11 +262,14 @@ def check_same(parts: Sequence[Part]) -> None:
     first = parts[0].graph
     for part in parts:
         if part.graph.output is None:
-            raise SurgeryError("the class outputs cannot be laid side by side; use form='parallel'")
+            raise SurgeryError(
+                "surgery-outputs-not-joinable", "the class outputs cannot be laid side by side; use form='parallel'"
+            )
         if part.graph.network.nodes != first.network.nodes or not _same_sizes(part.graph, first):
             raise SurgeryError(
+                "surgery-not-paddable",
                 "alignment padding needs parts cut from one architecture with equal sizes (class counts may "
-                "differ); use form='parallel'"
+                "differ); use form='parallel'",
             )
 
 
@@ -298,7 +301,9 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
     try:
         shapes = step_shapes(bones, torch.empty(2, channels, height, width, device="meta"))
     except Exception as error:
-        raise SurgeryError(f"the resized network does not fit together: {error}; please report this network") from error
+        raise SurgeryError(
+            "surgery-check-failed", f"the resized network does not fit together: {error}; please report this network"
+        ) from error
     for node in plan.first.network.nodes[1:]:
         before = plan.first.shapes[node.name]
         if isinstance(before, Tensor) and plan.dim(node) is not None and node.name not in builder.apart:
@@ -306,8 +311,9 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
             expected = [plan.changed(node).get(dim, size) for dim, size in enumerate(before.shape)]
             if list(after.shape) != expected:
                 raise SurgeryError(
+                    "surgery-check-failed",
                     f"step {node.name!r} of the resized network gives {tuple(after.shape)} where {tuple(expected)} was "
-                    "planned; please report this network"
+                    "planned; please report this network",
                 )
 
 

@@ -32,16 +32,21 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
     """
     graph = parts[0].graph
     if any(p.graph.network.nodes != graph.network.nodes or p.graph.names != graph.names for p in parts):
-        raise SurgeryError("form='union' needs parts of one source; use form='parallel'")
+        raise SurgeryError("surgery-union-sources", "form='union' needs parts of one source; use form='parallel'")
     output = graph.output
     if output is None:
-        raise SurgeryError("form='union' needs class outputs that can be cut; use form='parallel'")
+        raise SurgeryError(
+            "surgery-outputs-not-joinable", "form='union' needs class outputs that can be cut; use form='parallel'"
+        )
     keep: dict[str, Tensor] = {}
     for axis in graph.axes:
         kept = [p.keep[axis.name] for p in parts]
         keep[axis.name] = torch.cat(kept) if axis.output else torch.cat(kept).unique()
     if len(keep[output.name].unique()) != len(keep[output.name]):
-        raise SurgeryError("form='union' needs parts without a class in common and without reject; use form='parallel'")
+        raise SurgeryError(
+            "surgery-union-classes",
+            "form='union' needs parts without a class in common and without reject; use form='parallel'",
+        )
     if source is not None:
         return cut(source, keep), ()
     network, unknown = lay_over(parts, graph, keep)
@@ -82,8 +87,9 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
             )
             if bool((known[index] & (value[index] != own)).any()):
                 raise SurgeryError(
+                    "surgery-weights-differ",
                     f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, "
-                    "or trained since); give source= to use its weights, or use form='parallel'"
+                    "or trained since); give source= to use its weights, or use form='parallel'",
                 )
             value[index] = own
             known[index] = True

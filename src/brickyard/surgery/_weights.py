@@ -80,7 +80,10 @@ def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: I
     values = [number_of(part, name, key).detach() for part in plan.parts]
     if all(places is None for places in indices):
         if any(not torch.equal(value, values[0]) for value in values[1:]) and values[0].is_floating_point():
-            raise SurgeryError(f"parts have different numbers in {name!r}, which has no channels; use form='parallel'")
+            raise SurgeryError(
+                "surgery-weights-differ",
+                f"parts have different numbers in {name!r}, which has no channels; use form='parallel'",
+            )
         return values[0].clone()
     result = torch.zeros(shape, dtype=values[0].dtype, device=values[0].device)
     for number, (part, value) in enumerate(zip(plan.parts, values, strict=True)):

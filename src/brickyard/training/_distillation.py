@@ -37,14 +37,21 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
     if isinstance(teacher, Predictor):
         if how.features:
             raise OptionError(
+                "option-teacher-source",
                 "features of a teacher were asked for, and only a source's channels are known to be its component's; "
-                "give the component's own source as teacher, or features=0"
+                "give the component's own source as teacher, or features=0",
             )
         return named_teacher(teacher, student.classes, student.reject)
     if not isinstance(teacher, nn.Module):
-        raise OptionError(f"a {type(teacher).__name__} was given as teacher; give a component, an assembly or a source")
+        raise OptionError(
+            "option-wrong-object",
+            f"a {type(teacher).__name__} was given as teacher; give a component, an assembly or a source",
+        )
     if not isinstance(student, Component):
-        raise OptionError("a plain network does not know class names; give an assembly a component or an assembly")
+        raise OptionError(
+            "option-teacher-classes",
+            "a plain network does not know class names; give an assembly a component or an assembly",
+        )
     return SourceTeacher(teacher, student, features=how.features > 0)
 
 
@@ -58,7 +65,8 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
     if missing or (reject and not teacher.reject):
         what = f"class {missing[0]!r}" if missing else 'an output for "none of these"'
         raise OptionError(
-            f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}: give one that knows all classes"
+            "option-teacher-classes",
+            f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}: give one that knows all classes",
         )
     columns = [teacher.classes.index(name) for name in classes] + ([len(teacher.classes)] if reject else [])
     teacher.eval()
@@ -87,8 +95,9 @@ class SourceTeacher:
         found = fingerprint(source)
         if found != manifest.source.sha256:
             raise OptionError(
+                "option-teacher-source",
                 f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}; the "
-                f"network given as teacher has {found[:12]}: give its own source, a component or an assembly"
+                f"network given as teacher has {found[:12]}: give its own source, a component or an assembly",
             )
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
@@ -102,8 +111,9 @@ class SourceTeacher:
             place = [i for i, node in enumerate(self.network.nodes) if node.name == reads.name]
             if labels is None or not place:
                 raise OptionError(
+                    "option-teacher-source",
                     "features of the source were asked for, and what its classifier reads has no channels that are "
-                    "known to be the component's; leave features out"
+                    "known to be the component's; leave features out",
                 )
             keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))

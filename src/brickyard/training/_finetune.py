@@ -79,11 +79,15 @@ def finetune(
         trained      1 passes over 18 images
     """
     if not isinstance(model, Component | Assembly):
-        raise OptionError(f"a component or an assembly is trained; a {type(model).__name__} was given: cut one")
+        raise OptionError(
+            "option-wrong-object", f"a component or an assembly is trained; a {type(model).__name__} was given: cut one"
+        )
     check_kind("schedule", schedule, Schedule, "give brickyard.base._options.Schedule(epochs=...)")
     check_kind("distillation", distillation, Distillation, "give brickyard.base._options.Distillation(weight=...)")
     if distillation is not None and teacher is None:
-        raise OptionError("a distillation was given without a teacher; give teacher=, or leave it out")
+        raise OptionError(
+            "option-requires-option", "a distillation was given without a teacher; give teacher=, or leave it out"
+        )
     folder = None if resume is None else given_path(resume, "the folder to go on from")
     schedule = schedule or Schedule()
     how = distillation or Distillation()
@@ -161,8 +165,9 @@ class _Examples:
             images = [images]
         elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
             raise DataError(
+                "data-type",
                 f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
-                f"none); a {type(images).__name__} was given"
+                f"none); a {type(images).__name__} was given",
             )
         pools = tuple(None if data is None else Images(data, None, what) for data in images)
         found: list[tuple[Tensor, ...]] = []
@@ -172,14 +177,18 @@ class _Examples:
             labels = pool.all_labels()
             if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(right)):
                 raise DataError(
+                    "data-label-out-of-range",
                     f"{what} have labels from {int(labels.min())} to {int(labels.max())}; the source has "
-                    f"{len(right)} classes: give labels that count them"
+                    f"{len(right)} classes: give labels that count them",
                 )
             targets = right[labels]
             places = torch.nonzero(targets >= 0).flatten()
             found.append((torch.full_like(places, index), places, labels[places], targets[places]))
         if not any(len(places) for _, places, _, _ in found):
-            raise DataError(f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do")
+            raise DataError(
+                "data-no-task-class",
+                f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do",
+            )
         return cls(pools, *(torch.cat(list(values)) for values in zip(*found, strict=True)))
 
     def __len__(self) -> int:
@@ -240,7 +249,9 @@ def _divided(
     if not isinstance(validation, int | float):
         held_out = _Examples.of(model, validation, "the validation images")
     elif not 0 <= validation <= 0.5:
-        raise OptionError(f"validation={validation!r} was given; give a share in [0, 0.5], or labelled images")
+        raise OptionError(
+            "option-range", f"validation={validation!r} was given; give a share in [0, 0.5], or labelled images"
+        )
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
         out = torch.zeros(len(examples), dtype=torch.bool)
@@ -250,7 +261,7 @@ def _divided(
         if out.any():
             examples, held_out = examples.some(~out), examples.some(out)
     if len(examples) < 2:
-        raise DataError(f"{len(examples)} images are left to train on; give two or more")
+        raise DataError("data-too-few", f"{len(examples)} images are left to train on; give two or more")
     return examples, held_out
 
 
@@ -284,8 +295,9 @@ def _one_batch(images: list[Tensor]) -> Tensor:
     shapes = {tuple(x.shape[1:]) for x in images}
     if len(shapes) > 1:
         raise DataError(
+            "data-not-batchable",
             f"images of the shapes {', '.join(map(str, sorted(shapes)))} reach one part after its preprocessing; give "
-            "images of one shape, or parts whose preprocessing has a size and channels"
+            "images of one shape, or parts whose preprocessing has a size and channels",
         )
     return torch.cat(images)
 

@@ -114,8 +114,9 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
             value = loss(chosen, run.generator)
         if not torch.isfinite(value):
             raise OptionError(
+                "option-training-diverged",
                 f"training diverged in pass {run.epoch + 1} (loss {value.item()}); give a lower lr than "
-                f"{run.schedule.rate:g}"
+                f"{run.schedule.rate:g}",
             )
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
@@ -231,7 +232,9 @@ class _Notes:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileError(f"the folder {folder} cannot be made: {error}; give another resume=") from None
+            raise FileError(
+                "file-not-writable", f"the folder {folder} cannot be made: {error}; give another resume="
+            ) from None
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if not self.path.exists():
@@ -239,8 +242,9 @@ class _Notes:
         text, tensors = read(self.path)
         if text.get("kind") != "training" or text.get("key") != self.key:
             raise FileError(
+                "file-resume-mismatch",
                 f"{self.path} is from another training: another model, other images or other options; give another "
-                "folder, or delete this one to start again"
+                "folder, or delete this one to start again",
             )
         return text, tensors
 

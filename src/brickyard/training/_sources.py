@@ -45,7 +45,8 @@ def device_named(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
         raise OptionError(
-            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU"
+            "option-device",
+            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU",
         ) from None
     return device
 
@@ -98,7 +99,7 @@ def train(
         epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
     )
     if len(data) < 2:
-        raise DataError(f"{data.name} has {len(data)} images; training needs two or more")
+        raise DataError("data-too-few", f"{data.name} has {len(data)} images; training needs two or more")
     like = next(model.parameters())
     how = distillation or Distillation()
     taught = None if teacher is None else named_teacher(teacher, data.classes)
@@ -112,8 +113,9 @@ def train(
         logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
         if logits.ndim != 2 or logits.shape[1] <= last:
             raise DataError(
+                "data-label-out-of-range",
                 f"{data.name} has labels to {last}, the model outputs of shape "
-                f"{tuple(logits.shape)}; give it one output a class"
+                f"{tuple(logits.shape)}; give it one output a class",
             )
         if taught is None:
             return F.cross_entropy(logits, labels)
@@ -199,8 +201,9 @@ def train_source(
     name, options = network_options(network.removeprefix("zoo:"))
     if "classes" in options:
         raise OptionError(
+            "option-conflict",
             f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
-            "which make the outputs; leave it out, or choose classes of the data"
+            "which make the outputs; leave it out, or choose classes of the data",
         )
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
@@ -220,7 +223,8 @@ def train_source(
         model.eval()(torch.zeros(2, channels, *side))
     except RuntimeError as error:
         raise OptionError(
-            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
+            "option-source-size",
+            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
         ) from None
     found = train(
         model.to(place),

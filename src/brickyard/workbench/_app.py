@@ -21,7 +21,9 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
 except ImportError:
-    raise OptionError("the workbench needs FastAPI; pip install 'brickyard[workbench]'") from None
+    raise OptionError(
+        "option-missing-package", "the workbench needs FastAPI; pip install 'brickyard[workbench]'"
+    ) from None
 
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
@@ -140,7 +142,9 @@ def _questions(app: FastAPI, bench: Bench) -> None:
     @app.get("/api/assemblies/{key}/file")
     def _file(key: str, kind: str) -> Response:
         if kind not in KINDS:
-            raise OptionError(f"a file of kind {kind[:40]!r} was asked for; use one of {', '.join(KINDS)}")
+            raise OptionError(
+                "option-choice", f"a file of kind {kind[:40]!r} was asked for; use one of {', '.join(KINDS)}"
+            )
         content, name = bench.file(key, kind)
         return Response(
             content, media_type=KINDS[kind], headers={"content-disposition": f'attachment; filename="{name}"'}
@@ -173,7 +177,7 @@ def _work(app: FastAPI, bench: Bench, limits: Limits) -> None:
                 items = [item for _, item in form.multi_items() if not isinstance(item, str)]
                 shown = [await _content(item, limits) for item in items]
         if not shown:
-            raise DataError("no picture was given; choose one or more")
+            raise DataError("data-no-images", "no picture was given; choose one or more")
         return {"answers": await run_in_threadpool(bench.classify, key, shown)}
 
 
@@ -181,24 +185,26 @@ def _form(request: Request, limits: Limits) -> Any:
     """A request's form. One that is not of kind multipart/form-data can be slow to read: it has to be short."""
     kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
     if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
-        raise OptionError("a form of kind multipart/form-data is needed; use the workbench's own page")
+        raise OptionError(
+            "option-plan-invalid", "a form of kind multipart/form-data is needed; use the workbench's own page"
+        )
     return request.form(max_files=limits.files, max_fields=1)
 
 
 def _json(content: bytes) -> Any:
     if len(content) > PLAN_BYTES:
-        raise OptionError("the plan is too long")
+        raise OptionError("option-plan-invalid", "the plan is too long")
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        raise OptionError("the plan is not JSON") from None
+        raise OptionError("option-plan-invalid", "the plan is not JSON") from None
 
 
 def _place(field: str) -> tuple[int, int]:
     """Part and class from a field's name, such as "0.2"."""
     part, _, place = field.partition(".")
     if not (part.isascii() and part.isdigit() and place.isascii() and place.isdigit() and len(field) < 12):
-        raise DataError(f"labelled pictures are fields BRICK.CLASS, such as 0.2; {field[:40]!r} was given")
+        raise DataError("data-type", f"labelled pictures are fields BRICK.CLASS, such as 0.2; {field[:40]!r} was given")
     return int(part), int(place)
 
 
@@ -207,5 +213,7 @@ async def _content(item: Any, limits: Limits) -> tuple[str, bytes]:
     name = Path(str(item.filename or "picture").replace("\\", "/")).name[:80] or "picture"
     content: bytes = await item.read(limits.file_bytes + 1)
     if len(content) > limits.file_bytes:
-        raise DataError(f"{name!r} is too large: {limits.file_bytes >> 20} MiB is the limit of one picture")
+        raise DataError(
+            "data-image-too-large", f"{name!r} is too large: {limits.file_bytes >> 20} MiB is the limit of one picture"
+        )
     return name, content

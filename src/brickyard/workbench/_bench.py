@@ -90,19 +90,23 @@ class Plan:
             OptionError: It is not of the right form.
         """
         if not isinstance(value, dict) or not set(value) <= {"bricks", "form", "scaling", "on_duplicate"}:
-            raise OptionError("a plan is an object with bricks, form, scaling and on_duplicate")
+            raise OptionError("option-plan-invalid", "a plan is an object with bricks, form, scaling and on_duplicate")
         bricks = value.get("bricks")
         if not isinstance(bricks, list) or not all(isinstance(name, str) for name in bricks):
-            raise OptionError("the bricks of a plan are a list of names")
+            raise OptionError("option-plan-invalid", "the bricks of a plan are a list of names")
         if len(bricks) > limits.bricks:
-            raise OptionError(f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier")
+            raise OptionError(
+                "option-range", f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier"
+            )
         if len(set(bricks)) != len(bricks):
-            raise OptionError("a brick is in the plan twice; take one of them out")
+            raise OptionError("option-plan-invalid", "a brick is in the plan twice; take one of them out")
         rest = {name: value.get(name, default) for name, default in cls(()).rest.items()}
         check_choice("form", rest["form"], Form)
         check_choice("on_duplicate", rest["on_duplicate"], Duplicates)
         if not isinstance(rest["scaling"], str) or rest["scaling"] not in SCALINGS:
-            raise OptionError(f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}")
+            raise OptionError(
+                "option-choice", f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}"
+            )
         return cls(tuple(bricks), **rest)
 
     @property
@@ -140,7 +144,7 @@ class Bench:
     def _turn(self) -> Iterator[None]:
         """One piece of work at a time, so that memory is bounded."""
         if not self._lock.acquire(timeout=self.limits.wait):
-            raise BusyError("the workbench is busy with another request; try again in a moment")
+            raise BusyError("workbench-busy", "the workbench is busy with another request; try again in a moment")
         try:
             yield
         finally:
@@ -229,7 +233,7 @@ class Bench:
                 with open(place, "rb") as file:
                     content = file.read(self.limits.file_bytes + 1)
         if not 0 < len(content) <= self.limits.file_bytes:
-            raise FileError("there is no such sample in the yard, or it is too large; reload the page")
+            raise FileError("file-missing", "there is no such sample in the yard, or it is too large; reload the page")
         return content
 
     def sample_thumbnail(self, name: str) -> bytes:
@@ -280,7 +284,7 @@ class Bench:
             BrickyardError: The library says why it cannot be done.
         """
         if not plan.bricks:
-            raise OptionError("no brick is in the tray; add one or more first")
+            raise OptionError("option-empty", "no brick is in the tray; add one or more first")
         with self._turn():
             parts = [self._component(name) for name in plan.bricks]
             images = self._labelled([part.manifest for part in parts], labelled)
@@ -314,7 +318,7 @@ class Bench:
             GoneError: It is not kept any more.
         """
         if name not in self._kept:
-            raise GoneError("this classifier is not kept any more; assemble it again")
+            raise GoneError("workbench-gone", "this classifier is not kept any more; assemble it again")
         self._kept.move_to_end(name)
         return self._kept[name]
 
@@ -332,7 +336,10 @@ class Bench:
             for place, name in enumerate(part.classes):
                 own = labelled.pop((index, place), [])
                 if not own:
-                    raise DataError(f"class {name!r} has no picture; give at least one a class, better five")
+                    raise DataError(
+                        "data-class-without-images",
+                        f"class {name!r} has no picture; give at least one a class, better five",
+                    )
                 for title, content in own:
                     end.check()
                     picture = pictures.decode(content, title, self.limits)
@@ -340,7 +347,9 @@ class Bench:
                     labels.append(part.task[place])
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
-            raise DataError(f"pictures were given for brick {min(labelled)[0]}, which has no such class")
+            raise DataError(
+                "data-unknown-class", f"pictures were given for brick {min(labelled)[0]}, which has no such class"
+            )
         return found
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
@@ -412,7 +421,9 @@ class _Deadline:
     def check(self) -> None:
         """Raise BusyError after that time."""
         if time.monotonic() > self.end:
-            raise BusyError("the pictures take too long; send fewer at once, or make them smaller first")
+            raise BusyError(
+                "workbench-too-slow", "the pictures take too long; send fewer at once, or make them smaller first"
+            )
 
 
 def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:

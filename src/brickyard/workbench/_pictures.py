@@ -36,7 +36,8 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     name = name[:80]
     if pieces(content) > PIECES:
         raise DataError(
-            f"{name!r} is no picture that is worth its trouble: it has more than {PIECES:,} pieces; save it again"
+            "data-image-too-large",
+            f"{name!r} is no picture that is worth its trouble: it has more than {PIECES:,} pieces; save it again",
         )
     try:
         with warnings.catch_warnings():
@@ -44,19 +45,26 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise DataError(
-            f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first"
+            "data-image-too-large",
+            f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first",
         ) from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        raise DataError(f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP") from None
+        raise DataError(
+            "data-unreadable-image", f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP"
+        ) from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
         raise DataError(
+            "data-image-too-large",
             f"{name!r} has {width} x {height} pixels; {limits.pixels / 1e6:g} million is the limit, and "
-            f"{limits.side:,} for a side: make it smaller first"
+            f"{limits.side:,} for a side: make it smaller first",
         )
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
-        raise DataError(f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG")
+        raise DataError(
+            "data-image-too-large",
+            f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
+        )
     return image
 
 
@@ -72,8 +80,9 @@ def check_all(shown: Iterable[tuple[str, bytes]], limits: Limits) -> None:
         total += image.width * image.height
     if total > limits.all_pixels:
         raise DataError(
+            "data-image-too-large",
             f"the pictures have {total / 1e6:,.0f} million pixels together; {limits.all_pixels / 1e6:g} million is the "
-            "limit of one request: send fewer, or make them smaller first"
+            "limit of one request: send fewer, or make them smaller first",
         )
 
 

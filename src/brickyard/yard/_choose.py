@@ -32,18 +32,21 @@ def choose(
     wanted = _checked(classes)
     for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise OptionError(f"{limit}={value!r} is no whole number above 0; give one, or leave it out")
+            raise OptionError(
+                "option-range", f"{limit}={value!r} is no whole number above 0; give one, or leave it out"
+            )
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
+            "task-not-in-yard",
             f"no component in the yard has {_named('the class', missing)}"
-            f"{_near_names(missing, known)}; cut components for them and add these to the yard"
+            f"{_near_names(missing, known)}; cut components for them and add these to the yard",
         )
     parts = [Part(e.name, e.classes, _loss(e), e.parameters, e.flops) for e in entries]
     found = cover(parts, wanted, max_parameters=max_parameters, max_flops=max_flops)
     if not found.parts:
         free = cover(parts, wanted) if max_parameters is not None or max_flops is not None else found
-        raise TaskError(_why_none(wanted, free.parts, found.complete, max_parameters, max_flops))
+        raise TaskError("task-not-coverable", _why_none(wanted, free.parts, found.complete, max_parameters, max_flops))
     owners = {name: [e for e in entries if name in e.classes] for name in wanted}
     by_name = {entry.name: entry for entry in entries}
     return [_choice(by_name[part.name], owners, found.complete) for part in found.parts]
@@ -52,16 +55,20 @@ def choose(
 def _checked(classes: Sequence[str]) -> list[str]:
     """Wanted classes, each once."""
     if isinstance(classes, str):
-        raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
+        raise OptionError(
+            "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
+        )
     if not isinstance(classes, Iterable):
-        raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
+        raise OptionError(
+            "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
+        )
     wanted = list(classes)
     if wrong := [name for name in wanted if not isinstance(name, str)]:
-        raise OptionError(f"classes are chosen by name; {wrong[0]!r} was given: give texts")
+        raise OptionError("option-type", f"classes are chosen by name; {wrong[0]!r} was given: give texts")
     if not wanted:
-        raise TaskError("components for no classes were asked for; name at least one")
+        raise TaskError("task-empty", "components for no classes were asked for; name at least one")
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
-        raise TaskError(f"{_named('the class', twice)} was asked for twice; name each once")
+        raise TaskError("task-duplicate-class", f"{_named('the class', twice)} was asked for twice; name each once")
     return wanted
 
 

@@ -95,5 +95,8 @@ def _chosen(data: DataLike, per_class: int | None, seed: int) -> tuple[Tensor, T
     parts = list(images.raw(order.tolist()))
     sizes = {tuple(raw.shape[1:]) for raw, _ in parts}
     if len(sizes) > 1:
-        raise DataError(f"the images have {len(sizes)} shapes ({sorted(sizes)[:2]} ...); bring all to one size")
+        raise DataError(
+            "data-not-batchable",
+            f"the images have {len(sizes)} shapes ({sorted(sizes)[:2]} ...); bring all to one size",
+        )
     return torch.cat([raw for raw, _ in parts]), torch.cat([part for _, part in parts]).cpu()

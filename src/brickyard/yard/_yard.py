@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._checks import given_path, whole
-from brickyard.base._errors import BrickyardError, FileError, OptionError
+from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
 from brickyard.base._messages import brief
 from brickyard.runtime._progress import bar
 from brickyard.yard._choose import Choice, choose
@@ -90,12 +90,15 @@ class Yard:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise FileError(f"the yard {path} cannot be made: {error.strerror or error}; choose another") from None
+                raise FileError(
+                    "file-not-writable", f"the yard {path} cannot be made: {error.strerror or error}; choose another"
+                ) from None
         if not self.path.is_dir():
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
+                "file-missing",
                 f"the yard {path} {found}; give a folder of components, or make one: with create=True, or with "
-                "`brickyard yard add` on the command line"
+                "`brickyard yard add` on the command line",
             )
         self._known: tuple[tuple[int, int, int], Shelf] | None = None  # the index as it was last read
 
@@ -133,12 +136,13 @@ class Yard:
         found = sha256_of(path)[0]
         if found != expected.sha256:
             raise FileError(
+                "file-tampered",
                 f"{path} was changed: its sha256 is {found[:12]}, and the index of the yard says "
-                f"{expected.sha256[:12]}; get it again, or delete {self.path / INDEX} if it is as you want it"
+                f"{expected.sha256[:12]}; get it again, or delete {self.path / INDEX} if it is as you want it",
             )
         part = load(path)
         if not isinstance(part, Component):
-            raise FileError(f"{path} holds no component; remove it from the yard")
+            raise FileError("file-wrong-kind", f"{path} holds no component; remove it from the yard")
         return part
 
     def search(
@@ -166,16 +170,24 @@ class Yard:
             OptionError: `min_accuracy` is not in [0, 1], or `classes` is one text.
         """
         if isinstance(classes, str):
-            raise OptionError(f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]")
+            raise OptionError(
+                "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
+            )
         if not isinstance(classes, Iterable):
-            raise OptionError(f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names")
+            raise OptionError(
+                "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
+            )
         for what, given in (("source", source), ("text", text)):
             if given is not None and not isinstance(given, str):
-                raise OptionError(f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out")
+                raise OptionError(
+                    "option-type", f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out"
+                )
         max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
         max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
         if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
-            raise OptionError(f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images")
+            raise OptionError(
+                "option-range", f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images"
+            )
         words = (text or "").casefold().split()
 
         def fits(entry: Entry) -> bool:
@@ -278,8 +290,9 @@ class Yard:
         """
         if name is not None and not is_name(name):
             raise FileError(
+                "file-path-invalid",
                 f"{name!r} is no name for a component; use letters, digits, '.', '_' and '-', beginning with a "
-                f"letter or a digit, without {SUFFIX}"
+                f"letter or a digit, without {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
@@ -293,7 +306,8 @@ class Yard:
             name = name or _new_name(made, shelf, self.path)
             if name in shelf.records or os.path.lexists(self._file(name)):
                 raise FileError(
-                    f"{name!r} is taken in {self.path} by other content; give another name, or remove it first"
+                    "file-exists",
+                    f"{name!r} is taken in {self.path} by other content; give another name, or remove it first",
                 )
             os.replace(staged, self._file(name))
             entry = replace(made, name=name)
@@ -366,10 +380,16 @@ class Yard:
 
     def _missing(self, name: str, shelf: Shelf) -> FileError:
         if name in shelf.others:
-            return FileError(f"{name!r} in {self.path} is no component that can be used: {shelf.others[name][1]}")
+            return FileError(
+                "file-component-unusable",
+                f"{name!r} in {self.path} is no component that can be used: {shelf.others[name][1]}",
+            )
         near = get_close_matches(str(name).removesuffix(SUFFIX), sorted(shelf.records), 3, 0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "list the yard to see what there is"
-        return FileError(f"there is no component {name!r} among the {len(shelf.records):,} in {self.path}; {hint}")
+        return FileError(
+            "file-unknown-component",
+            f"there is no component {name!r} among the {len(shelf.records):,} in {self.path}; {hint}",
+        )
 
     def _scan(self) -> tuple[dict[str, Stamp], list[str]]:
         """Size and time of change of the files of components by name, and the names of all other things."""
@@ -388,7 +408,9 @@ class Yard:
                     if not item.name.startswith(".") and item.name not in (INDEX, SAMPLES):
                         foreign.append(os.fsencode(item.name).decode("utf-8", "replace"))
         except OSError as error:
-            raise FileError(f"the yard {self.path} cannot be read: {error.strerror or error}") from None
+            raise FileError(
+                reading_code(error), f"the yard {self.path} cannot be read: {error.strerror or error}"
+            ) from None
         return files, foreign
 
     def _index(self) -> Shelf | None:
@@ -439,7 +461,7 @@ class Yard:
             entry = read_entry(path, name)
             status = path.lstat()
             if (status.st_size, status.st_mtime_ns) != stamp or entry.bytes != stamp[0]:
-                raise FileError(f"{path} changed while it was read; try again")
+                raise FileError("file-busy", f"{path} changed while it was read; try again")
             shelf.records[name] = Record(entry, stamp[1])
         except FileNotFoundError:
             return
@@ -470,11 +492,13 @@ class Yard:
         try:
             import fcntl
         except ImportError:
-            raise FileError(f"{what}: this system has no file locks; use Linux or macOS") from None
+            raise FileError("file-not-writable", f"{what}: this system has no file locks; use Linux or macOS") from None
         try:
             place = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise FileError(f"{what}: {error.strerror or error}; make it writable, or copy it") from None
+            raise FileError(
+                "file-not-writable", f"{what}: {error.strerror or error}; make it writable, or copy it"
+            ) from None
         try:
             try:
                 fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -482,13 +506,16 @@ class Yard:
                 yield False
                 return
             except OSError as error:
-                raise FileError(f"{what}: {error.strerror or error}; keep it on a disk that can lock files") from None
+                raise FileError(
+                    "file-not-writable", f"{what}: {error.strerror or error}; keep it on a disk that can lock files"
+                ) from None
             try:
                 self._clear()
                 yield True
             except OSError as error:
                 raise FileError(
-                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}"
+                    "file-not-writable",
+                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}",
                 ) from error
             finally:
                 with contextlib.suppress(OSError):
@@ -516,23 +543,32 @@ class Yard:
         if isinstance(item, Component):
             return item.save(staged, overwrite=True)
         if not isinstance(item, str | Path):
-            raise OptionError(f"a component or a path is added to a yard; a {type(item).__name__} was given")
+            raise OptionError(
+                "option-wrong-object", f"a component or a path is added to a yard; a {type(item).__name__} was given"
+            )
         path = Path(item)
         if not path.is_file():
-            raise FileError(f"{path} cannot be added: {'it is no file' if path.exists() else 'there is no such file'}")
+            raise FileError(
+                "file-missing",
+                f"{path} cannot be added: {'it is no file' if path.exists() else 'there is no such file'}",
+            )
         try:
             shutil.copyfile(path, staged)
         except OSError as error:
             raise FileError(
-                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}"
+                "file-not-writable",
+                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}",
             ) from None
         try:
             found = load(staged)
         except FileError as error:
-            raise FileError(str(error).replace(str(staged), str(path))) from None
+            raise FileError(error.code, str(error).replace(str(staged), str(path))) from None
         if not isinstance(found, Component):
             kind = type(found).__name__.lower()
-            raise FileError(f"{path} holds a file of kind {kind}; a yard takes components: give its parts one by one")
+            raise FileError(
+                "file-wrong-kind",
+                f"{path} holds a file of kind {kind}; a yard takes components: give its parts one by one",
+            )
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
         return staged
