@@ -155,7 +155,7 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
         if name not in manifest.classes:
             raise TaskError(
                 "task-unknown-class",
-                f"class {name!r} was to be left out; the classes are {', '.join(manifest.classes[:8])}: give one of them",
+                f"class {name!r} was to be left out; classes: {', '.join(manifest.classes[:8])}: give one of them",
             )
         for member in manifest.members[manifest.classes.index(name)]:
             part, place = places[member]
