@@ -1,7 +1,7 @@
 """Write the promises in docs/trust.md, and the tests that hold them, from tools/trust.yaml.
 
-python tools/trust_table.py            # writes the generated parts of docs/trust.md
-python tools/trust_table.py --check    # exits with 1 if the page is out of date
+    python tools/trust_table.py            # writes the generated parts of docs/trust.md
+    python tools/trust_table.py --check    # exits with 1 if the page is out of date
 
 The file names tests by their functions alone, so that a test may move.
 """
