@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import trust_table  # noqa: E402
+
+AREAS = yaml.safe_load(trust_table.PROMISES.read_text())
+TEXT = trust_table.PAGE.read_text()
 
 
 @pytest.mark.parametrize("page", ["docs/trust.md", "SECURITY.md"])
@@ -21,6 +29,30 @@ def test_every_named_test_exists(page: str) -> None:
 
 
 def test_every_promise_names_a_test() -> None:
-    rows = re.findall(r"^\| (?!Promise|-)(.+)$", (ROOT / "docs" / "trust.md").read_text(), re.M)
+    rows = re.findall(r"^\| (?!Promise|-)(.+)$", TEXT, re.M)
+    assert len(rows) == sum(len(area["rows"]) for area in AREAS) > 50
     for row in rows:
         assert "`tests/" in row, f"no test: {row}"
+    promises = re.findall(r"^- \*\*.+\(`tests/.+`\)$", TEXT, re.M)
+    assert len(promises) == len(AREAS)
+
+
+def test_the_page_is_what_the_tool_writes() -> None:
+    places = trust_table.files_of_tests(ROOT)
+    assert trust_table.page(TEXT, AREAS, places) == TEXT, "run: python tools/trust_table.py"
+    other = copy.deepcopy(AREAS)  # the control: another promise is another page
+    other[-1]["rows"][-1]["promise"] += " Always."
+    assert trust_table.page(TEXT, other, places) != TEXT
+
+
+def test_a_promise_without_its_test_is_refused() -> None:
+    places = trust_table.files_of_tests(ROOT)
+    name = AREAS[0]["shown_by"]
+    for found, where in (([], "no file"), (["tests/a.py", "tests/b.py"], "tests/a.py and tests/b.py")):
+        with pytest.raises(SystemExit, match=f"{name}: must be in one file, found in {where}"):
+            trust_table.page(TEXT, AREAS, {**places, name: found})
+
+
+def test_a_page_without_its_comments_is_refused() -> None:
+    with pytest.raises(SystemExit, match="must have the part 'table' once, got 0"):
+        trust_table.page(TEXT.replace("<!-- end of table -->", ""), AREAS, trust_table.files_of_tests(ROOT))
