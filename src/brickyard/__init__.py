@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _files="load",
-    assembly___assemble="assemble",
-    assembly___assembly="Assembly",
-    base___errors="BrickyardError",
-    base___options="Budget Thresholds",
-    base___records="Preprocessing",
-    component___component="Component",
-    component___disassemble="disassemble",
-    evaluation___evaluate="evaluate",
-    relevance___locate="locate",
-    relevance___relevance="Relevance",
-    training___finetune="finetune",
+    {
+        "_files": "load",
+        "assembly._assemble": "assemble",
+        "assembly._assembly": "Assembly",
+        "base._errors": "BrickyardError",
+        "base._options": "Budget Thresholds",
+        "base._records": "Preprocessing",
+        "component._component": "Component",
+        "component._disassemble": "disassemble",
+        "evaluation._evaluate": "evaluate",
+        "relevance._locate": "locate",
+        "relevance._relevance": "Relevance",
+        "training._finetune": "finetune",
+    },
 )
 __all__ += ["__version__"]

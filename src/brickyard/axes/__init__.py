@@ -14,5 +14,7 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _graph="Axis Graph Mixer trace",
+    {
+        "axes._graph": "Axis Graph Mixer trace",
+    },
 )

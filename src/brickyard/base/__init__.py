@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from brickyard.base._codes import CODES as CODES
     from brickyard.base._errors import BrickyardError as BrickyardError
     from brickyard.base._errors import DataError as DataError
     from brickyard.base._errors import FileError as FileError
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _errors="BrickyardError DataError FileError OptionError ProcessError SurgeryError TaskError TraceError",
-    _options="Budget Distillation Schedule Thresholds",
-    _records="AssemblyManifest ComponentManifest NetworkSpec Preprocessing",
+    {
+        "base._codes": "CODES",
+        "base._errors": "BrickyardError DataError FileError OptionError ProcessError SurgeryError TaskError TraceError",
+        "base._options": "Budget Distillation Schedule Thresholds",
+        "base._records": "AssemblyManifest ComponentManifest NetworkSpec Preprocessing",
+    },
 )

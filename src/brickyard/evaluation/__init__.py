@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _faithfulness="Faithfulness faithfulness",
-    _probe="Probe Score features h_score log_evidence probe",
-    _scores="Row Scores",
+    {
+        "evaluation._faithfulness": "Faithfulness faithfulness",
+        "evaluation._probe": "Probe Score features h_score log_evidence probe",
+        "evaluation._scores": "Row Scores",
+    },
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _hub="from_pretrained push_to_hub save_pretrained",
-    _onnx="ExportRecord export_onnx export_state_dict torch_program",
+    {
+        "export._hub": "from_pretrained push_to_hub save_pretrained",
+        "export._onnx": "ExportRecord export_onnx export_state_dict torch_program",
+    },
 )

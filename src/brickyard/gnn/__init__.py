@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _component="GraphAssembly GraphComponent load",
-    _evaluation="evaluate",
-    _locate="GraphRelevance locate",
-    _make="assemble disassemble",
-    _network="GraphNetwork NodeData disjoint random_network",
+    {
+        "gnn._component": "GraphAssembly GraphComponent load",
+        "gnn._evaluation": "evaluate",
+        "gnn._locate": "GraphRelevance locate",
+        "gnn._make": "assemble disassemble",
+        "gnn._network": "GraphNetwork NodeData disjoint random_network",
+    },
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from brickyard.base._records import Preprocessing as Preprocessing
     from brickyard.inputs._batches import Images as Images
     from brickyard.inputs._datasets import ImageData as ImageData
     from brickyard.inputs._datasets import load_data as load_data
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _batches="Images",
-    _datasets="ImageData load_data",
-    _preprocessing="preprocess",
+    {
+        "inputs._batches": "Images",
+        "inputs._datasets": "ImageData load_data",
+        "inputs._preprocessing": "preprocess",
+        "base._records": "Preprocessing",
+    },
 )

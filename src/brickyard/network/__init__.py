@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _fusing="fuse",
-    _identity="fingerprint",
-    _network="Network Node",
+    {
+        "network._fusing": "fuse",
+        "network._identity": "fingerprint",
+        "network._network": "Network Node",
+    },
 )

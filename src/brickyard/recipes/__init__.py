@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _build="build plan",
-    _reader="load_recipe",
+    {
+        "recipes._build": "build plan",
+        "recipes._reader": "load_recipe",
+    },
 )

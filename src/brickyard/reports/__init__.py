@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _cards="model_card score_table",
-    _page="report write_report",
-    _route_picture="Picture draw",
-    _routes="Routes routes",
+    {
+        "reports._cards": "model_card score_table",
+        "reports._page": "report write_report",
+        "reports._route_picture": "Picture draw",
+        "reports._routes": "Routes routes",
+    },
 )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _scale="Evidence Gate Scale",
-    _strategies="SCALINGS scaling",
+    {
+        "scaling._scale": "Evidence Gate Scale",
+        "scaling._strategies": "SCALINGS scaling",
+    },
 )

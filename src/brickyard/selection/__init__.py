@@ -11,5 +11,7 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _importance="CRITERIA",
+    {
+        "selection._importance": "CRITERIA",
+    },
 )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _loading="Source load_source save_source",
-    _registry="register",
-    _zoo="available",
+    {
+        "sources._loading": "Source load_source save_source",
+        "sources._registry": "register",
+        "sources._zoo": "available",
+    },
 )

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _cost="CostModel",
-    _groups="join_as_groups",
-    _join="cut join",
-    _plan="KeepSet Part check_keep positions",
-    _union="overlay",
+    {
+        "surgery._cost": "CostModel",
+        "surgery._groups": "join_as_groups",
+        "surgery._join": "cut join",
+        "surgery._plan": "KeepSet Part check_keep positions",
+        "surgery._union": "overlay",
+    },
 )

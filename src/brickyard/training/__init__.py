@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from brickyard.base._options import Distillation as Distillation
+    from brickyard.base._options import Schedule as Schedule
     from brickyard.training._finetune import finetune as finetune
     from brickyard.training._sources import Trained as Trained
     from brickyard.training._sources import accuracy as accuracy
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _finetune="finetune",
-    _sources="Trained accuracy build_seeded device_named train train_source",
+    {
+        "training._finetune": "finetune",
+        "training._sources": "Trained accuracy build_seeded device_named train train_source",
+        "base._options": "Distillation Schedule",
+    },
 )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
-    _choose="Choice",
-    _ranking="Rank ranked",
-    _yard="Problem Yard",
+    {
+        "yard._choose": "Choice",
+        "yard._ranking": "Rank ranked",
+        "yard._yard": "Problem Yard",
+    },
 )
