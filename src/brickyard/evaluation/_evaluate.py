@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, network_shapes
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._checks import flag, whole
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._options import EvaluateOptions
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -32,26 +33,15 @@ from brickyard.runtime._progress import bar
 
 
 @steady
-def evaluate(
-    model: Component | Assembly,
-    data: Any,
-    *,
-    source: nn.Module | Sequence[nn.Module | None] | None = None,
-    latency: bool = True,
-    latency_batch: int = 1,
-    batch_size: int = 128,
-) -> Scores:
+@verb(EvaluateOptions)
+def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores:
     """Score a component or an assembly against its source or sources.
 
     Args:
         model: What to score.
         data: Labelled test images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry a part. Images that were used to locate, heal or scale must not be
+            assembly, a list with one entry per part. Images that were used to locate, heal or scale must not be
             among them.
-        source: The source, or a list with one a part, for the rows "base" and "restricted".
-        latency: Measure the time of one batch.
-        latency_batch: Images in that batch.
-        batch_size: Images at once when scoring.
 
     Returns:
         Rows with accuracies, sizes and times; prints as a table, writes JSON and CSV.
@@ -73,8 +63,8 @@ def evaluate(
         >>> [row.name for row in scores.rows]
         ['base', 'restricted', 'component']
     """
-    latency = flag("latency", latency)
-    latency_batch, batch_size = whole("latency_batch", latency_batch), whole("batch_size", batch_size)
+    source, latency = options["source"], options["latency"]
+    latency_batch, batch_size = options["latency_batch"], options["batch_size"]
     if isinstance(model, Component):
         if isinstance(source, list | tuple):
             raise OptionError(
