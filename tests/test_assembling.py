@@ -503,7 +503,7 @@ def test_scores_of_an_assembly_with_votes() -> None:
 def test_scaling_is_asked_for_rightly() -> None:
     pair = parts()
     for options, message in [
-        ({"scaling": "best"}, "scaling='best' is not known; choose one of none"),
+        ({"scaling": "best"}, "scaling='best' is not a choice; use one of 'none'"),
         ({"scaling": "joint-head"}, "needs a few labelled images"),
         ({"scaling": "joint-head", "images": [DATA]}, "for each of the 2 parts"),
         ({"scaling": "joint-head", "images": [None, None]}, "none of the images belongs"),

@@ -1482,7 +1482,7 @@ ASSEMBLE = [
         equals(lambda w: torch.maximum(w.component(X)[:, 1], w.cut(task=["3"], heal="none")(X)[:, 0])),
     ),
     *wrong_values("assemble", joined_with, "form", "not a choice", "use one of", "x", None, 5, ["padded"]),
-    *wrong_values("assemble", joined_with, "scaling", "is not known", "choose one of none", "x", None, 5, ["none"]),
+    *wrong_values("assemble", joined_with, "scaling", "is not a choice", "use one of 'none'", "x", None, 5, ["none"]),
     *wrong_values("assemble", joined_with, "on_duplicate", "not a choice", "use one of", "x", None),
     *wrong_values("assemble", joined_with, "votes", "of type", "give True or False", "yes", None),
     *wrong_values("assemble", joined_with, "source", "of type", "give the torch.nn.Module", 5, "x"),
