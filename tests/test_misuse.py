@@ -1496,7 +1496,7 @@ ASSEMBLE = [
     Case(
         "scaling in capitals",
         joined_with(scaling="Mahalanobis"),
-        Fails(OptionError, "'Mahalanobis'", "not known", "did you mean 'mahalanobis'?"),
+        Fails(OptionError, "'Mahalanobis'", "not a choice", "did you mean 'mahalanobis'?"),
     ),
     Case(
         "scaling without images",

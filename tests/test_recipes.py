@@ -740,7 +740,7 @@ def test_the_documented_recipe_builds_and_every_key_is_documented(tmp_path) -> N
 
 
 def sections():
-    from brickyard.recipes import _reader as recipes
+    from brickyard.recipes import _schema as recipes
 
     return {
         "The recipe": recipes.Recipe,
