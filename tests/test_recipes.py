@@ -403,7 +403,7 @@ def test_other_versions_run_all(again, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("target", "calls"),
     [
-        ("brickyard.training._sources.F.cross_entropy", 9),
+        ("brickyard.outputs._outputs.F.cross_entropy", 9),
         ("brickyard.relevance._contribution.class_sums", 1),
         ("brickyard.relevance._contribution.class_sums", 3),
         ("brickyard.healing._heal.heal_network", 1),
