@@ -180,8 +180,8 @@ def assembly_manifest(
     if len(kinds) > 1:
         raise OptionError(
             "option-conflict",
-            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble parts "
-            "of one kind",
+            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble "
+            "parts of one kind",
         )
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]

@@ -193,8 +193,8 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
     if reject and not find_outputs(relevance.outputs).exclusive:
         raise OptionError(
             "option-conflict",
-            f"reject=True was asked for, and outputs of kind {relevance.outputs!r} have no answer that stands for none; "
-            "leave reject out",
+            f"reject=True was asked for, and outputs of kind {relevance.outputs!r} have no answer that means none of "
+            "the classes; leave reject out",
         )
     if reject and len(chosen) == len(relevance.classes):
         raise TaskError(

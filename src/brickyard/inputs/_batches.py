@@ -100,7 +100,8 @@ class Images:
             wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
             raise DataError(
                 "data-label-mismatch",
-                f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}; give {wanted} an image",
+                f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}; give {wanted} an "
+                "image",
             )
         return labels.long()
 
