@@ -113,7 +113,7 @@ def share_of_classes(logits: Tensor, labels: Tensor) -> tuple[float, list[float]
 def test_labels_choose_the_images() -> None:
     assert set(DATA[1].sum(1).tolist()) >= {1, 2, 3}  # several classes at once
     relevance = located()
-    images, chosen = relevance.images()
+    _, chosen = relevance.images()
     with torch.no_grad():
         shares = torch.sigmoid(centred()(DATA[0]))
     expected: list[int] = []
@@ -145,7 +145,7 @@ def test_a_component_answers_by_sigmoid_also_from_its_file(tmp_path: Path) -> No
     again = by.disassemble(centred(), saved, task=TASK, images=DATA)
     assert again.manifest.outputs == "several"
     del OUTPUTS["several"]
-    with pytest.raises(FileError, match="'several'.*register") as caught:
+    with pytest.raises(FileError, match=r"'several'.*register") as caught:
         by.load(path)
     assert caught.value.code == "file-unknown-operation"
     outputs("several")(Several)

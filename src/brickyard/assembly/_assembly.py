@@ -214,7 +214,7 @@ class Assembly(Predictor):
     def _with(self, **changes: Any) -> Assembly:
         """An assembly of the same, but for some of what it is made of."""
         parallel = self.manifest.form == "parallel"
-        same = {
+        same: dict[str, Any] = {
             "networks": self.networks(),
             "manifest": self.manifest,
             "matrix": self.matrix,

@@ -339,7 +339,8 @@ def _shares(values: Tensor, images: Tensor | None) -> Tensor:
     if images is None:
         return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
-    return torch.bincount(index, weights=values) / counts
+    sums: Tensor = torch.bincount(index, weights=values)
+    return sums / counts
 
 
 def _percent(values: Tensor) -> float:
