@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
 from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
+from brickyard.network._torch_private import store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
@@ -272,13 +273,10 @@ def _listed(value: Any) -> Any:
 def _layer(kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     layer = build_layer(kind, config)
     for key, value in tensors.items():
-        if key in layer._parameters:
-            layer._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
-        else:
-            layer._buffers[key] = value.detach()
-    if "num_batches_tracked" in layer._buffers:
-        layer._buffers["num_batches_tracked"] = torch.tensor(0)
-    return layer
+        store(layer, key, value.detach())
+    if "num_batches_tracked" in stored(layer):
+        store(layer, "num_batches_tracked", torch.tensor(0))
+    return layer.requires_grad_(False)
 
 
 def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[str]) -> str:
