@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 
 import brickyard as by
+from brickyard import base
+from brickyard.base import CODES
 from conftest import run_blocks
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +110,23 @@ def test_nothing_unpickles_and_nothing_evaluates() -> None:
                 assert called not in ("eval", "exec", "compile", "__import__"), path
                 if called == "torch.load":
                     assert "weights_only=True" in ast.unparse(node), path
+
+
+def test_every_error_has_a_code_that_is_listed_and_of_its_kind() -> None:
+    kinds = {"workbench": ("BusyError", "GoneError"), "option": ("OptionError", "_UnusableError")}
+    used: set[str] = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = ast.unparse(node.exc.func)
+                first = node.exc.args[0] if node.exc.args else None
+                if isinstance(first, ast.Constant) and isinstance(first.value, str) and first.value in CODES:
+                    kind = first.value.split("-")[0]
+                    assert name in kinds.get(kind, (f"{kind.capitalize()}Error",)), f"{path}: {name} {first.value}"
+                elif name in vars(base):
+                    assert not isinstance(first, ast.Constant), f"{path}: {name} has no code"
+        used |= set(re.findall(r'"([a-z]+-[a-z-]+)"', path.read_text())) if path.name != "_codes.py" else set()
+    assert set(CODES) <= used, set(CODES) - used
 
 
 def test_public_names() -> None:
