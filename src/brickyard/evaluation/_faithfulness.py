@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,30 +219,6 @@ def _copied(network: Network) -> Network:
     return copy.deepcopy(network).eval()
 
 
-@dataclass(eq=False)
-class _Masked:
-    """A network that has numbers of its own, and channels at zero where steps sum them up."""
-
-    network: Network
-    sums: dict[str, Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.sums:
-            return self.network(x)  # type: ignore[no-any-return]
-        values: dict[str, Any] = {self.network.nodes[0].name: x}
-        for index, node in enumerate(self.network.nodes):
-            if node.name in self.sums:
-                name = node.args[0].node
-                mask = self.sums[node.name].to(values[name].device, values[name].dtype)
-                values[node.name] = self.network.step(node, {**values, name: values[name] * mask})
-            elif node.op != "input":
-                values[node.name] = self.network.step(node, values)
-            for name in self.network.dead_after(index):
-                del values[name]
-        output: Tensor = values[self.network.nodes[-1].name]
-        return output
-
-
 def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
     """The network with all but some channels at zero wherever a layer reads them.
 
@@ -270,5 +247,16 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
             mask = kept[torch.from_numpy(reads)].to(original.device, original.dtype)
             shape = (1, -1, *[1] * (original.ndim - 2))
             own.copy_(original * mask.reshape(shape))
-    sums = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
-    return _Masked(network, {name: mask for name, mask in sums.items() if not bool(mask.all())})
+    masks = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
+    sums = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    return partial(_summed, network, sums) if sums else network
+
+
+def _summed(network: Network, masks: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run a network; where a step sums channels up, those that its mask leaves out are zero from there on."""
+    for _, node, values in network.walk(x):
+        if node.name in masks:
+            name = node.args[0].node
+            values[name] = values[name] * masks[node.name].to(values[name].device, values[name].dtype)
+    output: Tensor = values[node.name]
+    return output

@@ -114,9 +114,6 @@ def finetune(
         resume=folder,
         key=_key(model, examples, held_out, teacher, how),
     )
-    for parameter, was in zip(trained.parameters(), before, strict=True):
-        parameter.requires_grad_(was)
-        parameter.grad = None
     record = TuneRecord(
         images=len(examples),
         validation=0 if held_out is None else len(held_out),
@@ -129,7 +126,7 @@ def finetune(
         teacher="" if teacher is None else teacher_name(teacher, model),
         scores=fitted.scores,
     )
-    return _finished(trained, record, examples)
+    return _finished(trained, record, examples, before)
 
 
 # -- images ------------------------------------------------------------------------------------------------
@@ -317,8 +314,11 @@ def _key(
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: _Examples) -> ModelT:
-    """The trained model with its record, and what it remembers measured anew."""
+def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
+    """The trained model with its record, what could be trained before, and what it remembers measured anew."""
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        parameter.requires_grad_(was)
+        parameter.grad = None
     model = model.with_manifest(tuned=record)
     if isinstance(model, Assembly):
         return model
