@@ -45,11 +45,11 @@ class Several(Outputs):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def confidence(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return F.logsigmoid(logits.gather(1, classes.unsqueeze(1)).squeeze(1))
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.logsigmoid(logits)
 
-    def says(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return logits.gather(1, classes.unsqueeze(1)).squeeze(1) > 0
+    def says(self, logits: Tensor) -> Tensor:
+        return logits > 0
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
         return [tuple(name for name, z in zip(names, row, strict=False) if z > 0) for row in logits.tolist()]

@@ -88,7 +88,7 @@ def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Out
         outputs: What the logits mean; default: one of many classes.
     """
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    right = outputs.says(logits, labels)
+    right = outputs.says(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
     classes = range(logits.shape[1])
     return Statistics(
         images=tuple(int((labels == k).sum()) for k in classes),

@@ -179,7 +179,7 @@ def _component(component: Component, data: Any, source: nn.Module | None, batch_
         base, restricted = outputs.right(found, cases.of(task)), outputs.right(found[:, task], cases)
         right = {"base": base, "restricted": restricted, **right}
         if scores:
-            scores |= {"base": outputs.confidence(found, task.expand(len(found))), "restricted": found[:, task[0]]}
+            scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
     notes = (note,) if single and outputs.exclusive else ()

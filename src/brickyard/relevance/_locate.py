@@ -283,7 +283,8 @@ def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:
             part = slice(start, start + run.batch_size)
             for x in run.batches(indices[part]):
                 logits = run.graph.network(x).double()
-                found[part] = run.outputs.confidence(logits, classes[part].to(logits.device)).cpu()
+                own = classes[part].to(logits.device).unsqueeze(1)
+                found[part] = run.outputs.log_probabilities(logits).gather(1, own).squeeze(1).cpu()
             advance(len(indices[part]) * run.ranks.count)
     run.ranks.add(found)
     return found
