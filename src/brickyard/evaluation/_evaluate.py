@@ -339,8 +339,8 @@ def _shares(values: Tensor, images: Tensor | None) -> Tensor:
     if images is None:
         return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
-    sums: Tensor = torch.bincount(index, weights=values)
-    return sums / counts
+    means: Tensor = torch.bincount(index, weights=values) / counts
+    return means
 
 
 def _percent(values: Tensor) -> float:

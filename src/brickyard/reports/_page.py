@@ -200,15 +200,13 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
         seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
         target, answers = seen.targets, item.scaled(*seen.signals).argmax(1)
     else:
-        task = list(item.manifest.task)
-        images = Images(data, item.manifest.preprocessing, "the images to score")
-        labels = images.all_labels()
-        chosen = torch.nonzero(torch.isin(labels, torch.tensor(task))).flatten().tolist()
+        images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
+        places = torch.tensor(item.manifest.places[0])
+        chosen, target, _ = item.outputs.cases(item.outputs.targets(images.all_labels(), places, len(classes)))
         like = kind(item)
         with torch.inference_mode():
-            found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen, 128, like)]
-        answers = torch.cat(found)[:, : len(task)].argmax(1)
-        target = torch.tensor([task.index(k) for k in labels[chosen].tolist()])
+            found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen.tolist(), 128, like)]
+        answers = torch.cat(found)[:, : len(classes)].argmax(1)
     counts = torch.bincount(target * len(classes) + answers.cpu(), minlength=len(classes) ** 2)
     return classes, counts.reshape(len(classes), len(classes))
 
