@@ -287,9 +287,10 @@ def test_a_release_holds_what_is_in_the_commit_and_nothing_else(checkout, releas
     ours = {name for name in names if ".dist-info/" not in name}
     assert ours == {name.removeprefix("src/") for name in tracked if name.startswith("src/")}
     assert all(name.startswith("brickyard/") for name in ours)
-    assert {"brickyard/py.typed", "brickyard/workbench/static/index.html"} <= ours
+    page = "brickyard/reports/templates/page.html.jinja"
+    assert {"brickyard/py.typed", "brickyard/workbench/static/index.html", page} <= ours
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {Path(name).suffix for name in ours} <= {".py", ".typed", ".js", ".css", ".html", ".svg"}
+    assert {Path(name).suffix for name in ours} <= {".py", ".typed", ".js", ".css", ".html", ".svg", ".jinja"}
     with tarfile.open(released[".gz"]) as archive:
         files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
         assert all(member.isfile() or member.isdir() for member in archive.getmembers())
@@ -316,3 +317,5 @@ def test_an_installed_wheel_works(released, tmp_path) -> None:
     assert run("-c", code) == [str(place / "brickyard" / "__init__.py"), by.__version__]
     assert run("-m", "brickyard", "--version")[-1] == by.__version__
     assert (place / "brickyard" / "workbench" / "static" / "app.js").is_file()
+    code = "from brickyard.reports._templates import page_environment as e; print(*e().list_templates())"
+    assert {"page.html.jinja", "card.md.jinja", "sections/overview.html.jinja"} <= set(run("-c", code))

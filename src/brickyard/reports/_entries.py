@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        return {Component: "component", Assembly: "assembly", Relevance: "relevances"}[type(self.item)]
+        return {Component: "component", Assembly: "assembly", Relevance: "relevance"}[type(self.item)]
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:

@@ -17,6 +17,7 @@ from brickyard.relevance._relevance import Relevance
 from brickyard.reports._entries import Entry, Item, entries_of, find_routes, score
 from brickyard.reports._route_picture import COLOURS
 from brickyard.reports._sections import SECTIONS
+from brickyard.reports._templates import page_environment
 from brickyard.storage._atomic import write_content
 
 
@@ -91,14 +92,12 @@ def write_report(
 _COUNTED = {
     "component": ("component", "components"),
     "assembly": ("assembly", "assemblies"),
-    "relevances": ("set of relevances", "sets of relevances"),
+    "relevance": ("set of relevances", "sets of relevances"),
 }
 
 
 def _page(title: str, entries: Sequence[Entry]) -> str:
     """The page. Nothing is loaded from anywhere, and no script runs but the page's own, whatever a file says."""
-    from brickyard.reports._templates import page_environment
-
     counts = [(sum(entry.kind == kind for entry in entries), words) for kind, words in _COUNTED.items()]
     sections = [{"id": name, "heading": heading, "found": make(entries)} for name, heading, make in SECTIONS]
     templates = page_environment()

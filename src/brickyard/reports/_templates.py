@@ -33,7 +33,7 @@ def page_environment() -> Environment:
 @cache
 def card_environment() -> Environment:
     """Templates of Markdown: values become one line in which nothing starts."""
-    environment = _environment(autoescape=False, finalize=lambda value: markdown(value))
+    environment = _environment(autoescape=False, finalize=markdown)
     environment.filters.update(
         code=_code,
         quoted=lambda text: Markup(json.dumps(_code(text), ensure_ascii=False)),
