@@ -78,7 +78,7 @@ def test_help_imports_nothing_that_is_slow() -> None:
     )
     assert imported("-c", code) & SLOW == set()
     assert imported("-c", "import brickyard") & {*SLOW, "typer"} == set()
-    assert imported("-c", "import brickyard; brickyard.Budget") & SLOW  # the control
+    assert imported("-c", "import brickyard; brickyard.locate") & SLOW  # the control
 
 
 def test_finetune_and_distil(work, tmp_path) -> None:
