@@ -19,6 +19,8 @@ from PIL import Image
 
 import brickyard as by
 from brickyard.evaluation._faithfulness import faithfulness
+from brickyard.evaluation._scores import Row, Scores
+from brickyard.reports._cards import score_table
 from brickyard.reports._figures import heat_map
 from brickyard.reports._page import report, write_report
 from brickyard.reports._routes import routes
@@ -100,19 +102,13 @@ def test_scores_are_those_of_evaluate(made) -> None:
     tables = [t for t in page.tables if "class mean" in t[0]]
     assert len(tables) == 3
     for rows, scores in zip(tables, (first, None, whole), strict=True):
-        expected = scores.rows if scores is not None else [by_row(row) for row in remembered["rows"]]
+        expected = scores.rows if scores is not None else [Row.model_validate(row) for row in remembered["rows"]]
         assert [row[0] for row in rows[1:]] == [row.name for row in expected]
         place = rows[0].index("accuracy")
         assert [row[place] for row in rows[1:]] == [f"{row.accuracy:.1f}±{row.error:.1f}" for row in expected]
     assert any("speed" in text for _, text in page.texts)  # what is no score table is shown as it is
     classes = [t for t in page.tables if t[0][:2] == ["class", "accuracy"]]
     assert [(row[0], row[1]) for row in classes[0][1:]] == [(k, f"{v:.1f}") for k, v in first.per_class.items()]
-
-
-def by_row(row):
-    from brickyard.evaluation._scores import Row
-
-    return Row.model_validate(row)
 
 
 def test_confusion_adds_up_to_the_accuracy(made) -> None:
@@ -266,6 +262,12 @@ def test_every_template_is_read_and_marks_nothing_safe() -> None:
     assert {"page.html.jinja", "card.md.jinja", "script.js"} <= set(page_environment().list_templates())
 
 
+def test_names_of_score_rows_stay_in_their_cell() -> None:
+    row = Row(name="a|<b>\n# x", images=4, accuracy=50, error=3, class_accuracy=50, class_error=3)
+    lines = score_table(Scores(title="t", rows=(row, row.model_copy(update={"name": "base"})))).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| row", "|---|---|---|", r"| a\|\<b\> \# x", "| base"]
+
+
 def test_heat_maps_are_the_values() -> None:
     values = np.linspace(0, 1, 30).reshape(2, 15)
     found = heat_map(values, ["a", "b"], "axis x", 100)
@@ -308,7 +310,7 @@ def test_a_browser_shows_it_at_the_width_of_a_phone(made, tmp_path) -> None:
     titles = []
     for page in (other, free):
         command = [browser, *flags, "--dump-dom", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         titles.append(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
     assert titles[0] == "Brickyard report"  # the page's policy lets no script run but its own
     assert int(titles[1].removeprefix("w")) <= 500  # nothing makes the page itself scroll sideways

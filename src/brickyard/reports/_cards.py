@@ -1,6 +1,6 @@
-"""Model cards: what a component or an assembly is, as the README.md that model hubs show.
+"""Model cards: the README.md of a component or an assembly, as model hubs show it.
 
-A card says only what manifests and score tables say.
+A card states only what manifests and score tables state.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ def model_card(
     data: str | None = None,
     names: Sequence[str] = (),
 ) -> str:
-    r"""The card of a model, in the form of Hugging Face: YAML front matter, then Markdown.
+    r"""Write the card of a model in the format of Hugging Face: YAML front matter, then Markdown.
 
     Args:
-        model: What the card is of.
-        scores: Its score table, or several by name: the last one is the model's own and gives the front matter's
-            metrics.
-        license: An identifier such as "apache-2.0"; without one the card says that none is stated.
+        model: The component or assembly.
+        scores: Its score table, or several by name; the last one is the model's own, for the metrics of the front
+            matter.
+        license: An identifier such as "apache-2.0"; without one, the card says that none is stated.
         title: The heading; default: what the model is.
         file: The name of the model's file, for the code that shows how to use it.
-        data: What the scored images are called; default: what the parts were located with, held-out images.
-        names: What the parts are called.
+        data: Name of the scored images; default: the data that the parts were located with, "held-out".
+        names: Names of the parts.
 
     Returns:
         The text of a README.md; the same for the same arguments.
 
     Raises:
-        OptionError: `model` is neither a component nor an assembly, or the names are not as many as the parts.
+        OptionError: `model` is neither a component nor an assembly, or there is not one name per part.
 
     Example:
         >>> import brickyard as by, torch
