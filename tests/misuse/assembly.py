@@ -114,9 +114,7 @@ ASSEMBLE = [
     Case("union, another source", union, "surgery-wrong-source", "form='union'", "1, 3", model=Residual),
     Case("union, wrapped source", lambda w: union(w).classes, ("1", "3", "0"), model=lambda: nn.DataParallel(chain())),
     Case("padded, other channels", lambda w: other_channels(w, form="padded"), "surgery-input-mismatch", "padded"),
-    Case(
-        "images that one part cannot take", lambda w: other_channels(w).predict(X), "data-wrong-size", "(12, 3, 8, 8)"
-    ),
+    Case("images that one part refuses", lambda w: other_channels(w).predict(X), "data-wrong-size", "(12, 3, 8, 8)"),
     Case("padded, other preprocessing", other_preprocessing, lambda w: side_by_side(w.component, normalised(w))),
     Case("other types", lambda w: other_types(w)(X).float(), lambda w: side_by_side(w.component, single(w))),
     Case("padded, other types", lambda w: other_types(w, form="padded"), "surgery-input-mismatch", "padded", *TYPES),

@@ -135,6 +135,10 @@ def to_none(w: World, call: Any) -> Any:
     return call(w.component, None)
 
 
+def revised(w: World) -> Any:
+    return from_pretrained(w.folder, revision="main")
+
+
 def page(w: World) -> str:
     return report([w.component], data=[DATA], sources=[w.model])
 
@@ -154,9 +158,7 @@ OTHERS = [
     Case("push_to_hub(None)", lambda w: push_to_hub(None, "someone/pets"), "option-wrong-object", "NoneType"),
     Case("from_pretrained(None)", lambda w: from_pretrained(None), "file-path-invalid", "NoneType"),
     Case("from_pretrained(empty)", lambda w: from_pretrained(w.folder), "file-missing", "brickyard.safetensors"),
-    *wrong(
-        "from_pretrained", lambda w, **o: from_pretrained(w.folder, **o), "revision", "option-without-effect", "main"
-    ),
+    Case("a folder's revision", revised, "option-without-effect", "revision='main'", "misuse"),
     Case("report about nothing", lambda w: report([]), "option-type", "components"),
     Case("report about a component alone", lambda w: report(w.component), "option-type", "Component"),
     Case("report about a source", lambda w: report([w.source]), "option-wrong-object", "Sequential"),

@@ -129,7 +129,7 @@ def test_names_of_cases_differ_and_there_are_enough() -> None:
 
 def test_other_results_are_not_the_same(world: World) -> None:
     """The control of all comparisons."""
-    other = by.locate(world.source, (X.flip(0), Y), per_class=2)
+    other = by.locate(world.source, (X, Y.flip(0)), thresholds=by.Thresholds(alpha=0.9, linear_alpha=0.9))
     uneven = copy.deepcopy(world.component)
     next(iter(uneven.parameters())).data.view(-1)[0] += 1
     pairs = [(world.component, world.other), (world.component, uneven), (world.relevance, other), (X, X + 0.01)]
@@ -146,7 +146,7 @@ def test_everything_in_the_reference_is_used() -> None:
     names = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.M)}
     names |= {name for members in re.findall(r"members: \[(.*)\]", text) for name in members.split(", ")}
     used: set[object] = set()
-    for path in Path(__file__).parent.glob("*.py"):
+    for path in [*Path(__file__).parent.glob("*.py"), ROOT / "tests" / "errors.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             used |= {getattr(node, key) for key in ("attr", "id", "value") if isinstance(getattr(node, key, None), str)}
     assert len(names) > 25
@@ -271,9 +271,10 @@ def test_a_distributed_wrapper_is_seen_through(tmp_path: Path) -> None:
     try:
         model = nn.parallel.DistributedDataParallel(chain())
         with untouched(model):
-            component = by.disassemble(model, by.locate(model, DATA, per_class=2), task=["1", "3"])
+            made = by.disassemble(model, by.locate(model, DATA, per_class=2), task=["1", "3"])
     finally:
         torch.distributed.destroy_process_group()
+    same(made(X), plain(world)(X))
 
 
 def test_a_gpu_that_is_not_there_is_torchs_own_error(world: World) -> None:
@@ -283,4 +284,4 @@ def test_a_gpu_that_is_not_there_is_torchs_own_error(world: World) -> None:
     with pytest.raises((RuntimeError, AssertionError), match=r"NVIDIA|CUDA"):
         component.to("cuda")
     with torch.no_grad():
-        same(component(X), plain(None)(X))  # and it still works where it was
+        same(component(X), world.component(X))  # and it still works where it was
