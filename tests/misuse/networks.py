@@ -43,83 +43,70 @@ def hooked(*kinds: str) -> Callable[[], nn.Module]:
     return changed(lambda model: [HOOKS[kind](model) for kind in kinds])
 
 
-class Ends(nn.Module):
+class Inner(nn.Module):
+    """A network around the plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = chain()
+
+
+class Ends(Inner):
     """A classifier that ends in its own way."""
 
     def __init__(self, end: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.inner, self.end = chain(), end
+        self.end = end
 
     def forward(self, x: Tensor) -> Any:
         return self.end(self.inner(x))
 
 
-class Wraps(nn.Module):
+class Wraps(Inner):
     """What parallel wrappers of other libraries look like."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+        return self.inner(*args, **kwargs)
 
 
-class Needs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = chain()
-
+class Needs(Inner):
     def forward(self, x: Tensor, scale: float) -> Tensor:
         return self.inner(x) * scale
 
 
-class Optional(Needs):
-    def forward(self, x: Tensor, scale: float = 1.0, *, flag: bool = False) -> Tensor:  # type: ignore[override]
+class Optional(Inner):
+    def forward(self, x: Tensor, scale: float = 1.0, *, flag: bool = False) -> Tensor:
         return self.inner(x) * scale
 
 
-class ByKey(Needs):
-    def forward(self, *, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+class ByKey(Inner):
+    def forward(self, *, pixel_values: Tensor) -> Tensor:
         return self.inner(pixel_values)
 
 
-class Remembers(nn.Module):
+class Remembers(Inner):
     """Its forward writes into the model: an attribute, a list, a dict, a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = chain()
-        self.last: Any = None
-        self.seen: list[Any] = []
-        self.known: dict[str, Any] = {}
+        self.last, self.seen, self.known = None, [], {}
         self.register_buffer("calls", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.last = x
+        self.last = self.late = self.known["x"] = x
         self.seen.append(x)
-        self.known["x"] = x
-        self.late = x
         self.calls.add_(1)
         return self.inner(x)
 
 
-class Branches(nn.Module):
+class Branches(Inner):
     """Python control flow on numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = chain()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) if x.sum() > 0 else -self.inner(x)
 
 
-class Draws(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = chain()
-
+class Draws(Inner):
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(nn.functional.dropout(x, 0.5))
 
@@ -198,27 +185,13 @@ def spectral(model: nn.Sequential) -> None:
     model.eval()
 
 
-def weight_normed(model: nn.Sequential) -> None:
-    parametrizations.weight_norm(model.conv2)
-
-
-def jit_first(model: nn.Sequential) -> None:
-    model.conv1 = torch.jit.script(model.conv1)
-
-
 def subclassed(model: nn.Sequential) -> None:
     model.conv1.weight = nn.Parameter(model.conv1.weight.detach().as_subclass(Labelled))
 
 
-def quantised() -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(chain(), {nn.Linear})
-
-
-def narrow() -> nn.Module:
-    return chain(widths=(1, 1))
-
-
 Pair = namedtuple("Pair", "logits extra")
+narrow, tenth = partial(chain, widths=(1, 1)), partial(World.cut, budget=by.Budget(flops=0.1))
+jit_first = changed(lambda m: setattr(m, "conv1", torch.jit.script(m.conv1)))
 
 
 def no_channel() -> nn.Module:
@@ -227,10 +200,6 @@ def no_channel() -> nn.Module:
 
 def save_whole(w: World) -> Path:
     return whole(w).save(w.folder / "never.safetensors")
-
-
-def cut_to_a_tenth(w: World) -> by.Component:
-    return w.cut(budget=by.Budget(flops=0.1))
 
 
 def says(w: World) -> Tensor:
@@ -284,14 +253,6 @@ def cut_answers(w: World) -> Tensor:
     return w.cut()(X)
 
 
-def plain_answers(w: World) -> Tensor:
-    return plain(w)(X)
-
-
-def chain_answers(w: World) -> Tensor:
-    return chain()(X)
-
-
 def bad(name: str, model: Callable[[], Any], code: str, *quoted: str) -> Case:
     """A network that nothing can be located in."""
     return Case(name, World.locate, code, *quoted, model=model)
@@ -327,7 +288,7 @@ CASES = [
     bad("a hook that changes the input", hooked("before"), "trace-mismatch", "Sequential", "'conv1'"),
     bad("a hook on the whole model", hooked("whole"), "trace-mismatch", "'Sequential'"),
     bad("a hook that fails", hooked("failing"), "trace-run-failed", "Sequential", "division by zero"),
-    like("weight norm", changed(weight_normed)),
+    like("weight norm", changed(lambda m: parametrizations.weight_norm(m.conv2))),
     like("weight norm of old", changed(lambda m: nn.utils.weight_norm(m.conv2))),
     kept_whole("spectral norm", changed(spectral)),
     kept_whole("orthogonal", changed(lambda m: parametrizations.orthogonal(m.linear))),
@@ -339,21 +300,26 @@ CASES = [
     like("weights of a tensor subclass", changed(subclassed)),
     like("torch.compile", lambda: torch.compile(chain())),
     like("model.compile()", changed(lambda m: m.compile())),
-    Case("torch.compile inside", all_channels, chain_answers, model=nested(torch.compile)),
+    Case("torch.compile inside", all_channels, lambda w: chain()(X), model=nested(torch.compile)),
     like("DataParallel", lambda: nn.DataParallel(chain())),
-    Case("DataParallel inside", all_channels, chain_answers, model=nested(nn.DataParallel)),
+    Case("DataParallel inside", all_channels, lambda w: chain()(X), model=nested(nn.DataParallel)),
     like("DataParallel of a compiled model", lambda: nn.DataParallel(torch.compile(chain()))),
-    Case("a wrapper with *args", cut_answers, plain_answers, model=lambda: Wraps(chain())),
+    Case("a wrapper with *args", cut_answers, lambda w: plain(w)(X), model=Wraps),
     like("traced by fx", lambda: torch.fx.symbolic_trace(chain())),
     bad("torch.jit.script", lambda: torch.jit.script(chain()), "trace-torchscript", "RecursiveScriptModule"),
     bad("torch.jit.trace", lambda: torch.jit.trace(chain(), X[:2]), "trace-torchscript", "TopLevelTracedModule"),
-    kept_whole("a scripted layer inside", changed(jit_first)),
-    Case("a scripted layer inside, saved", save_whole, "file-unsupported-operation", "conv1", model=changed(jit_first)),
+    kept_whole("a scripted layer inside", jit_first),
+    Case("a scripted layer inside, saved", save_whole, "file-unsupported-operation", "conv1", model=jit_first),
     bad("lazy and not initialised", lazy, "trace-no-weights", "'0.weight'", "Sequential"),
     kept_whole("lazy and initialised", woken),
-    bad("quantised", quantised, "trace-not-floating-point", "'linear'"),
+    bad(
+        "quantised",
+        lambda: torch.ao.quantization.quantize_dynamic(chain(), {nn.Linear}),
+        "trace-not-floating-point",
+        "'linear'",
+    ),
     kept_whole("one channel a layer", narrow),
-    Case("one channel a layer, a budget", cut_to_a_tenth, "option-budget-too-small", "0.1", model=narrow),
+    Case("one channel a layer, a budget", tenth, "option-budget-too-small", "0.1", model=narrow),
     bad("no channel in a layer", no_channel, "trace-run-failed", "Sequential", "(2, 3, 8, 8)"),
     Case("one class", one_class, says, model=lambda: chain(1)),
     Case("two classes, one taken", two_classes, torch.Size([12, 2]), model=lambda: chain(2)),
@@ -372,10 +338,10 @@ CASES = [
     bad("returns no class", partial(Ends, lambda y: y[:, :0]), "trace-output", "Ends", "(2, 0)"),
     bad("returns NaN", partial(Ends, lambda y: y / 0), "trace-not-finite", "Ends", "NaN"),
     bad("needs another argument", Needs, "trace-forward-inputs", "Needs", "scale"),
-    Case("has other arguments with defaults", cut_answers, plain_answers, model=Optional),
+    Case("has other arguments with defaults", cut_answers, lambda w: plain(w)(X), model=Optional),
     bad("takes images by name only", ByKey, "trace-forward-inputs", "ByKey", "pixel_values"),
     bad("has no forward", Unwritten, "trace-forward-inputs", "Unwritten"),
-    Case("writes into itself when it runs", cut_answers, plain_answers, model=Remembers),
+    Case("writes into itself when it runs", cut_answers, lambda w: plain(w)(X), model=Remembers),
     bad("branches on numbers", Branches, "trace-control-flow", "Branches", "x.sum() > 0"),
     bad("draws random numbers", Draws, "trace-mismatch", "Draws", "random"),
     Case("a component as a source", lambda w: by.locate(w.component, (X, Y % 2)).classes, ("0", "1")),
