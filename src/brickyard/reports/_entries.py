@@ -56,6 +56,7 @@ class Entry:
 
 
 def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[Any] | None) -> list[Entry]:
+    """Items with their numbers and names, checked."""
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
             "option-type",
@@ -84,6 +85,7 @@ def _given(items: object) -> str:
 
 
 def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str, nn.Module], latency: bool) -> None:
+    """Find out the scores of an item: those that its file stores, and with images those that are measured now."""
     for name, value in item.manifest.scores.items():
         try:
             entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
@@ -120,6 +122,7 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
 
 
 def find_routes(entry: Entry, entries: Sequence[Entry], images: Any, source: nn.Module | None) -> None:
+    """Find out the routes of the classes that the page is about, and with images and the source what they are worth."""
     relevance = entry.item
     assert isinstance(relevance, Relevance)
     if relevance.sums is None:
