@@ -20,8 +20,8 @@ from brickyard.runtime._profiling import Latency
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import SCALINGS, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
-
 from errors import refused
+
 DATA = (torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(48) % 4)
 NETS = [chain, Residual, Branches, SqueezeExcite]
 NAMES = (["a", "b", "c", "d"], ["e", "f", "g", "h"])
@@ -769,11 +769,7 @@ def test_scores_leave_out_images_of_a_class_that_was_removed() -> None:
     scores = by.evaluate(less, [DATA, DATA], source=sources, latency=False)
     images, labels = DATA
     first, second = images[labels == 2], [images[labels == k] for k in (1, 3)]
-    right = [
-        *(less(first).argmax(1) == 0),
-        *(less(second[0]).argmax(1) == 1),
-        *(less(second[1]).argmax(1) == 2),
-    ]
+    right = [*(less(first).argmax(1) == 0), *(less(second[0]).argmax(1) == 1), *(less(second[1]).argmax(1) == 2)]
     row = scores.row("assembled")
     assert row.images == len(right) == 36
     assert row.accuracy == pytest.approx(100 * float(torch.stack(right).double().mean()))
@@ -796,5 +792,3 @@ def test_one_of_two_classes_of_one_name_can_be_removed() -> None:
     assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 1, 3]])
     mean = by.assemble(pair, on_duplicate="average", without=["b"])
     assert torch.equal(mean(DATA[0]), whole(DATA[0])[:, [0, 3]])
-
-

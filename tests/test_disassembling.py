@@ -21,6 +21,7 @@ from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+from errors import refused
 from nets import Drawn, images, keep_sets, plans, relative
 
 NETS = [chain, Residual, Branches, SqueezeExcite]
@@ -86,7 +87,7 @@ def test_counting_hooks_into_no_module_of_another_thread() -> None:
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
     model = chain()
     relevance = by.locate(model, DATA)
-    with pytest.raises(by.BrickyardError, match=r"already take 0\.\d+: raise the budget"):
+    with refused("option-budget-too-small", "0.001"):
         by.disassemble(model, relevance, task=[0], budget=by.Budget(flops=0.001))
 
 
@@ -196,7 +197,7 @@ def test_unknown_operations_cost_size_and_never_correctness() -> None:
     assert len(keep["d"]) < 5
     with torch.no_grad():
         assert relative(component(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-9
-    with pytest.raises(by.BrickyardError, match=r"logcumsumexp"):
+    with refused("file-unsupported-operation", "logcumsumexp"):
         component.save("never.safetensors")
 
 
@@ -403,7 +404,7 @@ def test_singular_equations_are_handled_by_the_ridge_and_said() -> None:
     one = torch.zeros(2, 3, 8, 8, dtype=torch.float64)  # every position sees the same: rank one
     report = heal_network(graph, keep, network, [one], "refit", 0.0)
     assert all(torch.isfinite(p).all() for p in network.parameters())
-    assert any("singular" in note and "ridge" in note for note in report.notes)
+    assert any("ridge" in note for note in report.notes)
 
 
 def test_layers_that_run_twice_are_named() -> None:
@@ -425,57 +426,11 @@ def test_layers_that_run_twice_are_named() -> None:
     relevance = by.locate(model, data)
     assert relevance.graph(model).axis("stem").readers == ("again", "linear")  # both runs share one axis
     component = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(parameters=0.5))
-    assert any("'again' runs 2 times" in note for note in component.manifest.heal.notes)
+    assert any("'again'" in note and "2" in note for note in component.manifest.heal.notes)
     keep = {"stem": torch.tensor(component.manifest.axes["stem"].kept), "linear": torch.tensor([0, 1])}
     bare = cut(relevance.graph(model), keep)
     with torch.no_grad():
         assert relative(bare(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-12
-
-
-# -- bad input -----------------------------------------------------------------------------------------------
-
-
-def test_tasks_that_cannot_be_cut_are_refused() -> None:
-    model = chain()
-    relevance = by.locate(model, DATA, classes=["cat", "dog", "lamp", "tree"], task=["cat", "dog", "lamp"])
-    for task, message in [
-        ([], "the task is empty; name at least one of cat, dog"),
-        (["bird"], "class 'bird' was asked for; the source knows cat, dog"),
-        ([4], "class 4 was asked for"),
-        (["cat", 0], "class 'cat' is named twice"),
-        ([1.5], "is a float"),
-        (["tree"], "class 'tree' was asked for, but not located"),
-    ]:
-        with pytest.raises(by.BrickyardError, match=message):
-            by.disassemble(model, relevance, task=task)
-    everything = by.locate(model, DATA)
-    with pytest.raises(by.BrickyardError, match=r"no other class is left"):
-        by.disassemble(model, everything, task=[0, 1, 2, 3], reject=True)
-    with pytest.raises(by.BrickyardError, match=r"both given"):
-        by.disassemble(model, everything, task=[0], budget=by.Budget(flops=0.5), thresholds=by.Thresholds())
-    with pytest.raises(by.BrickyardError, match=r"use one of 'refit'"):
-        by.disassemble(model, everything, task=[0], heal="train")
-    with pytest.raises(by.BrickyardError, match=r"none of the task's classes"):
-        by.disassemble(model, everything, task=[0], images=(DATA[0], torch.full((40,), 2)))
-    with pytest.raises(by.BrickyardError, match=r"not finite|NaN"):
-        by.disassemble(model, everything, task=[0], images=(DATA[0] * float("nan"), DATA[1]))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: by.Budget(), "needs one of flops= and parameters="),
-        (lambda: by.Budget(flops=0.5, parameters=0.5), "2 were given"),
-        (lambda: by.Budget(flops=0), r"flops=0 is not a share in \(0, 1\]"),
-        (lambda: by.Budget(parameters=float("nan")), "is not a share"),
-        (lambda: by.Budget(flops=0.5, spread="odd"), "use one of 'auto'"),
-        (lambda: by.Thresholds(alpha=1.0), r"alpha=1.0 is not in \[0, 1\)"),
-        (lambda: by.Thresholds(linear_beta="x"), "linear_beta='x'"),
-    ],
-)
-def test_options_are_checked_when_they_are_made(make, message) -> None:
-    with pytest.raises(by.BrickyardError, match=message):
-        make()
 
 
 def test_images_without_labels_heal_too() -> None:
