@@ -200,21 +200,6 @@ def test_a_folder_in_the_place_of_the_file_stays(part, tmp_path) -> None:
     assert (tmp_path / "part.safetensors" / "inside").is_dir()
 
 
-def test_a_link_is_replaced_and_what_it_leads_to_stays(part, tmp_path) -> None:
-    target, link, nowhere = tmp_path / "target", tmp_path / "link.safetensors", tmp_path / "nowhere.safetensors"
-    target.write_bytes(b"precious")
-    link.symlink_to(target)
-    nowhere.symlink_to(tmp_path / "missing" / "file")
-    for place in (link, nowhere):
-        with refused("file-exists"):
-            part.save(place)
-        part.save(place, overwrite=True)
-        assert not place.is_symlink()
-        assert by.load(place).classes == part.classes
-    assert target.read_bytes() == b"precious"
-    assert not (tmp_path / "missing").exists()
-
-
 # -- two builds --------------------------------------------------------------------------------------------
 
 

@@ -298,15 +298,12 @@ WRONG = {
     "no class": (lambda p: {"teacher": component(task=(2, 1))}, "option-teacher-classes", "'a'"),
     "no reject": (lambda p: {"teacher": component(), "model": component(reject=True)}, "option-teacher-classes"),
     "other source": (lambda p: {"teacher": randomised(chain(), 9)}, "option-teacher-source"),
-    "not a network": (lambda p: {"teacher": 3}, "option-wrong-object"),
     "features": (
         lambda p: {"teacher": component(), "distillation": Distillation(features=1.0)},
         "option-teacher-source",
         "features=0",
     ),
     "no teacher": (lambda p: {"distillation": Distillation()}, "option-requires-option"),
-    "share": (lambda p: {"validation": 0.9}, "option-range"),
-    "no images": (lambda p: {"images": (IMAGES, torch.ones(80, dtype=torch.long))}, "data-no-task-class"),
     "labels": (lambda p: {"images": (IMAGES, LABELS + 1)}, "data-label-out-of-range"),
     "one image": (lambda p: {"images": (IMAGES[:1], LABELS[:1])}, "data-too-few"),
     "mixed": (
@@ -315,7 +312,6 @@ WRONG = {
     ),
     "sizes": (lambda p: {"images": (torch.rand(8, 1, 8, 8), LABELS[:8])}, "data-wrong-size"),
     "diverges": (lambda p: {"schedule": Schedule(lr=1e30)}, "option-training-diverged"),
-    "model": (lambda p: {"model": randomised(chain(), 0)}, "option-wrong-object"),
     "folder": (lambda p: {"resume": _file(p)}, "file-not-writable", "resume="),
 }
 

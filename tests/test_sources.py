@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import brickyard as by
@@ -144,33 +141,6 @@ def test_weights_in_other_forms(tmp_path) -> None:
     assert not torch.equal(load_source("zoo:lenet5?classes=4").model(x), model(x))
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_weights_that_cannot_be_used(tmp_path, capsys) -> None:
-    torch.save({"x": Evil()}, tmp_path / "evil.pt")
-    with refused("file-weights-unsafe"):
-        load_source("zoo:lenet5?classes=4", weights=tmp_path / "evil.pt")
-    assert "executed" not in capsys.readouterr().out
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    state = build_seeded("lenet5", 4).state_dict()
-    state["conv1.weight"] = torch.zeros(1, 2)
-    state["extra"] = state.pop("fc3.bias")
-    save_file(state, tmp_path / "wrong.safetensors")
-    text = json.dumps({"arch": 3})
-    save_file({"x": torch.zeros(1)}, tmp_path / "hostile.safetensors", {"brickyard-source": text})
-    for name, code, *quoted in [
-        ("cut.safetensors", "file-damaged"),
-        ("nowhere.safetensors", "file-missing"),
-        ("wrong.safetensors", "file-weights-mismatch", "conv1.weight (1, 2)"),
-        ("hostile.safetensors", "file-manifest-invalid"),
-    ]:
-        with refused(code, *quoted):
-            load_source("zoo:lenet5?classes=4&channels=3&width=1", weights=tmp_path / name)
-
-
 def test_your_own_code(tmp_path) -> None:
     code = (
         "import torch\n"
@@ -193,69 +163,3 @@ def test_models_of_libraries() -> None:
     assert len(source.classes) == 1000
     with refused("option-source-unknown", "'nothing'"):
         load_source("torchvision:nothing")
-
-
-# -- models that cannot be read ------------------------------------------------------------------------------
-
-
-class Decides(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = Decides()
-        self.linear = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.linear(self.block(x).mean((2, 3)))
-
-
-class Tuple(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.linear(x.mean((2, 3))), x
-
-
-class TwoInputs(Tuple):
-    def forward(self, x, y):
-        return self.linear(x.mean((2, 3)) + y)
-
-
-class Dense(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 3)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-class Hidden(Tuple):
-    calls = 0
-
-    def forward(self, x):
-        Hidden.calls += 1
-        return self.linear(x.mean((2, 3))) * Hidden.calls
-
-
-@pytest.mark.parametrize(
-    ("model", "code", "quoted"),
-    [
-        (Branching(), "trace-control-flow", "return x if x.sum() > 0"),
-        (Tuple(), "trace-output", ""),
-        (TwoInputs(), "trace-forward-inputs", ""),
-        (Dense(), "trace-output", "(2, 2, 6, 6)"),
-        (Hidden(), "trace-mismatch", ""),
-    ],
-)
-def test_models_that_cannot_be_traced_say_why(model, code, quoted) -> None:
-    model.train()
-    with refused(code, quoted):
-        trace(model, torch.rand(2, 3, 8, 8))
-    assert all(module.training for module in model.modules())

@@ -377,7 +377,7 @@ def test_loading_libraries_draws_no_random_number_of_the_caller() -> None:
     code = """
 import random
 import torch
-from brickyard.transfer import h_score, probe
+from brickyard.evaluation._probe import h_score, probe
 y = torch.arange(24) % 3
 x = torch.rand(24, 5) + y.unsqueeze(1)
 before = random.getstate()
