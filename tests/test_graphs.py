@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from brickyard.gnn._surgery import cut, join
 from brickyard.relevance._contribution import contributions
 from brickyard.scaling._strategies import SCALINGS
 from brickyard.testing import random_graph, randomised
-from conftest import needed_package
+from conftest import needed_package, rewritten
 from errors import refused
 
 FEATURES, CLASSES = 6, 4
@@ -665,15 +664,6 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
         assert torch.equal(file.get_tensor("y"), parts[0](*graph[:2]))
 
 
-def spoilt(path: Any, change: Any) -> None:
-    """Change the text and the tensors of a file."""
-    with safe_open(path, framework="pt") as file:
-        text = json.loads(file.metadata()["brickyard"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(text, tensors)
-    save_file(tensors, path, {"brickyard": json.dumps(text)})
-
-
 @pytest.mark.parametrize(
     ("change", "code", "quoted"),
     [
@@ -715,7 +705,7 @@ def test_files_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
     network, graph = plain("gcn")
     part = disassemble(network, locate(network, graph, nodes=range(40)), task=[0, 1])
     path = part.save(tmp_path / "part.safetensors")
-    spoilt(path, change)
+    rewritten(path, path, change)
     if code is None:
         assert torch.equal(load(path)(*graph[:2]), part(*graph[:2]))
         return
@@ -735,7 +725,7 @@ def test_files_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
 def test_files_of_assemblies_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
     whole, _, _ = halves("gcn", scaling="logit-mean")
     path = whole.save(tmp_path / "whole.safetensors")
-    spoilt(path, change)
+    rewritten(path, path, change)
     with refused(code, quoted):
         load(path)
 
