@@ -289,7 +289,7 @@ def test_a_browser_shows_it_at_the_width_of_a_phone(made, tmp_path) -> None:
     titles = []
     for page in (other, free):
         command = [browser, *flags, "--dump-dom", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         titles.append(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
     assert titles[0] == "Brickyard report"  # the page's policy lets no script run but its own
     assert int(titles[1].removeprefix("w")) <= 500  # nothing makes the page itself scroll sideways
