@@ -17,7 +17,6 @@ from PIL import Image
 import brickyard as by
 from brickyard.base._classes import parse_classes
 from brickyard.inputs._datasets import ImageData, load_data
-from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import preprocess, resize
 from brickyard.training._sources import accuracy, build_seeded, train
 from errors import refused
@@ -104,33 +103,6 @@ def test_an_idx_pair(tmp_path) -> None:
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
     with refused("data-damaged-file"):
         load_data(str(tmp_path), split="test")
-
-
-def test_pictures_of_every_kind_become_grey_or_colour(tmp_path) -> None:
-    rgb, grey = picture(1), picture(2, mode="L")
-    half = picture(3, mode="RGBA")
-    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    expected = np.asarray(half).astype(float)
-    expected = expected[..., :3] * expected[..., 3:] / 255 + 255 - expected[..., 3:]
-    for name, image, array in [
-        ("rgb.png", rgb, np.asarray(rgb)),
-        ("grey.png", grey, np.asarray(grey)[..., None]),
-        ("16bit.png", wide, np.asarray(grey)[..., None]),
-        ("alpha.png", half, expected),
-        ("cmyk.tif", rgb.convert("CMYK"), np.asarray(rgb.convert("CMYK").convert("RGB"))),
-        ("palette.png", rgb.quantize(8), np.asarray(rgb.quantize(8).convert("RGB"))),
-    ]:
-        image.save(tmp_path / name)
-        found = decode_image(tmp_path / name).permute(1, 2, 0).numpy().astype(float)
-        assert found.shape == array.shape, name
-        assert np.abs(found - array).max() <= 1, name
-
-
-def test_a_giant_picture_is_refused(monkeypatch, tmp_path) -> None:
-    picture(1, size=(40, 40)).save(tmp_path / "giant.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with refused("data-image-too-large", "giant.png"):
-        decode_image(tmp_path / "giant.png")
 
 
 def test_parts_of_data() -> None:

@@ -205,7 +205,7 @@ def test_a_hostile_relevance_is_one_clear_error(tmp_path) -> None:
         (lambda text, t: t.pop("scores"), "file-tensor-mismatch", "'scores'"),
         (set_("task", value=[9]), "file-inconsistent", "4"),
         (set_("thresholds", "alpha", value=2.0), "file-inconsistent", "alpha"),
-        (set_("thresholds", value={"gamma": 0.1}), "file-manifest-invalid", "thresholds"),
+        (set_("thresholds", value={"gamma": 0.1}), "file-inconsistent", "gamma"),
     ):
         with refused(code, *quoted):
             by.load(tampered(path, change))

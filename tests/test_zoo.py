@@ -65,7 +65,7 @@ def test_what_cannot_be_built_says_why() -> None:
         with refused(code, quoted):
             zoo.build(*arguments, **options)
     with refused("option-duplicate", "resnet20"):
-        registry.register("resnet20")(zoo.resnet20)
+        registry.register("resnet20")(zoo.build)
 
 
 @pytest.mark.shared
