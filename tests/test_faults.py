@@ -216,7 +216,7 @@ def test_two_builds_in_one_folder_are_refused_and_the_lock_ends_with_its_process
             *(sys.executable, "-c"),
             "import sys, time, pathlib\nfrom brickyard.storage._safefile import lock_folder\n"
             "pathlib.Path('out').mkdir()\nheld = lock_folder(pathlib.Path('out'))\nprint('held', flush=True)\n"
-            "time.sleep(60)",
+            "time.sleep(600)",
         ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
