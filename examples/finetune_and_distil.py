@@ -13,8 +13,8 @@ relevance = by.locate(source, data, preprocessing=how)
 task = ["2", "3", "5", "8"]
 component = by.disassemble(source, relevance, task=task, budget=by.Budget(flops=0.15))
 schedule = Schedule(epochs=8, lr=0.05)
-tuned = component.finetune(data, schedule=schedule)
-taught = component.finetune(data, schedule=schedule, teacher=source, distillation=Distillation(features=1.0))
+tuned = by.finetune(component, data, schedule=schedule)
+taught = by.finetune(component, data, schedule=schedule, teacher=source, distillation=Distillation(features=1.0))
 for name, model in (("cut", component), ("fine-tuned", tuned), ("with a teacher", taught)):
     score = {row.name: row.accuracy for row in by.evaluate(model, test, latency=False).rows}
     print(f"{name}: {score['component']:.1f} % right")
