@@ -214,7 +214,7 @@ def test_two_builds_in_one_folder_are_refused_and_the_lock_ends_with_its_process
     other = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, time, pathlib\nfrom brickyard.storage._safefile import lock_folder\n"
+            "import sys, time, pathlib\nfrom brickyard.storage._atomic import lock_folder\n"
             "pathlib.Path('out').mkdir()\nheld = lock_folder(pathlib.Path('out'))\nprint('held', flush=True)\n"
             "time.sleep(600)",
         ],
@@ -222,7 +222,7 @@ def test_two_builds_in_one_folder_are_refused_and_the_lock_ends_with_its_process
         stdout=subprocess.PIPE,
     )
     assert other.stdout is not None
-    other.stdout.readline()
+    assert other.stdout.readline() == b"held\n"
     assert "outputs.folder" in run("build", path, code=1).stderr
     assert list((tmp_path / "out").iterdir()) == []
     other.kill()
