@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import shown
 from brickyard.cli._options import DATA_HELP, Force, Json, Names, Size, Weights
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 

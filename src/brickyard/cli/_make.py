@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import (
     Alpha,
@@ -42,7 +41,7 @@ from brickyard.cli._options import (
     Weights,
     only_for_locating,
 )
-from brickyard.cli._output import emit, keep
+from brickyard.cli._output import emit, keep, loaded
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import (
     check_free,

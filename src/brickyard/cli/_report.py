@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Json, Names, Output, Size, SourceSpec, Weights
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
 if TYPE_CHECKING:

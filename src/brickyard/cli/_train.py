@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._make import trained
 from brickyard.cli._options import (
@@ -27,7 +26,7 @@ from brickyard.cli._options import (
     Std,
     Weights,
 )
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, labelled_images, source_of
 
 if TYPE_CHECKING:
