@@ -140,10 +140,14 @@ def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) 
 # -- functions that are layers -----------------------------------------------------------------------------
 
 
+# The builtins have no signatures of their own.
+_CONVOLUTION = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
+_TRANSPOSED = inspect.signature(
+    lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: None
+)
 _SIGNATURES = {
-    "conv2d": inspect.signature(
-        lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None  # a builtin has none
-    ),
+    **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
     "linear": inspect.signature(lambda input, weight, bias=None: None),
     "batch_norm": inspect.signature(F.batch_norm),
     "layer_norm": inspect.signature(F.layer_norm),
@@ -198,35 +202,53 @@ def _as_layer(
     if any(isinstance(value, Ref) for value in values.values()) or not isinstance(x, Ref):
         return None
     sizes = {key: tuple(draft.tensors[target].shape) for key, target in own.items()}
-    if node.target in ("conv2d", "linear"):
-        if "weight" not in own or len(sizes["weight"]) != (4 if node.target == "conv2d" else 2):
-            return None
-        out, in_ = sizes["weight"][:2]
-        if node.target == "linear":
-            return "Linear", {"in_features": in_, "out_features": out, "bias": "bias" in own}, own
-        config = {
-            "in_channels": in_ * values["groups"],
-            "out_channels": out,
-            "kernel_size": list(sizes["weight"][2:]),
-            **{key: _listed(values[key]) for key in ("stride", "padding", "dilation", "groups")},
-            "bias": "bias" in own,
-            "padding_mode": "zeros",
-        }
-        return "Conv2d", config, own
+    if node.target == "linear" or node.target.startswith("conv"):
+        made = _as_mixing(node.target, values, sizes)
+        return None if made is None else (*made, own)
+    return _as_norm(node.target, values, sizes, tuple(shapes[x.node].shape), own)
+
+
+def _as_mixing(
+    name: str, values: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, dict[str, Any]] | None:
+    """The type and arguments of a convolution or linear layer."""
+    weight = sizes.get("weight", ())
+    if len(weight) != (2 if name == "linear" else 2 + int(name[-2])):
+        return None
+    if name == "linear":
+        return "Linear", {"in_features": weight[1], "out_features": weight[0], "bias": "bias" in sizes}
+    first, second, *kernel = weight
+    transposed = "transpose" in name
+    config = {
+        "in_channels": first if transposed else second * values["groups"],
+        "out_channels": second * values["groups"] if transposed else first,
+        "kernel_size": kernel,
+        **{key: _listed(value) for key, value in values.items()},
+        "bias": "bias" in sizes,
+    }
+    return f"ConvTranspose{name[-2:]}" if transposed else f"Conv{name[-2:]}", config
+
+
+def _as_norm(
+    name: str,
+    values: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, ...]],
+    shape: tuple[int, ...],
+    own: dict[str, str],
+) -> tuple[str, dict[str, Any], dict[str, str]] | None:
     affine = "weight" in own
-    if node.target == "layer_norm":
+    if name == "layer_norm":
         shape = _listed(values["normalized_shape"])
         config = {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": "bias" in own}
         return ("LayerNorm", config, own) if affine or "bias" not in own else None
     if affine != ("bias" in own):
         return None
-    if node.target == "group_norm":
-        channels = int(shapes[x.node].shape[1])
-        config = {"num_groups": values["num_groups"], "num_channels": channels, "eps": values["eps"], "affine": affine}
+    if name == "group_norm":
+        config = {"num_groups": values["num_groups"], "num_channels": shape[1], "eps": values["eps"], "affine": affine}
         return "GroupNorm", config, own
     if values["training"] or "running_mean" not in own or "running_var" not in own:
         return None
-    kind = "BatchNorm2d" if shapes[x.node].ndim == 4 else "BatchNorm1d"
+    kind = f"BatchNorm{max(1, len(shape) - 2)}d"
     config = {
         "num_features": sizes["running_mean"][0],
         "eps": values["eps"],

@@ -265,7 +265,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
             module = model.get_submodule(target)
-            if _representable(module):
+            if _representable(module) and len(args) == 1 and not kwargs:  # more would change what a layer does
                 draft.layers.setdefault(target, shared_layer(module))
                 nodes.append(Node(step.name, "layer", target, args, kwargs))
             else:
