@@ -97,7 +97,7 @@ def test_auto_takes_the_form_that_is_fastest_here(monkeypatch) -> None:
         assert all(call().shape == (batch, 5) for call in calls.values())
         return {form: Latency(times[form], 0, 0, batch, 1, 1) for form in calls}
 
-    monkeypatch.setattr("brickyard.runtime._profiling.measure_latency", measured)
+    monkeypatch.setattr("brickyard.assembly._forms.measure_latency", measured)
     for given, expected in (
         ({"parallel": 4.0, "padded": 3.0, "grouped": 2.0}, "grouped"),
         ({"parallel": 4.0, "padded": 1.0, "grouped": 2.0}, "padded"),

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.healing import _heal as healing
+from brickyard.healing import _least_squares, _streams
 from brickyard.healing._heal import heal_network
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
@@ -337,7 +338,7 @@ def test_healing_brings_outputs_closer(make, method) -> None:
 def test_refit_never_raises_a_layers_residual(make) -> None:
     _, graph, keep, batches = setup(make)
     seen: list[float] = []
-    solve = healing._NormalEquations.solve
+    solve = _least_squares._NormalEquations.solve
 
     def spy(self, *args):
         solution = solve(self, *args)
@@ -353,7 +354,7 @@ def test_refit_never_raises_a_layers_residual(make) -> None:
         return solution
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(healing._NormalEquations, "solve", spy)
+        patch.setattr(_least_squares._NormalEquations, "solve", spy)
         heal_network(graph, keep, cut(graph, keep), batches, "refit", 1e-3)
     assert seen
     assert min(seen) > 0
@@ -376,8 +377,8 @@ def test_moments_are_matched() -> None:
 def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) -> None:
     _, graph, keep, batches = setup(make)
     results = []
-    for limit, size in ((healing.MEMORY, 16), (0, 16), (healing.MEMORY, 7)):
-        monkeypatch.setattr(healing, "MEMORY", limit)
+    for limit, size in ((_streams.MEMORY, 16), (0, 16), (_streams.MEMORY, 7)):
+        monkeypatch.setattr(_streams, "MEMORY", limit)
         network = cut(graph, keep)
         heal_network(graph, keep, network, list(torch.cat(batches).split(size)), method, 1e-3)
         results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))

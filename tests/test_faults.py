@@ -20,7 +20,7 @@ from brickyard.base._errors import FileError
 from brickyard.cli import _signals as stopping
 from brickyard.recipes._build import build
 from brickyard.recipes._reader import load_recipe
-from brickyard.storage import _safefile as container
+from brickyard.storage import _atomic as container
 from brickyard.storage._atomic import lock_folder, write_content
 from brickyard.testing import chain
 from brickyard.yard._yard import Yard

@@ -155,7 +155,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> 
             return x
 
         with monkeypatch.context() as patch:
-            patch.setattr("brickyard.inputs._augment.shifted_and_mirrored", _then(once))
+            patch.setattr("brickyard.training._finetune.shifted_and_mirrored", _then(once))
             with pytest.raises(KeyboardInterrupt):
                 finetune(part, DATA, schedule=schedule, resume=folder)
         again = finetune(part, DATA, schedule=schedule, resume=folder)
@@ -418,7 +418,7 @@ def test_training_brings_images_and_labels_to_the_device_of_the_model(augment, t
     def one_step(_model: torch.nn.Module, loss: Loss, *_rest: object) -> None:
         losses.append(loss([5, 0, 2], torch.Generator()))
 
-    monkeypatch.setattr("brickyard.training._loop.fit", one_step)
+    monkeypatch.setattr("brickyard.training._sources.fit", one_step)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, device="cuda"), torch.nn.Flatten())
         with pytest.raises(DataDependentOutputException):  # how many of the answers are right

@@ -315,7 +315,7 @@ def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
             raise KeyboardInterrupt
         return class_sums(graph, batches)
 
-    monkeypatch.setattr("brickyard.relevance._contribution.class_sums", stopping)
+    monkeypatch.setattr("brickyard.relevance._locate.class_sums", stopping)
     folder = tmp_path / "notes"
     with pytest.raises(KeyboardInterrupt):
         find(resume=folder)

@@ -35,7 +35,7 @@ import brickyard as by
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.cli._app import app
 from brickyard.export._hub import from_pretrained
-from brickyard.inputs import _datasets as datasets
+from brickyard.inputs import _decoding as datasets
 from brickyard.inputs._datasets import load_data
 from brickyard.inputs._decoding import decode_image
 from brickyard.sources._loading import load_source

@@ -20,6 +20,7 @@ from brickyard.base._errors import BrickyardError, DataError, FileError, OptionE
 from brickyard.evaluation._scores import Scores
 from brickyard.inputs._datasets import load_data
 from brickyard.recipes import _build as building
+from brickyard.recipes import _schema, _steps
 from brickyard.recipes._build import build, plan
 from brickyard.recipes._fingerprints import Fingerprints, data_files
 from brickyard.recipes._reader import MAX_BYTES, load_recipe
@@ -394,7 +395,7 @@ def test_changed_images_and_weights_run_again(tmp_path) -> None:
 
 
 def test_other_versions_run_all(again, monkeypatch) -> None:
-    monkeypatch.setattr(building, "version", lambda name: "0")
+    monkeypatch.setattr(_steps, "version", lambda name: "0")
     planned = plan(load_recipe(again))
     assert planned[0].reasons[0].startswith("PyTorch was")
     assert [item.step.name for item in planned if item.status == "run"] == STEPS[:-1]
@@ -404,11 +405,11 @@ def test_other_versions_run_all(again, monkeypatch) -> None:
     ("target", "calls"),
     [
         ("brickyard.training._sources.F.cross_entropy", 9),
-        ("brickyard.relevance._contribution.class_sums", 1),
-        ("brickyard.relevance._contribution.class_sums", 3),
-        ("brickyard.healing._heal.heal_network", 1),
-        ("brickyard.storage._safefile.os.replace", 9),
-        ("brickyard.storage._safefile.os.replace", 12),
+        ("brickyard.relevance._locate.class_sums", 1),
+        ("brickyard.relevance._locate.class_sums", 3),
+        ("brickyard.component._disassemble.heal_network", 1),
+        ("brickyard.storage._atomic.os.replace", 9),
+        ("brickyard.storage._atomic.os.replace", 12),
         ("brickyard.recipes._build.Made", 4),
         ("brickyard.evaluation._evaluate._logits", 2),
     ],
@@ -419,8 +420,8 @@ def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     path = write(tmp_path)
     owner, _, name = target.rpartition(".")
     parts = owner.split(".")
-    module = importlib.import_module(".".join(parts[:2]))
-    for part in parts[2:]:
+    module = importlib.import_module(".".join(parts[:3]))
+    for part in parts[3:]:
         module = getattr(module, part)
     real, count = getattr(module, name), 0
 
@@ -441,7 +442,7 @@ def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     done = built(path)
     assert done.get("up to date", []) == finished
     assert contents(path.parent / "out") == contents(first.parent / "out")
-    assert not (path.parent / "out" / building.NOTES).exists()
+    assert not (path.parent / "out" / _steps.NOTES).exists()
 
 
 def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) -> None:
@@ -458,7 +459,7 @@ def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) 
     monkeypatch.setattr(locating, "class_sums", counted)
     path = write(tmp_path)
     run("build", path, code=130)
-    assert len(list((tmp_path / "out" / building.NOTES).rglob("class-*.safetensors"))) == 1
+    assert len(list((tmp_path / "out" / _steps.NOTES).rglob("class-*.safetensors"))) == 1
     built(path)
     assert len(seen) == 2 + 1 + 2  # of four classes in all, the first was not done again
 
@@ -739,16 +740,15 @@ def test_the_documented_recipe_builds_and_every_key_is_documented(tmp_path) -> N
 
 
 def sections():
-    from brickyard.recipes import _reader as recipes
 
     return {
-        "The recipe": recipes.Recipe,
-        "A source": recipes.SourceRecipe,
-        "train": recipes.TrainRecipe,
-        "preprocessing": recipes.PreprocessingRecipe,
-        "locate": recipes.LocateRecipe,
-        "A component": recipes.ComponentRecipe,
-        "assembly": recipes.AssemblyRecipe,
-        "evaluate": recipes.EvaluateRecipe,
-        "outputs": recipes.OutputsRecipe,
+        "The recipe": _schema.Recipe,
+        "A source": _schema.SourceRecipe,
+        "train": _schema.TrainRecipe,
+        "preprocessing": _schema.PreprocessingRecipe,
+        "locate": _schema.LocateRecipe,
+        "A component": _schema.ComponentRecipe,
+        "assembly": _schema.AssemblyRecipe,
+        "evaluate": _schema.EvaluateRecipe,
+        "outputs": _schema.OutputsRecipe,
     }

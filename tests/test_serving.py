@@ -728,7 +728,7 @@ def test_outputs_never_replace_a_device_or_a_pipe(tmp_path) -> None:
 
 
 def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch) -> None:
-    from brickyard.storage import _safefile as container
+    from brickyard.storage import _atomic as container
 
     kept, folder, path = tmp_path / "kept.txt", tmp_path / "folder", tmp_path / "out" / "b"
     kept.write_text("mine")

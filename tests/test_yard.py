@@ -296,7 +296,7 @@ def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
     def opened(*_args):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("brickyard.yard._index.read_entry", opened)
+    monkeypatch.setattr("brickyard.yard._yard.read_entry", opened)
     assert names(yard) == ALL
     os.utime(yard.path / "hen-farm.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="a file was read"):
@@ -496,7 +496,7 @@ def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brickyard.yard._index.read_entry", stop)
+    monkeypatch.setattr("brickyard.yard._yard.read_entry", stop)
     with pytest.raises(KeyboardInterrupt):
         yard.add(component(seed=4))
     monkeypatch.undo()

@@ -26,8 +26,6 @@ def loaded(path: Path, *kinds: type) -> Any:
     Raises:
         FileError: It is of another kind.
     """
-    from brickyard._files import load
-
     found = load(path)
     if kinds and not isinstance(found, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)

@@ -215,8 +215,6 @@ class Assembly(Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.assembly._assembly import save_assembly
-
         return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:

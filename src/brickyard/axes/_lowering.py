@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
 from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
+from brickyard.network._torch_private import store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
@@ -202,61 +203,72 @@ def _as_layer(
     if any(isinstance(value, Ref) for value in values.values()) or not isinstance(x, Ref):
         return None
     sizes = {key: tuple(draft.tensors[target].shape) for key, target in own.items()}
-    if node.target == "linear" or node.target.startswith("conv"):
-        made = _as_mixing(node.target, values, sizes)
-        return None if made is None else (*made, own)
-    return _as_norm(node.target, values, sizes, tuple(shapes[x.node].shape), own)
+    found = _READ[node.target](values, sizes, shapes[x.node])
+    return None if found is None else (*found, own)
 
 
-def _as_mixing(
-    name: str, values: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]
-) -> tuple[str, dict[str, Any]] | None:
-    """The type and arguments of a convolution or linear layer."""
-    weight = sizes.get("weight", ())
-    if len(weight) != (2 if name == "linear" else 2 + int(name[-2])):
+_Sizes = Mapping[str, tuple[int, ...]]
+_Found = tuple[str, dict[str, Any]] | None
+
+
+def _conv(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if len(sizes.get("weight", ())) != x.ndim:
         return None
-    if name == "linear":
-        return "Linear", {"in_features": weight[1], "out_features": weight[0], "bias": "bias" in sizes}
-    first, second, *kernel = weight
-    transposed = "transpose" in name
-    config = {
-        "in_channels": first if transposed else second * values["groups"],
-        "out_channels": second * values["groups"] if transposed else first,
+    transposed, groups = "output_padding" in values, values["groups"]
+    first, second, *kernel = sizes["weight"]
+    return f"Conv{'Transpose' * transposed}{len(kernel)}d", {
+        "in_channels": first if transposed else second * groups,
+        "out_channels": second * groups if transposed else first,
         "kernel_size": kernel,
         **{key: _listed(value) for key, value in values.items()},
         "bias": "bias" in sizes,
+        **({} if transposed else {"padding_mode": "zeros"}),
     }
-    return f"ConvTranspose{name[-2:]}" if transposed else f"Conv{name[-2:]}", config
 
 
-def _as_norm(
-    name: str,
-    values: Mapping[str, Any],
-    sizes: Mapping[str, tuple[int, ...]],
-    shape: tuple[int, ...],
-    own: dict[str, str],
-) -> tuple[str, dict[str, Any], dict[str, str]] | None:
-    affine = "weight" in own
-    if name == "layer_norm":
-        shape = _listed(values["normalized_shape"])
-        config = {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": "bias" in own}
-        return ("LayerNorm", config, own) if affine or "bias" not in own else None
-    if affine != ("bias" in own):
+def _linear(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if len(sizes.get("weight", ())) != 2:
         return None
-    if name == "group_norm":
-        config = {"num_groups": values["num_groups"], "num_channels": shape[1], "eps": values["eps"], "affine": affine}
-        return "GroupNorm", config, own
-    if values["training"] or "running_mean" not in own or "running_var" not in own:
+    out, in_ = sizes["weight"]
+    return "Linear", {"in_features": in_, "out_features": out, "bias": "bias" in sizes}
+
+
+def _layer_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    affine, bias = "weight" in sizes, "bias" in sizes
+    if bias and not affine:
         return None
-    kind = f"BatchNorm{max(1, len(shape) - 2)}d"
-    config = {
+    shape = _listed(values["normalized_shape"])
+    return "LayerNorm", {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": bias}
+
+
+def _group_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if ("weight" in sizes) != ("bias" in sizes):
+        return None
+    groups, channels = values["num_groups"], int(x.shape[1])
+    config = {"num_groups": groups, "num_channels": channels, "eps": values["eps"], "affine": "weight" in sizes}
+    return "GroupNorm", config
+
+
+def _batch_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    known = "running_mean" in sizes and "running_var" in sizes
+    if values["training"] or not known or ("weight" in sizes) != ("bias" in sizes):
+        return None
+    return f"BatchNorm{max(1, x.ndim - 2)}d", {
         "num_features": sizes["running_mean"][0],
         "eps": values["eps"],
         "momentum": values["momentum"],
-        "affine": affine,
+        "affine": "weight" in sizes,
         "track_running_stats": True,
     }
-    return kind, config, own
+
+
+_READ: dict[str, Callable[[dict[str, Any], _Sizes, Any], _Found]] = {
+    **{f"conv{transpose}{n}d": _conv for n in (1, 2, 3) for transpose in ("", "_transpose")},
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+}
 
 
 def _listed(value: Any) -> Any:
@@ -266,13 +278,10 @@ def _listed(value: Any) -> Any:
 def _layer(kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     layer = build_layer(kind, config)
     for key, value in tensors.items():
-        if key in layer._parameters:
-            layer._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
-        else:
-            layer._buffers[key] = value.detach()
-    if "num_batches_tracked" in layer._buffers:
-        layer._buffers["num_batches_tracked"] = torch.tensor(0)
-    return layer
+        store(layer, key, value.detach())
+    if "num_batches_tracked" in stored(layer):
+        store(layer, "num_batches_tracked", torch.tensor(0))
+    return layer.requires_grad_(False)
 
 
 def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[str]) -> str:

@@ -22,6 +22,7 @@ from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
 from brickyard.network._network import Network, Node, Ref
+from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
 from brickyard.network._untouched import as_before
 
 _TORCH_HOME = str(Path(torch.__file__).parent)
@@ -134,8 +135,8 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         network = lowered(_trace(model, example))
         found = network(example)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-        hooked = [n or type(m).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        seen = f"forward hooks of {hooked[0]!r}" if hooked else "numbers in Python, random state"
+        watched = [n or type(m).__name__ for n, m in model.named_modules() if hooked(m)]
+        seen = f"forward hooks of {watched[0]!r}" if watched else "numbers in Python, random state"
         raise TraceError(
             "trace-mismatch",
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
@@ -214,7 +215,7 @@ def _text(error: Exception) -> str:
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
     """Values for all arguments of forward after the first, which must have defaults."""
-    if getattr(model.forward, "__func__", None) is nn.modules.module._forward_unimplemented:
+    if getattr(model.forward, "__func__", None) is NO_FORWARD:
         raise TraceError(
             "trace-forward-inputs",
             f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
@@ -276,7 +277,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
             nodes.append(Node("output", "output", "", args))
-        elif step.target is fx._symbolic_trace._assert_is_none:
+        elif step.target is ASSERT_IS_NONE:
             continue
         elif _is_idle(step):
             same[step.name] = args[0]
@@ -300,10 +301,8 @@ def _keep_from_layers(draft: Draft) -> None:
 
 def _checks_default(user: fx.Node) -> bool:
     """Whether a step only checks that an argument has its default."""
-    is_none, is_equal = fx._symbolic_trace._assert_is_none, operator.eq
-    return user.target is is_none or (
-        user.target is is_equal and all(check.target is torch._assert for check in user.users)
-    )
+    is_none, is_equal = ASSERT_IS_NONE, operator.eq
+    return user.target is is_none or (user.target is is_equal and all(check.target is ASSERT for check in user.users))
 
 
 def _is_idle(step: fx.Node) -> bool:
@@ -364,14 +363,10 @@ def shared_layer(module: nn.Module) -> nn.Module:
     entry = find_type(module)
     assert entry is not None
     found = build_layer(entry.name, describe_layer(module))
-    for name in found._parameters:
+    for name in stored(found):
         value = getattr(module, name)
-        if value is not None:
-            found._parameters[name] = nn.Parameter(_ordinary(value), requires_grad=False)
-    for name in found._buffers:
-        value = getattr(module, name)
-        found._buffers[name] = None if value is None else _ordinary(value)
-    return found
+        store(found, name, None if value is None else _ordinary(value))
+    return found.requires_grad_(False)
 
 
 def _ordinary(value: Tensor) -> Tensor:

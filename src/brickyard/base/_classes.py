@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from brickyard.base._checks import is_whole
 from brickyard.base._errors import TaskError
 from brickyard.base._messages import brief, near
@@ -63,7 +60,7 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
             f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]",
         )
     found: list[int] = []
-    for item in task.tolist() if isinstance(task, np.ndarray | Tensor) and task.ndim == 1 else task:
+    for item in task.tolist() if getattr(task, "ndim", None) == 1 else task:
         if not isinstance(item, str) and not is_whole(item):
             raise TaskError(
                 "task-type",

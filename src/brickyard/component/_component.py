@@ -141,8 +141,6 @@ class Component(Predictor):
             FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
                 without a form as data.
         """
-        from brickyard.component._component import save_component
-
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:

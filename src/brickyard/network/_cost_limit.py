@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from brickyard.base._errors import FileError
 from brickyard.network._network import Network, kind
+from brickyard.network._torch_private import TorchDispatchMode
 
 FLOOR = 1 << 32
 RATIO = 1 << 16

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from brickyard.network._torch_private import PAD
+
 MAX_DIMS = 64
 MAX_NUMBER = 1 << 63
 _SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -220,7 +222,7 @@ FUNCTIONS: dict[str, Function] = {
         *_ATTEND,
         *_PIN,
         *_NUMBER,
-        _functional("pad", "pad", torch._C._nn.pad),
+        _functional("pad", "pad", PAD),
     )
 }
 

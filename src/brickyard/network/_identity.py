@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from brickyard.base._errors import TraceError
+from brickyard.network._torch_private import child, hooked
 
 _QUANTISED = (".quantized.", ".quantizable.")  # in the names of the modules where torch has its quantised layers
 
@@ -65,13 +66,13 @@ def source_of(model: Any) -> nn.Module:
 
 def wrapped(model: nn.Module) -> nn.Module | None:
     """What a wrapper of torch's wraps, or None; one with hooks of its own is not seen through."""
-    if model._forward_hooks or model._forward_pre_hooks:
+    if hooked(model):
         return None
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = model.module
         return inner
     if type(model).__name__ == "OptimizedModule":  # importing its class takes a second
-        return model._modules.get("_orig_mod")
+        return child(model, "_orig_mod")
     return None
 
 

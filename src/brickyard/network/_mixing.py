@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brickyard.network._torch_private import padding_around
+
 Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
 Config = dict[str, Any]
 
@@ -213,7 +215,7 @@ class Convolution(Mixing):
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
-        return F.pad(x, self.layer._reversed_padding_repeated_twice, mode=mode)
+        return F.pad(x, padding_around(self.layer), mode=mode)
 
     def _columns(self, x: Tensor) -> Tensor:
         """What each output position reads: (B, P * K, positions)."""

@@ -53,6 +53,7 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
 
 def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
     file = validated(RelevanceFile, text, "its text")
+    _check_text(file)
     channels = sum(size for _, size in file.axes.values())
     count = len(file.classes)
 
@@ -65,13 +66,6 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
             )
         return value
 
-    if len(file.input_shape) != 3:
-        raise FileError("file-inconsistent", f"its input shape {file.input_shape} is not (channels, height, width)")
-    end = 0
-    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
-        if start != end:
-            raise FileError("file-inconsistent", f"axis {name!r} starts at channel {start}; {end} is expected")
-        end += size
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
     sums: dict[str, Tensor] | None = {} if file.sums else None
@@ -86,10 +80,6 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
-    if set(file.thresholds) != set(Thresholds().as_dict()):
-        raise FileError("file-inconsistent", f"its thresholds are named {', '.join(file.thresholds)}")
-    if any(k >= count for k in file.task) or not file.task:
-        raise FileError("file-inconsistent", f"its task {file.task} does not fit {count} classes")
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -105,6 +95,25 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         hard_masks=hard,
         scores=scores,
     )
+
+
+def _check_text(file: RelevanceFile) -> None:
+    """Check what the text alone can show.
+
+    Raises:
+        FileError: It contradicts itself.
+    """
+    if len(file.input_shape) != 3:
+        raise FileError("file-inconsistent", f"its input shape {file.input_shape} is not (channels, height, width)")
+    end = 0
+    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
+        if start != end:
+            raise FileError("file-inconsistent", f"axis {name!r} starts at channel {start}; {end} is expected")
+        end += size
+    if set(file.thresholds) != set(Thresholds().as_dict()):
+        raise FileError("file-inconsistent", f"its thresholds are named {', '.join(file.thresholds)}")
+    if any(k >= len(file.classes) for k in file.task) or not file.task:
+        raise FileError("file-inconsistent", f"its task {file.task} does not fit {len(file.classes)} classes")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -338,8 +347,6 @@ class Relevance:
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.relevance._relevance import save_relevance
-
         return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:

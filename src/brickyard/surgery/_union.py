@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import SurgeryError
 from brickyard.network._network import Network
+from brickyard.network._torch_private import store, stored
 from brickyard.surgery._join import cut
 from brickyard.surgery._plan import KeepSet, Part, positions
 from brickyard.surgery._weights import dim_labels, number_of
@@ -68,7 +68,7 @@ def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Networ
 def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:
     """Fill one layer or bare tensor of a union; returns how many of its numbers no part knows."""
     bare = name in network.tensor_names
-    keys = [""] if bare else [*network.layer(name)._parameters, *network.layer(name)._buffers]
+    keys = [""] if bare else list(stored(network.layer(name)))
     unknown = 0
     for key in keys:
         blank = network.tensor(name) if bare else getattr(network.layer(name), key)
@@ -109,8 +109,4 @@ def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -
 
 def _set(network: Network, name: str, key: str, value: Tensor) -> None:
     group, _, leaf = (name, "", key) if key else name.rpartition(".")
-    owner = network.get_submodule(group)
-    stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-    for store in stores:
-        if leaf in store:
-            store[leaf] = nn.Parameter(value) if store is owner._parameters else value
+    store(network.get_submodule(group), leaf, value)
