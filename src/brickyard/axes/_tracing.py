@@ -141,7 +141,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
             "trace-mismatch",
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
             f"depends on something that tracing does not see ({seen}); "
-            f"{'remove them, or ' if hooked else ''}make that part a layer of its own",
+            f"{'remove them, or ' if watched else ''}make that part a layer of its own",
         )
     return network
 

@@ -86,9 +86,9 @@ def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
     assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = _number(norm.weight, mean, 1.0) / (variance + norm.eps).sqrt()
-    shift = (_number(layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
     mixing = mixing_of(layer)
     rows = mixing.rows
+    shift = (_number(mixing.layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
     changed = rows.double() * scale.reshape(-1, *[1] * (rows.ndim - 1))
     layer.weight = nn.Parameter(mixing.weight_of(changed).to(rows.dtype))
     layer.bias = nn.Parameter(shift.to(rows.dtype))

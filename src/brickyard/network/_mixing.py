@@ -237,7 +237,8 @@ class Convolution(Mixing):
         """(kernel, size): 1 where a kernel offset meets an input row (or column) at some output position."""
         offset = torch.arange(self.layer.kernel_size[d], device=x.device) * self.layer.dilation[d] - walk.left
         step = torch.arange(x.shape[2 + d], device=x.device) * walk.spread - offset.unsqueeze(1)  # (kernel, size)
-        return ((step % walk.stride == 0) & (step >= 0) & (step < walk.out * walk.stride)).to(x.dtype)
+        met = (step % walk.stride == 0) & (step >= 0) & (step < walk.out * walk.stride)
+        return met.to(x.dtype)
 
 
 class Transposed(Convolution):
@@ -257,8 +258,8 @@ class Transposed(Convolution):
 
     def weight_of(self, rows: Tensor) -> Tensor:
         """(out, in / groups, *kernel) as (in, out / groups, *kernel), or back, with the kernel turned round."""
-        each = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
-        return each.flip(tuple(range(2, rows.ndim))).contiguous()
+        found: Tensor = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call]
+        return found.flip(tuple(range(2, rows.ndim))).contiguous()
 
     def pair_flops(self, x: Tensor, y: Tensor) -> int:
         return super().pair_flops(y, x)  # the kernel is laid down at each input position
