@@ -28,7 +28,8 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
 
     Networks that look at strides (a `view` of feature maps) run on contiguous images only.
     """
-    if example.device.type != "cpu" or example.dtype != torch.float32:
+    deep = any(value.ndim > 4 for value in network.parameters())  # these have no such layout
+    if example.device.type != "cpu" or example.dtype != torch.float32 or deep:
         return torch.contiguous_format
     try:
         with torch.inference_mode():
