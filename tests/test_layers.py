@@ -274,7 +274,7 @@ def test_costs_are_those_that_torch_counts(case) -> None:
 @every_layer
 def test_a_batch_norm_behind_it_folds_in(case) -> None:
     network = trace(Net(case).double(), images()).network
-    fused = fuse(network)
+    fused = fuse(network, images())
     assert "bn" in network.layer_names
     assert "bn" not in fused.layer_names
     with torch.no_grad():
@@ -351,6 +351,29 @@ def test_a_file_is_charged_for_what_its_layers_compute(case, monkeypatch) -> Non
     with Bounds(10**9) as bounds:
         layer.to("meta")(x.to("meta"))
     assert bounds.work == counter.get_total_flops() // 4 > 0  # one image, a multiply-add
+
+
+class Tokens(nn.Module):
+    """A batch norm over positions, of which there are as many as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(3, 5, 3)
+        self.mid, self.bn = nn.Linear(5, 24), nn.BatchNorm1d(24)
+        self.linear = nn.Linear(24, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x).flatten(2).transpose(1, 2)
+        return self.linear(torch.relu(self.bn(self.mid(x))).mean(1))
+
+
+def test_a_batch_norm_over_positions_does_not_fold_into_what_writes_features() -> None:
+    network = trace(Tokens().double(), images()).network
+    fused = fuse(network, images())
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images()), network(images()))
+    assert "bn" in fused.layer_names
 
 
 class Functional(nn.Module):

@@ -66,11 +66,6 @@ class Mixing(ABC):
         return {"weight": ("out", "in"), "bias": ("out",)}
 
     @property
-    def norm(self) -> type[nn.Module]:
-        """The batch norm that takes the layer's output."""
-        return nn.BatchNorm1d
-
-    @property
     def rows(self) -> Tensor:
         """The weights, (outputs, inputs, *kernel); they may or may not lie in the layer's own memory."""
         rows: Tensor = self.layer.weight.detach()
@@ -174,10 +169,6 @@ class Convolution(Mixing):
     @property
     def dims(self) -> Dims:
         return {"weight": ("out",), "bias": ("out",)} if self.by_groups else super().dims  # inputs lie within a group
-
-    @property
-    def norm(self) -> type[nn.Module]:
-        return NORMS[len(self.layer.kernel_size) - 1]
 
     def window_sums(self, x: Tensor) -> Tensor:
         if self.layer.padding_mode != "zeros":
