@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,27 @@ def needed(path: Path, what: str) -> Path:
 def needed_package(name: str) -> Any:
     """A package that an extra brings; where it is missing the tests are skipped, and fail in CI."""
     return importlib.import_module(name) if os.environ.get("CI") == "true" else pytest.importorskip(name)
+
+
+def calls(act: Callable[[], object]) -> int:
+    """How many functions an act calls, of Python and of C, in this thread and in those that it starts.
+
+    What work is bounded by is counted, not timed: the count is the same on a busy machine.
+    """
+    found = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    threading.setprofile(count)
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return found
 
 
 def python_blocks(page: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -61,24 +60,25 @@ def save_folder(data, path) -> None:
         Image.fromarray(image[0].numpy()).save(place / f"{i}.png")
 
 
-def test_help_is_fast_and_imports_no_torch() -> None:
+SLOW = {"torch", "numpy", "PIL", "sklearn", "scipy", "yaml", "safetensors"}
+
+
+def imported(*words: str) -> set[str]:
+    """The packages that a Python imports, by its own account."""
+    done = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    assert imported("-m", "brickyard", "--help") & SLOW == set()
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom brickyard.cli._app import app\n"
-        f"for command in [[], *[[c] for c in {COMMANDS!r}]]:\n"
-        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
-        "print([m for m in ('torch', 'numpy', 'PIL', 'sklearn', 'yaml') if m in sys.modules])"
+        "from typer.testing import CliRunner\nfrom brickyard.cli._app import app\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    assert CliRunner().invoke(app, [command, '--help']).exit_code == 0"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "brickyard", "--help"], capture_output=True, timeout=60, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0  # 0.15 s on an idle machine; importing torch alone takes longer than this
-    code = "import sys, brickyard; print('torch' in sys.modules, 'typer' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "False False"
+    assert imported("-c", code) & SLOW == set()
+    assert imported("-c", "import brickyard") & {*SLOW, "typer"} == set()
+    assert imported("-c", "import brickyard; brickyard.locate") & SLOW  # the control
 
 
 def test_finetune_and_distil(work, tmp_path) -> None:

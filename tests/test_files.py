@@ -141,7 +141,7 @@ def test_a_file_loads_without_the_sources_class(tmp_path) -> None:
         "assert 'brickyard.testing' not in sys.modules and 'torchvision' not in sys.modules\n"
         "print(torch.equal(part(case['x']), case['y']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "True", done.stderr
 
 
@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path) -> None:
         "try:\n    part.save('part.safetensors')\n"
         "except by.BrickyardError as error:\n    print('clear:', error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert "clear: part.safetensors cannot be written" in done.stdout, done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 

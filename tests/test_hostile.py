@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -113,13 +112,12 @@ def test_a_header_with_a_wrong_length(size: int, known: dict[str, Seed], tmp_pat
     refused(tmp_path, struct.pack("<Q", size) + known["uncut"].content[8:], r"safetensors")
 
 
+@pytest.mark.timeout(600)  # who waits for a pipe, waits for ever
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    start = time.monotonic()
     for place in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b")):
         with pytest.raises(BrickyardError, match=r"cannot be (read|used)"):
             by.load(place)
-    assert time.monotonic() - start < 5
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -411,10 +409,9 @@ def test_meta_shapes_take_no_memory_and_a_long_text_takes_its_share(known: dict[
     content = with_text(known["uncut"], set_(huge, "network", "layers", "more"))
     refused(tmp_path, content, "'network.more.weight' is missing")  # 4 TiB, had they been taken
     many = [[] for _ in range(100_000)]
-    start = time.process_time()
     (tmp_path / "long.safetensors").write_bytes(with_text(known["uncut"], set_({"a": many}, "manifest", "scores")))
-    assert isinstance(by.load(tmp_path / "long.safetensors"), by.Component)
-    assert time.process_time() - start < 5
+    with limited():
+        assert isinstance(by.load(tmp_path / "long.safetensors"), by.Component)
 
 
 def test_memory_for_a_long_text_is_that_of_the_text(known: dict[str, Seed], tmp_path: Path, monkeypatch) -> None:
@@ -434,15 +431,14 @@ def test_memory_for_a_long_text_is_that_of_the_text(known: dict[str, Seed], tmp_
 
 
 def test_time_does_not_grow_with_the_square_of_the_classes(known: dict[str, Seed], tmp_path: Path) -> None:
-    names = [str(k) for k in range(30_000)]
+    """A square of so many would take far more than any limit; what grows with them takes a second or two."""
+    names = [str(k) for k in range(300_000)]
 
     def change(text: Any) -> None:
         text["manifest"]["source"]["classes"] = names
-        text["manifest"].update(classes=names[:-1], task=list(range(29_999)))
+        text["manifest"].update(classes=names[:-1], task=list(range(299_999)))
 
-    start = time.process_time()
-    refused(tmp_path, with_text(known["uncut"], change), "does not give 29999 outputs")
-    assert time.process_time() - start < 5
+    refused(tmp_path, with_text(known["uncut"], change), "does not give 299999 outputs")
 
 
 def test_a_network_without_parameters_runs(known: dict[str, Seed], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def group(count: int, *command: str, **variables: str) -> list[subprocess.Popen[
 
 def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """Exit codes, and the errors that were printed; nothing else may be."""
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     errors = [line for _, error in outputs for line in error.splitlines() if "W socket" not in line]
     assert all(line.startswith("brickyard: ") for line in errors), errors
     return [process.returncode for process in processes], errors
@@ -74,7 +74,7 @@ def by_hand(*arguments: object) -> str:
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_processes_gives_the_same(count) -> None:
     processes = group(count, __file__)
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
     alone = results()
     for text, _ in outputs:
@@ -109,7 +109,7 @@ def test_the_command_line_under_torchrun(tmp_path) -> None:
     alone = by_hand(*locate, plain)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "brickyard")
     command = [sys.executable, *torchrun, *map(str, locate), str(together)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 1
     assert json.loads(run.stdout)["images"] == json.loads(alone)["images"]

@@ -616,7 +616,7 @@ def test_the_card_says_what_the_scores_say(first, tmp_path, monkeypatch) -> None
         assert f"{sum(part.located.images)} of digits" in card
         assert f"heal: refit, {part.heal.images} images" in card
     assert "the fair baseline" in card
-    assert "also for pictures of something else" in card
+    assert "also to images of something else" in card
     assert re.search(r"Not measured: latency", card)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     monkeypatch.chdir(shutil.copytree(out, tmp_path / "hub"))

@@ -28,7 +28,7 @@ from brickyard.base._errors import DataError, FileError
 from brickyard.base._messages import shown
 from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
-from conftest import needed_package
+from conftest import calls, needed_package
 from test_cli import run
 
 if os.environ.get("CI") != "true":
@@ -99,7 +99,7 @@ def test_what_is_looked_for_in_drawn_requests_would_be_found(yard, root, monkeyp
     with drawn.watched() as opened, contextlib.suppress(Exception):
         ask(app, asked)
     assert drawn.foreign(opened, yard.path) == [str(yard.path / "samples/../../secret.txt")]
-    assert SECRET in drawn.wrong(drawn.Answer(200, {}, SECRET.encode(), 0.1), root)
+    assert SECRET in drawn.wrong(drawn.Answer(200, {}, SECRET.encode()), root)
 
     def failing(self) -> None:
         raise ZeroDivisionError("inner words")
@@ -213,13 +213,24 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     }
 
 
+MOST_CALLS = 200_000  # of functions: a fraction of a second
+
+
 @pytest.mark.parametrize("case", bombs())
 def test_pictures_that_are_bombs_are_refused_at_once(case) -> None:
     content, words = bombs()[case]
-    start = time.process_time()
-    with pytest.raises(DataError, match=words):
-        pictures.decode(content, "a.png", Limits())
-    assert time.process_time() - start < 1
+
+    def refused() -> None:
+        with pytest.raises(DataError, match=words):
+            pictures.decode(content, "a.png", Limits())
+
+    assert calls(refused) < MOST_CALLS
+
+
+@pytest.mark.parametrize("case", ["a million chunks", "many segments", "many comments"])
+def test_without_a_limit_on_pieces_such_pictures_take_long(case, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "PIECES", 10 * pictures.PIECES)
+    assert calls(lambda: pictures.pieces(bombs()[case][0])) > MOST_CALLS
 
 
 def test_ordinary_pictures_of_all_kinds_are_read() -> None:
@@ -268,7 +279,7 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     assert pictures.shrunk(picture[:, :900], parts).shape == (3, 900, 1501)  # not large: it stays
 
 
-def test_forms_that_are_bombs_are_refused_quickly(app) -> None:
+def test_forms_that_are_bombs_are_refused_at_once(app, yard) -> None:
     key = built(app)
     path = f"/api/assemblies/{key}/classify"
     many = upload(path, *[("p", "a.png", b"x")] * 20_000)
@@ -289,10 +300,13 @@ def test_forms_that_are_bombs_are_refused_quickly(app) -> None:
         drawn.only(many, headers=(HOST, (b"content-type", b"multipart/mixed; boundary=x")), chunks=(inner,)),
     ]
     for number, asked in enumerate(cases):
-        answer = ask(app, asked)
-        assert answer.status == 400, number
-        assert answer.seconds < 5, number
+        found = []
+        assert calls(lambda asked=asked, found=found: found.append(ask(app, asked))) < MOST_CALLS, number
+        assert found[0].status == 400, number
     assert ask(app, upload(path, *[("p", "a.png", png(9, 9))] * 3)).status == 200
+    unlimited = create_app(yard, limits=Limits(files=30_000))  # the control
+    many = upload(f"/api/assemblies/{built(unlimited)}/classify", *[("p", "a.png", b"x")] * 20_000)
+    assert calls(lambda: ask(unlimited, many)) > MOST_CALLS
 
 
 def test_plans_cannot_ask_for_more_than_there_is(app) -> None:
@@ -360,7 +374,7 @@ def serving(app, limits: Limits, plain: bool = False):
         yield place.getsockname()[1]
     finally:
         found.should_exit = found.force_exit = True
-        thread.join(20)
+        thread.join(60)
         place.close()
 
 
@@ -394,7 +408,7 @@ def is_dropped(line: socket.socket) -> bool:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, plain) -> None:
-    limits = Limits(connections=6, head_seconds=0.8)
+    limits = Limits(connections=6, head_seconds=3)
     own = create_app(yard, limits=limits)
     with serving(own, limits, plain) as port:
         lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
@@ -402,14 +416,16 @@ def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, 
             line.sendall(b"GET / HTTP/1.1\r\nHost: 127")
         time.sleep(0.2)
         assert b" 503 " in raw(port, head(port))  # the places are taken
-        end = time.monotonic() + 1.7
-        while time.monotonic() < end:
+        dropped = [False] * 8
+        for _ in range(15 if plain else 600):  # the control: without the dropping they stay for ever
             with contextlib.suppress(OSError):
                 lines[0].sendall(b"0")  # one of them drips
             time.sleep(0.1)
-        free = b" 200 " in raw(port, head(port))
-        assert free is not plain  # the control: without the dropping they stay for ever
-        assert [is_dropped(line) for line in lines] == [not plain] * 8
+            dropped = [before or is_dropped(line) for before, line in zip(dropped, lines, strict=True)]
+            if all(dropped):
+                break
+        assert dropped == [not plain] * 8
+        assert (b" 200 " in raw(port, head(port))) is not plain
         for line in lines:
             line.close()
 
@@ -418,7 +434,7 @@ def test_bodies_that_drip_are_refused(yard) -> None:
     limits = Limits(seconds=0.5, head_seconds=5)
     with serving(create_app(yard, limits=limits), limits) as port:
         line = socket.create_connection(("127.0.0.1", port))
-        line.settimeout(5)
+        line.settimeout(60)
         line.sendall(
             f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900\r\n\r\n".encode() + b"{"
         )
@@ -428,9 +444,9 @@ def test_bodies_that_drip_are_refused(yard) -> None:
         # Too much without a Content-Length, and less than one promises.
         some = b"4\r\n    \r\n" * 20
         chunked = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-        assert raw(port, chunked + some + b"0\r\n\r\n", 1).startswith(b"HTTP/1.1 400 ")
+        assert raw(port, chunked + some + b"0\r\n\r\n", 10).startswith(b"HTTP/1.1 400 ")
         both = chunked.replace(b"Transfer", b"Content-Length: 4\r\nTransfer")
-        assert raw(port, both + some + b"0\r\n\r\n", 1)[:12] in (b"HTTP/1.1 400", b"")
+        assert raw(port, both + some + b"0\r\n\r\n", 10)[:12] in (b"HTTP/1.1 400", b"")
 
 
 def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
@@ -446,8 +462,8 @@ def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
         limits = Limits(seconds=seconds, head_seconds=0.4)
         with serving(large, limits) as port, socket.create_connection(("127.0.0.1", port)) as line:
             line.sendall(head(port))
-            time.sleep(1.3)
-            line.settimeout(5)
+            time.sleep(4)
+            line.settimeout(60)
             found = 0
             with contextlib.suppress(OSError):
                 while piece := line.recv(1 << 20):
@@ -786,7 +802,7 @@ def test_arguments_are_names_and_never_commands(yard, tmp_path) -> None:
         "--",
         *names,
     ]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert [item["image"] for item in json.loads(done.stdout)["predictions"]] == names, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 

@@ -477,7 +477,7 @@ def test_the_command_serves_the_page(yard) -> None:
             line = server.stderr.readline()
             address = re.search(r"http://127\.0\.0\.1:\d+/", line).group()
             assert "token" not in line
-            assert len(json.load(urllib.request.urlopen(f"{address}api/yard", timeout=30))["bricks"]) == 4
+            assert len(json.load(urllib.request.urlopen(f"{address}api/yard", timeout=600))["bricks"]) == 4
         finally:
             server.terminate()
     command += ["--host", "0.0.0.0"]
@@ -486,9 +486,9 @@ def test_the_command_serves_the_page(yard) -> None:
             port, token = re.search(r":(\d+)/\?token=(\S+)", server.stderr.readline()).groups()
             assert len(token) >= 32
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/yard", timeout=30)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/yard", timeout=600)
             request = urllib.request.Request(f"http://127.0.0.1:{port}/api/yard", headers={"x-brickyard-token": token})
-            assert len(json.load(urllib.request.urlopen(request, timeout=30))["bricks"]) == 4
+            assert len(json.load(urllib.request.urlopen(request, timeout=600))["bricks"]) == 4
         finally:
             server.terminate()
 
