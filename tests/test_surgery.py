@@ -194,7 +194,7 @@ def test_norms_fold_into_the_layers_before_them(kind: str, data: st.DataObject) 
     graph = trace(net, x)
     network = cut(graph, data.draw(keep_sets(net.axes)))
     numbers = {name: value.clone() for name, value in network.state_dict().items()}
-    fused = fuse(network)
+    fused = fuse(network, x)
     with torch.no_grad():
         assert relative(fused(x), network(x)) < 1e-9
     assert all(torch.equal(value, numbers[name]) for name, value in network.state_dict().items())
@@ -217,7 +217,7 @@ def test_a_norm_stays_where_others_read_what_it_reads() -> None:
 
     x = images()
     network = trace(Shared(), x).network
-    fused = fuse(network)
+    fused = fuse(network, x)
     assert fused.layer_names == network.layer_names
     assert torch.equal(fused(x), network(x))
 

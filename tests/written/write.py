@@ -148,6 +148,30 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "scored", scored.with_scores({"random pictures": scores.as_dict()})
 
 
+class Signal(nn.Module):
+    """A network with a one-dimensional convolution, whose channels were kept whole once."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 7, 3)
+        self.one = nn.Conv1d(7, 4 if ends else 5, 3, padding=1)
+        self.head = nn.Identity() if ends else nn.Linear(5, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(torch.relu(self.conv(torch.relu(self.front(x)))).flatten(2)))
+        return self.head(x.mean(2))  # type: ignore[no-any-return]
+
+
+def signals() -> Iterator[tuple[str, by.Component | by.Assembly]]:
+    """Written by the version in which such a convolution was no layer that mixes channels."""
+    yield "signal", part(Signal(False), budget=by.Budget(flops=0.8))
+    yield "signal-ends", part(Signal(True), budget=by.Budget(flops=0.8))
+    pair = [part(Signal(False), budget=by.Budget(flops=0.8)), part(randomised(Signal(False), 1), (0,))]
+    yield "assembly-padded-signal", by.assemble(pair, form="padded")
+
+
 # -- assemblies --------------------------------------------------------------------------------------------
 
 
@@ -363,6 +387,7 @@ def main() -> None:
         sys.exit(f"{folder} has files in it, and none is written again; give an empty folder")
     for writer, models in (
         (write_model, components),
+        (write_model, signals),
         (write_model, assemblies),
         (write_relevance, relevances),
         (write_graph, graph_models),
