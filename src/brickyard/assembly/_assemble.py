@@ -97,22 +97,16 @@ def assemble(
     strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError("option-type", f"without={without!r} is one text; give a list of class names")
-    manifests = [part.manifest for part in parts]
-    manifest = assembly_manifest(manifests, form, on_duplicate, votes, gone)
+    manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
-        gone = _removed(manifest, without)
-        left = [index for index, part in enumerate(manifests) if len(gone[index]) < len(part.task)]
-        if not left:
-            raise TaskError("task-empty", f"without {', '.join(without)} no class is left; leave some in")
-        parts, gone = [parts[index] for index in left], [gone[index] for index in left]
+        parts, gone = _left(parts, manifest, without)
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
-    manifest = assembly.manifest
-    evidence = Evidence(manifest)
+    evidence = Evidence(assembly.manifest)
     if images is not None:
         seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
-        evidence = seen.evidence(manifest)
+        evidence = seen.evidence(assembly.manifest)
     return assembly.with_scaling(*scale(scaling, evidence, options))
 
 
@@ -146,8 +140,10 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
     return parts, gone
 
 
-def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """For each part, the classes of its task that are not used when these are left out too."""
+def _left(
+    parts: Sequence[Component], manifest: AssemblyManifest, names: Sequence[str]
+) -> tuple[list[Component], list[tuple[int, ...]]]:
+    """The parts of which a class is left when these are left out too, and the classes that each does not contribute."""
     gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
     tasks = manifest.tasks
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
@@ -161,7 +157,10 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
             part, place = places[member]
             if place < len(tasks[part]):
                 gone[part].append(tasks[part][place])
-    return [tuple(out) for out in gone]
+    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.manifest.task)]
+    if not left:
+        raise TaskError("task-empty", f"without {', '.join(names)} no class is left; leave some in")
+    return [part for part, _ in left], [out for _, out in left]
 
 
 def assembly_manifest(
@@ -175,7 +174,15 @@ def assembly_manifest(
 
     Raises:
         TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+        OptionError: The parts' outputs differ in kind.
     """
+    kinds = list(dict.fromkeys(part.outputs for part in parts))
+    if len(kinds) > 1:
+        raise OptionError(
+            "option-conflict",
+            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble "
+            "parts of one kind",
+        )
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)

@@ -34,6 +34,7 @@ from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import steady
 from brickyard.selection._budget import by_budget
@@ -122,7 +123,7 @@ def disassemble(
     heal_images, batch_size = whole("heal_images", heal_images), whole("batch_size", batch_size)
     chosen = _task(task, relevance, reject)
     graph = relevance.graph(model)
-    outputs = list(range(len(relevance.classes))) if reject else chosen
+    outputs = find_outputs(relevance.outputs).kept(chosen, len(relevance.classes), reject)
     pool = _pool(relevance, images, chosen)
     batches: list[Tensor] = []
     copies = 1
@@ -189,6 +190,12 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
         raise TaskError(
             "task-not-located", f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out"
         )
+    if reject and not find_outputs(relevance.outputs).exclusive:
+        raise OptionError(
+            "option-conflict",
+            f"reject=True was asked for, and outputs of kind {relevance.outputs!r} have no answer that means none of "
+            "the classes; leave reject out",
+        )
     if reject and len(chosen) == len(relevance.classes):
         raise TaskError(
             "task-nothing-to-reject",
@@ -215,10 +222,11 @@ class _Pool:
         ]
         longest = max(map(len, shuffled), default=0)
         turns = [pool[turn] for turn in range(longest) for pool in shuffled if turn < len(pool)]
-        return turns[:count]
+        return list(dict.fromkeys(turns))[:count]  # an image may belong to several classes
 
 
 def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | None:
+    outputs = find_outputs(relevance.outputs)
     if images is None:
         remembered = relevance.images()
         if remembered is None:
@@ -233,9 +241,9 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
             )
         return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
     else:
-        source = Images(images, relevance.preprocessing, "the images to heal with")
+        source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
     labels = source.all_labels()
-    by_class = {k: torch.nonzero(labels == k).flatten().tolist() for k in task}
+    by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
     if not any(by_class.values()):
         raise DataError(
             "data-no-task-class", "the images to heal with hold none of the task's classes; give some, or heal='none'"
@@ -313,6 +321,7 @@ def _manifest(
             flops=part.flops,
         ),
         heal=heal,
+        outputs=relevance.outputs,
         versions=made_with(),
         created=today(),
     )

@@ -14,15 +14,12 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
-    x = network.taken(x)
-    values = {network.nodes[0].name: x}
-    network.advance(values, 0, stop)
-    node = network.nodes[stop]
-    layer = network.layer(node.target) if node.op == "layer" else None
-    entering: Tensor = values[refs(node)[0]] if stop else x
-    features = _pooled(layer, entering)
-    network.advance(values, stop, len(network.nodes))
-    return features, entering, values[network.nodes[-1].name]
+    for index, node, values in network.walk(x):
+        if index == stop:
+            layer = network.layer(node.target) if node.op == "layer" else None
+            entering: Tensor = values[refs(node)[0] if stop else node.name]
+            features = _pooled(layer, entering)
+    return features, entering, values[node.name]
 
 
 def reader(network: Network) -> int:

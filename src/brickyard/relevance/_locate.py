@@ -20,6 +20,7 @@ from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
@@ -39,6 +40,7 @@ def locate(
     *,
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    outputs: str = "one",
     choose: Choose = "confident",
     per_class: int = 50,
     task: Sequence[int | str] | None = None,
@@ -57,6 +59,8 @@ def locate(
             Labels are indices into the source's classes.
         classes: Names of the source's classes; default: those that `data` carries, or "0", "1", ...
         preprocessing: What is done to `data` before the model takes it; default: nothing.
+        outputs: What the source's outputs mean: "one" of many classes, or a kind that was registered with
+            `brickyard.outputs.outputs`, which says how labels are read.
         choose: Which images to use: the `per_class` that the source is most "confident" about (the paper's
             choice), as many at "random", or "all".
         per_class: Images a class.
@@ -93,6 +97,7 @@ def locate(
         torch.Size([4, 6])
     """
     check_choice("choose", choose, Choose)
+    kind = find_outputs(outputs)
     per_class, batch_size, seed = whole("per_class", per_class), whole("batch_size", batch_size), seed_of(seed)
     check_kind("preprocessing", preprocessing, Preprocessing, "give brickyard.Preprocessing(mean=..., std=...)")
     check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
@@ -101,7 +106,7 @@ def locate(
     resume = None if resume is None else given_path(resume, "the folder to go on from")
     model = source_of(model)
     like = weights_like(model)
-    images = Images(data, preprocessing, "the images to locate with")
+    images = Images(data, preprocessing, "the images to locate with", kind.label_dims)
     example = images.example(like)
     graph = trace(model, example)
     like = weights_like(graph.network)  # half-precision networks are worked on in float32
@@ -126,10 +131,11 @@ def locate(
         input_shape=graph.input_shape,
         source_sha256=fingerprint(model),
         source_name=name or type(model).__name__,
+        outputs=outputs,
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
     layout = quick_layout(graph.network, example)
-    run = _Run(graph, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
+    run = _Run(graph, kind, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
     chosen = _choose(run, names, wanted, choose, per_class, seed)
     counts = tuple(len(chosen.get(k, ())) for k in range(len(names)))
     relevance.record = relevance.record.model_copy(update={"images": counts})
@@ -143,6 +149,7 @@ class _Run:
     """What all of one call's work needs."""
 
     graph: Graph
+    outputs: Outputs
     images: Images
     batch_size: int
     like: Tensor
@@ -150,10 +157,10 @@ class _Run:
     ranks: Ranks
     layout: torch.memory_format
 
-    def batches(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Preprocessed images with labels, as they lie in memory to be fastest."""
-        for x, labels in self.images.batches(indices, self.batch_size, self.like):
-            yield x.contiguous(memory_format=self.layout), labels
+    def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """Preprocessed images, as they lie in memory to be fastest."""
+        for x, _ in self.images.batches(indices, self.batch_size, self.like):
+            yield x.contiguous(memory_format=self.layout)
 
     def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """Indices batch by batch."""
@@ -173,7 +180,7 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
             deals = [(k, part) for k in block for part in run.split(chosen[k])]
             for owner, k in enumerate(block):
                 parts = [part for at, part in ranks.mine(deals) if at == k]
-                sums = class_sums(run.graph, (x for part in parts for x, _ in run.batches(part)))
+                sums = class_sums(run.graph, (x for part in parts for x in run.batches(part)))
                 for value in sums.values():
                     ranks.add_for(owner, value.totals)
                 if owner == ranks.rank:
@@ -237,13 +244,8 @@ def _choose(
 ) -> dict[int, list[int]]:
     """For each wanted class, the indices of the images to use."""
     labels = run.images.all_labels()
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
-        raise DataError(
-            "data-label-out-of-range",
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}: "
-            "give each image the index of its class, and leave out images without a label",
-        )
-    pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in wanted}
+    run.outputs.check_labels(labels, len(names))
+    pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in wanted}
     for k, pool in pools.items():
         if not pool:
             raise DataError(
@@ -263,24 +265,25 @@ def _choose(
     known = torch.tensor(int(confidence is not None))
     run.ranks.add(known)
     if confidence is None or int(known) < run.ranks.count:
-        confidence = _confidences(run, every)
+        classes = torch.tensor([k for k, pool in pools.items() for _ in pool])
+        confidence = _confidences(run, every, classes)
         if run.ranks.rank == 0:
             run.notebook.write_numbers(every, confidence)
-    found = dict(zip(every, confidence.tolist(), strict=True))
-    return {k: sorted(pool, key=lambda i: (-found[i], i))[:per_class] for k, pool in pools.items()}
+    left = iter(confidence.tolist())
+    ordered = {k: sorted((-next(left), index) for index in pool) for k, pool in pools.items()}
+    return {k: [index for _, index in ranking[:per_class]] for k, ranking in ordered.items()}
 
 
-def _confidences(run: _Run, indices: list[int]) -> Tensor:
-    """The source's log-probability of each image's own class, (images,) in float64."""
+def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:
+    """The source's log-probability that each image belongs to the class given for it, (images,) in float64."""
     found = torch.zeros(len(indices), dtype=torch.float64)
     starts = range(0, len(indices), run.batch_size)
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():
         for start in run.ranks.mine(starts):
-            part = indices[start : start + run.batch_size]
-            for x, labels in run.batches(part):
+            part = slice(start, start + run.batch_size)
+            for x in run.batches(indices[part]):
                 logits = run.graph.network(x).double()
-                own = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1))
-                found[start : start + len(part)] = own.squeeze(1).cpu()
-            advance(len(part) * run.ranks.count)
+                found[part] = run.outputs.confidence(logits, classes[part].to(logits.device)).cpu()
+            advance(len(indices[part]) * run.ranks.count)
     run.ranks.add(found)
     return found

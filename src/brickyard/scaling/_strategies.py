@@ -186,13 +186,13 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
 @scaling("affine", few_shot=True)
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     """One factor and one shift a component, fitted to labelled images by logistic regression."""
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     owner = evidence.part_of
 
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z * (1 + p[0])[owner] + p[1][owner] * _spread(z))
 
-    p = _minimise(torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, targets, strength)
+    p = _minimise(evidence, torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, strength)
     return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
 
 
@@ -205,7 +205,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
         strength: Weight of the prior; default: grows with the number of classes, since sources have fitted
             the training images that the head learns from.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     count = z.shape[1]
     strength = JOINT_STRENGTH * count**4 if strength is None else strength
     eye = torch.eye(count, dtype=torch.float64)
@@ -213,7 +213,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
 
-    p = _minimise(torch.zeros(count + 1, count, dtype=torch.float64), outputs, targets, strength, _spread(z))
+    p = _minimise(evidence, torch.zeros(count + 1, count, dtype=torch.float64), outputs, strength, _spread(z))
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
 
 
@@ -230,7 +230,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         strength: Weight of the prior, over the number of images.
         shrink: Share of the mean variance that is added to every direction of the features' covariance.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
     sizes = _feature_sizes(evidence, "lda")
     if features is None or distances is None or image_owner is None:
@@ -251,7 +251,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
         return combine(evidence.manifest, rows) + gate @ share.T
 
-    p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
+    p = _minimise(evidence, torch.zeros(2 * count + 2, dtype=torch.float64), outputs, 2 * strength / len(z))
     reach = p[-1] * _spread(z)
     gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
     notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
@@ -290,17 +290,18 @@ JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen 
 
 
 def _minimise(
-    start: Tensor, outputs: Callable[[Tensor], Tensor], targets: Tensor, strength: float, unit: float = 1.0
+    evidence: Evidence, start: Tensor, outputs: Callable[[Tensor], Tensor], strength: float, unit: float = 1.0
 ) -> Tensor:
-    """Cross-entropy plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex, so the start does not matter."""
+    """The training loss plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex where the loss is."""
     if not strength >= 0:
         raise OptionError("option-range", f"strength={strength!r} must be 0 or more")
-    p = start.clone().requires_grad_()
+    p, targets = start.clone().requires_grad_(), evidence.targets
+    assert targets is not None
     optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(outputs(p), targets)
+        value = evidence.outputs.loss(outputs(p), targets)
         value = value + 0.5 * strength * (p * unit).square().sum()
         value.backward()
         return value
@@ -315,10 +316,10 @@ def _spread(z: Tensor) -> float:
     return float(z.std()) or 1.0
 
 
-def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _few_shot(evidence: Evidence) -> Tensor:
     if evidence.logits is None or evidence.targets is None:
         raise OptionError("option-needs-data", "labelled images are needed; give images=")
-    return evidence.logits.double(), evidence.targets
+    return evidence.logits.double()
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:

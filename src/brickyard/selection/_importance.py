@@ -49,17 +49,13 @@ def taylor(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     network = graph.network
     for batch in batches:
-        values = {network.nodes[0].name: batch.clone().requires_grad_()}
         read: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad():
-            for index, node in enumerate(network.nodes):
+            for _, node, values in network.walk(batch.clone().requires_grad_()):
                 reads = graph.at(node.target, "in") if node.op == "layer" else None
-                if reads is not None:
-                    x = values[node.args[0].node]
-                    if x.requires_grad:
-                        read.append((torch.from_numpy(reads), x))
-                network.advance(values, index, index + 1)
-            logits = values[network.nodes[-1].name][:, list(outputs)]
+                if reads is not None and (x := values[node.args[0].node]).requires_grad:
+                    read.append((torch.from_numpy(reads), x))
+            logits = values[node.name][:, list(outputs)]
             loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
             slopes = torch.autograd.grad(loss, [x for _, x in read], allow_unused=True)
         for (channels, x), slope in zip(read, slopes, strict=True):
@@ -118,15 +114,11 @@ CRITERIA: dict[str, Criterion] = {
 
 def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """What every layer reads on every batch: channel numbers, values."""
-    network = graph.network
     for batch in batches:
-        values = {network.nodes[0].name: batch}
-        for index, node in enumerate(network.nodes):
+        for _, node, values in graph.network.walk(batch):
             reads = graph.at(node.target, "in") if node.op == "layer" else None
             if reads is not None:
-                x = values[node.args[0].node]
-                yield torch.from_numpy(reads), x
-            network.advance(values, index, index + 1)
+                yield torch.from_numpy(reads), values[node.args[0].node]
 
 
 def _per_channel(x: Tensor, channels: int) -> Tensor:
