@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from brickyard.network._layer_types import find_mixing, mixing_of
+from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, Ref, kind, refs
 
 
@@ -70,26 +72,26 @@ def _foldable(
     if node.op != "layer" or len(node.args) != 1 or not isinstance(node.args[0], Ref):
         return None
     norm, before = network.layer(node.target), steps[node.args[0].node]
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None or before.op != "layer":
+    if not isinstance(norm, NORMS) or norm.running_mean is None or before.op != "layer":
         return None
-    layer = network.layer(before.target)
-    fits = isinstance(layer, nn.Conv2d if isinstance(norm, nn.BatchNorm2d) else nn.Linear)
+    mixing = find_mixing(network.layer(before.target))
+    fits = mixing is not None and isinstance(norm, mixing.norm)
     alone = uses[before.name] == 1 and runs[before.target] == 1 and runs[node.target] == 1
     return before if fits and alone else None
 
 
 def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = _number(norm.weight, mean, 1.0) / (variance + norm.eps).sqrt()
-    shift = (_number(layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
-    weight = layer.weight.detach()
-    changed = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    layer.weight = nn.Parameter(changed.to(weight.dtype))
-    layer.bias = nn.Parameter(shift.to(weight.dtype))
+    mixing = mixing_of(layer)
+    rows = mixing.rows
+    shift = (_number(mixing.layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
+    changed = rows.double() * scale.reshape(-1, *[1] * (rows.ndim - 1))
+    layer.weight = nn.Parameter(mixing.weight_of(changed).to(rows.dtype))
+    layer.bias = nn.Parameter(shift.to(rows.dtype))
     return layer
 
 

@@ -20,6 +20,7 @@ from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
@@ -234,7 +235,7 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
 
 def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
     return {
-        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
+        mixer.name: LayerRecord(mixer.reads, mixer.writes, mixing_of(graph.network.layer(mixer.name)).linear)
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
     }
 

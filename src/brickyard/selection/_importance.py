@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
+from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
 
 RANKED = 64  # images that ranks are measured on
@@ -25,9 +26,9 @@ def magnitude(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], s
     """L1 norm of the weights that write a channel (Li et al., "Pruning Filters for Efficient ConvNets", 2017)."""
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            norms = layer.weight.detach().double().flatten(1).abs().sum(1).cpu()
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            norms = mixing.rows.double().flatten(1).abs().sum(1).cpu()
             scores.index_add_(0, torch.from_numpy(writes), norms)
     return scores
 
@@ -76,9 +77,9 @@ def median_distance(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[i
     """
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            filters = layer.weight.detach().double().flatten(1)
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            filters = mixing.rows.double().flatten(1)
             scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
     return scores
 
