@@ -58,12 +58,12 @@ def test_costs_are_counted_right(data) -> None:
 
 @pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize("resource", ["flops", "parameters"])
-@pytest.mark.parametrize("spread", ["even", "relevance"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.35])
-def test_a_budget_is_met_from_below_within_five_percent(make, resource, spread, share) -> None:
+def test_a_budget_is_met_from_below_within_five_percent(make, resource, allocation, share) -> None:
     model = wide(make)
     relevance = by.locate(model, DATA)
-    budget = by.Budget(**{resource: share}, spread=spread)
+    budget = by.Budget(**{resource: share}, allocation=allocation)
     chosen = by.disassemble(model, relevance, task=["0", "2"], budget=budget, heal="none").manifest
     part, whole = (getattr(record, resource) for record in (chosen.selection, chosen.source))
     assert 0.95 * share <= part / whole <= share
@@ -469,7 +469,7 @@ def test_tasks_that_cannot_be_cut_are_refused() -> None:
         (lambda: by.Budget(flops=0.5, parameters=0.5), "2 were given"),
         (lambda: by.Budget(flops=0), r"flops=0 is not a share in \(0, 1\]"),
         (lambda: by.Budget(parameters=float("nan")), "is not a share"),
-        (lambda: by.Budget(flops=0.5, spread="odd"), "use one of 'auto'"),
+        (lambda: by.Budget(flops=0.5, allocation="odd"), "use one of 'auto'"),
         (lambda: by.Thresholds(alpha=1.0), r"alpha=1.0 is not in \[0, 1\)"),
         (lambda: by.Thresholds(linear_beta="x"), "linear_beta='x'"),
     ],

@@ -42,7 +42,7 @@ from brickyard.base._errors import (
     TaskError,
     TraceError,
 )
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.evaluation._probe import Probe, features, h_score, log_evidence, probe
 from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.export._onnx import export_onnx, export_state_dict
@@ -1142,8 +1142,8 @@ VALUES = [
         True,
         torch.tensor(0.5),
     ),
-    *wrong_values("Budget", budget_with, "multiple", "no whole number", "8 is a good one", 0, 1.5, True, None),
-    *wrong_values("Budget", budget_with, "spread", "not a choice", "use one of", "x", [], None),
+    *wrong_values("Budget", budget_with, "round_to", "no whole number", "8 is a good one", 0, 1.5, True, None),
+    *wrong_values("Budget", budget_with, "allocation", "not a choice", "use one of", "x", [], None),
     Case(
         "Budget()",
         lambda w, m: by.Budget(),
@@ -1170,7 +1170,7 @@ VALUES = [
     ),
     Case(
         "a multiple beyond the layers",
-        cut_with(budget=by.Budget(flops=0.5, multiple=10**9)),
+        cut_with(budget=by.Budget(flops=0.5, round_to=10**9)),
         Fails(OptionError, "budget of 0.5", "1000000000 channel(s)", "raise the budget"),
     ),
     *wrong_values(
@@ -1889,18 +1889,18 @@ METHODS = [
 
 
 def tuned_with(data: Any = DATA, **options: Any) -> Callable[[World, Any], by.Component]:
-    return lambda w, m: by.finetune(w.component, data, **{"schedule": Schedule(epochs=1), "validation": 0, **options})
+    return lambda w, m: by.finetune(w.component, data, **{"training": TrainingOptions(epochs=1), "validation": 0, **options})
 
 
 TUNE = [
-    *wrong_values("finetune", tuned_with, "schedule", "of type", "Schedule(epochs=...)", 5, {"epochs": 1}),
+    *wrong_values("finetune", tuned_with, "training", "of type", "TrainingOptions(epochs=...)", 5, {"epochs": 1}),
     *wrong_values("finetune", tuned_with, "distillation", "of type", "Distillation(weight=...)", 5, {"weight": 1}),
     *wrong_values("finetune", tuned_with, "validation", "was given", "give a share in [0, 0.5]", 5, NAN),
     *[
-        refused(Schedule, name, value, "given", "needs a")
+        refused(TrainingOptions, name, value, "no whole number", "give one")
         for name, value in (("epochs", 0), ("epochs", 1.5), ("epochs", "x"), ("batch_size", 0), ("patience", -1))
     ],
-    *[refused(Schedule, name, value, "given", "above 0") for name, value in (("lr", -1), ("lr", NAN), ("lr", "x"))],
+    *[refused(TrainingOptions, name, value, "not in (0, inf)", "0.1 suits") for name, value in (("lr", -1), ("lr", NAN), ("lr", "x"))],
     *[
         refused(Distillation, name, value, "not in", "usual")
         for name, value in (("temperature", 0), ("temperature", "x"), ("weight", 2), ("weight", NAN))
@@ -1917,7 +1917,7 @@ TUNE = [
     Case("a teacher that is a number", tuned_with(teacher=5), Fails(OptionError, "as teacher", "int", "give a")),
     Case(
         "finetuning changes the copy",
-        tuned_with(schedule=Schedule(epochs=2, lr=0.1)),
+        tuned_with(training=TrainingOptions(epochs=2, lr=0.1)),
         lambda w, m, got: check(not torch.equal(got(X), w.component(X))),
     ),
 ]

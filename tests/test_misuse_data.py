@@ -941,7 +941,7 @@ COMMANDS: dict[str, Any] = {
     "a budget too small for any channel": cut(
         "0", "--flops", "1e-9", words=("1e-09", "already take", "raise the budget")
     ),
-    "multiples without a budget": cut("0", "--multiple", "8", words=("--multiple 8", "none was given", "add --flops")),
+    "multiples without a budget": cut("0", "--round-to", "8", words=("--round-to 8", "none was given", "add --flops")),
     "a repair that is none": cut("0", "--heal", "glue", words=("heal='glue'", "is not a choice", "use one of 'refit'")),
     # numbers and names
     "a seed beyond 64 bits": Shell((*LOCATE, "--seed", str(2**70)), ("Usage", USAGE, "Invalid value for '--seed'"), 2),
