@@ -59,12 +59,12 @@ def test_costs_are_counted_right(data) -> None:
 
 @pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize("resource", ["flops", "parameters"])
-@pytest.mark.parametrize("spread", ["even", "relevance"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.35])
-def test_a_budget_is_met_from_below_within_five_percent(make, resource, spread, share) -> None:
+def test_a_budget_is_met_from_below_within_five_percent(make, resource, allocation, share) -> None:
     model = wide(make)
     relevance = by.locate(model, DATA)
-    budget = by.Budget(**{resource: share}, spread=spread)
+    budget = by.Budget(**{resource: share}, allocation=allocation)
     chosen = by.disassemble(model, relevance, task=["0", "2"], budget=budget, heal="none").manifest
     part, whole = (getattr(record, resource) for record in (chosen.selection, chosen.source))
     assert 0.95 * share <= part / whole <= share

@@ -22,7 +22,7 @@ import brickyard as by
 from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.axes._tracing import read_network
 from brickyard.base._errors import DataError
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.healing import _heal as healing
 from brickyard.healing._heal import heal_network
 from brickyard.relevance._contribution import ContributionSums, class_sums, contributions
@@ -58,8 +58,8 @@ def made(folder: Path, seed: int = 0, images: Tensor = DATA[0]) -> dict[str, str
     for scaling in SCALINGS:
         few = {"images": [data, data], "shots": 5} if scaling in ("affine", "joint-head", "lda") else {}
         found[f"scaled {scaling}"] = by.assemble(parts, scaling=scaling, seed=seed, **few)
-    schedule = Schedule(epochs=2, augment=True, batch_size=8, seed=seed)
-    found["trained"] = finetune(found["mda"], data, schedule=schedule)
+    training = TrainingOptions(epochs=2, augment=True, batch_size=8, seed=seed)
+    found["trained"] = finetune(found["mda"], data, training=training)
     hashes = {}
     for name, item in found.items():
         path = item.save(folder / f"{name}.safetensors", overwrite=True)
@@ -288,8 +288,8 @@ def free(whole: by.Assembly) -> by.Assembly:
 @pytest.mark.parametrize("form", ["parallel", "grouped", "padded"])
 def test_blocks_are_the_parts_after_training_one_of_them(form) -> None:
     first, second = pair()
-    schedule = Schedule(epochs=2, batch_size=8, lr=0.05)
-    trained = finetune(first, DATA, schedule=schedule, validation=0)
+    training = TrainingOptions(epochs=2, batch_size=8, lr=0.05)
+    trained = finetune(first, DATA, training=training, validation=0)
     whole = by.assemble([trained, second], form=form)
     x = DATA[0].double()
     with torch.no_grad():

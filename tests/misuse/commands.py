@@ -149,7 +149,7 @@ COMMANDS: dict[str, Any] = {
     "a budget of abc": usage(f"{CUT} --task 0 --flops abc", "'--flops'"),
     "two budgets": task("0", "flops=", "parameters=", "2", more="--flops 0.5 --parameters 0.5"),
     "a budget too small for any channel": task("0", "1e-09", more="--flops 1e-9"),
-    "multiples without a budget": task("0", "--multiple 8", "--flops", more="--multiple 8"),
+    "multiples without a budget": task("0", "--round-to 8", "--flops", more="--round-to 8"),
     "a repair that is none": bad(f"{CUT} --task 0 --heal glue", "heal", "'glue'", "'refit'"),
     # numbers and names
     "a seed beyond 64 bits": usage(f"{LOCATE} --seed {2**70}", "'--seed'"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import brickyard as by
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.testing import chain
 from brickyard.training._finetune import finetune
 from misuse.world import INFINITY, NAN, Case, World, X, Y, wrong
@@ -29,14 +29,14 @@ def preprocessing(*quoted: str, **options: Any) -> Case:
     return Case(f"Preprocessing({title})", lambda w: by.Preprocessing(**options), "option-preprocessing", *quoted)
 
 
-thresholds, schedule, distillation = partial(of, by.Thresholds), partial(of, Schedule), partial(of, Distillation)
+thresholds, training, distillation = partial(of, by.Thresholds), partial(of, TrainingOptions), partial(of, Distillation)
 STRANGE = [0, -1, NAN, 1.1, INFINITY, "0.5", True, torch.tensor(0.5)]
-HUGE = by.Budget(flops=0.5, multiple=10**9)
+HUGE = by.Budget(flops=0.5, round_to=10**9)
 
 VALUES = [
     *wrong("Budget", budget, "flops", "option-range", *STRANGE),
-    *wrong("Budget", budget, "multiple", "option-range", 0, 1.5, True, None),
-    *wrong("Budget", budget, "spread", "option-choice", "x", [], None),
+    *wrong("Budget", budget, "round_to", "option-range", 0, 1.5, True, None),
+    *wrong("Budget", budget, "allocation", "option-choice", "x", [], None),
     Case("Budget()", lambda w: by.Budget(), "option-conflict", "flops=", "parameters=", "0"),
     Case("Budget of both", lambda w: budget(w, parameters=0.5), "option-conflict", "flops=", "parameters=", "2"),
     Case("Budget(0.5)", lambda w: by.Budget(0.5), TypeError, "Budget", "positional"),
@@ -66,13 +66,13 @@ VALUES = [
 ]
 
 TUNE = [
-    *wrong("finetune", World.tune, "schedule", "option-type", 5, {"epochs": 1}),
+    *wrong("finetune", World.tune, "training", "option-type", 5, {"epochs": 1}),
     *wrong("finetune", World.tune, "distillation", "option-type", 5, {"weight": 1}),
     *wrong("finetune", World.tune, "validation", "option-range", 5, NAN),
-    *wrong("Schedule", schedule, "epochs", "option-range", 0, 1.5, "x"),
-    *wrong("Schedule", schedule, "batch_size", "option-range", 0),
-    *wrong("Schedule", schedule, "patience", "option-range", -1),
-    *wrong("Schedule", schedule, "lr", "option-range", -1, NAN, "x"),
+    *wrong("TrainingOptions", training, "epochs", "option-range", 0, 1.5, "x"),
+    *wrong("TrainingOptions", training, "batch_size", "option-range", 0),
+    *wrong("TrainingOptions", training, "patience", "option-range", -1),
+    *wrong("TrainingOptions", training, "lr", "option-range", -1, NAN, "x"),
     *wrong("Distillation", distillation, "temperature", "option-range", 0, "x"),
     *wrong("Distillation", distillation, "weight", "option-range", 2, NAN),
     Case("finetune(resume=5)", lambda w: w.tune(resume=5), "file-path-invalid", "5", "int"),
@@ -85,7 +85,7 @@ TUNE = [
 
 
 def retuned(w: World) -> by.Component:
-    return w.tune(schedule=Schedule(epochs=2, lr=0.1))
+    return w.tune(training=TrainingOptions(epochs=2, lr=0.1))
 
 
 CASES = [*VALUES, *TUNE]

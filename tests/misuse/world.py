@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.testing import chain, randomised
 from brickyard.yard._yard import Yard
 
@@ -65,7 +65,7 @@ class World:
         return by.evaluate(self.component if item is None else item, data, **{"latency": False, **options})
 
     def tune(self, data: Any = DATA, **options: Any) -> by.Component:
-        return by.finetune(self.component, data, **{"schedule": Schedule(epochs=1), "validation": 0, **options})
+        return by.finetune(self.component, data, **{"training": TrainingOptions(epochs=1), "validation": 0, **options})
 
     def yard(self) -> Yard:
         yard = Yard(self.folder / "yard", create=True)

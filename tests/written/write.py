@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard import gnn as graphnets
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.export._onnx import export_state_dict
 from brickyard.sources import _zoo as zoo
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, random_graph, randomised
@@ -44,7 +44,7 @@ from test_written import facts, machine
 
 CHANGED = 1767225600_000_000_000  # when the yard's files were last changed, in nanoseconds
 NAMES = ["cat", "dog", "hen", "pig"]
-SHORT = Schedule(epochs=2, batch_size=8, augment=True)
+SHORT = TrainingOptions(epochs=2, batch_size=8, augment=True)
 
 
 def pictures(count: int, channels: int = 3, size: int = 8, seed: int = 1) -> Tensor:
@@ -87,8 +87,11 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "thresholds-given", part(thresholds=by.Thresholds(alpha=0.1, beta=0.1, linear_alpha=0.2, linear_beta=0.2))
     yield "budget-flops", part(Residual(), budget=half)
     yield "budget-parameters", part(Branches(), budget=by.Budget(parameters=0.6))
-    yield "budget-spread", part(Residual(), budget=by.Budget(flops=0.6, spread="relevance"))
-    yield "budget-multiple", part(chain(widths=(8, 12)), budget=by.Budget(parameters=0.7, spread="even", multiple=4))
+    yield "budget-spread", part(Residual(), budget=by.Budget(flops=0.6, allocation="global"))
+    yield (
+        "budget-multiple",
+        part(chain(widths=(8, 12)), budget=by.Budget(parameters=0.7, allocation="uniform", round_to=4)),
+    )
     for select in ("damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"):
         yield f"select-{select}", part(budget=half, select=select)
     for heal in ("moments", "none"):
@@ -131,13 +134,13 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "preprocessing", part(preprocessing=prepared, data=labelled(channels=1))
     yield "preprocessing-pad", part(preprocessing=by.Preprocessing(size=(12, 12), fit="pad", mean=(0.5,), std=(0.2,)))
     yield "fused", part(Residual(), budget=half).fused()
-    yield "tuned", part(classes=NAMES).finetune(DATA, schedule=SHORT)
+    yield "tuned", part(classes=NAMES).finetune(DATA, training=SHORT)
     taught = part(Residual(), reject=True, budget=half)
     yield (
         "tuned-taught",
         taught.finetune(
             DATA,
-            schedule=Schedule(epochs=2, batch_size=8, optimizer="adamw", norms="frozen"),
+            training=TrainingOptions(epochs=2, batch_size=8, optimizer="adamw", norms="frozen"),
             validation=0,
             teacher=Residual(),
             distillation=Distillation(weight=0.7),
@@ -204,8 +207,8 @@ def assemblies() -> Iterator[tuple[str, by.Assembly]]:
     other = part(randomised(zoo.build("cnn", 4, 0.05)), (2,), data=labelled(16), preprocessing=large, heal="moments")
     yield "assembly-mixed", by.assemble([part(), other, part(Branches(), (0,))], scaling="mahalanobis")
     yield "assembly-fused", by.assemble(pair).fused()
-    yield "assembly-tuned", by.assemble(pair, scaling="logit-mean").finetune(images, schedule=SHORT)
-    yield "assembly-padded-tuned", by.assemble(pair, form="padded").finetune(images, schedule=SHORT, validation=0)
+    yield "assembly-tuned", by.assemble(pair, scaling="logit-mean").finetune(images, training=SHORT)
+    yield "assembly-padded-tuned", by.assemble(pair, form="padded").finetune(images, training=SHORT, validation=0)
     yield "assembly-one", by.assemble([part(Residual(), (2, 1))])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._checks import check_choice, check_kind, flag, seed_of, whole
+from brickyard.base._checks import check_kind
+from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, TaskError
-from brickyard.base._options import Duplicates, Form
+from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
@@ -21,44 +22,27 @@ from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import find, scale
 
 
+@overload
+def assemble(components: Sequence[Component | Assembly], **options: Unpack[AssembleOptions]) -> Assembly: ...
+@overload
+def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly: ...
 @steady
-def assemble(
-    components: Sequence[Component | Assembly],
-    *,
-    without: Sequence[str] = (),
-    form: Form = "parallel",
-    scaling: str = "none",
-    images: Any = None,
-    shots: int | None = None,
-    on_duplicate: Duplicates = "error",
-    votes: bool = False,
-    source: nn.Module | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Assembly:
+@verb(AssembleOptions, more=True)
+def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly:
     """Join components into one classifier, without training.
 
     Args:
         components: The parts; each keeps its own preprocessing. An assembly in parallel form stands for its parts.
-        without: Classes to leave out. The parts that know them stay as they are, so that all other classes' logits
-            are the same bits as before; a part of which no class is left is dropped.
-        form: "parallel": the parts run one after the other (any mix of architectures); "padded": one network
-            with the parts side by side on every channel axis (one architecture: the paper's alignment
-            padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
-            multiplies nothing by zero; "union": one component with the union of the channels (one source);
-            "auto": measured on the parts' device, whichever of the first three is fastest.
-        scaling: How logits become comparable: a name in `brickyard.scaling.SCALINGS`.
-        images: For few-shot scalings: a list with labelled images for each part (None where there are none), as for
-            `locate`; labels are indices into that part's source's classes.
-        shots: Use at most so many images a class, drawn with `seed`.
-        on_duplicate: When two parts know a class of the same name: "error", "average" or "max" of their
-            scaled logits, or "rename" the later ones.
-        votes: A part that was cut with `reject=True` has its source's other outputs still. With this, they count where
-            another part contributes a class of the same name: the class's logit is the mean of all that know it.
-        source: The source of all parts, for form="union": fills in the weights between channels that only
-            different parts keep.
-        seed: Seed for drawing images.
         **options: Options of the scaling.
+
+    Forms: "parallel": the parts run one after the other (any mix of
+    architectures); "padded": one network with the parts side by side on every channel axis (one architecture: the
+    paper's alignment padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
+    multiplies nothing by zero; "union": one component with the union of the channels (one source); "auto": measured on
+    the parts' device, whichever of the first three is fastest.
+
+    A class that is left out stays in its part, so that all other classes' logits are the same bits as before; a part of
+    which no class is left is dropped.
 
     Returns:
         The assembly, in evaluation mode.
@@ -83,11 +67,9 @@ def assemble(
         >>> more.classes, torch.equal(more(data[0])[:, 0], deployed(data[0])[:, 1])
         (('0', '1'), True)
     """
-    check_choice("form", form, Form)
-    check_choice("on_duplicate", on_duplicate, Duplicates)
-    votes = flag("votes", votes)
+    form, scaling, images, source = options["form"], options["scaling"], options["images"], options["source"]
+    without, on_duplicate, votes = options["without"], options["on_duplicate"], options["votes"]
     check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
-    seed, shots = seed_of(seed), None if shots is None else whole("shots", shots)
     if not isinstance(components, Iterable):
         raise OptionError(
             "option-type",
@@ -97,23 +79,18 @@ def assemble(
     strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError("option-type", f"without={without!r} is one text; give a list of class names")
-    manifests = [part.manifest for part in parts]
-    manifest = assembly_manifest(manifests, form, on_duplicate, votes, gone)
+    manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
-        gone = _removed(manifest, without)
-        left = [index for index, part in enumerate(manifests) if len(gone[index]) < len(part.task)]
-        if not left:
-            raise TaskError("task-empty", f"without {', '.join(without)} no class is left; leave some in")
-        parts, gone = [parts[index] for index in left], [gone[index] for index in left]
+        parts, gone = _left(parts, manifest, without)
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
-    evidence = Evidence(manifest)
+    evidence, more = Evidence(manifest), {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
-        seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
+        seen = shared_signals(assembly, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
         evidence = seen.evidence(manifest)
-    return assembly.with_scaling(*scale(scaling, evidence, options))
+    return assembly.with_scaling(*scale(scaling, evidence, more))
 
 
 def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component], list[tuple[int, ...]]]:
@@ -146,8 +123,10 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
     return parts, gone
 
 
-def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """For each part, the classes of its task that are not used when these are left out too."""
+def _left(
+    parts: Sequence[Component], manifest: AssemblyManifest, names: Sequence[str]
+) -> tuple[list[Component], list[tuple[int, ...]]]:
+    """The parts of which a class is left when these are left out too, and the classes that each does not contribute."""
     gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
     tasks = manifest.tasks
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
@@ -161,7 +140,10 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
             part, place = places[member]
             if place < len(tasks[part]):
                 gone[part].append(tasks[part][place])
-    return [tuple(out) for out in gone]
+    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.manifest.task)]
+    if not left:
+        raise TaskError("task-empty", f"without {', '.join(names)} no class is left; leave some in")
+    return [part for part, _ in left], [out for _, out in left]
 
 
 def assembly_manifest(
@@ -175,7 +157,15 @@ def assembly_manifest(
 
     Raises:
         TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+        OptionError: The parts' outputs differ in kind.
     """
+    kinds = list(dict.fromkeys(part.outputs for part in parts))
+    if len(kinds) > 1:
+        raise OptionError(
+            "option-conflict",
+            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble "
+            "parts of one kind",
+        )
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)

@@ -109,8 +109,7 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
     note = f"form='auto': {best} is the fastest of {', '.join(made)} here"
     if best != "parallel":
         note += f", {math.exp(shares[best]):.2f} of parallel's time"
-    found.manifest = found.manifest.model_copy(update={"notes": (*found.manifest.notes, note)})
-    return found
+    return found.with_manifest(notes=(*found.manifest.notes, note))
 
 
 def _union(

@@ -16,14 +16,11 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
-    x = network.taken(x)
-    values = {network.nodes[0].name: x}
-    network.advance(values, 0, stop)
-    node = network.nodes[stop]
-    entering: Tensor = values[refs(node)[0]] if stop else x
-    features = _pooled(_mixing(network, node), entering)
-    network.advance(values, stop, len(network.nodes))
-    return features, entering, values[network.nodes[-1].name]
+    for index, node, values in network.walk(x):
+        if index == stop:
+            entering: Tensor = values[refs(node)[0] if stop else node.name]
+            features = _pooled(_mixing(network, node), entering)
+    return features, entering, values[node.name]
 
 
 def reader(network: Network, channels: int, size: int | None = None) -> tuple[int, int]:

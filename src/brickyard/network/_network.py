@@ -229,6 +229,16 @@ class Network(nn.Module):
             for name in self._dead[index]:
                 del values[name]
 
+    def walk(self, x: Tensor) -> Iterator[tuple[int, Node, dict[str, Any]]]:
+        """Run step by step: before each comes its place, the step, and all values that are still needed.
+
+        The values are one mapping, in which the output stands when the walk has ended.
+        """
+        values: dict[str, Any] = {self._steps[0].name: self.taken(x)}
+        for index, node in enumerate(self._steps):
+            yield index, node, values
+            self.advance(values, index, index + 1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Run all steps."""
         x = self.taken(x)

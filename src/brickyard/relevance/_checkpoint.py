@@ -44,6 +44,8 @@ class Notebook:
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
         }
+        if relevance.outputs != "one":  # as folders have it that were written before there were others
+            self._about["outputs"] = relevance.outputs
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)

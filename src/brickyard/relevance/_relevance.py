@@ -20,6 +20,7 @@ from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, 
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._stored import check_all_used
+from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
 from brickyard.runtime._processes import Ranks
@@ -47,6 +48,7 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
         source_sha256=relevance.source_sha256,
         source_name=relevance.source_name,
         sums=relevance.sums is not None,
+        outputs=relevance.outputs,
     )
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
@@ -80,6 +82,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
+    check_outputs(file.outputs)
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -91,6 +94,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         input_shape=file.input_shape,
         source_sha256=file.source_sha256,
         source_name=file.source_name,
+        outputs=file.outputs,
         sums=sums,
         hard_masks=hard,
         scores=scores,
@@ -129,6 +133,7 @@ class Relevance:
         input_shape: (channels, height, width) that the source takes.
         source_sha256: Fingerprint of the source's weights.
         source_name: What the source is called.
+        outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
 
     Example:
         >>> import brickyard as by, torch
@@ -149,6 +154,7 @@ class Relevance:
     source_sha256: str
     source_name: str
     sums: dict[str, Tensor] | None
+    outputs: str = "one"
     hard_masks: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     _graph: Graph | None = field(default=None, repr=False)
@@ -227,7 +233,7 @@ class Relevance:
                 pinned[axis.channels] = True
         written = pinned.clone()
         if graph.output is not None:
-            written[graph.output.start + k] = True
+            written[[graph.output.start + place for place in find_outputs(self.outputs).read_from(k)]] = True
         return pinned, written
 
     # -- reading it ------------------------------------------------------------------------------------

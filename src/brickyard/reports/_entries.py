@@ -102,7 +102,7 @@ def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str
 def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
     """Class names, and how many images of each class (rows) are answered as each (columns); as `evaluate` counts."""
     classes = item.classes
-    if len(classes) < 2:
+    if len(classes) < 2 or not item.outputs.exclusive:
         return None
     if isinstance(item, Assembly):
         seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)

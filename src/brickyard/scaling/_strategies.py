@@ -31,6 +31,7 @@ class Scaling:
     """A strategy: its function, and whether it needs labelled images, or the parts' features."""
 
     name: str
+    help: str
     fit: Callable[..., Scale]
     few_shot: bool
     gated: bool
@@ -40,12 +41,12 @@ SCALINGS: dict[str, Scaling] = {}
 
 
 def scaling(
-    name: str, *, few_shot: bool = False, gated: bool = False
+    name: str, *, help: str, few_shot: bool = False, gated: bool = False
 ) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
-    """Register a strategy under a name."""
+    """Register a strategy under a name, with one sentence for all that lists the choices."""
 
     def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
-        SCALINGS[name] = Scaling(name, fit, few_shot, gated)
+        SCALINGS[name] = Scaling(name, help, fit, few_shot, gated)
         return fit
 
     return register
@@ -111,19 +112,22 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     return SCALINGS[name]
 
 
-@scaling("none")
+@scaling("none", help="Puts the logits side by side as they are.")
 def side_by_side(evidence: Evidence) -> Scale:
     """The logits as they are."""
     return Scale()
 
 
-@scaling("log-probability")
+@scaling(
+    "log-probability",
+    help="Uses the log-probabilities of each part over all its outputs; best for parts cut with reject.",
+)
 def log_probability(evidence: Evidence) -> Scale:
     """Each part's log-probabilities over all its outputs; with a reject output, over all source classes."""
     return Scale(log_probability=True)
 
 
-@scaling("logit-mean")
+@scaling("logit-mean", help="Divides the logit of each class by its mean where that class is right.")
 def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
     factors: list[float] = []
@@ -146,7 +150,7 @@ def logit_mean(evidence: Evidence) -> Scale:
     return _diagonal(factors, notes=tuple(notes))
 
 
-@scaling("magnitude")
+@scaling("magnitude", help="Scales parts by the magnitude of their features; for comparison, can hurt.")
 def magnitude(evidence: Evidence) -> Scale:
     """Scale each part by the mean magnitude of the features that enter its last layer, relative to the others'.
 
@@ -163,7 +167,11 @@ def magnitude(evidence: Evidence) -> Scale:
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
 
-@scaling("mahalanobis", gated=True)
+@scaling(
+    "mahalanobis",
+    gated=True,
+    help="Lowers the logits of a part if the features of an image are unlike those of its own classes.",
+)
 def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     """Lower a part's logits where its features are far from those of its own classes.
 
@@ -183,20 +191,24 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     return Scale(gate=gate, options={"weight": weight})
 
 
-@scaling("affine", few_shot=True)
+@scaling("affine", few_shot=True, help="Fits one factor and one offset per part.")
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     """One factor and one shift a component, fitted to labelled images by logistic regression."""
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     owner = evidence.part_of
 
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z * (1 + p[0])[owner] + p[1][owner] * _spread(z))
 
-    p = _minimise(torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, targets, strength)
+    p = _minimise(evidence, torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, strength)
     return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
 
 
-@scaling("joint-head", few_shot=True)
+@scaling(
+    "joint-head",
+    few_shot=True,
+    help='Fits a linear map on all logits, with a prior that pulls it towards "side by side".',
+)
 def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     """A linear map on all logits, started at side by side and held to it by a prior.
 
@@ -205,7 +217,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
         strength: Weight of the prior; default: grows with the number of classes, since sources have fitted
             the training images that the head learns from.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     count = z.shape[1]
     strength = JOINT_STRENGTH * count**4 if strength is None else strength
     eye = torch.eye(count, dtype=torch.float64)
@@ -213,11 +225,16 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
 
-    p = _minimise(torch.zeros(count + 1, count, dtype=torch.float64), outputs, targets, strength, _spread(z))
+    p = _minimise(evidence, torch.zeros(count + 1, count, dtype=torch.float64), outputs, strength, _spread(z))
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
 
 
-@scaling("lda", few_shot=True, gated=True)
+@scaling(
+    "lda",
+    few_shot=True,
+    gated=True,
+    help="Learns from the features of all parts which part an image belongs to; usually the best choice.",
+)
 def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_SHRINK) -> Scale:
     """Learn which part an image belongs to, by linear discriminant analysis of all parts' features.
 
@@ -230,7 +247,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         strength: Weight of the prior, over the number of images.
         shrink: Share of the mean variance that is added to every direction of the features' covariance.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
     sizes = _feature_sizes(evidence, "lda")
     if features is None or distances is None or image_owner is None:
@@ -251,7 +268,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
         return combine(evidence.manifest, rows) + gate @ share.T
 
-    p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
+    p = _minimise(evidence, torch.zeros(2 * count + 2, dtype=torch.float64), outputs, 2 * strength / len(z))
     reach = p[-1] * _spread(z)
     gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
     notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
@@ -290,17 +307,18 @@ JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen 
 
 
 def _minimise(
-    start: Tensor, outputs: Callable[[Tensor], Tensor], targets: Tensor, strength: float, unit: float = 1.0
+    evidence: Evidence, start: Tensor, outputs: Callable[[Tensor], Tensor], strength: float, unit: float = 1.0
 ) -> Tensor:
-    """Cross-entropy plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex, so the start does not matter."""
+    """The training loss plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex where the loss is."""
     if not strength >= 0:
         raise OptionError("option-range", f"strength={strength!r} must be 0 or more")
-    p = start.clone().requires_grad_()
+    p, targets = start.clone().requires_grad_(), evidence.targets
+    assert targets is not None
     optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(outputs(p), targets)
+        value = evidence.outputs.loss(outputs(p), targets)
         value = value + 0.5 * strength * (p * unit).square().sum()
         value.backward()
         return value
@@ -315,10 +333,10 @@ def _spread(z: Tensor) -> float:
     return float(z.std()) or 1.0
 
 
-def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _few_shot(evidence: Evidence) -> Tensor:
     if evidence.logits is None or evidence.targets is None:
         raise OptionError("option-needs-data", "labelled images are needed; give images=")
-    return evidence.logits.double(), evidence.targets
+    return evidence.logits.double()
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:

@@ -336,7 +336,7 @@ def by_curves(
     kept = {name: len(curve.order) for name, curve in curves.items()}
     least = mask.copy()
     for name, axis in axes.items():
-        least[axis.start + curves[name].order[budget.multiple :]] = False
+        least[axis.start + curves[name].order[budget.round_to :]] = False
     check_enough(cost(least), limit, budget)
 
     def cheapest(name: str) -> tuple[float, int]:
@@ -345,14 +345,14 @@ def by_curves(
         found = []
         for step in (1, 2, 4):
             left = now - step * max(1, len(curve.order) // 16)
-            left = max(budget.multiple, left - left % budget.multiple)
+            left = max(budget.round_to, left - left % budget.round_to)
             trial = mask.copy()
             trial[axis.start + curve.order[left:now]] = False
             found.append(((curve.damage[left] - curve.damage[now]) / max(1, spent - cost(trial)), left))
         return min(found)
 
     spent = cost(mask)
-    queue = [(*cheapest(name), name) for name in axes if kept[name] > budget.multiple]
+    queue = [(*cheapest(name), name) for name in axes if kept[name] > budget.round_to]
     heapq.heapify(queue)
     while spent > limit:
         _, _, name = heapq.heappop(queue)
@@ -363,9 +363,9 @@ def by_curves(
         mask[axes[name].start + curves[name].order[left : kept[name]]] = False
         kept[name] = left
         spent = cost(mask)
-        if left > budget.multiple:
+        if left > budget.round_to:
             heapq.heappush(queue, (*cheapest(name), name))
-    _take_back(mask, axes, curves, kept, cost, limit, budget.multiple)
+    _take_back(mask, axes, curves, kept, cost, limit, budget.round_to)
     return {
         **keep,
         **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
@@ -379,12 +379,12 @@ def _take_back(
     kept: dict[str, int],
     cost: Callable[[Mask], int],
     limit: float,
-    multiple: int,
+    round_to: int,
 ) -> None:
-    """Bring back channels, `multiple` at a time, while they fit, the most damaging losses first."""
+    """Bring back channels, `round_to` at a time, while they fit, the most damaging losses first."""
     while True:
         short = {name: k for name, k in kept.items() if k < len(curves[name].order)}
-        more = {name: min(len(curves[name].order), k + multiple) for name, k in short.items()}
+        more = {name: min(len(curves[name].order), k + round_to) for name, k in short.items()}
         losses = {name: curves[name].damage[k] - curves[name].damage[more[name]] for name, k in short.items()}
         for name in sorted(losses, key=lambda name: -losses[name]):
             channels = axes[name].start + curves[name].order[kept[name] : more[name]]

@@ -6,17 +6,16 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.base._checks import check_kind, given_path
+from brickyard.base._checks import given_path
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import TuneRecord
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -24,6 +23,7 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
+from brickyard.outputs._outputs import Outputs
 from brickyard.runtime._isolation import steady
 from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
@@ -32,31 +32,18 @@ ModelT = TypeVar("ModelT", Component, Assembly)
 
 
 @steady
-def finetune(
-    model: ModelT,
-    images: Any,
-    *,
-    schedule: Schedule | None = None,
-    validation: Any = 0.1,
-    teacher: nn.Module | None = None,
-    distillation: Distillation | None = None,
-    resume: str | Path | None = None,
-) -> ModelT:
+@verb(FinetuneOptions)
+def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> ModelT:
     """Train a component or an assembly on labelled images.
 
     Args:
         model: What is trained; it stays as it is, and a copy is returned.
         images: Labelled training images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry a part. Images of other classes are left out; a component with a reject
+            assembly, a list with one entry per part. Images of other classes are left out; a component with a reject
             output learns from them too.
-        schedule: How to train; default: ten epochs of SGD.
-        validation: Images that training does not see and that choose the pass whose numbers are kept, the state
-            before the first among them, by accuracy, and by likelihood where that is equal: a share of `images`,
-            drawn evenly from the classes, or images in the same form as these. 0: the numbers of the last pass are
-            kept.
-        teacher: A component or an assembly that knows the classes by name, or the component's own source.
-        distillation: How much the teacher counts.
-        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
+
+    Training does not see the images of `validation`, drawn evenly from the classes. They choose the pass whose numbers
+    are kept, the state before the first among them, by accuracy, and by likelihood where that is equal.
 
     Returns:
         The trained copy, in evaluation mode; its manifest says how it was trained. A component's statistics are
@@ -69,12 +56,12 @@ def finetune(
 
     Example:
         >>> import brickyard as by, torch
-        >>> from brickyard.base._options import Schedule
+        >>> from brickyard.training import TrainingOptions
         >>> from brickyard.testing import chain
         >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
         >>> relevance = by.locate(chain(), data)
         >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
-        >>> trained = by.finetune(whole, [data, data], schedule=Schedule(epochs=1))
+        >>> trained = by.finetune(whole, [data, data], training=TrainingOptions(epochs=1))
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
     """
@@ -82,54 +69,49 @@ def finetune(
         raise OptionError(
             "option-wrong-object", f"a component or an assembly is trained; a {type(model).__name__} was given: cut one"
         )
-    check_kind("schedule", schedule, Schedule, "give brickyard.base._options.Schedule(epochs=...)")
-    check_kind("distillation", distillation, Distillation, "give brickyard.base._options.Distillation(weight=...)")
-    if distillation is not None and teacher is None:
+    teacher = options["teacher"]
+    if options["distillation"] is not None and teacher is None:
         raise OptionError(
             "option-requires-option", "a distillation was given without a teacher; give teacher=, or leave it out"
         )
-    folder = None if resume is None else given_path(resume, "the folder to go on from")
-    schedule = schedule or Schedule()
-    how = distillation or Distillation()
-    examples, held_out = _divided(model, images, validation, schedule.seed)
+    folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
+    training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
+    examples, held_out = _divided(model, images, options["validation"], training.seed)
     taught = None if teacher is None else taught_by(teacher, model, how)
     trained = copy.deepcopy(model)
     before = _free(trained)
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
         groups = examples.raw(chosen)
-        raw = [shifted_and_mirrored(x, generator) if schedule.augment else x for x, _ in groups]
+        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x, _ in groups]
         answer = _answer(trained, raw, features=how.features > 0)
         targets = torch.cat([y for _, y in groups]).to(answer[0].device)
         if taught is None:
-            return F.cross_entropy(answer[0], targets)
-        return lesson_loss(answer, _lesson(taught, raw), targets, how)
+            return model.outputs.loss(answer[0], targets)
+        return lesson_loss(answer, _lesson(taught, raw), targets, how, model.outputs)
 
     fitted = fit(
         trained,
         loss,
         len(examples),
-        schedule,
-        score=None if held_out is None else lambda: _score(trained, held_out, schedule.batch_size),
+        training,
+        score=None if held_out is None else lambda: _score(trained, held_out, training.batch_size),
         resume=folder,
         key=_key(model, examples, held_out, teacher, how),
     )
-    for parameter, was in zip(trained.parameters(), before, strict=True):
-        parameter.requires_grad_(was)
-        parameter.grad = None
     record = TuneRecord(
         images=len(examples),
         validation=0 if held_out is None else len(held_out),
         epochs=fitted.epochs,
         best=fitted.best,
-        optimizer=schedule.optimizer,
-        lr=schedule.rate,
-        batch_size=schedule.batch_size,
-        seed=schedule.seed,
+        optimizer=training.optimizer,
+        lr=training.rate,
+        batch_size=training.batch_size,
+        seed=training.seed,
         teacher="" if teacher is None else teacher_name(teacher, model),
         scores=fitted.scores,
     )
-    return _finished(trained, record, examples)
+    return _finished(trained, record, examples, before)
 
 
 # -- images ------------------------------------------------------------------------------------------------
@@ -143,15 +125,15 @@ class _Examples:
         pools: Where they are; one entry a part.
         owners: For each image its pool.
         places: Its number there.
-        labels: Its label there.
-        targets: The model's output that is right.
+        targets: What the model should answer.
+        outputs: What the model's outputs mean.
     """
 
     pools: tuple[Images | None, ...]
     owners: Tensor
     places: Tensor
-    labels: Tensor
     targets: Tensor
+    outputs: Outputs
 
     @classmethod
     def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
@@ -169,35 +151,33 @@ class _Examples:
                 f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
                 f"none); a {type(images).__name__} was given",
             )
-        pools = tuple(None if data is None else Images(data, None, what) for data in images)
+        outputs = model.outputs
+        pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
         found: list[tuple[Tensor, ...]] = []
-        for index, (pool, right) in enumerate(zip(pools, _outputs(model), strict=True)):
+        for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
             if pool is None:
                 continue
-            labels = pool.all_labels()
-            if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(right)):
-                raise DataError(
-                    "data-label-out-of-range",
-                    f"{what} have labels from {int(labels.min())} to {int(labels.max())}; the source has "
-                    f"{len(right)} classes: give labels that count them",
-                )
-            targets = right[labels]
-            places = torch.nonzero(targets >= 0).flatten()
-            found.append((torch.full_like(places, index), places, labels[places], targets[places]))
-        if not any(len(places) for _, places, _, _ in found):
+            outputs.check_labels(pool.all_labels(), len(own))
+            classes = torch.tensor(own)
+            if model.reject:
+                classes[classes < 0] = len(model.classes)
+            targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
+            places = outputs.cases(targets).images.unique()
+            found.append((torch.full_like(places, index), places, targets[places]))
+        if not any(len(places) for _, places, _ in found):
             raise DataError(
                 "data-no-task-class",
                 f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do",
             )
-        return cls(pools, *(torch.cat(list(values)) for values in zip(*found, strict=True)))
+        owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
+        return cls(pools, owners, numbers, answers, outputs)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def some(self, chosen: Tensor) -> _Examples:
         """Some of them."""
-        values = (value[chosen] for value in (self.owners, self.places, self.labels, self.targets))
-        return _Examples(self.pools, *values)
+        return _Examples(self.pools, self.owners[chosen], self.places[chosen], self.targets[chosen], self.outputs)
 
     def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Raw images and targets, one batch a pool: pools may have images of other sizes."""
@@ -220,26 +200,6 @@ class _Examples:
         return found.hexdigest()
 
 
-def _outputs(model: Component | Assembly) -> list[Tensor]:
-    """For each part and class of its source the model's output, or -1."""
-    if isinstance(model, Component):
-        manifest = model.manifest
-        right = torch.full((len(manifest.source.classes),), len(manifest.task) if manifest.reject else -1)
-        right[list(manifest.task)] = torch.arange(len(manifest.task))
-        return [right]
-    found: list[Tensor] = []
-    offset = 0
-    class_of = model.manifest.class_of
-    joined = model.manifest
-    for part, task, columns in zip(joined.parts, joined.tasks, joined.columns, strict=True):
-        right = torch.full((len(part.source.classes),), -1)
-        for place, k in enumerate(task):
-            right[k] = class_of[offset + place]
-        found.append(right)
-        offset += len(columns)
-    return found
-
-
 def _divided(
     model: Component | Assembly, images: Any, validation: Any, seed: int
 ) -> tuple[_Examples, _Examples | None]:
@@ -255,8 +215,9 @@ def _divided(
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
         out = torch.zeros(len(examples), dtype=torch.bool)
-        for k in examples.targets.unique().tolist():
-            own = torch.nonzero(examples.targets == k).flatten()
+        cases = examples.outputs.cases(examples.targets)
+        for k in cases.classes[cases.wanted].unique().tolist():
+            own = cases.images[cases.wanted & (cases.classes == k)]
             out[own[torch.randperm(len(own), generator=generator)[: round(validation * len(own))]]] = True
         if out.any():
             examples, held_out = examples.some(~out), examples.some(out)
@@ -314,11 +275,15 @@ def _score(model: Component | Assembly, examples: _Examples, batch_size: int) ->
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             groups = examples.raw(range(start, min(start + batch_size, len(examples))))
-            found.append(_answer(model, [x for x, _ in groups])[0].double().log_softmax(1).cpu())
+            found.append(_answer(model, [x for x, _ in groups])[0].double().cpu())
             targets += [y for _, y in groups]
-    said, right = torch.cat(found), torch.cat(targets)
-    values = torch.stack([said.argmax(1) == right, said.gather(1, right.unsqueeze(1)).squeeze(1)])
-    first, second = torch.stack([values[:, right == k].mean(1) for k in right.unique()]).mean(0).tolist()
+    outputs, logits = examples.outputs, torch.cat(found)
+    cases = outputs.cases(torch.cat(targets))
+    likely = outputs.confidence(logits[cases.images], cases.classes)
+    likely = torch.where(cases.wanted, likely, torch.log1p(-likely.exp()))
+    values = torch.stack([outputs.right(logits, cases), likely])
+    means = [values[:, cases.classes == k].mean(1) for k in cases.classes.unique()]
+    first, second = torch.stack(means).mean(0).tolist()
     return first, second
 
 
@@ -329,20 +294,21 @@ def _key(
     teacher: nn.Module | None,
     how: Distillation,
 ) -> str:
-    """What decides the result, beside the schedule."""
+    """What decides the result, beside the training."""
     known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: _Examples) -> ModelT:
-    """The trained model with its record, and what it remembers measured anew."""
-    manifest = model.manifest.model_copy(update={"tuned": record})
+def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
+    """The trained model with its record, what could be trained before, and what it remembers measured anew."""
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        parameter.requires_grad_(was)
+        parameter.grad = None
+    model = model.with_manifest(tuned=record)
     if isinstance(model, Assembly):
-        model.manifest = manifest
         return model
-    model.manifest = manifest
     (pool,) = examples.pools
     assert pool is not None
-    images = Images(pool, manifest.preprocessing)
-    by_class = {k: examples.places[examples.labels == k].tolist() for k in manifest.task}
-    return observed(model, images, by_class)
+    labels = pool.all_labels()[examples.places]
+    by_class = {k: examples.places[model.outputs.members(labels, k)].tolist() for k in model.manifest.task}
+    return observed(model, Images(pool, model.manifest.preprocessing), by_class)

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import brief, first_line
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._untouched import as_before
+from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._loading import Source, network_options, save_source
 from brickyard.training._distillation import lesson_loss, named_teacher
@@ -95,7 +95,7 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    schedule = Schedule(
+    training = TrainingOptions(
         epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
     )
     if len(data) < 2:
@@ -118,10 +118,10 @@ def train(
                 f"{tuple(logits.shape)}; give it one output a class",
             )
         if taught is None:
-            return F.cross_entropy(logits, labels)
+            return ONE.loss(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
 
-    fit(model, loss, len(data), schedule)
+    fit(model, loss, len(data), training)
     return accuracy(model, data, preprocessing)
 
 
