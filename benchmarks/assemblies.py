@@ -21,7 +21,7 @@ from torch import Tensor
 import brickyard as by
 import tables
 from brickyard.assembly._labelled import Shared, shared_signals
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.inputs._datasets import ImageData
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import scale
@@ -149,10 +149,10 @@ def tuned(name: str, share: float) -> dict[str, Any]:
     whole = by.assemble(components, on_duplicate="rename")
     before = rights(whole, seen := shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
     trains = [tables.load(p, "train") for p, _ in parts]
-    schedule = Schedule(epochs=EPOCHS, augment=name not in GREY)
-    whole = finetune(whole, trains, schedule=schedule, validation=0)
+    training = TrainingOptions(epochs=EPOCHS, augment=name not in GREY)
+    whole = finetune(whole, trains, training=training, validation=0)
     after = rights(whole, shared_signals(whole, [tables.load(p, "test") for p, _ in parts], features=False))
-    how = "finetune, shifted and mirrored" if schedule.augment else "finetune"
+    how = "finetune, shifted and mirrored" if training.augment else "finetune"
     return {"before": accuracy(before, seen.targets), "after": accuracy(after, seen.targets), "how": how}
 
 

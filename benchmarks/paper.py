@@ -23,7 +23,7 @@ import torch
 
 import brickyard as by
 import tables
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.sources._loading import Source, load_source
 from brickyard.training._finetune import finetune
@@ -163,7 +163,7 @@ def finetuned(setting: Setting, parts: tuple[tuple[str, range], ...], kind: str)
         row = by.evaluate(teacher, tests, latency=False).row("assembled")
         found = {"teacher": row.class_accuracy, "teacher error": row.class_error}
     trains = [setting.images(name, "train") for name, _ in parts]
-    made = finetune(made, trains, schedule=Schedule(epochs=EPOCHS, augment=True), validation=0, teacher=teacher)
+    made = finetune(made, trains, training=TrainingOptions(epochs=EPOCHS, augment=True), validation=0, teacher=teacher)
     row = by.evaluate(made, tests, latency=False).row("assembled")
     return {**found, kind: row.class_accuracy, f"{kind} error": row.class_error}
 

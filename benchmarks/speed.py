@@ -239,7 +239,7 @@ def parts(name: str) -> tuple[by.Component, by.Component]:
         model = network(name, seed=seed)
         data = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 10
         relevance = by.locate(model, data, classes=[f"{seed}/{k}" for k in range(10)])
-        budget = by.Budget(flops=0.5, multiple=8)
+        budget = by.Budget(flops=0.5, round_to=8)
         found.append(by.disassemble(model, relevance, task=list(task), budget=budget, heal="none"))
     return found[0], found[1]
 

@@ -83,7 +83,7 @@ def test_forms_cost_what_their_parts_cost() -> None:
     for seed in (0, 1):
         model = randomised(Residual(width=16, inner=12), seed)
         relevance = by.locate(model, (images(8, 16), torch.arange(8) % 4), classes=[f"{seed}{k}" for k in range(4)])
-        budget = by.Budget(flops=0.5, multiple=4)
+        budget = by.Budget(flops=0.5, round_to=4)
         parts.append(by.disassemble(model, relevance, task=[0, 1], budget=budget, heal="none"))
     x = images(4, 16)
     alone = sum(flops(lambda part=part: part(x)) for part in parts)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import brickyard as by
-from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._errors import BrickyardError
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.inputs._datasets import ImageData
 from brickyard.network._identity import fingerprint
 from brickyard.testing import Branches, Residual, chain, randomised
@@ -21,6 +21,7 @@ from brickyard.training._distillation import SourceTeacher, lesson_loss
 from brickyard.training._finetune import finetune
 from brickyard.training._loop import Loss, fit
 from brickyard.training._sources import train, train_source
+from errors import refused
 
 IMAGES = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(80) % 4
@@ -34,24 +35,24 @@ def component(make=chain, task=(2, 0), seed=0, dtype=torch.float64, **options) -
     return by.disassemble(model, relevance, task=list(task), **options)
 
 
-def plain_loop(model, x, y, schedule, forward) -> list[float]:
+def plain_loop(model, x, y, training, forward) -> list[float]:
     """The same training with torch's own optimiser and scheduler, written down once more."""
-    steps = max(6, schedule.epochs * max(1, len(y) // schedule.batch_size))
-    if schedule.optimizer == "sgd":
+    steps = max(6, training.epochs * max(1, len(y) // training.batch_size))
+    if training.optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            model.parameters(), schedule.rate, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay
+            model.parameters(), training.rate, momentum=0.9, nesterov=True, weight_decay=training.weight_decay
         )
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, weight_decay=schedule.weight_decay)
+        optimizer = torch.optim.AdamW(model.parameters(), training.rate, weight_decay=training.weight_decay)
     rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.rate, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
+        optimizer, training.rate, total_steps=steps, pct_start=training.warmup, cycle_momentum=False
     )
-    generator = torch.Generator().manual_seed(schedule.seed)
+    generator = torch.Generator().manual_seed(training.seed)
     used = []
-    for _ in range(schedule.epochs):
+    for _ in range(training.epochs):
         order = torch.randperm(len(y), generator=generator)
-        whole = len(y) // schedule.batch_size * schedule.batch_size
-        for chosen in order[:whole].split(schedule.batch_size):
+        whole = len(y) // training.batch_size * training.batch_size
+        for chosen in order[:whole].split(training.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(forward(x[chosen]), y[chosen]).backward()
             optimizer.step()
@@ -65,15 +66,15 @@ def plain_loop(model, x, y, schedule, forward) -> list[float]:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_component_trains_as_plain_torch_does(norms, optimizer) -> None:
     part = component()
-    schedule = Schedule(epochs=3, batch_size=8, lr=0.02, optimizer=optimizer, norms=norms, seed=3)
-    found = finetune(part, DATA, schedule=schedule, validation=0)
+    training = TrainingOptions(epochs=3, batch_size=8, lr=0.02, optimizer=optimizer, norms=norms, seed=3)
+    found = finetune(part, DATA, training=training, validation=0)
     own = torch.isin(LABELS, torch.tensor([0, 2]))
     other = copy.deepcopy(part)
     for parameter in other.parameters():
         parameter.requires_grad_(True)
     other.train(norms == "trained")
     targets = torch.where(LABELS[own] == 2, 0, 1)
-    plain_loop(other, IMAGES[own].double(), targets, schedule, other)
+    plain_loop(other, IMAGES[own].double(), targets, training, other)
     for name, value in other.network.state_dict().items():
         torch.testing.assert_close(found.network.state_dict()[name], value, rtol=1e-9, atol=1e-11, msg=name)
     assert not torch.equal(found.network.layer("conv2").weight, part.network.layer("conv2").weight)
@@ -81,18 +82,17 @@ def test_a_component_trains_as_plain_torch_does(norms, optimizer) -> None:
     assert moved == (norms == "trained")
     assert found.manifest.tuned.images == 40
     assert found.manifest.tuned.optimizer == optimizer
-    assert "trained      3 passes over 40 images" in str(found)
 
 
 def test_the_reject_output_learns_from_other_classes() -> None:
     part = component(reject=True)
-    schedule = Schedule(epochs=2, batch_size=16, norms="frozen")
-    found = finetune(part, DATA, schedule=schedule, validation=0)
+    training = TrainingOptions(epochs=2, batch_size=16, norms="frozen")
+    found = finetune(part, DATA, training=training, validation=0)
     other = copy.deepcopy(part)
     for parameter in other.parameters():
         parameter.requires_grad_(True)
     targets = torch.tensor([1, 2, 0, 2])[LABELS]
-    plain_loop(other, IMAGES.double(), targets, schedule, other)
+    plain_loop(other, IMAGES.double(), targets, training, other)
     torch.testing.assert_close(found(IMAGES.double()), other(IMAGES.double()), rtol=1e-8, atol=1e-10)
 
 
@@ -100,8 +100,8 @@ def test_the_reject_output_learns_from_other_classes() -> None:
 def test_an_assembly_trains_all_parts_together(form) -> None:
     parts = [component(task=(2, 0)), component(task=(1, 3), seed=1, names=["e", "f", "g", "h"])]
     whole = by.assemble(parts, form=form)
-    schedule = Schedule(epochs=2, batch_size=16, lr=0.02, norms="frozen")
-    found = finetune(whole, [DATA, DATA], schedule=schedule, validation=0)
+    training = TrainingOptions(epochs=2, batch_size=16, lr=0.02, norms="frozen")
+    found = finetune(whole, [DATA, DATA], training=training, validation=0)
     other = copy.deepcopy(whole)
     for parameter in other.parameters():
         parameter.requires_grad_(True)
@@ -112,11 +112,11 @@ def test_an_assembly_trains_all_parts_together(form) -> None:
     order = torch.cat([torch.randperm(80, generator=generator) for _ in range(2)])
     # Within a batch the images of one part come before those of the other; the mean is over all of them.
     assert sorted(order[:80].tolist()) == list(range(80))
-    plain_loop(other, x, y, schedule, other)
+    plain_loop(other, x, y, training, other)
     torch.testing.assert_close(found(IMAGES), other(IMAGES), rtol=1e-8, atol=1e-10)
     assert found.classes == whole.classes
     assert found.manifest.tuned.images == 80
-    with pytest.raises(DataError, match="2 parts"):
+    with refused("data-type"):
         finetune(whole, DATA)
 
 
@@ -130,7 +130,9 @@ def test_parts_with_images_of_other_sizes_and_colours_train_together() -> None:
     first = randomised(chain(), 0)
     part = by.disassemble(first, by.locate(first, DATA, classes=NAMES, preprocessing=how), task=["c", "a"])
     whole = by.assemble([part, other])
-    found = by.finetune(whole, [DATA, grey], schedule=Schedule(epochs=8, batch_size=16, lr=0.05, norms="trained"))
+    found = by.finetune(
+        whole, [DATA, grey], training=TrainingOptions(epochs=8, batch_size=16, lr=0.05, norms="trained")
+    )
     before, after = (
         F.cross_entropy(m(IMAGES[LABELS % 2 == 0]), LABELS[LABELS % 2 == 0].eq(0).long()) for m in (whole, found)
     )
@@ -141,8 +143,8 @@ def test_parts_with_images_of_other_sizes_and_colours_train_together() -> None:
 
 def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> None:
     part = component(make=Residual, dtype=torch.float32)
-    schedule = Schedule(epochs=5, batch_size=8, lr=0.05, augment=True, norms="trained")
-    whole = finetune(part, DATA, schedule=schedule).save(tmp_path / "whole.safetensors")
+    training = TrainingOptions(epochs=5, batch_size=8, lr=0.05, augment=True, norms="trained")
+    whole = finetune(part, DATA, training=training).save(tmp_path / "whole.safetensors")
     for stop in (1, 6, 11, 17):
         folder = tmp_path / str(stop)
         calls = 0
@@ -157,12 +159,12 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> 
         with monkeypatch.context() as patch:
             patch.setattr("brickyard.training._finetune.shifted_and_mirrored", _then(once))
             with pytest.raises(KeyboardInterrupt):
-                finetune(part, DATA, schedule=schedule, resume=folder)
-        again = finetune(part, DATA, schedule=schedule, resume=folder)
+                finetune(part, DATA, training=training, resume=folder)
+        again = finetune(part, DATA, training=training, resume=folder)
         assert again.save(folder / "again.safetensors").read_bytes() == whole.read_bytes()
-        assert finetune(part, DATA, schedule=schedule, resume=folder).manifest == again.manifest
-        with pytest.raises(FileError, match="another training"):
-            finetune(part, DATA, schedule=Schedule(epochs=5, seed=1), resume=folder)
+        assert finetune(part, DATA, training=training, resume=folder).manifest == again.manifest
+        with refused("file-resume-mismatch"):
+            finetune(part, DATA, training=TrainingOptions(epochs=5, seed=1), resume=folder)
         assert not list(folder.glob("*.tmp"))
 
 
@@ -175,32 +177,32 @@ def _then(once):
 def test_the_best_pass_is_kept_and_patience_ends_it() -> None:
     part = component(dtype=torch.float32)
     contrary = (IMAGES, torch.tensor([2, 1, 0, 3])[LABELS])  # what training makes better, this makes worse
-    first = finetune(part, DATA, schedule=Schedule(epochs=4, lr=0.05, batch_size=16), validation=0)
+    first = finetune(part, DATA, training=TrainingOptions(epochs=4, lr=0.05, batch_size=16), validation=0)
     right = first.predict_proba(IMAGES)
-    schedule = Schedule(epochs=12, lr=0.05, batch_size=16, patience=3)
-    kept = finetune(first, DATA, schedule=schedule, validation=contrary)
+    training = TrainingOptions(epochs=12, lr=0.05, batch_size=16, patience=3)
+    kept = finetune(first, DATA, training=training, validation=contrary)
     tuned = kept.manifest.tuned
     assert tuned.epochs == tuned.best + 3
     assert tuned.scores[tuned.best] == max(tuned.scores)
     if tuned.best == 0:
         assert torch.equal(kept.predict_proba(IMAGES), right)
-    free = finetune(first, DATA, schedule=Schedule(epochs=12, lr=0.05, batch_size=16), validation=0)
+    free = finetune(first, DATA, training=TrainingOptions(epochs=12, lr=0.05, batch_size=16), validation=0)
     assert free.manifest.tuned.best == free.manifest.tuned.epochs == 12
     assert not torch.equal(free.predict_proba(IMAGES), right)
 
 
 def test_held_out_images_are_drawn_from_every_class_and_not_trained_on() -> None:
     part = component(dtype=torch.float32)
-    found = finetune(part, DATA, schedule=Schedule(epochs=1), validation=0.25)
+    found = finetune(part, DATA, training=TrainingOptions(epochs=1), validation=0.25)
     assert (found.manifest.tuned.images, found.manifest.tuned.validation) == (30, 10)
-    given = finetune(part, DATA, schedule=Schedule(epochs=1), validation=DATA)
+    given = finetune(part, DATA, training=TrainingOptions(epochs=1), validation=DATA)
     assert (given.manifest.tuned.images, given.manifest.tuned.validation) == (40, 40)
 
 
 def test_mixed_precision_keeps_the_weights_type() -> None:
     part = component(dtype=torch.float32)
     plain, mixed = (
-        finetune(part, DATA, schedule=Schedule(epochs=2, precision=p, batch_size=16), validation=0)
+        finetune(part, DATA, training=TrainingOptions(epochs=2, precision=p, batch_size=16), validation=0)
         for p in ("full", "bfloat16")
     )
     assert {value.dtype for value in mixed.parameters()} == {torch.float32}
@@ -232,12 +234,12 @@ def test_a_source_has_nothing_to_teach_its_whole_component(make, reject) -> None
     model = randomised(make(), 0).double()
     relevance = by.locate(model, DATA, classes=NAMES)
     whole = by.disassemble(model, relevance, task=["c", "a", "b"], budget=by.Budget(flops=1.0), reject=reject)
-    schedule = Schedule(epochs=2, batch_size=16, norms="frozen", weight_decay=0.0)
+    training = TrainingOptions(epochs=2, batch_size=16, norms="frozen", weight_decay=0.0)
     how = Distillation(weight=1.0, features=1.0)
-    same = finetune(whole, DATA, schedule=schedule, validation=0, teacher=model, distillation=how)
+    same = finetune(whole, DATA, training=training, validation=0, teacher=model, distillation=how)
     torch.testing.assert_close(same(IMAGES.double()), whole(IMAGES.double()), rtol=1e-6, atol=1e-7)
     half = by.disassemble(model, relevance, task=["c", "a", "b"], budget=by.Budget(flops=0.5), reject=reject)
-    moved = finetune(half, DATA, schedule=schedule, validation=0, teacher=model, distillation=how)
+    moved = finetune(half, DATA, training=training, validation=0, teacher=model, distillation=how)
     assert not torch.allclose(moved(IMAGES.double()), half(IMAGES.double()), rtol=1e-6, atol=1e-7)
 
 
@@ -265,11 +267,11 @@ def test_a_source_as_teacher_mends_its_component() -> None:
     relevance = by.locate(model, DATA, classes=NAMES)
     half = by.disassemble(model, relevance, task=["c", "a"], budget=by.Budget(flops=0.4), heal="none")
     goal = model(IMAGES)[:, [2, 0]].softmax(1).detach()
-    schedule = Schedule(epochs=10, batch_size=16, lr=0.02, norms="frozen")
+    training = TrainingOptions(epochs=10, batch_size=16, lr=0.02, norms="frozen")
     taught = by.finetune(
         half,
         DATA,
-        schedule=schedule,
+        training=training,
         validation=0,
         teacher=model,
         distillation=Distillation(weight=1.0, temperature=1.0),
@@ -280,10 +282,10 @@ def test_a_source_as_teacher_mends_its_component() -> None:
 
 
 def test_teachers_are_heard_by_class_name() -> None:
-    schedule = Schedule(epochs=1, batch_size=16)
+    training = TrainingOptions(epochs=1, batch_size=16)
     how = Distillation(weight=1.0)
     a, b = component(task=(2, 0), dtype=torch.float32), component(task=(0, 1, 2), seed=4, dtype=torch.float32)
-    found = finetune(a, DATA, schedule=schedule, teacher=b, distillation=how, validation=0)
+    found = finetune(a, DATA, training=training, teacher=b, distillation=how, validation=0)
     x = IMAGES[LABELS % 2 == 0]
     goal = b(x)[:, [2, 0]].softmax(1)
 
@@ -295,29 +297,24 @@ def test_teachers_are_heard_by_class_name() -> None:
 
 
 WRONG = {
-    "no class": (lambda p: {"teacher": component(task=(2, 1))}, OptionError, "no class 'a'"),
-    "no reject": (lambda p: {"teacher": component(), "model": component(reject=True)}, OptionError, "none of these"),
-    "other source": (lambda p: {"teacher": randomised(chain(), 9)}, OptionError, "its own source"),
-    "not a network": (lambda p: {"teacher": 3}, OptionError, "a int was given"),
+    "no class": (lambda p: {"teacher": component(task=(2, 1))}, "option-teacher-classes", "'a'"),
+    "no reject": (lambda p: {"teacher": component(), "model": component(reject=True)}, "option-teacher-classes"),
+    "other source": (lambda p: {"teacher": randomised(chain(), 9)}, "option-teacher-source"),
     "features": (
         lambda p: {"teacher": component(), "distillation": Distillation(features=1.0)},
-        OptionError,
+        "option-teacher-source",
         "features=0",
     ),
-    "no teacher": (lambda p: {"distillation": Distillation()}, OptionError, "without a teacher"),
-    "share": (lambda p: {"validation": 0.9}, OptionError, "share in"),
-    "no images": (lambda p: {"images": (IMAGES, torch.ones(80, dtype=torch.long))}, DataError, "belongs to a class"),
-    "labels": (lambda p: {"images": (IMAGES, LABELS + 1)}, DataError, "from 1 to 4"),
-    "one image": (lambda p: {"images": (IMAGES[:1], LABELS[:1])}, DataError, "two or more"),
+    "no teacher": (lambda p: {"distillation": Distillation()}, "option-requires-option"),
+    "labels": (lambda p: {"images": (IMAGES, LABELS + 1)}, "data-label-out-of-range"),
+    "one image": (lambda p: {"images": (IMAGES[:1], LABELS[:1])}, "data-too-few"),
     "mixed": (
         lambda p: {"model": by.assemble([component(), component(names=list("efgh"))]), "images": [DATA, _grey()]},
-        DataError,
-        "of one shape",
+        "data-not-batchable",
     ),
-    "sizes": (lambda p: {"images": (torch.rand(8, 1, 8, 8), LABELS[:8])}, DataError, "do not fit"),
-    "diverges": (lambda p: {"schedule": Schedule(lr=1e30)}, OptionError, "lower lr"),
-    "model": (lambda p: {"model": randomised(chain(), 0)}, OptionError, "a component or an assembly"),
-    "folder": (lambda p: {"resume": _file(p)}, FileError, "another resume="),
+    "sizes": (lambda p: {"images": (torch.rand(8, 1, 8, 8), LABELS[:8])}, "data-wrong-size"),
+    "diverges": (lambda p: {"training": TrainingOptions(lr=1e30)}, "option-training-diverged"),
+    "folder": (lambda p: {"resume": _file(p)}, "file-not-writable", "resume="),
 }
 
 
@@ -332,12 +329,12 @@ def _file(folder):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_uses_are_named_and_change_nothing(name, tmp_path) -> None:
-    make, kind, words = WRONG[name]
+    make, code, *quoted = WRONG[name]
     part = component()
     given = {"images": DATA, "model": part, **make(tmp_path)}
     before = fingerprint(part), part.training, [p.requires_grad for p in part.parameters()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    with pytest.raises(kind, match=words):
+    with refused(code, *quoted):
         finetune(given.pop("model"), given.pop("images"), **given)
     assert before == (fingerprint(part), part.training, [p.requires_grad for p in part.parameters()])
     assert torch.equal(states[0], torch.get_rng_state())
@@ -348,26 +345,19 @@ def test_wrong_uses_are_named_and_change_nothing(name, tmp_path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"epochs": 0}, {"epochs": 1.5}, {"batch_size": 1}, {"lr": 0}, {"lr": float("nan")}, {"warmup": 1.0}),
-        *({"weight_decay": -1}, {"patience": 0}, {"optimizer": "lion"}, {"norms": "x"}, {"precision": "int8"}),
-        *({"seed": -1}, {"seed": None}, {"lr": "fast"}),
+        *({"batch_size": 1}, {"lr": 0}, {"warmup": 1.0}, {"weight_decay": -1}, {"patience": 0}),
+        *({"optimizer": "lion"}, {"norms": "x"}, {"precision": "int8"}, {"seed": -1}, {"seed": None}),
     ],
 )
 def test_schedules_are_checked(options) -> None:
-    with pytest.raises(OptionError, match=next(iter(options))):
-        Schedule(**options)
-
-
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"weight": 1.1}, {"features": -1}, {"weight": "much"}])
-def test_distillations_are_checked(options) -> None:
-    with pytest.raises(OptionError, match=next(iter(options))):
-        Distillation(**options)
+    with refused("option-choice" if options.keys() & {"optimizer", "norms", "precision"} else "option-range", *options):
+        TrainingOptions(**options)
 
 
 def test_a_success_changes_neither_model_nor_random_state() -> None:
     part = component(dtype=torch.float32)
     before, state = fingerprint(part), torch.get_rng_state()
-    found = finetune(part, DATA, schedule=Schedule(epochs=1))
+    found = finetune(part, DATA, training=TrainingOptions(epochs=1))
     assert fingerprint(part) == before != fingerprint(found)
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in [*part.parameters(), *found.parameters()])
@@ -429,7 +419,7 @@ def test_training_brings_images_and_labels_to_the_device_of_the_model(augment, t
 @pytest.mark.parametrize("device", ["meta", "abacus", "", 0, None])
 def test_devices_that_cannot_be_used_are_named(device) -> None:
     data = ImageData((IMAGES * 255).to(torch.uint8), LABELS, tuple(NAMES), "drawn")
-    with pytest.raises(OptionError, match=f"device {device!r} cannot be used here .*; give cpu, or cuda"):
+    with refused("option-device", repr(device), "cpu", "cuda"):
         train_source("lenet5?width=0.5", data, epochs=1, device=device)
 
 
@@ -438,8 +428,8 @@ def test_the_loop_needs_no_images() -> None:
     model = torch.nn.Linear(3, 1).double()
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64) + 0.3
-    schedule = Schedule(epochs=200, lr=0.1, batch_size=16, weight_decay=0.0)
-    found = fit(model, lambda chosen, _: F.mse_loss(model(x[chosen]), y[chosen]), 64, schedule)
+    training = TrainingOptions(epochs=200, lr=0.1, batch_size=16, weight_decay=0.0)
+    found = fit(model, lambda chosen, _: F.mse_loss(model(x[chosen]), y[chosen]), 64, training)
     torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64))
     assert found.epochs == found.best == 200
     assert found.losses[-1] < 1e-6 < found.losses[0]

@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.training._finetune import finetune
@@ -34,7 +34,7 @@ SOURCES = ("VGG-16-w25 CIFAR-10", "GoogLeNet-w25 CIFAR-10", "ResNet-32")
 CHOICES = ("damage", "mda", "taylor", "l1", "fpgm", "hrank", "random")
 SHARES = (0.5, 0.7, 0.3)
 KINDS = ("bare", "refit", "bare, trained", "refit, trained")
-SCHEDULE = Schedule(epochs=2, augment=True)
+TRAINING = TrainingOptions(epochs=2, augment=True)
 PATH = tables.RESULTS / "compression.json"
 PAGE = tables.RESULTS / "compression.md"
 PICTURE = tables.RESULTS / "compression.png"
@@ -67,7 +67,7 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
         )
         kind = "bare" if heal == "none" else "refit"
         started = time.perf_counter()
-        trained = finetune(part, train, schedule=SCHEDULE, validation=0)
+        trained = finetune(part, train, training=TRAINING, validation=0)
         found[f"{kind}, trained seconds"] = time.perf_counter() - started
         whole = of_source(name)
         found["source"] = 100 * float(whole.mean())
@@ -106,7 +106,7 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/applications/compression.py`. CIFAR-10, all ten classes, full test split.",
         "Accuracy in percent, with one standard error of its difference from the source. bare: cut; refit: healed in",
-        f"closed form; trained: {SCHEDULE.epochs} epochs of SGD after that, the same for all. time: median of a batch",
+        f"closed form; trained: {TRAINING.epochs} epochs of SGD after that, the same for all. time: median of a batch",
         "of 64, one thread, fused, as a share of the source's.",
         "",
         f"| source | FLOPs | choice | parameters | time | {' | '.join(KINDS)} | refit adds |",

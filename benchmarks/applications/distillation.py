@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.training._finetune import finetune
@@ -93,7 +93,7 @@ def own(name: str, seed: int) -> dict[str, Any]:
         trained = finetune(
             part,
             data,
-            schedule=Schedule(epochs=3, augment=True, seed=seed),
+            training=TrainingOptions(epochs=3, augment=True, seed=seed),
             validation=0,
             teacher=None if how is None else source,
             distillation=how,

@@ -180,9 +180,9 @@ def trained(
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "50 %": {"features": True, "budget": by.Budget(parameters=0.5, spread="even")},
-    "25 %": {"features": True, "budget": by.Budget(parameters=0.25, spread="even")},
-    "10 %": {"features": True, "budget": by.Budget(parameters=0.1, spread="even")},
+    "50 %": {"features": True, "budget": by.Budget(parameters=0.5, allocation="uniform")},
+    "25 %": {"features": True, "budget": by.Budget(parameters=0.25, allocation="uniform")},
+    "10 %": {"features": True, "budget": by.Budget(parameters=0.1, allocation="uniform")},
     "thresholds": {},
     "thresholds, features too": {"features": True},
 }
@@ -265,7 +265,7 @@ def assembly_row(kind: str, seed: int, split: str = "test") -> dict[str, Any]:
             data = NodeData(graph.x, graph.edge_index, own[graph.labels])
             nodes = splits["train"][torch.isin(graph.labels[splits["train"]], torch.tensor(half))]
             relevance = locate(source, data, nodes=nodes, classes=[str(k) for k in half], name=f"{kind} {half}")
-            options = SETTINGS.get(setting, {"budget": by.Budget(parameters=1.0, spread="even")})
+            options = SETTINGS.get(setting, {"budget": by.Budget(parameters=1.0, allocation="uniform")})
             parts.append(
                 disassemble(source, relevance, task=[str(k) for k in half], nodes=to_heal(), ridge=RIDGE, **options)
             )

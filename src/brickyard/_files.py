@@ -1,23 +1,25 @@
 """Components, assemblies and relevances as files: safetensors with one JSON text, nothing that executes.
 
-Reading treats a file as hostile: known operations, shapes that match; or one `FileError`.
+Reading treats a file as hostile: known operations, shapes that match; or one `FileError`. Commands import this before
+torch is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from brickyard.assembly._assembly import Assembly, read_assembly
 from brickyard.base._checks import given_path
 from brickyard.base._errors import BrickyardError, FileError
 from brickyard.base._messages import told
-from brickyard.component._component import Component, read_component
-from brickyard.relevance._relevance import Relevance, read_relevance
-from brickyard.storage._safefile import read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.component._component import Component
+    from brickyard.relevance._relevance import Relevance
 
 
 def loaded(path: Path, *kinds: type) -> Any:
@@ -56,6 +58,11 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
         >>> torch.equal(again(data[0]), component(data[0]))
         True
     """
+    from brickyard.assembly._assembly import read_assembly
+    from brickyard.component._component import read_component
+    from brickyard.relevance._relevance import read_relevance
+    from brickyard.storage._safefile import read
+
     path = given_path(path, "the file to load")
     text, tensors = read(path)
     manifest = text.get("manifest")

@@ -27,7 +27,7 @@ sources:
   b:
     train: {network: "zoo:lenet5", data: "digits?split=train&classes=0-4", epochs: 2, lr: 0.1}
 components:
-  low: {source: a, task: 0-2, flops: 0.5, heal: refit, spread: even}
+  low: {source: a, task: 0-2, flops: 0.5, heal: refit, allocation: uniform}
   high: {source: b, task: [3, 4], reject: true, alpha: 0.2}
 assembly: {scaling: logit-mean, form: parallel, parts: [low, high]}
 evaluate:
@@ -45,7 +45,7 @@ sources:
     class-names: a, b, c
     preprocessing: {size: 8x8, fit: pad, mean: 0.5, std: [0.25]}
 components:
-  one: {source: a, task: "0", parameters: 0.4, select: l1, multiple: 8}
+  one: {source: a, task: "0", parameters: 0.4, select: l1, round-to: 8}
   two: {source: a, task: "1-2", heal-images: 10, ridge: 0.01, seed: 7}
 evaluate: {data: digits, max-images: 100, latency: false}
 """.replace('x: &x {source: a, task: "1"}\n', ""),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard import gnn as graphnets
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.export._onnx import export_state_dict
 from brickyard.sources import _zoo as zoo
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, random_graph, randomised
@@ -41,10 +40,11 @@ from brickyard.yard._yard import Yard
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets import Drawn, Plan
+from test_written import facts, machine
 
 CHANGED = 1767225600_000_000_000  # when the yard's files were last changed, in nanoseconds
 NAMES = ["cat", "dog", "hen", "pig"]
-SHORT = Schedule(epochs=2, batch_size=8, augment=True)
+SHORT = TrainingOptions(epochs=2, batch_size=8, augment=True)
 
 
 def pictures(count: int, channels: int = 3, size: int = 8, seed: int = 1) -> Tensor:
@@ -87,8 +87,11 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "thresholds-given", part(thresholds=by.Thresholds(alpha=0.1, beta=0.1, linear_alpha=0.2, linear_beta=0.2))
     yield "budget-flops", part(Residual(), budget=half)
     yield "budget-parameters", part(Branches(), budget=by.Budget(parameters=0.6))
-    yield "budget-spread", part(Residual(), budget=by.Budget(flops=0.6, spread="relevance"))
-    yield "budget-multiple", part(chain(widths=(8, 12)), budget=by.Budget(parameters=0.7, spread="even", multiple=4))
+    yield "budget-spread", part(Residual(), budget=by.Budget(flops=0.6, allocation="global"))
+    yield (
+        "budget-multiple",
+        part(chain(widths=(8, 12)), budget=by.Budget(parameters=0.7, allocation="uniform", round_to=4)),
+    )
     for select in ("damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"):
         yield f"select-{select}", part(budget=half, select=select)
     for heal in ("moments", "none"):
@@ -131,13 +134,13 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "preprocessing", part(preprocessing=prepared, data=labelled(channels=1))
     yield "preprocessing-pad", part(preprocessing=by.Preprocessing(size=(12, 12), fit="pad", mean=(0.5,), std=(0.2,)))
     yield "fused", part(Residual(), budget=half).fused()
-    yield "tuned", part(classes=NAMES).finetune(DATA, schedule=SHORT)
+    yield "tuned", part(classes=NAMES).finetune(DATA, training=SHORT)
     taught = part(Residual(), reject=True, budget=half)
     yield (
         "tuned-taught",
         taught.finetune(
             DATA,
-            schedule=Schedule(epochs=2, batch_size=8, optimizer="adamw", norms="frozen"),
+            training=TrainingOptions(epochs=2, batch_size=8, optimizer="adamw", norms="frozen"),
             validation=0,
             teacher=Residual(),
             distillation=Distillation(weight=0.7),
@@ -146,6 +149,30 @@ def components() -> Iterator[tuple[str, by.Component]]:
     scored = part(Residual())
     scores = by.evaluate(scored, labelled(24, seed=9), source=Residual(), latency=False)
     yield "scored", scored.with_scores({"random pictures": scores.as_dict()})
+
+
+class Signal(nn.Module):
+    """A network with a one-dimensional convolution, whose channels were kept whole once."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 7, 3)
+        self.one = nn.Conv1d(7, 4 if ends else 5, 3, padding=1)
+        self.head = nn.Identity() if ends else nn.Linear(5, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(torch.relu(self.conv(torch.relu(self.front(x)))).flatten(2)))
+        return self.head(x.mean(2))  # type: ignore[no-any-return]
+
+
+def signals() -> Iterator[tuple[str, by.Component | by.Assembly]]:
+    """Written by the version in which such a convolution was no layer that mixes channels."""
+    yield "signal", part(Signal(False), budget=by.Budget(flops=0.8))
+    yield "signal-ends", part(Signal(True), budget=by.Budget(flops=0.8))
+    pair = [part(Signal(False), budget=by.Budget(flops=0.8)), part(randomised(Signal(False), 1), (0,))]
+    yield "assembly-padded-signal", by.assemble(pair, form="padded")
 
 
 # -- assemblies --------------------------------------------------------------------------------------------
@@ -180,8 +207,8 @@ def assemblies() -> Iterator[tuple[str, by.Assembly]]:
     other = part(randomised(zoo.build("cnn", 4, 0.05)), (2,), data=labelled(16), preprocessing=large, heal="moments")
     yield "assembly-mixed", by.assemble([part(), other, part(Branches(), (0,))], scaling="mahalanobis")
     yield "assembly-fused", by.assemble(pair).fused()
-    yield "assembly-tuned", by.assemble(pair, scaling="logit-mean").finetune(images, schedule=SHORT)
-    yield "assembly-padded-tuned", by.assemble(pair, form="padded").finetune(images, schedule=SHORT, validation=0)
+    yield "assembly-tuned", by.assemble(pair, scaling="logit-mean").finetune(images, training=SHORT)
+    yield "assembly-padded-tuned", by.assemble(pair, form="padded").finetune(images, training=SHORT, validation=0)
     yield "assembly-one", by.assemble([part(Residual(), (2, 1))])
 
 
@@ -251,19 +278,6 @@ def graph_models() -> Iterator[tuple[str, graphnets.GraphComponent | graphnets.G
 # -- writing -----------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, str]:
-    """What the last bit of a result depends on."""
-    vendor = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        vendor = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
-    return {
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": f"{platform.machine()} {vendor}".strip(),
-    }
-
-
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -271,30 +285,6 @@ def write_json(path: Path, value: Any) -> None:
 def expect(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     plain = {key: value.detach().contiguous().clone() for key, value in sorted(tensors.items())}
     save_file(plain, folder / f"{name}.expected.safetensors", {"machine": json.dumps(machine())})
-
-
-def facts(model: Any) -> dict[str, Any]:
-    """What a user reads about a model."""
-    manifest = model.manifest
-    found: dict[str, Any] = {
-        "kind": type(model).__name__,
-        "classes": list(model.classes),
-        "numbers": sum(p.numel() for p in model.parameters()),
-        "text": str(model),
-    }
-    parts = [
-        {
-            "classes": list(p.classes),
-            "source": p.source.name,
-            "source_classes": list(p.source.classes),
-            "parameters": p.selection.parameters,
-            "flops": p.selection.flops,
-        }
-        for p in manifest.parts
-    ]
-    if manifest.kind == "component":
-        return found | parts[0] | {"reject": manifest.reject}
-    return found | {"parts": parts, "form": manifest.form, "scaling": manifest.scaling.name}
 
 
 def weight_that_counts(path: Path, logits: Tensor, say: Callable[[Path], Tensor]) -> list[Any]:
@@ -329,7 +319,7 @@ def write_model(folder: Path, name: str, model: by.Component | by.Assembly) -> N
         raise RuntimeError(f"{name} says something else after loading")
     expect(folder, name, {"images": images, "logits": logits, "probabilities": loaded.predict_proba(images)})
     weight = weight_that_counts(path, logits, lambda place: by.load(place).logits(images))
-    write_json(folder / f"{name}.json", facts(loaded) | {"weight": weight})
+    write_json(folder / f"{name}.json", facts(loaded) | {"text": str(loaded), "weight": weight})
 
 
 def write_relevance(folder: Path, name: str, relevance: by.Relevance) -> None:
@@ -364,7 +354,7 @@ def write_graph(folder: Path, name: str, model: graphnets.GraphComponent | graph
         logits = loaded(x, edges)
     expect(folder, name, {"x": x, "edges": edges, "logits": logits})
     weight = weight_that_counts(path, logits, lambda place: graphnets.load(place)(x, edges))
-    write_json(folder / f"{name}.json", facts(loaded) | {"weight": weight})
+    write_json(folder / f"{name}.json", facts(loaded) | {"text": str(loaded), "weight": weight})
 
 
 def write_source(folder: Path) -> None:
@@ -400,6 +390,7 @@ def main() -> None:
         sys.exit(f"{folder} has files in it, and none is written again; give an empty folder")
     for writer, models in (
         (write_model, components),
+        (write_model, signals),
         (write_model, assemblies),
         (write_relevance, relevances),
         (write_graph, graph_models),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._checks import check_choice, check_kind, flag, seed_of, whole
+from brickyard.base._checks import check_kind
+from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, TaskError
-from brickyard.base._options import Duplicates, Form
+from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
@@ -21,44 +22,27 @@ from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import find, scale
 
 
+@overload
+def assemble(components: Sequence[Component | Assembly], **options: Unpack[AssembleOptions]) -> Assembly: ...
+@overload
+def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly: ...
 @steady
-def assemble(
-    components: Sequence[Component | Assembly],
-    *,
-    without: Sequence[str] = (),
-    form: Form = "parallel",
-    scaling: str = "none",
-    images: Any = None,
-    shots: int | None = None,
-    on_duplicate: Duplicates = "error",
-    votes: bool = False,
-    source: nn.Module | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Assembly:
+@verb(AssembleOptions, more=True)
+def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly:
     """Join components into one classifier, without training.
 
     Args:
         components: The parts; each keeps its own preprocessing. An assembly in parallel form stands for its parts.
-        without: Classes to leave out. The parts that know them stay as they are, so that all other classes' logits
-            are the same bits as before; a part of which no class is left is dropped.
-        form: "parallel": the parts run one after the other (any mix of architectures); "padded": one network
-            with the parts side by side on every channel axis (one architecture: the paper's alignment
-            padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
-            multiplies nothing by zero; "union": one component with the union of the channels (one source);
-            "auto": measured on the parts' device, whichever of the first three is fastest.
-        scaling: How logits become comparable: a name in `brickyard.scaling.SCALINGS`.
-        images: For few-shot scalings: a list with labelled images for each part (None where there are none), as for
-            `locate`; labels are indices into that part's source's classes.
-        shots: Use at most so many images a class, drawn with `seed`.
-        on_duplicate: When two parts know a class of the same name: "error", "average" or "max" of their
-            scaled logits, or "rename" the later ones.
-        votes: A part that was cut with `reject=True` has its source's other outputs still. With this, they count where
-            another part contributes a class of the same name: the class's logit is the mean of all that know it.
-        source: The source of all parts, for form="union": fills in the weights between channels that only
-            different parts keep.
-        seed: Seed for drawing images.
         **options: Options of the scaling.
+
+    Forms: "parallel": the parts run one after the other (any mix of
+    architectures); "padded": one network with the parts side by side on every channel axis (one architecture: the
+    paper's alignment padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
+    multiplies nothing by zero; "union": one component with the union of the channels (one source); "auto": measured on
+    the parts' device, whichever of the first three is fastest.
+
+    A class that is left out stays in its part, so that all other classes' logits are the same bits as before; a part of
+    which no class is left is dropped.
 
     Returns:
         The assembly, in evaluation mode.
@@ -83,11 +67,9 @@ def assemble(
         >>> more.classes, torch.equal(more(data[0])[:, 0], deployed(data[0])[:, 1])
         (('0', '1'), True)
     """
-    check_choice("form", form, Form)
-    check_choice("on_duplicate", on_duplicate, Duplicates)
-    votes = flag("votes", votes)
+    form, scaling, images, source = options["form"], options["scaling"], options["images"], options["source"]
+    without, on_duplicate, votes = options["without"], options["on_duplicate"], options["votes"]
     check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
-    seed, shots = seed_of(seed), None if shots is None else whole("shots", shots)
     if not isinstance(components, Iterable):
         raise OptionError(
             "option-type",
@@ -103,11 +85,12 @@ def assemble(
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
-    evidence = Evidence(assembly.manifest)
+    manifest = assembly.manifest
+    evidence, more = Evidence(manifest), {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
-        seen = shared_signals(assembly, images, features=strategy.gated, shots=shots, seed=seed)
-        evidence = seen.evidence(assembly.manifest)
-    return assembly.with_scaling(*scale(scaling, evidence, options))
+        seen = shared_signals(assembly, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
+        evidence = seen.evidence(manifest)
+    return assembly.with_scaling(*scale(scaling, evidence, more))
 
 
 def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component], list[tuple[int, ...]]]:

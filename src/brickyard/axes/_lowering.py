@@ -141,10 +141,14 @@ def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) 
 # -- functions that are layers -----------------------------------------------------------------------------
 
 
+# The builtins have no signatures of their own.
+_CONVOLUTION = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
+_TRANSPOSED = inspect.signature(
+    lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: None
+)
 _SIGNATURES = {
-    "conv2d": inspect.signature(
-        lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None  # a builtin has none
-    ),
+    **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
     "linear": inspect.signature(lambda input, weight, bias=None: None),
     "batch_norm": inspect.signature(F.batch_norm),
     "layer_norm": inspect.signature(F.layer_norm),
@@ -208,16 +212,17 @@ _Found = tuple[str, dict[str, Any]] | None
 
 
 def _conv(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
-    if len(sizes.get("weight", ())) != 4:
+    if len(sizes.get("weight", ())) != x.ndim:
         return None
-    out, in_ = sizes["weight"][:2]
-    return "Conv2d", {
-        "in_channels": in_ * values["groups"],
-        "out_channels": out,
-        "kernel_size": list(sizes["weight"][2:]),
-        **{key: _listed(values[key]) for key in ("stride", "padding", "dilation", "groups")},
+    transposed, groups = "output_padding" in values, values["groups"]
+    first, second, *kernel = sizes["weight"]
+    return f"Conv{'Transpose' * transposed}{len(kernel)}d", {
+        "in_channels": first if transposed else second * groups,
+        "out_channels": second * groups if transposed else first,
+        "kernel_size": kernel,
+        **{key: _listed(value) for key, value in values.items()},
         "bias": "bias" in sizes,
-        "padding_mode": "zeros",
+        **({} if transposed else {"padding_mode": "zeros"}),
     }
 
 
@@ -248,7 +253,7 @@ def _batch_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
     known = "running_mean" in sizes and "running_var" in sizes
     if values["training"] or not known or ("weight" in sizes) != ("bias" in sizes):
         return None
-    return "BatchNorm2d" if x.ndim == 4 else "BatchNorm1d", {
+    return f"BatchNorm{max(1, x.ndim - 2)}d", {
         "num_features": sizes["running_mean"][0],
         "eps": values["eps"],
         "momentum": values["momentum"],
@@ -258,7 +263,7 @@ def _batch_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
 
 
 _READ: dict[str, Callable[[dict[str, Any], _Sizes, Any], _Found]] = {
-    "conv2d": _conv,
+    **{f"conv{transpose}{n}d": _conv for n in (1, 2, 3) for transpose in ("", "_transpose")},
     "linear": _linear,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,

@@ -141,7 +141,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
             "trace-mismatch",
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
             f"depends on something that tracing does not see ({seen}); "
-            f"{'remove them, or ' if hooked else ''}make that part a layer of its own",
+            f"{'remove them, or ' if watched else ''}make that part a layer of its own",
         )
     return network
 
@@ -266,7 +266,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
             module = model.get_submodule(target)
-            if _representable(module):
+            if _representable(module) and len(args) == 1 and not kwargs:  # more would change what a layer does
                 draft.layers.setdefault(target, shared_layer(module))
                 nodes.append(Node(step.name, "layer", target, args, kwargs))
             else:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from brickyard.base._errors import TraceError as TraceError
     from brickyard.base._options import Budget as Budget
     from brickyard.base._options import Distillation as Distillation
-    from brickyard.base._options import Schedule as Schedule
     from brickyard.base._options import Thresholds as Thresholds
+    from brickyard.base._options import TrainingOptions as TrainingOptions
     from brickyard.base._records import AssemblyManifest as AssemblyManifest
     from brickyard.base._records import ComponentManifest as ComponentManifest
     from brickyard.base._records import NetworkSpec as NetworkSpec
@@ -30,7 +30,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "base._codes": "CODES",
         "base._errors": "BrickyardError DataError FileError OptionError ProcessError SurgeryError TaskError TraceError",
-        "base._options": "Budget Distillation Schedule Thresholds",
+        "base._options": "Budget Distillation TrainingOptions Thresholds",
         "base._records": "AssemblyManifest ComponentManifest NetworkSpec Preprocessing",
     },
 )

@@ -13,12 +13,12 @@ from brickyard.base._messages import brief, first_line, near
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Check a value against a `Literal`.
+    """Check a value against a `Literal`, or a tuple of texts.
 
     Raises:
         OptionError: It is not among the choices.
     """
-    allowed = get_args(choices)
+    allowed = choices if isinstance(choices, tuple) else get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         hint = near(value, allowed) if isinstance(value, str) else ""
         raise OptionError(
@@ -57,14 +57,16 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
+def whole(name: str, value: Any, least: int = 1, advice: str = "") -> int:
     """A whole number, numpy's too, as an int.
 
     Raises:
         OptionError: It is none, or below `least`.
     """
     if not is_whole(value) or value < least:
-        raise OptionError("option-range", f"{name}={brief(value)} is no whole number of {least} or more; give one")
+        raise OptionError(
+            "option-range", f"{name}={brief(value)} is no whole number of {least} or more; {advice or 'give one'}"
+        )
     return int(value)
 
 

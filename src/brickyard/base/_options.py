@@ -1,24 +1,41 @@
-"""What a user may choose: frozen values, validated when they are made."""
+"""What a user may choose: the one declaration of every option of the verbs.
+
+A new option is one entry here: see `brickyard.base._declare` for what reads it.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
-from brickyard.base._checks import check_choice, is_number, is_whole
+from brickyard.base._checks import seed_of
+from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import brief
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from brickyard.base._records import Preprocessing
+
+    Module = nn.Module
+else:  # types that are not loaded for the sake of a declaration
+    Module = Preprocessing = Any
 
 Choose = Literal["confident", "random", "all"]
 Heal = Literal["refit", "moments", "none"]
 Form = Literal["parallel", "padded", "grouped", "union", "auto"]
 Duplicates = Literal["error", "average", "max", "rename"]
-Spread = Literal["auto", "relevance", "even"]
+Allocation = Literal["auto", "uniform", "global"]
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["full", "bfloat16", "float16", "auto"]
 Norms = Literal["trained", "frozen"]
-Select = Literal["mda", "damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"]
+
+CRITERIA = Table("brickyard.selection._importance", "CRITERIA", "criterion")
+SCALINGS = Table("brickyard.scaling._strategies", "SCALINGS", "scaling")
+
+_THRESHOLD: dict[str, Any] = {"least": 0, "below": 1, "owner": "threshold", "advice": "the paper uses 0.2 to 0.4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,31 +57,26 @@ class Thresholds:
         Thresholds(alpha=0.2, beta=0.1, linear_alpha=0.4, linear_beta=0.3)
     """
 
-    alpha: float = 0.3
-    beta: float = 0.2
-    linear_alpha: float = 0.4
-    linear_beta: float = 0.3
+    alpha: float = opt(0.3, help="Set the threshold of contributions for convolutions.", **_THRESHOLD)
+    beta: float = opt(0.2, help="Set the threshold of relevance for convolutions.", **_THRESHOLD)
+    linear_alpha: float = opt(0.4, help="Set the threshold of contributions for linear layers.", **_THRESHOLD)
+    linear_beta: float = opt(0.3, help="Set the threshold of relevance for linear layers.", **_THRESHOLD)
 
     def __post_init__(self) -> None:
-        for name, value in self.as_dict().items():
-            if not is_number(value) or not 0 <= value < 1:
-                raise OptionError(
-                    "option-range", f"threshold {name}={brief(value)} is not in [0, 1); the paper uses 0.2 to 0.4"
-                )
-            object.__setattr__(self, name, float(value))
+        check_fields(self)
 
     def as_dict(self) -> dict[str, float]:
         """Names and values."""
-        return {
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "linear_alpha": self.linear_alpha,
-            "linear_beta": self.linear_beta,
-        }
+        return dict(vars(self))
 
     def of(self, linear: bool) -> tuple[float, float]:
         """(alpha, beta) for a linear layer or a convolution."""
         return (self.linear_alpha, self.linear_beta) if linear else (self.alpha, self.beta)
+
+
+_SHARE: dict[str, Any] = {
+    "above": 0, "most": 1, "noun": "a share ", "owner": "budget", "advice": "0.5 is half of the source's",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +86,13 @@ class Budget:
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
-        spread: Where to spend it, if channels are ranked by scores. "relevance": wherever they are highest, over
-            all layers; "even": about the same share of every axis; "auto": even for FLOPs, relevance for parameters.
-        multiple: Axes that are cut keep a multiple of so many channels. Kernels are fast on multiples of 8 or more
-            (and slow on some other counts); 1 keeps what is most relevant to the channel.
+        allocation: How to divide it among the axes. "global": rank the channels of all axes together; "uniform": keep
+            about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
+        round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
+            or more (and slow on some other counts); 1 keeps what is most relevant to the channel.
 
     Raises:
-        OptionError: Not exactly one of `flops` and `parameters` is given, or it is outside (0, 1], or `multiple` is
-            no whole number above 0.
+        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of its range.
 
     Example:
         >>> from brickyard import Budget
@@ -89,29 +100,23 @@ class Budget:
         'flops'
     """
 
-    flops: float | None = None
-    parameters: float | None = None
-    spread: Spread = "auto"
-    multiple: int = 1
+    flops: float | None = opt(None, help="Keep at most this share of the source's FLOPs, in (0, 1].", **_SHARE)
+    parameters: float | None = opt(
+        None, help="Keep at most this share of the source's parameters, in (0, 1].", **_SHARE
+    )
+    allocation: Allocation = opt("auto", help="Divide the budget among the axes", owner="budget")
+    round_to: int = opt(
+        1, least=1, owner="budget", advice="8 is a good one",
+        help="Keep a multiple of this many channels on every axis that is cut; 8 is fast.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = {"flops": self.flops, "parameters": self.parameters}
-        given = {name: share for name, share in given.items() if share is not None}
-        if len(given) != 1:
+        count = sum(share is not None for share in (self.flops, self.parameters))
+        if count != 1:
             raise OptionError(
-                "option-conflict", f"a budget needs one of flops= and parameters=; {len(given)} were given: keep one"
+                "option-conflict", f"a budget needs one of flops= and parameters=; {count} were given: keep one"
             )
-        (name, share), *_ = given.items()
-        if not is_number(share) or not 0 < share <= 1:
-            raise OptionError(
-                "option-range", f"budget {name}={brief(share)} is not a share in (0, 1]; 0.5 is half of the source's"
-            )
-        check_choice("spread", self.spread, Spread)
-        object.__setattr__(self, name, float(share))
-        if not is_whole(self.multiple) or self.multiple < 1:
-            raise OptionError(
-                "option-range", f"budget multiple={brief(self.multiple)} is no whole number above 0; 8 is a good one"
-            )
+        check_fields(self)
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:
@@ -123,12 +128,22 @@ class Budget:
         """How much of it may be left."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether every axis keeps about the same share."""
+        return self.allocation == "uniform" or (self.allocation == "auto" and self.resource == "flops")
+
+    def record(self, select: str) -> dict[str, Any]:
+        """What a manifest says of it, and of what channels were ranked by."""
+        rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
+        return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded}
+
 
 LR = {"sgd": 0.01, "adamw": 3e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingOptions:
     """How a network is trained.
 
     Attributes:
@@ -137,8 +152,8 @@ class Schedule:
         lr: The highest learning rate; None: 0.01 for sgd, 3e-4 for adamw. It rises over the warm-up and falls to
             almost zero along a cosine.
         warmup: Share of the steps in which it rises, in [0, 1).
-        weight_decay: Decay of the weights a step, times the rate.
-        batch_size: Images a step.
+        weight_decay: Decay of the weights per step, times the rate.
+        batch_size: Images per step.
         patience: Stop after so many epochs in a row without a better score on the validation images; None: never.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
         norms: "frozen": batch norms keep the means and variances that they have. "trained": they follow the images.
@@ -149,52 +164,36 @@ class Schedule:
         OptionError: A value cannot be used.
 
     Example:
-        >>> from brickyard.base._options import Schedule
-        >>> Schedule(optimizer="adamw").rate
+        >>> from brickyard.training import TrainingOptions
+        >>> TrainingOptions(optimizer="adamw").rate
         0.0003
     """
 
-    epochs: int = 10
-    optimizer: Optimizer = "sgd"
-    lr: float | None = None
-    warmup: float = 0.2
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    patience: int | None = None
-    augment: bool = False
-    norms: Norms = "trained"
-    precision: Precision = "full"
-    seed: int = 0
+    epochs: int = opt(10, least=1, help="Make at most this many passes over the images.")
+    optimizer: Optimizer = opt("sgd", help="Choose the optimizer")
+    lr: float | None = opt(
+        None, above=0, help="Set the highest learning rate.", unset="0.01, or 3e-4 for adamw",
+        advice="0.1 suits a new network, 0.01 a trained one",
+    )  # fmt: skip
+    warmup: float = opt(0.2, least=0, below=1, help="Raise the learning rate during this share of the steps.")
+    weight_decay: float = opt(5e-4, least=0, help="Set the decay of the weights per step.")
+    batch_size: int = opt(64, least=2, help="Use this many images per step.")
+    patience: int | None = opt(None, least=1, help="Stop after this many passes without a better one.", unset="never")
+    augment: bool = opt(False, help="Shift and mirror the images.")
+    norms: Norms = opt("trained", help="Choose the statistics of batch norms")
+    precision: Precision = opt("full", help="Choose the precision; auto is bfloat16 on a GPU")
+    seed: int = opt(0, least=0, help="Set the seed of order, augmentation and dropout.")
 
     def __post_init__(self) -> None:
-        check_choice("optimizer", self.optimizer, Optimizer)
-        check_choice("norms", self.norms, Norms)
-        check_choice("precision", self.precision, Precision)
-        wanted = {"epochs": 1, "batch_size": 2, "patience": 1, "seed": 0}
-        for name, least in wanted.items():
-            value = getattr(self, name)
-            if not (value is None and name == "patience") and (type(value) is not int or value < least):
-                raise OptionError(
-                    "option-range", f"{name}={value!r} was given; training needs a whole number of at least {least}"
-                )
-        bounds: dict[str, tuple[float, float]] = {
-            "lr": (1e-30, math.inf),
-            "warmup": (0, 1),
-            "weight_decay": (0, math.inf),
-        }
-        for name, (low, high) in bounds.items():
-            number = self.rate if name == "lr" else getattr(self, name)
-            if not isinstance(number, int | float) or not low <= number < high:
-                raise OptionError(
-                    "option-range",
-                    f"{name}={number!r} was given; lr is above 0 (0.1 for a new network, 0.01 for a trained one), "
-                    "warmup in [0, 1), weight_decay 0 or more",
-                )
+        check_fields(self)
 
     @property
     def rate(self) -> float:
         """The highest learning rate."""
         return LR[self.optimizer] if self.lr is None else self.lr
+
+
+_USUAL: dict[str, Any] = {"owner": "distillation", "advice": "4, 0.5 and 0 are usual"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,20 +210,170 @@ class Distillation:
         OptionError: A value cannot be used.
 
     Example:
-        >>> from brickyard.base._options import Distillation
+        >>> from brickyard.training import Distillation
         >>> Distillation(weight=0.9).temperature
         4.0
     """
 
-    temperature: float = 4.0
-    weight: float = 0.5
-    features: float = 0.0
+    temperature: float = opt(
+        4.0, least=1e-3, most=1e3, help="Divide logits by this number before comparing them.", **_USUAL
+    )
+    weight: float = opt(
+        0.5, least=0, most=1, help="Give the teacher this share of the loss, and the labels the rest.", **_USUAL
+    )
+    features: float = opt(
+        0.0, least=0, most=1e6, help="Weigh the source's features on the channels that were kept.", **_USUAL
+    )
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 1e-3, 1e3), ("weight", 0, 1), ("features", 0, 1e6)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise OptionError(
-                    "option-range",
-                    f"{name}={value!r} of a distillation is not in [{low:g}, {high:g}]; 4, 0.5, 0 are usual",
-                )
+        check_fields(self)
+
+
+Seed = Annotated[
+    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Seed all random choices.")
+]
+BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process this many images at once.")]
+GivenThresholds = Annotated[
+    Thresholds | None,
+    Opt(default=None, help="Keep channels by the paper's thresholds.", unset="those of the relevances, or the paper's",
+        advice="give brickyard.Thresholds(alpha=..., beta=...)"),
+]  # fmt: skip
+Resume = Annotated[
+    str | Path | None,
+    Opt(default=None, help="Keep finished work in this folder: the same call, made again, goes on from there.",
+        shell=Path, only="shell"),
+]  # fmt: skip
+
+
+class LocateOptions(TypedDict, total=False):
+    """Options of `brickyard.locate`."""
+
+    classes: Annotated[
+        Sequence[str] | None,
+        Opt(default=None, help="Name the source's classes.", unset="the data's names, or 0, 1, ..."),
+    ]
+    preprocessing: Annotated[
+        Preprocessing | None,
+        Opt(default=None, help="Apply this to the data before the model takes it.", unset="nothing"),
+    ]
+    outputs: Annotated[
+        str,
+        Opt(default="one", help="Read the outputs, and the labels, as this kind in brickyard.outputs.", only="python"),
+    ]
+    choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class to locate with")]
+    per_class: Annotated[int, Opt(default=50, least=1, help="Locate with this many images per class.")]
+    task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
+    thresholds: GivenThresholds
+    keep_sums: Annotated[
+        bool | None,
+        Opt(default=None, help="Keep the contribution sums of every class and layer.", only="python",
+            unset="when those of all the source's classes take at most 256 MiB"),
+    ]  # fmt: skip
+    batch_size: BatchSize
+    seed: Seed
+    name: Annotated[
+        str | None, Opt(default=None, help="Call the source by this name.", unset="the model's class", only="python")
+    ]
+    resume: Resume
+
+
+class DisassembleOptions(TypedDict, total=False):
+    """Options of `brickyard.disassemble`."""
+
+    task: Required[
+        Annotated[
+            Sequence[int | str], Opt(help="Cut for these classes, by name or index, in the order of the outputs.")
+        ]
+    ]
+    thresholds: GivenThresholds
+    budget: Annotated[
+        Budget | None,
+        Opt(default=None, help="Keep the best channels that this budget allows, instead of thresholds.",
+            advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
+    ]  # fmt: skip
+    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="Rank channels for a budget by this criterion")]
+    reject: Annotated[bool, Opt(default=False, help='Keep one more output, for "none of these".')]
+    heal: Annotated[Heal, Opt(default="refit", help="Repair the component without gradients")]
+    images: Annotated[
+        Any,
+        Opt(default=None, help="Heal with these images, as for `locate`, or a tensor without labels.",
+            unset="the images that the relevances remember"),
+    ]  # fmt: skip
+    heal_images: Annotated[
+        int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
+    ]
+    ridge: Annotated[
+        float, Opt(default=1e-3, least=0, help="Set the strength of the refit's prior.", advice="0.001 is usual")
+    ]
+    batch_size: BatchSize
+    seed: Seed
+
+
+class AssembleOptions(TypedDict, total=False):
+    """Options of `brickyard.assemble`."""
+
+    without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
+    form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto is measured")]
+    scaling: Annotated[
+        str, Opt(default="none", choices=SCALINGS, help="Make the logits of the parts comparable with this method")
+    ]
+    images: Annotated[
+        Any,
+        Opt(default=None, help="Calibrate with these labelled images: a list with one entry per part.", unset="none"),
+    ]
+    shots: Annotated[
+        int | None,
+        Opt(default=None, least=1, help="Use at most this many images per class.", unset="all", only="shell"),
+    ]
+    on_duplicate: Annotated[
+        Duplicates, Opt(default="error", help="Decide what happens when two parts know a class of the same name")
+    ]
+    votes: Annotated[
+        bool, Opt(default=False, help="Let parts cut with reject vote on classes of other parts that they know.")
+    ]
+    source: Annotated[
+        Module | None,
+        Opt(default=None, help="Fill in the weights of a union from the source of all parts.", unset="none"),
+    ]
+    seed: Seed
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Options of `brickyard.evaluate`."""
+
+    source: Annotated[
+        Module | Sequence[Module | None] | None,
+        Opt(default=None, help="Add the rows of the source, or of a list with one source per part.", unset="none"),
+    ]
+    latency: Annotated[bool, Opt(default=True, help="Measure the time of one batch.")]
+    latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure with this many images.")]
+    batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score this many images at once.")]
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """Options of `brickyard.finetune`."""
+
+    training: Annotated[
+        TrainingOptions | None,
+        Opt(default=None, help="Train in this way.", unset="ten epochs of SGD",
+            advice="give brickyard.training.TrainingOptions(epochs=...)"),
+    ]  # fmt: skip
+    validation: Annotated[
+        Any,
+        Opt(default=0.1, shell=float,
+            help="Choose the best pass by this share of the images, or by other images; 0 keeps the last pass."),
+    ]  # fmt: skip
+    teacher: Annotated[
+        Module | None,
+        Opt(
+            default=None,
+            help="Learn from a model that knows the classes, or from the component's source.",
+            unset="none",
+        ),
+    ]
+    distillation: Annotated[
+        Distillation | None,
+        Opt(default=None, help="Set how much the teacher counts.", unset="half of the loss",
+            advice="give brickyard.training.Distillation(weight=...)"),
+    ]  # fmt: skip
+    resume: Resume

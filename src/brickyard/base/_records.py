@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import told
@@ -166,11 +166,21 @@ class LocateRecord(Frozen):
     data: str = ""
 
 
+_RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}
+
+
+def _renamed(budget: Any) -> Any:
+    """A budget in the words of now: files that earlier versions wrote have others."""
+    if not isinstance(budget, dict) or not {"spread", "multiple"} & budget.keys():
+        return budget
+    return {_RENAMED.get(key, key): _RENAMED.get(str(value), value) for key, value in budget.items()}
+
+
 class SelectionRecord(Frozen):
     """How the channels were chosen: by thresholds or by a budget."""
 
     thresholds: dict[str, float] | None = None
-    budget: dict[str, Json] | None = None
+    budget: Annotated[dict[str, Json] | None, BeforeValidator(_renamed)] = None
     parameters: Count
     flops: Count
 

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, Force, Json, Output
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]

@@ -7,31 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
+from brickyard.base._declare import gathered
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import shown
-from brickyard.cli._options import DATA_HELP, Force, Json, Names, Size, Weights
-from brickyard.cli._output import emit
+from brickyard.base._options import EvaluateOptions
+from brickyard.cli._options import DATA_HELP, Force, Json, Names, Size, Split, Weights, with_options
+from brickyard.cli._output import emit, loaded
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
 
 
+@with_options(EvaluateOptions)
 def evaluate(
     file: File,
-    data: Annotated[list[str], typer.Option("--data", help=f"Test images, once a part: {DATA_HELP}")],
+    data: Annotated[list[str], typer.Option("--data", help=f"Test images, once per part: {DATA_HELP}")],
     source: Annotated[
-        list[str] | None, typer.Option("--source", help="The source, once a part: adds base and restricted.")
+        list[str] | None, typer.Option("--source", help="Add base and restricted from the source, once per part.")
     ] = None,
-    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Weights of each source.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data where its text names none.")] = "test",
-    max_images: Annotated[int | None, typer.Option(help="Score at most so many images of each.", min=1)] = None,
-    latency: Annotated[bool, typer.Option(help="Measure the time of one batch.")] = True,
-    latency_batch: Annotated[int, typer.Option(help="Images in that batch.", min=1)] = 1,
+    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Read the weights of each source.")] = None,
+    split: Split = "test",
+    max_images: Annotated[int | None, typer.Option(help="Score at most this many images of each.", min=1)] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the rows as CSV.")] = None,
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Score a component or an assembly against its source or sources."""
     from brickyard.assembly._assembly import Assembly
@@ -57,7 +58,7 @@ def evaluate(
         )
     if files and len(files) != len(specs):
         raise OptionError(
-            "option-count", f"--weights was given {len(files)} times for {len(specs)} sources; give it once a source"
+            "option-count", f"--weights was given {len(files)} times for {len(specs)} sources; give it once per source"
         )
     models: list[Any] = [
         source_of(spec, place, None, part.preprocessing).model
@@ -65,7 +66,7 @@ def evaluate(
     ]
     target: Any = images if isinstance(model, Assembly) else images[0]
     origin: Any = (models or None) if isinstance(model, Assembly) else (models[0] if models else None)
-    scores = score(model, target, source=origin, latency=latency, latency_batch=latency_batch)
+    scores = score(model, target, **gathered(EvaluateOptions, options), source=origin)
     if csv is not None and speaks():
         scores.to_csv(csv, overwrite=force)
     emit(scores.as_dict(), as_json, scores)
@@ -76,7 +77,7 @@ def show(
     weights: Weights = None,
     names: Names = None,
     size: Size = None,
-    axes: Annotated[bool, typer.Option("--axes", help="List the axes: size, kept channels.")] = False,
+    axes: Annotated[bool, typer.Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a file holds, or the channel axes of a source."""
@@ -153,7 +154,7 @@ def _show_file(path: Path, axes: bool, as_json: bool) -> None:
 def predict(
     file: File,
     images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Classes to name for each picture.", min=1)] = 3,
+    top: Annotated[int, typer.Option(help="Name this many classes for each picture.", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures."""
@@ -187,7 +188,9 @@ def predict(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and picture.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write files and picture to this folder.")] = Path(
+        "demo-output"
+    ),
     as_json: Json = False,
 ) -> None:
     """Build a six-way digit classifier from two sources, offline, in under two minutes."""

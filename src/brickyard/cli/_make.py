@@ -7,42 +7,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
+from brickyard.base._declare import declared, flat, gathered
 from brickyard.base._errors import OptionError
+from brickyard.base._options import (
+    AssembleOptions,
+    Budget,
+    DisassembleOptions,
+    LocateOptions,
+    Thresholds,
+    TrainingOptions,
+)
 from brickyard.cli._options import (
-    Alpha,
-    Augment,
-    BatchSize,
-    Beta,
-    Choose,
     Classes,
     Data,
     Device,
-    Epochs,
     Force,
-    GivenAlpha,
-    GivenBeta,
-    GivenChoose,
-    GivenLinearAlpha,
-    GivenLinearBeta,
-    GivenPerClass,
     Json,
-    LinearAlpha,
-    LinearBeta,
     Mean,
     Names,
     Output,
-    PerClass,
-    Rate,
-    Seed,
     Size,
     SourceSpec,
     Std,
     Task,
     Weights,
     only_for_locating,
+    with_options,
 )
-from brickyard.cli._output import emit, keep
+from brickyard.cli._output import emit, keep, loaded
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import (
     check_free,
@@ -55,34 +47,30 @@ from brickyard.sources._resolve import (
 )
 
 if TYPE_CHECKING:
-    from brickyard.base._options import Budget, Thresholds
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
 
+FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed")  # of the options of training
+
+
+@with_options(TrainingOptions, only=FROM_SCRATCH, lr=0.1)
 def train(
     network: Annotated[str, typer.Argument(help="A network of the zoo: NAME or NAME?width=0.5.")],
     data: Data,
     output: Output,
     classes: Classes = None,
-    epochs: Epochs = 10,
-    lr: Rate = 0.1,
-    batch_size: BatchSize = 64,
-    augment: Augment = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    seed: Seed = 0,
     device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Train a small network of the zoo: makes a source."""
-    trained(
-        network, data, output, classes, size, mean, std, force, as_json,
-        epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, seed=seed, device=device,
-    )  # fmt: skip
+    trained(network, data, output, classes, size, mean, std, force, as_json, device=device, **options)
 
 
 def trained(
@@ -114,39 +102,26 @@ def trained(
     emit({"output": str(output), **scores}, as_json, f"{output}: {name}, {len(images.classes)} classes, {text}")
 
 
+@with_options(LocateOptions)
 def locate(
     source: SourceSpec,
     data: Data,
     output: Output,
     weights: Weights = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Only these classes.", show_default=False)] = None,
-    choose: Choose = "confident",
-    per_class: PerClass = 50,
-    alpha: Alpha = 0.3,
-    beta: Beta = 0.2,
-    linear_alpha: LinearAlpha = 0.4,
-    linear_beta: LinearBeta = 0.3,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Locate only these classes.", show_default=False)
+    ] = None,
     names: Names = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    seed: Seed = 0,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="A folder to keep finished classes in: the same command, started again, goes on from there."),
-    ] = None,
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Find out which channels of a source matter for which class."""
-    from brickyard.base._options import Thresholds
-
     check_free(output, force, source, weights)
-    found, relevance = _located(
-        source, data, weights, task, choose, per_class,
-        Thresholds(alpha=alpha, beta=beta, linear_alpha=linear_alpha, linear_beta=linear_beta),
-        names, size, mean, std, seed, resume,
-    )  # fmt: skip
+    found, relevance = _located(source, data, weights, task, names, size, mean, std, options)
     keep(relevance, output, force)
     value = {
         "output": str(output),
@@ -157,85 +132,57 @@ def locate(
     emit(value, as_json, f"{relevance}\n{output}")
 
 
+@with_options(DisassembleOptions, unset=(LocateOptions,))
 def disassemble(
     source: SourceSpec,
     task: Task,
     output: Output,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Training images, to locate (without --relevance) and to heal with."),
+        typer.Option("--data", help="Use these training images, to locate (without --relevance) and to heal."),
     ] = None,
-    relevance: Annotated[Path | None, typer.Option("--relevance", help="A file that `locate` wrote.")] = None,
+    relevance: Annotated[Path | None, typer.Option("--relevance", help="Use a file that `locate` wrote.")] = None,
     weights: Weights = None,
-    flops: Annotated[float | None, typer.Option(help="Budget: share of the source's FLOPs, in (0, 1].")] = None,
-    parameters: Annotated[float | None, typer.Option(help="Budget: share of its parameters, in (0, 1].")] = None,
-    multiple: Annotated[int, typer.Option(help="Budget: keep multiples of so many channels; 8 is fast.", min=1)] = 1,
-    alpha: GivenAlpha = None,
-    beta: GivenBeta = None,
-    linear_alpha: GivenLinearAlpha = None,
-    linear_beta: GivenLinearBeta = None,
-    reject: Annotated[bool, typer.Option("--reject", help='Keep an output for "none of these".')] = False,
-    select: Annotated[
-        str,
-        typer.Option(help="Rank channels for a budget by: mda, damage, l1, fpgm, hrank, activation, taylor, random."),
-    ] = "mda",
-    heal: Annotated[str, typer.Option(help="Repair: refit, moments or none.")] = "refit",
-    heal_images: Annotated[int, typer.Option(help="Images to heal with, at most.", min=1)] = 400,
-    ridge: Annotated[float, typer.Option(help="Strength of the refit's prior.")] = 1e-3,
-    choose: GivenChoose = None,
-    per_class: GivenPerClass = None,
     names: Names = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Cut a component for a task out of a source."""
     from brickyard.base._classes import parse_classes
-    from brickyard.base._options import Budget, Thresholds
     from brickyard.component._disassemble import disassemble as cut
     from brickyard.relevance._relevance import Relevance
 
     check_free(output, force, source, weights, relevance)
-    if multiple != 1 and flops is None and parameters is None:
+    asked = {name: options[name] for name in declared(Thresholds)}
+    budget = {name: options[name] for name in declared(Budget)}
+    idle = next((name for name, value in budget.items() if value is not None), None)
+    limited = budget["flops"] is not None or budget["parameters"] is not None
+    if idle is not None and not limited:
         raise OptionError(
             "option-requires-option",
-            f"--multiple {multiple} is of a budget, and none was given; add --flops or --parameters",
+            f"--{idle.replace('_', '-')} {budget[idle]} is of a budget, and none was given; add --flops or "
+            "--parameters",
         )
-    asked = {"alpha": alpha, "beta": beta, "linear_alpha": linear_alpha, "linear_beta": linear_beta}
-    budget = (
-        None if flops is None and parameters is None else Budget(flops=flops, parameters=parameters, multiple=multiple)
-    )
     images = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
-        only_for_locating(relevance, choose, per_class, size, mean, std, asked if budget else {})
-        thresholds = _thresholds(found.thresholds, asked)
+        shared = {*declared(DisassembleOptions), *asked}
+        idle_here = {name: options[name] for name in flat(LocateOptions) if name not in shared}
+        only_for_locating(relevance, idle_here | {"size": size, "mean": mean, "std": std} | (asked if limited else {}))
         origin = source_of(source, weights, names, found.preprocessing)
         images = None if data is None else fitted(data_of(data, found.preprocessing), found.classes)
     elif data is None:
         raise OptionError("option-needs-data", "disassemble needs images or relevances; give --data or --relevance")
     else:
-        thresholds = _thresholds(Thresholds(), asked)
-        origin, found = _located(
-            source, data, weights, task, choose or "confident", per_class or 50, thresholds,
-            names, size, mean, std, seed,
-        )  # fmt: skip
-    component = cut(
-        origin.model,
-        found,
-        task=parse_classes(task, found.classes),
-        **_chosen(thresholds, budget),
-        reject=reject,
-        select=select,  # type: ignore[arg-type]
-        heal=heal,  # type: ignore[arg-type]
-        heal_images=heal_images,
-        ridge=ridge,
-        images=images,
-        seed=seed,
-    )
+        origin, found = _located(source, data, weights, task, names, size, mean, std, options)
+    if limited:  # thresholds were for locating
+        options |= dict.fromkeys(asked)
+    chosen = gathered(DisassembleOptions, options, thresholds=found.thresholds)
+    component = cut(origin.model, found, **chosen, task=parse_classes(task, found.classes), images=images)
     keep(component, output, force)
     manifest = component.manifest
     value = {
@@ -251,6 +198,7 @@ def disassemble(
     emit(value, as_json, f"{component}\n{output}")
 
 
+@with_options(AssembleOptions)
 def assemble(
     files: Annotated[
         list[str],
@@ -259,37 +207,29 @@ def assemble(
     output: Output,
     yard: Annotated[
         Path | None,
-        typer.Option(help="A folder of components: choose the best ones for the classes.", show_default=False),
+        typer.Option(help="Choose the best components for the classes in this folder.", show_default=False),
     ] = None,
     max_parameters: Annotated[
-        int | None, typer.Option(help="With --yard: most parameters of all parts together.", min=1, show_default=False)
+        int | None, typer.Option(help="With --yard: limit the parameters of all parts.", min=1, show_default=False)
     ] = None,
     max_flops: Annotated[
-        int | None, typer.Option(help="With --yard: most FLOPs for one image, of all parts.", min=1, show_default=False)
+        int | None, typer.Option(help="With --yard: limit the FLOPs per image of all parts.", min=1, show_default=False)
     ] = None,
     without: Annotated[
         list[str] | None,
         typer.Option("--without", help="Leave a class out; may be repeated.", show_default=False),
     ] = None,
-    form: Annotated[str, typer.Option(help="parallel, padded, grouped, union, or auto: measured.")] = "parallel",
-    scaling: Annotated[
-        str,
-        typer.Option(help="none, mahalanobis, log-probability, logit-mean, magnitude; affine, joint-head or lda."),
-    ] = "none",
     images: Annotated[
         list[str] | None,
-        typer.Option("--images", help="Labelled training images of a part, for few-shot scalings; once a part."),
+        typer.Option("--images", help="Calibrate few-shot scalings with labelled training images; once per part."),
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Use at most so many images a class.", min=1)] = None,
-    on_duplicate: Annotated[str, typer.Option(help="Class names twice: error, average, max, rename.")] = "error",
-    votes: Annotated[
-        bool, typer.Option("--votes", help="Parts cut with --reject also vote on other parts' classes that they know.")
-    ] = False,
-    source: Annotated[str | None, typer.Option(help="The parts' source, for --form union.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With --form union: fill in weights from the parts' source.")
+    ] = None,
     weights: Weights = None,
-    seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Join components into one classifier."""
     from brickyard.assembly._assemble import assemble as join
@@ -307,10 +247,11 @@ def assemble(
         )
     else:
         parts = [loaded(Path(path), Component, Assembly) for path in files]
+    shots, form = options["shots"], options["form"]
     if shots is not None and not images:
         raise OptionError(
             "option-requires-option",
-            f"--shots {shots} is of labelled images, and none were given; add --images once a part",
+            f"--shots {shots} is of labelled images, and none were given; add --images once per part",
         )
     if source is not None and form != "union":
         raise OptionError(
@@ -324,24 +265,13 @@ def assemble(
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = labelled_images(images, manifests, "--images") if images else None
     model = None if source is None else source_of(source, weights, None, None).model
-    whole = join(
-        parts,
-        without=without or [],
-        form=form,  # type: ignore[arg-type]
-        scaling=scaling,
-        images=labelled,
-        shots=shots,
-        on_duplicate=on_duplicate,  # type: ignore[arg-type]
-        votes=votes,
-        source=model,
-        seed=seed,
-    )
+    whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": model})
     whole.save(output, overwrite=force)
     value = {
         "output": str(output),
         "classes": list(whole.classes),
         "form": whole.manifest.form,
-        "scaling": scaling,
+        "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
     }
     emit(value, as_json, f"{whole}\n{output}")
@@ -367,15 +297,11 @@ def _located(
     data: str,
     weights: Path | None,
     task: list[str] | None,
-    choose: str,
-    per_class: int,
-    thresholds: Thresholds,
     names: str | None,
     size: str | None,
     mean: str | None,
     std: str | None,
-    seed: int,
-    resume: Path | None = None,
+    options: dict[str, Any],
 ) -> tuple[Source, Relevance]:
     from brickyard.base._classes import parse_classes
     from brickyard.relevance._locate import locate as find
@@ -389,26 +315,10 @@ def _located(
     relevance = find(
         source.model,
         images,
+        **gathered(LocateOptions, options),
         classes=source.classes,
         preprocessing=source.preprocessing,
-        choose=choose,  # type: ignore[arg-type]
-        per_class=per_class,
         task=parse_classes(task, source.classes) if task else None,
-        thresholds=thresholds,
-        seed=seed,
         name=source.name,
-        resume=resume,
     )
     return source, relevance
-
-
-def _thresholds(base: Thresholds, asked: dict[str, float | None]) -> Thresholds:
-    """Thresholds with those that were asked for in place of the others."""
-    from dataclasses import replace
-
-    return replace(base, **{name: value for name, value in asked.items() if value is not None})
-
-
-def _chosen(thresholds: Thresholds, budget: Budget | None) -> dict[str, Any]:
-    """A budget where one was given, else thresholds."""
-    return {"thresholds": thresholds} if budget is None else {"budget": budget}

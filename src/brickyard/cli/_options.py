@@ -1,12 +1,17 @@
-"""What several commands share: options, reading sources and data, printing results."""
+"""What several commands share, and the options that are declared once for shell, Python and recipes."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
 
 SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
@@ -15,70 +20,92 @@ DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; m
 SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", help="Weights: .safetensors, or .pt/.pth/.bin.", show_default=False),
+    typer.Option("--weights", help="Read weights from this file: .safetensors, or .pt/.pth/.bin.", show_default=False),
 ]
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP, show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Write this file.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
 Task = Annotated[
     list[str],
     typer.Option("--task", help='Classes by name or index: "cat,dog" or "0-2,7"; may be repeated.', show_default=False),
 ]
-Classes = Annotated[list[str] | None, typer.Option("--classes", help="Only these classes.", show_default=False)]
+Classes = Annotated[list[str] | None, typer.Option("--classes", help="Use only these classes.", show_default=False)]
 Names = Annotated[
     str | None,
-    typer.Option("--class-names", help="Names of the source's classes, by commas.", show_default=False),
+    typer.Option("--class-names", help="Name the source's classes, comma-separated.", show_default=False),
 ]
-Mean = Annotated[str | None, typer.Option("--mean", help="Mean a channel, by commas, in [0, 1].", show_default=False)]
-Std = Annotated[str | None, typer.Option("--std", help="Standard deviation a channel.", show_default=False)]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="Per-channel mean, comma-separated, each in [0, 1].", show_default=False)
+]
+Std = Annotated[
+    str | None, typer.Option("--std", help="Per-channel standard deviation, comma-separated.", show_default=False)
+]
 Size = Annotated[
     str | None,
     typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=-(2**63), max=2**63 - 1)]
+Split = Annotated[str, typer.Option(help="Use this split of the data where its text names none.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed all random choices.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-
-Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the data.", min=1)]
-Rate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step.", min=2)]
-Augment = Annotated[bool, typer.Option(help="Shift and mirror the images.")]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, or cuda where there is a GPU.")]
-
-Choose = Annotated[str, typer.Option("--choose", help="Images to locate with: confident, random or all.")]
-PerClass = Annotated[int, typer.Option("--per-class", help="Images a class to locate with.", min=1)]
-Alpha = Annotated[float, typer.Option("--alpha", help="Threshold of contributions, convolutions.")]
-Beta = Annotated[float, typer.Option("--beta", help="Threshold of relevance, convolutions.")]
-LinearAlpha = Annotated[float, typer.Option("--linear-alpha", help="Threshold of contributions, linear layers.")]
-LinearBeta = Annotated[float, typer.Option("--linear-beta", help="Threshold of relevance, linear layers.")]
-
-# `disassemble` has to know which of them were given: relevances from a file bring their own.
-GivenAlpha = Annotated[
-    float | None, typer.Option("--alpha", help="As for `locate`; default: the relevances', or 0.3.", show_default=False)
-]
-GivenBeta = Annotated[float | None, typer.Option("--beta", help="The same, or 0.2.", show_default=False)]
-GivenLinearAlpha = Annotated[float | None, typer.Option("--linear-alpha", help="The same, or 0.4.", show_default=False)]
-GivenLinearBeta = Annotated[float | None, typer.Option("--linear-beta", help="The same, or 0.3.", show_default=False)]
-GivenChoose = Annotated[
-    str | None,
-    typer.Option("--choose", help="Images to locate with: confident (default), random or all.", show_default=False),
-]
-GivenPerClass = Annotated[
-    int | None,
-    typer.Option("--per-class", help="Images a class to locate with; default 50.", min=1, show_default=False),
-]
+Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda where there is a GPU.")]
 
 
-def only_for_locating(
-    path: Path,
-    choose: str | None,
-    per_class: int | None,
-    size: str | None,
-    mean: str | None,
-    std: str | None,
-    thresholds: dict[str, float | None],
-) -> None:
+def shell_option(option: Opt) -> inspect.Parameter:
+    """A declared option as a parameter that typer turns into a word of the command line."""
+    kind, default = option.plain, None if option.optional else option.default
+    words = [f"--{option.name.replace('_', '-')}"] if kind is not bool or not default else []
+    bounds = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
+    shown = typer.Option(*words, help=option.said.replace('"', ""), show_default=default is not None, **bounds)
+    annotation = Annotated[kind if default is not None else kind | None, shown]  # type: ignore[valid-type]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def with_options(
+    *holders: Any, only: tuple[str, ...] = (), unset: tuple[Any, ...] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in place of its `**options`, the options that verbs declare.
+
+    Args:
+        holders: Where they are declared; what the command takes itself is left out.
+        only: Names of those to take; default: all.
+        unset: Where options are declared that the command has to know whether they were given: None where not.
+        defaults: Defaults that are others here.
+    """
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        own = {
+            name: item.replace(annotation=hints[name], kind=item.KEYWORD_ONLY)
+            for name, item in signature.parameters.items()
+            if item.kind is not item.VAR_KEYWORD
+        }
+        known = {name: one for holder in holders for name, one in flat(holder, *only).items()}
+        for holder in unset:
+            for name, one in flat(holder).items():
+                known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
+        known = {
+            name: replace(one, default=defaults[name], optional=False) if name in defaults else one
+            for name, one in known.items()
+        }
+        more = {name: shell_option(one) for name, one in known.items() if name not in own}
+        last = {name: own.pop(name) for name in ("device", "force", "as_json") if name in own}
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**given)
+
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own.values(), *more.values(), *last.values()], return_annotation=None
+        )
+        run.__annotations__ = {item.name: item.annotation for item in (*own.values(), *more.values(), *last.values())}
+        return run
+
+    return wrap
+
+
+def only_for_locating(path: Path, given: dict[str, Any]) -> None:
     """Refuse options that relevances from a file leave without effect."""
-    given = {"choose": choose, "per_class": per_class, "size": size, "mean": mean, "std": std, **thresholds}
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle:
         raise OptionError(

@@ -62,3 +62,10 @@ def exit_code(error: BaseException) -> int:
         return seen() or 130
     put(f"brickyard: {error}", sys.stderr)
     return 1
+
+
+def loaded(path: Path, *kinds: type) -> Any:
+    """`brickyard._files.loaded`, imported when a command runs: it brings torch."""
+    from brickyard import _files
+
+    return _files.loaded(path, *kinds)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
-from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Json, Names, Output, Size, SourceSpec, Weights
-from brickyard.cli._output import emit
+from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Json, Names, Output, Size, SourceSpec, Split, Weights
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
 if TYPE_CHECKING:
@@ -19,16 +18,17 @@ if TYPE_CHECKING:
     from brickyard.evaluation._faithfulness import Faithfulness
 
 
-Split = Annotated[str, typer.Option(help="Split of the data where its text names none.")]
-MaxImages = Annotated[int | None, typer.Option(help="Use at most so many images of each.", min=1)]
+MaxImages = Annotated[int | None, typer.Option(help="Use at most this many images of each.", min=1)]
 
 
 def routes(
     source: SourceSpec,
-    relevance: Annotated[Path, typer.Option("--relevance", help="Relevances that `locate` wrote.", show_default=False)],
+    relevance: Annotated[
+        Path, typer.Option("--relevance", help="Draw these relevances, which `locate` wrote.", show_default=False)
+    ],
     output: Output,
     classes: Annotated[
-        str, typer.Option("--classes", help='Up to six classes: "cat,dog" or "0-2".', show_default=False)
+        str, typer.Option("--classes", help='Draw up to six classes: "cat,dog" or "0-2".', show_default=False)
     ],
     data: Annotated[str | None, typer.Option("--data", help=f"Measure with these test images: {DATA_HELP}")] = None,
     weights: Weights = None,
@@ -36,7 +36,7 @@ def routes(
     size: Size = None,
     split: Split = "test",
     max_images: MaxImages = None,
-    seeds: Annotated[int, typer.Option(help="Random routes to compare with.", min=1)] = 5,
+    seeds: Annotated[int, typer.Option(help="Compare with this many random routes.", min=1)] = 5,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -102,22 +102,20 @@ def report(
     ],
     output: Output,
     data: Annotated[
-        list[str] | None, typer.Option("--data", help=f"Test images, once for all or once a part: {DATA_HELP}")
+        list[str] | None, typer.Option("--data", help=f"Test images, once for all or once per part: {DATA_HELP}")
     ] = None,
     relevance: Annotated[
-        list[Path] | None, typer.Option("--relevance", help="Relevances: adds heat maps and routes.")
+        list[Path] | None, typer.Option("--relevance", help="Add heat maps and routes of these relevances.")
     ] = None,
-    source: Annotated[
-        list[str] | None, typer.Option("--source", help=f"A source, for what came from it: {SOURCE_HELP}")
-    ] = None,
-    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Weights of each source.")] = None,
+    source: Annotated[list[str] | None, typer.Option("--source", help=f"Compare with a source: {SOURCE_HELP}")] = None,
+    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Read the weights of each source.")] = None,
     split: Split = "test",
     max_images: MaxImages = None,
     faithful: Annotated[
         bool, typer.Option("--faithfulness", help="Measure routes too: needs --source and --data once; takes a while.")
     ] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Measure times.")] = False,
-    title: Annotated[str, typer.Option(help="The page's title.")] = "Brickyard report",
+    title: Annotated[str, typer.Option(help="Give the page this title.")] = "Brickyard report",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -153,7 +151,7 @@ def report(
         images.append((found if isinstance(item, Assembly) else found[0]) if found else None)
     if weights and len(weights) != len(source or []):
         raise OptionError(
-            "option-count", f"--weights was given {len(weights)} times for {len(source or [])} sources; once a source"
+            "option-count", f"--weights was given {len(weights)} times for {len(source or [])} sources; once per source"
         )
     how = next((getattr(part[0], "preprocessing", None) for part in parts if part), None)
     places: list[Path | None] = list(weights or []) or [None] * len(source or [])

@@ -13,7 +13,7 @@ from brickyard.base._errors import FileError
 from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
-from brickyard.component._features import feature_size, observe, reader
+from brickyard.component._features import observe, reader
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -67,8 +67,9 @@ class Component(Predictor):
         self.manifest = manifest
         self.skeleton = skeleton
         self.familiarity = familiarity
+        size = None if familiarity is None else familiarity.mean.shape[1]
         self.outputs = find_outputs(manifest.outputs)
-        self.reads_at = reader(network)
+        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
         self._select = manifest.reject or manifest.output_axis is None
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
@@ -197,7 +198,7 @@ def read_familiarity(
     record = None if manifest.statistics is None else manifest.statistics.familiarity
     if record is None:
         return None
-    size = feature_size(network, manifest.input_shape[0])
+    _, size = reader(network, manifest.input_shape[0], record.size)
     if record.size != size:
         raise FileError(
             "file-inconsistent", f"its manifest tells of {record.size} features, and its network has {size}"

@@ -6,17 +6,18 @@ import datetime
 import os
 import platform
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.axes._graph import Graph
-from brickyard.base._checks import check_choice, check_kind, flag, seed_of, share_or_more, whole
 from brickyard.base._classes import resolve_task
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, FileError, OptionError, TaskError
-from brickyard.base._options import Budget, Heal, Select, Thresholds
+from brickyard.base._options import DisassembleOptions
 from brickyard.base._records import (
     AxisRecord,
     ComponentManifest,
@@ -37,51 +38,20 @@ from brickyard.network._network import Network, kind
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import steady
-from brickyard.selection._budget import by_budget
-from brickyard.selection._damage import by_damage
-from brickyard.selection._importance import CRITERIA
-from brickyard.selection._thresholds import by_thresholds, mda_scores
+from brickyard.selection._importance import CRITERIA, Evidence
+from brickyard.selection._thresholds import by_thresholds
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
 
 
 @steady
-def disassemble(
-    model: nn.Module,
-    relevance: Relevance,
-    *,
-    task: Sequence[int | str],
-    thresholds: Thresholds | None = None,
-    budget: Budget | None = None,
-    select: Select = "mda",
-    reject: bool = False,
-    heal: Heal = "refit",
-    images: Any = None,
-    heal_images: int = 400,
-    ridge: float = 1e-3,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Component:
+@verb(DisassembleOptions)
+def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[DisassembleOptions]) -> Component:
     """Cut out of a source the part that a task needs, as a small working model.
 
     Args:
         model: The source that the relevances were located on; it comes back untouched.
         relevance: What `locate` returned.
-        task: Classes by name or index, in the order that the outputs shall have.
-        thresholds: Keep channels by the paper's thresholds; default: those of the relevances.
-        budget: Keep the most relevant channels that a budget allows, instead of thresholds.
-        select: What a budget ranks channels by: "mda", the relevances (the paper); "damage", what the refit cannot
-            repair, measured on images (slower, and the most accurate); or a control: "l1", "fpgm", "hrank",
-            "activation", "taylor", "random".
-        reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
-        heal: Repair without gradients: "refit", "moments" or "none".
-        images: Images to heal with, as for `locate`, or a tensor without labels; default: the images that the
-            relevances remember.
-        heal_images: At most so many of them are used, drawn evenly from the task's classes. Where a layer has few
-            positions for its many inputs, shifted copies of them are used too.
-        ridge: Strength of the refit's prior, a share of the mean diagonal of its normal equations.
-        batch_size: Images at once.
-        seed: Seed for drawing the images.
 
     Returns:
         The component, in evaluation mode, with a manifest of where it came from.
@@ -100,70 +70,109 @@ def disassemble(
         >>> small.manifest.selection.flops <= 0.5 * small.manifest.source.flops
         True
     """
+    job = _job(model, relevance, options)
+    keep, notes = _choose(job)
+    network = cut(job.graph, keep)
+    healed = _heal(job, keep, network, notes)
+    _narrow(network, weights_like(model).dtype)
+    return _describe(job, keep, network, healed)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call needs.
+
+    Attributes:
+        graph: The source's graph.
+        relevance: What was located, with the thresholds to use.
+        options: All options.
+        task: The task's classes.
+        outputs: The class outputs to keep: with a reject output, all.
+        pool: Images of the task, where there are any.
+        batches: Those that are used, preprocessed, and shifted copies.
+        copies: How many times each image is among them.
+    """
+
+    graph: Graph
+    relevance: Relevance
+    options: DisassembleOptions
+    task: list[int]
+    outputs: list[int]
+    pool: _Pool | None
+    batches: list[Tensor]
+    copies: int
+
+
+def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) -> _Job:
+    """Check what was asked for, and read the images.
+
+    Raises:
+        BrickyardError: It does not fit together.
+    """
     if not isinstance(relevance, Relevance):
         raise OptionError(
             "option-wrong-object",
             f"what locate returned is needed; as relevance a {type(relevance).__name__} was given: call locate, or "
             "load its file",
         )
-    check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
-    check_kind("budget", budget, Budget, "give brickyard.Budget(flops=...) or Budget(parameters=...)")
-    reject = flag("reject", reject)
-    check_choice("heal", heal, Heal)
-    check_choice("select", select, Select)
+    select, heal, budget, seed = options["select"], options["heal"], options["budget"], options["seed"]
     if select != "mda" and budget is None:
         raise OptionError(
             "option-requires-option", f"select={select!r} ranks channels for a budget, and none was given; add budget="
         )
-    if thresholds is not None and budget is not None:
+    if options["thresholds"] is not None and budget is not None:
         raise OptionError(
             "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
         )
-    ridge, seed = share_or_more("ridge", ridge), seed_of(seed)
-    heal_images, batch_size = whole("heal_images", heal_images), whole("batch_size", batch_size)
-    chosen = _task(task, relevance, reject)
+    task = _task(options["task"], relevance, options["reject"])
     graph = relevance.graph(model)
-    outputs = find_outputs(relevance.outputs).kept(chosen, len(relevance.classes), reject)
-    pool = _pool(relevance, images, chosen)
+    if budget is None:
+        relevance = relevance.with_thresholds(options["thresholds"] or relevance.thresholds, graph)
+    outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
+    pool = _pool(relevance, options["images"], task)
     batches: list[Tensor] = []
     copies = 1
-    if select != "mda" or heal != "none":
-        wanted_by = f"heal={heal!r}" if select == "mda" else f"select={select!r}"
-        batches = _batches(graph, pool, heal_images, batch_size, seed, wanted_by)
+    if CRITERIA[select].images or heal != "none":
+        wanted_by = f"select={select!r}" if CRITERIA[select].images else f"heal={heal!r}"
+        batches = _batches(graph, pool, options["heal_images"], options["batch_size"], seed, wanted_by)
         copies = copies_needed(graph, sum(map(len, batches)))
         batches = with_copies(batches, copies, seed)
-    notes: list[str] = []
-    if budget is None:
-        thresholds = thresholds or relevance.thresholds
-        relevance = relevance.with_thresholds(thresholds, graph)
-        keep, notes = by_thresholds(graph, relevance, chosen, outputs)
-    elif select == "mda":
-        keep = by_budget(graph, mda_scores(relevance, chosen), outputs, budget)
-    elif select == "damage":
-        keep = by_damage(graph, batches, outputs, budget, ridge)
-    else:
-        keep = by_budget(graph, CRITERIA[select](graph, batches, outputs, seed), outputs, budget)
-    network = cut(graph, keep)
-    record = HealRecord(method="none", notes=tuple(notes))
-    if heal != "none":
-        report = heal_network(graph, keep, network, batches, heal, ridge)
-        record = HealRecord(
-            method=heal,
-            images=sum(map(len, batches)) // copies,
-            copies=copies,
-            ridge=ridge if heal == "refit" else None,
-            layers=report.layers,
-            notes=(*notes, *report.notes),
-        )
-    _narrow(network, weights_like(model).dtype)
-    choice = {} if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
-    if budget is not None and budget.multiple > 1:
-        choice["multiple"] = budget.multiple
-    manifest = _manifest(graph, relevance, keep, chosen, reject, thresholds, choice, record)
-    component = Component(network, manifest, _skeleton(graph))
-    if pool is not None and pool.by_class is not None:
-        component = observed(component, pool.images, pool.by_class, batch_size)
-    return component
+    return _Job(graph, relevance, options, task, outputs, pool, batches, copies)
+
+
+def _choose(job: _Job) -> tuple[dict[str, Tensor], list[str]]:
+    """The channels to keep, and what a reader of the manifest should know."""
+    options = job.options
+    if (budget := options["budget"]) is None:
+        return by_thresholds(job.graph, job.relevance, job.task, job.outputs)
+    evidence = Evidence(
+        job.graph, job.batches, job.outputs, options["seed"], job.relevance, job.task, budget, options["ridge"]
+    )
+    return CRITERIA[options["select"]].keep(evidence), []
+
+
+def _heal(job: _Job, keep: dict[str, Tensor], network: Network, notes: list[str]) -> HealRecord:
+    """Repair the network in place; what was done."""
+    heal, ridge = job.options["heal"], job.options["ridge"]
+    if heal == "none":
+        return HealRecord(method="none", notes=tuple(notes))
+    report = heal_network(job.graph, keep, network, job.batches, heal, ridge)
+    return HealRecord(
+        method=heal,
+        images=sum(map(len, job.batches)) // job.copies,
+        copies=job.copies,
+        ridge=ridge if heal == "refit" else None,
+        layers=report.layers,
+        notes=(*notes, *report.notes),
+    )
+
+
+def _describe(job: _Job, keep: dict[str, Tensor], network: Network, healed: HealRecord) -> Component:
+    """The component: the network with where it came from, and statistics of its features where images are labelled."""
+    component = Component(network, _manifest(job, keep, healed), _skeleton(job.graph))
+    if job.pool is None or job.pool.by_class is None:
+        return component
+    return observed(component, job.pool.images, job.pool.by_class, job.options["batch_size"])
 
 
 def _narrow(network: Network, dtype: torch.dtype) -> None:
@@ -277,23 +286,15 @@ def _skeleton(graph: Graph) -> NetworkSpec | None:
         return None
 
 
-def _manifest(
-    graph: Graph,
-    relevance: Relevance,
-    keep: dict[str, Tensor],
-    task: Sequence[int],
-    reject: bool,
-    thresholds: Thresholds | None,
-    budget: dict[str, Any],
-    heal: HealRecord,
-) -> ComponentManifest:
+def _manifest(job: _Job, keep: dict[str, Tensor], heal: HealRecord) -> ComponentManifest:
+    graph, relevance, budget = job.graph, job.relevance, job.options["budget"]
     cost_model = CostModel(graph)
     whole, part = cost_model(keep_mask(graph, {})), cost_model(keep_mask(graph, keep))
     everything = graph.everything()
     return ComponentManifest(
-        classes=tuple(relevance.classes[k] for k in task),
-        task=tuple(task),
-        reject=reject,
+        classes=tuple(relevance.classes[k] for k in job.task),
+        task=tuple(job.task),
+        reject=job.options["reject"],
         preprocessing=relevance.preprocessing,
         input_shape=graph.input_shape,
         source=SourceRecord(
@@ -315,8 +316,8 @@ def _manifest(
         pinned=graph.pinned(),
         located=relevance.record,
         selection=SelectionRecord(
-            thresholds=None if thresholds is None or budget else thresholds.as_dict(),
-            budget=budget or None,
+            thresholds=relevance.thresholds.as_dict() if budget is None else None,
+            budget=None if budget is None else budget.record(job.options["select"]),
             parameters=part.parameters,
             flops=part.flops,
         ),

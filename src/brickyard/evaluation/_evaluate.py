@@ -6,15 +6,16 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._checks import flag, whole
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._options import EvaluateOptions
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -33,26 +34,15 @@ from brickyard.runtime._progress import bar
 
 
 @steady
-def evaluate(
-    model: Component | Assembly,
-    data: Any,
-    *,
-    source: nn.Module | Sequence[nn.Module | None] | None = None,
-    latency: bool = True,
-    latency_batch: int = 1,
-    batch_size: int = 128,
-) -> Scores:
+@verb(EvaluateOptions)
+def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores:
     """Score a component or an assembly against its source or sources.
 
     Args:
         model: What to score.
         data: Labelled test images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry a part. Images that were used to locate, heal or scale must not be
+            assembly, a list with one entry per part. Images that were used to locate, heal or scale must not be
             among them.
-        source: The source, or a list with one a part, for the rows "base" and "restricted".
-        latency: Measure the time of one batch.
-        latency_batch: Images in that batch.
-        batch_size: Images at once when scoring.
 
     Returns:
         Rows with accuracies, sizes and times; prints as a table, writes JSON and CSV.
@@ -74,22 +64,21 @@ def evaluate(
         >>> [row.name for row in scores.rows]
         ['base', 'restricted', 'component']
     """
-    latency = flag("latency", latency)
-    latency_batch, batch_size = whole("latency_batch", latency_batch), whole("batch_size", batch_size)
+    batch_size = options["batch_size"]
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
             f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
             "assemble or load",
         )
-    sources = _sources(model, source)
+    sources = _sources(model, options["source"])
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size)
     else:
         answered = _assembly(model, data, sources, batch_size)
     sizes = _sizes(model, answered.name)
-    if latency:
-        for name, value in _times(model, answered.name, sources, latency_batch).items():
+    if options["latency"]:
+        for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
     return Scores(
         title=answered.title,

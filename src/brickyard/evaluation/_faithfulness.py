@@ -18,6 +18,7 @@ from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
+from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
@@ -242,11 +243,9 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
             reads = graph.at(name, "in")
             if reads is None:
                 continue
-            original: Any = graph.network.layer(name).weight
-            own: Any = network.layer(name).weight
-            mask = kept[torch.from_numpy(reads)].to(original.device, original.dtype)
-            shape = (1, -1, *[1] * (original.ndim - 2))
-            own.copy_(original * mask.reshape(shape))
+            rows = mixing_of(graph.network.layer(name)).rows
+            mask = kept[torch.from_numpy(reads)].to(rows.device, rows.dtype)
+            mixing_of(network.layer(name)).set_rows(rows * mask.reshape(1, -1, *[1] * (rows.ndim - 2)))
     masks = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
     sums = {name: mask for name, mask in masks.items() if not bool(mask.all())}
     return partial(_summed, network, sums) if sums else network

@@ -121,7 +121,7 @@ def disassemble(
         record = HealRecord(
             method="refit", images=len(at), ridge=ridge, layers=report.layers, notes=(*notes, *report.notes)
         )
-    choice = None if budget is None else {budget.resource: budget.share, "spread": budget.spread, "select": select}
+    choice = None if budget is None else budget.record(select)
     selection = SelectionRecord(
         thresholds=(thresholds or relevance.thresholds).as_dict() if budget is None else None,
         budget=choice,
@@ -154,17 +154,16 @@ def _by_budget(
     relevance: GraphRelevance, scores: dict[str, tuple[Tensor, Tensor]], outputs: Sequence[int], budget: Budget
 ) -> dict[str, Tensor]:
     """The most relevant units that fit; at least one an axis."""
-    if budget.multiple != 1:
+    if budget.round_to != 1:
         raise OptionError(
-            "option-without-effect", "a budget's multiple= is for convolutions; leave it out for graph networks"
+            "option-without-effect", "a budget's round_to= is for convolutions; leave it out for graph networks"
         )
     network, data = relevance.network, relevance.data
     whole = network.flops(*_size(data)) if budget.resource == "flops" else relevance.parameters
     last = {network.axes()[-1].name: torch.tensor(list(outputs))}
-    even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
     orders = {name: torch.argsort(score, descending=True, stable=True) for name, (_, score) in scores.items()}
     ranked = sorted(
-        (-(1 - place / len(order)) if even else -float(scores[name][1][order[place]]), name, place)
+        (-(1 - place / len(order)) if budget.uniform else -float(scores[name][1][order[place]]), name, place)
         for name, order in orders.items()
         for place in range(1, len(order))
     )

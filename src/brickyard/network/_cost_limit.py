@@ -145,6 +145,8 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
     if name in ("convolution", "_convolution"):
         weight = args[1]
         inside = int(math.prod(weight.shape[1:]))
+        if len(args) > 6 and args[6]:  # transposed: the kernel is laid down at each input position
+            made = args[0].numel()
         if weight.dtype not in (torch.float32, torch.bfloat16):  # such are unfolded: each position's inputs are copied
             made_once = made // max(1, weight.shape[0]) * inside * max(1, args[8] if len(args) > 8 else 1)
             if made_once // BATCH > MAX_STEP:
@@ -158,9 +160,9 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
         query, key = args[0], args[1]
         pairs: int = query.numel() // max(1, query.shape[-1]) * int(key.shape[-2])
         return pairs * (WORD + 2 * int(query.shape[-1]))
-    if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d"):
+    if name.startswith(("max_pool", "avg_pool")):
         kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-        return made * int(math.prod(kernel if len(kernel) > 1 else kernel * 2))
+        return made * int(math.prod(kernel if len(kernel) > 1 else list(kernel) * int(name[len("max_pool")])))
     return 0
 
 

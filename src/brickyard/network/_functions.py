@@ -197,7 +197,8 @@ _PIN = (
     _functional("layer_norm", "pin"),
     _functional("group_norm", "pin"),
     _functional("normalize", "pin"),
-    _functional("conv2d", "pin"),
+    *(_functional(name, "pin") for name in ("conv1d", "conv2d", "conv3d")),
+    *(_functional(f"conv_transpose{n}d", "pin") for n in (1, 2, 3)),
     _functional("linear", "pin"),
     _functional("batch_norm", "pin"),
 )

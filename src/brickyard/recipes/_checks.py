@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import nearest
+from brickyard.base._options import Budget, Thresholds
 from brickyard.recipes._recipe_file import Place, RecipeFile, dotted, key_of
 from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
 
@@ -150,11 +152,12 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
     if part.source not in recipe.sources:
         hint = nearest(part.source, recipe.sources)
         yield (*place, "source"), f"{what}.source is {part.source!r}, and there is no such source{hint}"
-    budget = [key for key in ("flops", "parameters") if getattr(part, key) is not None]
+    shares = ("flops", "parameters")
+    budget = [key for key in shares if getattr(part, key) is not None]
     if len(budget) > 1:
         yield (*place, "parameters"), f"{what} has 'flops' and 'parameters'; a budget is one of them: remove the other"
     if budget:
-        for key in part.THRESHOLDS:
+        for key in declared(Thresholds):
             if getattr(part, key) is not None:
                 yield (
                     (*place, key_of(key)),
@@ -162,9 +165,10 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
                     "thresholds: remove one",
                 )
     else:
-        for key in ("select", "spread", "multiple"):
+        for key in ("select", *(key for key in declared(Budget) if key not in shares)):
             if getattr(part, key) != ComponentRecipe.model_fields[key].default:
-                yield (*place, key), f"{what}.{key} is for a budget, and none was given; add 'flops' or 'parameters'"
+                name = key_of(key)
+                yield (*place, name), f"{what}.{name} is for a budget, and none was given; add 'flops' or 'parameters'"
 
 
 def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -177,20 +181,15 @@ def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
             yield (*place, index), f"assembly.parts has {name!r}, no component{nearest(name, recipe.components)}"
         if name in (assembly.parts or ())[:index]:
             yield (*place, index), f"assembly.parts has {name!r} twice; name every component once"
-    if assembly.scaling != "none":
-        from brickyard.scaling._strategies import SCALINGS
-
-        if assembly.scaling not in SCALINGS:
-            hint = nearest(assembly.scaling, SCALINGS)
-            yield ("assembly", "scaling"), f"assembly.scaling is {assembly.scaling!r}, no scaling{hint}"
     sources = {recipe.components[name].source for name in recipe.parts if name in recipe.components}
-    if assembly.form == "union" and len(sources) > 1:
+    options = dict(assembly)
+    if options["form"] == "union" and len(sources) > 1:
         yield (
             ("assembly", "form"),
             f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}; a union has one source: "
             "use 'parallel'",
         )
-    if assembly.votes and not any(part.reject for part in recipe.components.values()):
+    if options["votes"] and not any(dict(part)["reject"] for part in recipe.components.values()):
         yield ("assembly", "votes"), "assembly.votes needs parts with 'reject: true'; add it to some, or remove votes"
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
-from brickyard.base._options import Budget, Choose, Duplicates, Form, Heal, Select, Spread, Thresholds
+from brickyard.base._declare import Opt, flat
+from brickyard.base._messages import near
+from brickyard.base._options import (
+    AssembleOptions,
+    DisassembleOptions,
+    EvaluateOptions,
+    LocateOptions,
+    TrainingOptions,
+)
 from brickyard.base._records import Frozen, Preprocessing
 
 VERSION = 1
@@ -49,13 +61,13 @@ def _for_all(value: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Threshold = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_one), Field(min_length=1)]
 Items = Annotated[tuple[Text, ...], BeforeValidator(_split), Field(min_length=1)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)]
 Side = Annotated[int, Field(ge=1, le=16384)]
+
+
+SectionT = TypeVar("SectionT", bound="Section")
 
 
 class Section(Frozen):
@@ -87,35 +99,48 @@ class PreprocessingRecipe(Section):
         return Preprocessing(**{key: item for key, item in self.model_dump().items() if item is not None})
 
 
+def options_of(holder: Any, *only: str, **defaults: Any) -> Callable[[type[SectionT]], type[SectionT]]:
+    """Give a section the options that a verb declares, after its own keys; `defaults` are others than the verb's."""
+
+    def wrap(section: type[SectionT]) -> type[SectionT]:
+        known = {name: one for name, one in flat(holder, *only).items() if one.plain is not Path}
+        fields: dict[str, Any] = {name: _field(replace(one, **_other(name, defaults))) for name, one in known.items()}
+        made = create_model(section.__name__, __base__=section, __module__=__name__, __doc__=section.__doc__, **fields)
+        return cast("type[SectionT]", made)
+
+    return wrap
+
+
+def _other(name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    return {"default": defaults[name], "optional": False} if name in defaults else {}
+
+
+def _field(one: Opt) -> tuple[Any, Any]:
+    """An option as a field: its type with bounds, and its default."""
+    kind: Any = Annotated[one.plain, Field(**one.bounds)]  # type: ignore[arg-type]
+    if one.names:
+        kind = Annotated[kind, AfterValidator(functools.partial(_chosen, one))]
+    return (kind | None if one.optional else kind), Field(default=one.default, description=one.said)
+
+
+def _chosen(one: Opt, value: str) -> str:
+    if value not in one.names:
+        raise ValueError(f"use one of {', '.join(map(repr, one.names))}{near(value, one.names)}")
+    return value
+
+
+@options_of(LocateOptions)
 class LocateRecipe(Section):
     """How channels are located; see `brickyard.locate`."""
 
-    choose: Choose = "confident"
-    per_class: Count = 50
-    alpha: Threshold = 0.3
-    beta: Threshold = 0.2
-    linear_alpha: Threshold = 0.4
-    linear_beta: Threshold = 0.3
-    seed: Seed = 0
 
-    def thresholds(self) -> Thresholds:
-        """The library's own value."""
-        return Thresholds(
-            alpha=self.alpha, beta=self.beta, linear_alpha=self.linear_alpha, linear_beta=self.linear_beta
-        )
-
-
+@options_of(TrainingOptions, "epochs", "lr", "batch_size", "augment", "seed", lr=0.1)
 class TrainRecipe(Section):
     """A source that is trained; see `brickyard train`."""
 
     network: Text
     data: Text
     classes: Texts | None = None
-    epochs: Count = 10
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    augment: bool = False
-    seed: Seed = 0
 
 
 class SourceRecipe(Section):
@@ -135,58 +160,27 @@ class SourceRecipe(Section):
         return self.data or (self.train.data if self.train else "")
 
 
+@options_of(DisassembleOptions)
 class ComponentRecipe(Section):
     """A component; see `brickyard.disassemble`."""
 
     source: Text
     task: Texts
-    flops: Share | None = None
-    parameters: Share | None = None
-    spread: Spread = "auto"
-    multiple: Count = 1
-    alpha: Threshold | None = None
-    beta: Threshold | None = None
-    linear_alpha: Threshold | None = None
-    linear_beta: Threshold | None = None
-    select: Select = "mda"
-    reject: bool = False
-    heal: Heal = "refit"
-    heal_images: Count = 400
-    ridge: Annotated[float, Field(ge=0)] = 1e-3
-    seed: Seed = 0
-
-    THRESHOLDS: ClassVar = ("alpha", "beta", "linear_alpha", "linear_beta")
-
-    def budget(self) -> Budget | None:
-        """The library's own value, where a budget was given."""
-        if self.flops is None and self.parameters is None:
-            return None
-        return Budget(flops=self.flops, parameters=self.parameters, spread=self.spread, multiple=self.multiple)
-
-    def thresholds(self, base: Thresholds) -> Thresholds:
-        """Those of the relevances, with what was given in their place."""
-        given = {name: value for name in self.THRESHOLDS if (value := getattr(self, name)) is not None}
-        return Thresholds(**{**base.as_dict(), **given})
 
 
+@options_of(AssembleOptions)
 class AssemblyRecipe(Section):
     """The classifier made of the components; see `brickyard.assemble`."""
 
     parts: Texts | None = None
-    scaling: Text = "none"
-    form: Form = "parallel"
-    shots: Count | None = None
-    on_duplicate: Duplicates = "error"
-    votes: bool = False
-    seed: Seed = 0
 
 
+@options_of(EvaluateOptions, "latency", latency=False)
 class EvaluateRecipe(Section):
     """What is scored; see `brickyard.evaluate`."""
 
     data: Annotated[dict[str, Text], BeforeValidator(_for_all)]
     max_images: Count | None = None
-    latency: bool = False
 
     def of(self, source: str) -> str:
         """The text of the test images of a source."""
@@ -209,8 +203,8 @@ class Recipe(Section):
         ...     sources={"a": {"network": "zoo:lenet5", "weights": "a.safetensors", "data": "digits"}},
         ...     components={"low": {"source": "a", "task": "0-2", "flops": 0.5}},
         ... )
-        >>> recipe.components["low"].budget().share
-        0.5
+        >>> recipe.components["low"].heal_images
+        400
     """
 
     brickyard: int

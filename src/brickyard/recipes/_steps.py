@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from brickyard._version import __version__
+from brickyard.base._declare import gathered
 from brickyard.base._errors import DataError, TaskError
+from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest
 from brickyard.recipes._recipe_file import RecipeFile
 from brickyard.recipes._schema import ComponentRecipe
@@ -285,13 +287,10 @@ class Work:
                 images,
                 classes=source.classes,
                 preprocessing=source.preprocessing,
-                choose=said.choose,
-                per_class=said.per_class,
                 task=sorted(task),
-                thresholds=said.thresholds(),
-                seed=said.seed,
                 name=source.name,
                 resume=notes,
+                **gathered(LocateOptions, dict(said)),
             )
             relevance.save(self.folder / _relevance_file(name), overwrite=True)
             shutil.rmtree(notes, ignore_errors=True)
@@ -313,21 +312,9 @@ class Work:
 
             source, images = self._source(said.source)
             relevance: Relevance = loaded(self.folder / _relevance_file(said.source), Relevance)
-            budget = said.budget()
-            component = disassemble(
-                source.model,
-                relevance,
-                task=parse_classes(said.task, relevance.classes),
-                thresholds=None if budget else said.thresholds(relevance.thresholds),
-                budget=budget,
-                select=said.select,
-                reject=said.reject,
-                heal=said.heal,
-                images=images,
-                heal_images=said.heal_images,
-                ridge=said.ridge,
-                seed=said.seed,
-            )
+            options = gathered(DisassembleOptions, dict(said), thresholds=relevance.thresholds)
+            options["task"] = parse_classes(said.task, relevance.classes)
+            component = disassemble(source.model, relevance, images=images, **options)
             component.save(self.folder / _component_file(name), overwrite=True)
 
         inputs = (*self._trained(said.source), _relevance_file(said.source))
@@ -341,8 +328,9 @@ class Work:
         assert said is not None
         parts = self.recipe.parts
         sources = self._of(*parts)
-        few = _few_shot(said.scaling)
-        union = said.form == "union"
+        options = gathered(AssembleOptions, dict(said))
+        few = _few_shot(options["scaling"])
+        union = options["form"] == "union"
 
         def run() -> None:
             from brickyard.assembly._assemble import assemble
@@ -350,14 +338,9 @@ class Work:
             images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few else None
             whole = assemble(
                 [self._component(name) for name in parts],
-                form=said.form,
-                scaling=said.scaling,
                 images=images,
-                shots=said.shots if few else None,
-                on_duplicate=said.on_duplicate,
-                votes=said.votes,
                 source=self._source(sources[0])[0].model if union else None,
-                seed=said.seed,
+                **{**options, "shots": options.get("shots") if few else None},
             )
             whole.save(self.folder / ASSEMBLY, overwrite=True)
 
@@ -377,13 +360,14 @@ class Work:
         def run() -> None:
             from brickyard.evaluation._evaluate import evaluate
 
+            options = gathered(EvaluateOptions, dict(said))
             images = [self._test_images(origin)[0] for origin in origins]
             models: list[Any] = [self._source(origin)[0].model for origin in origins]
             notes = [note for origin in sources if (note := self._test_images(origin)[1])]
             if whole:
-                scores = evaluate(self._assembled(), images, source=models, latency=said.latency)
+                scores = evaluate(self._assembled(), images, source=models, **options)
             else:
-                scores = evaluate(self._component(name), images[0], source=models[0], latency=said.latency)
+                scores = evaluate(self._component(name), images[0], source=models[0], **options)
             scores = scores.model_copy(update={"notes": (*scores.notes, *notes)})
             scores.to_json(self.folder / place)
 

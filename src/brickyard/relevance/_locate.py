@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph, trace
-from brickyard.base._checks import check_choice, check_kind, given_path, is_whole, seed_of, whole
+from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import resolve_task
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
-from brickyard.base._options import Choose, Thresholds
+from brickyard.base._options import LocateOptions, Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
@@ -34,45 +35,14 @@ KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked oth
 
 
 @steady
-def locate(
-    model: nn.Module,
-    data: Any,
-    *,
-    classes: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-    outputs: str = "one",
-    choose: Choose = "confident",
-    per_class: int = 50,
-    task: Sequence[int | str] | None = None,
-    thresholds: Thresholds | None = None,
-    keep_sums: bool | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    name: str | None = None,
-    resume: str | Path | None = None,
-) -> Relevance:
+@verb(LocateOptions)
+def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Relevance:
     """Find out which channels matter for which class.
 
     Args:
         model: The source: a classifier that takes one image batch and returns (batch, classes).
         data: Training images: `(images, labels)`, a data set, a `DataLoader`, or an iterable of batches.
             Labels are indices into the source's classes.
-        classes: Names of the source's classes; default: those that `data` carries, or "0", "1", ...
-        preprocessing: What is done to `data` before the model takes it; default: nothing.
-        outputs: What the source's outputs mean: "one" of many classes, or a kind that was registered with
-            `brickyard.outputs.outputs`, which says how labels are read.
-        choose: Which images to use: the `per_class` that the source is most "confident" about (the paper's
-            choice), as many at "random", or "all".
-        per_class: Images a class.
-        task: Restrict the work to these classes; default: all.
-        thresholds: Thresholds that `Relevance.hard` uses; others may be used later while sums are kept.
-        keep_sums: Keep the contribution sums of every class and layer; default: when those of all
-            the source's classes take at most 256 MiB.
-        batch_size: Images at once.
-        seed: Seed of the random choice.
-        name: What to call the source; default: the name of its class.
-        resume: A folder where every class is kept as soon as it is done. A call that was stopped goes on from there;
-            the folder may be deleted afterwards.
 
     In a process group (`torchrun`, or one of your own) every process calls this with the same arguments. Each works
     on its share of the images, and all return the same relevances.
@@ -96,52 +66,53 @@ def locate(
         >>> relevance.hard("conv2").shape
         torch.Size([4, 6])
     """
-    check_choice("choose", choose, Choose)
-    kind = find_outputs(outputs)
-    per_class, batch_size, seed = whole("per_class", per_class), whole("batch_size", batch_size), seed_of(seed)
-    check_kind("preprocessing", preprocessing, Preprocessing, "give brickyard.Preprocessing(mean=..., std=...)")
-    check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
-    check_kind("keep_sums", keep_sums, bool, "give True, False or None")
-    _check_name(name)
-    resume = None if resume is None else given_path(resume, "the folder to go on from")
+    kind = find_outputs(options["outputs"])
+    check_kind("preprocessing", options["preprocessing"], Preprocessing, "give brickyard.Preprocessing(mean=..., ...)")
+    _check_name(options["name"])
+    resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     model = source_of(model)
-    like = weights_like(model)
-    images = Images(data, preprocessing, "the images to locate with", kind.label_dims)
-    example = images.example(like)
+    images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
+    example = images.example(weights_like(model))
     graph = trace(model, example)
     like = weights_like(graph.network)  # half-precision networks are worked on in float32
-    example = example.to(like.dtype)
+    relevance = _blank(model, graph, images, data, options)
+    layout = quick_layout(graph.network, example.to(like.dtype))
+    notebook = Notebook(resume, relevance, images)
+    run = _Run(graph, kind, images, options["batch_size"], like, notebook, Ranks.current(), layout)
+    chosen = _choose(run, relevance)
+    counts = tuple(len(chosen.get(k, ())) for k in range(len(relevance.classes)))
+    relevance.record = relevance.record.model_copy(update={"images": counts})
+    relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
+    _fill(run, relevance, chosen)
+    return relevance
+
+
+def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
+    """Relevances of which no class is located yet."""
+    classes, task, choose, keep_sums = options["classes"], options["task"], options["choose"], options["keep_sums"]
     names = _names(class_names(data) if classes is None else classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
-    relevance = Relevance(
+    return Relevance(
         classes=names,
         task=tuple(wanted),
-        thresholds=thresholds or Thresholds(),
+        thresholds=options["thresholds"] or Thresholds(),
         layers=_layer_records(graph),
         axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
         record=LocateRecord(
             choose=choose,
-            per_class=None if choose == "all" else per_class,
-            seed=seed,
+            per_class=None if choose == "all" else options["per_class"],
+            seed=options["seed"],
             images=(0,) * len(names),
             data=str(getattr(data, "name", type(data).__name__)),
         ),
         preprocessing=images.preprocessing,
         input_shape=graph.input_shape,
         source_sha256=fingerprint(model),
-        source_name=name or type(model).__name__,
-        outputs=outputs,
+        source_name=options["name"] or type(model).__name__,
+        outputs=options["outputs"],
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
-    layout = quick_layout(graph.network, example)
-    run = _Run(graph, kind, images, batch_size, like, Notebook(resume, relevance, images), Ranks.current(), layout)
-    chosen = _choose(run, names, wanted, choose, per_class, seed)
-    counts = tuple(len(chosen.get(k, ())) for k in range(len(names)))
-    relevance.record = relevance.record.model_copy(update={"images": counts})
-    relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
-    _fill(run, relevance, chosen)
-    return relevance
 
 
 @dataclass(frozen=True)
@@ -234,28 +205,27 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
 
 def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
     return {
-        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
+        mixer.name: LayerRecord(mixer.reads, mixer.writes, mixing_of(graph.network.layer(mixer.name)).linear)
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
     }
 
 
-def _choose(
-    run: _Run, names: Sequence[str], wanted: Sequence[int], choose: Choose, per_class: int, seed: int
-) -> dict[int, list[int]]:
-    """For each wanted class, the indices of the images to use."""
+def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
+    """For each class to locate, the indices of the images to use."""
+    names, record, per_class = relevance.classes, relevance.record, relevance.record.per_class
     labels = run.images.all_labels()
     run.outputs.check_labels(labels, len(names))
-    pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in wanted}
+    pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in relevance.task}
     for k, pool in pools.items():
         if not pool:
             raise DataError(
                 "data-class-without-images",
                 f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task=",
             )
-    if choose == "all":
+    if record.choose == "all":
         return pools
-    if choose == "random":
-        generator = torch.Generator().manual_seed(seed)
+    if record.choose == "random":
+        generator = torch.Generator().manual_seed(record.seed)
         return {
             k: [pool[i] for i in torch.randperm(len(pool), generator=generator)[:per_class].tolist()]
             for k, pool in pools.items()

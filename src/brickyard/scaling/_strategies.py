@@ -31,6 +31,7 @@ class Scaling:
     """A strategy: its function, and whether it needs labelled images, or the parts' features."""
 
     name: str
+    help: str
     fit: Callable[..., Scale]
     few_shot: bool
     gated: bool
@@ -40,12 +41,12 @@ SCALINGS: dict[str, Scaling] = {}
 
 
 def scaling(
-    name: str, *, few_shot: bool = False, gated: bool = False
+    name: str, *, help: str, few_shot: bool = False, gated: bool = False
 ) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
-    """Register a strategy under a name."""
+    """Register a strategy under a name, with one sentence for all that lists the choices."""
 
     def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
-        SCALINGS[name] = Scaling(name, fit, few_shot, gated)
+        SCALINGS[name] = Scaling(name, help, fit, few_shot, gated)
         return fit
 
     return register
@@ -111,19 +112,22 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     return SCALINGS[name]
 
 
-@scaling("none")
+@scaling("none", help="Puts the logits side by side as they are.")
 def side_by_side(evidence: Evidence) -> Scale:
     """The logits as they are."""
     return Scale()
 
 
-@scaling("log-probability")
+@scaling(
+    "log-probability",
+    help="Uses the log-probabilities of each part over all its outputs; best for parts cut with reject.",
+)
 def log_probability(evidence: Evidence) -> Scale:
     """Each part's log-probabilities over all its outputs; with a reject output, over all source classes."""
     return Scale(log_probability=True)
 
 
-@scaling("logit-mean")
+@scaling("logit-mean", help="Divides the logit of each class by its mean where that class is right.")
 def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
     factors: list[float] = []
@@ -146,7 +150,7 @@ def logit_mean(evidence: Evidence) -> Scale:
     return _diagonal(factors, notes=tuple(notes))
 
 
-@scaling("magnitude")
+@scaling("magnitude", help="Scales parts by the magnitude of their features; for comparison, can hurt.")
 def magnitude(evidence: Evidence) -> Scale:
     """Scale each part by the mean magnitude of the features that enter its last layer, relative to the others'.
 
@@ -163,7 +167,11 @@ def magnitude(evidence: Evidence) -> Scale:
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
 
-@scaling("mahalanobis", gated=True)
+@scaling(
+    "mahalanobis",
+    gated=True,
+    help="Lowers the logits of a part if the features of an image are unlike those of its own classes.",
+)
 def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     """Lower a part's logits where its features are far from those of its own classes.
 
@@ -183,7 +191,7 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     return Scale(gate=gate, options={"weight": weight})
 
 
-@scaling("affine", few_shot=True)
+@scaling("affine", few_shot=True, help="Fits one factor and one offset per part.")
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     """One factor and one shift a component, fitted to labelled images by logistic regression."""
     z = _few_shot(evidence)
@@ -196,7 +204,11 @@ def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
 
 
-@scaling("joint-head", few_shot=True)
+@scaling(
+    "joint-head",
+    few_shot=True,
+    help='Fits a linear map on all logits, with a prior that pulls it towards "side by side".',
+)
 def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     """A linear map on all logits, started at side by side and held to it by a prior.
 
@@ -217,7 +229,12 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
 
 
-@scaling("lda", few_shot=True, gated=True)
+@scaling(
+    "lda",
+    few_shot=True,
+    gated=True,
+    help="Learns from the features of all parts which part an image belongs to; usually the best choice.",
+)
 def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_SHRINK) -> Scale:
     """Learn which part an image belongs to, by linear discriminant analysis of all parts' features.
 

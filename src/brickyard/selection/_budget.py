@@ -26,13 +26,11 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
         budget: The budget.
 
     Raises:
-        OptionError: Even one channel (or `multiple`) an axis costs more than the budget.
+        OptionError: Even one channel (or `round_to`) an axis costs more than the budget.
     """
     fixed = kept_outputs(graph, outputs)
     cost_model = CostModel(graph)
     limit = budget.share * getattr(cost_model(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
-    even = budget.spread == "even" or (budget.spread == "auto" and budget.resource == "flops")
-
     mask = keep_mask(graph, fixed)
     for axis in graph.free:
         mask[axis.channels] = False
@@ -40,10 +38,10 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
     for axis in graph.free:
         score = scores[axis.channels]
         order = torch.argsort(score, descending=True, stable=True).numpy()
-        mask[axis.start + order[: budget.multiple]] = True
-        for place in range(budget.multiple, axis.size, budget.multiple):
-            value = 1 - place / axis.size if even else float(score[order[place]])
-            block = axis.start + order[place : place + budget.multiple]
+        mask[axis.start + order[: budget.round_to]] = True
+        for place in range(budget.round_to, axis.size, budget.round_to):
+            value = 1 - place / axis.size if budget.uniform else float(score[order[place]])
+            block = axis.start + order[place : place + budget.round_to]
             candidates.append((-value, int(block[0]), block))
     candidates.sort(key=lambda candidate: candidate[:2])
 
@@ -63,7 +61,7 @@ def check_enough(least: float, limit: float, budget: Budget) -> None:
         share = least / limit * budget.share
         raise OptionError(
             "option-budget-too-small",
-            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.multiple} "
+            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.round_to} "
             f"channel(s) an axis already take {share:.3g}: raise the budget",
         )
 

@@ -1,61 +1,141 @@
-"""Scores of channels that a budget can rank by: the controls that the relevances are compared with.
+"""What a budget can rank channels by: the relevances, measured damage, and the controls that they are compared with.
 
-Each is a function of a graph, images of the task and its outputs, and gives one number a channel of every axis; within
-an axis, channels with higher numbers are kept.
+Each is one registered function of what is known of a task (`Evidence`). It gives one number per channel of every axis;
+within an axis, channels with higher numbers are kept. One that divides the budget itself gives the channels to keep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
+from brickyard.base._options import Budget
+from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
+from brickyard.relevance._relevance import Relevance
+from brickyard.selection._budget import by_budget
+from brickyard.selection._damage import by_damage
+from brickyard.selection._thresholds import mda_scores
 
 RANKED = 64  # images that ranks are measured on
 
-Criterion = Callable[[Graph, Sequence[Tensor], Sequence[int], int], Tensor]
-"""(graph, batches of images, class outputs, seed) -> one score a channel, (channels,)."""
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at.
+
+    Attributes:
+        graph: The source's graph.
+        batches: Preprocessed images of the task; none where the criterion needs none.
+        outputs: The class outputs to keep.
+        seed: For what it draws.
+        relevance: What was located.
+        task: The task's classes.
+        budget: What may be kept.
+        ridge: The prior of the refit that follows.
+    """
+
+    graph: Graph
+    batches: Sequence[Tensor]
+    outputs: Sequence[int]
+    seed: int = 0
+    relevance: Relevance | None = None
+    task: Sequence[int] = ()
+    budget: Budget = field(default_factory=lambda: Budget(flops=1.0))
+    ridge: float = 1e-3
 
 
-def magnitude(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion: its function, whether it needs images, and whether it gives the channels to keep, not scores."""
+
+    name: str
+    help: str
+    call: Callable[[Evidence], Any]
+    images: bool
+    keeps: bool
+
+    def keep(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The channels to keep of every axis, within the budget."""
+        found = self.call(evidence)
+        return found if self.keeps else by_budget(evidence.graph, found, evidence.outputs, evidence.budget)
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(
+    name: str, *, help: str, images: bool = True, keeps: bool = False
+) -> Callable[[Callable[[Evidence], Any]], Callable[[Evidence], Any]]:
+    """Register a criterion under a name, with one sentence for all that lists the choices."""
+
+    def register(call: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
+        CRITERIA[name] = Criterion(name, help, call, images, keeps)
+        return call
+
+    return register
+
+
+@criterion("mda", help="the relevances of the task's classes, as in the paper", images=False)
+def relevances(evidence: Evidence) -> Tensor:
+    """The relevance of a channel for the task: the highest of its classes'."""
+    assert evidence.relevance is not None
+    return mda_scores(evidence.relevance, evidence.task)
+
+
+@criterion("damage", help="what the refit cannot repair, measured; the slowest and most accurate", keeps=True)
+def damage(evidence: Evidence) -> dict[str, Tensor]:
+    """The channels whose loss the refit cannot repair."""
+    return by_damage(evidence.graph, evidence.batches, evidence.outputs, evidence.budget, evidence.ridge)
+
+
+@criterion("l1", help="the L1 norm of the weights that write a channel", images=False)
+def magnitude(evidence: Evidence) -> Tensor:
     """L1 norm of the weights that write a channel (Li et al., "Pruning Filters for Efficient ConvNets", 2017)."""
+    graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            norms = layer.weight.detach().double().flatten(1).abs().sum(1).cpu()
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            norms = mixing.rows.double().flatten(1).abs().sum(1).cpu()
             scores.index_add_(0, torch.from_numpy(writes), norms)
     return scores
 
 
-def activation(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@criterion("activation", help="the mean size of a channel's values")
+def activation(evidence: Evidence) -> Tensor:
     """Mean size of a channel's values where layers read them."""
+    graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     with torch.no_grad():
-        for reads, x in _read(graph, batches):
+        for reads, x in _read(graph, evidence.batches):
             scores.index_add_(0, reads, _per_channel(x.abs(), len(reads)))
     return scores
 
 
-def taylor(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@criterion("taylor", help="the first-order change of the loss without a channel")
+def taylor(evidence: Evidence) -> Tensor:
     """First-order change of the loss without a channel (Molchanov et al., 2017): |sum of value times gradient|.
 
     The loss is the cross-entropy of the task's logits, the source's own answers being right.
     """
+    graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     network = graph.network
-    for batch in batches:
+    for batch in evidence.batches:
         read: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad():
             for _, node, values in network.walk(batch.clone().requires_grad_()):
                 reads = graph.at(node.target, "in") if node.op == "layer" else None
                 if reads is not None and (x := values[node.args[0].node]).requires_grad:
                     read.append((torch.from_numpy(reads), x))
-            logits = values[node.name][:, list(outputs)]
+            logits = values[node.name][:, list(evidence.outputs)]
             loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
             slopes = torch.autograd.grad(loss, [x for _, x in read], allow_unused=True)
         for (channels, x), slope in zip(read, slopes, strict=True):
@@ -64,34 +144,40 @@ def taylor(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed
     return scores
 
 
-def random(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@criterion("random", help="random numbers, for comparison", images=False)
+def random(evidence: Evidence) -> Tensor:
     """Numbers drawn with the seed."""
-    return torch.rand(graph.channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(evidence.seed)
+    return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
 
 
-def median_distance(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@criterion("fpgm", help="FPGM: how far a channel's weights are from those of the others", images=False)
+def median_distance(evidence: Evidence) -> Tensor:
     """FPGM (He et al., 2019, arXiv 1811.00250): sum of a filter's distances from all filters of its layer.
 
     Filters near the geometric median of a layer can be replaced by the others.
     """
+    graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            filters = layer.weight.detach().double().flatten(1)
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            filters = mixing.rows.double().flatten(1)
             scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
     return scores
 
 
-def feature_rank(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], seed: int) -> Tensor:
+@criterion("hrank", help="HRank: the mean rank of a channel's feature maps")
+def feature_rank(evidence: Evidence) -> Tensor:
     """HRank (Lin et al., 2020, arXiv 2002.10179): mean rank of a channel's values (height, width) as a matrix.
 
     Measured where layers read them, on the first images; single values have rank 1 where they are not 0.
     """
+    graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     left = RANKED
     with torch.no_grad():
-        for batch in batches:
+        for batch in evidence.batches:
             batch, left = batch[:left], left - len(batch[:left])
             if not len(batch):
                 break
@@ -100,16 +186,6 @@ def feature_rank(graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int]
                 ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
                 scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
     return scores
-
-
-CRITERIA: dict[str, Criterion] = {
-    "l1": magnitude,
-    "fpgm": median_distance,
-    "hrank": feature_rank,
-    "activation": activation,
-    "taylor": taylor,
-    "random": random,
-}
 
 
 def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.axes._atoms import Labels
+from brickyard.axes._atoms import DimRole, Labels
 from brickyard.base._errors import SurgeryError
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, tensor_dims
 from brickyard.surgery._plan import Part, Plan, positions
@@ -65,10 +65,9 @@ def dim_labels(part: Part, name: str, key: str, dim: int) -> Labels | None:
     roles = tensor_dims(part.graph.network.layer(name)).get(key, ())
     if dim >= len(roles):
         return None
-    if roles[dim] == "in":
-        return part.graph.at(name, "in")
-    written = part.graph.at(name, "out")
-    return part.graph.at(name, "follow") if written is None else written
+    alone: DimRole = "through" if roles[dim] == "in" else "follow"
+    found = part.graph.at(name, roles[dim])
+    return part.graph.at(name, alone) if found is None else found
 
 
 def _total(places: list[NDArray[np.int64]]) -> int:

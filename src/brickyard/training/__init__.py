@@ -8,7 +8,7 @@ from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from brickyard.base._options import Distillation as Distillation
-    from brickyard.base._options import Schedule as Schedule
+    from brickyard.base._options import TrainingOptions as TrainingOptions
     from brickyard.training._finetune import finetune as finetune
     from brickyard.training._sources import Trained as Trained
     from brickyard.training._sources import accuracy as accuracy
@@ -22,6 +22,6 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "training._finetune": "finetune",
         "training._sources": "Trained accuracy build_seeded device_named train train_source",
-        "base._options": "Distillation Schedule",
+        "base._options": "Distillation TrainingOptions",
     },
 )

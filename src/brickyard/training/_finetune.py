@@ -6,16 +6,16 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.base._checks import check_kind, given_path
+from brickyard.base._checks import given_path
+from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import TuneRecord
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -32,31 +32,18 @@ ModelT = TypeVar("ModelT", Component, Assembly)
 
 
 @steady
-def finetune(
-    model: ModelT,
-    images: Any,
-    *,
-    schedule: Schedule | None = None,
-    validation: Any = 0.1,
-    teacher: nn.Module | None = None,
-    distillation: Distillation | None = None,
-    resume: str | Path | None = None,
-) -> ModelT:
+@verb(FinetuneOptions)
+def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> ModelT:
     """Train a component or an assembly on labelled images.
 
     Args:
         model: What is trained; it stays as it is, and a copy is returned.
         images: Labelled training images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry a part. Images of other classes are left out; a component with a reject
+            assembly, a list with one entry per part. Images of other classes are left out; a component with a reject
             output learns from them too.
-        schedule: How to train; default: ten epochs of SGD.
-        validation: Images that training does not see and that choose the pass whose numbers are kept, the state
-            before the first among them, by accuracy, and by likelihood where that is equal: a share of `images`,
-            drawn evenly from the classes, or images in the same form as these. 0: the numbers of the last pass are
-            kept.
-        teacher: A component or an assembly that knows the classes by name, or the component's own source.
-        distillation: How much the teacher counts.
-        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
+
+    Training does not see the images of `validation`, drawn evenly from the classes. They choose the pass whose numbers
+    are kept, the state before the first among them, by accuracy, and by likelihood where that is equal.
 
     Returns:
         The trained copy, in evaluation mode; its manifest says how it was trained. A component's statistics are
@@ -69,12 +56,12 @@ def finetune(
 
     Example:
         >>> import brickyard as by, torch
-        >>> from brickyard.base._options import Schedule
+        >>> from brickyard.training import TrainingOptions
         >>> from brickyard.testing import chain
         >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
         >>> relevance = by.locate(chain(), data)
         >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
-        >>> trained = by.finetune(whole, [data, data], schedule=Schedule(epochs=1))
+        >>> trained = by.finetune(whole, [data, data], training=TrainingOptions(epochs=1))
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
     """
@@ -82,23 +69,21 @@ def finetune(
         raise OptionError(
             "option-wrong-object", f"a component or an assembly is trained; a {type(model).__name__} was given: cut one"
         )
-    check_kind("schedule", schedule, Schedule, "give brickyard.base._options.Schedule(epochs=...)")
-    check_kind("distillation", distillation, Distillation, "give brickyard.base._options.Distillation(weight=...)")
-    if distillation is not None and teacher is None:
+    teacher = options["teacher"]
+    if options["distillation"] is not None and teacher is None:
         raise OptionError(
             "option-requires-option", "a distillation was given without a teacher; give teacher=, or leave it out"
         )
-    folder = None if resume is None else given_path(resume, "the folder to go on from")
-    schedule = schedule or Schedule()
-    how = distillation or Distillation()
-    examples, held_out = _divided(model, images, validation, schedule.seed)
+    folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
+    training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
+    examples, held_out = _divided(model, images, options["validation"], training.seed)
     taught = None if teacher is None else taught_by(teacher, model, how)
     trained = copy.deepcopy(model)
     before = _free(trained)
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
         groups = examples.raw(chosen)
-        raw = [shifted_and_mirrored(x, generator) if schedule.augment else x for x, _ in groups]
+        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x, _ in groups]
         answer = _answer(trained, raw, features=how.features > 0)
         targets = torch.cat([y for _, y in groups]).to(answer[0].device)
         if taught is None:
@@ -109,8 +94,8 @@ def finetune(
         trained,
         loss,
         len(examples),
-        schedule,
-        score=None if held_out is None else lambda: _score(trained, held_out, schedule.batch_size),
+        training,
+        score=None if held_out is None else lambda: _score(trained, held_out, training.batch_size),
         resume=folder,
         key=_key(model, examples, held_out, teacher, how),
     )
@@ -119,10 +104,10 @@ def finetune(
         validation=0 if held_out is None else len(held_out),
         epochs=fitted.epochs,
         best=fitted.best,
-        optimizer=schedule.optimizer,
-        lr=schedule.rate,
-        batch_size=schedule.batch_size,
-        seed=schedule.seed,
+        optimizer=training.optimizer,
+        lr=training.rate,
+        batch_size=training.batch_size,
+        seed=training.seed,
         teacher="" if teacher is None else teacher_name(teacher, model),
         scores=fitted.scores,
     )
@@ -309,7 +294,7 @@ def _key(
     teacher: nn.Module | None,
     how: Distillation,
 ) -> str:
-    """What decides the result, beside the schedule."""
+    """What decides the result, beside the training."""
     known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError, OptionError
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.network._untouched import as_before
 from brickyard.runtime._progress import bar
 from brickyard.storage._safefile import read, write
@@ -46,7 +46,7 @@ def fit(
     model: nn.Module,
     loss: Loss,
     count: int,
-    schedule: Schedule,
+    training: TrainingOptions,
     *,
     score: Callable[[], tuple[float, float]] | None = None,
     resume: Path | None = None,
@@ -59,7 +59,7 @@ def fit(
         model: What is trained: its parameters that need gradients. It is left in evaluation mode.
         loss: The loss of the images of these numbers; what it draws, it draws from the generator.
         count: How many images there are.
-        schedule: How to train.
+        training: How to train.
         score: How good the model is now, higher is better: a number, and another one where two passes are equal in
             the first. The numbers of the best pass, or those before the first, are kept. Without it, those of the last.
         resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
@@ -70,22 +70,23 @@ def fit(
         OptionError: Training diverges.
         FileError: The state in `resume` cannot be read or written, or is of another call.
     """
-    run = _Run(model, count, schedule)
-    notes = None if resume is None else _Notes(resume, f"{schedule!r} {count} {key}")
+    run = _Run(model, count, training)
+    about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
+    notes = None if resume is None else _Notes(resume, f"{about} {count} {key}")
     if (kept := None if notes is None else notes.read()) is not None:
         run.restore(*kept)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(schedule.seed)  # for dropout
+        torch.manual_seed(training.seed)  # for dropout
         if run.random is not None:
             torch.set_rng_state(run.random)
         with bar(text, run.total) as advance:
             advance(run.step)
             if score is not None and not run.scores:
                 run.scored(score(), 0)
-            while run.epoch < schedule.epochs and not run.patience_is_over():
+            while run.epoch < training.epochs and not run.patience_is_over():
                 model.train()
-                if schedule.norms == "frozen":
+                if training.norms == "frozen":
                     for module in model.modules():
                         module.training = module.training and not isinstance(module, NORMS)
                 run.losses.append(_epoch(run, loss, advance, text))
@@ -116,7 +117,7 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
             raise OptionError(
                 "option-training-diverged",
                 f"training diverged in pass {run.epoch + 1} (loss {value.item()}); give a lower lr than "
-                f"{run.schedule.rate:g}",
+                f"{run.training.rate:g}",
             )
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
@@ -131,25 +132,25 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
 class _Run:
     """A training under way: all that decides how it goes on."""
 
-    def __init__(self, model: nn.Module, count: int, schedule: Schedule) -> None:
-        self.model, self.count, self.schedule = model, count, schedule
-        size = schedule.batch_size
-        self.total = max(6, schedule.epochs * max(1, count // size))
-        self.generator = torch.Generator().manual_seed(schedule.seed)
+    def __init__(self, model: nn.Module, count: int, training: TrainingOptions) -> None:
+        self.model, self.count, self.training = model, count, training
+        size = training.batch_size
+        self.total = max(6, training.epochs * max(1, count // size))
+        self.generator = torch.Generator().manual_seed(training.seed)
         self.random: Tensor | None = None
         self.step = self.epoch = self.best = 0
         self.losses: list[float] = []
         self.scores: list[tuple[float, float]] = []
         self.best_state: dict[str, Tensor] | None = None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        options: dict[str, Any] = {"lr": schedule.rate, "weight_decay": schedule.weight_decay}
+        options: dict[str, Any] = {"lr": training.rate, "weight_decay": training.weight_decay}
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(trained, momentum=0.9, nesterov=True, **options)
-            if schedule.optimizer == "sgd"
+            if training.optimizer == "sgd"
             else torch.optim.AdamW(trained, **options)
         )
         self.device = trained[0].device.type
-        self.dtype = _mixed(schedule, self.device)
+        self.dtype = _mixed(training, self.device)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> torch.autocast:
@@ -157,16 +158,16 @@ class _Run:
 
     def batches(self) -> list[list[int]]:
         """The images of a pass; what is left over of the last batch waits for another pass."""
-        size = self.schedule.batch_size
+        size = self.training.batch_size
         order = torch.randperm(self.count, generator=self.generator)
         parts = order[: len(order) // size * size or None].split(size)
         return [part.tolist() for part in parts if len(part) > 1]  # batch norms need two
 
     def rate(self) -> float:
         """The learning rate of the next step: one cosine up, one down."""
-        top = self.schedule.rate
+        top = self.training.rate
         start = top / 25
-        turn = self.schedule.warmup * self.total - 1
+        turn = self.training.warmup * self.total - 1
         if self.step <= turn:
             return _cosine(start, top, self.step / turn if turn else 1.0)
         return _cosine(top, start / 1e4, min(1.0, (self.step - turn) / max(1.0, self.total - 1 - turn)))
@@ -180,9 +181,9 @@ class _Run:
 
     def patience_is_over(self) -> bool:
         return (
-            self.schedule.patience is not None
+            self.training.patience is not None
             and bool(self.scores)
-            and (self.epoch - self.best >= self.schedule.patience)
+            and (self.epoch - self.best >= self.training.patience)
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -252,11 +253,11 @@ class _Notes:
         write(self.path, tensors, {"kind": "training", "key": self.key, **text}, overwrite=True)
 
 
-def _mixed(schedule: Schedule, device: str) -> torch.dtype | None:
+def _mixed(training: TrainingOptions, device: str) -> torch.dtype | None:
     """The type that products are computed in where it is not the weights' own."""
-    if schedule.precision == "auto":
+    if training.precision == "auto":
         return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(schedule.precision)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(training.precision)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

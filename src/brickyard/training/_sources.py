@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import brief, first_line
-from brickyard.base._options import Distillation, Schedule
+from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
@@ -95,7 +95,7 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    schedule = Schedule(
+    training = TrainingOptions(
         epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
     )
     if len(data) < 2:
@@ -121,7 +121,7 @@ def train(
             return ONE.loss(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
 
-    fit(model, loss, len(data), schedule)
+    fit(model, loss, len(data), training)
     return accuracy(model, data, preprocessing)
 
 
