@@ -20,7 +20,7 @@ def check_choice(name: str, value: object, choices: object) -> None:
     """
     allowed = choices if isinstance(choices, tuple) else get_args(choices)
     if not isinstance(value, str) or value not in allowed:
-        hint = near(value, allowed) if isinstance(value, str) else ""
+        hint = near(value.casefold(), allowed) if isinstance(value, str) else ""
         raise OptionError(
             "option-choice", f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}"
         )

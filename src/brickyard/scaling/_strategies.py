@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.base._checks import share_or_more
+from brickyard.base._checks import check_choice, share_or_more
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import brief, near
 from brickyard.base._records import ComponentManifest, ScalingRecord
 from brickyard.component._familiarity import Within
 from brickyard.scaling._scale import Evidence, Gate, Scale, combine, owned
@@ -97,11 +96,7 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     Raises:
         OptionError: There is none, or it does not look at what is given.
     """
-    if not isinstance(name, str) or name not in SCALINGS:
-        hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
-        raise OptionError(
-            "option-choice", f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}"
-        )
+    check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
         raise OptionError(

@@ -108,49 +108,6 @@ def magnitude(evidence: Evidence) -> Tensor:
     return scores
 
 
-@criterion("activation", help="the mean size of a channel's values")
-def activation(evidence: Evidence) -> Tensor:
-    """Mean size of a channel's values where layers read them."""
-    graph = evidence.graph
-    scores = torch.zeros(graph.channels, dtype=torch.float64)
-    with torch.no_grad():
-        for reads, x in _read(graph, evidence.batches):
-            scores.index_add_(0, reads, _per_channel(x.abs(), len(reads)))
-    return scores
-
-
-@criterion("taylor", help="the first-order change of the loss without a channel")
-def taylor(evidence: Evidence) -> Tensor:
-    """First-order change of the loss without a channel (Molchanov et al., 2017): |sum of value times gradient|.
-
-    The loss is the cross-entropy of the task's logits, the source's own answers being right.
-    """
-    graph = evidence.graph
-    scores = torch.zeros(graph.channels, dtype=torch.float64)
-    network = graph.network
-    for batch in evidence.batches:
-        read: list[tuple[Tensor, Tensor]] = []
-        with torch.enable_grad():
-            for _, node, values in network.walk(batch.clone().requires_grad_()):
-                reads = graph.at(node.target, "in") if node.op == "layer" else None
-                if reads is not None and (x := values[node.args[0].node]).requires_grad:
-                    read.append((torch.from_numpy(reads), x))
-            logits = values[node.name][:, list(evidence.outputs)]
-            loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
-            slopes = torch.autograd.grad(loss, [x for _, x in read], allow_unused=True)
-        for (channels, x), slope in zip(read, slopes, strict=True):
-            if slope is not None:
-                scores.index_add_(0, channels, _per_channel(x.detach() * slope, len(channels)))
-    return scores
-
-
-@criterion("random", help="random numbers, for comparison", images=False)
-def random(evidence: Evidence) -> Tensor:
-    """Numbers drawn with the seed."""
-    generator = torch.Generator().manual_seed(evidence.seed)
-    return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
-
-
 @criterion("fpgm", help="FPGM: how far a channel's weights are from those of the others", images=False)
 def median_distance(evidence: Evidence) -> Tensor:
     """FPGM (He et al., 2019, arXiv 1811.00250): sum of a filter's distances from all filters of its layer.
@@ -181,23 +138,73 @@ def feature_rank(evidence: Evidence) -> Tensor:
             batch, left = batch[:left], left - len(batch[:left])
             if not len(batch):
                 break
-            for reads, x in _read(graph, [batch]):
-                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+            for reads, x, dim in _read(graph, [batch]):
+                maps = x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2) if dim == -1 else x
+                maps = maps.unsqueeze(3) if maps.ndim == 3 else maps.flatten(3)
                 ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
                 scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
     return scores
 
 
-def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What every layer reads on every batch: channel numbers, values."""
+@criterion("activation", help="the mean size of a channel's values")
+def activation(evidence: Evidence) -> Tensor:
+    """Mean size of a channel's values where layers read them."""
+    graph = evidence.graph
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    with torch.no_grad():
+        for reads, x, dim in _read(graph, evidence.batches):
+            scores.index_add_(0, reads, _per_channel(x.abs(), dim, len(reads)))
+    return scores
+
+
+@criterion("taylor", help="the first-order change of the loss without a channel")
+def taylor(evidence: Evidence) -> Tensor:
+    """First-order change of the loss without a channel (Molchanov et al., 2017): |sum of value times gradient|.
+
+    The loss is the cross-entropy of the task's logits, the source's own answers being right.
+    """
+    graph = evidence.graph
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    for batch in evidence.batches:
+        with torch.enable_grad():
+            answer: list[Tensor] = []
+            found = _read(graph, [batch.clone().requires_grad_()], answer)
+            read = [(reads, x, dim) for reads, x, dim in found if x.requires_grad]
+            logits = answer[0][:, list(evidence.outputs)]
+            loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+            slopes = torch.autograd.grad(loss, [x for _, x, _ in read], allow_unused=True)
+        for (channels, x, dim), slope in zip(read, slopes, strict=True):
+            if slope is not None:
+                scores.index_add_(0, channels, _per_channel(x.detach() * slope, dim, len(channels)))
+    return scores
+
+
+@criterion("random", help="random numbers, for comparison", images=False)
+def random(evidence: Evidence) -> Tensor:
+    """Numbers drawn with the seed."""
+    generator = torch.Generator().manual_seed(evidence.seed)
+    return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
+
+
+def _read(
+    graph: Graph, batches: Sequence[Tensor], answers: list[Tensor] | None = None
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """What every layer reads on every batch: channel numbers, values, the dimension that holds the channels.
+
+    The network's outputs are added to `answers`.
+    """
     for batch in batches:
         for _, node, values in graph.network.walk(batch):
             reads = graph.at(node.target, "in") if node.op == "layer" else None
-            if reads is not None:
-                yield torch.from_numpy(reads), values[node.args[0].node]
+            mixing = find_mixing(graph.network.layer(node.target)) if reads is not None else None
+            if reads is not None and mixing is not None:
+                yield torch.from_numpy(reads), values[node.args[0].node], mixing.channel_dim
+        if answers is not None:
+            answers.append(values[node.name])
 
 
-def _per_channel(x: Tensor, channels: int) -> Tensor:
+def _per_channel(x: Tensor, dim: int, channels: int) -> Tensor:
     """Sizes of the sums over positions, summed over images (and over groups that are cut alike): (channels,)."""
-    sums = x.flatten(2).sum(2) if x.ndim == 4 else x.flatten(1, -2).sum(1) if x.ndim > 2 else x
-    return sums.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)
+    if x.ndim > 2:
+        x = x.flatten(1, -2).sum(1) if dim == -1 else x.flatten(2).sum(2)
+    return x.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)
