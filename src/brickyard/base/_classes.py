@@ -60,7 +60,8 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
             f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]",
         )
     found: list[int] = []
-    for item in task.tolist() if getattr(task, "ndim", None) == 1 else task:
+    items: Iterable[Any] = getattr(task, "tolist", lambda: task)() if getattr(task, "ndim", None) == 1 else task
+    for item in items:
         if not isinstance(item, str) and not is_whole(item):
             raise TaskError(
                 "task-type",
