@@ -87,7 +87,8 @@ class Assembly(Predictor):
             tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
         ):
             raise SurgeryError(
-                "surgery-scaling-shape", f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits"
+                "surgery-scaling-shape",
+                f"the scaling has shape {tuple(matrix.shape)}, which does not fit {count} logits",
             )
         self.outputs = find_outputs(manifest.outputs)
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
@@ -298,7 +299,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
         raise FileError(
             "file-inconsistent",
-            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+            f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
         raise FileError(
@@ -316,7 +317,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     if (matrix is None) != (shift is None):
         raise FileError(
-            "file-inconsistent", "its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither"
+            "file-inconsistent",
+            "its scaling has only one of scaling.matrix and scaling.shift; it must have both or neither",
         )
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
@@ -326,7 +328,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
         if len(sizes) != len(manifest.parts):
-            raise FileError("file-inconsistent", "its scaling needs what is known of the features of every part")
+            raise FileError("file-inconsistent", "its scaling needs the feature statistics of every part")
         gate = Gate.blank(sizes)
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")

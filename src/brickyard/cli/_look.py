@@ -86,7 +86,8 @@ def show(
         if weights is not None or names is not None or size is not None:
             raise OptionError(
                 "option-without-effect",
-                f"--weights, --class-names and --size are of sources, and {item} is none; leave them out",
+                f"--weights, --class-names and --size apply to sources only, and {item} is not a "
+                "source; leave them out",
             )
         _show_file(path, axes, as_json)
         return
@@ -167,7 +168,7 @@ def predict(
     missing = [path for path in images if not path.is_file()]
     if missing:
         found = "it is no plain file" if missing[0].exists() else "there is no such file"
-        raise FileError("file-missing", f"picture {missing[0]} cannot be read: {found}; check the path")
+        raise FileError("file-missing", f"cannot read image {missing[0]}: {found}; check the path")
     answers: list[dict[str, Any]] = []
     for path, probabilities in zip(images, model.predict_proba(images), strict=True):
         best = probabilities.topk(min(top, len(probabilities)))

@@ -60,10 +60,10 @@ def finetune(
 
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
-        raise OptionError("option-conflict", "--teacher and --source were both given; one teacher is enough")
+        raise OptionError("option-conflict", "--teacher and --source cannot be combined; give one of them")
     if weights is not None and source is None:
         raise OptionError(
-            "option-requires-option", f"--weights {weights} are of a source, and none was given; add --source"
+            "option-requires-option", f"--weights {weights} needs a source, and none was given; add --source"
         )
     if options["features"] and source is None:
         raise OptionError(

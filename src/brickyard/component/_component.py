@@ -178,17 +178,17 @@ def check_input(manifest: ComponentManifest) -> None:
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
         raise FileError(
-            "file-inconsistent", f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}"
+            "file-inconsistent", f"its preprocessing makes images of {how.size}, but its network takes {tuple(size)}"
         )
     if how.channels not in (None, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}",
+            f"its preprocessing makes images of {how.channels} channels, but its network takes {channels}",
         )
     if how.mean is not None and len(how.mean) not in (1, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}",
+            f"its preprocessing has a mean for {len(how.mean)} channels, but its network takes {channels}",
         )
 
 
@@ -200,9 +200,7 @@ def read_familiarity(
         return None
     _, size = reader(network, manifest.input_shape[0], record.size)
     if record.size != size:
-        raise FileError(
-            "file-inconsistent", f"its manifest tells of {record.size} features, and its network has {size}"
-        )
+        raise FileError("file-inconsistent", f"its manifest lists {record.size} features, but its network has {size}")
     found = Familiarity.blank(record)
     match_types(found, tensors, prefix)
     fill_in(found, tensors, prefix)

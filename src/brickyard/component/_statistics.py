@@ -50,8 +50,9 @@ def observed(
     if not bool(torch.isfinite(z).all()):
         raise DataError(
             "data-overflow",
-            f"the component for {', '.join(component.classes[:3])} gives answers that are not finite: numbers "
-            f"overflow at layer {_first_overflow(component, images, by_class, like)!r}; check the weights and the "
+            f"the component for {', '.join(component.classes[:3])} returns outputs that are not "
+            "finite: values overflow at layer "
+            f"{_first_overflow(component, images, by_class, like)!r}; check the weights and the "
             "preprocessing, or use a source in float32 or float64",
         )
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

@@ -68,8 +68,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load",
+            f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
+            "with disassemble or assemble, or load one",
         )
     sources = _sources(model, options["source"])
     if isinstance(model, Component):
@@ -152,8 +152,9 @@ def _component(component: Component, data: Any, source: nn.Module | None, batch_
     if not cases.wanted.any():
         raise DataError(
             "data-no-task-class",
-            f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}: "
-            "give some that do, with labels that are indices into the source's classes",
+            f"none of the {len(labels)} images belongs to the task "
+            f"{', '.join(manifest.classes[:8])}; give some that do, with labels that index the "
+            "source's classes",
         )
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too

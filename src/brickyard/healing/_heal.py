@@ -238,9 +238,9 @@ class _Job:
             if not bool(torch.isfinite(missing).all()):
                 raise DataError(
                     "data-overflow",
-                    f"outputs of layer {self.name!r} are not finite on the images to heal with: numbers overflow there "
-                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
-                    "float64",
+                    f"outputs of layer {self.name!r} are not finite on the images to heal with: "
+                    "values overflow there or earlier; check the weights and the preprocessing, or "
+                    "use a source in float32 or float64",
                 )
             yield x, output, missing
 

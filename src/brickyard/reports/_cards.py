@@ -58,9 +58,7 @@ def model_card(
         2 classes of Sequential
     """
     if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object", f"a card is of a component or an assembly; a {type(model).__name__} was given"
-        )
+        raise OptionError("option-wrong-object", f"a card needs a component or an assembly, got {type(model).__name__}")
     manifest = model.manifest
     parts = manifest.parts
     if names and len(names) != len(parts):

@@ -59,8 +59,7 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
     """Items with their numbers and names, checked."""
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
-            "option-type",
-            f"a report about {_given(items)} was asked for; give a list of components, assemblies and relevances",
+            "option-type", f"a report needs a list of components, assemblies and relevances, got {_given(items)}"
         )
     for what, values in (("names", names), ("data", data)):
         if values is not None and len(values) != len(items):
@@ -72,7 +71,7 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
         if not isinstance(item, Component | Assembly | Relevance):
             raise OptionError(
                 "option-wrong-object",
-                f"a report shows components, assemblies and relevances; a {type(item).__name__} was given",
+                f"a report shows components, assemblies and relevances, got {type(item).__name__}",
             )
         entry = Entry(place + 1, "", item)
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"

@@ -244,9 +244,7 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
 
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
-        raise OptionError(
-            "option-suffix", f"a picture {path.name!r} was asked for; use a name that ends in .png or .svg"
-        )
+        raise OptionError("option-suffix", f"the picture's name must end in .png or .svg, got {path.name!r}")
     picture = placed(found)
     across = max(1, min(len(rows), int(picture.width // PANEL)))
     below = (8 + 7 * ROW) * -(-len(rows) // across) + 2 * ROW if rows else 0.0

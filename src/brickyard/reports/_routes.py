@@ -119,21 +119,17 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
     """
     if not isinstance(relevance, Relevance):
         raise OptionError(
-            "option-wrong-object",
-            f"routes are those of relevances; a {type(relevance).__name__} was given: call locate first",
+            "option-wrong-object", f"routes need relevances, got {type(relevance).__name__}; call locate first"
         )
     most_links = whole("most_links", most_links)
     chosen = resolve_task(classes, relevance.classes)
     if len(chosen) > MOST_CLASSES:
         raise OptionError(
-            "option-range", f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart"
+            "option-range", f"at most {MOST_CLASSES} classes can be told apart in routes, got {len(chosen)}"
         )
     strange = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if strange:
-        raise OptionError(
-            "option-not-located",
-            f"class {strange[0]!r} was asked for; it was not located: locate it too, or leave it out",
-        )
+        raise OptionError("option-not-located", f"class {strange[0]!r} was not located; locate it too, or leave it out")
     members = _members(relevance, chosen)
     stations, readings, shortcuts = _stations(relevance, members)
     links = [link for reading in readings for link in _links(relevance, chosen, stations, reading)]
