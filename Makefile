@@ -29,20 +29,19 @@ docs: install-test
 conformity: install-test
 	$(BIN)/python tests/conformity
 
-# What the tests run with, pinned; a bill of materials; licences and known holes.
+# What the tests run with, pinned; a bill of materials; licences and known vulnerabilities.
 lock: install-test
 	$(BIN)/python tools/supply.py lock
 
 sbom: install-test
-	mkdir -p dist
-	$(BIN)/python tools/supply.py sbom -o dist/sbom.json
+	$(BIN)/python tools/supply.py sbom
 
 audit: install-test
 	$(BIN)/python tools/supply.py audit
 
 # Source archive and wheel of the last commit: the same bytes wherever they are built.
 wheel: install-test
-	$(BIN)/python tools/supply.py release -o dist
+	$(BIN)/python tools/supply.py release
 
 install: $(VENV)/.demo
 install-test: $(VENV)/.test

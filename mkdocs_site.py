@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent
 PAGES = {"index.md": "README.md", "changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 COMMANDS = "reference/commands.md"
+ERRORS = "reference/errors.md"
 
 
 class Examples(Extension):
@@ -44,13 +46,14 @@ def _parameter(item: inspect.Parameter) -> Parameter:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the README, the changes, the results, and what every command says of itself."""
+    """Add the README, the changes, the results, the codes of errors, and the help of every command."""
     for name, origin in PAGES.items():
         files.append(File.generated(config, name, content=(ROOT / origin).read_text()))
     for path in sorted((ROOT / "benchmarks/results").iterdir()):
         if path.suffix in (".md", ".png"):
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     files.append(File.generated(config, COMMANDS, content=commands()))
+    files.append(File.generated(config, ERRORS, content=errors()))
     return files
 
 
@@ -86,6 +89,18 @@ def _resolved(path: Path) -> list[str]:
         elif part != ".":
             parts.append(part)
     return parts
+
+
+def errors() -> str:
+    """The page of error codes, from the table in the code."""
+    run = [sys.executable, "-c", "import json; from brickyard.base import CODES; print(json.dumps(CODES))"]
+    found = subprocess.run(run, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    rows = [f"| `{code}` | {meaning} |" for code, meaning in sorted(json.loads(found.stdout).items())]
+    intro = (
+        "Every error that Brickyard raises on purpose is a `brickyard.BrickyardError` with a `code`. Messages may "
+        "change from version to version; codes stay. The first word of a code is the kind of error."
+    )
+    return "\n".join(["# Errors", "", intro, "", "| code | what is wrong |", "| --- | --- |", *rows, ""])
 
 
 def commands() -> str:

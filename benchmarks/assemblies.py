@@ -137,7 +137,8 @@ def averaged(plain: by.Assembly, sources: list[torch.nn.Module], tests: list[Ima
                     found = source(part.preprocess(batch)).double().log_softmax(1)
                     total[start : start + len(batch)] += found
             start += len(batch)
-    return (total.argmax(1) == seen.labels).double()
+    labels = torch.cat([test.labels[chosen] for test, chosen in zip(tests, seen.chosen, strict=True)])
+    return (total.argmax(1) == labels).double()
 
 
 def tuned(name: str, share: float) -> dict[str, Any]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent
@@ -30,6 +36,27 @@ def needed_package(name: str) -> Any:
     return importlib.import_module(name) if os.environ.get("CI") == "true" else pytest.importorskip(name)
 
 
+def calls(act: Callable[[], object]) -> int:
+    """How many functions an act calls, of Python and of C, in this thread and in those that it starts.
+
+    What work is bounded by is counted, not timed: the count is the same on a busy machine.
+    """
+    found = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    threading.setprofile(count)
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return found
+
+
 def python_blocks(page: Path) -> list[str]:
     """The Python blocks of a document."""
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
@@ -42,6 +69,16 @@ def run_blocks(page: Path, **given: Any) -> dict[str, Any]:
     for block in blocks:
         exec(compile(block, page.name, "exec"), given)  # noqa: S102
     return given
+
+
+def rewritten(path: Path, to: Path, change: Callable[[Any, dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of one of our files after a change of its text (in place, or a string instead) and its tensors."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.loads(file.metadata()["brickyard"])
+    instead = change(text, tensors)
+    save_file(tensors, to, {"brickyard": instead if isinstance(instead, str) else json.dumps(text)})
+    return to
 
 
 @pytest.fixture(scope="session")

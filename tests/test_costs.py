@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing import _heal as healing
+from brickyard.healing import _streams
 from brickyard.healing._heal import heal_network
 from brickyard.relevance._contribution import class_sums
 from brickyard.runtime._profiling import peak_memory
@@ -73,7 +73,7 @@ def test_the_refit_is_linear_in_images_and_its_memory_is_bounded(monkeypatch) ->
     given = [images(count, 16).nbytes for count in (32, 128)]
     held = [peak_memory(lambda count=count: refit(count)) for count in (32, 128)]
     assert held[1] - given[1] > 1.5 * (held[0] - given[0])  # few images are held between layers ...
-    monkeypatch.setattr(healing, "MEMORY", 0)
+    monkeypatch.setattr(_streams, "MEMORY", 0)
     held = [peak_memory(lambda count=count: refit(count)) for count in (32, 128)]
     assert held[1] - given[1] <= 1.05 * (held[0] - given[0])  # ... and many are run again
 

@@ -272,7 +272,7 @@ def test_the_tutorial_runs_and_says_what_it_says() -> None:
     book = nbformat.read(path, as_version=4)
     before = [[output.output_type for output in cell.get("outputs", ())] for cell in book.cells]
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
-    nbclient.NotebookClient(book, timeout=200, kernel_name="python3").execute()
+    nbclient.NotebookClient(book, timeout=1500, kernel_name="python3").execute()
     again = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
     kinds = [{output.output_type for output in cell.get("outputs", ())} for cell in book.cells]
     assert kinds == [set(one) for one in before]

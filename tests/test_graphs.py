@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.base._errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
 from brickyard.gnn._component import GraphComponent, load
 from brickyard.gnn._evaluation import evaluate
 from brickyard.gnn._locate import locate
@@ -29,7 +27,8 @@ from brickyard.gnn._surgery import cut, join
 from brickyard.relevance._contribution import contributions
 from brickyard.scaling._strategies import SCALINGS
 from brickyard.testing import random_graph, randomised
-from conftest import needed_package
+from conftest import needed_package, rewritten
+from errors import refused
 
 FEATURES, CLASSES = 6, 4
 KINDS = ("gcn", "sage", "gat")
@@ -152,28 +151,28 @@ def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "code", "quoted"),
     [
-        (lambda g: g.GIN(12, 8, 2, 4), "GINConv"),
-        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "step by step"),
-        (lambda g: g.GAT(12, 8, 2, 4, v2=True), "GATv2Conv"),
-        (lambda g: g.GAT(12, 8, 2, 4, residual=True), "res="),
-        (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "aggr='max'"),
-        (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "normalize=True"),
-        (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "Tanh"),
-        (lambda g: g.GCN(12, 8, 2, 4, improved=True), "improved=True"),
-        (lambda g: g.GAT(12, 8, 1, heads=2), "concatenates heads"),
-        (lambda g: Skips(g), "joins two values"),
-        (lambda g: Looks(g), "cannot be traced"),
-        (lambda g: Steeper(g), "alpha other than 1"),
-        (lambda g: Twice(g), "runs twice"),
-        (lambda g: Hides(g), "says something else"),
-        (lambda g: nn.ReLU, "torch.nn.Module"),
+        (lambda g: g.GIN(12, 8, 2, 4), "trace-graph-layers", "GINConv"),
+        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "trace-graph-layers", ""),
+        (lambda g: g.GAT(12, 8, 2, 4, v2=True), "trace-graph-layers", "GATv2Conv"),
+        (lambda g: g.GAT(12, 8, 2, 4, residual=True), "trace-graph-layers", "res="),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "trace-graph-layers", "aggr='max'"),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "trace-graph-layers", "normalize=True"),
+        (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "trace-graph-layers", "Tanh"),
+        (lambda g: g.GCN(12, 8, 2, 4, improved=True), "trace-graph-layers", "improved=True"),
+        (lambda g: g.GAT(12, 8, 1, heads=2), "trace-graph-layers", ""),
+        (lambda g: Skips(g), "trace-graph-layers", ""),
+        (lambda g: Looks(g), "trace-control-flow", ""),
+        (lambda g: Steeper(g), "trace-graph-layers", ""),
+        (lambda g: Twice(g), "trace-graph-layers", ""),
+        (lambda g: Hides(g), "trace-mismatch", ""),
+        (lambda g: nn.ReLU, "trace-not-module", "torch.nn.Module"),
     ],
 )
-def test_what_cannot_be_read_is_an_error(make, says) -> None:
+def test_what_cannot_be_read_is_an_error(make, code, quoted) -> None:
     x, edges, labels = random_graph()
-    with pytest.raises(TraceError, match=says):
+    with refused(code, quoted):
         locate(make(needed_package("torch_geometric.nn")), (x, edges, labels), nodes=range(40))
 
 
@@ -219,7 +218,7 @@ class Hides(Skips):
 def test_a_missing_extra_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
     monkeypatch.setitem(sys.modules, "torch_geometric.nn", None)
-    with pytest.raises(OptionError, match=r"brickyard\[graphs\]"):
+    with refused("option-missing-package", "brickyard[graphs]"):
         locate(nn.Linear(12, 4), random_graph(), nodes=range(40))
 
 
@@ -308,21 +307,21 @@ def random_as(kind: str) -> tuple[Tensor, Tensor]:
 
 def test_what_cannot_be_located() -> None:
     network, (x, edges, labels) = plain("gcn")
-    with pytest.raises(OptionError, match="nodes="):
+    with refused("option-needs-data", "nodes="):
         locate(network, (x, edges, labels))
-    with pytest.raises(DataError, match="labels"):
+    with refused("data-no-labels"):
         locate(network, (x, edges), nodes=range(9))
-    with pytest.raises(DataError, match="'3' has no node"):
+    with refused("data-class-without-images", "'3'"):
         locate(network, (x, edges, labels), nodes=labels != 3)
-    with pytest.raises(DataError, match="0 to 3"):
+    with refused("data-label-out-of-range"):
         locate(network, (x, edges, labels + 1), nodes=range(9))
-    with pytest.raises(DataError, match="nodes 0 to 60"):
+    with refused("data-index-out-of-range", "60"):
         locate(network, (x, edges, labels), nodes=range(61))
-    with pytest.raises(DataError, match="edge_index names nodes"):
+    with refused("data-index-out-of-range", "edge_index"):
         locate(network, (x, edges + 1, labels), nodes=range(9))
-    with pytest.raises(DataError, match="a graph is needed"):
+    with refused("data-type"):
         locate(network, x, nodes=range(9))
-    with pytest.raises(TaskError, match="3 different"):
+    with refused("task-class-count", "3"):
         locate(network, (x, edges, labels), nodes=range(9), classes=["a", "b", "c"])
 
 
@@ -406,7 +405,7 @@ def test_budgets_are_met_from_below_and_random_keeps_as_much(kind, resource) -> 
     assert {name: len(kept) for name, kept in counts.items()} == {name: len(kept) for name, kept in drawn.items()}
     assert counts != drawn
     assert len(disassemble(network, relevance, task=[0, 1]).manifest.axes["features"].kept) == 12  # an input
-    with pytest.raises(OptionError, match="raise the budget"):
+    with refused("option-budget-too-small"):
         disassemble(network, relevance, task=[0], budget=by.Budget(**{resource: 0.01}))
 
 
@@ -417,7 +416,7 @@ def test_reject_is_what_the_source_says_of_its_other_classes() -> None:
     logits = network(*graph[:2])
     expected = torch.stack([logits[:, 2], logits[:, [0, 1, 3]].logsumexp(1)], 1)
     torch.testing.assert_close(part(*graph[:2]), expected)
-    with pytest.raises(TaskError, match="no other class"):
+    with refused("task-nothing-to-reject"):
         disassemble(network, relevance, task=range(4), reject=True)
 
 
@@ -511,7 +510,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
         source = random_network(kind, graph[0].shape[1], 4, int(graph[2].max()) + 1, seed=index)
         relevance = locate(source, graph, nodes=range(30), classes=[f"{index}{k}" for k in range(graph[2].max() + 1)])
         parts.append(disassemble(source, relevance, task=[0, 2], features=True))
-    with pytest.raises(SurgeryError, match="shared_input=False"):
+    with refused("surgery-input-mismatch", "shared_input=False"):
         assemble(parts)
     whole = assemble(parts, form=form, shared_input=False).double()
     x, edges = disjoint([(graph[0].double(), graph[1]) for graph in graphs])
@@ -520,7 +519,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
     first, second = (part.double()(graph[0].double(), graph[1]) for part, graph in zip(parts, graphs, strict=True))
     torch.testing.assert_close(found[:60, :2], first, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found[60:, 2:], second, rtol=1e-10, atol=1e-10)
-    with pytest.raises(DataError, match=r"feature \d+ is read"):
+    with refused("data-graph", "20"):
         whole(x[:, :12], edges)
 
 
@@ -531,11 +530,11 @@ def test_layers_of_several_kinds_are_joined_in_parallel_only() -> None:
         source = random_network(kind, 12, 5, CLASSES).double()
         parts.append(disassemble(source, locate(source, graph, nodes=range(40)), task=task))
     assert assemble(parts)(*graph[:2]).shape == (60, 2)
-    with pytest.raises(SurgeryError, match="several kinds"):
+    with refused("surgery-not-paddable"):
         assemble(parts, form="padded")
-    with pytest.raises(TaskError, match="'0' is in part 0"):
+    with refused("task-class-in-two-parts", "'0'"):
         assemble([parts[0], parts[0]])
-    with pytest.raises(OptionError, match="GraphNetwork was given"):
+    with refused("option-wrong-object", "GraphNetwork"):
         assemble([parts[0].network])
 
 
@@ -558,13 +557,13 @@ def test_scalings() -> None:
     for k, mean in enumerate(means):
         if mean is not None and mean > 0:
             torch.testing.assert_close(scaled[:, k], logits[:, k] / mean)
-    with pytest.raises(OptionError, match="features of images"):
+    with refused("option-choice"):
         assemble(parts, scaling="lda", data=data, nodes=range(40))
-    with pytest.raises(OptionError, match="labelled"):
+    with refused("option-needs-data"):
         assemble(parts, scaling="affine")
-    with pytest.raises(OptionError, match="data= was given, and scaling='none' does not look at it"):
+    with refused("option-without-effect", "scaling='none'"):
         assemble(parts, data=data, nodes=range(40))
-    with pytest.raises(DataError, match="nodes="):
+    with refused("data-no-labels", "nodes="):
         assemble(parts, scaling="affine", data=data)
 
 
@@ -586,9 +585,9 @@ def test_scores_are_counted_on_the_same_nodes() -> None:
     assert row.accuracy == pytest.approx(100 * (answers == target).double().mean().item())
     assert row.images == 10
     assert row.drop == pytest.approx(scores.row("restricted").accuracy - row.accuracy)
-    with pytest.raises(DataError, match="other weights"):
+    with refused("data-wrong-source"):
         evaluate(part, graph, nodes=range(40, 60), source=random_network("gcn", 12, 5, CLASSES, seed=3))
-    with pytest.raises(DataError, match="none of"):
+    with refused("data-no-task-class"):
         evaluate(part, graph, nodes=graph[2] == 0)
 
 
@@ -614,7 +613,7 @@ def test_one_class_is_detected_against_the_rest() -> None:
     assert alone.row("component").auroc_drop == pytest.approx(
         alone.row("restricted").auroc - alone.row("component").auroc
     )
-    assert "always answered right" in alone.notes[0]
+    assert len(alone.notes) == 1
 
 
 def test_an_assembly_is_compared_with_its_oracle() -> None:
@@ -626,7 +625,7 @@ def test_an_assembly_is_compared_with_its_oracle() -> None:
     assert scores.row("oracle").accuracy == pytest.approx(100 * (inside == target).double().mean().item())
     assert scores.row("assembled").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
     assert scores.row("oracle").accuracy > scores.row("assembled").accuracy
-    with pytest.raises(OptionError, match="with a source"):
+    with refused("option-wrong-object"):
         evaluate(whole, (*graph[:2], labels), nodes=range(40, 60), source=plain("sage")[0])
 
 
@@ -642,9 +641,9 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
         assert type(again) is type(model)
         assert again.manifest == model.manifest
         assert torch.equal(again(*graph[:2]), model(*graph[:2]))
-        with pytest.raises(FileError, match="exists"):
+        with refused("file-exists"):
             model.save(path)
-        with pytest.raises(FileError, match=r"brickyard\.graphnets\.load"):
+        with refused("file-wrong-kind", "brickyard.gnn.load"):
             by.load(path)
 
 
@@ -665,65 +664,69 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
         assert torch.equal(file.get_tensor("y"), parts[0](*graph[:2]))
 
 
-def spoilt(path: Any, change: Any) -> None:
-    """Change the text and the tensors of a file."""
-    with safe_open(path, framework="pt") as file:
-        text = json.loads(file.metadata()["brickyard"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(text, tensors)
-    save_file(tensors, path, {"brickyard": json.dumps(text)})
-
-
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "code", "quoted"),
     [
-        (lambda text, tensors: None, None),  # the control
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]), "are not each one of 12"),
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]), "are not each one of 12"),
-        (lambda text, tensors: text["component"]["axes"].pop("features"), "features are read"),
-        (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "does not lead"),
-        (lambda text, tensors: text["network"]["layers"].pop(), "does not lead"),
-        (lambda text, tensors: text["network"]["layers"][0].update(gather=["exec"]), "gather"),
-        (lambda text, tensors: text["network"]["layers"][0].update(gather=["gcn", "attention"]), "attention"),
-        (lambda text, tensors: text["network"]["layers"][0].update(groups=2), "groups are attention heads"),
-        (lambda text, tensors: text["network"]["layers"][0].update(code="x"), "code"),
-        (lambda text, tensors: text.update(kind="component"), "no part of a graph network"),
-        (lambda text, tensors: text.update(format=99), "format version 99"),
-        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "is missing"),
-        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "belongs to nothing"),
-        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "not finite"),
+        (lambda text, tensors: None, None, ""),  # the control
+        (
+            lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]),
+            "file-manifest-invalid",
+            "12",
+        ),
+        (
+            lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]),
+            "file-manifest-invalid",
+            "12",
+        ),
+        (lambda text, tensors: text["component"]["axes"].pop("features"), "file-inconsistent", ""),
+        (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "file-network-invalid", ""),
+        (lambda text, tensors: text["network"]["layers"].pop(), "file-network-invalid", ""),
+        (lambda text, tensors: text["network"]["layers"][0].update(gather=["exec"]), "file-manifest-invalid", ""),
+        (
+            lambda text, tensors: text["network"]["layers"][0].update(gather=["gcn", "attention"]),
+            "file-manifest-invalid",
+            "",
+        ),
+        (lambda text, tensors: text["network"]["layers"][0].update(groups=2), "file-manifest-invalid", ""),
+        (lambda text, tensors: text["network"]["layers"][0].update(code="x"), "file-manifest-invalid", ""),
+        (lambda text, tensors: text.update(kind="component"), "file-wrong-kind", ""),
+        (lambda text, tensors: text.update(format=99), "file-newer-version", "99"),
+        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "file-tensor-mismatch", ""),
+        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "file-tensor-mismatch", ""),
+        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "file-not-finite", ""),
         (
             lambda text, tensors: tensors.update({"network.layers.0.bias": torch.zeros(3, dtype=torch.long)}),
-            "floating-point numbers",
+            "file-tensor-mismatch",
+            "",
         ),
     ],
 )
-def test_files_are_read_as_hostile(change, says, tmp_path) -> None:
+def test_files_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
     network, graph = plain("gcn")
     part = disassemble(network, locate(network, graph, nodes=range(40)), task=[0, 1])
     path = part.save(tmp_path / "part.safetensors")
-    spoilt(path, change)
-    if says is None:
+    rewritten(path, path, change)
+    if code is None:
         assert torch.equal(load(path)(*graph[:2]), part(*graph[:2]))
         return
-    with pytest.raises(FileError, match=says):
+    with refused(code, quoted):
         load(path)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "code", "quoted"),
     [
-        (lambda text, tensors: text["assembly"].update(form="union"), "not"),
-        (lambda text, tensors: text["networks"].pop(), "networks for 2 parts"),
-        (lambda text, tensors: tensors.pop("scaling.shift"), "scaling does not fit"),
-        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "scaling does not fit"),
+        (lambda text, tensors: text["assembly"].update(form="union"), "file-inconsistent", ""),
+        (lambda text, tensors: text["networks"].pop(), "file-inconsistent", "2"),
+        (lambda text, tensors: tensors.pop("scaling.shift"), "file-inconsistent", ""),
+        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "file-inconsistent", ""),
     ],
 )
-def test_files_of_assemblies_are_read_as_hostile(change, says, tmp_path) -> None:
+def test_files_of_assemblies_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
     whole, _, _ = halves("gcn", scaling="logit-mean")
     path = whole.save(tmp_path / "whole.safetensors")
-    spoilt(path, change)
-    with pytest.raises(FileError, match=says):
+    rewritten(path, path, change)
+    with refused(code, quoted):
         load(path)
 
 

@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
 
 import brickyard as by
-from brickyard.base._errors import DataError, FileError
 from brickyard.base._messages import shown
 from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
-from conftest import needed_package
+from conftest import calls, needed_package
+from errors import refused
 from test_cli import run
 
 if os.environ.get("CI") != "true":
@@ -99,7 +99,7 @@ def test_what_is_looked_for_in_drawn_requests_would_be_found(yard, root, monkeyp
     with drawn.watched() as opened, contextlib.suppress(Exception):
         ask(app, asked)
     assert drawn.foreign(opened, yard.path) == [str(yard.path / "samples/../../secret.txt")]
-    assert SECRET in drawn.wrong(drawn.Answer(200, {}, SECRET.encode(), 0.1), root)
+    assert SECRET in drawn.wrong(drawn.Answer(200, {}, SECRET.encode()), root)
 
     def failing(self) -> None:
         raise ZeroDivisionError("inner words")
@@ -111,7 +111,7 @@ def test_what_is_looked_for_in_drawn_requests_would_be_found(yard, root, monkeyp
     assert sent[0]["status"] == 500
     assert b"content-security-policy" in dict(sent[0]["headers"])
     assert b"inner words" not in sent[1]["body"]
-    assert b"its terminal says why" in sent[1]["body"]
+    assert json.loads(sent[1]["body"])["error"]
 
 
 async def recorded(app, sent, asked) -> None:
@@ -151,7 +151,7 @@ def test_headers_that_do_not_agree_with_themselves_are_refused(app, headers, sta
 
 def test_errors_do_not_say_where_the_yard_is(app, yard, root) -> None:
     answer = ask(app, Asked("POST", b"/api/plan", headers=(HOST,), chunks=(plan_of("nothing"),)))
-    with pytest.raises(FileError, match=re.escape(str(root))):
+    with refused("file-unknown-component", str(root)):
         yard.entry("nothing")  # where it does say it
     assert (answer.status, str(root) in answer.error, "yard" in answer.error) == (400, False, True)
 
@@ -199,27 +199,47 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     jpeg, gif = saved("JPEG"), saved("GIF")
     frame = gif.index(b"\x2c")
     return {
-        "a side of a million": (png(1_000_000, 40, rows=0), "20,000 for a side"),
-        "a billion pixels": (png(30_000, 30_000, rows=0), "50 million is the limit"),
-        "a million chunks": (png(2, 2, chunk(b"teSt", b"") * 1_000_000), "more than 20,000 pieces"),
-        "a large text": (png(2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))), "no picture"),
-        "a large profile": (png(2, 2, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))), "no picture"),
-        "many segments": (jpeg[:2] + b"\xff\xe2\x00\x02" * 4_000_000 + jpeg[2:], "more than 20,000 pieces"),
-        "many comments": (gif[:frame] + b"\x21\xfe\x01a\0" * 3_000_000 + gif[frame:], "more than 20,000 pieces"),
-        "one long comment": (gif[:frame] + b"\x21\xfe" + b"\xffx".ljust(256) * 60_000 + b"\0" + gif[frame:], "pieces"),
-        "many scans": (scans(1000), "goes over its pixels"),
-        "a format with a large reader": (saved("TIFF"), "give a PNG, JPEG, WebP, GIF or BMP"),
-        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "give a PNG"),
+        "a side of a million": (png(1_000_000, 40, rows=0), "data-image-too-large"),
+        "a billion pixels": (png(30_000, 30_000, rows=0), "data-image-too-large"),
+        "a million chunks": (png(2, 2, chunk(b"teSt", b"") * 1_000_000), "data-image-too-large"),
+        "a large text": (
+            png(2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))),
+            "data-unreadable-image",
+        ),
+        "a large profile": (
+            png(2, 2, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))),
+            "data-unreadable-image",
+        ),
+        "many segments": (jpeg[:2] + b"\xff\xe2\x00\x02" * 4_000_000 + jpeg[2:], "data-image-too-large"),
+        "many comments": (gif[:frame] + b"\x21\xfe\x01a\0" * 3_000_000 + gif[frame:], "data-image-too-large"),
+        "one long comment": (
+            gif[:frame] + b"\x21\xfe" + b"\xffx".ljust(256) * 60_000 + b"\0" + gif[frame:],
+            "data-image-too-large",
+        ),
+        "many scans": (scans(1000), "data-image-too-large"),
+        "a format with a large reader": (saved("TIFF"), "data-unreadable-image"),
+        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "data-unreadable-image"),
     }
+
+
+MOST_CALLS = 200_000  # of functions: a fraction of a second
 
 
 @pytest.mark.parametrize("case", bombs())
 def test_pictures_that_are_bombs_are_refused_at_once(case) -> None:
-    content, words = bombs()[case]
-    start = time.process_time()
-    with pytest.raises(DataError, match=words):
-        pictures.decode(content, "a.png", Limits())
-    assert time.process_time() - start < 1
+    content, code = bombs()[case]
+
+    def decoded() -> None:
+        with refused(code, "a.png"):
+            pictures.decode(content, "a.png", Limits())
+
+    assert calls(decoded) < MOST_CALLS
+
+
+@pytest.mark.parametrize("case", ["a million chunks", "many segments", "many comments"])
+def test_without_a_limit_on_pieces_such_pictures_take_long(case, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "PIECES", 10 * pictures.PIECES)
+    assert calls(lambda: pictures.pieces(bombs()[case][0])) > MOST_CALLS
 
 
 def test_ordinary_pictures_of_all_kinds_are_read() -> None:
@@ -241,10 +261,10 @@ def test_pixels_are_counted_over_the_whole_request(yard) -> None:
     path = f"/api/assemblies/{key}/classify"
     assert ask(app, upload(path, *[("p", "a.png", content)] * 4)).status == 200
     answer = ask(app, upload(path, *[("p", "a.png", content)] * 5))
-    assert (answer.status, "million pixels together" in answer.error) == (400, True)
+    assert (answer.status, "0.01" in answer.error) == (400, True)
     labelled = [(f"0.{k}", "a.png", content) for k in (0, 1)] * 3
     answer = ask(app, upload("/api/assemblies", ("plan", None, plan_of("good")), *labelled))
-    assert "million pixels together" in answer.error
+    assert (answer.status, "0.01" in answer.error) == (400, True)
 
 
 def test_no_further_picture_is_begun_after_the_time_of_a_request(yard) -> None:
@@ -268,7 +288,7 @@ def test_large_pictures_are_shrunk_once_and_say_the_same(yard) -> None:
     assert pictures.shrunk(picture[:, :900], parts).shape == (3, 900, 1501)  # not large: it stays
 
 
-def test_forms_that_are_bombs_are_refused_quickly(app) -> None:
+def test_forms_that_are_bombs_are_refused_at_once(app, yard) -> None:
     key = built(app)
     path = f"/api/assemblies/{key}/classify"
     many = upload(path, *[("p", "a.png", b"x")] * 20_000)
@@ -289,10 +309,13 @@ def test_forms_that_are_bombs_are_refused_quickly(app) -> None:
         drawn.only(many, headers=(HOST, (b"content-type", b"multipart/mixed; boundary=x")), chunks=(inner,)),
     ]
     for number, asked in enumerate(cases):
-        answer = ask(app, asked)
-        assert answer.status == 400, number
-        assert answer.seconds < 5, number
+        found = []
+        assert calls(lambda asked=asked, found=found: found.append(ask(app, asked))) < MOST_CALLS, number
+        assert found[0].status == 400, number
     assert ask(app, upload(path, *[("p", "a.png", png(9, 9))] * 3)).status == 200
+    unlimited = create_app(yard, limits=Limits(files=30_000))  # the control
+    many = upload(f"/api/assemblies/{built(unlimited)}/classify", *[("p", "a.png", b"x")] * 20_000)
+    assert calls(lambda: ask(unlimited, many)) > MOST_CALLS
 
 
 def test_plans_cannot_ask_for_more_than_there_is(app) -> None:
@@ -360,7 +383,7 @@ def serving(app, limits: Limits, plain: bool = False):
         yield place.getsockname()[1]
     finally:
         found.should_exit = found.force_exit = True
-        thread.join(20)
+        thread.join(60)
         place.close()
 
 
@@ -394,7 +417,7 @@ def is_dropped(line: socket.socket) -> bool:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, plain) -> None:
-    limits = Limits(connections=6, head_seconds=0.8)
+    limits = Limits(connections=6, head_seconds=3)
     own = create_app(yard, limits=limits)
     with serving(own, limits, plain) as port:
         lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
@@ -402,14 +425,16 @@ def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, 
             line.sendall(b"GET / HTTP/1.1\r\nHost: 127")
         time.sleep(0.2)
         assert b" 503 " in raw(port, head(port))  # the places are taken
-        end = time.monotonic() + 1.7
-        while time.monotonic() < end:
+        dropped = [False] * 8
+        for _ in range(15 if plain else 600):  # the control: without the dropping they stay for ever
             with contextlib.suppress(OSError):
                 lines[0].sendall(b"0")  # one of them drips
             time.sleep(0.1)
-        free = b" 200 " in raw(port, head(port))
-        assert free is not plain  # the control: without the dropping they stay for ever
-        assert [is_dropped(line) for line in lines] == [not plain] * 8
+            dropped = [before or is_dropped(line) for before, line in zip(dropped, lines, strict=True)]
+            if all(dropped):
+                break
+        assert dropped == [not plain] * 8
+        assert (b" 200 " in raw(port, head(port))) is not plain
         for line in lines:
             line.close()
 
@@ -418,7 +443,7 @@ def test_bodies_that_drip_are_refused(yard) -> None:
     limits = Limits(seconds=0.5, head_seconds=5)
     with serving(create_app(yard, limits=limits), limits) as port:
         line = socket.create_connection(("127.0.0.1", port))
-        line.settimeout(5)
+        line.settimeout(60)
         line.sendall(
             f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900\r\n\r\n".encode() + b"{"
         )
@@ -428,9 +453,9 @@ def test_bodies_that_drip_are_refused(yard) -> None:
         # Too much without a Content-Length, and less than one promises.
         some = b"4\r\n    \r\n" * 20
         chunked = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-        assert raw(port, chunked + some + b"0\r\n\r\n", 1).startswith(b"HTTP/1.1 400 ")
+        assert raw(port, chunked + some + b"0\r\n\r\n", 10).startswith(b"HTTP/1.1 400 ")
         both = chunked.replace(b"Transfer", b"Content-Length: 4\r\nTransfer")
-        assert raw(port, both + some + b"0\r\n\r\n", 1)[:12] in (b"HTTP/1.1 400", b"")
+        assert raw(port, both + some + b"0\r\n\r\n", 10)[:12] in (b"HTTP/1.1 400", b"")
 
 
 def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
@@ -446,8 +471,8 @@ def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
         limits = Limits(seconds=seconds, head_seconds=0.4)
         with serving(large, limits) as port, socket.create_connection(("127.0.0.1", port)) as line:
             line.sendall(head(port))
-            time.sleep(1.3)
-            line.settimeout(5)
+            time.sleep(4)
+            line.settimeout(60)
             found = 0
             with contextlib.suppress(OSError):
                 while piece := line.recv(1 << 20):
@@ -529,7 +554,7 @@ def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
     assert made[3] is not None
     assert len({made[2], made[3], made[4]}) == 3
     monkeypatch.undo()
-    assert "--host is empty" in run("workbench", "--yard", yard.path, "--host", "", code=1).stderr
+    assert "--host" in run("workbench", "--yard", yard.path, "--host", "", code=1).stderr
 
 
 # -- what is shown -------------------------------------------------------------------------------------------
@@ -706,7 +731,7 @@ def test_outputs_replace_a_link_and_never_what_it_leads_to(tmp_path) -> None:
     link.symlink_to(kept)
     dangling.symlink_to(tmp_path / "new")
     for path in (link, dangling):
-        with pytest.raises(FileError, match="exists"):
+        with refused("file-exists"):
             write_content(path, "other", overwrite=False)
         write_content(path, "other", overwrite=True)
         assert (path.is_symlink(), path.read_text()) == (False, "other")
@@ -714,21 +739,20 @@ def test_outputs_replace_a_link_and_never_what_it_leads_to(tmp_path) -> None:
     assert not (tmp_path / "new").exists()
     dangling.unlink()
     dangling.symlink_to(tmp_path / "new")
-    run("assemble", "x", "-o", dangling, code=1)
-    assert "exists" in run("assemble", "x", "-o", dangling, code=1).stderr
+    assert "dangling" in run("assemble", "x", "-o", dangling, code=1).stderr
 
 
 def test_outputs_never_replace_a_device_or_a_pipe(tmp_path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path):
-        with pytest.raises(FileError, match="no place for a file"):
+        with refused("file-path-invalid"):
             write_content(path, "other", overwrite=True)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkeypatch) -> None:
-    from brickyard.storage import _safefile as container
+    from brickyard.storage import _atomic as container
 
     kept, folder, path = tmp_path / "kept.txt", tmp_path / "folder", tmp_path / "out" / "b"
     kept.write_text("mine")
@@ -747,7 +771,7 @@ def test_temporary_names_cannot_be_guessed_and_are_not_followed(tmp_path, monkey
     container.write_atomically(path, write, overwrite=True)  # the control: nothing is in the way
     for target in (kept, folder, tmp_path / "nowhere"):  # someone guessed all the same
         (path.parent / names[-1]).symlink_to(target)
-        with pytest.raises(FileError, match="cannot be written"):
+        with refused("file-not-writable"):
             container.write_atomically(path, write, overwrite=True)
         (path.parent / names[-1]).unlink(missing_ok=True)
         assert path.read_text() == "x"
@@ -786,7 +810,7 @@ def test_arguments_are_names_and_never_commands(yard, tmp_path) -> None:
         "--",
         *names,
     ]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert [item["image"] for item in json.loads(done.stdout)["predictions"]] == names, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 

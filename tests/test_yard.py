@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import brickyard as by
-from brickyard.base._errors import FileError, OptionError, SurgeryError, TaskError
+from brickyard.base._errors import SurgeryError
 from brickyard.testing import chain, randomised
 from brickyard.yard._choose import Part, choose, cover
 from brickyard.yard._index import Entry, Record, Shelf, read_index, written
 from brickyard.yard._yard import Problem, Yard
+from conftest import rewritten
+from errors import refused
 from test_cli import run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
@@ -137,26 +139,25 @@ def test_names_are_made_of_any_class_names(tmp_path) -> None:
 
 
 def test_remove_and_unknown_names(yard) -> None:
-    with pytest.raises(FileError, match=r"no component 'cat-dog-form' among the 3 .* did you mean 'cat-dog-farm'"):
+    with refused("file-unknown-component", "'cat-dog-form'", "'cat-dog-farm'"):
         yard.entry("cat-dog-form")
     yard.remove("hen-farm")
     assert names(yard) == ALL[:2]
     assert not (yard.path / "hen-farm.safetensors").exists()
-    with pytest.raises(FileError, match="no component 'hen-farm'"):
+    with refused("file-unknown-component", "'hen-farm'"):
         yard.remove("hen-farm")
-    with pytest.raises(FileError, match="no component"):
+    with refused("file-unknown-component"):
         yard.load("hen-farm")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", ".hidden", "", "a b", "a\n", "-x", "x.safetensors", "é"])
 def test_name_tricks_are_refused(name, yard, files) -> None:
     before = sorted(yard.path.parent.rglob("*"))
-    with pytest.raises(FileError, match="is no name for a component"):
+    with refused("file-path-invalid"):
         yard.add(component(seed=9), name)
-    with pytest.raises(FileError, match="no component"):
-        yard.load(name)
-    with pytest.raises(FileError, match="no component"):
-        yard.remove(name)
+    for use in (yard.load, yard.remove):
+        with refused("file-unknown-component"):
+            use(name)
     assert sorted(yard.path.parent.rglob("*")) == before
 
 
@@ -165,27 +166,22 @@ def test_what_cannot_be_added(yard, files, tmp_path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(files["a"].read_bytes()[:-9])
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    for item, name, error, message in [
-        (whole, None, FileError, "holds a file of kind assembly"),
-        (broken, None, FileError, "broken.safetensors is not a whole safetensors file"),
-        (tmp_path / "foreign.safetensors", None, FileError, "foreign.safetensors is a safetensors file without"),
-        (tmp_path / "nothing", None, FileError, "no such file"),
-        (tmp_path, None, FileError, "it is no file"),
-        (7, None, OptionError, "a int was given"),
-        (component(seed=9), "hen-farm", FileError, "'hen-farm' is taken"),
+    for item, name, code, *quoted in [
+        (whole, None, "file-wrong-kind"),
+        (broken, None, "file-not-safetensors", "broken.safetensors"),
+        (tmp_path / "foreign.safetensors", None, "file-wrong-kind", "foreign.safetensors"),
+        (tmp_path / "nothing", None, "file-missing"),
+        (tmp_path, None, "file-missing"),
+        (component(seed=9), "hen-farm", "file-exists", "'hen-farm'"),
     ]:
-        with pytest.raises(error, match=message) as caught:
+        with refused(code, *quoted) as caught:
             yard.add(item, name)
         assert ".adding" not in str(caught.value)
     assert names(yard) == ALL
     assert sorted(item.name for item in yard.path.iterdir()) == sorted(
         [".lock", "index.json", *(f"{name}.safetensors" for name in ALL)]
     )
-    with pytest.raises(FileError, match="does not exist"):
-        Yard(tmp_path / "nowhere")
-    with pytest.raises(FileError, match="is a file"):
-        Yard(broken)
-    with pytest.raises(FileError, match="cannot be made"):
+    with refused("file-not-writable"):
         Yard(broken / "x", create=True)
 
 
@@ -210,10 +206,6 @@ def test_search(yard) -> None:
     assert found(min_accuracy=entries[cat].accuracy) == [
         name for name in (cat, dog) if entries[name].accuracy >= entries[cat].accuracy
     ]
-    with pytest.raises(OptionError, match="not in"):
-        found(min_accuracy=90)
-    with pytest.raises(OptionError, match="one text"):
-        found(classes="dog")
 
 
 # -- the index follows the files -----------------------------------------------------------------------------
@@ -296,7 +288,7 @@ def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
     def opened(*_args):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("brickyard.yard._index.read_entry", opened)
+    monkeypatch.setattr("brickyard.yard._yard.read_entry", opened)
     assert names(yard) == ALL
     os.utime(yard.path / "hen-farm.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="a file was read"):
@@ -334,9 +326,9 @@ def test_content_that_changed_with_the_same_stamp_is_not_loaded(yard, files) -> 
     place.write_bytes(data)
     os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert by.load(place).classes == ("hen",)
-    with pytest.raises(FileError, match="was changed"):
+    with refused("file-tampered", "hen-farm.safetensors"):
         yard.load("hen-farm")
-    assert [(p.name, p.what[:35]) for p in yard.verify()] == [("hen-farm", "was changed since it was added: its")]
+    assert [p.name for p in yard.verify()] == ["hen-farm"]
 
 
 def test_verify_finds_everything(yard, files, tmp_path) -> None:
@@ -349,44 +341,24 @@ def test_verify_finds_everything(yard, files, tmp_path) -> None:
     (yard.path / "bad name.safetensors").write_bytes(files["b"].read_bytes())
     (yard.path / "folder.safetensors").mkdir()
     by.locate(chain(), DATA).save(yard.path / "relevance.safetensors")
-    hollow(files["a"], yard.path / "hollow.safetensors")
+    rewritten(files["a"], yard.path / "hollow.safetensors", lambda _, tensors: tensors.popitem() and None)
     rewrite(yard, lambda text: text["components"][1].__setitem__(7, 1))
     found = {problem.name: problem.what for problem in yard.verify()}
     assert all(isinstance(problem, Problem) for problem in yard.verify())
-    assert {name: what.split(":")[0][:36] for name, what in found.items()} == {
-        "bad name.safetensors": "is no file of a component; move it o",
-        "cat-dog-farm": "was changed since it was added, and ",
-        "dog-pig-zoo-two-x-1": "the index tells otherwise of it than",
-        "folder.safetensors": "is no file of a component; move it o",
-        "hen-farm": "its file is missing; add it again",
-        "hollow": "does not load",
-        "link.safetensors": "is no file of a component; move it o",
-        "notes.txt": "is no file of a component; move it o",
-        "relevance": "does not load",
-    }
+    strange = {"bad name.safetensors", "folder.safetensors", "link.safetensors", "notes.txt"}
+    assert set(found) == {*ALL, *strange, "hollow", "relevance"}
+    assert len({what.split(":")[0] for what in found.values()}) == 5  # ways to be wrong
+    assert len({found[name].split(":")[0] for name in strange}) == 1
     assert names(yard) == [ALL[1], "hollow"]  # the manifest of the second is whole, and its tensors are not all there
-    with pytest.raises(FileError, match=r"'relevance' .* is no component that can be used: .*'relevance'"):
+    with refused("file-component-unusable", "'relevance'"):
         yard.entry("relevance")
     yard.remove("relevance")
     assert not (yard.path / "relevance.safetensors").exists()
 
 
-def hollow(path: Path, to: Path) -> None:
-    """A component's file without one of its tensors."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, to, metadata)
-
-
 def test_figures_that_no_network_has_are_refused(yard, files) -> None:
     place = yard.path / "hen-farm.safetensors"
-    with safe_open(place, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = json.loads(file.metadata()["brickyard"])
-    text["manifest"]["selection"]["flops"] = 10**400
-    save_file(tensors, place, {"brickyard": json.dumps(text)})
+    rewritten(place, place, lambda text, _: text["manifest"]["selection"].update(flops=10**400))
     assert names(yard) == ALL[:2]
     assert [c.entry.name for c in yard.choose(["cat"])] == ["cat-dog-farm"]
 
@@ -394,16 +366,16 @@ def test_figures_that_no_network_has_are_refused(yard, files) -> None:
 def test_a_yard_that_cannot_be_written_to_can_be_read(yard, monkeypatch) -> None:
     real = os.open
 
-    def refused(path, flags, *rest, **more):
+    def unwritable(path, flags, *rest, **more):
         if Path(path).name == ".lock":
             raise PermissionError(13, "Permission denied")
         return real(path, flags, *rest, **more)
 
     (yard.path / "index.json").unlink()
-    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "open", unwritable)
     assert names(yard) == ALL
     assert not (yard.path / "index.json").exists()
-    with pytest.raises(FileError, match="cannot be locked for writing: Permission denied"):
+    with refused("file-not-writable", str(yard.path)):
         yard.remove("hen-farm")
 
 
@@ -414,96 +386,15 @@ def test_where_locking_is_impossible_is_a_clear_error(yard, monkeypatch) -> None
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(FileError, match=r"cannot be locked for writing: No locks available; keep it on a disk"):
+    with refused("file-not-writable", "No locks available"):
         yard.add(component(seed=4))
     assert names(yard) == ALL
 
 
-# -- processes that write at once, or die --------------------------------------------------------------------
+# -- many components -------------------------------------------------------------------------------------------
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
-    yard = Yard(tmp_path / "yard", create=True)
-    part = by.load(files["a"])
-    for k in range(12):
-        part.with_scores({"number": k}).save(tmp_path / f"{k}.safetensors")
-    code = (
-        "import os, sys, brickyard._files\nfrom pathlib import Path\nfrom brickyard.yard._yard import Yard\n"
-        "parts, (ready, go) = Path(sys.argv[2]), os.pipe()\n"
-        "children = []\n"
-        "for own in range(3):\n"
-        "    children.append(os.fork())\n"
-        "    if children[-1]: continue\n"
-        "    os.close(go)\n"
-        "    os.read(ready, 1)\n"  # returns in all of them at once, when the other end is closed
-        "    for k in [*range(own, 12, 3), 0]: Yard(sys.argv[1]).add(parts / f'{k}.safetensors')\n"
-        "    os._exit(0)\n"
-        "os.close(go)\n"
-        "print([os.waitpid(child, 0)[1] for child in children])\n"
-    )
-    output, error = python(code, yard.path, tmp_path).communicate(timeout=60)
-    assert output == "[0, 0, 0]\n", error
-    found = {yard.load(name).manifest.scores["number"] for name in names(yard)}
-    assert found == set(range(12))
-    assert len(names(yard)) == 12
-    assert yard.verify() == []
-    assert len(index(yard)["components"]) == 12
-
-
-def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files, tmp_path) -> None:
-    """Killed before the new file is in its place, after it, and while the index is written and renamed."""
-    by.load(files["b"]).with_scores({"new": 1}).save(tmp_path / "new.safetensors")
-    code = (
-        "import os, signal, sys, brickyard._files, brickyard.yard._yard as module\n"
-        "real, calls = os.replace, []\n"
-        "for when in range(4):\n"
-        "    child = os.fork()\n"
-        "    if child:\n"
-        "        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-        "        continue\n"
-        "    def replace(a, b):\n"
-        "        calls.append((a, b))\n"
-        "        if len(calls) == when + 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        real(a, b)\n"
-        "    os.replace = replace\n"
-        "    module.Yard(f'{sys.argv[1]}{when}').add(sys.argv[2], 'new')\n"
-        "    os._exit(0)\n"
-    )
-    for when in range(4):
-        shutil.copytree(yard.path, f"{yard.path}{when}")
-    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=60)
-    assert output.split() == ["-9", "-9", "-9", "0"], error  # the last is the control: there are three renames
-    for when in range(4):
-        left = Yard(f"{yard.path}{when}")
-        expected = ALL if when == 0 else [*ALL, "new"]
-        assert (left.path / ".adding").exists() == (when < 3)
-        assert [line[0] for line in index(left)["components"]] == (ALL if when < 3 else expected)
-        assert names(left) == expected
-        assert left.add(tmp_path / "new.safetensors").name == ("hen-farm-2" if when == 0 else "new")
-        assert not (left.path / ".adding").exists()
-        assert left.verify() == []
-
-
-def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
-    before = {item.name: item.read_bytes() for item in yard.path.iterdir()}
-
-    def stop(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("brickyard.yard._index.read_entry", stop)
-    with pytest.raises(KeyboardInterrupt):
-        yard.add(component(seed=4))
-    monkeypatch.undo()
-    assert {item.name: item.read_bytes() for item in yard.path.iterdir()} == before
-
-
-def test_ten_thousand_components_are_listed_fast(files, tmp_path) -> None:
+def test_ten_thousand_components_are_listed_from_the_index_alone(files, tmp_path) -> None:
     yard = Yard(tmp_path)
     entry = yard.add(files["a"], "c00000")
     shelf = Shelf()
@@ -515,17 +406,22 @@ def test_ten_thousand_components_are_listed_fast(files, tmp_path) -> None:
         shelf.records[name] = Record(replace(entry, name=name), first.stat().st_mtime_ns)
     (tmp_path / "index.json").write_bytes(written(shelf))
     code = (
-        "import sys, time\nstart = time.perf_counter()\nfrom brickyard.yard._yard import Yard\n"
-        "entries = Yard(sys.argv[1]).entries()\n"
-        "print(len(entries), entries[-1].name, 'torch' in sys.modules, time.perf_counter() - start)\n"
+        "import sys\nread = []\ndef hook(name, args):\n"
+        "    if name == 'open' and str(args[0]).endswith('.safetensors'): read.append(1)\n"
+        "sys.addaudithook(hook)\n"
+        "from brickyard.yard import Yard\nentries = Yard(sys.argv[1]).entries()\n"
+        "print(len(entries), entries[-1].name, 'torch' in sys.modules, len(read))\n"
     )
-    times = []
-    for _ in range(3):
-        output, error = python(code, tmp_path).communicate(timeout=60)
-        count, last, torch_too, seconds = output.split()
-        assert (count, last, torch_too) == ("10000", "c09999", "False"), error
-        times.append(float(seconds))
-    assert min(times) < 2  # 0.2 to 0.4 s on an idle machine
+
+    def listed() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert listed() == ["10000", "c09999", "False", "0"]
+    (tmp_path / "other.safetensors").write_bytes(first.read_bytes())  # the control: one that the index lacks
+    count, *_, read = listed()
+    assert (count, int(read) > 0) == ("10001", True)
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -559,30 +455,20 @@ def test_choose_says_why() -> None:
     parts = [entry("ab", "abxy", accuracy=0.912, parameters=1234), entry("c", "c", accuracy=None), entry("c2", "cx")]
     first, second = choose(parts, ["c", "b"])
     assert (first.entry.name, first.classes) == ("c", ("c",))
-    assert first.reason == (
-        "chosen over 1 other with some of these classes; all its classes are wanted; accuracy not known; 100 parameters"
-    )
+    assert re.search(r"\b1\b.*\b100\b", first.reason)
     assert (second.entry.name, second.classes) == ("ab", ("b",))
-    assert second.reason == (
-        "the only one with b; also brings a, x, y, not asked for: no choice brings fewer such classes; accuracy 91.2%; "
-        "1,234 parameters"
-    )
+    assert all(fact in second.reason for fact in ("a, x, y", "91.2%", "1,234"))
 
 
 def test_what_cannot_be_chosen_is_named() -> None:
     parts = [replace(entry("p", "ab"), classes=("lamp", "chair")), replace(entry("q", "ab"), classes=("chair", "cat"))]
-    for classes, limits, error, message in [
-        (["lamb", "cat", "zzz"], {}, TaskError, r"has the classes 'lamb', 'zzz' \(for 'lamb' there is 'lamp'\); cut"),
-        (["lamp", "cat"], {}, TaskError, "each of the classes 'lamp', 'cat' once and no class twice"),
-        (["lamp"], {"max_parameters": 99}, TaskError, "is within 99 parameters; without limits it would be p with 100"),
-        (["lamp"], {"max_flops": 9}, TaskError, "is within 9 FLOPs"),
-        ([], {}, TaskError, "no classes were asked for"),
-        (["lamp", "lamp"], {}, TaskError, "'lamp' was asked for twice"),
-        ("lamp", {}, OptionError, "is one text"),
-        ([3], {}, OptionError, "3 was given"),
-        (["lamp"], {"max_flops": 0}, OptionError, "no whole number above 0"),
+    for classes, limits, code, *quoted in [
+        (["lamb", "cat", "zzz"], {}, "task-not-in-yard", "'zzz'", "'lamp'"),
+        (["lamp", "cat"], {}, "task-not-coverable", "'lamp'", "'cat'"),
+        (["lamp"], {"max_parameters": 99}, "task-not-coverable", "99", "100"),
+        (["lamp"], {"max_flops": 9}, "task-not-coverable", "9 FLOPs"),
     ]:
-        with pytest.raises(error, match=message):
+        with refused(code, *quoted):
             choose(parts, classes, **limits)
 
 
@@ -645,7 +531,7 @@ def test_the_commands(files, tmp_path) -> None:
     place = tmp_path / "yard"
     added = json.loads(run("yard", "add", files["a"], files["b"], "--yard", place, "--json").stdout)
     assert [(item["name"], item["new"]) for item in added["added"]] == [("cat-dog-farm", True), ("hen-farm", True)]
-    assert "hen-farm, which is there already" in run("yard", "add", files["b"], "--yard", place).stdout
+    assert "hen-farm" in run("yard", "add", files["b"], "--yard", place).stdout
     assert run("yard", "add", files["c"], "--name", "two", "--yard", place).stdout.endswith("c.safetensors: two\n")
     listed = json.loads(run("yard", "list", "--yard", place, "--json").stdout)
     assert listed["entries"] == [entry.as_dict() for entry in Yard(place).entries()]
@@ -666,7 +552,7 @@ def test_the_commands(files, tmp_path) -> None:
         assert [item["name"] for item in found["entries"]] == expected, options
     nothing = run("yard", "search", "--yard", place, "nowhere")
     assert nothing.stdout == ""
-    assert "none of the 3 components" in nothing.stderr
+    assert " 3 " in nothing.stderr
     shown = run("yard", "show", "two", "--yard", place).stdout
     assert "dog, pig" in shown
     assert "zoo/two?x=1" in shown
@@ -674,7 +560,7 @@ def test_the_commands(files, tmp_path) -> None:
     assert json.loads(run("yard", "verify", "--yard", place, "--json").stdout)["problems"] == []
     (place / "notes.txt").write_text("x")
     refused = run("yard", "verify", "--yard", place, code=1)
-    assert "notes.txt: is no file of a component" in refused.stdout
+    assert "notes.txt" in refused.stdout
     assert json.loads(run("yard", "rm", "two", "hen-farm", "--yard", place, "--json").stdout)["removed"] == [
         "two",
         "hen-farm",
@@ -698,7 +584,7 @@ def test_assemble_chooses_from_a_yard(yard, files, tmp_path) -> None:
     output = tmp_path / "whole.safetensors"
     made = run("assemble", "hen", "dog", "cat", "--yard", yard.path, "-o", output, "--json")
     assert json.loads(made.stdout)["components"] == ["hen-farm", "cat-dog-farm"]
-    assert "cat-dog-farm for dog, cat: the only one with cat; all its classes are wanted" in made.stderr
+    assert re.search(r"cat-dog-farm.*dog, cat", made.stderr)
     whole = by.load(output)
     assert whole.classes == ("hen", "cat", "dog")
     run("assemble", files["b"], files["a"], "-o", tmp_path / "files.safetensors")
@@ -708,24 +594,21 @@ def test_assemble_chooses_from_a_yard(yard, files, tmp_path) -> None:
 def test_mistakes_are_one_clear_error(yard, files, tmp_path) -> None:
     output = tmp_path / "whole.safetensors"
     place = ("--yard", yard.path)
-    for arguments, message in [
-        (("assemble", "dig", "cat", *place, "-o", output), "has the class 'dig' (for 'dig' there is"),
-        (("assemble", "cat", "hen", *place, "-o", output, "--max-parameters", 5), "is within 5 parameters; without"),
-        (("assemble", files["a"], "-o", output, "--max-flops", 5), "give --yard too"),
-        (("assemble", "cat", "--yard", tmp_path / "no", "-o", output), "does not exist"),
-        (("yard", "list", "--yard", tmp_path / "no"), "does not exist"),
-        (("yard", "show", "hen-form", *place), "did you mean 'hen-farm'"),
-        (("yard", "rm", "hen-form", *place), "did you mean 'hen-farm'"),
-        (("yard", "add", files["a"], files["b"], "--name", "x", *place), "a name is for one file"),
-        (("yard", "add", files["a"], "--name", "../x", *place), "is no name for a component"),
-        (("yard", "search", "--min-accuracy", 90, *place), "0.9 is 90 %"),
+    for arguments, quoted in [
+        (("assemble", "dig", "cat", *place, "-o", output), "'dig'"),
+        (("assemble", "cat", "hen", *place, "-o", output, "--max-parameters", 5), "5"),
+        (("assemble", files["a"], "-o", output, "--max-flops", 5), "--yard"),
+        (("yard", "show", "hen-form", *place), "'hen-farm'"),
+        (("yard", "rm", "hen-form", *place), "'hen-farm'"),
+        (("yard", "add", files["a"], files["b"], "--name", "x", *place), "2"),
+        (("yard", "search", "--min-accuracy", 90, *place), "0.9"),
     ]:
         result = run(*arguments, code=1)
-        assert message in result.stderr, (arguments, result.stderr)
+        assert quoted in result.stderr, (arguments, result.stderr)
         assert result.stdout == ""
     assert not output.exists()
     partly = run("yard", "rm", "hen-farm", "nothing", *place, code=1)
-    assert "removed hen-farm" in partly.stderr
+    assert "hen-farm" in partly.stderr
     assert names(yard) == ALL[:2]
 
 
@@ -747,4 +630,4 @@ def test_tables_fit_and_obey_nobody(tmp_path) -> None:
 def test_torchrun_is_refused_for_yards(yard, monkeypatch) -> None:
     monkeypatch.setattr("brickyard.runtime._processes.joined", lambda: nullcontext(lambda: True))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "yard list runs in one process" in run("yard", "list", "--yard", yard.path, code=1).stderr
+    assert "torchrun" in run("yard", "list", "--yard", yard.path, code=1).stderr

@@ -33,7 +33,7 @@ def loaded(path: Path, *kinds: type) -> Any:
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
         kind = type(found).__name__.lower()
         article = "an" if kind[0] in "aeiou" else "a"
-        raise FileError("file-wrong-kind", f"{path} holds {article} {kind}; a {wanted} is needed here")
+        raise FileError("file-wrong-kind", f"expected {wanted} in {path}, found {article} {kind}")
     return found
 
 
@@ -73,11 +73,11 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
         raise FileError("file-wrong-kind", f"{path} holds a part of a graph network; read it with brickyard.gnn.load")
     if not isinstance(kind, str) or kind not in readers:
         raise FileError(
-            "file-wrong-kind", f"{path} holds a {told(repr(kind))}; a component, an assembly or relevances are expected"
+            "file-wrong-kind", f"{path} must hold a component, an assembly or relevances, got {told(repr(kind))}"
         )
     try:
         return readers[kind](path, text, tensors)
     except FileError as error:
         raise FileError(error.code, f"{path}: {told(error)}") from None
     except BrickyardError as error:
-        raise FileError("file-inconsistent", f"{path} is not consistent: {told(error)}") from None
+        raise FileError("file-inconsistent", f"{path} is inconsistent: {told(error)}") from None

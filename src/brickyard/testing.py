@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.network._layer_types import mixing_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -179,14 +180,12 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
         if reads is None:
             values[node.name] = network.step(node, values)
             continue
-        layer = network.layer(node.target)
+        mixing = mixing_of(network.layer(node.target))
         read = values[node.args[0].node]
-        mask = kept[torch.from_numpy(reads)].to(read.dtype)
+        mask = kept[torch.from_numpy(reads)].to(read.dtype).repeat(mixing.groups)  # groups are cut alike
         shape = [1] * read.ndim
-        if isinstance(layer, nn.Conv2d):
-            mask = mask.repeat(layer.groups)  # groups are cut alike
-        shape[-1 if isinstance(layer, nn.Linear) else 1] = len(mask)
-        values[node.name] = layer(read * mask.reshape(shape))
+        shape[mixing.channel_dim] = len(mask)
+        values[node.name] = mixing.layer(read * mask.reshape(shape))
     output: Tensor = values[network.nodes[-1].name]
     chosen = keep.get(graph.output.name) if graph.output is not None else None
     return output if chosen is None else output[:, chosen]

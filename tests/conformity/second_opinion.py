@@ -15,7 +15,7 @@ from torch import nn
 from brickyard.axes._graph import Graph
 from brickyard.surgery._join import cut
 
-PATIENCE = 120  # seconds
+PATIENCE = 600  # seconds
 
 
 def compare(entry: models.Entry, model: nn.Module, graph: Graph) -> str:

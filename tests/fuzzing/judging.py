@@ -38,7 +38,7 @@ from fuzzing.seeding import Seed, parse
 
 SHARES = {"file": 75, "graph": 6, "entry": 4, "weights": 5, "recipe": 7, "index": 4}
 ASSEMBLIES = ("parallel", "gated", "few-shot", "padded", "grouped", "union")  # slow, so fewer
-SECONDS = 5.0  # of a core, to read a file, and to run what it holds on two images
+SECONDS = 60.0  # of a core, to read a file, and to run what it holds on two images: a guard against what never ends
 FLOOR = 32 << 20  # bytes that reading any small file may take beyond twice its size
 RUN = 2 << 30  # bytes that one run of two images may take: 2^27 numbers an image by bounding.py, and room
 MOST_FEATURES = 10_000  # that a node is given to run a graph network

@@ -72,21 +72,17 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
     if not isinstance(components, Iterable):
         raise OptionError(
-            "option-type",
-            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list",
+            "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
     strategy = find(scaling, images)
     if isinstance(without, str):
-        raise OptionError("option-type", f"without={without!r} is one text; give a list of class names")
-    manifests = [part.manifest for part in parts]
-    manifest = assembly_manifest(manifests, form, on_duplicate, votes, gone)
+        raise OptionError(
+            "option-type", f"without must be a list of class names, got the string {without!r}; put it in a list"
+        )
+    manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
-        gone = _removed(manifest, without)
-        left = [index for index, part in enumerate(manifests) if len(gone[index]) < len(part.task)]
-        if not left:
-            raise TaskError("task-empty", f"without {', '.join(without)} no class is left; leave some in")
-        parts, gone = [parts[index] for index in left], [gone[index] for index in left]
+        parts, gone = _left(parts, manifest, without)
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
@@ -112,24 +108,26 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
         elif isinstance(item, Assembly):
             raise OptionError(
                 "option-needs-parallel-form",
-                f"an assembly in {item.manifest.form} form was given among the components, and its parts are no longer "
-                "apart; give the components, or an assembly in parallel form",
+                f"got an assembly in {item.manifest.form} form among the components, and its parts "
+                "can no longer be separated; give its components, or an assembly in parallel form",
             )
         else:
             raise OptionError(
                 "option-wrong-object",
-                f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble "
-                "or load",
+                f"only components can be assembled, got {type(item).__name__}; create some with "
+                "disassemble, or load them",
             )
     if not parts:
         raise OptionError(
-            "option-empty", "components to assemble are needed; nothing was given: make some with disassemble or load"
+            "option-empty", "assemble needs components, got none; create some with disassemble, or load them"
         )
     return parts, gone
 
 
-def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """For each part, the classes of its task that are not used when these are left out too."""
+def _left(
+    parts: Sequence[Component], manifest: AssemblyManifest, names: Sequence[str]
+) -> tuple[list[Component], list[tuple[int, ...]]]:
+    """The parts of which a class is left when these are left out too, and the classes that each does not contribute."""
     gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
     tasks = manifest.tasks
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
@@ -143,7 +141,10 @@ def _removed(manifest: AssemblyManifest, names: Sequence[str]) -> list[tuple[int
             part, place = places[member]
             if place < len(tasks[part]):
                 gone[part].append(tasks[part][place])
-    return [tuple(out) for out in gone]
+    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.manifest.task)]
+    if not left:
+        raise TaskError("task-empty", f"without {', '.join(names)} no class is left; leave some in")
+    return [part for part, _ in left], [out for _, out in left]
 
 
 def assembly_manifest(
@@ -157,7 +158,15 @@ def assembly_manifest(
 
     Raises:
         TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+        OptionError: The parts' outputs differ in kind.
     """
+    kinds = list(dict.fromkeys(part.outputs for part in parts))
+    if len(kinds) > 1:
+        raise OptionError(
+            "option-conflict",
+            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble "
+            "parts of one kind",
+        )
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)
@@ -184,8 +193,8 @@ def _members(
     if votes and not any(voting):
         raise TaskError(
             "task-no-votes",
-            "votes=True was asked for, and no part knows a class that another one contributes: cut the parts with "
-            "reject=True from sources that name their classes alike, or leave votes out",
+            "votes=True needs a part that knows a class of another part, and there is none; cut "
+            "the parts with reject=True from sources with matching class names, or omit votes",
         )
     places: dict[str, list[int]] = {}
     first_owner: dict[str, str] = {}
@@ -196,8 +205,8 @@ def _members(
             if name in places and on_duplicate == "error":
                 raise TaskError(
                     "task-class-in-two-parts",
-                    f"class {name!r} is in {first_owner[name]} and in {owner}; leave it out of one, or choose "
-                    "on_duplicate='average', 'max' or 'rename'",
+                    f"class {name!r} is in both {first_owner[name]} and {owner}; leave it out of "
+                    "one, or choose on_duplicate='average', 'max' or 'rename'",
                 )
             if name in places and on_duplicate == "rename":
                 name = _new_name(name, part.source.name, places)

@@ -29,6 +29,7 @@ from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
+from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.scaling._scale import Gate, Scale, combine, owned
 from brickyard.storage._safefile import write
 
@@ -40,6 +41,7 @@ class Assembly(Predictor):
 
     Attributes:
         manifest: What it is, with the manifests of its parts.
+        outputs: What its outputs mean.
         matrix: The scaling's linear map on the parts' logits, (logits, logits), or None.
         shift: Its shift, (logits,), or None.
         gate: What the scaling adds to a part's classes by how its features look, or None.
@@ -85,9 +87,11 @@ class Assembly(Predictor):
             tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
         ):
             raise SurgeryError(
-                "surgery-scaling-shape", f"a scaling of shape {tuple(matrix.shape)} does not fit {count} logits"
+                "surgery-scaling-shape",
+                f"the scaling has shape {tuple(matrix.shape)}, which does not fit {count} logits",
             )
-        self.register_buffer("_share", owned(manifest), persistent=False)
+        self.outputs = find_outputs(manifest.outputs)
+        self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
         self.gate = gate
@@ -109,6 +113,11 @@ class Assembly(Predictor):
         if self.manifest.form == "parallel":
             return [part.network for part in self.components()]
         return [self.joined]
+
+    def shaped_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
+        """`networks`, each with (channels, height, width) of what it takes."""
+        shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
+        return list(zip(self.networks(), shapes, strict=True))
 
     def components(self) -> Iterator[Component]:
         """The parts, in parallel form."""
@@ -169,7 +178,7 @@ class Assembly(Predictor):
         if not part.reject:
             outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
         if self.manifest.scaling.log_probability:
-            outputs = outputs.log_softmax(1)
+            outputs = self.outputs.normalised(outputs)
         if part.reject:
             return outputs[:, list(columns)]
         return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
@@ -197,17 +206,30 @@ class Assembly(Predictor):
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
         """The same assembly, scaled otherwise."""
         manifest = self.manifest.model_copy(update={"scaling": record})
-        known = [part.familiarity for part in self.components()] if manifest.form == "parallel" else []
-        networks = self.networks()
-        return Assembly(networks, manifest, fitted.matrix, fitted.shift, self.skeletons, known, fitted.gate)
+        return self._with(manifest=manifest, matrix=fitted.matrix, shift=fitted.shift, gate=fitted.gate)
+
+    def with_manifest(self, **changes: Any) -> Assembly:
+        """The same assembly with other entries in its manifest."""
+        return self._with(manifest=self.manifest.model_copy(update=changes))
+
+    def _with(self, **changes: Any) -> Assembly:
+        """An assembly of the same, but for some of what it is made of."""
+        parallel = self.manifest.form == "parallel"
+        same: dict[str, Any] = {
+            "networks": self.networks(),
+            "manifest": self.manifest,
+            "matrix": self.matrix,
+            "shift": self.shift,
+            "skeletons": self.skeletons,
+            "familiarity": [part.familiarity for part in self.components()] if parallel else [],
+            "gate": self.gate,
+        }
+        return Assembly(**(same | changes))
 
     def fused(self) -> Assembly:
         """The same assembly for inference, as `Component.fused` makes its parts; form and scaling stay."""
-        shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
-        known = [part.familiarity for part in self.components()] if self.manifest.form == "parallel" else []
-        networks = [quick(network, shape) for network, shape in zip(self.networks(), shapes, strict=True)]
-        skeletons = [None] * len(self.manifest.parts)
-        return Assembly(networks, self.manifest, self.matrix, self.shift, skeletons, known, self.gate)
+        networks = [quick(network, shape) for network, shape in self.shaped_networks()]
+        return self._with(networks=networks, skeletons=[None] * len(self.manifest.parts))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -215,8 +237,6 @@ class Assembly(Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.assembly._assembly import save_assembly
-
         return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:
@@ -279,13 +299,14 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
         raise FileError(
             "file-inconsistent",
-            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+            f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
         raise FileError(
             "file-too-large",
             f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file",
         )
+    check_outputs(manifest.outputs)
     for part in manifest.parts:
         check_input(part)
     bounds = Bounds(count_numbers(tensors))
@@ -296,7 +317,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     if (matrix is None) != (shift is None):
         raise FileError(
-            "file-inconsistent", "its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither"
+            "file-inconsistent",
+            "its scaling has only one of scaling.matrix and scaling.shift; it must have both or neither",
         )
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
@@ -306,7 +328,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
         if len(sizes) != len(manifest.parts):
-            raise FileError("file-inconsistent", "its scaling needs what is known of the features of every part")
+            raise FileError("file-inconsistent", "its scaling needs the feature statistics of every part")
         gate = Gate.blank(sizes)
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")

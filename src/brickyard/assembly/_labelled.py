@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ from torch import Tensor
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import DataError
-from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._records import AssemblyManifest
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images
 from brickyard.scaling._scale import Evidence
-
-# -- labelled images of several parts ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class Shared:
     """Labelled images of several parts, and what all parts say to them; one entry an image.
 
     Attributes:
-        owners: The part that it belongs to.
-        labels: Its label in that part's source.
-        targets: The right class of the assembly.
+        chosen: For each part the numbers of its images.
+        owners: The part that each image belongs to.
+        targets: What is right for each in the assembly's classes.
         signals: What `Assembly.signals` gives, in float64.
     """
 
+    chosen: tuple[list[int], ...]
     owners: Tensor
-    labels: Tensor
     targets: Tensor
     signals: tuple[Tensor, Tensor | None, Tensor | None]
 
@@ -65,33 +63,36 @@ def shared_signals(
     if not isinstance(images, list | tuple) or len(images) != len(parts):
         raise DataError(
             "data-type",
-            f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
-            f"where there are none); a {type(images).__name__} was given",
+            f"labelled images must be a list with one entry for each of the {len(parts)} parts "
+            f"(None for a part without images), got {type(images).__name__}",
         )
-    class_of = assembly.manifest.class_of
-    owners: list[int] = []
-    labels: list[int] = []
-    targets: list[int] = []
+    chosen: list[list[int]] = [[] for _ in parts]
+    targets: list[Tensor] = []
     found: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-    offset = 0
-    for index, (task, data) in enumerate(zip(assembly.manifest.tasks, images, strict=True)):
-        if data is not None:
-            pool = Images(data, what=f"the images of part {index}")
-            chosen = _shots(pool.all_labels(), parts[index], task, shots, seed)
-            with torch.inference_mode():
-                for x, y in pool.raw(chosen, batch_size):
-                    found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
-                    owners += [index] * len(y)
-                    labels += y.tolist()
-                    targets += [class_of[offset + task.index(k)] for k in y.tolist()]
-        offset += len(assembly.manifest.columns[index])
+    for index, data in enumerate(images):
+        if data is None:
+            continue
+        pool = Images(data, None, f"the images of part {index}", assembly.outputs.label_dims)
+        names, places = parts[index].source.classes, torch.tensor(assembly.manifest.places[index])
+        own = assembly.outputs.targets(pool.all_labels(), places, len(assembly.classes))
+        task = assembly.manifest.tasks[index]
+        if shots is None:
+            chosen[index] = assembly.outputs.cases(own).images.unique().tolist()
+        else:
+            wanted = {names[k]: assembly.outputs.members(pool.all_labels(), k) for k in task}
+            chosen[index] = _shots(wanted, shots, seed)
+        targets.append(own[chosen[index]])
+        with torch.inference_mode():
+            for x, _ in pool.raw(chosen[index], batch_size):
+                found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
     if not found:
         raise DataError(
             "data-no-task-class", "none of the images belongs to a class of the assembly; give some that do"
         )
+    owners = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(some) for some in chosen]))
     logits, entering, distances = (_joined(list(values)) for values in zip(*found, strict=True))
     assert logits is not None
-    return Shared(torch.tensor(owners), torch.tensor(labels), torch.tensor(targets), (logits, entering, distances))
+    return Shared(tuple(chosen), owners, torch.cat(targets), (logits, entering, distances))
 
 
 def _joined(values: list[Tensor | None]) -> Tensor | None:
@@ -99,17 +100,16 @@ def _joined(values: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if known else None
 
 
-def _shots(labels: Tensor, part: ComponentManifest, task: Sequence[int], shots: int | None, seed: int) -> list[int]:
-    if shots is None:
-        return torch.nonzero(torch.isin(labels, torch.tensor(list(task)))).flatten().tolist()
+def _shots(members: Mapping[str, Tensor], shots: int, seed: int) -> list[int]:
+    """So many images of each class, of which it is known which are its members; an image may be of several."""
     generator = torch.Generator().manual_seed(seed)
     found: list[int] = []
-    for k in task:
-        pool = torch.nonzero(labels == k).flatten()
+    for name, inside in members.items():
+        pool = torch.nonzero(inside).flatten()
         if not len(pool):
             raise DataError(
                 "data-class-without-images",
-                f"class {part.source.classes[k]!r} has no image; give at least one a class for a few-shot scaling",
+                f"class {name!r} has no image; give at least one a class for a few-shot scaling",
             )
         found += pool[torch.randperm(len(pool), generator=generator)[:shots]].tolist()
-    return found
+    return list(dict.fromkeys(found))

@@ -22,6 +22,7 @@ from brickyard.network._functions import function_name
 from brickyard.network._network import Node, Ref
 
 _UNCHANGED = (
+    *("conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("conv2d", "linear", "relu", "sigmoid", "tanh", "silu", "gelu", "mish", "softplus", "hardswish", "hardsigmoid"),
     *("hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
     *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),

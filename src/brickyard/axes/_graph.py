@@ -22,7 +22,7 @@ from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
 from brickyard.axes._labels import Labeller
 from brickyard.axes._tracing import read_network
 from brickyard.base._records import Pinned
-from brickyard.network._layer_types import layer_role, tensor_dims
+from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
 
 _OUTPUT = "the class outputs are chosen by the task"
@@ -174,7 +174,7 @@ class Graph:
             reads, writes = self.at(node.target, "in"), self.at(node.target, "out")
             if layer_role(module) != "mix" or reads is None or writes is None:
                 continue
-            flops = pair_flops(module, self.shapes[node.name])
+            flops = mixing_of(module).pair_flops(self.shapes[node.args[0].node], self.shapes[node.name])
             if node.target in found:
                 flops += found[node.target].flops
                 position = found[node.target].position
@@ -266,14 +266,6 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
 def analyse(network: Network, example: Tensor) -> Graph:
     """Find the channel axes of a network; on the meta device no numbers are needed."""
     return Graph(network, step_shapes(network, example))
-
-
-def pair_flops(module: nn.Module, output: Tensor) -> int:
-    """Floating-point operations of one (output, input) channel pair for one image: two a multiply-add."""
-    if isinstance(module, nn.Conv2d):
-        kernel = module.kernel_size[0] * module.kernel_size[1]
-        return 2 * kernel * output.shape[2] * output.shape[3]
-    return 2 * int(np.prod(output.shape[1:-1], dtype=np.int64))
 
 
 def _no_axis(name: str) -> Axis:

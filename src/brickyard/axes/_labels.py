@@ -33,7 +33,7 @@ from brickyard.axes._atoms import (
     settled,
 )
 from brickyard.network._functions import FUNCTIONS
-from brickyard.network._layer_types import find_type, layer_role, whole_groups
+from brickyard.network._layer_types import find_mixing, layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, map_refs
 
 
@@ -273,19 +273,18 @@ class Labeller:
 
     def _layer(self, node: Node) -> Any:
         module = self.network.layer(node.target)
-        entry = find_type(module)
-        assert entry is not None
         role = layer_role(module)
         x = node.args[0]
         labels, shape = self._of(x), self.shapes[x.node].shape
         out_shape = self.shapes[node.name].shape
         if role == "mix":
-            groups = module.groups if isinstance(module, nn.Conv2d) else 1
-            read = self._along(node, labels, shape, entry.channel_dim)
+            mixing = mixing_of(module)
+            groups, dim = mixing.groups, mixing.channel_dim
+            read = self._along(node, labels, shape, dim)
             self._record(node.target, "in", self._across_groups(read, groups))
-            fresh = self.atoms.fresh(out_shape[entry.channel_dim] // groups)
+            fresh = self.atoms.fresh(out_shape[dim] // groups)
             written = self._record(node.target, "out", np.tile(fresh, groups))
-            return self._place(written, len(out_shape), entry.channel_dim)
+            return self._place(written, len(out_shape), dim)
         if role == "follow":
             return self._follow(node, module, labels, shape, out_shape)
         if role == "normalise":
@@ -301,9 +300,10 @@ class Labeller:
         out_shape: Sequence[int],
     ) -> Labels:
         atoms = self._along(node, labels, shape, 1)
-        if isinstance(module, nn.Conv2d) and whole_groups(module):
+        mixing = find_mixing(module)
+        if mixing is not None:
             self._record(node.target, "through", atoms)
-            atoms = np.repeat(self._in_groups(atoms, module.groups), module.out_channels // module.groups)
+            atoms = np.repeat(self._in_groups(atoms, mixing.groups), out_shape[1] // mixing.groups)
         elif isinstance(module, nn.GroupNorm):
             self._in_groups(atoms, module.num_groups)
         self._record(node.target, "follow", atoms)

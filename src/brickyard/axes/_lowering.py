@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
 from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
+from brickyard.network._torch_private import store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
@@ -140,10 +141,14 @@ def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) 
 # -- functions that are layers -----------------------------------------------------------------------------
 
 
+# The builtins have no signatures of their own.
+_CONVOLUTION = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
+_TRANSPOSED = inspect.signature(
+    lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: None
+)
 _SIGNATURES = {
-    "conv2d": inspect.signature(
-        lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None  # a builtin has none
-    ),
+    **{f"conv{n}d": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
     "linear": inspect.signature(lambda input, weight, bias=None: None),
     "batch_norm": inspect.signature(F.batch_norm),
     "layer_norm": inspect.signature(F.layer_norm),
@@ -198,43 +203,72 @@ def _as_layer(
     if any(isinstance(value, Ref) for value in values.values()) or not isinstance(x, Ref):
         return None
     sizes = {key: tuple(draft.tensors[target].shape) for key, target in own.items()}
-    if node.target in ("conv2d", "linear"):
-        if "weight" not in own or len(sizes["weight"]) != (4 if node.target == "conv2d" else 2):
-            return None
-        out, in_ = sizes["weight"][:2]
-        if node.target == "linear":
-            return "Linear", {"in_features": in_, "out_features": out, "bias": "bias" in own}, own
-        config = {
-            "in_channels": in_ * values["groups"],
-            "out_channels": out,
-            "kernel_size": list(sizes["weight"][2:]),
-            **{key: _listed(values[key]) for key in ("stride", "padding", "dilation", "groups")},
-            "bias": "bias" in own,
-            "padding_mode": "zeros",
-        }
-        return "Conv2d", config, own
-    affine = "weight" in own
-    if node.target == "layer_norm":
-        shape = _listed(values["normalized_shape"])
-        config = {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": "bias" in own}
-        return ("LayerNorm", config, own) if affine or "bias" not in own else None
-    if affine != ("bias" in own):
+    found = _READ[node.target](values, sizes, shapes[x.node])
+    return None if found is None else (*found, own)
+
+
+_Sizes = Mapping[str, tuple[int, ...]]
+_Found = tuple[str, dict[str, Any]] | None
+
+
+def _conv(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if len(sizes.get("weight", ())) != x.ndim:
         return None
-    if node.target == "group_norm":
-        channels = int(shapes[x.node].shape[1])
-        config = {"num_groups": values["num_groups"], "num_channels": channels, "eps": values["eps"], "affine": affine}
-        return "GroupNorm", config, own
-    if values["training"] or "running_mean" not in own or "running_var" not in own:
+    transposed, groups = "output_padding" in values, values["groups"]
+    first, second, *kernel = sizes["weight"]
+    return f"Conv{'Transpose' * transposed}{len(kernel)}d", {
+        "in_channels": first if transposed else second * groups,
+        "out_channels": second * groups if transposed else first,
+        "kernel_size": kernel,
+        **{key: _listed(value) for key, value in values.items()},
+        "bias": "bias" in sizes,
+        **({} if transposed else {"padding_mode": "zeros"}),
+    }
+
+
+def _linear(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if len(sizes.get("weight", ())) != 2:
         return None
-    kind = "BatchNorm2d" if shapes[x.node].ndim == 4 else "BatchNorm1d"
-    config = {
+    out, in_ = sizes["weight"]
+    return "Linear", {"in_features": in_, "out_features": out, "bias": "bias" in sizes}
+
+
+def _layer_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    affine, bias = "weight" in sizes, "bias" in sizes
+    if bias and not affine:
+        return None
+    shape = _listed(values["normalized_shape"])
+    return "LayerNorm", {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": affine, "bias": bias}
+
+
+def _group_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    if ("weight" in sizes) != ("bias" in sizes):
+        return None
+    groups, channels = values["num_groups"], int(x.shape[1])
+    config = {"num_groups": groups, "num_channels": channels, "eps": values["eps"], "affine": "weight" in sizes}
+    return "GroupNorm", config
+
+
+def _batch_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    known = "running_mean" in sizes and "running_var" in sizes
+    if values["training"] or not known or ("weight" in sizes) != ("bias" in sizes):
+        return None
+    return f"BatchNorm{max(1, x.ndim - 2)}d", {
         "num_features": sizes["running_mean"][0],
         "eps": values["eps"],
         "momentum": values["momentum"],
-        "affine": affine,
+        "affine": "weight" in sizes,
         "track_running_stats": True,
     }
-    return kind, config, own
+
+
+_READ: dict[str, Callable[[dict[str, Any], _Sizes, Any], _Found]] = {
+    **{f"conv{transpose}{n}d": _conv for n in (1, 2, 3) for transpose in ("", "_transpose")},
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+}
 
 
 def _listed(value: Any) -> Any:
@@ -244,13 +278,10 @@ def _listed(value: Any) -> Any:
 def _layer(kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     layer = build_layer(kind, config)
     for key, value in tensors.items():
-        if key in layer._parameters:
-            layer._parameters[key] = nn.Parameter(value.detach(), requires_grad=False)
-        else:
-            layer._buffers[key] = value.detach()
-    if "num_batches_tracked" in layer._buffers:
-        layer._buffers["num_batches_tracked"] = torch.tensor(0)
-    return layer
+        store(layer, key, value.detach())
+    if "num_batches_tracked" in stored(layer):
+        store(layer, "num_batches_tracked", torch.tensor(0))
+    return layer.requires_grad_(False)
 
 
 def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[str]) -> str:

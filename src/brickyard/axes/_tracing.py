@@ -22,6 +22,7 @@ from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
 from brickyard.network._network import Network, Node, Ref
+from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
 from brickyard.network._untouched import as_before
 
 _TORCH_HOME = str(Path(torch.__file__).parent)
@@ -57,8 +58,8 @@ def _check_finite(model: nn.Module) -> None:
         if bool(bad.any()):
             raise TraceError(
                 "trace-not-finite",
-                f"a trained network is needed; {int(bad.sum())} of {value.numel()} numbers in {place!r} are NaN or "
-                "infinite: load weights from before they were",
+                f"the network must be trained, but {int(bad.sum())} of {value.numel()} values in "
+                f"{place!r} are NaN or infinite; load weights from before that",
             )
 
 
@@ -118,14 +119,14 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     if not isinstance(example, Tensor):
         raise TraceError(
             "trace-example",
-            f"the example must be a tensor of images, not a {type(example).__name__}; give two images as the model "
-            "takes them",
+            f"the example must be a tensor of images, got {type(example).__name__}; give two images "
+            "in the form the model takes",
         )
     if example.ndim != 4 or not example.is_floating_point() or not example.numel():
         raise TraceError(
             "trace-example",
-            f"the example must be floating-point images (batch, channels, height, width), not "
-            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them",
+            "the example must be floating-point images (batch, channels, height, width), got "
+            f"{tuple(example.shape)} of {example.dtype}; give two images in the form the model takes",
         )
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
@@ -134,13 +135,13 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         network = lowered(_trace(model, example))
         found = network(example)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-        hooked = [n or type(m).__name__ for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        seen = f"forward hooks of {hooked[0]!r}" if hooked else "numbers in Python, random state"
+        watched = [n or type(m).__name__ for n, m in model.named_modules() if hooked(m)]
+        seen = f"forward hooks of {watched[0]!r}" if watched else "numbers in Python, random state"
         raise TraceError(
             "trace-mismatch",
             f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
             f"depends on something that tracing does not see ({seen}); "
-            f"{'remove them, or ' if hooked else ''}make that part a layer of its own",
+            f"{'remove them, or ' if watched else ''}make that part a layer of its own",
         )
     return network
 
@@ -152,27 +153,28 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
     except Exception as error:
         raise TraceError(
             "trace-run-failed",
-            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give `example` images of "
-            "the size and kind that the model takes",
+            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give "
+            "`example` images of the size and type the model takes",
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
         what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TraceError(
             "trace-output",
-            f"{name} returns {what}; a classifier that returns (batch, classes) is needed: wrap it in a module that "
-            "returns the logits",
+            f"{name} must return logits (batch, classes), got {what}; wrap it in a module that returns the logits",
         )
     if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
         raise TraceError(
             "trace-output",
-            f"{name} returns {tuple(result.shape)} of {result.dtype} for {len(example)} images; floating-point logits "
-            "(batch, classes) are needed, at least one: wrap it in a module that returns them",
+            f"{name} must return floating-point logits (batch, classes) for at least one class, got "
+            f"{tuple(result.shape)} of {result.dtype} for {len(example)} images; wrap it in a "
+            "module that returns them",
         )
     if not bool(result.isfinite().all()):
         raise TraceError(
             "trace-not-finite",
-            f"{name} returns NaN or infinity for images of shape {tuple(example.shape)} and type {example.dtype}; "
-            "finite logits are needed: check the weights, and give images in the range that it was trained on",
+            f"{name} must return finite logits, got NaN or infinity for images of shape "
+            f"{tuple(example.shape)} and type {example.dtype}; check the weights, and give images "
+            "in the range it was trained on",
         )
     return result
 
@@ -196,9 +198,10 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
             "trace-control-flow",
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; torch.export cannot "
-            f"follow it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors "
-            "cannot be followed: move that part into a layer of its own or make it independent of the input",
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; "
+            f"torch.export cannot trace it either ({exported}). Python control flow that depends on "
+            "tensor values cannot be traced: move that part into a separate layer, or make it "
+            "independent of the input",
         ) from error
     unknown = draft.unknown()
     if unknown:
@@ -214,26 +217,29 @@ def _text(error: Exception) -> str:
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
     """Values for all arguments of forward after the first, which must have defaults."""
-    if getattr(model.forward, "__func__", None) is nn.modules.module._forward_unimplemented:
+    if getattr(model.forward, "__func__", None) is NO_FORWARD:
         raise TraceError(
             "trace-forward-inputs",
-            f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
-            "module that is called on images",
+            f"the model must be a classifier that takes one image batch, but {type(model).__name__} "
+            "has no forward; give the module that is called on images",
         )
     parameters = list(inspect.signature(model.forward).parameters.values())
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise TraceError(
             "trace-forward-inputs",
-            f"a classifier that takes one image batch is needed; {type(model).__name__}.forward takes none by position "
-            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images",
+            "the model must be a classifier that takes one image batch, but "
+            f"{type(model).__name__}.forward has no positional argument "
+            f"({', '.join(p.name for p in parameters) or 'nothing'}); wrap it in a module that "
+            "passes it the images",
         )
     rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
     if needed:
         raise TraceError(
             "trace-forward-inputs",
-            f"{type(model).__name__}.forward also needs {', '.join(needed)}; a classifier that takes one "
-            "image batch is needed: wrap it in a module that gives the rest",
+            "the model must be a classifier that takes one image batch, but "
+            f"{type(model).__name__}.forward also needs {', '.join(needed)}; wrap it in a module "
+            "that supplies the rest",
         )
     return {p.name: p.default for p in rest} or None
 
@@ -259,13 +265,13 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             if nodes and not all(_checks_default(user) for user in step.users):
                 raise TraceError(
                     "trace-forward-inputs",
-                    f"{type(model).__name__} takes a second input, {step.name!r}; one is supported",
+                    f"{type(model).__name__} takes a second input, {step.name!r}; only one is supported",
                 )
             if not nodes:
                 nodes.append(Node(step.name, "input"))
         elif step.op == "call_module":
             module = model.get_submodule(target)
-            if _representable(module):
+            if _representable(module) and len(args) == 1 and not kwargs:  # more would change what a layer does
                 draft.layers.setdefault(target, shared_layer(module))
                 nodes.append(Node(step.name, "layer", target, args, kwargs))
             else:
@@ -276,7 +282,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
             nodes.append(Node("output", "output", "", args))
-        elif step.target is fx._symbolic_trace._assert_is_none:
+        elif step.target is ASSERT_IS_NONE:
             continue
         elif _is_idle(step):
             same[step.name] = args[0]
@@ -300,10 +306,8 @@ def _keep_from_layers(draft: Draft) -> None:
 
 def _checks_default(user: fx.Node) -> bool:
     """Whether a step only checks that an argument has its default."""
-    is_none, is_equal = fx._symbolic_trace._assert_is_none, operator.eq
-    return user.target is is_none or (
-        user.target is is_equal and all(check.target is torch._assert for check in user.users)
-    )
+    is_none, is_equal = ASSERT_IS_NONE, operator.eq
+    return user.target is is_none or (user.target is is_equal and all(check.target is ASSERT for check in user.users))
 
 
 def _is_idle(step: fx.Node) -> bool:
@@ -364,14 +368,10 @@ def shared_layer(module: nn.Module) -> nn.Module:
     entry = find_type(module)
     assert entry is not None
     found = build_layer(entry.name, describe_layer(module))
-    for name in found._parameters:
+    for name in stored(found):
         value = getattr(module, name)
-        if value is not None:
-            found._parameters[name] = nn.Parameter(_ordinary(value), requires_grad=False)
-    for name in found._buffers:
-        value = getattr(module, name)
-        found._buffers[name] = None if value is None else _ordinary(value)
-    return found
+        store(found, name, None if value is None else _ordinary(value))
+    return found.requires_grad_(False)
 
 
 def _ordinary(value: Tensor) -> Tensor:
@@ -385,7 +385,7 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TraceError(
             "trace-control-flow",
-            f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed",
+            f"{target!r} is used as a value in the forward and must be a tensor, got {type(value).__name__}",
         )
     is_parameter = isinstance(value, nn.Parameter)
     return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

@@ -253,6 +253,10 @@ class LocateOptions(TypedDict, total=False):
         Preprocessing | None,
         Opt(default=None, help="Apply this to the data before the model takes it.", unset="nothing"),
     ]
+    outputs: Annotated[
+        str,
+        Opt(default="one", help="Read the outputs, and the labels, as this kind in brickyard.outputs.", only="python"),
+    ]
     choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class to locate with")]
     per_class: Annotated[int, Opt(default=50, least=1, help="Locate with this many images per class.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]

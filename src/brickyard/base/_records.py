@@ -75,8 +75,8 @@ class Preprocessing(Frozen):
             known = ", ".join(type(self).model_fields)
             raise _UnusableError(
                 "option-preprocessing",
-                f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
-                "size=(32, 32), mean=(0.5,), std=(0.25,)",
+                f"preprocessing{given} cannot be used: {problem}; its options are {known}, for "
+                "example size=(32, 32), mean=(0.5,), std=(0.25,)",
             ) from None
 
     @model_validator(mode="after")
@@ -267,6 +267,7 @@ class ComponentManifest(Frozen):
     selection: SelectionRecord
     heal: HealRecord = HealRecord(method="none")
     tuned: TuneRecord | None = None
+    outputs: Name = "one"
     statistics: Statistics | None = None
     scores: dict[str, Json] = {}
     versions: Versions
@@ -294,9 +295,10 @@ class ComponentManifest(Frozen):
         return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
 
     @property
-    def outputs(self) -> int:
-        """How many numbers the component returns for an image."""
-        return len(self.classes) + int(self.reject)
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """For each class of the source the component's class, or -1; in a tuple, as an assembly has one a part."""
+        place = {k: index for index, k in enumerate(self.task)}
+        return (tuple(place.get(k, -1) for k in range(len(self.source.classes))),)
 
 
 class ScalingRecord(Frozen):
@@ -357,7 +359,14 @@ class AssemblyManifest(Frozen):
             raise ValueError(f"{len(self.members)} members do not divide {total} logits among the classes")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have one name")
+        if len({part.outputs for part in self.parts}) > 1:
+            raise ValueError("the parts' outputs differ in kind")
         return self
+
+    @property
+    def outputs(self) -> str:
+        """The kind of answer, which all parts give."""
+        return self.parts[0].outputs
 
     @property
     def plain(self) -> bool:
@@ -365,9 +374,15 @@ class AssemblyManifest(Frozen):
         return all(member == (place,) for place, member in enumerate(self.members))
 
     @property
-    def class_of(self) -> dict[int, int]:
-        """The class that each of the parts' logits side by side is one of."""
-        return {place: k for k, member in enumerate(self.members) for place in member}
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """For each part and class of its source the assembly's class that it is, or -1."""
+        class_of = {place: k for k, member in enumerate(self.members) for place in member}
+        found, offset = [], 0
+        for part, task, columns in zip(self.parts, self.tasks, self.columns, strict=True):
+            known = {k: class_of[offset + index] for index, k in enumerate(task)}
+            found.append(tuple(known.get(k, -1) for k in range(len(part.source.classes))))
+            offset += len(columns)
+        return tuple(found)
 
     @property
     def tasks(self) -> tuple[tuple[int, ...], ...]:
@@ -424,6 +439,7 @@ class RelevanceFile(Frozen):
     source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     source_name: Name
     sums: bool
+    outputs: Name = "one"
 
 
 def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:

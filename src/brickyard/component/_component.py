@@ -13,12 +13,14 @@ from brickyard.base._errors import FileError
 from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
-from brickyard.component._features import feature_size, observe, reader
+from brickyard.component._features import observe, reader
 from brickyard.component._predictor import Predictor
+from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
+from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.storage._safefile import write
 
 
@@ -31,6 +33,7 @@ class Component(Predictor):
     Attributes:
         network: The cut network.
         manifest: What it is and where it came from.
+        outputs: What its outputs mean.
         skeleton: The source's network as data, without numbers, or None where it has no form as data.
         familiarity: How far an image is from those that the component was made for, or None where it was cut
             without labelled images.
@@ -49,6 +52,9 @@ class Component(Predictor):
         (('1', '3'), torch.Size([8, 2]))
     """
 
+    _task: Tensor
+    _others: Tensor
+
     def __init__(
         self,
         network: Network,
@@ -61,12 +67,14 @@ class Component(Predictor):
         self.manifest = manifest
         self.skeleton = skeleton
         self.familiarity = familiarity
-        self.reads_at = reader(network)
+        size = None if familiarity is None else familiarity.mean.shape[1]
+        self.outputs = find_outputs(manifest.outputs)
+        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
         self._select = manifest.reject or manifest.output_axis is None
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
-        self.register_buffer("_task", torch.tensor(manifest.task, dtype=torch.long), persistent=False)
-        self.register_buffer("_others", torch.tensor(others, dtype=torch.long), persistent=False)
+        for name, classes in (("_task", list(manifest.task)), ("_others", others)):
+            self.register_buffer(name, torch.tensor(classes, device=kind(network).device).long(), persistent=False)
         self.eval()
 
     @property
@@ -93,16 +101,10 @@ class Component(Predictor):
 
     def of_source(self, logits: Tensor) -> Tensor:
         """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
-        chosen = logits.index_select(1, self._task)  # type: ignore[arg-type]
-        if not self.manifest.reject:
-            return chosen
-        rest = logits.index_select(1, self._others).logsumexp(1, keepdim=True)  # type: ignore[arg-type]
-        return torch.cat([chosen, rest], 1)
+        return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Raw images, uint8 or in [0, 1] -> what the component takes."""
-        from brickyard.inputs._preprocessing import preprocess
-
         return preprocess(images, self.manifest.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -112,8 +114,11 @@ class Component(Predictor):
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
         """The same component with measured scores in its manifest."""
-        manifest = self.manifest.model_copy(update={"scores": scores})
-        return Component(self.network, manifest, self.skeleton, self.familiarity)
+        return self.with_manifest(scores=scores)
+
+    def with_manifest(self, **changes: Any) -> Component:
+        """The same component with other entries in its manifest."""
+        return Component(self.network, self.manifest.model_copy(update=changes), self.skeleton, self.familiarity)
 
     def fused(self) -> Component:
         """The same component for inference: fewer steps, and numbers laid out in memory as they run fastest here.
@@ -141,8 +146,6 @@ class Component(Predictor):
             FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
                 without a form as data.
         """
-        from brickyard.component._component import save_component
-
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:
@@ -164,6 +167,7 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     bounds = Bounds(count_numbers(tensors))
     network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
     check_input(file.manifest)
+    check_outputs(file.manifest.outputs)
     familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.")
     check_all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)
@@ -174,17 +178,17 @@ def check_input(manifest: ComponentManifest) -> None:
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
         raise FileError(
-            "file-inconsistent", f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}"
+            "file-inconsistent", f"its preprocessing makes images of {how.size}, but its network takes {tuple(size)}"
         )
     if how.channels not in (None, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}",
+            f"its preprocessing makes images of {how.channels} channels, but its network takes {channels}",
         )
     if how.mean is not None and len(how.mean) not in (1, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}",
+            f"its preprocessing has a mean for {len(how.mean)} channels, but its network takes {channels}",
         )
 
 
@@ -194,11 +198,9 @@ def read_familiarity(
     record = None if manifest.statistics is None else manifest.statistics.familiarity
     if record is None:
         return None
-    size = feature_size(network, manifest.input_shape[0])
+    _, size = reader(network, manifest.input_shape[0], record.size)
     if record.size != size:
-        raise FileError(
-            "file-inconsistent", f"its manifest tells of {record.size} features, and its network has {size}"
-        )
+        raise FileError("file-inconsistent", f"its manifest lists {record.size} features, but its network has {size}")
     found = Familiarity.blank(record)
     match_types(found, tensors, prefix)
     fill_in(found, tensors, prefix)

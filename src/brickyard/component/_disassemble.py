@@ -35,6 +35,7 @@ from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import steady
 from brickyard.selection._importance import CRITERIA, Evidence
@@ -111,8 +112,7 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
     if not isinstance(relevance, Relevance):
         raise OptionError(
             "option-wrong-object",
-            f"what locate returned is needed; as relevance a {type(relevance).__name__} was given: call locate, or "
-            "load its file",
+            f"relevance must be the result of locate, got {type(relevance).__name__}; call locate, or load its file",
         )
     select, heal, budget, seed = options["select"], options["heal"], options["budget"], options["seed"]
     if select != "mda" and budget is None:
@@ -120,14 +120,12 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
             "option-requires-option", f"select={select!r} ranks channels for a budget, and none was given; add budget="
         )
     if options["thresholds"] is not None and budget is not None:
-        raise OptionError(
-            "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
-        )
+        raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
     task = _task(options["task"], relevance, options["reject"])
     graph = relevance.graph(model)
     if budget is None:
         relevance = relevance.with_thresholds(options["thresholds"] or relevance.thresholds, graph)
-    outputs = list(range(len(relevance.classes))) if options["reject"] else task
+    outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
     pool = _pool(relevance, options["images"], task)
     batches: list[Tensor] = []
     copies = 1
@@ -185,9 +183,9 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
         if not bool(torch.isfinite(value).all()):
             raise DataError(
                 "data-overflow",
-                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair with "
-                "these images needs larger numbers; check the preprocessing, or use heal='none' or a source in float32 "
-                "or float64",
+                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: "
+                "healing it with these images needs larger values; check the preprocessing, or use "
+                "heal='none' or a source in float32 or float64",
             )
 
 
@@ -196,12 +194,18 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
     missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if missing:
         raise TaskError(
-            "task-not-located", f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out"
+            "task-not-located", f"class {missing[0]!r} is in the task, but was not located; locate it, or leave it out"
+        )
+    if reject and not find_outputs(relevance.outputs).exclusive:
+        raise OptionError(
+            "option-conflict",
+            f"reject=True was asked for, and outputs of kind {relevance.outputs!r} have no answer that means none of "
+            "the classes; leave reject out",
         )
     if reject and len(chosen) == len(relevance.classes):
         raise TaskError(
             "task-nothing-to-reject",
-            "reject=True was asked for a task of all the source's classes; no other class is left",
+            "reject=True needs a class outside the task, but the task has all the source's classes; leave reject out",
         )
     return chosen
 
@@ -224,10 +228,11 @@ class _Pool:
         ]
         longest = max(map(len, shuffled), default=0)
         turns = [pool[turn] for turn in range(longest) for pool in shuffled if turn < len(pool)]
-        return turns[:count]
+        return list(dict.fromkeys(turns))[:count]  # an image may belong to several classes
 
 
 def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | None:
+    outputs = find_outputs(relevance.outputs)
     if images is None:
         remembered = relevance.images()
         if remembered is None:
@@ -237,17 +242,18 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
         if images.ndim != 4 or len(images) == 0:
             raise DataError(
                 "data-shape",
-                f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
-                "least one image is needed",
+                "the images to heal with must be (batch, channels, height, width) with at least "
+                f"one image, got shape {tuple(images.shape)}",
             )
         return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
     else:
-        source = Images(images, relevance.preprocessing, "the images to heal with")
+        source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
     labels = source.all_labels()
-    by_class = {k: torch.nonzero(labels == k).flatten().tolist() for k in task}
+    by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
     if not any(by_class.values()):
         raise DataError(
-            "data-no-task-class", "the images to heal with hold none of the task's classes; give some, or heal='none'"
+            "data-no-task-class",
+            "none of the images to heal with belongs to the task's classes; give some that do, or heal='none'",
         )
     return _Pool(source, by_class)
 
@@ -257,7 +263,8 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
     if pool is None:
         raise OptionError(
             "option-needs-data",
-            f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without",
+            f"{wanted_by} needs images, but relevances from a file hold none; give images=, or "
+            "choose one that needs no images",
         )
     indices = pool.draw(count, seed)
     like = kind(graph.network)
@@ -265,8 +272,8 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(
             "data-wrong-size",
-            f"the images that {wanted_by} needs are {tuple(batches[0].shape[1:])} after preprocessing; the source "
-            f"takes {graph.input_shape}: give images of that size",
+            f"{wanted_by} needs images of the source's input shape {graph.input_shape}, got "
+            f"{tuple(batches[0].shape[1:])} after preprocessing; give images of that size",
         )
     return batches
 
@@ -314,6 +321,7 @@ def _manifest(job: _Job, keep: dict[str, Tensor], heal: HealRecord) -> Component
             flops=part.flops,
         ),
         heal=heal,
+        outputs=relevance.outputs,
         versions=made_with(),
         created=today(),
     )

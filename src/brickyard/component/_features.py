@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from brickyard.network._network import Network, iter_layers, refs
+from brickyard.network._layer_types import find_mixing
+from brickyard.network._mixing import Mixing
+from brickyard.network._network import Network, Node, iter_layers, refs
 
 
 def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -14,43 +16,48 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
         Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
         Where there is no convolution and no linear layer, the images themselves stand for what one reads.
     """
-    x = network.taken(x)
-    values = {network.nodes[0].name: x}
-    network.advance(values, 0, stop)
-    node = network.nodes[stop]
-    layer = network.layer(node.target) if node.op == "layer" else None
-    entering: Tensor = values[refs(node)[0]] if stop else x
-    features = _pooled(layer, entering)
-    network.advance(values, stop, len(network.nodes))
-    return features, entering, values[network.nodes[-1].name]
+    for index, node, values in network.walk(x):
+        if index == stop:
+            entering: Tensor = values[refs(node)[0] if stop else node.name]
+            features = _pooled(_mixing(network, node), entering)
+    return features, entering, values[node.name]
 
 
-def reader(network: Network) -> int:
-    """The step of the last convolution or linear layer is, or the first of the linear layers that end the network."""
+def reader(network: Network, channels: int, size: int | None = None) -> tuple[int, int]:
+    """The step that reads a network's features, and how many they are.
+
+    It is the last layer that mixes channels, or the first of the linear layers that end the network.
+
+    Args:
+        network: The network.
+        channels: Channels of its images, which are the features where no layer mixes channels.
+        size: How many features there are, where that is known: layers that read another number are passed over, as by
+            earlier versions, which knew fewer kinds.
+    """
     place = {node.name: index for index, node in enumerate(network.nodes)}
-    found = [index for index, node, layer in iter_layers(network) if isinstance(layer, nn.Conv2d | nn.Linear)]
-    index = last = found[-1] if found else 0
-    while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
-        index = place[before[0]]
-        layer = network.layer(network.nodes[index].target) if network.nodes[index].op == "layer" else None
-        if isinstance(layer, nn.Linear):
-            last = index
-        elif isinstance(layer, nn.Conv2d):
-            break
-    return last
+    mixings = {index: mixing for index, _, layer in iter_layers(network) if (mixing := find_mixing(layer)) is not None}
+    found = (0, channels)
+    for last in sorted(mixings, reverse=True):
+        index = first = last
+        while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
+            index = place[before[0]]
+            if index in mixings and not mixings[index].linear:
+                break
+            first = index if index in mixings else first
+        features = mixings[first].rows.shape[1] * mixings[first].groups
+        found = found if found[0] else (first, features)
+        if size in (None, features):
+            return first, features
+    return found
 
 
-def feature_size(network: Network, channels: int) -> int:
-    """How many features a network has that takes images of so many channels."""
-    node = network.nodes[reader(network)]
-    layer = network.layer(node.target) if node.op == "layer" else None
-    if isinstance(layer, nn.Linear):
-        return layer.in_features
-    return layer.in_channels if isinstance(layer, nn.Conv2d) else channels
+def _mixing(network: Network, node: Node) -> Mixing | None:
+    return find_mixing(network.layer(node.target)) if node.op == "layer" else None
 
 
-def _pooled(layer: nn.Module | None, value: Tensor) -> Tensor:
+def _pooled(mixing: Mixing | None, value: Tensor) -> Tensor:
     """What enters a layer, averaged over positions: (batch, channels)."""
     if value.ndim <= 2:
         return value
-    return value.flatten(1, -2).mean(1) if isinstance(layer, nn.Linear) else value.flatten(2).mean(2)
+    last = mixing is not None and mixing.linear
+    return value.flatten(1, -2).mean(1) if last else value.flatten(2).mean(2)

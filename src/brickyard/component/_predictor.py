@@ -14,6 +14,7 @@ from brickyard.base._errors import BrickyardError, DataError
 from brickyard.base._messages import brief, first_line
 from brickyard.inputs._decoding import read_images
 from brickyard.network._untouched import as_before
+from brickyard.outputs._outputs import Outputs
 
 ResultT = TypeVar("ResultT")
 
@@ -21,7 +22,9 @@ REJECT = "(none of these)"
 
 
 class Predictor(nn.Module):
-    """A module that knows its class names and takes raw images."""
+    """A module that knows its class names and what its outputs mean, and takes raw images."""
+
+    outputs: Outputs
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -43,7 +46,7 @@ class Predictor(nn.Module):
         return np.array([*self.classes, *([REJECT] if self.reject else [])])
 
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Probabilities (images, outputs) in float64.
+        """Probabilities (images, outputs) in float64, as this kind of outputs has them.
 
         Args:
             images: A batch, uint8 or in [0, 1]: a tensor or an array (batch, channels, height, width), or an array
@@ -56,38 +59,44 @@ class Predictor(nn.Module):
         Raises:
             DataError: The images cannot be used.
         """
-        batch_size = whole("batch_size", batch_size)
-        if any(value.is_meta for value in self.parameters()):
-            raise DataError(
-                "data-meta-device",
-                "the model is on the meta device, which has no numbers to answer with; load it again",
-            )
-        found: list[Tensor] = []
-        with as_before(self), torch.inference_mode():
-            for batch in read_images(images, batch_size):
-                logits = run_images(self.logits, batch, "the images")
-                found.append(logits.double().softmax(1).cpu())
+        found = self._read(images, batch_size, lambda logits: self.outputs.probabilities(logits).cpu())
         return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
-    def predict(self, images: Any, batch_size: int = 64) -> list[str]:
+    def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
         """Class names of images; "(none of these)" where the reject output wins.
 
         Args:
             images: As for `predict_proba`.
             batch_size: Images at once.
 
+        Returns:
+            What this kind of outputs answers: for one of many classes, the name of one for each image.
+
         Raises:
             DataError: The images cannot be used.
         """
         names = (*self.classes, REJECT)
-        return [names[k] for k in self.predict_proba(images, batch_size).argmax(1).tolist()]
+        found = self._read(images, batch_size, lambda logits: self.outputs.named(logits, names))
+        return [answer for batch in found for answer in batch]
 
-    def score(self, images: Any, names: Sequence[str], batch_size: int = 64) -> float:
-        """The share of images whose predicted class is the one that is named.
+    def _read(self, images: Any, batch_size: int, how: Callable[[Tensor], ResultT]) -> list[ResultT]:
+        """What `how` makes of the logits of every batch, in float64."""
+        batch_size = whole("batch_size", batch_size)
+        if any(value.is_meta for value in self.parameters()):
+            raise DataError(
+                "data-meta-device", "the model is on the meta device and has no weights to compute with; load it again"
+            )
+        with as_before(self), torch.inference_mode():
+            batches = read_images(images, batch_size)
+            return [how(run_images(self.logits, batch, "the images").double()) for batch in batches]
+
+    def score(self, images: Any, names: Sequence[Any], batch_size: int = 64) -> float:
+        """The share of images whose answer is the one that is given.
 
         Args:
             images: As for `predict_proba`.
-            names: The right class name of each image; "(none of these)" is right where the reject output should win.
+            names: The right answer to each image, as `predict` gives it; "(none of these)" is right where the reject
+                output should win.
             batch_size: Images at once.
 
         Raises:
@@ -95,20 +104,22 @@ class Predictor(nn.Module):
         """
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
             raise DataError(
-                "data-type", f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image"
+                "data-type",
+                f"names must be a list with one name per image, got {brief(names)} of type {type(names).__name__}",
             )
-        unknown = sorted({str(name) for name in names} - set(self.classes_.tolist()))
+        wanted = [self.outputs.names_in(name) for name in names]
+        unknown = sorted(set().union(*wanted) - set(self.classes_.tolist()))
         if unknown:
             raise DataError(
                 "data-unknown-class",
-                f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes",
+                f"class {unknown[0]!r} is not one of {', '.join(self.classes_[:8])}; use those names",
             )
         found = self.predict(images, batch_size)
         if len(found) != len(names) or not found:
             raise DataError(
-                "data-label-mismatch", f"{len(found)} images and {len(names)} names were given; give one name an image"
+                "data-label-mismatch", f"got {len(found)} images and {len(names)} names; give one name per image"
             )
-        return sum(a == str(b) for a, b in zip(found, names, strict=True)) / len(found)
+        return sum(self.outputs.names_in(a) == b for a, b in zip(found, wanted, strict=True)) / len(found)
 
 
 def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) -> ResultT:
@@ -124,6 +135,7 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
     except Exception as error:  # a network from a file may fail in any way of torch's
         raise DataError(
             "data-wrong-size",
-            f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give images "
-            "of the size and channels that its source takes, or a preprocessing that makes them so",
+            f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give "
+            "images of the size and channels its source takes, or a preprocessing that produces "
+            "them",
         ) from error

@@ -13,6 +13,7 @@ from brickyard.component._component import Component
 from brickyard.component._familiarity import Familiarity
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
+from brickyard.outputs._outputs import ONE, Outputs
 
 PER_CLASS = 100
 
@@ -49,14 +50,15 @@ def observed(
     if not bool(torch.isfinite(z).all()):
         raise DataError(
             "data-overflow",
-            f"the component for {', '.join(component.classes[:3])} gives answers that are not finite: numbers "
-            f"overflow at layer {_first_overflow(component, images, by_class, like)!r}; check the weights and the "
+            f"the component for {', '.join(component.classes[:3])} returns outputs that are not "
+            "finite: values overflow at layer "
+            f"{_first_overflow(component, images, by_class, like)!r}; check the weights and the "
             "preprocessing, or use a source in float32 or float64",
         )
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     familiarity = Familiarity.fit(torch.cat(features), labels)
     record = None if familiarity is None else familiarity.record
-    statistics = statistics_of(z, labels, size / numbers).model_copy(update={"familiarity": record})
+    statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update={"familiarity": record})
     manifest = component.manifest.model_copy(update={"statistics": statistics})
     known = None if familiarity is None else familiarity.to(like.device)
     return Component(component.network, manifest, component.skeleton, known)
@@ -69,20 +71,25 @@ def _first_overflow(component: Component, images: Images, by_class: Mapping[int,
     first = len(network.nodes) - 1
     with torch.inference_mode():
         for x, _ in images.batches(wanted, 64, like):
-            values = {network.nodes[0].name: x}
-            for index, node in enumerate(network.nodes[:first]):
-                network.advance(values, index, index + 1)
-                value = values.get(node.name)
+            for index, _, values in network.walk(x):
+                value = values.get(network.nodes[index - 1].name) if 0 < index <= first else None
                 if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-                    first = index
+                    first = index - 1
                     break
     return network.nodes[first].target or network.nodes[first].name
 
 
-def statistics_of(logits: Tensor, labels: Tensor, magnitude: float) -> Statistics:
-    """What scaling may need of a component's logits of its own classes, (examples, classes)."""
+def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Outputs = ONE) -> Statistics:
+    """What scaling may need of a component's logits of its own classes, (examples, classes).
+
+    Args:
+        logits: The logits.
+        labels: A class that each example belongs to, (examples,).
+        magnitude: Mean size of what the classifier reads.
+        outputs: What the logits mean; default: one of many classes.
+    """
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    right = logits.argmax(1) == labels
+    right = outputs.says(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
     classes = range(logits.shape[1])
     return Statistics(
         images=tuple(int((labels == k).sum()) for k in classes),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly, network_shapes
+from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -26,6 +26,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
 from brickyard.network._untouched import as_before
+from brickyard.outputs._outputs import Cases
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
@@ -63,97 +64,152 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         >>> [row.name for row in scores.rows]
         ['base', 'restricted', 'component']
     """
-    source, latency = options["source"], options["latency"]
-    latency_batch, batch_size = options["latency_batch"], options["batch_size"]
+    batch_size = options["batch_size"]
+    if not isinstance(model, Component | Assembly):
+        raise OptionError(
+            "option-wrong-object",
+            f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
+            "with disassemble or assemble, or load one",
+        )
+    sources = _sources(model, options["source"])
     if isinstance(model, Component):
-        if isinstance(source, list | tuple):
-            raise OptionError(
-                "option-count", f"a component has one source; a list of {len(source)} was given: give that one"
-            )
-        given = None if source is None else source_of(source)
-        return _component(model, data, given, latency, latency_batch, batch_size)
-    if isinstance(model, Assembly):
-        sources = source if isinstance(source, list | tuple) else [source] * len(model.manifest.parts)
-        if len(sources) != len(model.manifest.parts):
-            raise OptionError(
-                "option-count",
-                f"{len(model.manifest.parts)} parts need as many sources; {len(sources)} were given: give one a part, "
-                "or None where there is none",
-            )
-        known = [None if item is None else source_of(item) for item in sources]
-        for part, item in zip(model.manifest.parts, known, strict=True):
-            if item is not None:
-                _check_source(item, part)
-        return _assembly(model, data, known, latency, latency_batch, batch_size)
-    raise OptionError(
-        "option-wrong-object",
-        f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
-        "assemble or load",
+        answered = _component(model, data, sources[0], batch_size)
+    else:
+        answered = _assembly(model, data, sources, batch_size)
+    sizes = _sizes(model, answered.name)
+    if options["latency"]:
+        for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
+            sizes[name]["latency"] = dict(value.__dict__)
+    return Scores(
+        title=answered.title,
+        rows=tuple(row.model_copy(update=sizes.get(row.name, {})) for row in _rows(answered)),
+        notes=answered.notes,
+        per_class=per_class(model.classes, answered.right[answered.name], answered.cases.classes),
     )
 
 
-# -- components --------------------------------------------------------------------------------------------
+def _sources(model: Component | Assembly, given: Any) -> list[nn.Module | None]:
+    """The source of each part, or None."""
+    parts = model.manifest.parts
+    listed = isinstance(given, list | tuple)
+    if listed and isinstance(model, Component):
+        raise OptionError(
+            "option-count", f"a component has one source; a list of {len(given)} was given: give that one"
+        )
+    if listed and len(given) != len(parts):
+        raise OptionError(
+            "option-count",
+            f"{len(parts)} parts need as many sources; {len(given)} were given: give one a part, or None where there "
+            "is none",
+        )
+    sources = [None if item is None else source_of(item) for item in (given if listed else [given] * len(parts))]
+    for part, source in zip(parts, sources, strict=True):
+        if source is not None and (found := fingerprint(source)) != part.source.sha256:
+            raise DataError(
+                "data-wrong-source",
+                f"the component was cut from {part.source.name!r} with weights {part.source.sha256[:12]}; the source "
+                f"given has {found[:12]}: give the source that it came from",
+            )
+    return sources
 
 
-def _component(
-    component: Component, data: Any, source: nn.Module | None, timed: bool, batch: int, batch_size: int
-) -> Scores:
-    manifest = component.manifest
-    if source is not None:
-        _check_source(source, manifest)
-    images = Images(data, manifest.preprocessing, "the images to score")
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What was answered right.
+
+    Attributes:
+        title: What the table is called.
+        cases: What is judged.
+        right: For each row whether each case was answered right; the model's own row is the last, and the one before
+            it, where there is one, is what it is compared with.
+        scores: For each row a score that tells images of a single class from others, or nothing.
+        inside: Which images these scores belong to are of the class.
+        notes: What a reader should know.
+    """
+
+    title: str
+    cases: Cases
+    right: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    inside: Tensor
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The row of the model itself."""
+        return list(self.right)[-1]
+
+
+def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> _Answered:
+    manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.task)
+    images = Images(data, manifest.preprocessing, "the images to score", outputs.label_dims)
     labels = images.all_labels()
-    task = list(manifest.task)
-    single = len(task) == 1
-    chosen = None if single else torch.nonzero(torch.isin(labels, torch.tensor(task))).flatten().tolist()
-    own = _logits(component, images, chosen, batch_size)
-    scored = labels if chosen is None else labels[chosen]
-    inside = torch.isin(scored, torch.tensor(task))
-    if not inside.any():
+    targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
+    cases = outputs.cases(targets)
+    if not cases.wanted.any():
         raise DataError(
             "data-no-task-class",
-            f"none of the {len(labels)} images belongs to the task {', '.join(manifest.classes[:8])}: "
-            "give some that do, with labels that are indices into the source's classes",
+            f"none of the {len(labels)} images belongs to the task "
+            f"{', '.join(manifest.classes[:8])}; give some that do, with labels that index the "
+            "source's classes",
         )
-    target = torch.tensor([task.index(k) if k in task else -1 for k in scored.tolist()])
-    right = own[:, : len(task)].argmax(1) == target
-    rows: list[Row] = []
-    found: Tensor | None = None
+    single = len(task) == 1
+    chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
+    cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])
+    own = _logits(component, images, chosen.tolist(), batch_size)
+    right, scores = {"component": outputs.right(own[:, : len(task)], cases)}, {}
+    if single and not inside.all():
+        scores["component"] = own[:, 0] - own[:, 1] if manifest.reject else own[:, 0]
     if source is not None:
         with as_before(source):
-            found = _logits(source, images, chosen, batch_size)
-        rows.append(accuracy_row("base", (found.argmax(1) == scored)[inside], target[inside]))
-        restricted = found[:, task].argmax(1) == target
-        rows.append(accuracy_row("restricted", restricted[inside], target[inside]))
-    row = accuracy_row("component", right[inside], target[inside])
-    if found is not None:
-        drop, error = difference(restricted[inside], right[inside])
-        row = row.model_copy(update={"drop": drop, "drop_error": error})
-    rows.append(row)
-    if single and not inside.all():
-        scores = {"component": own[:, 0] - own[:, 1] if manifest.reject else own[:, 0]}
-        if found is not None:
-            scores |= {"restricted": found[:, task[0]], "base": found.log_softmax(1)[:, task[0]]}
-        rows = with_auroc(rows, scores, inside)
-    rows = _with_sizes(rows, component, source, timed, batch)
-    notes = (
-        []
-        if not single
-        else ["a task of one class is always answered right; AUROC against the other classes says more"]
-    )
-    return Scores(
-        title=f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}",
-        rows=tuple(rows),
-        notes=tuple(notes),
-        per_class=per_class(manifest.classes, right[inside], target[inside]),
-    )
+            found = _logits(source, images, chosen.tolist(), batch_size)
+        base, restricted = outputs.right(found, cases.of(task)), outputs.right(found[:, task], cases)
+        right = {"base": base, "restricted": restricted, **right}
+        if scores:
+            scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
+    note = "a task of one class is always answered right; AUROC against the other classes says more"
+    names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
+    notes = (note,) if single and outputs.exclusive else ()
+    return _Answered(f"{names} of {manifest.source.name}", cases, right, scores, inside, notes)
 
 
-def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_size: int) -> Tensor:
+def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> _Answered:
+    manifest, outputs = assembly.manifest, assembly.outputs
+    seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
+    found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
+    logits = seen.signals[0].split([len(columns) for columns in manifest.columns], 1)
+    for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
+        mine, task = seen.owners == index, torch.tensor(manifest.tasks[index])
+        if not mine.any():
+            continue
+        place = torch.full((len(manifest.classes),), -1)
+        place[torch.tensor(manifest.places[index])[task]] = torch.arange(len(task))
+        cases = outputs.cases(seen.targets[mine]).of(place)
+        found["oracle"].append(outputs.right(logits[index][mine, : len(task)], cases))
+        if source is not None:
+            images = Images(data[index], part.preprocessing, label_dims=outputs.label_dims)
+            with as_before(source):
+                whole = _logits(source, images, seen.chosen[index], batch_size)
+            found["base"].append(outputs.right(whole, cases.of(task)))
+            found["restricted"].append(outputs.right(whole[:, task], cases))
+    cases = outputs.cases(seen.targets)
+    known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
+    right = {name: torch.cat(values) for name, values in known.items()}
+    right["assembled"] = outputs.right(assembly.scaled(*seen.signals), cases)
+    title = (
+        f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
+        f"scaling {manifest.scaling.name}"
+    )
+    return _Answered(title, cases, right, {}, seen.owners, ("drop of an assembly: oracle minus assembled",))
+
+
+def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: int) -> Tensor:
     """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
     like = kind(model)
     ranks = Ranks.current()
-    order = list(range(len(images))) if chosen is None else chosen
     starts = range(0, len(order), batch_size)
     parts: list[tuple[int, Tensor]] = []
     with torch.inference_mode(), bar("scoring", len(order)) as advance:
@@ -170,15 +226,91 @@ def _logits(model: nn.Module, images: Images, chosen: list[int] | None, batch_si
     return found
 
 
-def _check_source(source: nn.Module, manifest: ComponentManifest) -> None:
-    found = fingerprint(source)
-    expected = manifest.source
-    if found != expected.sha256:
-        raise DataError(
-            "data-wrong-source",
-            f"the component was cut from {expected.name!r} with weights {expected.sha256[:12]}; the source given has "
-            f"{found[:12]}: give the source that it came from",
-        )
+# -- sizes and times ---------------------------------------------------------------------------------------
+
+
+def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
+    """Parameters and FLOPs of all sources and of the model, whose row has that name."""
+    parts = model.manifest.parts
+    distinct = {part.source.sha256: part.source for part in parts}.values()
+    pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.shaped_networks()
+    return {
+        "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
+        name: {
+            "parameters": count_parameters(model),
+            "flops": sum(count_flops(network, shape) for network, shape in pairs),
+        },
+    }
+
+
+def _times(
+    model: Component | Assembly, name: str, sources: Sequence[nn.Module | None], batch: int
+) -> dict[str, Latency]:
+    """The time of one batch of the model, and of all its sources where they are there.
+
+    Components and their sources take preprocessed images, assemblies and theirs raw ones.
+    """
+    parts = model.manifest.parts
+    noise = torch.rand(batch, *parts[0].input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    used = {id(source): (source, part) for source, part in zip(sources, parts, strict=True) if source is not None}
+
+    def taken(network: nn.Module, part: ComponentManifest) -> Tensor:
+        image = noise if isinstance(model, Component) else preprocess(noise, part.preprocessing)
+        like = next(network.parameters())
+        return image.to(like.device, like.dtype)
+
+    image = taken(model, parts[0]) if isinstance(model, Component) else noise
+    calls: dict[str, Callable[[], object]] = {name: lambda: model(image)}
+    if None not in sources:
+        calls["base"] = lambda: [source(taken(source, part)) for source, part in used.values()]
+    with contextlib.ExitStack() as stack:
+        for source, _ in used.values():
+            stack.enter_context(as_before(source))
+        return measure_latency(calls, batch=batch)
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+
+def _rows(answered: _Answered) -> list[Row]:
+    cases = answered.cases
+    rows = [accuracy_row(name, right, cases.classes, cases.images) for name, right in answered.right.items()]
+    if len(rows) > 1:
+        *_, other, own = answered.right.values()
+        drop, error = difference(other, own, cases.images)
+        rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
+    return with_auroc(rows, answered.scores, answered.inside) if answered.scores else rows
+
+
+def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | None = None) -> Row:
+    """Accuracy over images and over classes, with one standard error.
+
+    Args:
+        name: What the row is called.
+        right: Whether each case was answered right, (cases,).
+        classes: The class of each.
+        images: The image of each; default: each is one of its own.
+    """
+    share = _shares(right.double(), images)
+    counts = torch.bincount(classes)
+    hits = torch.bincount(classes, weights=right.double())
+    present = counts > 0
+    means = hits[present] / counts[present]
+    variance = (means * (1 - means) / counts[present]).sum() / len(means) ** 2
+    return Row(
+        name=name,
+        images=len(share),
+        accuracy=_percent(share),
+        error=_error(share),
+        class_accuracy=100 * means.mean().item(),
+        class_error=100 * math.sqrt(variance.item()),
+    )
+
+
+def difference(right: Tensor, other: Tensor, images: Tensor | None = None) -> tuple[float, float]:
+    """How many points one row is above another on the same cases, and one standard error of it, paired by image."""
+    gap = _shares(right.double() - other.double(), images)
+    return _percent(gap), _error(gap)
 
 
 def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) -> list[Row]:
@@ -192,173 +324,26 @@ def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) ->
     return rows
 
 
-def _with_sizes(rows: list[Row], component: Component, source: nn.Module | None, timed: bool, batch: int) -> list[Row]:
-    manifest = component.manifest
-    sizes: dict[str, dict[str, Any]] = {
-        "base": {"parameters": manifest.source.parameters, "flops": manifest.source.flops},
-        "component": {
-            "parameters": count_parameters(component),
-            "flops": count_flops(component.network, manifest.input_shape),
-        },
-    }
-    if timed:
-        like = next(component.parameters())
-        x = _noise(batch, manifest.input_shape).to(like.device, like.dtype)
-        calls: dict[str, Callable[[], object]] = {"component": lambda: component(x)}
-        if source is not None:
-            calls["base"] = lambda: source(x)
-        _time(sizes, calls, source, batch)
-    return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
-
-
-def _noise(batch: int, shape: Sequence[int]) -> Tensor:
-    """Random images, (batch, *shape), that leave the global generator as it is."""
-    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-
-
-def _time(
-    sizes: dict[str, dict[str, Any]],
-    calls: dict[str, Callable[[], object]],
-    source: nn.Module | None,
-    batch: int,
-) -> None:
-    if source is None:
-        found = measure_latency(calls, batch=batch)
-    else:
-        with as_before(source):
-            found = measure_latency(calls, batch=batch)
-    for name, value in found.items():
-        sizes[name]["latency"] = _latency(value)
-
-
-def _latency(value: Latency) -> dict[str, float]:
-    return dict(value.__dict__)
-
-
-# -- assemblies --------------------------------------------------------------------------------------------
-
-
-def _assembly(
-    assembly: Assembly, data: Any, sources: list[nn.Module | None], timed: bool, batch: int, batch_size: int
-) -> Scores:
-    manifest = assembly.manifest
-    seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
-    logits, target = seen.signals[0], seen.targets
-    class_of = manifest.class_of
-    assembled = assembly.scaled(*seen.signals).argmax(1) == target
-    oracle = torch.zeros(len(target), dtype=torch.bool)
-    base, restricted = oracle.clone(), oracle.clone()
-    offset = 0
-    for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
-        mine = seen.owners == index
-        task = list(manifest.tasks[index])
-        own = torch.tensor([class_of[offset + place] for place in range(len(task))])
-        oracle[mine] = own[logits[mine][:, offset : offset + len(task)].argmax(1)] == target[mine]
-        if source is not None and mine.any():
-            images = Images(data[index], part.preprocessing)
-            chosen = torch.nonzero(torch.isin(images.all_labels(), torch.tensor(task))).flatten().tolist()
-            with as_before(source):
-                found = _logits(source, images, chosen, batch_size)
-            base[mine] = found.argmax(1) == seen.labels[mine]
-            restricted[mine] = own[found[:, task].argmax(1)] == target[mine]
-        offset += len(manifest.columns[index])
-    rows: list[Row] = []
-    if all(source is not None for source in sources):
-        rows += [accuracy_row("base", base, target), accuracy_row("restricted", restricted, target)]
-    rows += [accuracy_row("oracle", oracle, target), accuracy_row("assembled", assembled, target)]
-    drop, error = difference(oracle, assembled)
-    rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
-    rows = _assembly_sizes(rows, assembly, sources, timed, batch)
-    return Scores(
-        title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
-        f"scaling {manifest.scaling.name}",
-        rows=tuple(rows),
-        notes=("drop of an assembly: oracle minus assembled",),
-        per_class=per_class(manifest.classes, assembled, target),
-    )
-
-
-def _assembly_sizes(
-    rows: list[Row], assembly: Assembly, sources: list[nn.Module | None], timed: bool, batch: int
-) -> list[Row]:
-    parts = assembly.manifest.parts
-    shapes, _ = network_shapes(parts, assembly.manifest.form, assembly.manifest.shared_input)
-    distinct = {part.source.sha256: part.source for part in parts}.values()
-    sizes: dict[str, dict[str, Any]] = {
-        "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
-        "assembled": {
-            "parameters": count_parameters(assembly),
-            "flops": sum(count_flops(n, s) for n, s in zip(assembly.networks(), shapes, strict=True)),
-        },
-    }
-    if timed:
-        image = _noise(batch, parts[0].input_shape)
-        found = measure_latency({"assembled": lambda: assembly(image)}, batch=batch)
-        if all(source is not None for source in sources):
-            used: list[nn.Module] = []
-            for source in sources:
-                if source is not None and not any(source is other for other in used):
-                    used.append(source)
-            with contextlib.ExitStack() as stack:
-                for source in used:
-                    stack.enter_context(as_before(source))
-                found = measure_latency(
-                    {
-                        "assembled": lambda: assembly(image),
-                        "base": lambda: [_run_source(s, image, parts, sources) for s in used],
-                    },
-                    batch=batch,
-                )
-        for name, value in found.items():
-            sizes[name]["latency"] = _latency(value)
-    return [row.model_copy(update=sizes.get(row.name, {})) for row in rows]
-
-
-def _run_source(source: nn.Module, image: Tensor, parts: Sequence[Any], sources: Sequence[nn.Module | None]) -> Tensor:
-    part = next(p for p, s in zip(parts, sources, strict=True) if s is source)
-    like = next(source.parameters())
-    result: Tensor = source(preprocess(image, part.preprocessing).to(like.device, like.dtype))
-    return result
-
-
-# -- figures -----------------------------------------------------------------------------------------------
-
-
-def accuracy_row(name: str, right: Tensor, target: Tensor) -> Row:
-    """Accuracy over images and over classes, with one standard error."""
-    share = right.double()
-    counts = torch.bincount(target)
-    hits = torch.bincount(target, weights=share)
-    present = counts > 0
-    means = hits[present] / counts[present]
-    variance = (means * (1 - means) / counts[present]).sum() / len(means) ** 2
-    return Row(
-        name=name,
-        images=len(right),
-        accuracy=_percent(share),
-        error=_error(share),
-        class_accuracy=100 * means.mean().item(),
-        class_error=100 * math.sqrt(variance.item()),
-    )
-
-
-def difference(right: Tensor, other: Tensor) -> tuple[float, float]:
-    """How many points one row is above another on the same examples, and one standard error of it, paired."""
-    gap = right.double() - other.double()
-    return _percent(gap), _error(gap)
+def _shares(values: Tensor, images: Tensor | None) -> Tensor:
+    """The mean of each image's cases."""
+    if images is None:
+        return values
+    _, index, counts = images.unique(return_inverse=True, return_counts=True)
+    means: Tensor = torch.bincount(index, weights=values) / counts
+    return means
 
 
 def _percent(values: Tensor) -> float:
-    return 100 * values.double().mean().item()
+    return 100 * values.mean().item()
 
 
 def _error(values: Tensor) -> float:
     """One standard error of a mean, in points."""
-    return 100 * values.double().std(correction=0).item() / math.sqrt(len(values))
+    return 100 * values.std(correction=0).item() / math.sqrt(len(values))
 
 
-def per_class(classes: Sequence[str], right: Tensor, target: Tensor) -> dict[str, float]:
-    """Accuracy of each class that has examples, in percent."""
-    hits = np.bincount(target.numpy(), weights=right.double().numpy(), minlength=len(classes))
-    counts = np.bincount(target.numpy(), minlength=len(classes))
-    return {name: 100 * float(h / c) for name, h, c in zip(classes, hits, counts, strict=True) if c}
+def per_class(names: Sequence[str], right: Tensor, classes: Tensor) -> dict[str, float]:
+    """Accuracy of each class that has cases, in percent."""
+    hits = torch.bincount(classes, weights=right.double(), minlength=len(names)).tolist()
+    counts = torch.bincount(classes, minlength=len(names)).tolist()
+    return {name: 100 * (hit / count) for name, hit, count in zip(names, hits, counts, strict=True) if count}

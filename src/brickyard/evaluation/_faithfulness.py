@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
+from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network
+from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._progress import bar
 
@@ -122,9 +125,11 @@ def faithfulness(
         )
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
-    data = Images(images, relevance.preprocessing, "the images to measure routes with")
+    outputs = find_outputs(relevance.outputs)
+    data = Images(images, relevance.preprocessing, "the images to measure routes with", outputs.label_dims)
     labels = data.all_labels()
-    missing = [relevance.classes[k] for k in chosen if not bool((labels == k).any())]
+    inside = {k: outputs.members(labels, k) for k in chosen}
+    missing = [relevance.classes[k] for k in chosen if not bool(inside[k].any())]
     if missing:
         raise DataError(
             "data-class-without-images",
@@ -137,20 +142,20 @@ def faithfulness(
         for seed in range(seeds):
             other = _random(route, seed)
             keeps += [other, _rest(other)]
-    answers, logits = _answers(graph, keeps, chosen, data, weights_like(graph.network), batch_size)
+    said, logits = _answers(graph, keeps, chosen, data, outputs, batch_size)
     rows: list[Faithfulness] = []
     each = 2 + 2 * seeds
     for place, k in enumerate(chosen):
         first = 1 + place * each
 
         def counted(runs: Sequence[int], k: int = k, place: int = place) -> Answers:
-            return _counted(answers[list(runs)], logits[list(runs), :, place], labels == k, k)
+            return _counted(said[list(runs), :, place], logits[list(runs), :, place], inside[k])
 
         rows.append(
             Faithfulness(
                 name=relevance.classes[k],
-                images=int((labels == k).sum()),
-                other_images=int((labels != k).sum()),
+                images=int(inside[k].sum()),
+                other_images=int((~inside[k]).sum()),
                 kept=sum(int(mask.sum()) for mask in keeps[first].values()),
                 channels=sum(axis.size for axis in graph.free),
                 whole=counted([0]),
@@ -174,9 +179,9 @@ def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {name: mask[torch.randperm(len(mask), generator=generator)] for name, mask in route.items()}
 
 
-def _counted(answers: Tensor, logits: Tensor, own: Tensor, k: int) -> Answers:
-    """Mean over the rows of answers and of a class's logits, (runs, images)."""
-    said = (answers == k).double()
+def _counted(said: Tensor, logits: Tensor, own: Tensor) -> Answers:
+    """Mean over the rows of whether the class was answered, and of its logits, (runs, images)."""
+    said = said.double()
     hits = 100 * float(said[:, own].mean())
     if bool(own.all()):
         return Answers(hits, None, None)
@@ -189,12 +194,13 @@ def _answers(
     keeps: Sequence[Mapping[str, Tensor]],
     chosen: Sequence[int],
     data: Images,
-    like: Tensor,
+    outputs: Outputs,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """For every set of channels: the class answered, (sets, images), and the chosen classes' logits, (..., chosen)."""
-    answers = torch.zeros(len(keeps), len(data), dtype=torch.long)
-    logits = torch.zeros(len(keeps), len(data), len(chosen))
+    """For every set of channels whether the chosen classes are answered, and their logits, (sets, images, chosen)."""
+    said = torch.zeros(len(keeps), len(data), len(chosen), dtype=torch.bool)
+    logits = torch.zeros(said.shape)
+    like = weights_like(graph.network)
     network = _copied(graph.network)
     with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
         for row, keep in enumerate(keeps):
@@ -202,39 +208,16 @@ def _answers(
             place = 0
             for x, _ in data.batches(None, size, like):
                 output = run_images(run, x, data.what).float().cpu()
-                answers[row, place : place + len(x)] = output.argmax(1)
-                logits[row, place : place + len(x)] = output[:, list(chosen)]
+                some = slice(place, place + len(x))
+                said[row, some] = outputs.says(output)[:, list(chosen)]
+                logits[row, some] = output[:, list(chosen)]
                 place += len(x)
                 advance(len(x))
-    return answers, logits
+    return said, logits
 
 
 def _copied(network: Network) -> Network:
     return copy.deepcopy(network).eval()
-
-
-@dataclass(eq=False)
-class _Masked:
-    """A network that has numbers of its own, and channels at zero where steps sum them up."""
-
-    network: Network
-    sums: dict[str, Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.sums:
-            return self.network(x)  # type: ignore[no-any-return]
-        values: dict[str, Any] = {self.network.nodes[0].name: x}
-        for index, node in enumerate(self.network.nodes):
-            if node.name in self.sums:
-                name = node.args[0].node
-                mask = self.sums[node.name].to(values[name].device, values[name].dtype)
-                values[node.name] = self.network.step(node, {**values, name: values[name] * mask})
-            elif node.op != "input":
-                values[node.name] = self.network.step(node, values)
-            for name in self.network.dead_after(index):
-                del values[name]
-        output: Tensor = values[self.network.nodes[-1].name]
-        return output
 
 
 def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
@@ -260,10 +243,19 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
             reads = graph.at(name, "in")
             if reads is None:
                 continue
-            original: Any = graph.network.layer(name).weight
-            own: Any = network.layer(name).weight
-            mask = kept[torch.from_numpy(reads)].to(original.device, original.dtype)
-            shape = (1, -1, *[1] * (original.ndim - 2))
-            own.copy_(original * mask.reshape(shape))
-    sums = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
-    return _Masked(network, {name: mask for name, mask in sums.items() if not bool(mask.all())})
+            rows = mixing_of(graph.network.layer(name)).rows
+            mask = kept[torch.from_numpy(reads)].to(rows.device, rows.dtype)
+            mixing_of(network.layer(name)).set_rows(rows * mask.reshape(1, -1, *[1] * (rows.ndim - 2)))
+    masks = {name: kept[torch.from_numpy(labels)] for name, labels in graph.sums.items()}
+    sums = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    return partial(_summed, network, sums) if sums else network
+
+
+def _summed(network: Network, masks: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run a network; where a step sums channels up, those that its mask leaves out are zero from there on."""
+    for _, node, values in network.walk(x):
+        if node.name in masks:
+            name = node.args[0].node
+            values[name] = values[name] * masks[node.name].to(values[name].device, values[name].dtype)
+    output: Tensor = values[node.name]
+    return output

@@ -26,6 +26,7 @@ from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
 from brickyard.inputs._decoding import read_images
+from brickyard.outputs._outputs import Outputs
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class _FromRaw(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model.logits(images)
-        return logits, logits.softmax(1)
+        return logits, self.model.outputs.probabilities(logits)
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------
@@ -126,8 +127,8 @@ def export_onnx(
 
     Before anything is written, onnxruntime runs the file on random images, and on yours, one and five at once, and its
     logits must be those of the model in torch (float32, on the CPU, batch norm not folded): the largest difference in
-    a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must be the softmax of its
-    logits to 1e-5.
+    a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must be those that
+    the model's kind of outputs makes of its logits, to 1e-5.
 
     Args:
         model: What to export. Its numbers are written as float32.
@@ -175,7 +176,7 @@ def export_onnx(
         except Exception as refusal:  # what the exporter raises differs by version and by operation
             problems.append(f"it cannot be written as ONNX: {first_line(refusal)}")
             continue
-        error, problem = _compare(content, expected)
+        error, problem = _compare(content, expected, model.outputs)
         if problem:
             problems.append(problem)
             continue
@@ -325,7 +326,7 @@ def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
     }
 
 
-def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, str]:
+def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> tuple[float, str]:
     """Run the file: its largest error, and what is wrong with it, or ""."""
     import onnxruntime
 
@@ -344,8 +345,8 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]]) -> tuple
                     f"onnxruntime's logits differ from torch's by {error:.1e} of the largest one on images of {shape}; "
                     f"{TOLERANCE:.0e} is allowed"
                 )
-            if not float((shares - found.softmax(1)).abs().max()) <= TOLERANCE:
-                return error, "its probabilities are not the softmax of its logits"
+            if not float((shares - outputs.probabilities(found)).abs().max()) <= TOLERANCE:
+                return error, "its probabilities are not those of its logits"
             largest = max(largest, error)
     except Exception as error:  # what onnxruntime raises is its own
         return float("inf"), f"onnxruntime does not run it: {first_line(error)}"

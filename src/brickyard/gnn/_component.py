@@ -59,8 +59,6 @@ class GraphComponent(nn.Module):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.gnn._component import save
-
         return save(self, Path(path), overwrite=overwrite)
 
     def __str__(self) -> str:
@@ -163,8 +161,6 @@ class GraphAssembly(nn.Module):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.gnn._component import save
-
         return save(self, Path(path), overwrite=overwrite)
 
 

@@ -36,7 +36,9 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import UNFOLD, Stream, blocks, exact, intercept_of, rows_of
+from brickyard.healing._streams import Stream, blocks, exact, intercept_of
+from brickyard.network._layer_types import find_mixing, mixing_of
+from brickyard.network._mixing import NORMS, UNFOLD
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
@@ -118,7 +120,7 @@ class _Tail:
         for step in self.steps:
             value: Tensor = found[name]
             layer = network.layer(step.target) if step.op == "layer" else None
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, NORMS):
                 numbers = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
                 mean, variance, weight, bias = (None if n is None else n.double() for n in numbers)
                 value = F.batch_norm(value, mean, variance, weight, bias, eps=layer.eps)
@@ -135,7 +137,7 @@ def _tail(network: Network, index: int, node: Node) -> _Tail:
     """The steps behind the layer at `index`, as far as they can be seen through."""
     known = {step.name for step in network.nodes[:index]}
     seen = _Tail()
-    fresh = True  # nothing has changed the layer's output yet
+    fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
     name = node.name
     while True:
         users = [other for other in network.nodes if name in refs(other)]
@@ -146,7 +148,7 @@ def _tail(network: Network, index: int, node: Node) -> _Tail:
         scale = seen.scale
         if isinstance(layer, nn.ReLU) or (user.op == "function" and user.target in _RELU):
             return replace(seen, rectified=True)
-        if isinstance(layer, nn.BatchNorm2d) and fresh:
+        if isinstance(layer, NORMS) and fresh:
             if layer.running_var is None or layer.weight is None or bool((layer.weight == 0).any()):
                 return seen
             scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
@@ -169,7 +171,7 @@ def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tupl
         if node.op == "layer":
             used[node.target] = used.get(node.target, 0) + 1
     for index, node in enumerate(network.nodes):
-        if node.op != "layer" or not isinstance(network.layer(node.target), nn.Conv2d | nn.Linear):
+        if node.op != "layer" or find_mixing(network.layer(node.target)) is None:
             continue
         if used[node.target] == 1:
             found.append((index, node))
@@ -208,15 +210,13 @@ class _Job:
         images: int,
         ranks: Ranks,
     ) -> None:
-        layer = copy.network.layer(node.target)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.name, self.layer, self.images, self.ranks = node.target, layer, images, ranks
+        self.name, self.layer, self.images, self.ranks = node.target, copy.network.layer(node.target), images, ranks
+        self.mixing = mixing_of(self.layer)
         self.intercept = intercept_of(copy.network, node)
         self.tail = _tail(copy.network, index, node)
         self._index, self._node, self._source, self._copy = index, node, source, copy
         self.positions = source.positions(node)
         self._rows = None if rows is None else torch.from_numpy(rows)
-        self._dim = -1 if isinstance(layer, nn.Linear) else 1
 
     def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each batch: the layer's inputs, its outputs, and what these lack.
@@ -234,23 +234,24 @@ class _Job:
                 goal = torch.where(goal > 0, goal, found.clamp(max=0))
             missing = goal - found
             if self.tail.scale is not None:
-                missing = missing / self.tail.scale.to(missing.dtype).reshape(1, -1, 1, 1)
+                missing = missing / self.tail.scale.to(missing.dtype).reshape(-1, *[1] * (missing.ndim - 2))
             if not bool(torch.isfinite(missing).all()):
                 raise DataError(
                     "data-overflow",
-                    f"outputs of layer {self.name!r} are not finite on the images to heal with: numbers overflow there "
-                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
-                    "float64",
+                    f"outputs of layer {self.name!r} are not finite on the images to heal with: "
+                    "values overflow there or earlier; check the weights and the preprocessing, or "
+                    "use a source in float32 or float64",
                 )
             yield x, output, missing
 
     def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Squared errors with other numbers in `places`, (states, outputs), in float64; the last stay in them.
+        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays.
 
         They are those behind the tail, and behind the ReLU where one follows.
         """
         node, network = self._node, self._copy.network
-        totals = torch.zeros(len(states), len(self.layer.weight), dtype=torch.float64, device=self.layer.weight.device)
+        rows = self.mixing.rows
+        totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
         for ours, x, goal in self._goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
             step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
@@ -259,19 +260,22 @@ class _Job:
                 values = {name: ours[name][some] for name in names}
                 wanted = goal[some].double()
                 for index, state in enumerate(states):
-                    for place, value in zip(self.places, state, strict=True):
-                        place.copy_(value)
+                    self.put(state)
                     found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
                     if self.tail.rectified:
                         found, wanted = found.clamp(min=0), wanted.clamp(min=0)
-                    totals[index] += rows_of(self.layer, (wanted - found).square()).sum(1)
+                    totals[index] += self.mixing.by_output((wanted - found).square()).sum(1)
         self.ranks.add(totals)
         return totals
 
-    @property
-    def places(self) -> tuple[Tensor, ...]:
-        """The numbers that a repair changes; outputs lie along their first dimension."""
-        return (self.layer.weight.data, *self.intercept.tensors)
+    def state(self) -> list[Tensor]:
+        """A copy of the numbers that a repair changes; outputs lie along their first dimension."""
+        return [self.mixing.rows.clone(), *self.intercept.values()]
+
+    def put(self, state: Sequence[Tensor]) -> None:
+        """Take other numbers."""
+        self.mixing.set_rows(state[0])
+        self.intercept.put(state[1:])
 
     def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
         """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
@@ -279,7 +283,7 @@ class _Job:
         for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
             goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
             if self._rows is not None:
-                goal = goal.index_select(self._dim, self._rows.to(goal.device))
+                goal = goal.index_select(self.mixing.channel_dim, self._rows.to(goal.device))
             yield ours, ours[node.args[0].node], goal
 
 
@@ -287,10 +291,11 @@ class _Job:
 
 
 def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
-    layer, intercept, name = job.layer, job.intercept, job.name
-    sums = torch.zeros(5, len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+    mixing, intercept, name = job.mixing, job.intercept, job.name
+    rows = mixing.rows
+    sums = torch.zeros(5, len(rows), dtype=torch.float64, device=rows.device)
     for _, output, missing in job.residuals():
-        ours, theirs = (rows_of(layer, y).double() for y in (output, output + missing))  # (Q, N)
+        ours, theirs = (mixing.by_output(y).double() for y in (output, output + missing))  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
         sums += torch.stack([*found, torch.full_like(found[0], ours.shape[1])])
     job.ranks.add(sums)
@@ -304,8 +309,7 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
         report.notes.append(f"layer {name!r}: {int(still.sum())} of {len(scale)} outputs do not vary; only shifted")
     if not intercept:
         report.notes.append(f"layer {name!r} has no bias and no batch norm behind it; it was scaled, not shifted")
-    weight = layer.weight.data
-    weight *= scale.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
+    mixing.set_rows(rows * scale.to(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1)))
     bias = 0.0 if intercept.bias is None else intercept.bias.double()
     intercept.add(goal - scale * mean + (scale - 1) * bias)
     return True
@@ -315,8 +319,8 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 
 
 def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
-    layer, intercept = job.layer, job.intercept
-    before = [value.clone() for value in job.places]
+    layer, mixing, intercept = job.layer, job.mixing, job.intercept
+    before = job.state()
     sliced = before[0]
     equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
@@ -327,19 +331,21 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
         for x, _, missing in itertools.chain(first, found):
             for block, goal in blocks(layer, x, missing):
                 equations.add(block, goal)
-        solution = equations.solve(ridge, layer.weight.detach() - sliced, job.name, report)
+        solution = equations.solve(ridge, mixing.rows - sliced, job.name, report)
         if solution is None:
             if turn == 0:
                 return False
             break
         change, shift = solution
-        layer.weight.data += change.reshape(layer.weight.shape).to(layer.weight.dtype)
+        mixing.set_rows(mixing.rows + change.reshape(sliced.shape).to(sliced.dtype))
         if shift is not None:
             intercept.add(shift)
         if not job.tail.rectified or not equations.again():
             break
-    after = [value.clone() for value in job.places]
-    return keep_better(job.name, job.places, before, job.errors([before, after]), report)
+    after = job.state()
+    better = keep_better(job.name, after, before, job.errors([before, after]), report)
+    job.put(after)
+    return better
 
 
 def keep_better(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from brickyard.network._layer_types import mixing_of
+from brickyard.network._mixing import Mixing
 from brickyard.runtime._processes import Ranks
 
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
@@ -26,12 +28,12 @@ class HealReport:
 class _NormalEquations:
     """Sums of x x^T and x r^T over all positions of all images, for each group of a layer."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, with_shift: bool, ranks: Ranks) -> None:
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        size = layer.weight[0].numel() + int(with_shift)
+    def __init__(self, mixing: Mixing, with_shift: bool, ranks: Ranks) -> None:
+        groups, rows = mixing.groups, mixing.rows
+        size = rows[0].numel() + int(with_shift)
         self.with_shift, self._ranks = with_shift, ranks
-        self.gram = layer.weight.new_zeros((groups, size, size), dtype=torch.float64)
-        self.cross = layer.weight.new_zeros((groups, size, len(layer.weight) // groups), dtype=torch.float64)
+        self.gram = rows.new_zeros((groups, size, size), dtype=torch.float64)
+        self.cross = rows.new_zeros((groups, size, len(rows) // groups), dtype=torch.float64)
         self._complete = False
 
     def add(self, x: Tensor, residual: Tensor) -> None:
@@ -70,11 +72,11 @@ class _NormalEquations:
 class _FewPositions:
     """The same solution from products between positions, for fewer positions than inputs."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, with_shift: bool, ranks: Ranks) -> None:
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    def __init__(self, mixing: Mixing, with_shift: bool, ranks: Ranks) -> None:
+        groups, rows = mixing.groups, mixing.rows
         self.with_shift, self._ranks = with_shift, ranks
-        self.inputs = [layer.weight.new_zeros(groups, layer.weight[0].numel(), 0)]
-        self.residuals = [layer.weight.new_zeros(groups, len(layer.weight) // groups, 0)]
+        self.inputs = [rows.new_zeros(groups, rows[0].numel(), 0)]
+        self.residuals = [rows.new_zeros(groups, len(rows) // groups, 0)]
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Add a block: inputs (G, n, N), residuals (G, q, N)."""
@@ -102,12 +104,11 @@ class _FewPositions:
         return change.flatten(0, 1), shift
 
 
-def equations_for(
-    layer: nn.Conv2d | nn.Linear, positions: int, with_shift: bool, ranks: Ranks
-) -> _NormalEquations | _FewPositions:
+def equations_for(layer: nn.Module, positions: int, with_shift: bool, ranks: Ranks) -> _NormalEquations | _FewPositions:
     """The equations of a layer's refit, in the form that is small for so many positions."""
-    few = positions < layer.weight[0].numel()
-    return (_FewPositions if few else _NormalEquations)(layer, with_shift, ranks)
+    mixing = mixing_of(layer)
+    few = positions < mixing.rows[0].numel()
+    return (_FewPositions if few else _NormalEquations)(mixing, with_shift, ranks)
 
 
 def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:

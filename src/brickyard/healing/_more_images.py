@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
-
 from brickyard.axes._graph import Graph
 from brickyard.healing._streams import MEMORY, peak_bytes
+from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
 
 ENOUGH = 5  # positions for each input of a layer
@@ -25,10 +24,11 @@ def copies_needed(graph: Graph, images: int) -> int:
     """
     needed = 1
     for _, node, layer in iter_layers(graph.network):
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        mixing = find_mixing(layer)
+        if mixing is None:
             continue
-        value = graph.shapes[node.name]
-        positions = value[0].numel() // layer.weight.shape[0]
-        needed = max(needed, math.ceil(ENOUGH * layer.weight[0].numel() / (positions * max(1, images))))
+        outputs, inputs = mixing.rows.flatten(1).shape
+        positions = graph.shapes[node.name][0].numel() // outputs
+        needed = max(needed, math.ceil(ENOUGH * inputs / (positions * max(1, images))))
     held = MEMORY // max(1, peak_bytes(graph) * images)
     return max(1, min(needed, MOST, held))

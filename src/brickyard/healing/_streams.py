@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.network._layer_types import mixing_of
+from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, refs
 
 MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
-UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
 
 
 # -- the two networks, side by side ------------------------------------------------------------------------
@@ -32,8 +33,7 @@ class Stream:
 
     def positions(self, node: Node) -> int:
         """How many outputs of each channel a layer has for one image."""
-        value = self._shapes[node.name]
-        return int(value[0].numel()) // len(self.network.layer(node.target).weight)  # type: ignore[arg-type]
+        return int(self._shapes[node.name][0].numel()) // len(mixing_of(self.network.layer(node.target)).rows)
 
     def before(self, index: int) -> Iterator[dict[str, Tensor]]:
         """Values of each batch before step `index`; positions only grow."""
@@ -76,9 +76,17 @@ class Intercept:
         return self.bias is not None or self.running_mean is not None
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What `add` changes."""
+    def _tensors(self) -> tuple[Tensor, ...]:
         return tuple(value for value in (self.bias, self.running_mean) if value is not None)
+
+    def values(self) -> list[Tensor]:
+        """A copy of what `add` changes."""
+        return [value.clone() for value in self._tensors]
+
+    def put(self, values: Sequence[Tensor]) -> None:
+        """Take back what `values` gave."""
+        for place, value in zip(self._tensors, values, strict=True):
+            place.copy_(value)
 
     def add(self, shift: Tensor) -> None:
         """Shift the output of the layer."""
@@ -97,17 +105,16 @@ def intercept_of(network: Network, node: Node) -> Intercept:
     if len(users) == 1 and users[0].op == "layer":
         norm = network.layer(users[0].target)
         uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
-        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_mean is not None and uses == 1:
+        outputs = len(mixing_of(layer).rows)  # a norm over positions has another number
+        if isinstance(norm, NORMS) and norm.running_mean is not None and uses == 1 and norm.num_features == outputs:
             return Intercept(running_mean=norm.running_mean)
     return Intercept()
 
 
-def exact(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+def exact(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer gives, computed in float64."""
-    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
-    if isinstance(layer, nn.Linear):
-        return F.linear(x.double(), weight, bias)
-    found: Tensor = layer._conv_forward(x.double(), weight, bias)
+    numbers = {name: value.double() for name, value in layer.named_parameters(recurse=False)}
+    found: Tensor = torch.func.functional_call(layer, numbers, (x.double(),))
     return found
 
 
@@ -115,36 +122,4 @@ def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tens
     """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time; in float32 where they are in halves."""
     if x.element_size() < 4:  # sums of products in half precision are no equations
         x, residual = x.float(), residual.float()
-    if isinstance(layer, nn.Linear):
-        yield (
-            x.reshape(1, -1, x.shape[-1]).transpose(1, 2),
-            residual.reshape(1, -1, residual.shape[-1]).transpose(1, 2),
-        )
-        return
-    assert isinstance(layer, nn.Conv2d)
-    groups = layer.groups
-    each = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] * residual.shape[2] * residual.shape[3]
-    step = max(1, UNFOLD // each)
-    for start in range(0, len(x), step):
-        columns = _unfold(layer, x[start : start + step])  # (B, P * K, L)
-        goal = residual[start : start + step].flatten(2)  # (B, Q, L)
-        yield _by_group(columns, groups), _by_group(goal, groups)
-
-
-def _unfold(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    if layer.kernel_size == (1, 1):
-        return x[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
-    return F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
-
-
-def _by_group(values: Tensor, groups: int) -> Tensor:
-    """(B, G * n, L) -> (G, n, B * L)."""
-    batch, _, length = values.shape
-    return values.reshape(batch, groups, -1, length).permute(1, 2, 0, 3).reshape(groups, -1, batch * length)
-
-
-def rows_of(layer: nn.Module, y: Tensor) -> Tensor:
-    """A layer's output as (Q, N)."""
-    return y.reshape(-1, y.shape[-1]).T if isinstance(layer, nn.Linear) else y.transpose(0, 1).flatten(1)
+    return mixing_of(layer).blocks(x, residual)

@@ -38,13 +38,17 @@ class Images:
             an iterable of (images, labels) batches, which is read once and held in memory.
         preprocessing: What is done to the images before a network takes them.
         what: How messages call the data.
+        label_dims: Dimensions of labels: 1 for the index of a class, 2 for (images, classes).
 
     Raises:
         DataError: The data have another form, or images and labels do not belong together.
     """
 
-    def __init__(self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data") -> None:
+    def __init__(
+        self, data: DataLike, preprocessing: Preprocessing | None = None, what: str = "data", label_dims: int = 1
+    ) -> None:
         self.preprocessing = preprocessing or Preprocessing()
+        self.label_dims = label_dims
         self.what = what
         self._collate: Any = None
         self._workers = 0
@@ -89,13 +93,17 @@ class Images:
                 kind = "on the meta device, without numbers" if value.is_meta else f"of layout {value.layout}"
                 raise DataError("data-type", f"{self.what}: the {what} are {kind}; give ordinary tensors")
         check_images(images[:1] if images.ndim == 4 else images, self.what)
-        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.is_complex():
+        return images, self._labels(labels, len(images), f"{len(images)} images and labels")
+
+    def _labels(self, labels: Tensor, count: int, found: str) -> Tensor:
+        if labels.ndim != self.label_dims or len(labels) != count or labels.is_floating_point() or labels.is_complex():
+            wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
             raise DataError(
                 "data-label-mismatch",
-                f"{self.what} has {len(images)} images and labels of shape {tuple(labels.shape)} and type "
-                f"{labels.dtype}; give one whole number an image",
+                f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}; give {wanted} an "
+                "image",
             )
-        return images, labels.long()
+        return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
         images: list[Tensor] = []
@@ -109,7 +117,8 @@ class Images:
             labels.append(self._tensor(batch[1]))
         if not images:
             raise DataError("data-no-images", f"{self.what} has no image; give at least one a class")
-        if all(image.ndim == 3 and label.ndim == 0 for image, label in zip(images, labels, strict=True)):
+        single = self.label_dims - 1
+        if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
@@ -137,7 +146,7 @@ class Images:
         return len(cast(Any, self._dataset))
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images as given, with labels (batch,), in the order of `indices`.
+        """Batches of images as given, with labels, in the order of `indices`.
 
         Raises:
             DataError: Images are not finite or not 4-D, labels are not whole numbers, or sizes differ.
@@ -201,18 +210,11 @@ class Images:
         return torch.cat([x, x])
 
     def all_labels(self) -> Tensor:
-        """Labels of all images, (images,); data sets without ready labels are read once."""
+        """Labels of all images, one row an image; data sets without ready labels are read once."""
         if self._tensors is not None:
             return self._tensors[1]
         for name in ("targets", "labels"):
             found = getattr(self._dataset, name, None)
             if isinstance(found, Tensor | np.ndarray | list) and len(found) == len(self):
-                labels = self._tensor(found)
-                if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-                    raise DataError(
-                        "data-label-mismatch",
-                        f"{self.what} has {name} of shape {tuple(labels.shape)} and type {labels.dtype}; give one "
-                        "whole number an image",
-                    )
-                return labels.long()
+                return self._labels(self._tensor(found), len(self), name)
         return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])

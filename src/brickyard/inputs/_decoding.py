@@ -138,8 +138,6 @@ def _picture(item: Any) -> Tensor:
         batch = _tensor(array.transpose(2, 0, 1)).unsqueeze(0)
         check_images(batch, "the image")
         return batch
-    from brickyard.inputs._decoding import decode_image
-
     if isinstance(item, str | Path) or hasattr(item, "convert"):
         return decode_image(item).unsqueeze(0)
     shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from brickyard.base._errors import FileError
 from brickyard.network._network import Network, kind
+from brickyard.network._torch_private import TorchDispatchMode
 
 FLOOR = 1 << 32
 RATIO = 1 << 16
@@ -71,7 +71,7 @@ class Bounds(TorchDispatchMode):
             result = network(images)
         for name, value in network.state_dict().items():
             if _place(value) in self.wrote:
-                raise FileError("file-network-invalid", f"its network writes into its own tensor {name!r}")
+                raise FileError("file-network-invalid", f"its network overwrites its own tensor {name!r}")
         network.keeps_input = _place(images) not in self.wrote
         return result
 
@@ -98,8 +98,8 @@ class Bounds(TorchDispatchMode):
         if self.work > most:
             raise FileError(
                 "file-too-costly",
-                f"its network takes more than {most:.1e} multiply-adds an image, which is the limit for a file with "
-                f"{self.numbers:,} numbers",
+                f"its network needs more than {most:.1e} multiply-adds per image, the limit for a "
+                f"file with {self.numbers:,} values",
             )
         return result
 
@@ -135,7 +135,7 @@ def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
         pieces = value.shape[dim] if name != "split" else -(-value.shape[dim] // max(1, args[1]))
     if pieces > MAX_PIECES:
         raise FileError(
-            "file-too-costly", f"its network cuts a value into {pieces:,} pieces; {MAX_PIECES:,} is the limit"
+            "file-too-costly", f"its network splits a tensor into {pieces:,} pieces; the limit is {MAX_PIECES:,}"
         )
 
 
@@ -145,6 +145,8 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
     if name in ("convolution", "_convolution"):
         weight = args[1]
         inside = int(math.prod(weight.shape[1:]))
+        if len(args) > 6 and args[6]:  # transposed: the kernel is laid down at each input position
+            made = args[0].numel()
         if weight.dtype not in (torch.float32, torch.bfloat16):  # such are unfolded: each position's inputs are copied
             made_once = made // max(1, weight.shape[0]) * inside * max(1, args[8] if len(args) > 8 else 1)
             if made_once // BATCH > MAX_STEP:
@@ -158,9 +160,9 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
         query, key = args[0], args[1]
         pairs: int = query.numel() // max(1, query.shape[-1]) * int(key.shape[-2])
         return pairs * (WORD + 2 * int(query.shape[-1]))
-    if name in ("max_pool2d_with_indices", "avg_pool2d", "max_pool2d"):
+    if name.startswith(("max_pool", "avg_pool")):
         kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-        return made * int(math.prod(kernel if len(kernel) > 1 else kernel * 2))
+        return made * int(math.prod(kernel if len(kernel) > 1 else list(kernel) * int(name[len("max_pool")])))
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from brickyard.network._torch_private import PAD
+
 MAX_DIMS = 64
 MAX_NUMBER = 1 << 63
 _SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -195,7 +197,8 @@ _PIN = (
     _functional("layer_norm", "pin"),
     _functional("group_norm", "pin"),
     _functional("normalize", "pin"),
-    _functional("conv2d", "pin"),
+    *(_functional(name, "pin") for name in ("conv1d", "conv2d", "conv3d")),
+    *(_functional(f"conv_transpose{n}d", "pin") for n in (1, 2, 3)),
     _functional("linear", "pin"),
     _functional("batch_norm", "pin"),
 )
@@ -219,7 +222,7 @@ FUNCTIONS: dict[str, Function] = {
         *_ATTEND,
         *_PIN,
         *_NUMBER,
-        _functional("pad", "pad", torch._C._nn.pad),
+        _functional("pad", "pad", PAD),
     )
 }
 

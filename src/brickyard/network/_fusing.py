@@ -6,18 +6,21 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.network._network import Network, Node, Ref, kind, refs
+from brickyard.network._layer_types import find_mixing, mixing_of
+from brickyard.network._mixing import NORMS
+from brickyard.network._network import Network, Node, Ref, kind, refs, step_shapes
 
 
 def quick(network: Network, input_shape: Sequence[int]) -> Network:
     """A network without the norms that its other layers can take up, laid out in memory as it runs fastest."""
-    fused = fuse(network)
-    like = kind(fused)
+    like = kind(network)
     example = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
+    fused = fuse(network, example)
     return fused.to(memory_format=quick_layout(fused, example))
 
 
@@ -26,7 +29,8 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
 
     Networks that look at strides (a `view` of feature maps) run on contiguous images only.
     """
-    if example.device.type != "cpu" or example.dtype != torch.float32:
+    deep = any(value.ndim > 4 for value in network.parameters())  # these have no such layout
+    if example.device.type != "cpu" or example.dtype != torch.float32 or deep:
         return torch.contiguous_format
     try:
         with torch.inference_mode():
@@ -36,13 +40,19 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def fuse(network: Network) -> Network:
+def fuse(network: Network, example: Tensor) -> Network:
     """A copy in which every norm over a batch that directly follows a layer is part of that layer.
 
     A norm with statistics of its own computes `s (y - mean) + b` in evaluation mode, with
     `s = weight / sqrt(var + eps)`; for `y = W x + c` that is `(s W) x + s (c - mean) + b`. A norm that does not follow
-    a layer directly, or follows one whose output goes elsewhere too, stays.
+    a layer directly, follows one whose output goes elsewhere too, or treats another dimension than the one that the
+    layer writes, stays.
+
+    Args:
+        network: The network; it is left as it is.
+        example: Images that it takes.
     """
+    shapes = step_shapes(network, example.clone())
     uses = Counter(name for node in network.nodes for name in refs(node))
     runs = Counter(node.target for node in network.nodes if node.op == "layer")
     steps = {node.name: node for node in network.nodes}
@@ -50,7 +60,7 @@ def fuse(network: Network) -> Network:
     gone: set[str] = set()
     nodes: list[Node] = []
     for node in network.nodes:
-        before = _foldable(network, node, steps, uses, runs)
+        before = _foldable(network, node, steps, shapes, uses, runs)
         if before is None:
             nodes.append(node)
             continue
@@ -64,32 +74,37 @@ def fuse(network: Network) -> Network:
 
 
 def _foldable(
-    network: Network, node: Node, steps: dict[str, Node], uses: Counter[str], runs: Counter[str]
+    network: Network,
+    node: Node,
+    steps: dict[str, Node],
+    shapes: dict[str, Any],
+    uses: Counter[str],
+    runs: Counter[str],
 ) -> Node | None:
     """The layer that a step can be folded into, if it is such a norm."""
     if node.op != "layer" or len(node.args) != 1 or not isinstance(node.args[0], Ref):
         return None
     norm, before = network.layer(node.target), steps[node.args[0].node]
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None or before.op != "layer":
+    if not isinstance(norm, NORMS) or norm.running_mean is None or before.op != "layer":
         return None
-    layer = network.layer(before.target)
-    fits = isinstance(layer, nn.Conv2d if isinstance(norm, nn.BatchNorm2d) else nn.Linear)
+    mixing = find_mixing(network.layer(before.target))
+    fits = mixing is not None and mixing.channel_dim % shapes[before.name].ndim == 1
     alone = uses[before.name] == 1 and runs[before.target] == 1 and runs[node.target] == 1
     return before if fits and alone else None
 
 
 def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = _number(norm.weight, mean, 1.0) / (variance + norm.eps).sqrt()
-    shift = (_number(layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
-    weight = layer.weight.detach()
-    changed = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    layer.weight = nn.Parameter(changed.to(weight.dtype))
-    layer.bias = nn.Parameter(shift.to(weight.dtype))
+    mixing = mixing_of(layer)
+    rows = mixing.rows
+    shift = (_number(mixing.layer.bias, mean, 0.0) - mean) * scale + _number(norm.bias, mean, 0.0)
+    changed = rows.double() * scale.reshape(-1, *[1] * (rows.ndim - 1))
+    layer.weight = nn.Parameter(mixing.weight_of(changed).to(rows.dtype))
+    layer.bias = nn.Parameter(shift.to(rows.dtype))
     return layer
 
 

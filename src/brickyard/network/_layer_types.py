@@ -8,17 +8,18 @@ Nothing here knows graphs, classes or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from brickyard.base._errors import FileError
+from brickyard.base._errors import FileError, SurgeryError
 from brickyard.base._messages import told
+from brickyard.network._mixing import Config, Convolution, Dims, Linear, Mixing, Transposed
 
-Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise", "pin"]
+Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise"]
 """What a layer does to channels.
 
 mix: reads one channel axis and writes another (convolution, linear).
@@ -27,15 +28,11 @@ pointwise: treats every number alike (activations, dropout).
 spatial: works within each channel (pooling, upsampling).
 move: only moves numbers to other places (flatten).
 normalise: mixes the numbers along some dimensions (layer norm, softmax), whose channels then stay whole.
-pin: does something else with channels, which then stay whole.
 """
 
 WORDS = frozenset({"padding", "padding_mode", "mode", "approximate"})
 MAX_WORD = 32
 MAX_LIST = 64
-
-Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
-Config = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class LayerType:
         config: Constructor arguments, each read from the attribute of the same name.
         dims: For each tensor with channels, what its leading dimensions index.
         resize: `(config, out, in)` -> config with that many output and input channels.
-        channel_dim: The dimension of an activation that holds the channels that are mixed or followed.
+        mixing: For a layer that mixes channels, what answers all else that is asked of it; it also says its `dims`.
     """
 
     cls: type[nn.Module]
@@ -56,29 +53,12 @@ class LayerType:
     config: tuple[str, ...] = ()
     dims: Dims = field(default_factory=dict)
     resize: Callable[[Config, int, int], Config] | None = None
-    channel_dim: int = 1
+    mixing: type[Mixing] | None = None
 
     @property
     def name(self) -> str:
         """The name in files: the class's own."""
         return self.cls.__name__
-
-
-def _cut_by_groups(in_channels: int, out_channels: int, groups: int) -> bool:
-    return groups > 1 and (groups >= in_channels // groups or groups == out_channels)
-
-
-def _resize_conv(config: Config, out: int, in_: int) -> Config:
-    groups, width = config["groups"], config["in_channels"] // config["groups"]
-    if _cut_by_groups(config["in_channels"], config["out_channels"], groups):
-        groups = in_ // width
-    else:
-        in_ *= groups
-    return {**config, "out_channels": out, "in_channels": in_, "groups": groups}
-
-
-def _resize_linear(config: Config, out: int, in_: int) -> Config:
-    return {**config, "out_features": out, "in_features": in_}
 
 
 def _resize_features(config: Config, out: int, in_: int) -> Config:
@@ -97,6 +77,11 @@ def _resize_prelu(config: Config, out: int, in_: int) -> Config:
 _NORM_DIMS: Dims = {"weight": ("out",), "bias": ("out",), "running_mean": ("out",), "running_var": ("out",)}
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+
+
+def _mixing(cls: type[nn.Module], mixing: type[Mixing], *config: str) -> LayerType:
+    return LayerType(cls=cls, role="mix", config=config, resize=mixing.resize, mixing=mixing)
 
 
 def _pointwise(cls: type[nn.Module], *config: str) -> LayerType:
@@ -110,33 +95,16 @@ def _spatial(cls: type[nn.Module], *config: str) -> LayerType:
 LAYER_TYPES: dict[str, LayerType] = {
     entry.name: entry
     for entry in (
-        LayerType(
-            cls=nn.Conv2d,
-            role="mix",
-            config=(
-                "in_channels",
-                "out_channels",
-                "kernel_size",
-                "stride",
-                "padding",
-                "dilation",
-                "groups",
-                "bias",
-                "padding_mode",
-            ),
-            dims={"weight": ("out", "in"), "bias": ("out",)},
-            resize=_resize_conv,
-        ),
-        LayerType(
-            cls=nn.Linear,
-            role="mix",
-            config=("in_features", "out_features", "bias"),
-            dims={"weight": ("out", "in"), "bias": ("out",)},
-            resize=_resize_linear,
-            channel_dim=-1,
-        ),
+        _mixing(nn.Conv1d, Convolution, *_CONVOLUTION, "padding_mode"),
+        _mixing(nn.Conv2d, Convolution, *_CONVOLUTION, "padding_mode"),
+        _mixing(nn.Conv3d, Convolution, *_CONVOLUTION, "padding_mode"),
+        _mixing(nn.ConvTranspose1d, Transposed, *_CONVOLUTION, "output_padding"),
+        _mixing(nn.ConvTranspose2d, Transposed, *_CONVOLUTION, "output_padding"),
+        _mixing(nn.ConvTranspose3d, Transposed, *_CONVOLUTION, "output_padding"),
+        _mixing(nn.Linear, Linear, "in_features", "out_features", "bias"),
         LayerType(cls=nn.BatchNorm1d, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features),
         LayerType(cls=nn.BatchNorm2d, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features),
+        LayerType(cls=nn.BatchNorm3d, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features),
         LayerType(
             cls=nn.PReLU,
             role="follow",
@@ -153,14 +121,6 @@ LAYER_TYPES: dict[str, LayerType] = {
             resize=_resize_group_norm,
         ),
         LayerType(cls=nn.LayerNorm, role="normalise", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
-        LayerType(
-            cls=nn.Conv1d,
-            role="pin",
-            config=(
-                *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"),
-                "padding_mode",
-            ),
-        ),
         LayerType(cls=nn.Softmax, role="normalise", config=("dim",)),
         LayerType(cls=nn.LogSoftmax, role="normalise", config=("dim",)),
         _pointwise(nn.Identity),
@@ -183,9 +143,15 @@ LAYER_TYPES: dict[str, LayerType] = {
         _pointwise(nn.Hardtanh, "min_val", "max_val", "inplace"),
         _pointwise(nn.Dropout, "p", "inplace"),
         _pointwise(nn.Dropout2d, "p", "inplace"),
+        _spatial(nn.MaxPool1d, *_POOL, "dilation"),
         _spatial(nn.MaxPool2d, *_POOL, "dilation"),
+        _spatial(nn.MaxPool3d, *_POOL, "dilation"),
+        _spatial(nn.AvgPool1d, *_POOL, "count_include_pad"),
         _spatial(nn.AvgPool2d, *_POOL, "count_include_pad", "divisor_override"),
+        _spatial(nn.AvgPool3d, *_POOL, "count_include_pad", "divisor_override"),
+        _spatial(nn.AdaptiveAvgPool1d, "output_size"),
         _spatial(nn.AdaptiveAvgPool2d, "output_size"),
+        _spatial(nn.AdaptiveAvgPool3d, "output_size"),
         _spatial(nn.AdaptiveMaxPool2d, "output_size"),
         _spatial(nn.Upsample, "size", "scale_factor", "mode", "align_corners"),
         _spatial(nn.ZeroPad2d, "padding"),
@@ -206,9 +172,30 @@ def find_type(module: nn.Module) -> LayerType | None:
     return _BY_CLASS.get(type(module))
 
 
+def find_mixing(module: nn.Module | None) -> Mixing | None:
+    """What answers for a layer that mixes channels; None for any other module."""
+    entry = _BY_CLASS.get(type(module))  # type: ignore[arg-type]
+    return None if entry is None or entry.mixing is None else entry.mixing(module)
+
+
+def mixing_of(module: nn.Module) -> Mixing:
+    """As `find_mixing`, where there is one.
+
+    Raises:
+        SurgeryError: The module does not mix channels in a known way.
+    """
+    found = find_mixing(module)
+    if found is None:
+        raise SurgeryError(
+            "surgery-layer-kind", f"contributions are defined only for convolutions and linear layers, got {module}"
+        )
+    return found
+
+
 def layer_role(module: nn.Module) -> Role:
     """The role of this very module: a convolution that is cut by whole groups follows, as a depthwise one does."""
-    if isinstance(module, nn.Conv2d) and whole_groups(module):
+    mixing = find_mixing(module)
+    if mixing is not None and mixing.by_groups:
         return "follow"
     if isinstance(module, nn.GroupNorm) and module.num_groups == 1:
         return "normalise"
@@ -217,17 +204,10 @@ def layer_role(module: nn.Module) -> Role:
     return _BY_CLASS[type(module)].role
 
 
-def whole_groups(module: nn.Conv2d) -> bool:
-    """Whether a grouped convolution is cut by whole groups (many narrow groups), or else alike in every group."""
-    return _cut_by_groups(module.in_channels, module.out_channels, module.groups)
-
-
 def tensor_dims(module: nn.Module) -> Dims:
     """For each of the module's tensors that has channels, what its leading dimensions index."""
-    dims = _BY_CLASS[type(module)].dims
-    if isinstance(module, nn.Conv2d) and whole_groups(module):
-        return dict.fromkeys(dims, ("out",))  # the second dimension lies within a group
-    return dims
+    mixing = find_mixing(module)
+    return _BY_CLASS[type(module)].dims if mixing is None else mixing.dims
 
 
 def describe_layer(module: nn.Module) -> Config:
@@ -271,24 +251,24 @@ def build_layer(kind: str, config: Config) -> nn.Module:
     if entry is None:
         raise FileError(
             "file-unknown-operation",
-            f"layer type {told(kind, 80)!r} is not one that Brickyard knows ({', '.join(sorted(LAYER_TYPES))}); "
-            "a newer version may",
+            f"unknown layer type {told(kind, 80)!r}; this version of Brickyard knows "
+            f"{', '.join(sorted(LAYER_TYPES))}, a newer one may know more",
         )
     unknown = set(config) - set(entry.config)
     if unknown:
         raise FileError(
-            "file-network-invalid",
-            f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}",
+            "file-network-invalid", f"{kind} has no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}"
         )
     for key, value in config.items():
         if not _usual(key, value):
             raise FileError(
-                "file-network-invalid",
-                f"{kind} cannot be made with {key}={told(repr(value), 80)}: numbers are expected",
+                "file-network-invalid", f"{kind} cannot be created with {key}={told(repr(value), 80)}; expected numbers"
             )
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})
     except Exception as error:
-        raise FileError("file-network-invalid", f"{kind} cannot be made from {told(config)}: {told(error)}") from None
+        raise FileError(
+            "file-network-invalid", f"{kind} cannot be created from {told(config)}: {told(error)}"
+        ) from None
     return module.eval()

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from brickyard.network._torch_private import own_buffers, version_of
 
 
 class _Held:
@@ -26,7 +28,7 @@ class _Held:
             for name, value in self.attributes.items()
             if type(value) in (list, dict, set, OrderedDict)
         }
-        self.buffers = [(b, b.detach().clone(), _version(b)) for b in module._buffers.values() if b is not None]
+        self.buffers = [(b, b.detach().clone(), version_of(b)) for b in own_buffers(module)]
 
     def restore(self) -> None:
         """Put back what running it has changed: attributes, what they contain, numbers of buffers, the mode."""
@@ -40,15 +42,10 @@ class _Held:
                 value.clear()
                 (value.extend if isinstance(value, list) else value.update)(self.contents[name])
         for buffer, numbers, version in self.buffers:
-            if version is None or buffer._version != version:
+            if version is None or version_of(buffer) != version:
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(numbers)
         module.training = self.training
-
-
-def _version(value: Tensor) -> int | None:
-    """How often a tensor's numbers were changed, or None where torch does not count."""
-    return None if value.is_inference() else value._version
 
 
 def _same(value: Any, before: Any) -> bool:

@@ -44,12 +44,14 @@ class Notebook:
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
         }
+        if relevance.outputs != "one":  # as folders have it that were written before there were others
+            self._about["outputs"] = relevance.outputs
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(
-                    "file-not-writable", f"the folder {self._folder} cannot be made: {error}; give another resume="
+                    "file-not-writable", f"cannot create folder {self._folder}: {error}; give another resume="
                 ) from None
             clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
@@ -86,8 +88,8 @@ class Notebook:
         if text.get("kind") != "notebook" or text.get("key") != self._key(indices):
             raise FileError(
                 "file-resume-mismatch",
-                f"{path} is from another call: another source, other images or other options; give another folder, "
-                "or delete this one to start again",
+                f"{path} is from another call, with another source, other images or other options; "
+                "give another folder, or delete this one to start again",
             )
         return tensors
 

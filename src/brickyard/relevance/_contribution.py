@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
-from brickyard.base._errors import SurgeryError
+from brickyard.network._layer_types import mixing_of
 
 
 def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
@@ -41,69 +40,19 @@ def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Contributio
 
 
 _BLOCK = 1 << 18  # numbers held at once in an (inputs, images, outputs) block: what fits a core's own cache
-_PLANE = 1 << 12  # pixels up to which window sums are one matrix product
 
 
 def window_sums(module: nn.Module, x: Tensor) -> Tensor:
     """Sums of a layer's input over output positions, one a kernel offset.
 
     Args:
-        module: A convolution or linear layer.
+        module: A layer that mixes channels.
         x: Its input, (B, P, H, W) or (B, ..., P).
 
     Returns:
         U of shape (B, P, K): K is the kernel's height times width, 1 for a linear layer.
     """
-    if isinstance(module, nn.Linear):
-        return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
-    if not isinstance(module, nn.Conv2d):
-        raise SurgeryError(
-            "surgery-layer-kind", f"contributions are defined for convolutions and linear layers, not for {module}"
-        )
-    left = _padding(module)
-    if module.padding_mode != "zeros":
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        left = (0, 0)
-    out = [_out_size(module, d, x.shape[2 + d]) for d in (0, 1)]
-    if module.kernel_size == (1, 1) and left == (0, 0):
-        rows, columns = (slice(0, out[d] * module.stride[d], module.stride[d]) for d in (0, 1))
-        return x[:, :, rows, columns].sum((2, 3)).unsqueeze(2)
-    height, width = (_visits(module, d, x.shape[2 + d], out[d], left[d], x) for d in (0, 1))
-    if x[0, 0].numel() > _PLANE:
-        return (height @ (x @ width.T)).flatten(2)
-    visits = torch.einsum("ah,bw->hwab", height, width).flatten(2).flatten(0, 1)  # (H W, K)
-    if x.is_contiguous():
-        return x.flatten(2) @ visits
-    return (visits.T @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2).contiguous()  # channels last
-
-
-def _padding(module: nn.Conv2d) -> tuple[int, int]:
-    """Zeros above and to the left of the image."""
-    if isinstance(module.padding, str):
-        if module.padding == "valid":
-            return 0, 0
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return total[0] // 2, total[1] // 2
-    return module.padding[0], module.padding[1]
-
-
-def _out_size(module: nn.Conv2d, d: int, size: int) -> int:
-    reach = module.dilation[d] * (module.kernel_size[d] - 1)
-    if module.padding_mode != "zeros" or module.padding == "valid":
-        padded = size
-    elif module.padding == "same":
-        padded = size + reach
-    else:
-        padded = size + 2 * int(module.padding[d])
-    return (padded - reach - 1) // module.stride[d] + 1
-
-
-def _visits(module: nn.Conv2d, d: int, size: int, out: int, left: int, like: Tensor) -> Tensor:
-    """(kernel, size): 1 where a kernel offset meets an input row (or column) at some output position."""
-    offset = torch.arange(module.kernel_size[d], device=like.device) * module.dilation[d] - left
-    step = torch.arange(size, device=like.device) - offset.unsqueeze(1)  # (kernel, size)
-    stride = module.stride[d]
-    return ((step % stride == 0) & (step >= 0) & (step < out * stride)).to(like.dtype)
+    return mixing_of(module).window_sums(x)
 
 
 def contributions(module: nn.Module, x: Tensor) -> Tensor:
@@ -112,8 +61,9 @@ def contributions(module: nn.Module, x: Tensor) -> Tensor:
     Summed over p they are the layer's own output without bias, summed over its positions. For tests and small
     cases: memory is B * Q * P numbers.
     """
-    maps = [torch.einsum("bpk,qpk->bqp", sums, kernel) for sums, kernel in _groups(module, x)]
-    return torch.cat(maps, 1)
+    mixing = mixing_of(module)
+    groups = zip(mixing.window_sums(x).chunk(mixing.groups, 1), mixing.kernel.chunk(mixing.groups, 0), strict=True)
+    return torch.cat([torch.einsum("bpk,qpk->bqp", sums, kernel) for sums, kernel in groups], 1)
 
 
 class ContributionSums:
@@ -134,9 +84,9 @@ class ContributionSums:
     totals: Tensor
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._groups = module.groups if isinstance(module, nn.Conv2d) else 1
-        kernel = _kernel(module)
+        self._mixing = mixing_of(module)
+        self._groups = self._mixing.groups
+        kernel = self._mixing.kernel
         self.shape = (kernel.shape[0], kernel.shape[1])
         self._pointwise = kernel.shape[2] == 1
         outputs, inputs = self.shape
@@ -147,13 +97,13 @@ class ContributionSums:
         """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
         if x.element_size() < 4:  # a sum over an image overflows float16, and bfloat16 adds no small numbers to large
             x = x.float()
-        sums = window_sums(self._module, x)
+        sums = self._mixing.window_sums(x)
         if self._pointwise:
             total = sums[:, :, 0]
             self.totals[0] += total.clamp_min(0).sum(0, dtype=torch.float64)
             self.totals[1] += (-total).clamp_min(0).sum(0, dtype=torch.float64)
             return
-        kernels = _kernel(self._module).to(sums.dtype).chunk(self._groups)
+        kernels = self._mixing.kernel.to(sums.dtype).chunk(self._groups)
         for totals, part, kernel in zip(self.totals, sums.chunk(self._groups, 1), kernels, strict=True):
             block = max(1, _BLOCK // (len(x) * len(kernel)))
             for start in range(0, self.shape[1], block):
@@ -167,7 +117,7 @@ class ContributionSums:
         group = rows // (outputs // self._groups)
         if not self._pointwise:
             return self.totals.transpose(1, 2)[group, rows % (outputs // self._groups)]
-        weight = _kernel(self._module)[rows, :, 0].double()
+        weight = self._mixing.kernel[rows, :, 0].double()
         totals = self.totals.reshape(2, self._groups, inputs)
         positive, negative = totals if self._groups == 1 else totals[:, group]
         found: Tensor = weight.clamp_min(0) * positive + (-weight).clamp_min(0) * negative
@@ -176,21 +126,3 @@ class ContributionSums:
     def dense(self) -> Tensor:
         """All of S."""
         return self[torch.arange(self.shape[0], device=self.totals.device)]
-
-
-def _groups(module: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each group of a layer: window sums (B, P / groups, K), and its kernel (Q / groups, P / groups, K)."""
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    sums, kernel = window_sums(module, x), _kernel(module)
-    return list(zip(sums.chunk(groups, 1), kernel.chunk(groups, 0), strict=True))
-
-
-def _kernel(module: nn.Module) -> Tensor:
-    weight = _weight(module).detach()
-    return weight.flatten(2) if weight.ndim == 4 else weight.unsqueeze(2)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight

@@ -20,6 +20,8 @@ from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._layer_types import mixing_of
+from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
@@ -64,18 +66,19 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
         >>> relevance.hard("conv2").shape
         torch.Size([4, 6])
     """
+    kind = find_outputs(options["outputs"])
     check_kind("preprocessing", options["preprocessing"], Preprocessing, "give brickyard.Preprocessing(mean=..., ...)")
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     model = source_of(model)
-    images = Images(data, options["preprocessing"], "the images to locate with")
+    images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
     like = weights_like(graph.network)  # half-precision networks are worked on in float32
     relevance = _blank(model, graph, images, data, options)
     layout = quick_layout(graph.network, example.to(like.dtype))
     notebook = Notebook(resume, relevance, images)
-    run = _Run(graph, images, options["batch_size"], like, notebook, Ranks.current(), layout)
+    run = _Run(graph, kind, images, options["batch_size"], like, notebook, Ranks.current(), layout)
     chosen = _choose(run, relevance)
     counts = tuple(len(chosen.get(k, ())) for k in range(len(relevance.classes)))
     relevance.record = relevance.record.model_copy(update={"images": counts})
@@ -107,6 +110,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         input_shape=graph.input_shape,
         source_sha256=fingerprint(model),
         source_name=options["name"] or type(model).__name__,
+        outputs=options["outputs"],
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
 
@@ -116,6 +120,7 @@ class _Run:
     """What all of one call's work needs."""
 
     graph: Graph
+    outputs: Outputs
     images: Images
     batch_size: int
     like: Tensor
@@ -123,10 +128,10 @@ class _Run:
     ranks: Ranks
     layout: torch.memory_format
 
-    def batches(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Preprocessed images with labels, as they lie in memory to be fastest."""
-        for x, labels in self.images.batches(indices, self.batch_size, self.like):
-            yield x.contiguous(memory_format=self.layout), labels
+    def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """Preprocessed images, as they lie in memory to be fastest."""
+        for x, _ in self.images.batches(indices, self.batch_size, self.like):
+            yield x.contiguous(memory_format=self.layout)
 
     def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """Indices batch by batch."""
@@ -146,7 +151,7 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
             deals = [(k, part) for k in block for part in run.split(chosen[k])]
             for owner, k in enumerate(block):
                 parts = [part for at, part in ranks.mine(deals) if at == k]
-                sums = class_sums(run.graph, (x for part in parts for x, _ in run.batches(part)))
+                sums = class_sums(run.graph, (x for part in parts for x in run.batches(part)))
                 for value in sums.values():
                     ranks.add_for(owner, value.totals)
                 if owner == ranks.rank:
@@ -160,8 +165,8 @@ def _check_name(name: Any) -> None:
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name)):
         raise OptionError(
             "option-syntax",
-            f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
-            "another, or leave it out",
+            f"a source's name must be a string of 1 to {MOST_LETTERS} characters, got "
+            f"name={brief(name)}; give another, or leave it out",
         )
 
 
@@ -171,15 +176,14 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
         raise TaskError(
             "task-type",
-            f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
-            f"{type(classes).__name__}: give a list of {count} names",
+            f"class names must be a list in the order of the model's outputs, got {brief(classes)} "
+            f"of type {type(classes).__name__}; give a list of {count} names",
         )
     given = list(classes)
     names = tuple(map(str, given))
     if len(names) != count:
         raise TaskError(
-            "task-class-count",
-            f"{len(names)} class names were given and the model has {count} outputs; give one a class",
+            "task-class-count", f"got {len(names)} class names for {count} model outputs; give one per class"
         )
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
         if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
@@ -187,20 +191,20 @@ def _names(classes: Any, count: int) -> tuple[str, ...]:
         found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
         raise TaskError(
             "task-class-name",
-            f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
-            "can be written as UTF-8",
+            f"the name of class {place} must be a string of 1 to {MOST_LETTERS} characters that can "
+            f"be written as UTF-8, got {found}",
         )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(
-            "task-duplicate-class", f"class name {brief(twice)} occurs twice; names must differ: rename one of them"
+            "task-duplicate-class", f"class name {brief(twice)} occurs twice; names must be unique: rename one of them"
         )
     return names
 
 
 def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
     return {
-        mixer.name: LayerRecord(mixer.reads, mixer.writes, isinstance(graph.network.layer(mixer.name), nn.Linear))
+        mixer.name: LayerRecord(mixer.reads, mixer.writes, mixing_of(graph.network.layer(mixer.name)).linear)
         for mixer in sorted(graph.mixers(), key=lambda mixer: mixer.position)
     }
 
@@ -209,18 +213,14 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     """For each class to locate, the indices of the images to use."""
     names, record, per_class = relevance.classes, relevance.record, relevance.record.per_class
     labels = run.images.all_labels()
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(names)):
-        raise DataError(
-            "data-label-out-of-range",
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {len(names) - 1}: "
-            "give each image the index of its class, and leave out images without a label",
-        )
-    pools = {k: torch.nonzero(labels == k).flatten().tolist() for k in relevance.task}
+    run.outputs.check_labels(labels, len(names))
+    pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in relevance.task}
     for k, pool in pools.items():
         if not pool:
             raise DataError(
                 "data-class-without-images",
-                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task=",
+                f"none of the {len(labels)} images is of class {names[k]!r}; give at least one, or "
+                "leave the class out of task=",
             )
     if record.choose == "all":
         return pools
@@ -235,24 +235,26 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     known = torch.tensor(int(confidence is not None))
     run.ranks.add(known)
     if confidence is None or int(known) < run.ranks.count:
-        confidence = _confidences(run, every)
+        classes = torch.tensor([k for k, pool in pools.items() for _ in pool])
+        confidence = _confidences(run, every, classes)
         if run.ranks.rank == 0:
             run.notebook.write_numbers(every, confidence)
-    found = dict(zip(every, confidence.tolist(), strict=True))
-    return {k: sorted(pool, key=lambda i: (-found[i], i))[:per_class] for k, pool in pools.items()}
+    left = iter(confidence.tolist())
+    ordered = {k: sorted((-next(left), index) for index in pool) for k, pool in pools.items()}
+    return {k: [index for _, index in ranking[:per_class]] for k, ranking in ordered.items()}
 
 
-def _confidences(run: _Run, indices: list[int]) -> Tensor:
-    """The source's log-probability of each image's own class, (images,) in float64."""
+def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:
+    """The source's log-probability that each image belongs to the class given for it, (images,) in float64."""
     found = torch.zeros(len(indices), dtype=torch.float64)
     starts = range(0, len(indices), run.batch_size)
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():
         for start in run.ranks.mine(starts):
-            part = indices[start : start + run.batch_size]
-            for x, labels in run.batches(part):
+            part = slice(start, start + run.batch_size)
+            for x in run.batches(indices[part]):
                 logits = run.graph.network(x).double()
-                own = logits.log_softmax(1).gather(1, labels.to(logits.device).unsqueeze(1))
-                found[start : start + len(part)] = own.squeeze(1).cpu()
-            advance(len(part) * run.ranks.count)
+                own = classes[part].to(logits.device).unsqueeze(1)
+                found[part] = run.outputs.log_probabilities(logits).gather(1, own).squeeze(1).cpu()
+            advance(len(indices[part]) * run.ranks.count)
     run.ranks.add(found)
     return found

@@ -20,6 +20,7 @@ from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, 
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._stored import check_all_used
+from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
 from brickyard.runtime._processes import Ranks
@@ -47,12 +48,14 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
         source_sha256=relevance.source_sha256,
         source_name=relevance.source_name,
         sums=relevance.sums is not None,
+        outputs=relevance.outputs,
     )
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
 def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Relevance:
     file = validated(RelevanceFile, text, "its text")
+    _check_text(file)
     channels = sum(size for _, size in file.axes.values())
     count = len(file.classes)
 
@@ -61,17 +64,10 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
             found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
             raise FileError(
-                "file-tensor-mismatch", f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected"
+                "file-tensor-mismatch", f"tensor {name!r} is {found}; expected {shape or 'numbers'} of {dtype}"
             )
         return value
 
-    if len(file.input_shape) != 3:
-        raise FileError("file-inconsistent", f"its input shape {file.input_shape} is not (channels, height, width)")
-    end = 0
-    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
-        if start != end:
-            raise FileError("file-inconsistent", f"axis {name!r} starts at channel {start}; {end} is expected")
-        end += size
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
     sums: dict[str, Tensor] | None = {} if file.sums else None
@@ -80,16 +76,13 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
         for numbers in (reads, writes):
             if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
-                raise FileError("file-inconsistent", f"layer {name!r} has channel numbers outside 0..{channels - 1}")
+                raise FileError("file-inconsistent", f"layer {name!r} has channel indices outside 0..{channels - 1}")
         layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
-    if set(file.thresholds) != set(Thresholds().as_dict()):
-        raise FileError("file-inconsistent", f"its thresholds are named {', '.join(file.thresholds)}")
-    if any(k >= count for k in file.task) or not file.task:
-        raise FileError("file-inconsistent", f"its task {file.task} does not fit {count} classes")
+    check_outputs(file.outputs)
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -101,10 +94,32 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         input_shape=file.input_shape,
         source_sha256=file.source_sha256,
         source_name=file.source_name,
+        outputs=file.outputs,
         sums=sums,
         hard_masks=hard,
         scores=scores,
     )
+
+
+def _check_text(file: RelevanceFile) -> None:
+    """Check what the text alone can show.
+
+    Raises:
+        FileError: It contradicts itself.
+    """
+    if len(file.input_shape) != 3:
+        raise FileError(
+            "file-inconsistent", f"its input shape must be (channels, height, width), got {file.input_shape}"
+        )
+    end = 0
+    for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
+        if start != end:
+            raise FileError("file-inconsistent", f"axis {name!r} must start at channel {end}, got {start}")
+        end += size
+    if set(file.thresholds) != set(Thresholds().as_dict()):
+        raise FileError("file-inconsistent", f"its thresholds have unexpected names: {', '.join(file.thresholds)}")
+    if any(k >= len(file.classes) for k in file.task) or not file.task:
+        raise FileError("file-inconsistent", f"its task {file.task} does not fit {len(file.classes)} classes")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -120,6 +135,7 @@ class Relevance:
         input_shape: (channels, height, width) that the source takes.
         source_sha256: Fingerprint of the source's weights.
         source_name: What the source is called.
+        outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
 
     Example:
         >>> import brickyard as by, torch
@@ -140,6 +156,7 @@ class Relevance:
     source_sha256: str
     source_name: str
     sums: dict[str, Tensor] | None
+    outputs: str = "one"
     hard_masks: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     _graph: Graph | None = field(default=None, repr=False)
@@ -193,7 +210,7 @@ class Relevance:
             if found is None or found.shape != value.shape or found.dtype != value.dtype:
                 raise FileError(
                     "file-tensor-mismatch",
-                    f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type",
+                    f"tensor {name!r} of class {self.classes[k]!r} is missing, or has another shape or type",
                 )
             value.copy_(found)
 
@@ -218,7 +235,7 @@ class Relevance:
                 pinned[axis.channels] = True
         written = pinned.clone()
         if graph.output is not None:
-            written[graph.output.start + k] = True
+            written[[graph.output.start + place for place in find_outputs(self.outputs).read_from(k)]] = True
         return pinned, written
 
     # -- reading it ------------------------------------------------------------------------------------
@@ -226,7 +243,7 @@ class Relevance:
     def _layer(self, name: str) -> LayerRecord:
         if name not in self.layers:
             raise OptionError(
-                "option-not-located", f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}"
+                "option-not-located", f"no relevances for layer {name!r}; they exist for {', '.join(self.layers)}"
             )
         return self.layers[name]
 
@@ -249,7 +266,7 @@ class Relevance:
         if self.sums is None:
             raise OptionError(
                 "option-sums-not-kept",
-                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True",
+                f"contributions of {layer!r} need sums, which were not kept; locate again with keep_sums=True",
             )
         return self.sums[layer]
 
@@ -278,7 +295,7 @@ class Relevance:
     def _axis(self, name: str) -> tuple[int, int]:
         if name not in self.axes:
             raise OptionError(
-                "option-not-located", f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}"
+                "option-not-located", f"no relevances for axis {name!r}; they exist for {', '.join(self.axes)}"
             )
         return self.axes[name]
 
@@ -296,8 +313,9 @@ class Relevance:
         if found != self.source_sha256:
             raise DataError(
                 "data-wrong-source",
-                f"the relevances belong to {self.source_name!r} with weights {self.source_sha256[:12]}; this model's "
-                f"are {found[:12]}: locate again, or give the model that was located",
+                f"the relevances belong to {self.source_name!r} with weights "
+                f"{self.source_sha256[:12]}, but this model has {found[:12]}; locate again, or give "
+                "the model that was located",
             )
         if self._graph is None:
             generator = torch.Generator().manual_seed(0)
@@ -319,8 +337,9 @@ class Relevance:
         if self.sums is None:
             raise OptionError(
                 "option-sums-not-kept",
-                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
-                "sums were not kept: locate again with these thresholds or with keep_sums=True",
+                f"thresholds {thresholds} need sums, which were not kept; the relevances were made "
+                f"with {self.thresholds}. Locate again with the new thresholds, or with "
+                "keep_sums=True",
             )
         other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
         for k in self.task:
@@ -338,8 +357,6 @@ class Relevance:
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        from brickyard.relevance._relevance import save_relevance
-
         return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.outputs._outputs import Outputs, find_outputs
 
 
 class Gate(nn.Module):
@@ -52,7 +53,7 @@ class Evidence:
     Attributes:
         manifest: The assembly's manifest, with those of the parts.
         logits: Logits of the few-shot images, all parts' side by side, (images, logits), or None.
-        targets: For each of them, the right class of the assembly, or None.
+        targets: What is right for each of them in the assembly's classes, or None.
         owners: For each of them, the part that it belongs to, or None.
         features: For each of them, the features of all parts side by side, or None where the parts are not at hand one
             by one.
@@ -70,6 +71,11 @@ class Evidence:
     def parts(self) -> tuple[ComponentManifest, ...]:
         """The components' manifests."""
         return self.manifest.parts
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the logits mean."""
+        return find_outputs(self.manifest.outputs)
 
     @property
     def sizes(self) -> list[int]:
@@ -90,8 +96,8 @@ class Scale:
         matrix: (logits, logits).
         shift: (logits,).
         gate: Added to a part's classes, or None.
-        log_probability: Whether each part's logits are first turned into log-probabilities over all the
-            outputs that it has, reject included.
+        log_probability: Whether each part's logits are first normalised as its kind of outputs does it: to
+            log-probabilities over all the outputs that it has, reject included.
         notes: What a reader of the manifest should know.
     """
 
@@ -107,10 +113,7 @@ def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:
     """Scaled logits side by side -> one for each class: several parts may know it."""
     if manifest.plain:
         return logits
-    columns = [logits[:, list(member)] for member in manifest.members]
-    if manifest.on_duplicate == "max":
-        return torch.stack([column.amax(1) for column in columns], 1)
-    return torch.stack([column.mean(1) for column in columns], 1)
+    return find_outputs(manifest.outputs).joined(logits, manifest.members, manifest.on_duplicate == "max")
 
 
 def owned(manifest: AssemblyManifest) -> Tensor:

@@ -60,19 +60,19 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
         raise OptionError(
-            "option-needs-data", f"scaling={name!r} needs a few labelled images of every part; give images="
+            "option-needs-data", f"scaling={name!r} needs a few labelled images for each part; give images="
         )
     if strategy.gated and evidence.manifest.form != "parallel":
         raise OptionError(
             "option-needs-parallel-form",
-            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} does not keep apart; "
-            "use form='parallel'",
+            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} "
+            "does not keep separate; use form='parallel'",
         )
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
         raise OptionError(
-            "option-unknown-name", f"scaling={name!r} cannot take the options {options}: {error}"
+            "option-unknown-name", f"scaling={name!r} does not accept the options {options}: {error}"
         ) from None
     record = ScalingRecord(
         name=name,
@@ -101,8 +101,7 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
         raise OptionError(
             "option-without-effect",
-            f"{option}= was given, and scaling={name!r} does not look at it; leave it out, or choose one of "
-            f"{', '.join(able)}",
+            f"scaling={name!r} does not use {option}=; leave it out, or choose one of {', '.join(able)}",
         )
     return SCALINGS[name]
 
@@ -155,7 +154,7 @@ def magnitude(evidence: Evidence) -> Scale:
     if any(not value for value in found):
         raise OptionError(
             "option-needs-statistics",
-            "scaling='magnitude' needs a positive feature magnitude of every part; use another scaling",
+            "scaling='magnitude' needs a positive feature magnitude for every part; use another scaling",
         )
     known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
@@ -189,13 +188,13 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
 @scaling("affine", few_shot=True, help="Fits one factor and one offset per part.")
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
     """One factor and one shift a component, fitted to labelled images by logistic regression."""
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     owner = evidence.part_of
 
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z * (1 + p[0])[owner] + p[1][owner] * _spread(z))
 
-    p = _minimise(torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, targets, strength)
+    p = _minimise(evidence, torch.zeros(2, len(evidence.sizes), dtype=torch.float64), outputs, strength)
     return Scale(torch.diag((1 + p[0])[owner]), p[1][owner] * _spread(z), options={"strength": strength})
 
 
@@ -212,7 +211,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
         strength: Weight of the prior; default: grows with the number of classes, since sources have fitted
             the training images that the head learns from.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     count = z.shape[1]
     strength = JOINT_STRENGTH * count**4 if strength is None else strength
     eye = torch.eye(count, dtype=torch.float64)
@@ -220,7 +219,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     def outputs(p: Tensor) -> Tensor:
         return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
 
-    p = _minimise(torch.zeros(count + 1, count, dtype=torch.float64), outputs, targets, strength, _spread(z))
+    p = _minimise(evidence, torch.zeros(count + 1, count, dtype=torch.float64), outputs, strength, _spread(z))
     return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
 
 
@@ -242,13 +241,13 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         strength: Weight of the prior, over the number of images.
         shrink: Share of the mean variance that is added to every direction of the features' covariance.
     """
-    z, targets = _few_shot(evidence)
+    z = _few_shot(evidence)
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
     sizes = _feature_sizes(evidence, "lda")
     if features is None or distances is None or image_owner is None:
         raise OptionError("option-needs-data", "scaling='lda' needs the features of labelled images; give images=")
     if not shrink > 0:
-        raise OptionError("option-range", f"shrink={shrink!r} must be above 0")
+        raise OptionError("option-range", f"shrink must be above 0, got {shrink!r}")
     slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
     scores, weights, bias = found or (
@@ -263,7 +262,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
         return combine(evidence.manifest, rows) + gate @ share.T
 
-    p = _minimise(torch.zeros(2 * count + 2, dtype=torch.float64), outputs, targets, 2 * strength / len(z))
+    p = _minimise(evidence, torch.zeros(2 * count + 2, dtype=torch.float64), outputs, 2 * strength / len(z))
     reach = p[-1] * _spread(z)
     gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
     notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
@@ -302,17 +301,18 @@ JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen 
 
 
 def _minimise(
-    start: Tensor, outputs: Callable[[Tensor], Tensor], targets: Tensor, strength: float, unit: float = 1.0
+    evidence: Evidence, start: Tensor, outputs: Callable[[Tensor], Tensor], strength: float, unit: float = 1.0
 ) -> Tensor:
-    """Cross-entropy plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex, so the start does not matter."""
+    """The training loss plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex where the loss is."""
     if not strength >= 0:
-        raise OptionError("option-range", f"strength={strength!r} must be 0 or more")
-    p = start.clone().requires_grad_()
+        raise OptionError("option-range", f"strength must be 0 or more, got {strength!r}")
+    p, targets = start.clone().requires_grad_(), evidence.targets
+    assert targets is not None
     optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(outputs(p), targets)
+        value = evidence.outputs.loss(outputs(p), targets)
         value = value + 0.5 * strength * (p * unit).square().sum()
         value.backward()
         return value
@@ -327,10 +327,10 @@ def _spread(z: Tensor) -> float:
     return float(z.std()) or 1.0
 
 
-def _few_shot(evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _few_shot(evidence: Evidence) -> Tensor:
     if evidence.logits is None or evidence.targets is None:
-        raise OptionError("option-needs-data", "labelled images are needed; give images=")
-    return evidence.logits.double(), evidence.targets
+        raise OptionError("option-needs-data", "this scaling needs labelled images; give images=")
+    return evidence.logits.double()
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:
@@ -355,9 +355,10 @@ def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
         if record is None:
             raise OptionError(
                 "option-needs-statistics",
-                f"scaling={name!r} needs to know the features of every part; those of the component for "
-                f"{', '.join(part.classes[:5])} of {part.source.name!r} were not measured, or do not vary: cut it "
-                "again with several labelled images a class, or use scaling='none'",
+                f"scaling={name!r} needs feature statistics of every part, but those of the "
+                f"component for {', '.join(part.classes[:5])} of {part.source.name!r} were not "
+                "measured or do not vary; cut it again with several labelled images per class, or "
+                "use scaling='none'",
             )
     return [record.size for record in found]
 
@@ -371,7 +372,8 @@ def _statistics(part: ComponentManifest, name: str) -> Any:
     if part.statistics is None:
         raise OptionError(
             "option-needs-statistics",
-            f"scaling={name!r} needs statistics, and the component for {', '.join(part.classes[:5])} of "
-            f"{part.source.name!r} was cut without labelled images; cut it again with images, or use scaling='none'",
+            f"scaling={name!r} needs statistics, but the component for "
+            f"{', '.join(part.classes[:5])} of {part.source.name!r} was cut without labelled "
+            "images; cut it again with images, or use scaling='none'",
         )
     return part.statistics

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
 from brickyard.base._options import Budget
 from brickyard.healing._heal import heal_network
 from brickyard.healing._streams import Stream, blocks, intercept_of
-from brickyard.network._layer_types import layer_role
+from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.runtime._progress import bar
 from brickyard.selection._budget import check_enough
@@ -70,10 +70,8 @@ class _Reader:
         self, node: Node, position: int, columns: list[Tensor], network: Network, equations: _Equations
     ) -> None:
         self.node, self.position, self.columns = node, position, columns
-        layer = network.layer(node.target)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        self.layer = layer
-        self.weight = self.layer.weight.detach().double().flatten(1).clone()  # as refitted so far
+        self.mixing = mixing_of(network.layer(node.target))
+        self.weight = self.mixing.rows.double().flatten(1).clone()  # as refitted so far
         self.mean, self.energy = equations.mean, equations.energy
         self.inverse = equations.inverse.clone()
         self.intercept = intercept_of(network, node)
@@ -164,7 +162,7 @@ def _readers(network: Network) -> list[tuple[int, Node]]:
     """Layers that mix channels, where they first run."""
     found: dict[str, tuple[int, Node]] = {}
     for index, node, layer in iter_layers(network):
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer_role(layer) == "mix":
+        if layer_role(layer) == "mix":
             found.setdefault(node.target, (index, node))
     return list(found.values())
 
@@ -172,12 +170,12 @@ def _readers(network: Network) -> list[tuple[int, Node]]:
 def _equations(stream: Stream, index: int, node: Node) -> _Equations:
     """From the source's own activations; in groups that are cut alike, of their mean."""
     layer = stream.network.layer(node.target)
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    inputs = layer.weight[0].numel()
-    full = inputs <= WIDEST and (isinstance(layer, nn.Linear) or layer.groups == 1)
+    mixing = mixing_of(layer)
+    outputs, inputs = mixing.rows.flatten(1).shape
+    full = inputs <= WIDEST and mixing.groups == 1
     gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
     total = torch.zeros(inputs, dtype=torch.float64)
-    sums = torch.zeros(2, layer.weight.shape[0], dtype=torch.float64)
+    sums = torch.zeros(2, outputs, dtype=torch.float64)
     count = positions = 0
     for values in stream.before(index):
         x = values[node.args[0].node]
@@ -206,10 +204,8 @@ def _columns(part: Part, axis: Axis, layer: str) -> list[Tensor] | None:
     reads = part.graph.at(layer, "in")
     if reads is None or not ((reads >= axis.start) & (reads < axis.start + axis.size)).any():
         return None
-    module = part.graph.network.layer(layer)
-    assert isinstance(module, nn.Conv2d | nn.Linear)
     reads = reads[positions(part, reads)]
-    kernel = module.weight[0, 0].numel()
+    kernel = mixing_of(part.graph.network.layer(layer)).kernel.shape[2]
     places = (torch.from_numpy(np.flatnonzero(reads == axis.start + channel)) for channel in _left(part, axis))
     return [(found.unsqueeze(1) * kernel + torch.arange(kernel)).flatten() for found in places]
 
@@ -257,7 +253,9 @@ class _Measure:
 
     def __call__(self) -> float:
         """The squared error of the logits, as a share of their energy."""
-        kept = [self._set(reader) for reader in self.readers]
+        before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in self.readers]
+        for reader in self.readers:
+            self._set(reader)
         error = energy = 0.0
         for values, goal in zip(self._before, self.whole, strict=True):
             found = dict(values)
@@ -265,20 +263,18 @@ class _Measure:
             logits = found[self.network.nodes[-1].name]
             error += float(_centred(logits - goal).double().square().sum())
             energy += float(_centred(goal).double().square().sum())
-        for value, before in (pair for pairs in kept for pair in pairs):
-            value.copy_(before)
+        for reader, rows, shift in before:
+            reader.mixing.set_rows(rows)
+            reader.intercept.put(shift)
         return error / max(energy, 1e-30)
 
     @staticmethod
-    def _set(reader: _Reader) -> list[tuple[Tensor, Tensor]]:
-        """Put a reader's weights into its layer; returns what was changed, with the numbers before."""
-        weight = reader.layer.weight.data
-        places = [weight, *reader.intercept.tensors]
-        kept = [(value, value.clone()) for value in places]
-        shift = (weight.double().flatten(1).cpu() - reader.weight) @ reader.mean
-        weight.copy_(reader.weight.reshape(weight.shape))
-        reader.intercept.add(shift.to(weight.device))
-        return kept
+    def _set(reader: _Reader) -> None:
+        """Put a reader's weights into its layer."""
+        rows = reader.mixing.rows
+        shift = (rows.double().flatten(1).cpu() - reader.weight) @ reader.mean
+        reader.mixing.set_rows(reader.weight)
+        reader.intercept.add(shift.to(rows.device))
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from brickyard.axes._graph import Graph
 from brickyard.base._options import Budget
+from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
 from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
@@ -100,9 +101,9 @@ def magnitude(evidence: Evidence) -> Tensor:
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            norms = layer.weight.detach().double().flatten(1).abs().sum(1).cpu()
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            norms = mixing.rows.double().flatten(1).abs().sum(1).cpu()
             scores.index_add_(0, torch.from_numpy(writes), norms)
     return scores
 
@@ -116,9 +117,9 @@ def median_distance(evidence: Evidence) -> Tensor:
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for _, node, layer in iter_layers(graph.network):
-        writes = graph.at(node.target, "out")
-        if writes is not None and isinstance(layer.weight, Tensor):
-            filters = layer.weight.detach().double().flatten(1)
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            filters = mixing.rows.double().flatten(1)
             scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
     return scores
 
@@ -137,8 +138,9 @@ def feature_rank(evidence: Evidence) -> Tensor:
             batch, left = batch[:left], left - len(batch[:left])
             if not len(batch):
                 break
-            for reads, x in _read(graph, [batch]):
-                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+            for reads, x, dim in _read(graph, [batch]):
+                maps = x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2) if dim == -1 else x
+                maps = maps.unsqueeze(3) if maps.ndim == 3 else maps.flatten(3)
                 ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
                 scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
     return scores
@@ -150,8 +152,8 @@ def activation(evidence: Evidence) -> Tensor:
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     with torch.no_grad():
-        for reads, x in _read(graph, evidence.batches):
-            scores.index_add_(0, reads, _per_channel(x.abs(), len(reads)))
+        for reads, x, dim in _read(graph, evidence.batches):
+            scores.index_add_(0, reads, _per_channel(x.abs(), dim, len(reads)))
     return scores
 
 
@@ -163,24 +165,17 @@ def taylor(evidence: Evidence) -> Tensor:
     """
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
-    network = graph.network
     for batch in evidence.batches:
-        values = {network.nodes[0].name: batch.clone().requires_grad_()}
-        read: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad():
-            for index, node in enumerate(network.nodes):
-                reads = graph.at(node.target, "in") if node.op == "layer" else None
-                if reads is not None:
-                    x = values[node.args[0].node]
-                    if x.requires_grad:
-                        read.append((torch.from_numpy(reads), x))
-                network.advance(values, index, index + 1)
-            logits = values[network.nodes[-1].name][:, list(evidence.outputs)]
+            answer: list[Tensor] = []
+            found = _read(graph, [batch.clone().requires_grad_()], answer)
+            read = [(reads, x, dim) for reads, x, dim in found if x.requires_grad]
+            logits = answer[0][:, list(evidence.outputs)]
             loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
-            slopes = torch.autograd.grad(loss, [x for _, x in read], allow_unused=True)
-        for (channels, x), slope in zip(read, slopes, strict=True):
+            slopes = torch.autograd.grad(loss, [x for _, x, _ in read], allow_unused=True)
+        for (channels, x, dim), slope in zip(read, slopes, strict=True):
             if slope is not None:
-                scores.index_add_(0, channels, _per_channel(x.detach() * slope, len(channels)))
+                scores.index_add_(0, channels, _per_channel(x.detach() * slope, dim, len(channels)))
     return scores
 
 
@@ -191,20 +186,25 @@ def random(evidence: Evidence) -> Tensor:
     return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
 
 
-def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What every layer reads on every batch: channel numbers, values."""
-    network = graph.network
+def _read(
+    graph: Graph, batches: Sequence[Tensor], answers: list[Tensor] | None = None
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """What every layer reads on every batch: channel numbers, values, the dimension that holds the channels.
+
+    The network's outputs are added to `answers`.
+    """
     for batch in batches:
-        values = {network.nodes[0].name: batch}
-        for index, node in enumerate(network.nodes):
+        for _, node, values in graph.network.walk(batch):
             reads = graph.at(node.target, "in") if node.op == "layer" else None
-            if reads is not None:
-                x = values[node.args[0].node]
-                yield torch.from_numpy(reads), x
-            network.advance(values, index, index + 1)
+            mixing = find_mixing(graph.network.layer(node.target)) if reads is not None else None
+            if reads is not None and mixing is not None:
+                yield torch.from_numpy(reads), values[node.args[0].node], mixing.channel_dim
+        if answers is not None:
+            answers.append(values[node.name])
 
 
-def _per_channel(x: Tensor, channels: int) -> Tensor:
+def _per_channel(x: Tensor, dim: int, channels: int) -> Tensor:
     """Sizes of the sums over positions, summed over images (and over groups that are cut alike): (channels,)."""
-    sums = x.flatten(2).sum(2) if x.ndim == 4 else x.flatten(1, -2).sum(1) if x.ndim > 2 else x
-    return sums.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)
+    if x.ndim > 2:
+        x = x.flatten(1, -2).sum(1) if dim == -1 else x.flatten(2).sum(2)
+    return x.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.axes._graph import Graph, pair_flops
+from brickyard.axes._graph import Graph
 from brickyard.network._functions import FUNCTIONS
-from brickyard.network._layer_types import layer_role
+from brickyard.network._layer_types import find_mixing, layer_role
 from brickyard.network._network import Node, iter_layers, refs
 
 Mask = NDArray[np.bool_]
@@ -43,7 +43,7 @@ class CostModel:
         self._fixed = Cost(0, 0)
         seen: set[str] = set()
         for _, node, module in iter_layers(graph.network):
-            self._add(graph, node.target, module, graph.shapes[node.name], counted=node.target in seen)
+            self._add(graph, node, module, counted=node.target in seen)
             seen.add(node.target)
         for node in graph.network.nodes:
             if node.op == "function" and node.target in FUNCTIONS and FUNCTIONS[node.target].role == "attend":
@@ -58,22 +58,22 @@ class CostModel:
             else:
                 self._terms.append(_Term(follow, None, 0, value.numel() // len(follow), 0))
 
-    def _add(self, graph: Graph, name: str, module: nn.Module, output: Tensor, counted: bool) -> None:
+    def _add(self, graph: Graph, node: Node, module: nn.Module, counted: bool) -> None:
         """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        name, mixing = node.target, find_mixing(module)
+        pair = 0 if mixing is None else mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name])
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
         role = layer_role(module)
-        is_conv = isinstance(module, nn.Conv2d)
-        own_inputs = module.in_channels // module.groups if isinstance(module, nn.Conv2d) else 0
         if role == "mix":
             writes, reads = graph.at(name, "out"), graph.at(name, "in")
             assert writes is not None
             assert reads is not None
             kernel = 0 if counted else own[0].numel() // (len(writes) * len(reads))
-            self._terms.append(_Term(writes, reads, pair_flops(module, output), kernel, len(own) - 1 if own else 0))
+            self._terms.append(_Term(writes, reads, pair, kernel, len(own) - 1 if own else 0))
         elif role == "follow":
             follow = graph.at(name, "follow")
             assert follow is not None
-            flops = pair_flops(module, output) * own_inputs if is_conv else 0
+            flops = 0 if mixing is None else pair * mixing.rows.shape[1]
             self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
         else:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from brickyard.network._layer_types import find_mixing
+from brickyard.network._mixing import Mixing
 from brickyard.network._network import Network
 from brickyard.surgery._join import check_same, join
 from brickyard.surgery._plan import Part
@@ -29,10 +31,10 @@ def join_as_groups(parts: Sequence[Part], *, shared_input: bool = True) -> tuple
     network = join(even, shared_input=shared_input)
     grouped, convolutions = 0, 0
     for name in network.layer_names:
-        layer = network.layer(name)
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        mixing = find_mixing(network.layer(name))
+        if mixing is not None and not mixing.linear and mixing.groups == 1:
             convolutions += 1
-            grouped += _group(layer, len(parts))
+            grouped += _group(mixing, len(parts))
     notes = [f"{grouped} of {convolutions} convolutions run in {len(parts)} groups"]
     if added:
         notes.append(f"{added:,} channels of zeros make the parts' sizes equal")
@@ -59,16 +61,17 @@ def _evened(parts: Sequence[Part]) -> tuple[list[Part], int]:
     return even, added
 
 
-def _group(layer: nn.Conv2d, count: int) -> bool:
+def _group(mixing: Mixing, count: int) -> bool:
     """Make a convolution a grouped one where its weights allow; says whether they did."""
-    outputs, inputs = layer.weight.shape[:2]
+    rows = mixing.rows
+    outputs, inputs = rows.shape[:2]
     if outputs % count or inputs % count:
         return False
-    blocks = layer.weight.detach().reshape(count, outputs // count, count, inputs // count, *layer.weight.shape[2:])
+    blocks = rows.reshape(count, outputs // count, count, inputs // count, *rows.shape[2:])
     for k in range(count):
         if blocks[k, :, :k].any() or blocks[k, :, k + 1 :].any():
             return False
     own = torch.cat([blocks[k, :, k] for k in range(count)])
-    layer.groups = count
-    layer.weight = nn.Parameter(own.clone())
+    mixing.layer.groups = count
+    mixing.layer.weight = nn.Parameter(mixing.weight_of(own).clone())
     return True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import SurgeryError
 from brickyard.network._network import Network
+from brickyard.network._torch_private import store, stored
 from brickyard.surgery._join import cut
 from brickyard.surgery._plan import KeepSet, Part, positions
 from brickyard.surgery._weights import dim_labels, number_of
@@ -45,7 +45,7 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
     if len(keep[output.name].unique()) != len(keep[output.name]):
         raise SurgeryError(
             "surgery-union-classes",
-            "form='union' needs parts without a class in common and without reject; use form='parallel'",
+            "form='union' needs parts that share no class and have no reject output; use form='parallel'",
         )
     if source is not None:
         return cut(source, keep), ()
@@ -68,7 +68,7 @@ def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Networ
 def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:
     """Fill one layer or bare tensor of a union; returns how many of its numbers no part knows."""
     bare = name in network.tensor_names
-    keys = [""] if bare else [*network.layer(name)._parameters, *network.layer(name)._buffers]
+    keys = [""] if bare else list(stored(network.layer(name)))
     unknown = 0
     for key in keys:
         blank = network.tensor(name) if bare else getattr(network.layer(name), key)
@@ -88,8 +88,9 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
             if bool((known[index] & (value[index] != own)).any()):
                 raise SurgeryError(
                     "surgery-weights-differ",
-                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, "
-                    "or trained since); give source= to use its weights, or use form='parallel'",
+                    f"the parts have different values in {name!r} where they overlap (healed "
+                    "separately, or trained since); give source= to use its weights, or use "
+                    "form='parallel'",
                 )
             value[index] = own
             known[index] = True
@@ -109,8 +110,4 @@ def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -
 
 def _set(network: Network, name: str, key: str, value: Tensor) -> None:
     group, _, leaf = (name, "", key) if key else name.rpartition(".")
-    owner = network.get_submodule(group)
-    stores: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-    for store in stores:
-        if leaf in store:
-            store[leaf] = nn.Parameter(value) if store is owner._parameters else value
+    store(network.get_submodule(group), leaf, value)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.axes._atoms import Labels
+from brickyard.axes._atoms import DimRole, Labels
 from brickyard.base._errors import SurgeryError
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, tensor_dims
 from brickyard.surgery._plan import Part, Plan, positions
@@ -65,10 +65,9 @@ def dim_labels(part: Part, name: str, key: str, dim: int) -> Labels | None:
     roles = tensor_dims(part.graph.network.layer(name)).get(key, ())
     if dim >= len(roles):
         return None
-    if roles[dim] == "in":
-        return part.graph.at(name, "in")
-    written = part.graph.at(name, "out")
-    return part.graph.at(name, "follow") if written is None else written
+    alone: DimRole = "through" if roles[dim] == "in" else "follow"
+    found = part.graph.at(name, roles[dim])
+    return part.graph.at(name, alone) if found is None else found
 
 
 def _total(places: list[NDArray[np.int64]]) -> int:
@@ -82,7 +81,7 @@ def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: I
         if any(not torch.equal(value, values[0]) for value in values[1:]) and values[0].is_floating_point():
             raise SurgeryError(
                 "surgery-weights-differ",
-                f"parts have different numbers in {name!r}, which has no channels; use form='parallel'",
+                f"the parts have different values in {name!r}, which has no channels; use form='parallel'",
             )
         return values[0].clone()
     result = torch.zeros(shape, dtype=values[0].dtype, device=values[0].device)

@@ -17,6 +17,7 @@ from brickyard.component._features import observe
 from brickyard.component._predictor import Predictor
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._network import Network, refs
+from brickyard.outputs._outputs import ONE, Outputs
 from brickyard.surgery._plan import Part, positions
 
 Lesson = tuple[Tensor, Tensor | None]  # logits (batch, outputs) of the student; features (batch, size) where wanted
@@ -126,17 +127,14 @@ class SourceTeacher:
         return self.component.of_source(logits), features[:, self.kept] if self.features else None
 
 
-def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation) -> Tensor:
+def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation, outputs: Outputs = ONE) -> Tensor:
     """The loss of a student that heeds labels and a teacher.
 
-    `(1 - weight) * cross_entropy(z, y) + weight * t^2 * KL(softmax(z_T / t) || softmax(z / t))`, and `features` times
-    the features' mean squared error as a share of the teacher's variance in the batch.
+    `(1 - weight) * loss + weight * taught` as this kind of outputs has them, and `features` times the features' mean
+    squared error as a share of the teacher's variance in the batch.
     """
-    t = how.temperature
-    wanted = (teacher[0].to(student[0]) / t).log_softmax(1)
-    given = (student[0] / t).log_softmax(1)
-    taught = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * t * t
-    loss = how.weight * taught + (1 - how.weight) * F.cross_entropy(student[0], targets)
+    taught = outputs.taught(student[0], teacher[0].to(student[0]), how.temperature)
+    loss = how.weight * taught + (1 - how.weight) * outputs.loss(student[0], targets)
     if how.features and student[1] is not None and teacher[1] is not None:
         goal = teacher[1].to(student[1])
         loss = loss + how.features * F.mse_loss(student[1], goal) / goal.var().clamp_min(1e-12)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
@@ -24,6 +23,7 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
+from brickyard.outputs._outputs import Outputs
 from brickyard.runtime._isolation import steady
 from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
@@ -87,8 +87,8 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         answer = _answer(trained, raw, features=how.features > 0)
         targets = torch.cat([y for _, y in groups]).to(answer[0].device)
         if taught is None:
-            return F.cross_entropy(answer[0], targets)
-        return lesson_loss(answer, _lesson(taught, raw), targets, how)
+            return model.outputs.loss(answer[0], targets)
+        return lesson_loss(answer, _lesson(taught, raw), targets, how, model.outputs)
 
     fitted = fit(
         trained,
@@ -99,9 +99,6 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         resume=folder,
         key=_key(model, examples, held_out, teacher, how),
     )
-    for parameter, was in zip(trained.parameters(), before, strict=True):
-        parameter.requires_grad_(was)
-        parameter.grad = None
     record = TuneRecord(
         images=len(examples),
         validation=0 if held_out is None else len(held_out),
@@ -114,7 +111,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         teacher="" if teacher is None else teacher_name(teacher, model),
         scores=fitted.scores,
     )
-    return _finished(trained, record, examples)
+    return _finished(trained, record, examples, before)
 
 
 # -- images ------------------------------------------------------------------------------------------------
@@ -128,15 +125,15 @@ class _Examples:
         pools: Where they are; one entry a part.
         owners: For each image its pool.
         places: Its number there.
-        labels: Its label there.
-        targets: The model's output that is right.
+        targets: What the model should answer.
+        outputs: What the model's outputs mean.
     """
 
     pools: tuple[Images | None, ...]
     owners: Tensor
     places: Tensor
-    labels: Tensor
     targets: Tensor
+    outputs: Outputs
 
     @classmethod
     def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
@@ -154,35 +151,33 @@ class _Examples:
                 f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
                 f"none); a {type(images).__name__} was given",
             )
-        pools = tuple(None if data is None else Images(data, None, what) for data in images)
+        outputs = model.outputs
+        pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
         found: list[tuple[Tensor, ...]] = []
-        for index, (pool, right) in enumerate(zip(pools, _outputs(model), strict=True)):
+        for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
             if pool is None:
                 continue
-            labels = pool.all_labels()
-            if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(right)):
-                raise DataError(
-                    "data-label-out-of-range",
-                    f"{what} have labels from {int(labels.min())} to {int(labels.max())}; the source has "
-                    f"{len(right)} classes: give labels that count them",
-                )
-            targets = right[labels]
-            places = torch.nonzero(targets >= 0).flatten()
-            found.append((torch.full_like(places, index), places, labels[places], targets[places]))
-        if not any(len(places) for _, places, _, _ in found):
+            outputs.check_labels(pool.all_labels(), len(own))
+            classes = torch.tensor(own)
+            if model.reject:
+                classes[classes < 0] = len(model.classes)
+            targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
+            places = outputs.cases(targets).images.unique()
+            found.append((torch.full_like(places, index), places, targets[places]))
+        if not any(len(places) for _, places, _ in found):
             raise DataError(
                 "data-no-task-class",
                 f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do",
             )
-        return cls(pools, *(torch.cat(list(values)) for values in zip(*found, strict=True)))
+        owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
+        return cls(pools, owners, numbers, answers, outputs)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def some(self, chosen: Tensor) -> _Examples:
         """Some of them."""
-        values = (value[chosen] for value in (self.owners, self.places, self.labels, self.targets))
-        return _Examples(self.pools, *values)
+        return _Examples(self.pools, self.owners[chosen], self.places[chosen], self.targets[chosen], self.outputs)
 
     def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Raw images and targets, one batch a pool: pools may have images of other sizes."""
@@ -205,26 +200,6 @@ class _Examples:
         return found.hexdigest()
 
 
-def _outputs(model: Component | Assembly) -> list[Tensor]:
-    """For each part and class of its source the model's output, or -1."""
-    if isinstance(model, Component):
-        manifest = model.manifest
-        right = torch.full((len(manifest.source.classes),), len(manifest.task) if manifest.reject else -1)
-        right[list(manifest.task)] = torch.arange(len(manifest.task))
-        return [right]
-    found: list[Tensor] = []
-    offset = 0
-    class_of = model.manifest.class_of
-    joined = model.manifest
-    for part, task, columns in zip(joined.parts, joined.tasks, joined.columns, strict=True):
-        right = torch.full((len(part.source.classes),), -1)
-        for place, k in enumerate(task):
-            right[k] = class_of[offset + place]
-        found.append(right)
-        offset += len(columns)
-    return found
-
-
 def _divided(
     model: Component | Assembly, images: Any, validation: Any, seed: int
 ) -> tuple[_Examples, _Examples | None]:
@@ -240,8 +215,9 @@ def _divided(
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
         out = torch.zeros(len(examples), dtype=torch.bool)
-        for k in examples.targets.unique().tolist():
-            own = torch.nonzero(examples.targets == k).flatten()
+        cases = examples.outputs.cases(examples.targets)
+        for k in cases.classes[cases.wanted].unique().tolist():
+            own = cases.images[cases.wanted & (cases.classes == k)]
             out[own[torch.randperm(len(own), generator=generator)[: round(validation * len(own))]]] = True
         if out.any():
             examples, held_out = examples.some(~out), examples.some(out)
@@ -299,11 +275,15 @@ def _score(model: Component | Assembly, examples: _Examples, batch_size: int) ->
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             groups = examples.raw(range(start, min(start + batch_size, len(examples))))
-            found.append(_answer(model, [x for x, _ in groups])[0].double().log_softmax(1).cpu())
+            found.append(_answer(model, [x for x, _ in groups])[0].double().cpu())
             targets += [y for _, y in groups]
-    said, right = torch.cat(found), torch.cat(targets)
-    values = torch.stack([said.argmax(1) == right, said.gather(1, right.unsqueeze(1)).squeeze(1)])
-    first, second = torch.stack([values[:, right == k].mean(1) for k in right.unique()]).mean(0).tolist()
+    outputs, logits = examples.outputs, torch.cat(found)
+    cases = outputs.cases(torch.cat(targets))
+    likely = outputs.log_probabilities(logits)[cases.images, cases.classes]
+    likely = torch.where(cases.wanted, likely, torch.log1p(-likely.exp()))
+    values = torch.stack([outputs.right(logits, cases), likely])
+    means = [values[:, cases.classes == k].mean(1) for k in cases.classes.unique()]
+    first, second = torch.stack(means).mean(0).tolist()
     return first, second
 
 
@@ -319,15 +299,16 @@ def _key(
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: _Examples) -> ModelT:
-    """The trained model with its record, and what it remembers measured anew."""
-    manifest = model.manifest.model_copy(update={"tuned": record})
+def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
+    """The trained model with its record, what could be trained before, and what it remembers measured anew."""
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        parameter.requires_grad_(was)
+        parameter.grad = None
+    model = model.with_manifest(tuned=record)
     if isinstance(model, Assembly):
-        model.manifest = manifest
         return model
-    model.manifest = manifest
     (pool,) = examples.pools
     assert pool is not None
-    images = Images(pool, manifest.preprocessing)
-    by_class = {k: examples.places[examples.labels == k].tolist() for k in manifest.task}
-    return observed(model, images, by_class)
+    labels = pool.all_labels()[examples.places]
+    by_class = {k: examples.places[model.outputs.members(labels, k)].tolist() for k in model.manifest.task}
+    return observed(model, Images(pool, model.manifest.preprocessing), by_class)

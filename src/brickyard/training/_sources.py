@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickyard.base._errors import DataError, OptionError
@@ -20,6 +19,7 @@ from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._untouched import as_before
+from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._loading import Source, network_options, save_source
 from brickyard.training._distillation import lesson_loss, named_teacher
@@ -118,7 +118,7 @@ def train(
                 f"{tuple(logits.shape)}; give it one output a class",
             )
         if taught is None:
-            return F.cross_entropy(logits, labels)
+            return ONE.loss(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
 
     fit(model, loss, len(data), training)

@@ -1,0 +1,52 @@
+"""What is used of torch beyond its documented interface: when torch changes, this is the place to mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+PAD = torch._C._nn.pad  # what `F.pad` is bound to
+ASSERT = torch._assert
+ASSERT_IS_NONE = fx._symbolic_trace._assert_is_none
+NO_FORWARD = nn.modules.module._forward_unimplemented
+
+
+def stored(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own parameters and buffers, by their names in it."""
+    return {**module._parameters, **module._buffers}
+
+
+def store(module: nn.Module, name: str, value: Tensor | None) -> None:
+    """Put a tensor in the place of one of a module's own parameters or buffers, without any check."""
+    if name in module._parameters:
+        module._parameters[name] = None if value is None else nn.Parameter(value, value.is_floating_point())
+    else:
+        module._buffers[name] = value
+
+
+def own_buffers(module: nn.Module) -> list[Tensor]:
+    """A module's own buffers."""
+    return [value for value in module._buffers.values() if value is not None]
+
+
+def child(module: nn.Module, name: str) -> nn.Module | None:
+    """A module's direct child, whatever attribute hides it."""
+    return module._modules.get(name)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something runs before or after a module's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def version_of(value: Tensor) -> int | None:
+    """How often a tensor's numbers were changed, or None where torch does not count."""
+    return None if value.is_inference() else value._version
+
+
+def padding_around(layer: Any) -> Any:
+    """A convolution's padding as `F.pad` takes it: the last dimension first, both sides."""
+    return layer._reversed_padding_repeated_twice

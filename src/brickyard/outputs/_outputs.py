@@ -1,0 +1,248 @@
+"""What a classifier's outputs mean.
+
+Logits are numbers; whether they stand for one of many classes, or for several at once, is said here and nowhere else.
+Every kind of answer is one class, registered under the name that manifests store. All other code asks it: which images
+belong to a class, how an answer is read and joined with another part's, whether it is right, and what training lowers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._messages import brief, near
+
+
+class Cases(NamedTuple):
+    """What answers are judged on: one case for each image and class of which it is known whether it is there.
+
+    Attributes:
+        images: The image of each case, (cases,), in order.
+        classes: The class, (cases,).
+        wanted: Whether the image belongs to it, (cases,).
+    """
+
+    images: Tensor
+    classes: Tensor
+    wanted: Tensor
+
+    def of(self, classes: Tensor) -> Cases:
+        """The same cases where class k is called `classes[k]`."""
+        return self._replace(classes=classes[self.classes])
+
+
+class Outputs:
+    """A kind of answer. What a kind must say raises `NotImplementedError` here; the rest is right for most.
+
+    Labels are those of a source. Targets are the same labels in the order of a model's own classes; what no case is
+    made of is not known, or none of the model's classes.
+
+    Attributes:
+        label_dims: Dimensions of the labels of a batch: 1 for (images,), 2 for (images, classes).
+        exclusive: Whether an image belongs to one class only: answers then compete, and a model can reject.
+    """
+
+    label_dims = 1
+    exclusive = False
+
+    # -- labels ----------------------------------------------------------------------------------------
+
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        """Check labels of a source with so many classes.
+
+        Raises:
+            DataError: They are no labels of this kind.
+        """
+        raise NotImplementedError
+
+    def members(self, labels: Tensor, k: int) -> Tensor:
+        """Which images belong to class k: bool, (images,)."""
+        raise NotImplementedError
+
+    def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
+        """Labels as a model with `count` classes counts them.
+
+        Args:
+            labels: Labels of a source.
+            places: For each class of the source the model's class, or -1.
+            count: How many classes the model has.
+
+        Returns:
+            One row an image, of one shape whatever the source, so that those of several sources can follow each other.
+        """
+        raise NotImplementedError
+
+    def cases(self, targets: Tensor) -> Cases:
+        """What is known from targets."""
+        raise NotImplementedError
+
+    # -- the network -----------------------------------------------------------------------------------
+
+    def read_from(self, k: int) -> list[int]:
+        """The source's outputs that say something about class k: there its relevance starts."""
+        return [k]
+
+    def kept(self, task: Sequence[int], count: int, reject: bool) -> list[int]:
+        """The outputs, of a source of so many classes, that a component's network keeps."""
+        return list(range(count)) if reject else [place for k in task for place in self.read_from(k)]
+
+    def head(self, logits: Tensor, task: Tensor, others: Tensor | None) -> Tensor:
+        """Logits of all the source's classes -> the task's; with `others`, one more that stands for those."""
+        return logits.index_select(1, task)
+
+    # -- answers ---------------------------------------------------------------------------------------
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (images, classes) -> probabilities."""
+        raise NotImplementedError
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """The logarithms of `probabilities`, which say how confident an answer is."""
+        raise NotImplementedError
+
+    def says(self, logits: Tensor) -> Tensor:
+        """Which classes each image is answered as: bool, (images, classes)."""
+        raise NotImplementedError
+
+    def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
+        """The answer to each image in class names."""
+        raise NotImplementedError
+
+    def names_in(self, answer: Any) -> set[str]:
+        """The class names in one answer of `named`, or in one that a user wants."""
+        raise NotImplementedError
+
+    def right(self, logits: Tensor, cases: Cases) -> Tensor:
+        """Whether each case is answered right: bool, (cases,)."""
+        return self.says(logits)[cases.images, cases.classes] == cases.wanted
+
+    # -- several parts ---------------------------------------------------------------------------------
+
+    def normalised(self, logits: Tensor) -> Tensor:
+        """A part's logits on a scale that parts share without calibration."""
+        return logits
+
+    def joined(self, logits: Tensor, members: Sequence[Sequence[int]], highest: bool) -> Tensor:
+        """Logits of all parts side by side -> one a class: the highest of its members, or their mean."""
+        columns = [logits[:, list(member)] for member in members]
+        return torch.stack([column.amax(1) if highest else column.mean(1) for column in columns], 1)
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What training lowers, ()."""
+        raise NotImplementedError
+
+    def taught(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """How far a student's logits are from its teacher's, ()."""
+        return F.mse_loss(logits, teacher)
+
+
+OUTPUTS: dict[str, Outputs] = {}
+KindT = TypeVar("KindT", bound=type[Outputs])
+
+
+def outputs(name: str) -> Callable[[KindT], KindT]:
+    """Register a kind of answer under a name."""
+
+    def register(kind: KindT) -> KindT:
+        OUTPUTS[name] = kind()
+        return kind
+
+    return register
+
+
+def find_outputs(name: str) -> Outputs:
+    """The kind of that name.
+
+    Raises:
+        OptionError: There is none.
+    """
+    if not isinstance(name, str) or name not in OUTPUTS:
+        hint = near(name, list(OUTPUTS)) if isinstance(name, str) else ""
+        raise OptionError(
+            "option-choice",
+            f"outputs={brief(name)} is not known; use one of {', '.join(OUTPUTS)}{hint}, or register it with "
+            "brickyard.outputs.outputs",
+        )
+    return OUTPUTS[name]
+
+
+def check_outputs(name: str) -> None:
+    """Check the kind that a file names.
+
+    Raises:
+        FileError: There is none of that name.
+    """
+    if name not in OUTPUTS:
+        raise FileError(
+            "file-unknown-operation",
+            f"its outputs are of kind {brief(name)}, which is not known here ({', '.join(OUTPUTS)} are); register it "
+            "with brickyard.outputs.outputs before loading",
+        )
+
+
+@outputs("one")
+class OneOfMany(Outputs):
+    """One of many classes: softmax. A label is the index of a class; -1 and others beyond the classes are none."""
+
+    exclusive = True
+
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= count):
+            raise DataError(
+                "data-label-out-of-range",
+                f"labels run from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {count - 1}: "
+                "give each image the index of its class, and leave out images without a label",
+            )
+
+    def members(self, labels: Tensor, k: int) -> Tensor:
+        return labels == k
+
+    def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
+        known = (labels >= 0) & (labels < len(places))
+        return torch.where(known, places[labels.clamp(0, len(places) - 1)], -1)
+
+    def cases(self, targets: Tensor) -> Cases:
+        images = torch.nonzero(targets >= 0).flatten()
+        return Cases(images, targets[images], torch.ones(len(images), dtype=torch.bool))
+
+    def head(self, logits: Tensor, task: Tensor, others: Tensor | None) -> Tensor:
+        chosen = logits.index_select(1, task)
+        if others is None:
+            return chosen
+        return torch.cat([chosen, logits.index_select(1, others).logsumexp(1, keepdim=True)], 1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(1)
+
+    def says(self, logits: Tensor) -> Tensor:
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+
+    def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
+        return [names[k] for k in logits.argmax(1).tolist()]
+
+    def names_in(self, answer: Any) -> set[str]:
+        return {str(answer)}
+
+    normalised = log_probabilities
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets)
+
+    def taught(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """`t^2 * KL(softmax(z_T / t) || softmax(z / t))`."""
+        t = temperature
+        wanted, given = (teacher / t).log_softmax(1), (logits / t).log_softmax(1)
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * t * t
+
+
+ONE = OUTPUTS["one"]
