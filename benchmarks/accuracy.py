@@ -75,7 +75,7 @@ def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[st
         tables.relevance(name),
         task=list(task),
         budget=by.Budget(flops=share),
-        select=choice,  # type: ignore[arg-type]
+        select=choice,
         seed=seed,
     )
     seconds = time.perf_counter() - started

@@ -259,7 +259,7 @@ def assembly_time(name: str, batch: int, form: str) -> dict[str, Any]:
     """A fused assembly of two components of half of the FLOPs against both sources, one after the other."""
     x = images(128)[0][:batch].to(DEVICE)
     sources = [network(name, seed=seed) for seed in (0, 1)]
-    whole = by.assemble(parts(name), form=form)  # type: ignore[arg-type]
+    whole = by.assemble(parts(name), form=form)
     fast = whole.fused()
     found = in_turn(lambda: fast(x), lambda: [model(x) for model in sources], rounds=9 if batch > 1 else 51)
     return {**found, "notes": whole.manifest.notes}

@@ -130,7 +130,8 @@ def test_parts_with_images_of_other_sizes_and_colours_train_together() -> None:
     first = randomised(chain(), 0)
     part = by.disassemble(first, by.locate(first, DATA, classes=NAMES, preprocessing=how), task=["c", "a"])
     whole = by.assemble([part, other])
-    found = by.finetune(whole, [DATA, grey], training=TrainingOptions(epochs=8, batch_size=16, lr=0.05, norms="trained"))
+    training = TrainingOptions(epochs=8, batch_size=16, lr=0.05, norms="trained")
+    found = by.finetune(whole, [DATA, grey], training=training)
     before, after = (
         F.cross_entropy(m(IMAGES[LABELS % 2 == 0]), LABELS[LABELS % 2 == 0].eq(0).long()) for m in (whole, found)
     )

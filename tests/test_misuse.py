@@ -1889,7 +1889,8 @@ METHODS = [
 
 
 def tuned_with(data: Any = DATA, **options: Any) -> Callable[[World, Any], by.Component]:
-    return lambda w, m: by.finetune(w.component, data, **{"training": TrainingOptions(epochs=1), "validation": 0, **options})
+    usual = {"training": TrainingOptions(epochs=1), "validation": 0}
+    return lambda w, m: by.finetune(w.component, data, **usual | options)
 
 
 TUNE = [
@@ -1900,7 +1901,7 @@ TUNE = [
         refused(TrainingOptions, name, value, "no whole number", "give one")
         for name, value in (("epochs", 0), ("epochs", 1.5), ("epochs", "x"), ("batch_size", 0), ("patience", -1))
     ],
-    *[refused(TrainingOptions, name, value, "not in (0, inf)", "0.1 suits") for name, value in (("lr", -1), ("lr", NAN), ("lr", "x"))],
+    *[refused(TrainingOptions, "lr", value, "not in (0, inf)", "0.1 suits") for value in (-1, NAN, "x")],
     *[
         refused(Distillation, name, value, "not in", "usual")
         for name, value in (("temperature", 0), ("temperature", "x"), ("weight", 2), ("weight", NAN))

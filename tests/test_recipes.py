@@ -186,7 +186,7 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path, old, new, place, hint) -
 def test_the_control_is_not_refused(tmp_path) -> None:
     (tmp_path / "a.safetensors").touch()
     recipe = load_recipe(write(tmp_path, SMALL)).recipe
-    assert recipe.components["low"].budget() == by.Budget(flops=0.5)
+    assert recipe.components["low"].flops == 0.5
     assert recipe.parts == ("low", "high")
     assert recipe.sources["b"].images == "digits"
 
@@ -247,7 +247,8 @@ def test_recipes_can_be_made_in_python() -> None:
     how = recipe.sources["a"].preprocessing.value()
     assert how == by.Preprocessing(size=(16, 16), mean=(0.5,), std=(0.5,))
     assert recipe.sources["a"].train.said()["batch-size"] == 8
-    assert recipe.components["low"].thresholds(by.Thresholds(beta=0.5)) == by.Thresholds(alpha=0.1, beta=0.5)
+    assert recipe.components["low"].alpha == 0.1
+    assert recipe.components["low"].beta is None
     with pytest.raises(ValueError, match="frozen"):
         recipe.brickyard = 2
 

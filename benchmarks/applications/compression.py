@@ -62,7 +62,7 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
             tables.relevance(name),
             task=list(range(10)),
             budget=by.Budget(flops=share),
-            select=choice,  # type: ignore[arg-type]
+            select=choice,
             heal=heal,
         )
         kind = "bare" if heal == "none" else "refit"

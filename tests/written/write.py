@@ -88,7 +88,8 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "budget-flops", part(Residual(), budget=half)
     yield "budget-parameters", part(Branches(), budget=by.Budget(parameters=0.6))
     yield "budget-spread", part(Residual(), budget=by.Budget(flops=0.6, allocation="global"))
-    yield "budget-multiple", part(chain(widths=(8, 12)), budget=by.Budget(parameters=0.7, allocation="uniform", round_to=4))
+    rounded = by.Budget(parameters=0.7, allocation="uniform", round_to=4)
+    yield "budget-multiple", part(chain(widths=(8, 12)), budget=rounded)
     for select in ("damage", "l1", "fpgm", "hrank", "activation", "taylor", "random"):
         yield f"select-{select}", part(budget=half, select=select)
     for heal in ("moments", "none"):

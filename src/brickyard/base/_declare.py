@@ -80,7 +80,8 @@ class Opt:
     Attributes:
         default: Its value where none is given; left out: it is required.
         help: One sentence, a verb first where it can be.
-        unset: What happens where it is None.
+        unset: What None stands for.
+        inherits: What comes before the defaults of a value's own options: "the relevances', or ".
         least: Its value is at least this; for numbers, `above`, `most` and `below` too.
         noun: What a number is: "a share ".
         owner: What messages put before the name: "budget".
@@ -97,6 +98,7 @@ class Opt:
     default: Any = REQUIRED
     help: str
     unset: str = ""
+    inherits: str = ""
     least: float = -math.inf
     above: float = -math.inf
     most: float = math.inf
@@ -126,11 +128,16 @@ class Opt:
         return kind if kind in (bool, int, float, str, Path) and self.only != "python" else None
 
     @property
-    def said(self) -> str:
-        """The help with choices and the meaning of None."""
+    def sentence(self) -> str:
+        """The help with the choices."""
         names = [f'"{name}"' for name in self.names]
         listed = f": {', '.join(names[:-1])} or {names[-1]}" if names else ""
-        return f"{self.help.removesuffix('.')}{listed}.{f' Default: {self.unset}.' if self.unset else ''}"
+        return f"{self.help.removesuffix('.')}{listed}."
+
+    @property
+    def said(self) -> str:
+        """The help with the choices and the meaning of None."""
+        return f"{self.sentence} Default: {self.unset}." if self.unset else self.sentence
 
     @property
     def value(self) -> str:
@@ -140,13 +147,13 @@ class Opt:
         return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default}"
 
     @property
-    def bounds(self) -> dict[str, float]:
+    def bounds(self) -> dict[str, Any]:
         """The bounds by the names that pydantic has for them."""
         found = {"ge": self.least, "gt": self.above, "le": self.most, "lt": self.below}
         return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 
     @property
-    def shell_bounds(self) -> dict[str, float]:
+    def shell_bounds(self) -> dict[str, Any]:
         """The bounds by the names that typer has for them."""
         return {{"ge": "min", "le": "max"}.get(name, ""): bound for name, bound in self.bounds.items()}
 
@@ -313,7 +320,9 @@ def flat(holder: Any, *names: str) -> dict[str, Opt]:
             continue
         if is_dataclass(option.kind):
             for key, one in declared(option.kind).items():
-                found[key] = replace(one, default=None, optional=True, unset=one.unset or one.value)
+                found[key] = replace(
+                    one, default=None, optional=True, unset=one.unset or (one.value and option.inherits + one.value)
+                )
         elif option.plain is not None:
             found[name] = option
     return found

@@ -100,9 +100,11 @@ class Budget:
         'flops'
     """
 
-    flops: float | None = opt(None, help="Keep at most this share of the source's FLOPs, in (0, 1].", **_SHARE)
+    flops: float | None = opt(
+        None, help="Keep at most this share of the source's FLOPs, in (0, 1].", unset="no budget", **_SHARE
+    )
     parameters: float | None = opt(
-        None, help="Keep at most this share of the source's parameters, in (0, 1].", **_SHARE
+        None, help="Keep at most this share of the source's parameters, in (0, 1].", unset="no budget", **_SHARE
     )
     allocation: Allocation = opt("auto", help="Divide the budget among the axes", owner="budget")
     round_to: int = opt(
@@ -230,17 +232,12 @@ class Distillation:
 
 
 Seed = Annotated[
-    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Seed all random choices.")
+    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Seed all random draws.")
 ]
 BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process this many images at once.")]
-GivenThresholds = Annotated[
-    Thresholds | None,
-    Opt(default=None, help="Keep channels by the paper's thresholds.", unset="those of the relevances, or the paper's",
-        advice="give brickyard.Thresholds(alpha=..., beta=...)"),
-]  # fmt: skip
 Resume = Annotated[
     str | Path | None,
-    Opt(default=None, help="Keep finished work in this folder: the same call, made again, goes on from there.",
+    Opt(default=None, help="Keep finished work in this folder; the same call, made again, continues.", unset="none",
         shell=Path, only="shell"),
 ]  # fmt: skip
 
@@ -250,7 +247,7 @@ class LocateOptions(TypedDict, total=False):
 
     classes: Annotated[
         Sequence[str] | None,
-        Opt(default=None, help="Name the source's classes.", unset="the data's names, or 0, 1, ..."),
+        Opt(default=None, help="Name the source's classes.", unset="the data's names, or numbers"),
     ]
     preprocessing: Annotated[
         Preprocessing | None,
@@ -263,7 +260,11 @@ class LocateOptions(TypedDict, total=False):
     choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class to locate with")]
     per_class: Annotated[int, Opt(default=50, least=1, help="Locate with this many images per class.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
-    thresholds: GivenThresholds
+    thresholds: Annotated[
+        Thresholds | None,
+        Opt(default=None, help="Count contributions and channels by these thresholds.", unset="the paper's",
+            advice="give brickyard.Thresholds(alpha=..., beta=...)"),
+    ]  # fmt: skip
     keep_sums: Annotated[
         bool | None,
         Opt(default=None, help="Keep the contribution sums of every class and layer.", only="python",
@@ -285,10 +286,14 @@ class DisassembleOptions(TypedDict, total=False):
             Sequence[int | str], Opt(help="Cut for these classes, by name or index, in the order of the outputs.")
         ]
     ]
-    thresholds: GivenThresholds
+    thresholds: Annotated[
+        Thresholds | None,
+        Opt(default=None, help="Keep the channels that these thresholds count.", unset="those of the relevances",
+            inherits="the relevances', or ", advice="give brickyard.Thresholds(alpha=..., beta=...)"),
+    ]  # fmt: skip
     budget: Annotated[
         Budget | None,
-        Opt(default=None, help="Keep the best channels that this budget allows, instead of thresholds.",
+        Opt(default=None, help="Keep the best channels that this budget allows, instead of thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
     ]  # fmt: skip
     select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="Rank channels for a budget by this criterion")]

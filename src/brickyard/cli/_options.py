@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
@@ -50,12 +51,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to sta
 Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda where there is a GPU.")]
 
 
+class _Declared(OptionInfo):
+    """A word of the command line whose help is asked for when it is shown: choices may be registered until then."""
+
+    def __init__(self, option: Opt, words: list[str], **known: Any) -> None:
+        self.option = option
+        super().__init__(param_decls=words or None, **known)
+
+    @property
+    def help(self) -> str:
+        """What the declaration says, and whether None stands for something."""
+        return self.option.said.replace('"', "")
+
+    @help.setter
+    def help(self, value: Any) -> None: ...
+
+
 def shell_option(option: Opt) -> inspect.Parameter:
     """A declared option as a parameter that typer turns into a word of the command line."""
     kind, default = option.plain, None if option.optional else option.default
     words = [f"--{option.name.replace('_', '-')}"] if kind is not bool or not default else []
-    bounds = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
-    shown = typer.Option(*words, help=option.said.replace('"', ""), show_default=default is not None, **bounds)
+    bounds: dict[str, Any] = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
+    shown = _Declared(option, words, default=..., show_default=default is not None, **bounds)
     annotation = Annotated[kind if default is not None else kind | None, shown]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -85,7 +102,7 @@ def with_options(
             for name, one in flat(holder).items():
                 known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
         known = {
-            name: replace(one, default=defaults[name], optional=False) if name in defaults else one
+            name: replace(one, default=defaults[name], optional=False, unset="") if name in defaults else one
             for name, one in known.items()
         }
         more = {name: shell_option(one) for name, one in known.items() if name not in own}

@@ -82,8 +82,7 @@ def finetune(
         teaching = source_of(source, weights, None, None).model.to(place)
     if teaching is None:
         chosen.pop("distillation", None)
-    images = images if isinstance(model, Assembly) else images[0]
-    better = tune(model, images, **chosen, teacher=teaching)
+    better = tune(model, images if isinstance(model, Assembly) else images[0], **chosen, teacher=teaching)
     better.save(output, overwrite=force)
     emit({"output": str(output), **better.manifest.tuned.model_dump()}, as_json, f"{better}\n{output}")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
@@ -105,19 +105,18 @@ def options_of(holder: Any, *only: str, **defaults: Any) -> Callable[[type[Secti
     def wrap(section: type[SectionT]) -> type[SectionT]:
         known = {name: one for name, one in flat(holder, *only).items() if one.plain is not Path}
         fields: dict[str, Any] = {name: _field(replace(one, **_other(name, defaults))) for name, one in known.items()}
-        made = create_model(section.__name__, __base__=section, __module__=__name__, __doc__=section.__doc__, **fields)
-        return cast("type[SectionT]", made)
+        return create_model(section.__name__, __base__=section, __module__=__name__, __doc__=section.__doc__, **fields)
 
     return wrap
 
 
 def _other(name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    return {"default": defaults[name], "optional": False} if name in defaults else {}
+    return {"default": defaults[name], "optional": False, "unset": ""} if name in defaults else {}
 
 
 def _field(one: Opt) -> tuple[Any, Any]:
     """An option as a field: its type with bounds, and its default."""
-    kind: Any = Annotated[one.plain, Field(**one.bounds)]  # type: ignore[arg-type]
+    kind: Any = Annotated[one.plain, Field(**one.bounds)]
     if one.names:
         kind = Annotated[kind, AfterValidator(functools.partial(_chosen, one))]
     return (kind | None if one.optional else kind), Field(default=one.default, description=one.said)

@@ -113,6 +113,43 @@ def magnitude(evidence: Evidence) -> Tensor:
     return scores
 
 
+@criterion("fpgm", help="FPGM: how far a channel's weights are from those of the others", images=False)
+def median_distance(evidence: Evidence) -> Tensor:
+    """FPGM (He et al., 2019, arXiv 1811.00250): sum of a filter's distances from all filters of its layer.
+
+    Filters near the geometric median of a layer can be replaced by the others.
+    """
+    graph = evidence.graph
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    for _, node, layer in iter_layers(graph.network):
+        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
+        if writes is not None and mixing is not None:
+            filters = mixing.rows.double().flatten(1)
+            scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
+    return scores
+
+
+@criterion("hrank", help="HRank: the mean rank of a channel's feature maps")
+def feature_rank(evidence: Evidence) -> Tensor:
+    """HRank (Lin et al., 2020, arXiv 2002.10179): mean rank of a channel's values (height, width) as a matrix.
+
+    Measured where layers read them, on the first images; single values have rank 1 where they are not 0.
+    """
+    graph = evidence.graph
+    scores = torch.zeros(graph.channels, dtype=torch.float64)
+    left = RANKED
+    with torch.no_grad():
+        for batch in evidence.batches:
+            batch, left = batch[:left], left - len(batch[:left])
+            if not len(batch):
+                break
+            for reads, x in _read(graph, [batch]):
+                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+                ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
+                scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
+    return scores
+
+
 @criterion("activation", help="the mean size of a channel's values")
 def activation(evidence: Evidence) -> Tensor:
     """Mean size of a channel's values where layers read them."""
@@ -154,43 +191,6 @@ def random(evidence: Evidence) -> Tensor:
     """Numbers drawn with the seed."""
     generator = torch.Generator().manual_seed(evidence.seed)
     return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
-
-
-@criterion("fpgm", help="FPGM: how far a channel's weights are from those of the others", images=False)
-def median_distance(evidence: Evidence) -> Tensor:
-    """FPGM (He et al., 2019, arXiv 1811.00250): sum of a filter's distances from all filters of its layer.
-
-    Filters near the geometric median of a layer can be replaced by the others.
-    """
-    graph = evidence.graph
-    scores = torch.zeros(graph.channels, dtype=torch.float64)
-    for _, node, layer in iter_layers(graph.network):
-        writes, mixing = graph.at(node.target, "out"), find_mixing(layer)
-        if writes is not None and mixing is not None:
-            filters = mixing.rows.double().flatten(1)
-            scores.index_add_(0, torch.from_numpy(writes), torch.cdist(filters, filters).sum(1).cpu())
-    return scores
-
-
-@criterion("hrank", help="HRank: the mean rank of a channel's feature maps")
-def feature_rank(evidence: Evidence) -> Tensor:
-    """HRank (Lin et al., 2020, arXiv 2002.10179): mean rank of a channel's values (height, width) as a matrix.
-
-    Measured where layers read them, on the first images; single values have rank 1 where they are not 0.
-    """
-    graph = evidence.graph
-    scores = torch.zeros(graph.channels, dtype=torch.float64)
-    left = RANKED
-    with torch.no_grad():
-        for batch in evidence.batches:
-            batch, left = batch[:left], left - len(batch[:left])
-            if not len(batch):
-                break
-            for reads, x in _read(graph, [batch]):
-                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
-                ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
-                scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
-    return scores
 
 
 def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,9 +20,10 @@ from torch import Tensor
 from brickyard.assembly._assemble import assemble, assembly_manifest
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._checks import check_choice
+from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
-from brickyard.base._options import Duplicates, Form
+from brickyard.base._options import SCALINGS as SCALING_HELP
+from brickyard.base._options import AssembleOptions
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import kept_text, selection_text
@@ -44,16 +45,13 @@ FORMS = {
     "union": "One brick with the channels of all. They must be cut from the same source.",
     "auto": "Parallel, padded or grouped: whichever is fastest here. Measured when you assemble.",
 }
-SCALING_WORDS = {
-    "none": "Compare the bricks' scores as they are.",
-    "log-probability": "Compare how each brick divides its own certainty. Best where bricks can say “none of mine”.",
-    "logit-mean": "Divide each class's score by what it usually is when that class is right.",
-    "magnitude": "Level the bricks by how strong their features are. Kept for comparison; it can make things worse.",
-    "mahalanobis": "Lower the scores of a brick to which the picture looks foreign.",
-    "affine": "One factor and one shift a brick, fitted to a few labelled pictures.",
-    "joint-head": "A small map over all scores, fitted to a few labelled pictures.",
-    "lda": "Learn from a few labelled pictures which brick a picture belongs to. Usually the best choice.",
+DUPLICATES = {
+    "error": "do not allow it",
+    "average": "average them",
+    "max": "take the higher",
+    "rename": "keep both, rename",
 }
+WORDS = {"form": FORMS, "scaling": SCALING_HELP, "on_duplicate": DUPLICATES}
 CELLS = 48  # in the picture of one axis
 MANIFESTS = 512  # manifests that are kept
 
@@ -66,21 +64,34 @@ class BusyError(BrickyardError):
     """Another request takes too long."""
 
 
+def form_options() -> dict[str, Opt]:
+    """The options of `brickyard.assemble` that the page asks for."""
+    return {name: option for name, option in flat(AssembleOptions).items() if option.only != "shell"}
+
+
+def _control(option: Opt) -> dict[str, Any]:
+    """An option as the page draws it."""
+    words = WORDS.get(option.name, {})
+    return {
+        "name": option.name,
+        "kind": "choice" if option.names else option.plain.__name__,
+        "default": option.default,
+        "text": option.help,
+        "choices": [{"name": name, "text": words.get(name, "")} for name in option.names],
+    }
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be built.
 
     Attributes:
         bricks: Names of components in the yard.
-        form: How they run: a form of `brickyard.assemble`.
-        scaling: How their logits become comparable.
-        on_duplicate: What happens to classes of one name.
+        options: Options of `brickyard.assemble`.
     """
 
     bricks: tuple[str, ...]
-    form: str = "parallel"
-    scaling: str = "none"
-    on_duplicate: str = "error"
+    options: dict[str, Any]
 
     @classmethod
     def of(cls, value: Any, limits: Limits) -> Plan:
@@ -89,8 +100,9 @@ class Plan:
         Raises:
             OptionError: It is not of the right form.
         """
-        if not isinstance(value, dict) or not set(value) <= {"bricks", "form", "scaling", "on_duplicate"}:
-            raise OptionError("option-plan-invalid", "a plan is an object with bricks, form, scaling and on_duplicate")
+        known = form_options()
+        if not isinstance(value, dict) or not set(value) <= {"bricks", *known}:
+            raise OptionError("option-plan-invalid", f"a plan is an object with bricks, {', '.join(known)}")
         bricks = value.get("bricks")
         if not isinstance(bricks, list) or not all(isinstance(name, str) for name in bricks):
             raise OptionError("option-plan-invalid", "the bricks of a plan are a list of names")
@@ -100,19 +112,8 @@ class Plan:
             )
         if len(set(bricks)) != len(bricks):
             raise OptionError("option-plan-invalid", "a brick is in the plan twice; take one of them out")
-        rest = {name: value.get(name, default) for name, default in cls(()).rest.items()}
-        check_choice("form", rest["form"], Form)
-        check_choice("on_duplicate", rest["on_duplicate"], Duplicates)
-        if not isinstance(rest["scaling"], str) or rest["scaling"] not in SCALINGS:
-            raise OptionError(
-                "option-choice", f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}"
-            )
-        return cls(tuple(bricks), **rest)
-
-    @property
-    def rest(self) -> dict[str, str]:
-        """Everything but the bricks."""
-        return {"form": self.form, "scaling": self.scaling, "on_duplicate": self.on_duplicate}
+        options = {name: one.check(value.get(name, one.default)) for name, one in known.items()}
+        return cls(tuple(bricks), options)
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,9 @@ class Bench:
             "samples": list(pictures.sample_paths(self._samples)),
             "forms": [{"name": name, "text": text} for name, text in FORMS.items()],
             "scalings": [
-                {"name": name, "text": SCALING_WORDS.get(name, ""), "few_shot": s.few_shot, "gated": s.gated}
-                for name, s in SCALINGS.items()
+                {"name": name, "text": s.help, "few_shot": s.few_shot, "gated": s.gated} for name, s in SCALINGS.items()
             ],
+            "options": [_control(option) for option in form_options().values()],
             "limits": {
                 "file_bytes": self.limits.file_bytes,
                 "files": self.limits.files,
@@ -260,7 +261,7 @@ class Bench:
             for name in part.classes:
                 owners.setdefault(name, []).append(index)
         duplicates = [{"name": name, "bricks": found} for name, found in owners.items() if len(found) > 1]
-        how = "rename" if duplicates and plan.on_duplicate == "error" else plan.on_duplicate
+        how = "rename" if duplicates and plan.options["on_duplicate"] == "error" else plan.options["on_duplicate"]
         manifest = assembly_manifest(parts, on_duplicate=how)  # type: ignore[arg-type]
         return {
             "classes": manifest.classes,
@@ -268,7 +269,7 @@ class Bench:
             "parameters": sum(part.selection.parameters for part in parts),
             "flops": sum(part.selection.flops for part in parts),
             "forms": {name: why for name in FORMS if (why := _unfit(name, entries))},
-            "overlap": _overlap(manifest, plan.scaling),
+            "overlap": _overlap(manifest, plan.options["scaling"]),
         }
 
     # -- classifiers ---------------------------------------------------------------------------------------
@@ -288,8 +289,8 @@ class Bench:
         with self._turn():
             parts = [self._component(name) for name in plan.bricks]
             images = self._labelled([part.manifest for part in parts], labelled)
-            few = SCALINGS[plan.scaling].few_shot
-            whole = assemble(parts, images=images if few else None, **plan.rest)  # type: ignore[arg-type]
+            few = SCALINGS[plan.options["scaling"]].few_shot
+            whole = assemble(parts, images=images if few else None, **plan.options)
             counts: list[dict[str, int]] = []
             if images is not None:
                 plain = assemble(parts, on_duplicate=whole.manifest.on_duplicate)

@@ -232,10 +232,29 @@ function drawWall() {
   $("stale").hidden = !state.made || state.made.bricks.join("\n") === state.tray.join("\n");
 }
 
+function valueOf(input) {
+  if (input.type === "checkbox") return input.checked;
+  return input.type === "number" ? Number(input.value) : input.value;
+}
+
+// A control for an option that has no place of its own on the page.
+function control(option) {
+  const kinds = { bool: "checkbox", int: "number", float: "number" };
+  const input = option.choices.length
+    ? make("select", {}, ...option.choices.map((choice) => make("option", { value: choice.name, title: choice.text }, choice.name)))
+    : make("input", { type: kinds[option.kind] || "text", step: option.kind === "float" ? "any" : "1" });
+  if (input.type === "checkbox") input.checked = option.default;
+  else input.value = option.default ?? "";
+  input.dataset.option = option.name;
+  input.addEventListener("change", plan);
+  return make("label", { className: "field" }, `${option.text} `, input);
+}
+
 function choices() {
   const duplicate = document.querySelector("input[name=duplicate]:checked");
   const found = state.plan && state.plan.duplicates.length > 0;
-  return { bricks: state.tray, form: $("form").value, scaling: $("scaling").value, on_duplicate: found && duplicate ? duplicate.value : "error" };
+  const more = Object.fromEntries([...document.querySelectorAll("[data-option]")].map((input) => [input.dataset.option, valueOf(input)]));
+  return { ...more, bricks: state.tray, form: $("form").value, scaling: $("scaling").value, on_duplicate: found && duplicate ? duplicate.value : "error" };
 }
 
 async function plan() {
@@ -581,7 +600,6 @@ function listen() {
   $("more").addEventListener("click", () => { state.shown += PAGE; drawYard(); });
   $("form").addEventListener("change", () => { explain(); plan(); });
   $("scaling").addEventListener("change", () => { explain(); drawCalibrate(); plan(); });
-  document.querySelectorAll("input[name=duplicate]").forEach((input) => input.addEventListener("change", plan));
   $("assemble").addEventListener("click", assemble);
   $("picture").addEventListener("change", () => { classify([...$("picture").files]); $("picture").value = ""; });
   $("camera").addEventListener("click", openCamera);
@@ -622,6 +640,13 @@ async function start() {
   $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
   for (const form of state.yard.forms) $("form").append(make("option", { value: form.name }, form.name));
   for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (with a few pictures)" : "")));
+  const own = ["form", "scaling", "on_duplicate"];
+  $("duplicate-choices").replaceChildren(...state.yard.options.find((item) => item.name === "on_duplicate").choices.map((choice) => {
+    const input = make("input", { type: "radio", name: "duplicate", value: choice.name, checked: choice.name === "error" });
+    input.addEventListener("change", plan);
+    return make("label", {}, input, ` ${choice.text}`);
+  }));
+  $("options").append(...state.yard.options.filter((item) => !own.includes(item.name)).map(control));
   state.most = { parameters: 1, flops: 1 };
   for (const brick of state.yard.bricks) {
     for (const name of ["parameters", "flops"]) state.most[name] = Math.max(state.most[name], brick[name]);
