@@ -21,8 +21,7 @@ import brickyard as by
 from brickyard.base._errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
 from brickyard.gnn._component import GraphComponent, load
 from brickyard.gnn._evaluation import evaluate
-from brickyard.gnn._locate import locate
-from brickyard.gnn._make import assemble, disassemble
+from brickyard.gnn._make import assemble, disassemble, locate
 from brickyard.gnn._network import Edges, GraphNetwork, NodeData, disjoint, random_network
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import cut, join
@@ -89,7 +88,13 @@ def keeps(draw: st.DrawFn, network: GraphNetwork) -> dict[str, Tensor]:
     def some(units: int) -> Tensor:
         return torch.tensor(sorted(draw(st.sets(st.integers(0, units - 1), min_size=1))))
 
-    return {axis.name: some(axis.units) for axis in network.axes()}
+    return {name: some(units) for name, units in sizes(network).items()}
+
+
+def sizes(network: GraphNetwork) -> dict[str, int]:
+    """Units of each axis."""
+    features = network.steps()[0].spec.inputs
+    return {"features": features} | {n: s.spec.units for n, s in zip(network.names, network.steps(), strict=True)}
 
 
 def plain(kind: str) -> tuple[GraphNetwork, tuple[Tensor, Tensor, Tensor]]:
@@ -286,19 +291,15 @@ def test_relevances_are_those_of_the_formulas(kind) -> None:
     size = 5 if kind == "gat" else 1  # the channels of a head
     sums[1] = sums[1].reshape(CLASSES, CLASSES, -1, size).sum(3)
     for name, s in zip(("conv1", "conv2"), sums, strict=True):
-        torch.testing.assert_close(relevance.sums[name], s, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(relevance.sum(name), s, rtol=1e-9, atol=1e-9)
     for k in range(CLASSES):
         m = torch.arange(CLASSES) == k
         for axis, s, units in (("conv1", sums[1], 1), ("features", sums[0], size)):
             low, high = s[k].amin(1, keepdim=True), s[k].amax(1, keepdim=True)
             t = ((s[k] - low) / (high - low + 1e-5) > alpha)[m.repeat_interleave(units)].sum(0).double()
             m = (t - t.min()) / (t.max() - t.min() + 1e-5) > beta
-            assert torch.equal(relevance.relevant(axis, [k]), m), (axis, k)
+            assert torch.equal(relevance.relevant(axis)[k], m), (axis, k)
         assert not m.all()
-    assert torch.equal(
-        relevance.relevant("features", [0, 2]),
-        relevance.relevant("features", [0]) | relevance.relevant("features", [2]),
-    )
 
 
 def random_as(kind: str) -> tuple[Tensor, Tensor]:
@@ -335,12 +336,12 @@ def test_cut_equals_zeroed(data: st.DataObject) -> None:
     model, (x, edges) = data.draw(stacks()), data.draw(graphs())
     network = read_network(model, NodeData.of((x, edges)))
     keep = data.draw(keeps(network))
-    axes = network.axes()
-    outputs = keep[axes[-1].name]
-    for axis in axes[:-1]:
-        mask = torch.zeros(axis.units * axis.size, dtype=torch.float64)
-        mask[axis.channels(keep[axis.name])] = 1
-        model.masks.append(mask)
+    outputs = keep[network.names[-1]]
+    channels = {"features": keep["features"]}
+    channels |= {n: s.spec.channels(keep[n]) for n, s in zip(network.names, network.steps(), strict=True)}
+    for layer, kept in zip(network.steps(), channels.values(), strict=False):
+        model.masks.append(torch.zeros(layer.spec.inputs, dtype=torch.float64))
+        model.masks[-1][kept] = 1
     with torch.no_grad():
         expected = model(x, edges)[:, outputs]
         found = cut(network, keep)(x, edges)
@@ -358,7 +359,7 @@ def test_cutting_other_channels_says_something_else(kind, axis) -> None:
 
 def test_heads_are_kept_or_dropped_whole() -> None:
     network, graph = plain("gat")
-    assert [(axis.units, axis.size) for axis in network.axes()] == [(12, 1), (2, 5), (4, 1)]
+    assert sizes(network) == {"features": 12, "conv1": 2, "conv2": 4}
     part = disassemble(network, locate(network, graph, nodes=range(40)), task=[1], budget=by.Budget(parameters=0.5))
     (first, last) = part.network.steps()
     assert part.manifest.axes["conv1"].kept in ((0,), (1,))
@@ -473,7 +474,7 @@ def test_padded_equals_side_by_side(data: st.DataObject) -> None:
         found = join(parts, columns)(x, edges)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         swapped = join(parts[::-1], columns[::-1])(x, edges)
-        width = parts[1].axes()[-1].units
+        width = parts[1].steps()[-1].spec.width
         torch.testing.assert_close(
             torch.cat([swapped[:, width:], swapped[:, :width]], 1), expected, rtol=1e-9, atol=1e-9
         )

@@ -93,7 +93,7 @@ def scored(classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mappi
     )
 
 
-def sources_of(model: Component | Assembly, given: Any) -> list[nn.Module | None]:
+def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
     """The source of each part, or None."""
     parts = model.manifest.parts
     listed = isinstance(given, list | tuple)

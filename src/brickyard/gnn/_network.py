@@ -3,8 +3,8 @@
 A node gathers its neighbours' features in one or several ways: the normalised sum of a GCN, the mean of GraphSAGE, its
 own features, or a sum weighted by an attention head. Channel j of what it gathers is multiplied by W[i, j] and summed:
 the linear form that contributions need. Ways whose results are added are like the positions of a kernel; heads whose
-results are concatenated are like the groups of a grouped convolution. So `brickyard.relevance._contribution` and
-`brickyard.healing._heal`, which know convolutions, serve graph networks as they are.
+results are concatenated are like the groups of a grouped convolution. So locating and the refit, which know
+convolutions, serve graph networks as they are.
 
 Attention is held folded: the score of a head is a vector times the layer's *input*, so that outputs can be cut without
 a change of the attention.
@@ -251,6 +251,16 @@ class GraphLayerSpec(Frozen):
         """Output channels in all."""
         return self.groups * self.outputs
 
+    @property
+    def units(self) -> int:
+        """How many things can be kept or dropped: whole heads where there are several side by side, else channels."""
+        return self.groups if self.groups > 1 else self.outputs
+
+    def channels(self, units: Tensor) -> Tensor:
+        """The output channels of some units."""
+        size = self.width // self.units
+        return (units.unsqueeze(1) * size + torch.arange(size)).flatten()
+
 
 class NodeLayer(nn.Module):
     """One layer of a graph network.
@@ -327,19 +337,23 @@ class NodeLayer(nn.Module):
         return stacked.transpose(2, 3).flatten(1, 2).unsqueeze(2)
 
     def convolution(self) -> nn.Conv2d:
-        """The layer's linear form without its bias, as a convolution over what is gathered."""
+        """The layer's linear form as a convolution over what is gathered."""
         spec = self.spec
         inputs, outputs = spec.groups * spec.inputs, spec.width
         weight = self.weight.detach().permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)  # (G Q, P, 1, K)
         kernel = (1, len(spec.gather))
         conv = nn.Conv2d(inputs, outputs, kernel, groups=spec.groups, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return conv
 
     def take(self, conv: nn.Conv2d) -> None:
-        """Set the weights to those of a `convolution`."""
+        """Set the numbers to those of a `convolution`."""
         value = conv.weight.detach().squeeze(2).unflatten(0, (self.spec.groups, -1)).permute(0, 3, 1, 2)
         self.weight.data.copy_(value)
+        if self.bias is not None and conv.bias is not None:
+            self.bias.data.copy_(conv.bias)
 
 
 def shapes(spec: GraphLayerSpec) -> dict[str, tuple[int, ...]]:
@@ -354,25 +368,6 @@ def shapes(spec: GraphLayerSpec) -> dict[str, tuple[int, ...]]:
 
 
 # -- networks ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Channels that layers write and read.
-
-    Attributes:
-        name: The layer that writes it, or "features".
-        units: How many things can be kept or dropped: channels, or whole attention heads.
-        size: Channels of each.
-    """
-
-    name: str
-    units: int
-    size: int = 1
-
-    def channels(self, units: Tensor) -> Tensor:
-        """The channels of some units."""
-        return (units.unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
 
 
 class GraphNetwork(nn.Module):
@@ -399,14 +394,6 @@ class GraphNetwork(nn.Module):
         """The layers."""
         return [layer for layer in self.layers if isinstance(layer, NodeLayer)]
 
-    def axes(self) -> list[Axis]:
-        """The features, and what each layer writes; the last is the classes."""
-        found = [Axis(FEATURES, self.steps()[0].spec.inputs)]
-        for name, layer in zip(self.names, self.steps(), strict=True):
-            spec = layer.spec
-            found.append(Axis(name, spec.groups, spec.outputs) if spec.groups > 1 else Axis(name, spec.outputs))
-        return found
-
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits of all nodes."""
         edges = Edges.of(edge_index, len(x))
@@ -420,16 +407,6 @@ class GraphNetwork(nn.Module):
         for layer in self.steps():
             x = layer(x, edges)
         return x
-
-    def flops(self, nodes: int, edges: int) -> int:
-        """Floating-point operations for a graph of so many nodes and edges, two a multiply-add."""
-        total = 0
-        for layer in self.steps():
-            spec, ways = layer.spec, len(layer.spec.gather)
-            total += 2 * nodes * spec.width * ways * spec.inputs
-            total += 2 * edges * spec.width * sum(name != "self" for name in spec.gather)
-            total += 4 * nodes * spec.inputs * spec.groups * ways if spec.attends else 0
-        return total
 
 
 def random_network(
@@ -447,8 +424,8 @@ def random_network(
 
     Example:
         >>> from brickyard.gnn import random_network
-        >>> [axis.name for axis in random_network("gat", 12, 4, 3).axes()]
-        ['features', 'conv1', 'conv2']
+        >>> random_network("gat", 12, 4, 3).names
+        ('conv1', 'conv2')
     """
     gather: tuple[Gather, ...] = {"gcn": ("gcn",), "sage": ("mean", "self"), "gat": ("attention",)}[kind]  # type: ignore[assignment]
     groups = heads if kind == "gat" else 1

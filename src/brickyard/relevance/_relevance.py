@@ -19,7 +19,7 @@ from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, validated
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.network._stored import check_all_used
+from brickyard.network._stored import check_all_used, taken
 from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
@@ -60,13 +60,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     count = len(file.classes)
 
     def take(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        value = tensors.pop(name, None)
-        if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
-            found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
-            raise FileError(
-                "file-tensor-mismatch", f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype} is expected"
-            )
-        return value
+        return taken(tensors, name, shape, dtype)
 
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
