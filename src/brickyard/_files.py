@@ -15,8 +15,6 @@ from brickyard.base._errors import BrickyardError, FileError
 from brickyard.base._messages import told
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance

@@ -15,10 +15,10 @@ from brickyard.assembly._assembly import Joined
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError
 from brickyard.base._records import AssemblyManifest, ComponentManifest, Frozen, Name, ScalingRecord, validated
-from brickyard.component._describe import describe
+from brickyard.component._component import Cut
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer, shapes
 from brickyard.network._stored import check_all_used, taken, tensors_of
-from brickyard.outputs._outputs import check_outputs, find_outputs
+from brickyard.outputs._outputs import check_outputs
 from brickyard.scaling._scale import Scale
 from brickyard.storage._safefile import write
 
@@ -70,11 +70,10 @@ class GraphAssemblyFile(Frozen):
     networks: tuple[GraphNetworkSpec, ...]
 
 
-class GraphComponent(nn.Module):
+class GraphComponent(Cut):
     """A working graph network for one task, cut from one source; it needs no PyTorch Geometric.
 
     Attributes:
-        network: The cut network.
         manifest: What it is and where it came from. Its "images" are nodes; FLOPs are those of one pass over the graph
             that it was located on.
 
@@ -90,32 +89,11 @@ class GraphComponent(nn.Module):
         (('1', '3'), torch.Size([60, 2]))
     """
 
-    def __init__(self, network: GraphNetwork, manifest: ComponentManifest) -> None:
-        super().__init__()
-        self.network = network
-        self.manifest = manifest
-        self.outputs = find_outputs(manifest.outputs)
-        self.eval()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, one an output."""
-        return self.manifest.classes
+    network: GraphNetwork
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits of the task's classes for all nodes; with reject, the log-sum-exp of the others comes last."""
         return self.head(self.network(x, edge_index))
-
-    def head(self, logits: Tensor) -> Tensor:
-        """The network's outputs (nodes, n) -> the task's, with the reject output where there is one."""
-        return self.of_source(logits) if self.manifest.reject or self.manifest.output_axis is None else logits
-
-    def of_source(self, logits: Tensor) -> Tensor:
-        """Logits of all the source's classes (nodes, n) -> the task's, and one that stands for the others."""
-        task = list(self.manifest.task)
-        others = [k for k in range(logits.shape[1]) if k not in task]
-        left = torch.tensor(others, device=logits.device) if self.manifest.reject else None
-        return self.outputs.head(logits, torch.tensor(task, device=logits.device), left)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
@@ -126,9 +104,6 @@ class GraphComponent(nn.Module):
         text = GraphComponentFile(component=self.manifest, network=GraphNetworkSpec.of(self.network))
         tensors = tensors_of(self.network, "network.")
         return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
-
-    def __str__(self) -> str:
-        return describe(self.manifest)
 
 
 def columns_of(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Tensor]:

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assemble import assembly_manifest
 from brickyard.base._declare import Opt, declared, verb
-from brickyard.base._errors import DataError, OptionError, SurgeryError, TaskError
+from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._options import AssembleOptions, Budget, DisassembleOptions, Duplicates, LocateOptions, Thresholds
-from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord, Preprocessing, Statistics
+from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord, Statistics
 from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
 from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
 from brickyard.gnn._network import Edges, GraphNetwork, NodeData
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import NodeGraph, cut, join, refit
-from brickyard.network._identity import fingerprint
+from brickyard.outputs._outputs import ONE
 from brickyard.relevance._contribution import ContributionSums
+from brickyard.relevance._locate import output_names
 from brickyard.relevance._relevance import Relevances
 from brickyard.runtime._progress import bar
 from brickyard.scaling._scale import Evidence
@@ -39,10 +40,8 @@ class GraphLocateOptions(TypedDict, total=False):
     """Options of `locate`."""
 
     nodes: Annotated[
-        Any,
-        Opt(default=None, help="Locate with these nodes, which the source was trained on: a mask or indices.",
-            unset="the data's train_mask"),
-    ]  # fmt: skip
+        Any, Opt(default=None, help="Locate with these nodes, a mask or indices.", unset="the data's train_mask")
+    ]
     classes: Annotated[Sequence[str] | None, _LOCATE["classes"]]
     thresholds: Annotated[Thresholds | None, _LOCATE["thresholds"]]
     name: Annotated[str | None, _LOCATE["name"]]
@@ -103,36 +102,15 @@ def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -
     """
     found = NodeData.of(data)
     graph = NodeGraph(read_network(model, found, data), found, sum(p.numel() for p in model.parameters()))
-    count, names = graph.axes[-1].size, options["classes"]
-    names = tuple(map(str, range(count) if names is None else names))
-    if len(names) != count or len(set(names)) != count:
-        raise TaskError(
-            "task-class-count", f"{len(set(names))} different class names were given and the source has {count} outputs"
-        )
+    count = graph.axes[-1].size
+    names = output_names(options["classes"], count)
     chosen = _nodes(found, options["nodes"], names)
     assert found.labels is not None
     by_class = [chosen[found.labels[chosen] == k] for k in range(count)]
-    relevance = GraphRelevance(
-        classes=names,
-        task=tuple(range(count)),
-        thresholds=options["thresholds"] or Thresholds(),
-        layers=graph.layers,
-        axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
-        record=LocateRecord(
-            choose="all",
-            per_class=None,
-            seed=0,
-            images=tuple(map(len, by_class)),
-            data=f"{len(found.x)} nodes, {found.edge_index.shape[1]} edges",
-        ),
-        preprocessing=Preprocessing(),
-        input_shape=graph.input_shape,
-        source_sha256=fingerprint(model),
-        source_name=options["name"] or type(model).__name__,
-        sums={},
-        nodes=chosen,
-        _graph=graph,
-    )
+    data = f"{len(found.x)} nodes, {found.edge_index.shape[1]} edges"
+    record = LocateRecord(choose="all", per_class=None, seed=0, images=tuple(map(len, by_class)), data=data)
+    more: dict[str, Any] = {"classes": names, "task": tuple(range(count)), "nodes": chosen, "sums": {}, "_graph": graph}
+    relevance = GraphRelevance.blank(model, graph, graph.layers, options, record, **more)
     for k, sums in enumerate(_sums(graph, by_class)):
         relevance.add_class(k, sums, graph)
     return relevance
@@ -149,11 +127,7 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
         )
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
-    if int(labels.min()) < 0 or int(labels.max()) >= len(names):
-        raise DataError(
-            "data-label-out-of-range",
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the source has classes 0 to {len(names) - 1}",
-        )
+    ONE.check_labels(labels, len(names))
     missing = [name for k, name in enumerate(names) if not bool((labels == k).any())]
     if missing:
         raise DataError(
@@ -190,17 +164,14 @@ class GraphDisassembleOptions(TypedDict, total=False):
     thresholds: Annotated[Thresholds | None, _CUT["thresholds"]]
     budget: Annotated[Budget | None, _CUT["budget"]]
     select: Annotated[
-        Literal["mda", "random"],
-        Opt(default="mda", help="Keep the relevant units, or, for comparison, as many of each axis at random"),
+        Literal["mda", "random"], Opt(default="mda", help="Keep the relevant units, or as many at random")
     ]
     features: Annotated[bool, Opt(default=False, help="Cut features too; they are an input, as images are.")]
     reject: Annotated[bool, _CUT["reject"]]
     heal: Annotated[Literal["refit", "none"], _CUT["heal"]]
     nodes: Annotated[
-        Any,
-        Opt(default=None, help="Heal with these nodes, a mask or indices; labels are not used.",
-            unset="those of the relevances: of the task's classes, or of all with reject"),
-    ]  # fmt: skip
+        Any, Opt(default=None, help="Heal with these nodes; labels are not used.", unset="the task's that were located")
+    ]
     ridge: Annotated[float, _CUT["ridge"]]
     seed: Annotated[int, _CUT["seed"]]
 
@@ -296,20 +267,12 @@ def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeDa
 class GraphAssembleOptions(TypedDict, total=False):
     """Options of `assemble`; more are those of the scaling."""
 
-    form: Annotated[
-        Literal["parallel", "padded"],
-        Opt(default="parallel", help="Run the parts one after the other, or as one network with zeros between them"),
-    ]
+    form: Annotated[Literal["parallel", "padded"], Opt(default="parallel", help="Run the parts in this form")]
     shared_input: Annotated[
-        bool,
-        Opt(default=True, help="Give all parts one table of features; False gives each columns of its own, for sources "
-            "from different graphs, as `disjoint` lays them."),
-    ]  # fmt: skip
-    scaling: Annotated[str, _JOIN["scaling"]]
-    data: Annotated[
-        Any,
-        Opt(default=None, help="Calibrate with this graph, whose labels index the assembly's classes.", unset="none"),
+        bool, Opt(default=True, help="Give all parts one table of features; False: as `disjoint` lays them.")
     ]
+    scaling: Annotated[str, _JOIN["scaling"]]
+    data: Annotated[Any, Opt(default=None, help="Calibrate with this graph; labels index the assembly's classes.")]
     nodes: Annotated[Any, Opt(default=None, help="Calibrate with these of its nodes, which must not be scored.")]
     on_duplicate: Annotated[Duplicates, _JOIN["on_duplicate"]]
 
@@ -376,12 +339,7 @@ def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
         )
     chosen = data.chosen(nodes, "the nodes to scale with")
     targets = data.labels[chosen].long().cpu()
-    if int(targets.min()) < 0 or int(targets.max()) >= len(assembly.classes):
-        raise DataError(
-            "data-label-out-of-range",
-            f"labels run from {int(targets.min())} to {int(targets.max())}; they are indices into the assembly's "
-            f"{len(assembly.classes)} classes",
-        )
+    assembly.outputs.check_labels(targets, len(assembly.classes))
     with torch.no_grad():
         logits = assembly.side_by_side(data.x, data.edge_index)[chosen].double().cpu()
     owners = torch.tensor([assembly.manifest.owners[k][0] for k in targets.tolist()])

@@ -58,25 +58,22 @@ class NodeData:
         if isinstance(data, cls):
             return data
         if isinstance(data, tuple | list) and len(data) in (2, 3):
-            parts = (*data, None)[:3]
-            found = cls(*parts)
+            found = cls(*data)
         elif hasattr(data, "x") and hasattr(data, "edge_index"):
             found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
         else:
             raise DataError(
                 "data-type",
-                f"a graph is needed: (x, edge_index), (x, edge_index, labels) or a torch_geometric Data; a "
-                f"{type(data).__name__} was given",
+                f"a graph must be (x, edge_index), (x, edge_index, labels) or a torch_geometric Data, got a "
+                f"{type(data).__name__}",
             )
         if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
-            raise DataError(
-                "data-graph", "the features of a graph are a floating-point tensor (nodes, features); give such a one"
-            )
+            raise DataError("data-graph", "features of a graph must be a floating-point tensor (nodes, features)")
         Edges.of(found.edge_index, len(found.x))
         if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
             raise DataError(
                 "data-label-mismatch",
-                f"labels are one whole number a node; {tuple(found.labels.shape)} for {len(found.x)} nodes",
+                f"labels must be one integer per node, got {tuple(found.labels.shape)} for {len(found.x)} nodes",
             )
         return found
 
@@ -89,9 +86,7 @@ class NodeData:
         found = torch.as_tensor(nodes).cpu()
         if found.dtype == torch.bool:
             if found.shape != (len(self.x),):
-                raise DataError(
-                    "data-graph", f"{what}: a mask of shape {tuple(found.shape)} was given for {len(self.x)} nodes"
-                )
+                raise DataError("data-graph", f"{what}: a mask {tuple(found.shape)} was given for {len(self.x)} nodes")
             found = found.nonzero().flatten()
         if found.ndim != 1 or not len(found) or found.is_floating_point():
             raise DataError("data-graph", f"{what}: a mask or a list of node indices with at least one node is needed")
@@ -157,11 +152,9 @@ class Edges:
         Raises:
             DataError: They are not, or a number is no node.
         """
-        whole = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
-        if not whole or edge_index.ndim != 2 or len(edge_index) != 2:
-            raise DataError(
-                "data-graph", "edge_index is a tensor (2, edges) of whole numbers; give the graph's edges in that form"
-            )
+        known = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
+        if not known or edge_index.ndim != 2 or len(edge_index) != 2:
+            raise DataError("data-graph", "edge_index must be a tensor (2, edges) of integers")
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
             raise DataError(
                 "data-index-out-of-range",
@@ -316,9 +309,7 @@ class NodeLayer(nn.Module):
             else:
                 found.append(y)
         total = torch.cat(found, 1)
-        if self.bias is not None:
-            total = total + self.bias
-        return total
+        return total if self.bias is None else total + self.bias
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(nodes, inputs) -> (nodes, groups * outputs)."""
@@ -416,8 +407,8 @@ def random_network(
 
     Args:
         kind: What the layers are.
-        features: Features a node.
-        hidden: Channels between the layers; for "gat" of each head.
+        features: Features per node.
+        hidden: Channels between the layers; for "gat", of each head.
         classes: Classes.
         heads: Attention heads of the first layer.
         seed: Seed of the numbers.

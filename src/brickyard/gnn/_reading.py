@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwor
 from brickyard.network._untouched import as_before
 
 KNOWN = "GCNConv, SAGEConv (mean or sum), GATConv and Linear, with BatchNorm, ReLU, ELU and dropout between"
+_HOMES = ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
 _SAME = 1e-3  # of the spread of the logits: what a source in float32 may differ by
-_SKIPPED = {F.dropout, torch.dropout, "contiguous"}
-_ENDS = {F.log_softmax, torch.log_softmax, F.softmax, torch.softmax, "log_softmax", "softmax"}
-_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", F.elu: "elu"}
+_SKIPPED = {F.dropout, torch.dropout, "contiguous", nn.Dropout, nn.Identity}
+_ENDS = {F.log_softmax, torch.log_softmax, F.softmax, torch.softmax, "log_softmax", "softmax", nn.LogSoftmax}
+_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", nn.ReLU: "relu"}
+_ACTIVATIONS |= {F.elu: "elu", nn.ELU: "elu"}
 
 
 def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
@@ -95,12 +97,8 @@ class _Tracer(fx.Tracer):
     """Stops at the layers of both libraries."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        home = type(m).__module__
-        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            return False
-        return home.startswith(
-            ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
-        )
+        holds = isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return not holds and type(m).__module__.startswith(_HOMES)
 
 
 @dataclass
@@ -127,26 +125,22 @@ class _Reading:
             raise TraceError("trace-graph-layers", f"{self.kind} has no layer that is known; known are {KNOWN}")
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
+            why = "concatenates heads" if last.groups > 1 else f"is followed by {last.activation}"
             raise TraceError(
                 "trace-graph-layers",
-                f"{self.kind}: its last layer {self.found[-1].name!r} "
-                + ("concatenates heads" if last.groups > 1 else f"is followed by {last.activation}")
-                + "; a classifier ends in one logit a class (GATConv: concat=False, or one head)",
+                f"{self.kind}: its last layer {self.found[-1].name!r} {why}; a classifier ends in one logit per class "
+                "(GATConv: concat=False, or one head)",
             )
         layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
         names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
-        return GraphNetwork(layers, names, torch.arange(layers[0].spec.inputs)).to(
-            self.found[0].tensors["weight"].device
-        )
+        columns = torch.arange(layers[0].spec.inputs, device=layers[0].weight.device)
+        return GraphNetwork(layers, names, columns)
 
     def _chain(self) -> list[fx.Node]:
         """The steps from the features to the logits."""
+        given = inspect.signature(self.model.forward).parameters.values()
+        optional = {p.name: p.default for p in given if p.default is not p.empty}
         try:
-            optional = {
-                p.name: p.default
-                for p in inspect.signature(self.model.forward).parameters.values()
-                if p.default is not p.empty
-            }
             graph = _Tracer().trace(self.model, concrete_args=optional or None)
         except Exception as error:
             raise TraceError("trace-control-flow", f"{self.kind} cannot be traced: {first_line(error)}") from None
@@ -171,42 +165,26 @@ class _Reading:
             raise self._unknown(node, "joins two values")
         if self.ended:
             raise self._unknown(node, "comes after a softmax")
-        if node.op == "call_module":
-            self._module(str(node.target), self.model.get_submodule(str(node.target)), node)
-        elif node.target in _ENDS:
+        module: Any = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind: Any = node.target if module is None else type(module)
+        numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
+        if kind in _ENDS:
             self.ended = True
-        elif node.target in _ACTIVATIONS:
-            numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
-            if any(value != 1 for value in numbers):
+        elif kind in _ACTIVATIONS:
+            if any(value != 1 for value in (*numbers, getattr(module, "alpha", 1))):
                 raise self._unknown(node, "has an alpha other than 1")
-            self._activate(_ACTIVATIONS[node.target], node)
-        elif node.target not in _SKIPPED:
-            raise self._unknown(node, "is not known")
-
-    def _module(self, name: str, module: nn.Module, node: fx.Node) -> None:
-        kind = type(module)
-        if kind in (nn.Dropout, nn.Identity):
-            return
-        if kind in (nn.ReLU, nn.ELU):
-            if getattr(module, "alpha", 1.0) != 1.0:
-                raise self._unknown(node, "has an alpha other than 1")
-            self._activate("relu" if kind is nn.ReLU else "elu", node)
-        elif kind.__name__ in ("BatchNorm1d", "BatchNorm"):
-            self._fold(module if kind is nn.BatchNorm1d else module.module, node)  # type: ignore[arg-type]
-        elif kind is nn.LogSoftmax:
-            self.ended = True
-        elif kind.__name__ in _LAYERS and kind.__module__.startswith(("torch.nn", "torch_geometric.nn")):
-            if name in (one.name for one in self.found):
+            if not self.found or self.found[-1].spec.activation != "none":
+                raise self._unknown(node, "does not follow a layer")
+            self.found[-1].spec = self.found[-1].spec.model_copy(update={"activation": _ACTIVATIONS[kind]})
+        elif module is not None and kind.__name__ in ("BatchNorm1d", "BatchNorm"):
+            self._fold(module if kind is nn.BatchNorm1d else module.module, node)
+        elif module is not None and kind.__name__ in _LAYERS and kind.__module__.startswith(_HOMES):
+            if str(node.target) in [one.name for one in self.found]:
                 raise self._unknown(node, "runs twice")
-            spec, tensors = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
-            self.found.append(_Found(name, spec, {key: value.detach() for key, value in tensors.items()}))
-        else:
+            read = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
+            self.found.append(_Found(str(node.target), *read))
+        elif kind not in _SKIPPED:
             raise self._unknown(node, "is not known")
-
-    def _activate(self, activation: str, node: fx.Node) -> None:
-        if not self.found or self.found[-1].spec.activation != "none":
-            raise self._unknown(node, "does not follow a layer")
-        self.found[-1].spec = self.found[-1].spec.model_copy(update={"activation": activation})
 
     def _fold(self, norm: nn.BatchNorm1d, node: fx.Node) -> None:
         """Put a batch norm into the layer before it."""
@@ -248,25 +226,25 @@ def _check(module: nn.Module, refuse: Refuse, **expected: Any) -> None:
             raise refuse(f"has {name}={found!r}, which is not known")
 
 
-def _with_bias(spec: GraphLayerSpec, tensors: dict[str, Tensor], bias: Tensor | None) -> Read:
-    if bias is None:
-        return spec.model_copy(update={"bias": False}), tensors
-    return spec, {**tensors, "bias": bias}
+def _read(gather: Sequence[Gather], weight: Tensor, bias: Tensor | None, **more: Any) -> Read:
+    """A layer with a weight (groups, ways, outputs, inputs), and what attention has more."""
+    groups, _, outputs, inputs = weight.shape
+    given: dict[str, Tensor | None] = {"weight": weight, "bias": bias}
+    given |= {name: more.pop(name, None) for name in ("source", "target")}
+    more |= {"groups": groups, "outputs": outputs, "inputs": inputs, "bias": bias is not None}
+    tensors = {name: value.detach() for name, value in given.items() if value is not None}
+    return GraphLayerSpec(gather=tuple(gather), **more), tensors
 
 
 def _linear(module: Any, refuse: Refuse) -> Read:
-    outputs, inputs = module.weight.shape
-    spec = GraphLayerSpec(gather=("self",), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": module.weight[None, None]}, module.bias)
+    return _read(["self"], module.weight[None, None], module.bias)
 
 
 def _gcn(module: Any, refuse: Refuse) -> Read:
     _check(module, refuse, aggr="add", flow="source_to_target", improved=False)
     if module.normalize and not module.add_self_loops:
         raise refuse("has add_self_loops=False with normalize=True, which is not known")
-    outputs, inputs = module.lin.weight.shape
-    spec = GraphLayerSpec(gather=("gcn" if module.normalize else "sum",), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": module.lin.weight[None, None]}, module.bias)
+    return _read(["gcn" if module.normalize else "sum"], module.lin.weight[None, None], module.bias)
 
 
 def _sage(module: Any, refuse: Refuse) -> Read:
@@ -274,39 +252,25 @@ def _sage(module: Any, refuse: Refuse) -> Read:
     if module.aggr not in ways:
         raise refuse(f"has aggr={module.aggr!r}; contributions need a sum or a mean")
     _check(module, refuse, flow="source_to_target", normalize=False, project=False)
-    outputs, inputs = module.lin_l.weight.shape
-    weights = [module.lin_l.weight]
-    gather: list[Gather] = [ways[module.aggr]]
+    gather, weights = [ways[module.aggr]], [module.lin_l.weight]
     if module.root_weight:
-        weights.append(module.lin_r.weight)
-        gather.append("self")
-    spec = GraphLayerSpec(gather=tuple(gather), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": torch.stack(weights)[None]}, module.lin_l.bias)
+        gather, weights = [*gather, "self"], [*weights, module.lin_r.weight]
+    return _read(gather, torch.stack(weights)[None], module.lin_l.bias)
 
 
 def _gat(module: Any, refuse: Refuse) -> Read:
     _check(module, refuse, aggr="add", flow="source_to_target", res=None, edge_dim=None)
     if module.lin is None:
         raise refuse("has two kinds of nodes, which is not known")
-    heads, outputs = module.heads, module.out_channels
-    weight = module.lin.weight.unflatten(0, (heads, outputs))  # (H, C, P)
-    folded = {
-        name: torch.einsum("hc,hcp->hp", getattr(module, f"att_{short}")[0], weight)
-        for name, short in (("source", "src"), ("target", "dst"))
-    }
-    options = {"slope": module.negative_slope, "loops": module.add_self_loops}
+    heads = module.heads
+    weight = module.lin.weight.unflatten(0, (heads, module.out_channels))  # (H, C, P)
+    more: dict[str, Any] = {"slope": module.negative_slope, "loops": module.add_self_loops}
+    for name, short in (("source", "src"), ("target", "dst")):
+        more[name] = torch.einsum("hc,hcp->hp", getattr(module, f"att_{short}")[0], weight)
     if module.concat:
-        groups, ways, weight = heads, 1, weight.unsqueeze(1)
-    else:
-        groups, ways, weight = 1, heads, weight.unsqueeze(0) / heads
-    gather: list[Gather] = ["attention"] * ways
-    spec = GraphLayerSpec(gather=tuple(gather), groups=groups, outputs=outputs, inputs=weight.shape[-1], **options)
-    return _with_bias(spec, {"weight": weight, **folded}, module.bias)
+        return _read(["attention"], weight.unsqueeze(1), module.bias, **more)
+    return _read(["attention"] * heads, weight.unsqueeze(0) / heads, module.bias, **more)
 
 
-_LAYERS: dict[str, Callable[[Any, Refuse], Read]] = {
-    "Linear": _linear,
-    "GCNConv": _gcn,
-    "SAGEConv": _sage,
-    "GATConv": _gat,
-}
+_LAYERS: dict[str, Callable[[Any, Refuse], Read]]
+_LAYERS = {"Linear": _linear, "GCNConv": _gcn, "SAGEConv": _sage, "GATConv": _gat}

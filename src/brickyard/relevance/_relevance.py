@@ -138,7 +138,7 @@ class Relevances:
     layers: dict[str, LayerRecord]
     axes: dict[str, tuple[int, int]]
     record: LocateRecord
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing = Preprocessing()
     input_shape: tuple[int, ...]
     source_sha256: str
     source_name: str
@@ -147,6 +147,28 @@ class Relevances:
     hard_masks: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     _graph: Any = field(default=None, repr=False)
+
+    @classmethod
+    def blank(
+        cls,
+        model: nn.Module,
+        graph: Axes,
+        layers: dict[str, LayerRecord],
+        options: Any,
+        record: LocateRecord,
+        **more: Any,
+    ) -> Self:
+        """Relevances of which no class is located yet."""
+        return cls(
+            thresholds=options["thresholds"] or Thresholds(),
+            layers=layers,
+            axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
+            record=record,
+            input_shape=graph.input_shape,
+            source_sha256=fingerprint(model),
+            source_name=options["name"] or type(model).__name__,
+            **more,
+        )
 
     def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Axes) -> None:
         """Turn one class's contribution sums into its relevances."""
