@@ -7,18 +7,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import brickyard as by
-from brickyard.base._errors import DataError, FileError, OptionError, SurgeryError, TaskError, TraceError
 from brickyard.gnn._component import GraphComponent, load
 from brickyard.gnn._evaluation import evaluate
 from brickyard.gnn._make import assemble, disassemble, locate
@@ -27,8 +26,10 @@ from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import cut, join
 from brickyard.relevance._contribution import contributions
 from brickyard.scaling._strategies import SCALINGS
+from brickyard.storage._safefile import read
 from brickyard.testing import random_graph, randomised
 from conftest import needed_package
+from errors import refused
 
 FEATURES, CLASSES = 6, 4
 KINDS = ("gcn", "sage", "gat")
@@ -157,74 +158,48 @@ def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "code", "quoted"),
     [
-        (lambda g: g.GIN(12, 8, 2, 4), "GINConv"),
-        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "step by step"),
-        (lambda g: g.GAT(12, 8, 2, 4, v2=True), "GATv2Conv"),
-        (lambda g: g.GAT(12, 8, 2, 4, residual=True), "res="),
-        (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "aggr='max'"),
-        (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "normalize=True"),
-        (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "Tanh"),
-        (lambda g: g.GCN(12, 8, 2, 4, improved=True), "improved=True"),
-        (lambda g: g.GAT(12, 8, 1, heads=2), "concatenates heads"),
-        (lambda g: Skips(g), "joins two values"),
-        (lambda g: Looks(g), "cannot be traced"),
-        (lambda g: Steeper(g), "alpha other than 1"),
-        (lambda g: Twice(g), "runs twice"),
-        (lambda g: Hides(g), "says something else"),
-        (lambda g: nn.ReLU, "torch.nn.Module"),
+        (lambda g: g.GIN(12, 8, 2, 4), "trace-graph-layers", "GINConv"),
+        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "trace-graph-layers", "GCN"),
+        (lambda g: g.GAT(12, 8, 2, 4, v2=True), "trace-graph-layers", "GATv2Conv"),
+        (lambda g: g.GAT(12, 8, 2, 4, residual=True), "trace-graph-layers", "res="),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "trace-graph-layers", "aggr='max'"),
+        (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "trace-graph-layers", "normalize=True"),
+        (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "trace-graph-layers", "Tanh"),
+        (lambda g: g.GCN(12, 8, 2, 4, improved=True), "trace-graph-layers", "improved=True"),
+        (lambda g: g.GAT(12, 8, 1, heads=2), "trace-graph-layers", "concat=False"),
+        (lambda g: Odd(g, lambda m, x, e: m.one(x, e) + m.two(x, e)), "trace-graph-layers", "'add'"),
+        (lambda g: Odd(g, lambda m, x, e: m.one(x, e) if x.sum() > 0 else m.two(x, e)), "trace-control-flow", "Odd"),
+        (lambda g: Odd(g, lambda m, x, e: nn.functional.elu(m.one(x, e), 2)), "trace-graph-layers", "'elu'"),
+        (lambda g: Odd(g, lambda m, x, e: m.three(m.three(m.one(x, e), e), e)), "trace-graph-layers", "'three'"),
+        (lambda g: Odd(g, lambda m, x, e: m.two(x, e)), "trace-mismatch", "two"),
+        (lambda g: nn.ReLU, "trace-not-module", "type"),
     ],
 )
-def test_what_cannot_be_read_is_an_error(make, says) -> None:
+def test_what_cannot_be_read_is_an_error(make, code, quoted) -> None:
     x, edges, labels = random_graph()
-    with pytest.raises(TraceError, match=says):
+    with refused(code, quoted):
         locate(make(needed_package("torch_geometric.nn")), (x, edges, labels), nodes=range(40))
 
 
-class Skips(nn.Module):
-    def __init__(self, geometric: Any) -> None:
+class Odd(nn.Module):
+    """Runs its layers in some way; the second does something to its output that its options do not tell."""
+
+    def __init__(self, geometric: Any, run: Any) -> None:
         super().__init__()
-        self.one, self.two = geometric.GCNConv(12, 4), geometric.GCNConv(12, 4)
+        self.one, self.two, self.three = (geometric.GCNConv(size, 4) for size in (12, 12, 4))
+        self.two.register_forward_hook(lambda module, given, output: output * torch.tensor([[1.0, 2, 3, 4]]))
+        self.run = run
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges) + self.two(x, edges)
-
-
-class Looks(Skips):
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges) if x.sum() > 0 else self.two(x, edges)
-
-
-class Steeper(Skips):
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return nn.functional.elu(self.one(x, edges), 2)
-
-
-class Twice(Skips):
-    def __init__(self, geometric: Any) -> None:
-        super().__init__(geometric)
-        self.three = geometric.GCNConv(4, 4)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.three(self.three(self.one(x, edges), edges), edges)
-
-
-class Hides(Skips):
-    """Does something to a layer that its options do not tell."""
-
-    def __init__(self, geometric: Any) -> None:
-        super().__init__(geometric)
-        self.one.register_forward_hook(lambda module, given, output: output * torch.tensor([[1.0, 2, 3, 4]]))
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges)
+        return self.run(self, x, edges)
 
 
 def test_a_missing_extra_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
     monkeypatch.setitem(sys.modules, "torch_geometric.nn", None)
-    with pytest.raises(OptionError, match=r"brickyard\[graphs\]"):
+    with refused("option-missing-package", "brickyard[graphs]"):
         locate(nn.Linear(12, 4), random_graph(), nodes=range(40))
 
 
@@ -309,22 +284,19 @@ def random_as(kind: str) -> tuple[Tensor, Tensor]:
 
 def test_what_cannot_be_located() -> None:
     network, (x, edges, labels) = plain("gcn")
-    with pytest.raises(OptionError, match="nodes="):
-        locate(network, (x, edges, labels))
-    with pytest.raises(DataError, match="labels"):
-        locate(network, (x, edges), nodes=range(9))
-    with pytest.raises(DataError, match="'3' has no node"):
-        locate(network, (x, edges, labels), nodes=labels != 3)
-    with pytest.raises(DataError, match="0 to 3"):
-        locate(network, (x, edges, labels + 1), nodes=range(9))
-    with pytest.raises(DataError, match="nodes 0 to 60"):
-        locate(network, (x, edges, labels), nodes=range(61))
-    with pytest.raises(DataError, match="edge_index names nodes"):
-        locate(network, (x, edges + 1, labels), nodes=range(9))
-    with pytest.raises(DataError, match="a graph is needed"):
-        locate(network, x, nodes=range(9))
-    with pytest.raises(TaskError, match="3 different"):
-        locate(network, (x, edges, labels), nodes=range(9), classes=["a", "b", "c"])
+    few: dict[str, Any] = {"nodes": range(9)}
+    for code, quoted, data, options in (
+        ("option-needs-data", "nodes=", (x, edges, labels), {}),
+        ("data-no-labels", "labels", (x, edges), few),
+        ("data-class-without-images", "'3'", (x, edges, labels), {"nodes": labels != 3}),
+        ("data-label-out-of-range", "0 to 3", (x, edges, labels + 1), few),
+        ("data-index-out-of-range", "60", (x, edges, labels), {"nodes": range(61)}),
+        ("data-index-out-of-range", "edge_index", (x, edges + 1, labels), few),
+        ("data-type", "Tensor", x, few),
+        ("task-class-count", "3", (x, edges, labels), few | {"classes": ["a", "b", "c"]}),
+    ):
+        with refused(code, quoted):
+            locate(network, data, **options)
 
 
 # -- cutting -----------------------------------------------------------------------------------------------
@@ -398,16 +370,18 @@ def test_everything_kept_is_the_source_and_nothing_is_repaired(kind) -> None:
 def test_budgets_are_met_from_below_and_random_keeps_as_much(kind, resource) -> None:
     network, graph = plain(kind)
     relevance = locate(network, graph, nodes=range(40))
-    options: dict[str, Any] = {"task": [0, 1], "budget": by.Budget(**{resource: 0.5}), "features": True}
+    most = 0.4 if kind == "gat" else 0.5  # where one head is left with all features, chance may draw the same
+    options: dict[str, Any] = {"task": [0, 1], "budget": by.Budget(**{resource: most}), "features": True}
     part = disassemble(network, relevance, **options)
     share = getattr(part.manifest.selection, resource) / getattr(part.manifest.source, resource)
-    assert 0.3 < share <= 0.5
+    assert 0.7 * most < share <= most
+    assert part.manifest.selection.parameters == sum(value.numel() for value in part.parameters())
     other = disassemble(network, relevance, select="random", **options)
     counts, drawn = ({name: a.kept for name, a in p.manifest.axes.items()} for p in (part, other))
     assert {name: len(kept) for name, kept in counts.items()} == {name: len(kept) for name, kept in drawn.items()}
     assert counts != drawn
     assert len(disassemble(network, relevance, task=[0, 1]).manifest.axes["features"].kept) == 12  # an input
-    with pytest.raises(OptionError, match="raise the budget"):
+    with refused("option-budget-too-small", resource):
         disassemble(network, relevance, task=[0], budget=by.Budget(**{resource: 0.01}))
 
 
@@ -418,7 +392,7 @@ def test_reject_is_what_the_source_says_of_its_other_classes() -> None:
     logits = network(*graph[:2])
     expected = torch.stack([logits[:, 2], logits[:, [0, 1, 3]].logsumexp(1)], 1)
     torch.testing.assert_close(part(*graph[:2]), expected)
-    with pytest.raises(TaskError, match="no other class"):
+    with refused("task-nothing-to-reject", "reject=True"):
         disassemble(network, relevance, task=range(4), reject=True)
 
 
@@ -512,7 +486,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
         source = random_network(kind, graph[0].shape[1], 4, int(graph[2].max()) + 1, seed=index)
         relevance = locate(source, graph, nodes=range(30), classes=[f"{index}{k}" for k in range(graph[2].max() + 1)])
         parts.append(disassemble(source, relevance, task=[0, 2], features=True))
-    with pytest.raises(SurgeryError, match="shared_input=False"):
+    with refused("surgery-input-mismatch", "12", "9"):
         assemble(parts)
     whole = assemble(parts, form=form, shared_input=False).double()
     x, edges = disjoint([(graph[0].double(), graph[1]) for graph in graphs])
@@ -521,7 +495,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
     first, second = (part.double()(graph[0].double(), graph[1]) for part, graph in zip(parts, graphs, strict=True))
     torch.testing.assert_close(found[:60, :2], first, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found[60:, 2:], second, rtol=1e-10, atol=1e-10)
-    with pytest.raises(DataError, match=r"feature \d+ is read"):
+    with refused("data-graph", "feature"):
         whole(x[:, :12], edges)
 
 
@@ -532,11 +506,11 @@ def test_layers_of_several_kinds_are_joined_in_parallel_only() -> None:
         source = random_network(kind, 12, 5, CLASSES).double()
         parts.append(disassemble(source, locate(source, graph, nodes=range(40)), task=task))
     assert assemble(parts)(*graph[:2]).shape == (60, 2)
-    with pytest.raises(SurgeryError, match="several kinds"):
+    with refused("surgery-not-paddable", "'conv1'"):
         assemble(parts, form="padded")
-    with pytest.raises(TaskError, match="'0' is in part 0"):
+    with refused("task-class-in-two-parts", "'0'", "part 0"):
         assemble([parts[0], parts[0]])
-    with pytest.raises(OptionError, match="GraphNetwork was given"):
+    with refused("option-wrong-object", "GraphNetwork"):
         assemble([parts[0].network])
 
 
@@ -559,13 +533,13 @@ def test_scalings() -> None:
     for k, mean in enumerate(means):
         if mean is not None and mean > 0:
             torch.testing.assert_close(scaled[:, k], logits[:, k] / mean)
-    with pytest.raises(OptionError, match="features of images"):
+    with refused("option-choice", "'lda'"):
         assemble(parts, scaling="lda", data=data, nodes=range(40))
-    with pytest.raises(OptionError, match="labelled"):
+    with refused("option-needs-data", "'affine'"):
         assemble(parts, scaling="affine")
-    with pytest.raises(OptionError, match="data= was given, and scaling='none' does not look at it"):
+    with refused("option-without-effect", "data=", "'none'"):
         assemble(parts, data=data, nodes=range(40))
-    with pytest.raises(DataError, match="nodes="):
+    with refused("data-no-labels", "nodes="):
         assemble(parts, scaling="affine", data=data)
 
 
@@ -587,9 +561,9 @@ def test_scores_are_counted_on_the_same_nodes() -> None:
     assert row.accuracy == pytest.approx(100 * (answers == target).double().mean().item())
     assert row.images == 10
     assert row.drop == pytest.approx(scores.row("restricted").accuracy - row.accuracy)
-    with pytest.raises(DataError, match="other weights"):
+    with refused("data-wrong-source", "'GraphNetwork'"):
         evaluate(part, graph, nodes=range(40, 60), source=random_network("gcn", 12, 5, CLASSES, seed=3))
-    with pytest.raises(DataError, match="none of"):
+    with refused("data-no-task-class", "1, 3"):
         evaluate(part, graph, nodes=graph[2] == 0)
 
 
@@ -627,7 +601,7 @@ def test_an_assembly_is_compared_with_its_oracle() -> None:
     assert scores.row("oracle").accuracy == pytest.approx(100 * (inside == target).double().mean().item())
     assert scores.row("assembled").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
     assert scores.row("oracle").accuracy > scores.row("assembled").accuracy
-    with pytest.raises(OptionError, match="with a source"):
+    with refused("option-wrong-object", "GraphAssembly"):
         evaluate(whole, (*graph[:2], labels), nodes=range(40, 60), source=plain("sage")[0])
 
 
@@ -643,16 +617,17 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
         assert type(again) is type(model)
         assert again.manifest == model.manifest
         assert torch.equal(again(*graph[:2]), model(*graph[:2]))
-        with pytest.raises(FileError, match="exists"):
+        with refused("file-exists", path.name):
             model.save(path)
-        with pytest.raises(FileError, match=r"brickyard\.graphnets\.load"):
+        with refused("file-wrong-kind", "brickyard.gnn.load"):
             by.load(path)
 
 
 def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
     _, parts, graph = halves("gat")
     path = parts[0].save(tmp_path / "part.safetensors")
-    save_file({"x": graph[0], "edges": graph[1]}, tmp_path / "graph.safetensors")
+    given, said = str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")
+    save_file({"x": graph[0], "edges": graph[1]}, given)
     code = (
         "import sys; sys.modules['torch_geometric'] = None\n"
         "from safetensors.torch import load_file, save_file\n"
@@ -660,71 +635,77 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
         "g = load_file(sys.argv[2])\n"
         "save_file({'y': load(sys.argv[1])(g['x'], g['edges']).detach()}, sys.argv[3])\n"
     )
-    names = [str(path), str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")]
-    subprocess.run([sys.executable, "-c", code, *names], check=True, capture_output=True)
-    with safe_open(names[2], framework="pt") as file:
-        assert torch.equal(file.get_tensor("y"), parts[0](*graph[:2]))
+    subprocess.run([sys.executable, "-c", code, str(path), given, said], check=True, capture_output=True)
+    assert torch.equal(load_file(said)["y"], parts[0](*graph[:2]))
 
 
-def spoilt(path: Any, change: Any) -> None:
+def spoilt(path: Path, change: Any) -> None:
     """Change the text and the tensors of a file."""
-    with safe_open(path, framework="pt") as file:
-        text = json.loads(file.metadata()["brickyard"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text, tensors = read(path)
     change(text, tensors)
-    save_file(tensors, path, {"brickyard": json.dumps(text)})
+    save_file(tensors, path, {"brickyard": json.dumps({"format": 1} | text)})
+
+
+def layer(**values: Any) -> Any:
+    """A change of what is said of the first layer."""
+    return lambda text, tensors: text["network"]["layers"][0].update(**values)
+
+
+def kept(*units: int) -> Any:
+    """A change of the features that are kept."""
+    return lambda text, tensors: text["component"]["axes"]["features"].update(kept=units)
+
+
+WHOLE = torch.zeros(3, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "code", "quoted"),
     [
-        (lambda text, tensors: None, None),  # the control
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]), "are not each one of 12"),
-        (lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]), "are not each one of 12"),
-        (lambda text, tensors: text["component"]["axes"].pop("features"), "features are read"),
-        (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "does not lead"),
-        (lambda text, tensors: text["network"]["layers"].pop(), "does not lead"),
-        (lambda text, tensors: text["network"]["layers"][0].update(gather=["exec"]), "gather"),
-        (lambda text, tensors: text["network"]["layers"][0].update(gather=["gcn", "attention"]), "attention"),
-        (lambda text, tensors: text["network"]["layers"][0].update(groups=2), "groups are attention heads"),
-        (lambda text, tensors: text["network"]["layers"][0].update(code="x"), "code"),
-        (lambda text, tensors: text.update(kind="component"), "no part of a graph network"),
-        (lambda text, tensors: text.update(format=99), "format version 99"),
-        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "is missing"),
-        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "belongs to nothing"),
-        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "not finite"),
-        (
-            lambda text, tensors: tensors.update({"network.layers.0.bias": torch.zeros(3, dtype=torch.long)}),
-            "floating-point numbers",
-        ),
+        (lambda text, tensors: None, None, None),  # the control
+        (kept(0, 99), "file-manifest-invalid", "12"),
+        (kept(0, 0), "file-manifest-invalid", "12"),
+        (lambda text, tensors: text["component"]["axes"].pop("features"), "file-inconsistent", "features"),
+        (layer(inputs=3), "file-network-invalid", "12 features"),
+        (lambda text, tensors: text["network"]["layers"].pop(), "file-network-invalid", "12 features"),
+        (layer(gather=["exec"]), "file-manifest-invalid", "gather"),
+        (layer(gather=["gcn", "attention"]), "file-manifest-invalid", "attention"),
+        (layer(groups=2), "file-manifest-invalid", "attention"),
+        (layer(code="x"), "file-manifest-invalid", "code"),
+        (lambda text, tensors: text.update(kind="component"), "file-wrong-kind", "'component'"),
+        (lambda text, tensors: text.update(format=99), "file-newer-version", "99"),
+        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "file-tensor-mismatch", "layers.0.bias"),
+        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "file-tensor-mismatch", "'more'"),
+        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "file-not-finite", "layers.0"),
+        (lambda text, tensors: tensors.update({"network.layers.0.bias": WHOLE}), "file-tensor-mismatch", "int64"),
     ],
 )
-def test_files_are_read_as_hostile(change, says, tmp_path) -> None:
+def test_files_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
     network, graph = plain("gcn")
     part = disassemble(network, locate(network, graph, nodes=range(40)), task=[0, 1])
     path = part.save(tmp_path / "part.safetensors")
     spoilt(path, change)
-    if says is None:
+    if code is None:
         assert torch.equal(load(path)(*graph[:2]), part(*graph[:2]))
         return
-    with pytest.raises(FileError, match=says):
+    with refused(code, quoted):
         load(path)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "quoted"),
     [
-        (lambda text, tensors: text["assembly"].update(form="union"), "not"),
-        (lambda text, tensors: text["networks"].pop(), "networks for 2 parts"),
-        (lambda text, tensors: tensors.pop("scaling.shift"), "scaling does not fit"),
-        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "scaling does not fit"),
+        (lambda text, tensors: text["assembly"].update(form="union"), "joined"),
+        (lambda text, tensors: text["networks"].pop(), "2 parts"),
+        (lambda text, tensors: tensors.pop("scaling.shift"), "4 logits"),
+        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "4 logits"),
     ],
 )
-def test_files_of_assemblies_are_read_as_hostile(change, says, tmp_path) -> None:
+def test_files_of_assemblies_are_read_as_hostile(change, quoted, tmp_path) -> None:
     whole, _, _ = halves("gcn", scaling="logit-mean")
     path = whole.save(tmp_path / "whole.safetensors")
     spoilt(path, change)
-    with pytest.raises(FileError, match=says):
+    with refused("file-inconsistent", quoted):
         load(path)
 
 

@@ -15,11 +15,11 @@ from brickyard.base._classes import resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
-from brickyard.base._options import LocateOptions, Thresholds
+from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
-from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._identity import source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord

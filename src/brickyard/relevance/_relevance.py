@@ -138,7 +138,7 @@ class Relevances:
     layers: dict[str, LayerRecord]
     axes: dict[str, tuple[int, int]]
     record: LocateRecord
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     input_shape: tuple[int, ...]
     source_sha256: str
     source_name: str
