@@ -17,7 +17,7 @@ from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord,
 from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
 from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
-from brickyard.gnn._network import Edges, GraphNetwork, NodeData
+from brickyard.gnn._network import GraphNetwork, NodeData
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import NodeGraph, cut, join, refit
 from brickyard.outputs._outputs import ONE
@@ -141,15 +141,14 @@ def _sums(graph: NodeGraph, by_class: Sequence[Tensor]) -> list[dict[str, Tensor
     """For each class, S of every layer: (outputs, input units)."""
     found: list[dict[str, Tensor]] = [{} for _ in by_class]
     network, data = graph.network, graph.data
-    edges, x = Edges.of(data.edge_index, len(data.x)), data.x[:, network.columns]
     with torch.no_grad(), bar("locating", len(network.names)) as advance:
-        for name, layer, axis in zip(network.names, network.steps(), graph.axes, strict=False):
+        steps = network.walk(data.x, data.edge_index)
+        for (name, layer, x, edges), axis in zip(steps, graph.axes, strict=False):
             conv = layer.convolution()
             for sums, nodes in zip(found, by_class, strict=True):
                 total = ContributionSums(conv)
                 total.add(layer.gathered(x, edges, nodes.to(x.device)))
                 sums[name] = total.dense().unflatten(1, (axis.size, -1)).sum(2).cpu()
-            x = layer(x, edges)
             advance(text=f"locating {name}")
     return found
 
@@ -252,13 +251,11 @@ def _of(data: NodeData, nodes: Tensor, classes: Sequence[int]) -> Tensor:
 def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeData, nodes: Tensor) -> Statistics:
     """What scaling may need, at nodes of the component's own classes."""
     assert data.labels is not None
-    edges, x = Edges.of(data.edge_index, len(data.x)), data.x[:, network.columns]
     with torch.no_grad():
-        for layer in network.steps():
-            entering, x = x, layer(x, edges)
-        logits = GraphComponent(network, manifest).head(x)[nodes, : len(manifest.classes)].double().cpu()
+        *_, (_, layer, entering, edges) = network.walk(data.x, data.edge_index)
+        logits = GraphComponent(network, manifest).head(layer(entering, edges))[nodes].double().cpu()
     labels = torch.tensor([manifest.task.index(k) for k in data.labels[nodes].tolist()])
-    return statistics_of(logits, labels, entering[nodes].abs().double().mean().item())
+    return statistics_of(logits[:, : len(manifest.classes)], labels, entering[nodes].abs().double().mean().item())
 
 
 # -- assembling --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ a change of the attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -385,8 +385,8 @@ class GraphNetwork(nn.Module):
         """The layers."""
         return [layer for layer in self.layers if isinstance(layer, NodeLayer)]
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Logits of all nodes."""
+    def walk(self, x: Tensor, edge_index: Tensor) -> Iterator[tuple[str, NodeLayer, Tensor, Edges]]:
+        """Run layer by layer: the name of each, itself, what it reads at all nodes, and the edges."""
         edges = Edges.of(edge_index, len(x))
         if int(self.columns.max()) >= x.shape[1]:
             raise DataError(
@@ -395,9 +395,15 @@ class GraphNetwork(nn.Module):
                 "the source was trained on",
             )
         x = x[:, self.columns]
-        for layer in self.steps():
+        for name, layer in zip(self.names, self.steps(), strict=True):
+            yield name, layer, x, edges
             x = layer(x, edges)
-        return x
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits of all nodes."""
+        *_, (_, layer, entering, edges) = self.walk(x, edge_index)
+        found: Tensor = layer(entering, edges)
+        return found
 
 
 def random_network(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from brickyard.axes._graph import OUTPUT, Axes, Axis
 from brickyard.base._errors import SurgeryError
-from brickyard.gnn._network import FEATURES, Edges, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
+from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
 from brickyard.healing._heal import Job, Tail
 from brickyard.healing._heal import refit as refit_layer
 from brickyard.healing._least_squares import HealReport
@@ -207,11 +207,10 @@ def refit(
         nodes: Nodes to repair on.
         ridge: Strength of the prior, a share of the mean diagonal of the normal equations.
     """
-    report, data, source = HealReport(), graph.data, graph.network
-    edges, nodes = Edges.of(data.edge_index, len(data.x)), nodes.to(data.x.device)
-    theirs, ours = data.x[:, source.columns], data.x[:, network.columns]
-    with torch.no_grad(), bar("healing (refit)", len(source.names)) as advance:
-        for name, whole, layer in zip(source.names, source.steps(), network.steps(), strict=True):
+    report, data, nodes = HealReport(), graph.data, nodes.to(graph.data.x.device)
+    both = zip(graph.network.walk(data.x, data.edge_index), network.walk(data.x, data.edge_index), strict=True)
+    with torch.no_grad(), bar("healing (refit)", len(network.names)) as advance:
+        for (name, whole, theirs, edges), (_, layer, ours, _) in both:
             rows = whole.spec.channels(keep.get(name, torch.arange(whole.spec.units)))
             goal = whole.linear(theirs, edges)[nodes][:, rows, None, None]
             conv, tail = layer.convolution(), Tail(rectified=layer.spec.activation == "relu")
@@ -219,6 +218,5 @@ def refit(
             goals = partial(iter, [({}, layer.gathered(ours, edges, nodes), goal)])
             report.layers += refit_layer(Job(name, conv, shift, tail, len(nodes), goals, Ranks()), ridge, report)
             layer.take(conv)
-            theirs, ours = whole(theirs, edges), layer(ours, edges)
             advance(text=f"healing {name}")
     return report
