@@ -13,7 +13,7 @@ from torch import Tensor
 
 import brickyard as by
 from brickyard.base._errors import DataError, FileError, OptionError
-from brickyard.base._options import Schedule
+from brickyard.base._options import TrainingOptions
 from brickyard.evaluation._faithfulness import faithfulness
 from brickyard.outputs import OUTPUTS, Cases, Outputs, outputs
 from brickyard.testing import chain
@@ -209,7 +209,7 @@ def test_parts_are_calibrated_with_the_kinds_own_loss() -> None:
 
 def test_training_lowers_the_kinds_own_loss() -> None:
     component = part(TASK, heal="none", budget=by.Budget(flops=0.4))
-    schedule = Schedule(epochs=3, optimizer="adamw", lr=0.003)
+    schedule = TrainingOptions(epochs=3, optimizer="adamw", lr=0.003)
     trained = by.finetune(component, DATA, schedule=schedule, validation=0)
     wanted = DATA[1][:, TASK].double()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, Unpack
@@ -252,7 +253,7 @@ def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeDa
     """What scaling may need, at nodes of the component's own classes."""
     assert data.labels is not None
     with torch.no_grad():
-        *_, (_, layer, entering, edges) = network.walk(data.x, data.edge_index)
+        ((_, layer, entering, edges),) = deque(network.walk(data.x, data.edge_index), maxlen=1)
         logits = GraphComponent(network, manifest).head(layer(entering, edges))[nodes].double().cpu()
     labels = torch.tensor([manifest.task.index(k) for k in data.labels[nodes].tolist()])
     return statistics_of(logits[:, : len(manifest.classes)], labels, entering[nodes].abs().double().mean().item())

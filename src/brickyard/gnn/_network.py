@@ -12,6 +12,7 @@ a change of the attention.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -395,13 +396,13 @@ class GraphNetwork(nn.Module):
                 "the source was trained on",
             )
         x = x[:, self.columns]
-        for name, layer in zip(self.names, self.steps(), strict=True):
+        for index, (name, layer) in enumerate(zip(self.names, self.steps(), strict=True)):
+            x = self.layers[index - 1](x, edges) if index else x
             yield name, layer, x, edges
-            x = layer(x, edges)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits of all nodes."""
-        *_, (_, layer, entering, edges) = self.walk(x, edge_index)
+        ((_, layer, entering, edges),) = deque(self.walk(x, edge_index), maxlen=1)
         found: Tensor = layer(entering, edges)
         return found
 
