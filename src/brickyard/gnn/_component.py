@@ -16,7 +16,7 @@ from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError
 from brickyard.base._records import AssemblyManifest, ComponentManifest, Frozen, Name, ScalingRecord, validated
 from brickyard.component._component import Cut
-from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer, shapes
+from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer
 from brickyard.network._stored import check_all_used, taken, tensors_of
 from brickyard.outputs._outputs import check_outputs
 from brickyard.scaling._scale import Scale
@@ -46,7 +46,7 @@ class GraphNetworkSpec(Frozen):
                 "file-network-invalid", f"its network does not lead from {len(columns)} features to {outputs} outputs"
             )
         layers = [
-            NodeLayer(s, {k: taken(tensors, f"{prefix}layers.{i}.{k}", shape) for k, shape in shapes(s).items()})
+            NodeLayer(s, {k: taken(tensors, f"{prefix}layers.{i}.{k}", shape) for k, shape in s.shapes.items()})
             for i, s in enumerate(self.layers)
         ]
         if len({value.dtype for layer in layers for value in layer.parameters()}) > 1:

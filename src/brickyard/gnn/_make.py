@@ -62,15 +62,7 @@ class GraphRelevance(Relevances):
     nodes: Tensor = field(repr=False)
 
     def graph(self, model: nn.Module, features: bool = True) -> NodeGraph:
-        """The source with its axes.
-
-        Args:
-            model: The source.
-            features: Whether features may be cut.
-
-        Raises:
-            DataError: The model's weights are not those that were located.
-        """
+        """The source with its axes; `features` says whether these may be cut."""
         self.check_source(model)
         return NodeGraph(self._graph.network, self._graph.data, self._graph.parameters, features)
 

@@ -241,6 +241,14 @@ class GraphLayerSpec(Frozen):
         return self.gather[0] == "attention"
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the layer's tensors."""
+        ways = len(self.gather)
+        bias = {"bias": (self.width,)} if self.bias else {}
+        heads = {name: (self.groups * ways, self.inputs) for name in ("source", "target") if self.attends}
+        return {"weight": (self.groups, ways, self.outputs, self.inputs), **bias, **heads}
+
+    @property
     def width(self) -> int:
         """Output channels in all."""
         return self.groups * self.outputs
@@ -275,7 +283,7 @@ class NodeLayer(nn.Module):
     def __init__(self, spec: GraphLayerSpec, tensors: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.spec = spec
-        found = tensors or {name: torch.zeros(shape) for name, shape in shapes(spec).items()}
+        found = tensors or {name: torch.zeros(shape) for name, shape in spec.shapes.items()}
         for name in ("weight", "bias", "source", "target"):
             value = found.get(name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
@@ -348,17 +356,6 @@ class NodeLayer(nn.Module):
             self.bias.data.copy_(conv.bias)
 
 
-def shapes(spec: GraphLayerSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a layer's tensors."""
-    heads = spec.groups * len(spec.gather)
-    found: dict[str, tuple[int, ...]] = {"weight": (spec.groups, len(spec.gather), spec.outputs, spec.inputs)}
-    if spec.bias:
-        found["bias"] = (spec.width,)
-    if spec.attends:
-        found |= {"source": (heads, spec.inputs), "target": (heads, spec.inputs)}
-    return found
-
-
 # -- networks ----------------------------------------------------------------------------------------------
 
 
@@ -412,13 +409,7 @@ def random_network(
 ) -> GraphNetwork:
     """A network of two layers with random numbers, for tests of your own.
 
-    Args:
-        kind: What the layers are.
-        features: Features per node.
-        hidden: Channels between the layers; for "gat", of each head.
-        classes: Classes.
-        heads: Attention heads of the first layer.
-        seed: Seed of the numbers.
+    Between them are `hidden` channels; for "gat", as many of each of the `heads`.
 
     Example:
         >>> from brickyard.gnn import random_network

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from brickyard.axes._graph import OUTPUT, Axes, Axis
 from brickyard.base._errors import SurgeryError
-from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
+from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
 from brickyard.healing._heal import Job, Tail
 from brickyard.healing._heal import refit as refit_layer
 from brickyard.healing._least_squares import HealReport
@@ -30,17 +30,15 @@ class NodeGraph(Axes):
         data: The graph that it is for.
         layers: For each layer what it reads and writes, in units of the axes.
         costs: What it costs on this graph when some units are kept.
+
+    Args:
+        network: The source as it was read.
+        data: The graph that it is for.
+        parameters: Numbers in the source itself: reading folds some of them.
+        features: Whether features may be cut.
     """
 
     def __init__(self, network: GraphNetwork, data: NodeData, parameters: int, features: bool = True) -> None:
-        """See the class.
-
-        Args:
-            network: The source as it was read.
-            data: The graph that it is for.
-            parameters: Numbers in the source itself: reading folds some of them.
-            features: Whether features may be cut.
-        """
         self.network, self.data, self.parameters = network, data, parameters
         self.input_name, self.input_shape = FEATURES, (data.x.shape[1],)
         specs = [layer.spec for layer in network.steps()]
@@ -147,7 +145,7 @@ def _joined(
     """The parts' layers as one, and where the output channels of each part are."""
     spec = _joined_spec(name, [part.spec for part in parts], inputs)
     like = parts[0].weight
-    found = {key: like.new_zeros(shape) for key, shape in shapes(spec).items()}
+    found = {key: like.new_zeros(shape) for key, shape in spec.shapes.items()}
     writes: list[Tensor] = []
     group = way = row = head = 0
     for part, read in zip(parts, reads, strict=True):
