@@ -25,7 +25,7 @@ from brickyard.base._records import Pinned
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
 
-_OUTPUT = "the class outputs are chosen by the task"
+OUTPUT = "the class outputs are chosen by the task"
 
 
 @dataclass(frozen=True)
@@ -77,44 +77,28 @@ class Mixer:
     flops: int
 
 
-class Graph:
-    """A traced network with its channel axes.
+class Axes:
+    """Channel axes of a source, of whatever kind of network: what choosing channels and describing a cut ask for.
 
-    Printing it gives the table of axes. Channels of all axes are numbered together: axis by axis, in the
-    order of `axes`.
+    Channels of all axes are numbered together: axis by axis, in the order of `axes`.
 
     Attributes:
-        network: The network.
-        shapes: The value of every step on an example, with tensors replaced by meta tensors.
         axes: The channel axes.
-        channels: How many channels all axes have together.
-        output_width: How many class outputs there are.
-        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
-        sums: By step: channel numbers of values whose channels the step sums up or averages.
-        counts: Steps whose value is a number that was computed from a count of channels.
+        input_name: What writes the axis of the input, which is never cut.
+        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
-        self.network = network
-        self.shapes = shapes
-        labeller = Labeller(network, shapes)
-        _pin_shared_weights(network, labeller)
-        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
-        output_atoms = _output_atoms(labeller, network)
-        number, self.axes = _number_atoms(labeller, output_atoms)
-        self.dims = [
-            DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
-            for record in labeller.dims
-        ]
-        self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
-        self.apart = frozenset(labeller.apart)
-        self.counts = frozenset(labeller.counts)
-        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
-        self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
-        self.channels = sum(axis.size for axis in self.axes)
+    axes: tuple[Axis, ...]
+    input_name: str
+    input_shape: tuple[int, ...]
 
     def __iter__(self) -> Iterator[Axis]:
         return iter(self.axes)
+
+    @property
+    def channels(self) -> int:
+        """How many channels all axes have together."""
+        return sum(axis.size for axis in self.axes)
 
     def axis(self, name: str) -> Axis:
         """The axis of that name.
@@ -135,6 +119,59 @@ class Graph:
         return tuple(axis for axis in self.axes if not axis.pinned)
 
     @property
+    def output(self) -> Axis | None:
+        """The axis of the class outputs, where it can be cut."""
+        return next((axis for axis in self.axes if axis.output), None)
+
+    def pinned(self) -> tuple[Pinned, ...]:
+        """Every axis that is kept whole, except the input and the class outputs, with each reason."""
+        return tuple(
+            Pinned(axis=axis.name, channels=axis.size, reason=reason)
+            for axis in self.axes
+            for reason in axis.pinned
+            if axis.writers != (self.input_name,) and reason != OUTPUT
+        )
+
+    def everything(self) -> dict[str, Tensor]:
+        """The keep-set that keeps all channels of every axis."""
+        return {axis.name: torch.arange(axis.size) for axis in self.axes}
+
+
+class Graph(Axes):
+    """A traced network with its channel axes.
+
+    Printing it gives the table of axes.
+
+    Attributes:
+        network: The network.
+        shapes: The value of every step on an example, with tensors replaced by meta tensors.
+        output_width: How many class outputs there are.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: channel numbers of values whose channels the step sums up or averages.
+        counts: Steps whose value is a number that was computed from a count of channels.
+    """
+
+    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+        self.network = network
+        self.shapes = shapes
+        self.input_name = network.nodes[0].name
+        self.input_shape = tuple(shapes[self.input_name].shape[1:])
+        labeller = Labeller(network, shapes)
+        _pin_shared_weights(network, labeller)
+        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
+        output_atoms = _output_atoms(labeller, network)
+        number, self.axes = _number_atoms(labeller, output_atoms)
+        self.dims = [
+            DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
+            for record in labeller.dims
+        ]
+        self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
+        self.apart = frozenset(labeller.apart)
+        self.counts = frozenset(labeller.counts)
+        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
+        self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
+
+    @property
     def free_share(self) -> float:
         """Share of the output channels of convolutions and linear layers, class outputs aside, that can be cut."""
         free = np.zeros(self.channels, dtype=np.bool_)
@@ -148,16 +185,6 @@ class Graph:
             ]
         channels = np.concatenate(written) if written else np.zeros(0, dtype=np.int64)
         return float(free[channels].mean()) if len(channels) else 0.0
-
-    @property
-    def output(self) -> Axis | None:
-        """The axis of the class outputs, where it can be cut."""
-        return next((axis for axis in self.axes if axis.output), None)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of the images that it was traced with."""
-        return tuple(self.shapes[self.network.nodes[0].name].shape[1:])
 
     def at(self, owner: str, role: DimRole, dim: int = 0) -> Labels | None:
         """Channel numbers along a dimension of a layer or bare tensor, or None if it has none."""
@@ -180,19 +207,6 @@ class Graph:
                 position = found[node.target].position
             found[node.target] = Mixer(node.target, position, reads, writes, flops)
         return list(found.values())
-
-    def pinned(self) -> tuple[Pinned, ...]:
-        """Every axis that is kept whole, except the image and the class outputs, with each reason."""
-        return tuple(
-            Pinned(axis=axis.name, channels=axis.size, reason=reason)
-            for axis in self.axes
-            for reason in axis.pinned
-            if axis.writers != (self.network.nodes[0].name,) and reason != _OUTPUT
-        )
-
-    def everything(self) -> dict[str, Tensor]:
-        """The keep-set that keeps all channels of every axis."""
-        return {axis.name: torch.arange(axis.size) for axis in self.axes}
 
     def __str__(self) -> str:
         header = ("axis", "size", "writers", "readers", "followers", "pinned because")
@@ -298,7 +312,7 @@ def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
-    labeller.pin(labels, _OUTPUT)
+    labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
     plain = roots.shape == (1, len(np.unique(roots)))
     return set(roots.reshape(-1).tolist()) if plain else set()
@@ -325,7 +339,7 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
     start = 0
     for (used, why), roots in groups.items():
         axis = _axis([labeller.dims[index] for index in used], why, len(roots), start, names)
-        is_output = bool(outputs) and set(roots) == outputs and why == (_OUTPUT,) and not axis.readers
+        is_output = bool(outputs) and set(roots) == outputs and why == (OUTPUT,) and not axis.readers
         axes.append(Axis(**{**axis.__dict__, "output": is_output}))
         start_of.update({root: start + place for place, root in enumerate(roots)})
         start += len(roots)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError
@@ -24,16 +24,54 @@ from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.storage._safefile import write
 
 
-class Component(Predictor):
+class Cut(nn.Module):
+    """What components of all kinds of networks share: a network whose outputs are those of a task.
+
+    Attributes:
+        network: The cut network.
+        manifest: What it is and where it came from.
+        outputs: What its outputs mean.
+    """
+
+    _task: Tensor
+    _others: Tensor
+
+    def __init__(self, network: nn.Module, manifest: ComponentManifest) -> None:
+        super().__init__()
+        self.network = network
+        self.manifest = manifest
+        self.outputs = find_outputs(manifest.outputs)
+        self._select = manifest.reject or manifest.output_axis is None
+        task = set(manifest.task)
+        others = [k for k in range(len(manifest.source.classes)) if k not in task]
+        for name, classes in (("_task", list(manifest.task)), ("_others", others)):
+            self.register_buffer(name, torch.tensor(classes, device=kind(network).device).long(), persistent=False)
+        self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, one an output."""
+        return self.manifest.classes
+
+    def head(self, logits: Tensor) -> Tensor:
+        """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
+        return self.of_source(logits) if self._select else logits
+
+    def of_source(self, logits: Tensor) -> Tensor:
+        """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
+        return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
+
+    def __str__(self) -> str:
+        return describe(self.manifest)
+
+
+class Component(Cut, Predictor):
     """A working model for one task, cut from one source.
 
     It is an ordinary module: it trains, moves between devices, compiles and exports. It takes what its source
     took, after preprocessing: `component(component.preprocess(images))`.
 
     Attributes:
-        network: The cut network.
-        manifest: What it is and where it came from.
-        outputs: What its outputs mean.
         skeleton: The source's network as data, without numbers, or None where it has no form as data.
         familiarity: How far an image is from those that the component was made for, or None where it was cut
             without labelled images.
@@ -52,8 +90,7 @@ class Component(Predictor):
         (('1', '3'), torch.Size([8, 2]))
     """
 
-    _task: Tensor
-    _others: Tensor
+    network: Network
 
     def __init__(
         self,
@@ -62,25 +99,12 @@ class Component(Predictor):
         skeleton: NetworkSpec | None = None,
         familiarity: Familiarity | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.manifest = manifest
+        super().__init__(network, manifest)
         self.skeleton = skeleton
         self.familiarity = familiarity
         size = None if familiarity is None else familiarity.mean.shape[1]
-        self.outputs = find_outputs(manifest.outputs)
         self.reads_at, _ = reader(network, manifest.input_shape[0], size)
-        self._select = manifest.reject or manifest.output_axis is None
-        task = set(manifest.task)
-        others = [k for k in range(len(manifest.source.classes)) if k not in task]
-        for name, classes in (("_task", list(manifest.task)), ("_others", others)):
-            self.register_buffer(name, torch.tensor(classes, device=kind(network).device).long(), persistent=False)
         self.eval()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, one an output."""
-        return self.manifest.classes
 
     @property
     def reject(self) -> bool:
@@ -94,14 +118,6 @@ class Component(Predictor):
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For preprocessed images the features, the values that they are averages of, and the network's output."""
         return observe(self.network, self.reads_at, x)
-
-    def head(self, logits: Tensor) -> Tensor:
-        """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
-        return self.of_source(logits) if self._select else logits
-
-    def of_source(self, logits: Tensor) -> Tensor:
-        """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
-        return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Raw images, uint8 or in [0, 1] -> what the component takes."""
@@ -147,9 +163,6 @@ class Component(Predictor):
                 without a form as data.
         """
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
-
-    def __str__(self) -> str:
-        return describe(self.manifest)
 
 
 # -- writing -----------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ moments: the scale and shift of each output channel that give it the source's me
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,9 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import Stream, blocks, exact, intercept_of
+from brickyard.healing._streams import Intercept, Stream, blocks, exact, intercept_of
 from brickyard.network._layer_types import find_mixing, mixing_of
-from brickyard.network._mixing import NORMS, UNFOLD
+from brickyard.network._mixing import NORMS, UNFOLD, Mixing
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
@@ -73,36 +74,39 @@ def heal_network(
     ranks = Ranks.current()
     images = sum(map(len, batches))
     batches = ranks.mine(batches)
-    repair = _refit if method == "refit" else _match_moments
+    repair = refit if method == "refit" else _match_moments
     source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
     layers = _repairable(graph, network, report)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
-            job = _Job(index, node, rows, source, copy, images, ranks)
+            layer, shift, tail = network.layer(node.target), intercept_of(network, node), _tail(network, index, node)
+            goals = partial(_goals, source, copy, index, node, tail, rows)
+            job = Job(node.target, layer, shift, tail, images * source.positions(node), goals, ranks, network)
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
 
 
 @dataclass(frozen=True)
-class _Tail:
+class Tail:
     """What a layer's output goes through on its way to the next nonlinearity.
 
     Attributes:
+        name: The value that is the layer's output.
         steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
         scale: What they multiply the layer's output by, (channels,).
         rectified: Whether a ReLU follows.
     """
 
+    name: str = ""
     steps: tuple[Node, ...] = ()
     scale: Tensor | None = None
     rectified: bool = False
 
-    def run(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """What the steps make of a layer's output; no value is changed in place."""
-        found = {**values, node.name: output}
-        name = node.name
+    def run(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """What a network's steps make of a layer's output; no value is changed in place."""
+        name, found = self.name, {**values, self.name: output}
         for step in self.steps:
             if step.op == "function":
                 one, other = (found[ref.node] for ref in step.args)
@@ -113,10 +117,9 @@ class _Tail:
         result: Tensor = found[name]
         return result
 
-    def exact(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+    def exact(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
         """The same in float64, for the output of a layer in float64."""
-        found = {**values, node.name: output}
-        name = node.name
+        name, found = self.name, {**values, self.name: output}
         for step in self.steps:
             value: Tensor = found[name]
             layer = network.layer(step.target) if step.op == "layer" else None
@@ -133,10 +136,10 @@ class _Tail:
         return result
 
 
-def _tail(network: Network, index: int, node: Node) -> _Tail:
+def _tail(network: Network, index: int, node: Node) -> Tail:
     """The steps behind the layer at `index`, as far as they can be seen through."""
     known = {step.name for step in network.nodes[:index]}
-    seen = _Tail()
+    seen = Tail(node.name)
     fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
     name = node.name
     while True:
@@ -159,7 +162,7 @@ def _tail(network: Network, index: int, node: Node) -> _Tail:
         elif not isinstance(layer, nn.Identity | nn.Dropout):
             return seen
         fresh = fresh and isinstance(layer, nn.Identity | nn.Dropout)
-        seen = _Tail((*seen.steps, user), scale)
+        seen = Tail(node.name, (*seen.steps, user), scale)
         name = user.name
 
 
@@ -187,36 +190,34 @@ def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | N
     return None if labels is None else positions(Part(graph, keep), labels)
 
 
-class _Job:
-    """One layer to repair, with the images that it is repaired on.
+@dataclass(frozen=True)
+class Job:
+    """One layer to repair, with what it is repaired on.
 
     Attributes:
         name: Its dotted name.
         layer: The layer in the cut network.
         intercept: Where a shift of its outputs can go.
         tail: What its output goes through next.
-        images: How many images there are, in all processes.
-        positions: For each of them, how many outputs of each channel there are.
-        ranks: The processes that have a share of them each.
+        positions: How many outputs of each channel there are, in all processes.
+        goals: For each batch: values that the tail needs, the layer's inputs, and what its tail should give.
+        ranks: The processes that have a share of the batches each.
+        network: The cut network, whose steps the tail names.
     """
 
-    def __init__(
-        self,
-        index: int,
-        node: Node,
-        rows: NDArray[np.int64] | None,
-        source: Stream,
-        copy: Stream,
-        images: int,
-        ranks: Ranks,
-    ) -> None:
-        self.name, self.layer, self.images, self.ranks = node.target, copy.network.layer(node.target), images, ranks
-        self.mixing = mixing_of(self.layer)
-        self.intercept = intercept_of(copy.network, node)
-        self.tail = _tail(copy.network, index, node)
-        self._index, self._node, self._source, self._copy = index, node, source, copy
-        self.positions = source.positions(node)
-        self._rows = None if rows is None else torch.from_numpy(rows)
+    name: str
+    layer: nn.Module
+    intercept: Intercept
+    tail: Tail
+    positions: int
+    goals: Callable[[], Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor]]]
+    ranks: Ranks
+    network: Any = None
+
+    @property
+    def mixing(self) -> Mixing:
+        """What answers for the layer."""
+        return mixing_of(self.layer)
 
     def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each batch: the layer's inputs, its outputs, and what these lack.
@@ -227,9 +228,9 @@ class _Job:
         Raises:
             DataError: They are not finite.
         """
-        for ours, x, goal in self._goals():
+        for ours, x, goal in self.goals():
             output = self.layer(x)
-            found = self.tail.run(self._copy.network, self._node, output, ours)
+            found = self.tail.run(self.network, output, ours)
             if rectified:
                 goal = torch.where(goal > 0, goal, found.clamp(max=0))
             missing = goal - found
@@ -238,9 +239,9 @@ class _Job:
             if not bool(torch.isfinite(missing).all()):
                 raise DataError(
                     "data-overflow",
-                    f"outputs of layer {self.name!r} are not finite on the images to heal with: "
-                    "values overflow there or earlier; check the weights and the preprocessing, or "
-                    "use a source in float32 or float64",
+                    f"outputs of layer {self.name!r} are not finite on the data to heal with: numbers overflow there "
+                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
+                    "float64",
                 )
             yield x, output, missing
 
@@ -249,10 +250,9 @@ class _Job:
 
         They are those behind the tail, and behind the ReLU where one follows.
         """
-        node, network = self._node, self._copy.network
         rows = self.mixing.rows
         totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
-        for ours, x, goal in self._goals():
+        for ours, x, goal in self.goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
             step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
             for start in range(0, len(x), step):
@@ -261,7 +261,7 @@ class _Job:
                 wanted = goal[some].double()
                 for index, state in enumerate(states):
                     self.put(state)
-                    found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
+                    found = self.tail.exact(self.network, exact(self.layer, x[some]), values)
                     if self.tail.rectified:
                         found, wanted = found.clamp(min=0), wanted.clamp(min=0)
                     totals[index] += self.mixing.by_output((wanted - found).square()).sum(1)
@@ -277,20 +277,23 @@ class _Job:
         self.mixing.set_rows(state[0])
         self.intercept.put(state[1:])
 
-    def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
-        node, index = self._node, self._index
-        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
-            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
-            if self._rows is not None:
-                goal = goal.index_select(self.mixing.channel_dim, self._rows.to(goal.device))
-            yield ours, ours[node.args[0].node], goal
+
+def _goals(
+    source: Stream, copy: Stream, index: int, node: Node, tail: Tail, rows: NDArray[np.int64] | None
+) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """The goals of a layer of a traced network: what the source's layer gives, in the rows that are kept."""
+    for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
+        goal = tail.run(source.network, source.network.step(node, theirs), theirs)
+        if rows is not None:
+            dim = mixing_of(source.network.layer(node.target)).channel_dim
+            goal = goal.index_select(dim, torch.from_numpy(rows).to(goal.device))
+        yield ours, ours[node.args[0].node], goal
 
 
 # -- moments -----------------------------------------------------------------------------------------------
 
 
-def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
+def _match_moments(job: Job, ridge: float, report: HealReport) -> bool:
     mixing, intercept, name = job.mixing, job.intercept, job.name
     rows = mixing.rows
     sums = torch.zeros(5, len(rows), dtype=torch.float64, device=rows.device)
@@ -318,11 +321,12 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 # -- refit -------------------------------------------------------------------------------------------------
 
 
-def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
+def refit(job: Job, ridge: float, report: HealReport) -> bool:
+    """Refit one layer in place; whether any of its outputs changed."""
     layer, mixing, intercept = job.layer, job.mixing, job.intercept
     before = job.state()
     sliced = before[0]
-    equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
+    equations = equations_for(layer, job.positions, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
         found = job.residuals(rectified=turn > 0)
         first = list(itertools.islice(found, 1))

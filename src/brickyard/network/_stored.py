@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
@@ -42,6 +43,31 @@ def stored_network(
         raise FileError("file-network-invalid", f"its network does not return {width} outputs per image")
     fill_in(network, tensors, prefix)
     return network
+
+
+def taken(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...] = (), dtype: torch.dtype | None = None
+) -> Tensor:
+    """Take a tensor out of those of a file.
+
+    Args:
+        tensors: The tensors; it is removed.
+        name: Its name.
+        shape: Its shape; empty: any.
+        dtype: Its type; None: any floating-point type.
+
+    Raises:
+        FileError: There is no such tensor.
+    """
+    value = tensors.pop(name, None)
+    fits = value is not None and (value.is_floating_point() if dtype is None else value.dtype == dtype)
+    if value is None or not fits or (shape and tuple(value.shape) != shape):
+        found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
+        raise FileError(
+            "file-tensor-mismatch",
+            f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype or 'floating-point numbers'} is expected",
+        )
+    return value
 
 
 def count_numbers(tensors: dict[str, Tensor]) -> int:

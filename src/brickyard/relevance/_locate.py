@@ -15,11 +15,11 @@ from brickyard.base._classes import resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
-from brickyard.base._options import LocateOptions, Thresholds
+from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
-from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._identity import source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
@@ -90,26 +90,25 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
     """Relevances of which no class is located yet."""
     classes, task, choose, keep_sums = options["classes"], options["task"], options["choose"], options["keep_sums"]
-    names = _names(class_names(data) if classes is None else classes, graph.output_width)
+    names = output_names(class_names(data) if classes is None else classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
-    return Relevance(
+    record = LocateRecord(
+        choose=choose,
+        per_class=None if choose == "all" else options["per_class"],
+        seed=options["seed"],
+        images=(0,) * len(names),
+        data=str(getattr(data, "name", type(data).__name__)),
+    )
+    return Relevance.blank(
+        model,
+        graph,
+        _layer_records(graph),
+        options,
+        record,
         classes=names,
         task=tuple(wanted),
-        thresholds=options["thresholds"] or Thresholds(),
-        layers=_layer_records(graph),
-        axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
-        record=LocateRecord(
-            choose=choose,
-            per_class=None if choose == "all" else options["per_class"],
-            seed=options["seed"],
-            images=(0,) * len(names),
-            data=str(getattr(data, "name", type(data).__name__)),
-        ),
         preprocessing=images.preprocessing,
-        input_shape=graph.input_shape,
-        source_sha256=fingerprint(model),
-        source_name=options["name"] or type(model).__name__,
         outputs=options["outputs"],
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
@@ -170,7 +169,7 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _names(classes: Any, count: int) -> tuple[str, ...]:
+def output_names(classes: Any, count: int) -> tuple[str, ...]:
     if classes is None:
         return tuple(map(str, range(count)))
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):

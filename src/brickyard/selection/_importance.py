@@ -22,6 +22,7 @@ from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
 from brickyard.selection._damage import by_damage
 from brickyard.selection._thresholds import mda_scores
+from brickyard.surgery._cost import CostModel
 
 RANKED = 64  # images that ranks are measured on
 
@@ -63,8 +64,12 @@ class Criterion:
 
     def keep(self, evidence: Evidence) -> dict[str, Tensor]:
         """The channels to keep of every axis, within the budget."""
-        found = self.call(evidence)
-        return found if self.keeps else by_budget(evidence.graph, found, evidence.outputs, evidence.budget)
+        found: Any = self.call(evidence)
+        if not self.keeps:
+            costs = CostModel(evidence.graph)
+            found = by_budget(evidence.graph, costs, found, evidence.outputs, evidence.budget)
+        keep: dict[str, Tensor] = found
+        return keep
 
 
 CRITERIA: dict[str, Criterion] = {}
