@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 import brickyard as by
 from brickyard.base._errors import FileError, OptionError, SurgeryError, TaskError
 from brickyard.testing import chain, randomised
-from brickyard.yard._choose import Part, choose, cover
+from brickyard.yard._choose import Part, StoppedError, choose, cover
 from brickyard.yard._index import Entry, Record, Shelf, read_index, written
 from brickyard.yard._yard import Problem, Yard
 from test_cli import run
@@ -296,7 +297,7 @@ def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
     def opened(*_args):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("brickyard.yard._index.read_entry", opened)
+    monkeypatch.setattr("brickyard.yard._yard.read_entry", opened)
     assert names(yard) == ALL
     os.utime(yard.path / "hen-farm.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="a file was read"):
@@ -496,7 +497,7 @@ def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brickyard.yard._index.read_entry", stop)
+    monkeypatch.setattr("brickyard.yard._yard.read_entry", stop)
     with pytest.raises(KeyboardInterrupt):
         yard.add(component(seed=4))
     monkeypatch.undo()
@@ -590,8 +591,8 @@ def test_the_sum_of_what_is_chosen_is_within_the_limit() -> None:
     """The better part for a fits alone, and with the cheapest bound; with the part for b it does not."""
     parts = [Part("good", ("a",), 0, 2, 2), Part("small", ("a",), 5, 1, 1), Part("other", ("b",), 0, 1, 1)]
     for limits, names in [({}, "good"), ({"max_parameters": 3}, "good"), ({"max_parameters": 2}, "small")]:
-        assert [part.name for part in cover(parts, ["a", "b"], **limits).parts] == [names, "other"]
-    assert [part.name for part in cover(parts, ["a", "b"], max_flops=2).parts] == ["small", "other"]
+        assert [part.name for part in cover(parts, ["a", "b"], **limits)] == [names, "other"]
+    assert [part.name for part in cover(parts, ["a", "b"], max_flops=2)] == ["small", "other"]
 
 
 part_values = st.tuples(
@@ -618,24 +619,60 @@ def test_choose_finds_what_trying_everything_finds(values, count, limit) -> None
             costs = [sum(part.parameters for part in group), sum(part.flops for part in group)]
             key = (len(together) - count, size, loss, *costs, [part.name for part in group])
             best = key if best is None or key < best else best
-    found = cover(parts, list(wanted), max_parameters=limit)
-    assert found.complete
-    assert sorted(part.name for part in found.parts) == ([] if best is None else best[-1])
+    found = cover(parts[::-1], list(wanted), max_parameters=limit)
+    assert sorted(part.name for part in found) == ([] if best is None else best[-1])
 
 
-def test_a_search_that_is_stopped_early_says_so_and_still_covers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    letters = [f"c{k}" for k in range(30)]
-    parts = [
-        Part(f"p{k}", tuple(letters[i] for i in torch.randperm(30, generator=generator)[: 1 + k % 4].tolist()), k, 1, 1)
-        for k in range(400)
+def test_equal_choices_are_told_apart_by_their_names() -> None:
+    pairs = [Part(f"{a}{b}", (a, b), 0, 1, 1) for a, b in itertools.combinations("abcdef", 2)]
+    assert [part.name for part in cover(pairs, list("abcdef"))] == ["ab", "cd", "ef"]
+    others = [part for part in pairs if part.name not in ("ab", "cd")]
+    assert [part.name for part in cover(others, list("abcdef"))] == ["ac", "bd", "ef"]
+    better = [Part("ef", ("e", "f"), 0, 2, 1) if part.name == "ef" else part for part in pairs]
+    assert [part.name for part in cover(better, list("abcdef"))] == ["ab", "ce", "df"]
+
+
+def test_sums_of_large_numbers_are_exact() -> None:
+    """The solver computes in floating point; that a limit is missed by one, or a sum is larger by one, counts."""
+    size = 3_000_000_000_000_001
+    parts = [Part("a", ("a",), 0, size, 1), Part("b", ("b",), 0, size + 1, 1), Part("ab", ("a", "b", "x"), 0, size, 1)]
+    assert [part.name for part in cover(parts, ["a", "b"], max_parameters=2 * size + 1)] == ["a", "b"]
+    assert [part.name for part in cover(parts, ["a", "b"], max_parameters=2 * size)] == ["ab"]
+
+
+def drawn_parts(count: int, classes: list[str]) -> list[Part]:
+    draw = random.Random(1)
+    return [
+        Part(f"p{k}", tuple(draw.sample(classes, 1 + k % 4)), draw.randrange(300), draw.randrange(10**7), k)
+        for k in range(count)
     ]
-    short, whole = (cover(parts, letters, max_steps=steps) for steps in (5_000, 10_000_000))
-    assert not short.complete
-    for found in (short, whole):
-        names = [name for part in found.parts for name in part.classes]
-        assert sorted(names) == sorted(letters)
-    assert len(whole.parts) <= len(short.parts)
+
+
+def test_four_thousand_parts_and_thirty_classes() -> None:
+    classes = [f"c{k}" for k in range(30)]
+    parts = drawn_parts(4000, classes + [f"other {k}" for k in range(170)])
+    found = cover(parts, classes)
+    assert sorted(name for part in found for name in part.classes if name in classes) == sorted(classes)
+    limit = sum(part.parameters for part in found) - 1
+    smaller = cover(parts, classes, max_parameters=limit)
+    assert sum(part.parameters for part in smaller) <= limit
+    others = [sum(not name.startswith("c") for part in chosen for name in part.classes) for chosen in (found, smaller)]
+    assert (others[0], len(found)) <= (others[1], len(smaller))
+    assert cover(parts[::-1], classes) == found != smaller
+
+
+def test_a_search_that_is_stopped_is_one_clear_error(monkeypatch) -> None:
+    classes = [f"c{k}" for k in range(30)]
+    parts = drawn_parts(400, classes)
+    with pytest.raises(StoppedError):
+        cover(parts, classes, nodes=1)
+    few = cover(drawn_parts(100, classes[:18]), classes[:18])  # the control: what is found, is found by the same search
+    assert sorted(name for part in few for name in part.classes) == sorted(classes[:18])
+    monkeypatch.setattr(cover, "__kwdefaults__", {**cover.__kwdefaults__, "nodes": 1})
+    entries = [replace(entry(part.name, "a"), classes=part.classes, parameters=part.parameters) for part in parts]
+    with pytest.raises(TaskError, match=r"the search was stopped .* ask for fewer classes") as caught:
+        choose(entries, classes)
+    assert caught.value.code == "task-not-coverable"
 
 
 # -- the command line ----------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ class Yard:
         no other class is in two. Of all such choices it is the one that brings the fewest classes that were not
         asked for; of those the one with the fewest components; then the one with the most right answers, by
         the accuracies in the manifests to 0.1 points (where none is known: those of a guess); then the
-        smallest. In yards where looking at all choices would take long, the search stops early, and the reasons say so.
+        smallest; then the one whose names come first in the alphabet. The choice is proved to be the best.
 
         Args:
             classes: Names of the wanted classes.
@@ -224,7 +224,7 @@ class Yard:
 
         Raises:
             TaskError: No class is wanted or one twice, nothing covers one (the message has names that are near), or no
-                choice is within the limits.
+                choice is within the limits, or the search for the best one was stopped since it takes too long.
             OptionError: A limit is no whole number above 0, or `classes` is one text.
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
