@@ -115,28 +115,30 @@ def read_index(path: Path, last: Read | None = None) -> Read | None:
         last: What was read last; returned again where nothing was written since.
     """
     try:
-        status = path.lstat()
+        size = path.lstat().st_size
         with contextlib.closing(_opened(path)) as base:
             base.execute("PRAGMA query_only = ON")
             if base.execute("SELECT type, name, sql FROM sqlite_master").fetchmany(2) != [("table", "files", SCHEMA)]:
                 return None
             base.execute("BEGIN")
-            written = base.execute("PRAGMA user_version").fetchone()[0]
-            state = status.st_ino, *stamp_of(status), written
+            state = _state(path, base.execute("PRAGMA user_version").fetchone()[0])
             if last is not None and last[0] == state:
                 return last
-            return state, _checked(base.execute("SELECT * FROM files"), status.st_size)
+            return state, _checked(base.execute("SELECT * FROM files"), size)
     except (sqlite3.Error, OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def write_index(path: Path, known: Known, before: Known | None) -> None:
+def write_index(path: Path, known: Known, before: Known | None) -> Read:
     """Write what differs from what the index says now; the yard's lock must be held.
 
     Args:
         path: The index.
         known: What it is to say.
         before: What it says; None makes it anew.
+
+    Returns:
+        What `read_index` would read.
 
     Raises:
         sqlite3.Error: It cannot be written.
@@ -156,12 +158,20 @@ def write_index(path: Path, known: Known, before: Known | None) -> None:
                 base.executemany("DELETE FROM files WHERE name = ?", gone)
                 rows = [_row(name, *found) for name, found in known.items() if (before or {}).get(name) != found]
                 base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 14)})", rows)
-                base.execute(f"PRAGMA user_version = {int.from_bytes(os.urandom(4)) >> 1}")
+                written = int.from_bytes(os.urandom(4)) >> 1
+                base.execute(f"PRAGMA user_version = {written}")
+        return _state(path, written), known
     except sqlite3.DatabaseError as error:
         again = error.sqlite_errorcode & 255 in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)
         if before is None or not again:
             raise
-        write_index(path, known, None)
+        return write_index(path, known, None)
+
+
+def _state(path: Path, written: int) -> tuple[int, ...]:
+    """What differs between two states of an index; `written` is drawn anew by every commit of ours."""
+    status = path.lstat()
+    return status.st_ino, *stamp_of(status), written
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -209,16 +219,14 @@ def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
     known: Known = {}
     for *values, changed, why in rows:
         name, number = values[0], values[2]
-        size -= sum(len(value) for value in (*values, why) if isinstance(value, str))
+        size -= len(values[3]) + len(values[5]) + len(values[10]) if why is None else len(why)
         if size < 0 or name in known or type(number) is not int or type(changed) is not int:
-            raise ValueError("no row of an index")
+            raise ValueError("no row of an index, or pages of it are read twice")
         if why is None:
             values[3], values[10] = json.loads(values[3]), json.loads(values[10])
             values[4] = {0: False, 1: True}.get(values[4])
             known[name] = (number, changed), _entry(values)
-        elif (
-            is_name(name) and isinstance(why, str) and not any(value is not None for value in (values[1], *values[3:]))
-        ):
+        elif is_name(name) and type(why) is str and {values[1], *values[3:]} == {None}:
             known[name] = (number, changed), why
         else:
             raise ValueError("no row of an index")

@@ -466,7 +466,7 @@ class Yard:
 
     def _save(self, known: Known) -> None:
         """Write the index; the lock must be held."""
-        write_index(self.path / INDEX, known, self._index())
+        self._last = write_index(self.path / INDEX, known, self._index())
         (self.path / OLD_INDEX).unlink(missing_ok=True)
 
     @contextlib.contextmanager
