@@ -301,7 +301,7 @@ def _load_weights(path: Path) -> Any:
 def _read_index(path: Path) -> Known:
     found = read_index(path)
     if found is None:
-        raise BrickyardError("the index is not believed")
+        raise BrickyardError("file-damaged", "the index is not believed")
     return found[1]
 
 

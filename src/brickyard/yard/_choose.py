@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from brickyard.base._checks import whole
 from brickyard.base._errors import OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.yard._index import Entry
@@ -33,11 +34,8 @@ def choose(
 ) -> list[Choice]:
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)
-    for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise OptionError(
-                "option-range", f"{limit}={value!r} is no whole number above 0; give one, or leave it out"
-            )
+    max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters)
+    max_flops = None if max_flops is None else whole("max_flops", max_flops)
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
@@ -62,8 +60,12 @@ def choose(
     return [_choice(by_name[part.name], owners) for part in found]
 
 
-def _checked(classes: Sequence[str]) -> list[str]:
-    """Wanted classes, each once."""
+def check_names(classes: Sequence[str]) -> None:
+    """Check that classes are given as a list.
+
+    Raises:
+        OptionError: They are not.
+    """
     if isinstance(classes, str):
         raise OptionError(
             "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
@@ -72,6 +74,11 @@ def _checked(classes: Sequence[str]) -> list[str]:
         raise OptionError(
             "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
         )
+
+
+def _checked(classes: Sequence[str]) -> list[str]:
+    """Wanted classes, each once."""
+    check_names(classes)
     wanted = list(classes)
     if wrong := [name for name in wanted if not isinstance(name, str)]:
         raise OptionError("option-type", f"classes are chosen by name; {wrong[0]!r} was given: give texts")

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +24,7 @@ from brickyard.base._checks import given_path, whole
 from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
 from brickyard.base._messages import brief
 from brickyard.runtime._progress import bar
-from brickyard.yard._choose import Choice, choose
+from brickyard.yard._choose import Choice, check_names, choose
 from brickyard.yard._index import (
     INDEX,
     JOURNAL,
@@ -175,14 +175,7 @@ class Yard:
         Raises:
             OptionError: `min_accuracy` is not in [0, 1], or `classes` is one text.
         """
-        if isinstance(classes, str):
-            raise OptionError(
-                "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
-            )
-        if not isinstance(classes, Iterable):
-            raise OptionError(
-                "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
-            )
+        check_names(classes)
         for what, given in (("source", source), ("text", text)):
             if given is not None and not isinstance(given, str):
                 raise OptionError(
