@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from brickyard.base._checks import whole
+from brickyard.base._checks import is_whole
 from brickyard.base._errors import OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.yard._index import Entry
@@ -34,8 +34,11 @@ def choose(
 ) -> list[Choice]:
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)
-    max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters)
-    max_flops = None if max_flops is None else whole("max_flops", max_flops)
+    for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
+        if value is not None and (not is_whole(value) or value < 1):
+            raise OptionError(
+                "option-range", f"{limit}={value!r} is no whole number above 0; give one, or leave it out"
+            )
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(

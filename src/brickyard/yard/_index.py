@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 INDEX, JOURNAL, LOGS = "index.sqlite", "index.sqlite-journal", ("-wal", "-shm")
+STAGE = ".adding"  # a folder for files that are prepared; cleared by who writes next
 OLD_INDEX = "index.json"  # of earlier versions; it is taken over
 MAX_INDEX = 1 << 28
 MAX_TEXT = 1 << 26  # of one value
@@ -144,28 +145,38 @@ def write_index(path: Path, known: Known, before: Known | None) -> Read:
         sqlite3.Error: It cannot be written.
         OSError: The same.
     """
-    try:
-        if before is None:
-            for end in ("-journal", *LOGS, ""):
-                Path(f"{path}{end}").unlink(missing_ok=True)
-            path.touch(0o666, exist_ok=False)  # SQLite would not let a group write, whatever the umask says
-        with contextlib.closing(_opened(path)) as base:
-            base.execute("BEGIN IMMEDIATE")
-            with base:
-                if before is None:
-                    base.execute(SCHEMA)
-                gone = [(name,) for name in (before or {}).keys() - known.keys()]
-                base.executemany("DELETE FROM files WHERE name = ?", gone)
-                rows = [_row(name, *found) for name, found in known.items() if (before or {}).get(name) != found]
-                base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 14)})", rows)
-                written = int.from_bytes(os.urandom(4)) >> 1
-                base.execute(f"PRAGMA user_version = {written}")
-        return _state(path, written), known
-    except sqlite3.DatabaseError as error:
-        again = error.sqlite_errorcode & 255 in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB)
-        if before is None or not again:
-            raise
-        return write_index(path, known, None)
+    if before is not None:
+        try:
+            return _state(path, _commit(path, known, before)), known
+        except (sqlite3.DatabaseError, ValueError) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 255
+            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
+                raise
+    fresh = path.with_name(STAGE) / INDEX
+    fresh.parent.mkdir(exist_ok=True)
+    fresh.unlink(missing_ok=True)
+    fresh.touch(0o666)  # SQLite would not let a group write, whatever the umask says
+    written = _commit(fresh, known, None)
+    for end in ("-journal", *LOGS):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    os.replace(fresh, path)
+    return _state(path, written), known
+
+
+def _commit(path: Path, known: Known, before: Known | None) -> int:
+    """Write what differs into a database, which is empty where nothing was before; the number of the commit."""
+    written = int.from_bytes(os.urandom(4)) >> 1
+    old = before or {}
+    rows = [_row(name, *found) for name, found in known.items() if old.get(name) != found]
+    with contextlib.closing(_opened(path)) as base:
+        base.execute("BEGIN IMMEDIATE")
+        with base:
+            if before is None:
+                base.execute(SCHEMA)
+            base.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in old.keys() - known.keys()])
+            base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 14)})", rows)
+            base.execute(f"PRAGMA user_version = {written}")
+    return written
 
 
 def _state(path: Path, written: int) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from brickyard.yard._index import (
     INDEX,
     JOURNAL,
     OLD_INDEX,
+    STAGE,
     Entry,
     Known,
     Read,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 SAMPLES = "samples"  # a folder in a yard for pictures to try components with
-LOCK, STAGE = ".lock", ".adding"  # beside the index: who writes holds the lock, and prepares files in the folder
+LOCK = ".lock"  # who writes holds it
 MAX_NAME = 35  # of names that are made here
 
 
