@@ -117,19 +117,16 @@ def faithfulness(
         ('3', 10, 30, 14)
     """
     if seeds < 1:
-        raise OptionError(
-            "option-range", f"{seeds} random routes were asked for; at least one is needed to compare with"
-        )
+        why = f"{seeds} random routes were asked for; at least one is needed to compare with"
+        raise OptionError("option-range", why)
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     data = Images(images, relevance.preprocessing, "the images to measure routes with")
     labels = data.all_labels()
     missing = [relevance.classes[k] for k in chosen if not bool((labels == k).any())]
     if missing:
-        raise DataError(
-            "data-class-without-images",
-            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave it out",
-        )
+        why = f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave it out"
+        raise DataError("data-class-without-images", why)
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
         route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}

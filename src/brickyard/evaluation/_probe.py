@@ -67,16 +67,13 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         (8, torch.float64)
     """
     if not isinstance(component, Component):
-        raise OptionError(
-            "option-wrong-object", f"features of a {type(component).__name__} were asked for; give a component"
-        )
+        why = f"features of a {type(component).__name__} were asked for; give a component"
+        raise OptionError("option-wrong-object", why)
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:
-        raise DataError(
-            "data-meta-device",
-            "the component is on the meta device, which has no numbers to answer with; load it again",
-        )
+        why = "the component is on the meta device, which has no numbers to answer with; load it again"
+        raise DataError("data-meta-device", why)
 
     def observed(raw: Tensor) -> Tensor:
         x = preprocess(raw, component.manifest.preprocessing).to(like.device, like.dtype)
@@ -222,25 +219,21 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         kinds = f"a {type(features).__name__} and a {type(labels).__name__}"
-        raise DataError(
-            "data-type", f"features and labels were given as {kinds}; give tensors or arrays of numbers"
-        ) from None
+        why = f"features and labels were given as {kinds}; give tensors or arrays of numbers"
+        raise DataError("data-type", why) from None
     x, y = x.detach().cpu(), y.detach().cpu()
     if x.ndim != 2 or 0 in x.shape or x.is_complex():
-        raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
-        )
+        why = f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
+        raise DataError("data-shape", why)
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
         raise DataError(
             "data-label-mismatch",
-            f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}; give one whole number "
-            "an image",
+            f"{len(x)} feature vectors with labels of shape {tuple(y.shape)}, {y.dtype}; give one whole number an image",
         )
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
-        raise DataError(
-            "data-not-finite", f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out"
-        )
+        why = f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out"
+        raise DataError("data-not-finite", why)
     return x.double(), numbered(y, len(x))
 
 
@@ -253,14 +246,11 @@ def numbered(labels: Tensor, count: int) -> Tensor:
     index: Tensor
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:
-        raise DataError(
-            "data-too-few", f"all {count} images are of one class; give labelled images of two classes or more"
-        )
+        why = f"all {count} images are of one class; give labelled images of two classes or more"
+        raise DataError("data-too-few", why)
     if count <= len(present):
-        raise DataError(
-            "data-too-few",
-            f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more",
-        )
+        why = f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more"
+        raise DataError("data-too-few", why)
     return index
 
 
@@ -294,10 +284,8 @@ class Probe:
         right = torch.as_tensor(labels).cpu()
         found = self.predict(features)
         if right.shape != found.shape:
-            raise DataError(
-                "data-label-mismatch",
-                f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image",
-            )
+            why = f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image"
+            raise DataError("data-label-mismatch", why)
         return (found == right).double().mean().item()
 
 
@@ -335,14 +323,12 @@ def probe(
 
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:
-        raise OptionError(
-            "option-range", f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]"
-        )
+        why = f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]"
+        raise OptionError("option-range", why)
     for value in strengths:
         if not is_number(value) or not 0 < value < math.inf:
-            raise OptionError(
-                "option-range", f"strength {brief(value)} is no finite number above 0; give one, such as 1.0"
-            )
+            why = f"strength {brief(value)} is no finite number above 0; give one, such as 1.0"
+            raise OptionError("option-range", why)
     x, index = _checked(features, labels)
     y = torch.as_tensor(labels).detach().cpu().numpy()
     folds = min(folds, int(torch.bincount(index).min()))
@@ -361,11 +347,9 @@ def _rows(features: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     try:
         x = torch.as_tensor(features).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise DataError(
-            "data-type", f"features were given as a {type(features).__name__}; give a tensor (images, {size})"
-        ) from None
+        why = f"features were given as a {type(features).__name__}; give a tensor (images, {size})"
+        raise DataError("data-type", why) from None
     if x.ndim != 2 or x.shape[1] != size or not len(x) or not bool(torch.isfinite(x).all()):
-        raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})"
-        )
+        why = f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})"
+        raise DataError("data-shape", why)
     return x.numpy()

@@ -68,9 +68,8 @@ def save_pretrained(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; choose another place"
-        ) from None
+        why = f"folder {folder} cannot be made: {error.strerror or error}; choose another place"
+        raise FileError("file-not-writable", why) from None
     card = model_card(model, scores=scores, license=license)
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
@@ -101,9 +100,8 @@ def from_pretrained(
     folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
-            raise OptionError(
-                "option-without-effect", f"revision={revision!r} was asked for, and {folder} is a folder; leave it out"
-            )
+            why = f"revision={revision!r} was asked for, and {folder} is a folder; leave it out"
+            raise OptionError("option-without-effect", why)
         path = folder / filename
     else:
         hub = _hub(f"{repo_or_folder} is no folder here, and the Hub")
@@ -150,10 +148,8 @@ def push_to_hub(
         OptionError: huggingface_hub is missing.
     """
     if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one",
-        )
+        why = f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one"
+        raise OptionError("option-wrong-object", why)
     api = _hub("the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)
@@ -164,8 +160,7 @@ def push_to_hub(
         except Exception as error:  # what huggingface_hub raises differs by version
             raise FileError(
                 "file-hub-failed",
-                f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in with "
-                "`hf auth login` or give a token that may write",
+                f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in (`hf auth login`)",
             ) from error
     return name
 
@@ -174,9 +169,8 @@ def _hub(what: str) -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise OptionError(
-            "option-missing-package", f"{what} needs huggingface_hub; pip install 'brickyard[hub]'"
-        ) from None
+        why = f"{what} needs huggingface_hub; pip install 'brickyard[hub]'"
+        raise OptionError("option-missing-package", why) from None
     return huggingface_hub
 
 

@@ -191,11 +191,8 @@ def export_onnx(
 
 def _check_model(model: object) -> None:
     if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load",
-        )
+        why = f"a component or an assembly is exported, not a {type(model).__name__}; make one, or load it"
+        raise OptionError("option-wrong-object", why)
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
@@ -382,10 +379,8 @@ def torch_program(
     try:
         return _program(_on_cpu(model), entry)
     except Exception as error:
-        raise SurgeryError(
-            "surgery-export-failed",
-            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is",
-        ) from error
+        why = f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is"
+        raise SurgeryError("surgery-export-failed", why) from error
 
 
 def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:
@@ -458,6 +453,5 @@ def _needs_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise OptionError(
-            "option-missing-package", f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'"
-        ) from None
+        why = f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'"
+        raise OptionError("option-missing-package", why) from None

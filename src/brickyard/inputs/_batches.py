@@ -64,9 +64,8 @@ class Images:
         if isinstance(data, str | bytes | dict):
             raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
-            raise DataError(
-                "data-no-labels", f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes"
-            )
+            why = f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes"
+            raise DataError("data-no-labels", why)
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
@@ -102,9 +101,8 @@ class Images:
         labels: list[Tensor] = []
         for batch in self._each(batches):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    "data-type", f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
-                )
+                why = f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
+                raise DataError("data-type", why)
             images.append(self._tensor(batch[0]))
             labels.append(self._tensor(batch[1]))
         if not images:
@@ -114,11 +112,8 @@ class Images:
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
         except RuntimeError as error:
-            raise DataError(
-                "data-not-batchable",
-                f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
-                "many labels",
-            ) from None
+            why = f"{self.what} cannot be put together: {first_line(error)}; give images of one size, a label for each"
+            raise DataError("data-not-batchable", why) from None
 
     def _tensor(self, value: Any) -> Tensor:
         """A tensor or an array, or numbers in lists, as a tensor."""
@@ -163,9 +158,8 @@ class Images:
         )
         for batch in self._each(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                raise DataError(
-                    "data-type", f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
-                )
+                why = f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
+                raise DataError("data-type", why)
             yield self._pair(batch[0], self._tensor(batch[1]))
 
     def _each(self, batches: Iterable[Any]) -> Iterator[Any]:

@@ -80,10 +80,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
                 f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image",
             )
         if len(set(self.classes)) != len(self.classes):
-            raise DataError(
-                "data-class-names",
-                f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ",
-            )
+            why = f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ"
+            raise DataError("data-class-names", why)
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise DataError(
                 "data-label-out-of-range",
@@ -108,10 +106,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             chosen = chosen.nonzero().flatten()
         chosen = chosen.long()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
-            raise DataError(
-                "data-index-out-of-range",
-                f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for",
-            )
+            why = f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for"
+            raise DataError("data-index-out-of-range", why)
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
@@ -194,9 +190,8 @@ def load_data(
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"split", "classes"}
     if unknown:
-        raise OptionError(
-            "option-unknown-name", f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes="
-        )
+        why = f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes="
+        raise OptionError("option-unknown-name", why)
     data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
@@ -220,10 +215,8 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
         return _digits(split)
     path = Path(place)
     if not _exists(path):
-        raise DataError(
-            "data-missing",
-            f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'",
-        )
+        why = f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'"
+        raise DataError("data-missing", why)
     if path.suffix == ".parquet":
         return _parquet(path)
     if (path / f"{split}.parquet").is_file():
@@ -236,10 +229,8 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
             if (path / name).is_file():
                 return _idx(path / name)
         return _folder(path, split, size, asked)
-    raise DataError(
-        "data-unknown-format",
-        f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these",
-    )
+    why = f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these"
+    raise DataError("data-unknown-format", why)
 
 
 def _digits(split: str) -> ImageData:
@@ -269,22 +260,18 @@ def _parquet(path: Path) -> ImageData:
             image = next((name for name in ("image", "img") if name in columns), None)
             label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
             if image is None or label is None:
-                raise DataError(
-                    "data-unknown-format", f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed"
-                )
+                why = f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed"
+                raise DataError("data-unknown-format", why)
             pictures, values = _rows(file, path, image, label)
     except DataError:
         raise
     except Exception as error:  # what pyarrow raises for damaged files differs by version
-        raise DataError(
-            "data-damaged-file", f"{path} cannot be read as parquet: {first_line(error)}; get it again"
-        ) from None
+        why = f"{path} cannot be read as parquet: {first_line(error)}; get it again"
+        raise DataError("data-damaged-file", why) from None
     count = max(values, default=0) + 1
     if not values or count > MAX_CLASSES:
-        raise DataError(
-            "data-label-out-of-range",
-            f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0",
-        )
+        why = f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0"
+        raise DataError("data-label-out-of-range", why)
     names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
     labels = torch.tensor(values, dtype=torch.long)
     return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
@@ -300,14 +287,12 @@ def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], 
             if not isinstance(value, int) or abs(value) >> 62:
                 raise DataError(
                     "data-label-mismatch",
-                    f"{path}: its column {label!r} must hold a whole number in each row, and row {index} holds "
-                    f"{str(value)[:40]!r}; leave out images without a label",
+                    f"{path}: column {label!r} must hold whole numbers, and row {index} holds {str(value)[:40]!r}; leave it out",
                 )
             found = content.get("bytes") if isinstance(content, dict) else content
             if not isinstance(found, bytes):
-                raise DataError(
-                    "data-unreadable-image", f"{path}: image {index} holds no bytes; embed the images in the file"
-                )
+                why = f"{path}: image {index} holds no bytes; embed the images in the file"
+                raise DataError("data-unreadable-image", why)
             pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
             values.append(int(value))
     return pictures, values
@@ -324,11 +309,8 @@ def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[st
 def _idx(path: Path) -> ImageData:
     labels_path = labels_beside(path)
     if labels_path == path:
-        raise DataError(
-            "data-unknown-format",
-            f"{path} was asked for, and its name says of no images; give the file of images, such as "
-            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it",
-        )
+        why = f"{path} was asked for, and its name says of no images; give train-images-idx3-ubyte.gz or the like"
+        raise DataError("data-unknown-format", why)
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
     count = int(labels.max()) + 1 if len(labels) else 1
@@ -355,9 +337,8 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
                 content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
-        raise DataError(
-            "data-damaged-file", f"{path} cannot be read as an idx file: {first_line(error)}; get it again"
-        ) from None
+        why = f"{path} cannot be read as an idx file: {first_line(error)}; get it again"
+        raise DataError("data-damaged-file", why) from None
     if not whole or len(content) != size:
         raise DataError(
             "data-damaged-file",
@@ -379,17 +360,15 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
     else:
         if asked:
             there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
-            raise DataError(
-                "data-missing", f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
-            )
+            why = f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
+            raise DataError("data-missing", why)
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
         if any("\ud800" <= sign <= "\udfff" for sign in name):
-            raise DataError(
-                "data-class-names", f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class"
-            )
+            why = f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class"
+            raise DataError("data-class-names", why)
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
@@ -412,9 +391,8 @@ def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> T
     sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
-        raise DataError(
-            "data-not-batchable", f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to"
-        )
+        why = f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to"
+        raise DataError("data-not-batchable", why)
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     return torch.stack(pictures)

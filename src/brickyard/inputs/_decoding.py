@@ -76,9 +76,8 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
             "it out",
         ) from None
     except Exception as error:  # decoders raise all sorts of errors on damaged files
-        raise DataError(
-            "data-unreadable-image", f"image {name} cannot be read: {first_line(error)}; repair it or leave it out"
-        ) from None
+        why = f"image {name} cannot be read: {first_line(error)}; repair it or leave it out"
+        raise DataError("data-unreadable-image", why) from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
@@ -153,6 +152,5 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     try:
         return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
-        raise DataError(
-            "data-type", f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
-        ) from None
+        why = f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+        raise DataError("data-type", why) from None

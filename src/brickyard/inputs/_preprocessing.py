@@ -57,13 +57,11 @@ def to_unit(images: Tensor) -> Tensor:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
     if not isinstance(images, Tensor):
-        raise DataError(
-            "data-type", f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor"
-        )
+        why = f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor"
+        raise DataError("data-type", why)
     if images.dim() != 4:
-        raise DataError(
-            "data-shape", f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
-        )
+        why = f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
+        raise DataError("data-shape", why)
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
@@ -78,11 +76,8 @@ def check_images(images: Tensor, what: str) -> None:
         DataError: Names `what`, the problem, and the first image that has it.
     """
     if images.dim() != 4 or images.numel() == 0:
-        raise DataError(
-            "data-shape",
-            f"{what}: images of shape {tuple(images.shape)}; give at least one image, "
-            "as (batch, channels, height, width)",
-        )
+        why = f"{what}: images of shape {tuple(images.shape)}; give one or more, as (batch, channels, height, width)"
+        raise DataError("data-shape", why)
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
@@ -98,9 +93,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     """Grey (B, 1, H, W) to colour by repetition, colour (B, 3, H, W) to grey by luma."""
     found = x.shape[1]
     if found not in (1, 3):
-        raise DataError(
-            "data-wrong-size", f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)"
-        )
+        why = f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)"
+        raise DataError("data-wrong-size", why)
     if found == channels:
         return x
     if channels == 3:

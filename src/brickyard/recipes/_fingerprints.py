@@ -79,9 +79,8 @@ class Fingerprints:
                 with path.open("rb") as file:
                     before = (*stamp, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise FileError(
-                reading_code(error), f"{path} cannot be read: {error.strerror or error}; check the path"
-            ) from None
+            why = f"{path} cannot be read: {error.strerror or error}; check the path"
+            raise FileError(reading_code(error), why) from None
         self.known[name] = self.used[name] = before
         return before[3]
 

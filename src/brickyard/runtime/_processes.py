@@ -120,8 +120,7 @@ def _from_environment(name: str, default: str, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         raise ProcessError(
             "process-environment",
-            f"the environment says {name}={text!r}, and a whole number from 0 to {most} is needed; unset {name}, or "
-            "start all processes with torchrun",
+            f"{name}={text!r} in the environment is no whole number from 0 to {most}; unset it, or start with torchrun",
         )
     return int(text)
 
@@ -142,11 +141,8 @@ def joined() -> Iterator[Callable[[], bool]]:
         store, rank, count = next(iter(rendezvous("env://")))
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise ProcessError(
-            "process-not-joined",
-            f"processes that the environment describes did not find each other ({first_line(error)[:200]}); "
-            "start all of them with torchrun",
-        ) from None
+        why = f"processes did not find each other ({first_line(error)[:200]}); start all of them with torchrun"
+        raise ProcessError("process-not-joined", why) from None
 
     def first_to_fail() -> bool:
         try:

@@ -93,11 +93,8 @@ def load_source(
     """
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
-        raise OptionError(
-            "option-type",
-            f"source {brief(spec)} is a {type(spec).__name__}; give a text, such as zoo:resnet20?classes=10, or the "
-            "path of a file that `brickyard train` wrote",
-        )
+        why = f"source {brief(spec)} is a {type(spec).__name__}; give a text such as zoo:resnet20?classes=10, or a path"
+        raise OptionError("option-type", why)
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
     kind, colon, rest = spec.partition(":")
@@ -136,16 +133,12 @@ def _source(
         try:
             outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
         except Exception as error:
-            raise OptionError(
-                "option-source-size",
-                f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)",
-            ) from None
+            why = f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)"
+            raise OptionError("option-source-size", why) from None
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
-        raise TaskError(
-            "task-class-count",
-            f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many",
-        )
+        why = f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many"
+        raise TaskError("task-class-count", why)
     return Source(model, name, names, how, shape)
 
 
@@ -173,15 +166,12 @@ def _zoo(
         tensors, text = read_weights(Path(weights))
     if name == "auto":
         if weights is None:
-            raise OptionError(
-                "option-requires-option",
-                "zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME",
-            )
+            why = "zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME"
+            raise OptionError("option-requires-option", why)
         if text is None:
             raise FileError(
                 "file-weights-mismatch",
-                f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
-                "own code as the source, and the file with --weights",
+                f"{weights} does not say which network it is for; give the network as the source, and the file with --weights",
             )
         name = text.arch
     if text is not None:
@@ -193,10 +183,8 @@ def _zoo(
     if tensors:
         options = zoo.infer_options(name, tensors, options)
     if "classes" not in options:
-        raise OptionError(
-            "option-source-undetermined",
-            f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights",
-        )
+        why = f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights"
+        raise OptionError("option-source-undetermined", why)
     count, width = options.pop("classes"), options.pop("width", 1.0)
     numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
     if tensors:  # before memory is taken for what the file only tells of
@@ -235,15 +223,12 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
     try:
         import torchvision.models as models
     except ImportError:
-        raise OptionError(
-            "option-missing-package", f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'"
-        ) from None
+        why = f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'"
+        raise OptionError("option-missing-package", why) from None
     if name not in models.list_models(module=models):
         near = _near(name, models.list_models(module=models))
-        raise OptionError(
-            "option-source-unknown",
-            f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()",
-        )
+        why = f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()"
+        raise OptionError("option-source-unknown", why)
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     return _seeded(lambda: models.get_model(name, weights=None, **options))
 
@@ -254,10 +239,8 @@ def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     except ImportError:
         raise OptionError("option-missing-package", f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
     if not timm.is_model(name):
-        raise OptionError(
-            "option-source-unknown",
-            f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()",
-        )
+        why = f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()"
+        raise OptionError("option-source-unknown", why)
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -291,9 +274,8 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     place, _, function = spec.rpartition(":")
     path = Path(place)
     if not path.is_file():
-        raise OptionError(
-            "option-source-code", f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function"
-        )
+        why = f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function"
+        raise OptionError("option-source-code", why)
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None:
         raise OptionError("option-source-code", f"source {spec!r}: {place!r} is no Python file")
@@ -301,29 +283,22 @@ def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise OptionError(
-            "option-source-code",
-            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file",
-        ) from error
+        why = f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file"
+        raise OptionError("option-source-code", why) from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
-        raise OptionError(
-            "option-source-code", f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}"
-        )
+        why = f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}"
+        raise OptionError("option-source-code", why)
     takes_classes = "classes" in inspect.signature(make).parameters and classes
     try:
         model = make(classes=len(classes)) if takes_classes and classes else make()
     except Exception as error:
-        raise OptionError(
-            "option-source-code",
-            f"source {spec!r} failed: {type(error).__name__}: {error}; it is called without arguments, or with "
-            "classes=NUMBER where it takes that and class names are given",
-        ) from error
+        why = f"source {spec!r} failed: {type(error).__name__}: {error}; it is called with classes=NUMBER or nothing"
+        raise OptionError("option-source-code", why) from error
     if not isinstance(model, nn.Module):
-        raise OptionError(
-            "option-source-code", f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module"
-        )
+        why = f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module"
+        raise OptionError("option-source-code", why)
     return model
 
 
@@ -367,10 +342,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
         raise FileError("file-weights-not-plain", f"weights {path} hold no table of tensors; save model.state_dict()")
     for key, value in found.items():
         if not isinstance(key, str) or not _plain(value):
-            raise FileError(
-                "file-weights-not-plain",
-                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own",
-            )
+            why = f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own"
+            raise FileError("file-weights-not-plain", why)
     return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
 
 
@@ -435,8 +408,7 @@ def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path
     if problems:
         raise FileError(
             "file-weights-mismatch",
-            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
-            "and class count of the source",
+            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check name, width and classes",
         )
 
 
@@ -446,8 +418,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     if broken:
         raise FileError(
             "file-not-finite",
-            f"weights {weights} have numbers that are not finite in "
-            f"{', '.join(broken[:4])}; get them again, or train anew",
+            f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}; get them again, or retrain",
         )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
@@ -481,9 +452,8 @@ def save_source(
             scores=scores or {},
         )
     except ValidationError as error:
-        raise OptionError(
-            "option-type", f"what is to be written with {path} cannot be: {first_problem(error)}"
-        ) from None
+        why = f"what is to be written with {path} cannot be: {first_problem(error)}"
+        raise OptionError("option-type", why) from None
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in source.model.state_dict().items()}
     path = Path(path)
     metadata = {KEY: text.model_dump_json()}

@@ -46,9 +46,8 @@ def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
     def add(make: BuilderT) -> BuilderT:
         taken = [one for one in (name, *aliases) if one in _ENTRIES or one in _ALIASES]
         if taken:
-            raise OptionError(
-                "option-duplicate", f"zoo network {taken[0]!r} is registered already; choose another name"
-            )
+            why = f"zoo network {taken[0]!r} is registered already; choose another name"
+            raise OptionError("option-duplicate", why)
         parameters = list(inspect.signature(make).parameters.values())[2:]
         defaults = {one.name: one.default for one in parameters}
         summary = (inspect.getdoc(make) or "").partition("\n")[0]
@@ -74,9 +73,8 @@ def entry(name: str) -> Entry:
     if found is None:
         near = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise OptionError(
-            "option-source-unknown", f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}"
-        )
+        why = f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}"
+        raise OptionError("option-source-unknown", why)
     return found
 
 
@@ -111,9 +109,8 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
     unknown = sorted(set(options) - set(found.defaults))
     if unknown:
         known = ", ".join(["width", *found.defaults])
-        raise OptionError(
-            "option-unknown-name", f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}"
-        )
+        why = f"{name} has no option {', '.join(map(repr, unknown))}; it takes {known}"
+        raise OptionError("option-unknown-name", why)
     for key, value in options.items():
         if isinstance(found.defaults[key], str) and not isinstance(value, str):
             raise OptionError("option-type", f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")

@@ -24,19 +24,16 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
         FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
     """
     if path.is_dir():
-        raise FileError(
-            "file-path-invalid", f"{path} is a folder, and a file is to be written; give the name of a file"
-        )
+        why = f"{path} is a folder, and a file is to be written; give the name of a file"
+        raise FileError("file-path-invalid", why)
     if os.path.lexists(path) and not force:  # a link that leads nowhere too
         raise FileError("file-exists", f"{path} exists; give another path, or --force to overwrite it")
     if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
-        raise FileError(
-            "file-path-invalid", f"{path} is to be written and is read too; inputs are never changed: give another path"
-        )
+        why = f"{path} is to be written and is read too; inputs are never changed: give another path"
+        raise FileError("file-path-invalid", why)
     if not path.parent.is_dir():
-        raise FileError(
-            "file-path-invalid", f"{path} cannot be written: there is no folder {path.parent}; make it first"
-        )
+        why = f"{path} cannot be written: there is no folder {path.parent}; make it first"
+        raise FileError("file-path-invalid", why)
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -46,9 +43,8 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
-        raise OptionError(
-            "option-syntax", f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5"
-        ) from None
+        why = f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5"
+        raise OptionError("option-syntax", why) from None
 
 
 def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
@@ -88,10 +84,8 @@ def source_of(
     classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
     odd = [name for name in classes or () if not name or not writable(name)]
     if odd:
-        raise OptionError(
-            "option-syntax",
-            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names",
-        )
+        why = f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names"
+        raise OptionError("option-syntax", why)
     own: Preprocessing | None = None
     if how is not None:
         try:
@@ -174,9 +168,8 @@ def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], op
         OptionError: There are not as many as parts.
     """
     if len(specs) != len(parts):
-        raise OptionError(
-            "option-count", f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times"
-        )
+        why = f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times"
+        raise OptionError("option-count", why)
     return [
         fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
     ]

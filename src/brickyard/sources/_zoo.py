@@ -90,11 +90,8 @@ def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int
     for key in keys:
         if len(found.get(key, ())) > axis:
             return found[key][axis]
-    raise OptionError(
-        "option-source-undetermined",
-        f"{name}: the number of {option} is not given and the weights hold no usable "
-        f"{' or '.join(map(repr, keys))} to read it from; give zoo:{name}?{option}=NUMBER",
-    )
+    why = f"{name}: the weights do not say the number of {option}; give zoo:{name}?{option}=NUMBER"
+    raise OptionError("option-source-undetermined", why)
 
 
 def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
@@ -111,10 +108,8 @@ def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
     widest = max(inner, key=lambda key: full[key][0])
     exact = found[widest][0] / full[widest][0]
     if not math.isfinite(exact) or exact <= 0:
-        raise OptionError(
-            "option-source-undetermined",
-            f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off",
-        )
+        why = f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off"
+        raise OptionError("option-source-undetermined", why)
     for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
         if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():
             return width

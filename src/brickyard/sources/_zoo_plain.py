@@ -45,9 +45,8 @@ class LeNet5(nn.Module):
         first, second = scaled(6, width), scaled(16, width)
         side = ((size - 4) // 2 - 4) // 2
         if side < 1:
-            raise OptionError(
-                "option-source-size", f"lenet5: size={size} leaves no pixel after its layers; give 16 or more"
-            )
+            why = f"lenet5: size={size} leaves no pixel after its layers; give 16 or more"
+            raise OptionError("option-source-size", why)
         self.conv1 = nn.Conv2d(channels, first, 5)
         self.pool1 = nn.MaxPool2d(2)
         self.conv2 = nn.Conv2d(first, second, 5)

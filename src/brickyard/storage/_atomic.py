@@ -32,9 +32,8 @@ def check_free(path: Path, overwrite: bool) -> None:
         FileError: It does, and `overwrite` is false.
     """
     if os.path.lexists(path) and not overwrite:
-        raise FileError(
-            "file-exists", f"{path} exists; give another path, or overwrite=True (--force on the command line)"
-        )
+        why = f"{path} exists; give another path, or overwrite=True (--force on the command line)"
+        raise FileError("file-exists", why)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
@@ -49,9 +48,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     check_free(path, overwrite)
     special = path.exists() and not path.is_file()  # a folder, a device, a pipe
     if special or not path.parent.is_dir():
-        raise FileError(
-            "file-path-invalid", f"{path} cannot be written: {path if special else path.parent} is no place for a file"
-        )
+        why = f"{path} cannot be written: {path if special else path.parent} is no place for a file"
+        raise FileError("file-path-invalid", why)
     stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
     place, held = stage / path.name, None
     try:

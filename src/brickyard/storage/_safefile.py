@@ -47,9 +47,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FileError(
-                "file-not-finite", f"tensor {name!r} has numbers that are not finite; nothing was written to {path}"
-            )
+            why = f"tensor {name!r} has numbers that are not finite; nothing was written to {path}"
+            raise FileError("file-not-finite", why)
     metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
     return path
@@ -76,15 +75,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
-        raise FileError(
-            "file-not-safetensors", f"{path} is not a whole safetensors file: {told(error)}; get it again"
-        ) from None
+        why = f"{path} is not a whole safetensors file: {told(error)}; get it again"
+        raise FileError("file-not-safetensors", why) from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
-            raise FileError(
-                "file-tensor-mismatch",
-                f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold",
-            )
+            why = f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold"
+            raise FileError("file-tensor-mismatch", why)
         if value.is_floating_point() and not _finite(value):
             raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has numbers that are not finite")
     return text, tensors
@@ -93,9 +89,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _own(path: Path, name: str, value: Tensor) -> Tensor:
     """A copy that is aligned: kernels may round otherwise where numbers are not, as in the file."""
     if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
-        raise FileError(
-            "file-tensor-mismatch", f"{path}: tensor {told(name)!r} has bytes that are neither true nor false"
-        )
+        why = f"{path}: tensor {told(name)!r} has bytes that are neither true nor false"
+        raise FileError("file-tensor-mismatch", why)
     return value.clone()
 
 
@@ -140,14 +135,12 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FileError("file-manifest-invalid", f"{path} has a text that is not JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
-        raise FileError(
-            "file-wrong-kind", f"{path} has a text without a format version; it was not written by Brickyard"
-        )
+        why = f"{path} has a text without a format version; it was not written by Brickyard"
+        raise FileError("file-wrong-kind", why)
     if value["format"] != FORMAT_VERSION:
         raise FileError(
             "file-newer-version",
-            f"{path} has format version {told(value['format'], 20)}; this Brickyard reads version {FORMAT_VERSION}: "
-            "install a version that fits",
+            f"{path} has format version {told(value['format'], 20)}; this Brickyard reads {FORMAT_VERSION}: use one that fits",
         )
     return {key: item for key, item in value.items() if key != "format"}
 

@@ -232,9 +232,8 @@ class _Notes:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileError(
-                "file-not-writable", f"the folder {folder} cannot be made: {error}; give another resume="
-            ) from None
+            why = f"the folder {folder} cannot be made: {error}; give another resume="
+            raise FileError("file-not-writable", why) from None
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if not self.path.exists():

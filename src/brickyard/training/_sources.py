@@ -44,10 +44,8 @@ def device_named(name: str) -> torch.device:
         (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
-        raise OptionError(
-            "option-device",
-            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU",
-        ) from None
+        why = f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU"
+        raise OptionError("option-device", why) from None
     return device
 
 
@@ -112,11 +110,8 @@ def train(
         x = preprocess(raw, preprocessing).to(like.device, like.dtype)
         logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
         if logits.ndim != 2 or logits.shape[1] <= last:
-            raise DataError(
-                "data-label-out-of-range",
-                f"{data.name} has labels to {last}, the model outputs of shape "
-                f"{tuple(logits.shape)}; give it one output a class",
-            )
+            why = f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}; give one output a class"
+            raise DataError("data-label-out-of-range", why)
         if taught is None:
             return F.cross_entropy(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
@@ -222,10 +217,8 @@ def train_source(
     try:
         model.eval()(torch.zeros(2, channels, *side))
     except RuntimeError as error:
-        raise OptionError(
-            "option-source-size",
-            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
-        ) from None
+        why = f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size"
+        raise OptionError("option-source-size", why) from None
     found = train(
         model.to(place),
         images,

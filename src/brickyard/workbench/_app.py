@@ -21,9 +21,8 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
 except ImportError:
-    raise OptionError(
-        "option-missing-package", "the workbench needs FastAPI; pip install 'brickyard[workbench]'"
-    ) from None
+    why = "the workbench needs FastAPI; pip install 'brickyard[workbench]'"
+    raise OptionError("option-missing-package", why) from None
 
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
@@ -142,9 +141,8 @@ def _questions(app: FastAPI, bench: Bench) -> None:
     @app.get("/api/assemblies/{key}/file")
     def _file(key: str, kind: str) -> Response:
         if kind not in KINDS:
-            raise OptionError(
-                "option-choice", f"a file of kind {kind[:40]!r} was asked for; use one of {', '.join(KINDS)}"
-            )
+            why = f"a file of kind {kind[:40]!r} was asked for; use one of {', '.join(KINDS)}"
+            raise OptionError("option-choice", why)
         content, name = bench.file(key, kind)
         return Response(
             content, media_type=KINDS[kind], headers={"content-disposition": f'attachment; filename="{name}"'}
@@ -185,9 +183,8 @@ def _form(request: Request, limits: Limits) -> Any:
     """A request's form. One that is not of kind multipart/form-data can be slow to read: it has to be short."""
     kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
     if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
-        raise OptionError(
-            "option-plan-invalid", "a form of kind multipart/form-data is needed; use the workbench's own page"
-        )
+        why = "a form of kind multipart/form-data is needed; use the workbench's own page"
+        raise OptionError("option-plan-invalid", why)
     return request.form(max_files=limits.files, max_fields=1)
 
 
@@ -213,7 +210,6 @@ async def _content(item: Any, limits: Limits) -> tuple[str, bytes]:
     name = Path(str(item.filename or "picture").replace("\\", "/")).name[:80] or "picture"
     content: bytes = await item.read(limits.file_bytes + 1)
     if len(content) > limits.file_bytes:
-        raise DataError(
-            "data-image-too-large", f"{name!r} is too large: {limits.file_bytes >> 20} MiB is the limit of one picture"
-        )
+        why = f"{name!r} is too large: {limits.file_bytes >> 20} MiB is the limit of one picture"
+        raise DataError("data-image-too-large", why)
     return name, content

@@ -95,18 +95,16 @@ class Plan:
         if not isinstance(bricks, list) or not all(isinstance(name, str) for name in bricks):
             raise OptionError("option-plan-invalid", "the bricks of a plan are a list of names")
         if len(bricks) > limits.bricks:
-            raise OptionError(
-                "option-range", f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier"
-            )
+            why = f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier"
+            raise OptionError("option-range", why)
         if len(set(bricks)) != len(bricks):
             raise OptionError("option-plan-invalid", "a brick is in the plan twice; take one of them out")
         rest = {name: value.get(name, default) for name, default in cls(()).rest.items()}
         check_choice("form", rest["form"], Form)
         check_choice("on_duplicate", rest["on_duplicate"], Duplicates)
         if not isinstance(rest["scaling"], str) or rest["scaling"] not in SCALINGS:
-            raise OptionError(
-                "option-choice", f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}"
-            )
+            why = f"scaling {rest['scaling']!r} is not known; choose one of {', '.join(SCALINGS)}"
+            raise OptionError("option-choice", why)
         return cls(tuple(bricks), **rest)
 
     @property
@@ -336,10 +334,8 @@ class Bench:
             for place, name in enumerate(part.classes):
                 own = labelled.pop((index, place), [])
                 if not own:
-                    raise DataError(
-                        "data-class-without-images",
-                        f"class {name!r} has no picture; give at least one a class, better five",
-                    )
+                    why = f"class {name!r} has no picture; give at least one a class, better five"
+                    raise DataError("data-class-without-images", why)
                 for title, content in own:
                     end.check()
                     picture = pictures.decode(content, title, self.limits)
@@ -347,9 +343,8 @@ class Bench:
                     labels.append(part.task[place])
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
-            raise DataError(
-                "data-unknown-class", f"pictures were given for brick {min(labelled)[0]}, which has no such class"
-            )
+            why = f"pictures were given for brick {min(labelled)[0]}, which has no such class"
+            raise DataError("data-unknown-class", why)
         return found
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
@@ -421,9 +416,8 @@ class _Deadline:
     def check(self) -> None:
         """Raise BusyError after that time."""
         if time.monotonic() > self.end:
-            raise BusyError(
-                "workbench-too-slow", "the pictures take too long; send fewer at once, or make them smaller first"
-            )
+            why = "the pictures take too long; send fewer at once, or make them smaller first"
+            raise BusyError("workbench-too-slow", why)
 
 
 def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:

@@ -35,23 +35,18 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     """
     name = name[:80]
     if pieces(content) > PIECES:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} is no picture that is worth its trouble: it has more than {PIECES:,} pieces; save it again",
-        )
+        why = f"{name!r} is no picture that is worth its trouble: it has more than {PIECES:,} pieces; save it again"
+        raise DataError("data-image-too-large", why)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first",
-        ) from None
+        why = f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first"
+        raise DataError("data-image-too-large", why) from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        raise DataError(
-            "data-unreadable-image", f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP"
-        ) from None
+        why = f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP"
+        raise DataError("data-unreadable-image", why) from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
         raise DataError(
@@ -61,10 +56,8 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
         )
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
-        )
+        why = f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG"
+        raise DataError("data-image-too-large", why)
     return image
 
 
