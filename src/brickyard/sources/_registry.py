@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from brickyard.base._checks import is_number
 from brickyard.base._errors import OptionError
+from brickyard.base._messages import near
 
 Builder = Callable[..., nn.Module]
 BuilderT = TypeVar("BuilderT", bound=Builder)
@@ -71,9 +72,8 @@ def entry(name: str) -> Entry:
     """
     found = _ENTRIES.get(_ALIASES.get(name, name))
     if found is None:
-        near = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        why = f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}"
+        hint = near(name, [*_ENTRIES, *_ALIASES]) or "."
+        why = f"no zoo network is called {name!r}{hint} Known: {', '.join(available())}"
         raise OptionError("option-source-unknown", why)
     return found
 
@@ -102,9 +102,8 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
         torch.Size([2, 10])
     """
     found = entry(name)
-    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
-        raise OptionError("option-range", f"{name}: classes={classes!r}; give a whole number from 1 to {MAX_CLASSES}")
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= MAX_WIDTH:
+    _check_count(name, "classes", classes, MAX_CLASSES)
+    if not is_number(width) or not 0 < width <= MAX_WIDTH:
         raise OptionError("option-range", f"{name}: width={width!r}; give a number above 0 and at most {MAX_WIDTH:g}")
     unknown = sorted(set(options) - set(found.defaults))
     if unknown:
@@ -115,14 +114,13 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
         if isinstance(found.defaults[key], str) and not isinstance(value, str):
             raise OptionError("option-type", f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
     for key in ("channels", "size"):
-        _check_count(name, key, options.get(key, 3 if key == "channels" else 32))
+        _check_count(name, key, options.get(key, 1), 4096)
     return found.make(classes, float(width), **options)
 
 
-def _check_count(name: str, key: str, value: object) -> None:
-    """Refuse a number of channels or pixels that is not a number from 1 to 4096."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to 4096")
+def _check_count(name: str, key: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to {most}")
 
 
 def scaled(count: int, width: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,17 +54,13 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
 
     if mean is None and std is None and size is None:
         return None
-    fit, _, sides = (size or "").rpartition(":")
+    fit = (size or "").rpartition(":")[0]
     values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     if size is not None:
-        parts = sides.split("x")
-        if (
-            fit not in ("", "pad", "resize")
-            or len(parts) > 2
-            or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
-        ):
+        parts = re.fullmatch(r"(?:pad:|resize:|:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+        if parts is None:
             raise OptionError("option-syntax", f"--size {size!r} was given; give 32, 32x48 or pad:32")
-        values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
+        values |= {"size": (int(parts[1]), int(parts[2] or parts[1])), "fit": fit or "resize"}
     return Preprocessing(**values)
 
 
@@ -140,21 +137,16 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     if not places.keys() & set(data.classes):
         if len(data.classes) == len(classes):
             return data
-        raise DataError(
-            "data-unknown-class",
-            f"{data.name} has {len(data.classes)} classes ({', '.join(data.classes[:5])} ...), the source "
-            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images",
-        )
+        theirs, ours = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, classes))
+        why = f"{data.name} has {theirs}, the source {ours}, and no name agrees; give --class-names, or other images"
+        raise DataError("data-unknown-class", why)
     known = data.of_classes([name for name in data.classes if name in places])
     labels = known.labels.clone()
     for k, name in enumerate(data.classes):
         labels[known.labels == k] = places.get(name, -1)
     if not len(known):
-        raise DataError(
-            "data-no-task-class",
-            f"{data.name} has {len(data):,} images, and none of a class that the source knows "
-            f"({', '.join(classes[:5])} ...); give images of these classes",
-        )
+        why = f"{data.name} has {len(data):,} images, none of a class of the source ({', '.join(classes[:5])} ...)"
+        raise DataError("data-no-task-class", f"{why}; give images of these classes")
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
