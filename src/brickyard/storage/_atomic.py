@@ -36,6 +36,19 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise FileError("file-exists", why)
 
 
+def make_folder(folder: Path, advice: str) -> None:
+    """Make a folder, and those that it is in, where they are missing.
+
+    Raises:
+        FileError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"folder {folder} cannot be made: {error.strerror or error}; {advice}"
+        raise FileError("file-not-writable", why) from None
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Let `write` fill a file in a folder of its own beside `path`, then rename it; nothing is left after a failure.
 

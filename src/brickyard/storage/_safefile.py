@@ -65,11 +65,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
-                raise FileError(
-                    "file-wrong-kind",
-                    f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances. "
-                    "Weights of a source go with --weights",
-                )
+                why = f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances"
+                raise FileError("file-wrong-kind", f"{why}. Weights of a source go with --weights")
             text = _json(path, metadata[KEY])
             tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except FileError:
@@ -104,10 +101,8 @@ def _check_header(path: Path) -> None:
         with open(path, "rb", opener=_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FileError(
-                    "file-missing",
-                    f"{path} cannot be read: it is no file but a folder, a pipe or a device; check the path",
-                )
+                why = "it is no file but a folder, a pipe or a device"
+                raise FileError("file-missing", f"{path} cannot be read: {why}; check the path")
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:
@@ -115,10 +110,8 @@ def _check_header(path: Path) -> None:
         raise FileError(reading_code(error), f"{path} cannot be read: {why}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
-        raise FileError(
-            "file-not-safetensors",
-            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again",
-        )
+        why = f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again"
+        raise FileError("file-not-safetensors", why)
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -138,10 +131,9 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         why = f"{path} has a text without a format version; it was not written by Brickyard"
         raise FileError("file-wrong-kind", why)
     if value["format"] != FORMAT_VERSION:
-        raise FileError(
-            "file-newer-version",
-            f"{path} has format version {told(value['format'], 20)}; this Brickyard reads {FORMAT_VERSION}: use one that fits",
-        )
+        found = told(value["format"], 20)
+        why = f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}: install a version that fits"
+        raise FileError("file-newer-version", why)
     return {key: item for key, item in value.items() if key != "format"}
 
 
