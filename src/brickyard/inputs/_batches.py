@@ -120,10 +120,9 @@ class Images:
         try:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
+            why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
             raise DataError(
-                "data-type",
-                f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
-                "images as numbers, and as label the index of the class",
+                "data-type", f"{why}; give images as numbers, and as label the index of the class"
             ) from None
 
     def __len__(self) -> int:
@@ -174,11 +173,8 @@ class Images:
                 raise
             except Exception as error:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
-                raise DataError(
-                    "data-not-batchable",
-                    f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
-                    "must give (image tensor, label) pairs",
-                ) from error
+                why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
+                raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
             yield batch
 
     def batches(

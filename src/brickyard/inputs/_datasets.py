@@ -23,27 +23,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brickyard.base._classes import parse_classes
+from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._messages import first_line
+from brickyard.base._lazy import package
+from brickyard.base._messages import first_line, writable
 from brickyard.inputs._decoding import crop, decode_image
 
 MAX_BYTES = 8 << 30  # that a compressed idx file may become
 MAX_CLASSES = 1_000_000
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):
@@ -74,20 +64,18 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.classes = tuple(classes)
         self.name = name
         if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
-            raise DataError(
-                "data-shape",
-                f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
-                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image",
+            found = (
+                f"images of shape {tuple(images.shape)} and type {images.dtype}, labels of shape {tuple(labels.shape)}"
             )
+            wanted = "give uint8 images (images, channels, height, width) and one label an image"
+            raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
             why = f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ"
             raise DataError("data-class-names", why)
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise DataError(
-                "data-label-out-of-range",
-                f"{name}: labels run from {int(labels.min())} to {int(labels.max())} and there are {len(self.classes)} "
-                "class names; give labels that count the names from 0, and leave out images without a label",
-            )
+            found = f"labels run from {int(labels.min())} to {int(labels.max())}, for {len(self.classes)} class names"
+            advice = "give labels that count the names from 0, and leave out images without a label"
+            raise DataError("data-label-out-of-range", f"{name}: {found}; {advice}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,8 +104,6 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.base._classes import resolve_task
-
         wanted = torch.tensor(resolve_task(classes, self.classes))
         return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
 
@@ -127,8 +113,6 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.base._classes import resolve_task
-
         wanted = resolve_task(classes, self.classes)
         part = self.of_classes(wanted)
         labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
@@ -146,13 +130,12 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         """
         if not 0 < fraction < 1:
             raise OptionError("option-range", f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        labels = self.labels[order]
+        mixed = self.shuffled(seed)
         first = torch.zeros(len(self), dtype=torch.bool)
         for k in range(len(self.classes)):
-            places = (labels == k).nonzero().flatten()
+            places = (mixed.labels == k).nonzero().flatten()
             first[places[: round(fraction * len(places))]] = True
-        return self.subset(order[first]), self.subset(order[~first])
+        return mixed.subset(first), mixed.subset(~first)
 
 
 def load_data(
@@ -185,9 +168,7 @@ def load_data(
     """
     if not str(spec).strip():
         raise OptionError("option-empty", "data '' was asked for; give digits, or the path of a folder or a file")
-    place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
-    place, query = (place, query) if place else (query, "")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    place, options = place_and_options(str(spec))
     unknown = set(options) - {"split", "classes"}
     if unknown:
         why = f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes="
@@ -200,6 +181,13 @@ def load_data(
     if max_images is not None and len(data) > max_images:
         data = data.shuffled(0).subset(range(max_images))
     return data
+
+
+def place_and_options(text: str) -> tuple[str, dict[str, str]]:
+    """The path that a text of data starts with, and the options that follow a question mark."""
+    place, _, query = (text, "", "") if _exists(Path(text)) else text.rpartition("?")
+    place, query = (place, query) if place else (query, "")
+    return place, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _exists(path: Path) -> bool:
@@ -250,10 +238,7 @@ def _digits(split: str) -> ImageData:
 
 
 def _parquet(path: Path) -> ImageData:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise OptionError("option-missing-package", f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
+    pq = package("pyarrow.parquet", "parquet", str(path))
     try:
         with pq.ParquetFile(path) as file:
             columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata
@@ -285,10 +270,8 @@ def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], 
         for content, value in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
             index = len(values)
             if not isinstance(value, int) or abs(value) >> 62:
-                raise DataError(
-                    "data-label-mismatch",
-                    f"{path}: column {label!r} must hold whole numbers, and row {index} holds {str(value)[:40]!r}; leave it out",
-                )
+                why = f"{path}: column {label!r} must hold whole numbers, and row {index} holds {str(value)[:40]!r}"
+                raise DataError("data-label-mismatch", f"{why}; leave out images without a label")
             found = content.get("bytes") if isinstance(content, dict) else content
             if not isinstance(found, bytes):
                 why = f"{path}: image {index} holds no bytes; embed the images in the file"
@@ -340,33 +323,34 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
         why = f"{path} cannot be read as an idx file: {first_line(error)}; get it again"
         raise DataError("data-damaged-file", why) from None
     if not whole or len(content) != size:
-        raise DataError(
-            "data-damaged-file",
-            f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
-            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again",
-        )
+        why = f"{path} is no whole idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
+        found = f"it starts with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}"
+        raise DataError("data-damaged-file", f"{why}: {found}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 # -- image folders -------------------------------------------------------------------------------------------
 
 
+def split_folder(path: Path, split: str) -> Path | None:
+    """The folder of a split, if there is one; "val" serves as "test"."""
+    names = (split, "val") if split == "test" else (split,)
+    return next((path / name for name in names if name and (path / name).is_dir()), None)
+
+
 def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
     """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
-    for name in (split, "val") if split == "test" else (split,):
-        if name and (path / name).is_dir():
-            path = path / name
-            break
-    else:
-        if asked:
-            there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
-            why = f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
-            raise DataError("data-missing", why)
+    found = split_folder(path, split)
+    if found is None and asked:
+        there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
+        why = f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
+        raise DataError("data-missing", why)
+    path = found or path
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
-        if any("\ud800" <= sign <= "\udfff" for sign in name):
+        if not writable(name):
             why = f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class"
             raise DataError("data-class-names", why)
         for file in sorted((path / name).iterdir()):
@@ -375,12 +359,10 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
                 pictures.append(picture if size is None else crop(picture, size))
                 labels.append(k)
     if not pictures:
-        found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
-        raise DataError(
-            "data-no-images",
-            f"{path} was asked for, split {split!r}, and it holds no images in class folders ({found}); put each "
-            "class's images into a folder of its own, directly and as .png, .jpg or the like",
-        )
+        there = ", ".join(map(repr, classes[:5])) or "no sub-folder"
+        why = f"{path} was asked for, split {split!r}, and it holds no images in class folders ({there})"
+        advice = "put each class's images into a folder of its own, directly and as .png, .jpg or the like"
+        raise DataError("data-no-images", f"{why}; {advice}")
     return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
 
 

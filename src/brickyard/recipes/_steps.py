@@ -267,10 +267,8 @@ class Work:
                 try:
                     task.update(resolve_task(parse_classes(said_task, source.classes), source.classes))
                 except TaskError as error:
-                    raise self.file.problem(
-                        ("components", part, "task"),
-                        f"components.{part}.task cannot be used: {error}. Ranges count classes from 0, names go by commas",
-                    ) from None
+                    why = f"components.{part}.task cannot be used: {error}. Ranges count from 0; names go by commas"
+                    raise self.file.problem(("components", part, "task"), why) from None
             relevance = locate(
                 source.model,
                 images,
@@ -466,16 +464,12 @@ def _shared_images(training: ImageData, scored: ImageData, source: str) -> str |
 
     known = set(hashes(training))
     count = sum(item in known for item in hashes(scored))
-    if count and count == len(scored):
-        raise DataError(
-            "data-seen-in-training",
-            f"all {count} images to score of source {source!r} are among its training images; give other evaluate.data",
-        )
-    return (
-        f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
-        if count
-        else None
-    )
+    if not count:
+        return None
+    if count == len(scored):
+        why = f"all {count} images to score of source {source!r} are among its training images"
+        raise DataError("data-seen-in-training", f"{why}; give others at evaluate.data")
+    return f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
 
 
 def _called(text: str) -> str:
