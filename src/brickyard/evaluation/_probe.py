@@ -84,11 +84,8 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
-        raise DataError(
-            "data-overflow",
-            f"features of {bad} of {len(found)} images are NaN or infinite; look at the component with `brickyard yard "
-            "verify`, or give images in the range that it was made for",
-        )
+        advice = "look at the component with `brickyard yard verify`, or give images in the range that it was made for"
+        raise DataError("data-overflow", f"features of {bad} of {len(found)} images are NaN or infinite; {advice}")
     return found.clone()  # outside inference mode: an ordinary tensor
 
 
@@ -226,10 +223,8 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         why = f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
         raise DataError("data-shape", why)
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
-        raise DataError(
-            "data-label-mismatch",
-            f"{len(x)} feature vectors with labels of shape {tuple(y.shape)}, {y.dtype}; give one whole number an image",
-        )
+        why = f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}"
+        raise DataError("data-label-mismatch", f"{why}; give one whole number an image")
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         why = f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out"

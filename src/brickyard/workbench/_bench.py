@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_choice
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.base._options import Duplicates, Form
-from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._records import AssemblyManifest, AxisRecord, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import kept_text, selection_text
 from brickyard.component._predictor import REJECT
@@ -163,12 +163,7 @@ class Bench:
                 {"name": name, "text": SCALING_WORDS.get(name, ""), "few_shot": s.few_shot, "gated": s.gated}
                 for name, s in SCALINGS.items()
             ],
-            "limits": {
-                "file_bytes": self.limits.file_bytes,
-                "files": self.limits.files,
-                "body_bytes": self.limits.body_bytes,
-                "bricks": self.limits.bricks,
-            },
+            "limits": {name: getattr(self.limits, name) for name in ("file_bytes", "files", "body_bytes", "bricks")},
         }
 
     def manifest(self, name: str) -> ComponentManifest:
@@ -192,17 +187,10 @@ class Bench:
         """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""
         with self._turn():
             manifest = self.manifest(name)
-        axes: list[dict[str, Any]] = []
-        for axis, record in manifest.axes.items():
-            count = min(record.size, CELLS)
-            kept, size = [0] * count, [0] * count
-            chosen = set(record.kept)
-            for channel in range(record.size):
-                cell = channel * count // record.size
-                size[cell] += 1
-                kept[cell] += channel in chosen
-            cells = [round(k / s, 3) for k, s in zip(kept, size, strict=True)]
-            axes.append({"name": axis, "size": record.size, "kept": len(record.kept), "cells": cells})
+        axes = [
+            {"name": axis, "size": record.size, "kept": len(record.kept), "cells": _cells(record)}
+            for axis, record in manifest.axes.items()
+        ]
         return {
             "name": name,
             "classes": manifest.classes,
@@ -325,7 +313,7 @@ class Bench:
     ) -> list[tuple[Tensor, Tensor] | None] | None:
         if not labelled:
             return None
-        end = _Deadline(self.limits.work_seconds)
+        end = time.monotonic() + self.limits.work_seconds
         pictures.check_all((item for items in labelled.values() for item in items), self.limits)
         found: list[tuple[Tensor, Tensor] | None] = []
         for index, part in enumerate(parts):
@@ -336,11 +324,8 @@ class Bench:
                 if not own:
                     why = f"class {name!r} has no picture; give at least one a class, better five"
                     raise DataError("data-class-without-images", why)
-                for title, content in own:
-                    end.check()
-                    picture = pictures.decode(content, title, self.limits)
-                    shown.append(pictures.fitted(pictures.shrunk(picture, parts), parts))
-                    labels.append(part.task[place])
+                shown += [self._picture(title, content, parts, end) for title, content in own]
+                labels += [part.task[place]] * len(own)
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
             why = f"pictures were given for brick {min(labelled)[0]}, which has no such class"
@@ -356,17 +341,19 @@ class Bench:
         with self._turn():
             kept = self.kept(name)
             pictures.check_all(shown, self.limits)
-            end = _Deadline(self.limits.work_seconds)
-            answers: list[dict[str, Any]] = []
-            for title, content in shown:
-                end.check()
-                answers.append(self._answer(kept, title, content))
-            return answers
+            end = time.monotonic() + self.limits.work_seconds
+            return [self._answer(kept, title, content, end) for title, content in shown]
 
-    def _answer(self, kept: Kept, title: str, content: bytes) -> dict[str, Any]:
-        parts = kept.assembly.manifest.parts
+    def _picture(self, title: str, content: bytes, parts: Sequence[ComponentManifest], end: float) -> Tensor:
+        """A picture as the parts can take it; none is begun after the end of a request's time."""
+        if time.monotonic() > end:
+            why = "the pictures take too long; send fewer at once, or make them smaller first"
+            raise BusyError("workbench-too-slow", why)
         picture = pictures.decode(content, title, self.limits)
-        image = pictures.fitted(pictures.shrunk(picture, parts), parts)
+        return pictures.fitted(pictures.shrunk(picture, parts), parts)
+
+    def _answer(self, kept: Kept, title: str, content: bytes, end: float) -> dict[str, Any]:
+        image = self._picture(title, content, kept.assembly.manifest.parts, end)
         chances = kept.assembly.predict_proba([image])[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)
@@ -407,17 +394,12 @@ class Bench:
             return path.read_bytes(), title
 
 
-class _Deadline:
-    """The time after which nothing more of a request is begun."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def check(self) -> None:
-        """Raise BusyError after that time."""
-        if time.monotonic() > self.end:
-            why = "the pictures take too long; send fewer at once, or make them smaller first"
-            raise BusyError("workbench-too-slow", why)
+def _cells(record: AxisRecord) -> list[float]:
+    """For each of a few runs of channels, the share that is kept."""
+    count = min(record.size, CELLS)
+    kept = Counter(channel * count // record.size for channel in record.kept)
+    starts = [-(-cell * record.size // count) for cell in range(count + 1)]
+    return [round(kept[cell] / (starts[cell + 1] - starts[cell]), 3) for cell in range(count)]
 
 
 def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:

@@ -49,11 +49,9 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
         raise DataError("data-unreadable-image", why) from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} has {width} x {height} pixels; {limits.pixels / 1e6:g} million is the limit, and "
-            f"{limits.side:,} for a side: make it smaller first",
-        )
+        most = f"{limits.pixels / 1e6:g} million is the limit, and {limits.side:,} for a side"
+        why = f"{name!r} has {width} x {height} pixels; {most}: make it smaller first"
+        raise DataError("data-image-too-large", why)
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
         why = f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG"
@@ -72,11 +70,8 @@ def check_all(shown: Iterable[tuple[str, bytes]], limits: Limits) -> None:
         image = checked(content, name, limits)
         total += image.width * image.height
     if total > limits.all_pixels:
-        raise DataError(
-            "data-image-too-large",
-            f"the pictures have {total / 1e6:,.0f} million pixels together; {limits.all_pixels / 1e6:g} million is the "
-            "limit of one request: send fewer, or make them smaller first",
-        )
+        why = f"the pictures have {total / 1e6:,.0f} million pixels together; {limits.all_pixels / 1e6:g} million"
+        raise DataError("data-image-too-large", f"{why} is the limit of one request: send fewer, or make them smaller")
 
 
 def decode(content: bytes, name: str, limits: Limits) -> Tensor:
