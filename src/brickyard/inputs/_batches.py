@@ -62,14 +62,14 @@ class Images:
             data = data if isinstance(data.dataset, IterableDataset) else data.dataset
         self._open(data)
         if len(self) == 0:
-            raise DataError("data-no-images", f"{what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{what}: no images found; give at least one per class")
 
     def _open(self, data: DataLike) -> None:
         if isinstance(data, str | bytes | dict):
-            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
             raise DataError(
-                "data-no-labels", f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes"
+                "data-no-labels", f"{self.what}: no labels found; {FORMS}, with labels that are class indices"
             )
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
@@ -85,7 +85,7 @@ class Images:
             with torch.random.fork_rng([], enabled=own):
                 self._tensors = self._read(data)
         else:
-            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         for what, value in (("images", images), ("labels", labels)):
@@ -111,12 +111,12 @@ class Images:
         for batch in self._each(batches):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise DataError(
-                    "data-type", f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
+                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
                 )
             images.append(self._tensor(batch[0]))
             labels.append(self._tensor(batch[1]))
         if not images:
-            raise DataError("data-no-images", f"{self.what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
         single = self.label_dims - 1
         if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
@@ -125,8 +125,7 @@ class Images:
         except RuntimeError as error:
             raise DataError(
                 "data-not-batchable",
-                f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
-                "many labels",
+                f"{self.what} cannot be put together: {first_line(error)}; give images of one size, a label for each",
             ) from None
 
     def _tensor(self, value: Any) -> Tensor:
@@ -134,10 +133,9 @@ class Images:
         try:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
+            why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
             raise DataError(
-                "data-type",
-                f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
-                "images as numbers, and as label the index of the class",
+                "data-type", f"{why}; give images as numbers, and as label the index of the class"
             ) from None
 
     def __len__(self) -> int:
@@ -173,7 +171,7 @@ class Images:
         for batch in self._each(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
                 raise DataError(
-                    "data-type", f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
+                    "data-type", f"{self.what}: expected (image tensor, label) pairs, got {type(batch).__name__}"
                 )
             yield self._pair(batch[0], self._tensor(batch[1]))
 
@@ -189,11 +187,8 @@ class Images:
                 raise
             except Exception as error:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
-                raise DataError(
-                    "data-not-batchable",
-                    f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
-                    "must give (image tensor, label) pairs",
-                ) from error
+                why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
+                raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
             yield batch
 
     def batches(

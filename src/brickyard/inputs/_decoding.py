@@ -54,32 +54,25 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
             with image if opened else contextlib.nullcontext():
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                    raise DataError(
-                        "data-image-too-large",
-                        f"image {name} is too large: {width} x {height} pixels, and {MAX_PIXELS:,} in all and "
-                        f"{MAX_SIDE:,} a side are the limit; make it smaller first",
-                    )
+                    raise _too_large(name, f"{width} x {height} pixels")
                 image.load()
                 array = _pixels(image)
     except DataError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
-        raise DataError(
-            "data-image-too-large",
-            f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
-            "it smaller first",
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            "data-unreadable-image",
-            f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "
-            "it out",
-        ) from None
+        raise _too_large(name, "it has more pixels than Pillow opens") from None
     except Exception as error:  # decoders raise all sorts of errors on damaged files
+        if isinstance(error, UnidentifiedImageError):
+            error = ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
         raise DataError(
-            "data-unreadable-image", f"image {name} cannot be read: {first_line(error)}; repair it or leave it out"
+            "data-unreadable-image", f"cannot read image {name}: {first_line(error)}; repair it, or leave it out"
         ) from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def _too_large(name: str, found: str) -> DataError:
+    limits = f"{MAX_PIXELS:,} in all and {MAX_SIDE:,} a side are the limit"
+    return DataError("data-image-too-large", f"image {name} is too large: {found}, and {limits}; make it smaller first")
 
 
 def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -129,23 +122,18 @@ def read_images(images: Any, batch_size: int) -> list[Tensor]:
 
 def _picture(item: Any) -> Tensor:
     """One picture as (1, channels, height, width)."""
-    if isinstance(item, Tensor) and item.ndim == 3:
-        batch = item.unsqueeze(0)
-        check_images(batch, "the image")
-        return batch
     if isinstance(item, np.ndarray) and item.ndim in (2, 3):
         array = item if item.ndim == 3 else item[:, :, None]
-        batch = _tensor(array.transpose(2, 0, 1)).unsqueeze(0)
+        item = _tensor(array.transpose(2, 0, 1))
+    if isinstance(item, Tensor) and item.ndim == 3:
+        batch = item.unsqueeze(0)
         check_images(batch, "the image")
         return batch
     if isinstance(item, str | Path) or hasattr(item, "convert"):
         return decode_image(item).unsqueeze(0)
     shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
-    raise DataError(
-        "data-type",
-        f"an image is a {type(item).__name__}{shape}; give a path, a PIL image, an array (height, width[, channels]) "
-        "or a tensor (channels, height, width)",
-    )
+    forms = "a path, a PIL image, an array (height, width[, channels]) or a tensor (channels, height, width)"
+    raise DataError("data-type", f"an image is a {type(item).__name__}{shape}; give {forms}")
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -154,5 +142,5 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
         raise DataError(
-            "data-type", f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+            "data-type", f"an array must be uint8 in 0..255 or floating point in [0, 1], got {array.dtype}"
         ) from None

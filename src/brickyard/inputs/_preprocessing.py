@@ -57,17 +57,16 @@ def to_unit(images: Tensor) -> Tensor:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
     if not isinstance(images, Tensor):
-        raise DataError(
-            "data-type", f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor"
-        )
+        raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
         raise DataError(
-            "data-shape", f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
+            "data-shape",
+            f"images must have 4 dimensions (batch, channels, height, width), got shape {tuple(images.shape)}",
         )
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
-        raise DataError("data-type", f"images of type {images.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
+        raise DataError("data-type", f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}")
     return images if images.dtype == torch.float64 else images.to(torch.float32)
 
 
@@ -80,18 +79,16 @@ def check_images(images: Tensor, what: str) -> None:
     if images.dim() != 4 or images.numel() == 0:
         raise DataError(
             "data-shape",
-            f"{what}: images of shape {tuple(images.shape)}; give at least one image, "
-            "as (batch, channels, height, width)",
+            f"{what}: images of shape {tuple(images.shape)}; give at least one image (batch, channels, height, width)",
         )
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
     if bool(bad.any()):
-        raise DataError(
-            "data-not-finite",
-            f"{what}: {int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index "
-            f"{int(bad.nonzero()[0])}; remove or repair them",
+        found = (
+            f"{int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index {int(bad.nonzero()[0])}"
         )
+        raise DataError("data-not-finite", f"{what}: {found}; remove or repair them")
 
 
 def _to_channels(x: Tensor, channels: int) -> Tensor:
@@ -99,7 +96,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     found = x.shape[1]
     if found not in (1, 3):
         raise DataError(
-            "data-wrong-size", f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)"
+            "data-wrong-size",
+            f"images with {found} channels cannot be converted to {channels}; give 1 (grey) or 3 (RGB)",
         )
     if found == channels:
         return x
@@ -111,8 +109,9 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 
 def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
-    height, width = x.shape[2], x.shape[3]
-    if not (_known(height) and _known(width)):
+    sides: tuple[Any, Any] = x.shape[2], x.shape[3]
+    height, width = sides
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # an exporter leaves it open
         return _from_any_size(x, size, fit)
     if (height, width) == size:
         return x
@@ -131,11 +130,6 @@ def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, A
     rows, columns = part
     x = x[..., columns] if width == size[1] else x @ _resampling(width, size[1], x, columns).T  # (B, C, H, W')
     return x[..., rows, :] if height == size[0] else _resampling(height, size[0], x, rows) @ x  # (B, C, H', W')
-
-
-def _known(side: Any) -> bool:
-    """Whether a side of the image is a number, and not one that an exporter leaves open."""
-    return not isinstance(side, torch.SymInt)
 
 
 def _from_any_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
@@ -182,11 +176,7 @@ def _padding(before: int, after: int, like: Tensor) -> Tensor:
 def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the mean and divide by the standard deviation, a channel; one number serves all."""
     if len(mean) not in (1, x.shape[1]):
-        raise DataError(
-            "data-wrong-size",
-            f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}; "
-            f"give as many numbers as channels, or set channels={len(mean)}",
-        )
-    shift = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
-    scale = torch.tensor(std, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
+        why = f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}"
+        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels, or set channels={len(mean)}")
+    shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1) for v in (mean, std))
     return (x - shift) / scale

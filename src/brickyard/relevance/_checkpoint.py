@@ -14,11 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.base._errors import FileError
 from brickyard.inputs._batches import Images
 from brickyard.relevance._relevance import Relevance
-from brickyard.storage._atomic import clear_stages
-from brickyard.storage._safefile import read, write
+from brickyard.storage._notes import Notes
 
 
 class Notebook:
@@ -34,7 +32,7 @@ class Notebook:
     """
 
     def __init__(self, folder: str | Path | None, relevance: Relevance, images: Images) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._notes = None if folder is None else Notes(Path(folder), "notebook")
         self._images = images
         self._about = {
             "source": relevance.source_sha256,
@@ -46,14 +44,6 @@ class Notebook:
         }
         if relevance.outputs != "one":  # as folders have it that were written before there were others
             self._about["outputs"] = relevance.outputs
-        if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FileError(
-                    "file-not-writable", f"cannot create folder {self._folder}: {error}; give another resume="
-                ) from None
-            clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
     def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> bool:
         """Put a class that is done into the relevances; false where it is not done."""
@@ -82,18 +72,9 @@ class Notebook:
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _read(self, name: str, indices: Sequence[int]) -> dict[str, Tensor] | None:
-        if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
-            return None
-        text, tensors = read(path)
-        if text.get("kind") != "notebook" or text.get("key") != self._key(indices):
-            raise FileError(
-                "file-resume-mismatch",
-                f"{path} is from another call, with another source, other images or other options; "
-                "give another folder, or delete this one to start again",
-            )
-        return tensors
+        found = None if self._notes is None else self._notes.read(name, lambda: self._key(indices))
+        return None if found is None else found[1]
 
     def _write(self, name: str, indices: Sequence[int], tensors: dict[str, Tensor]) -> None:
-        if self._folder is not None:
-            text = {"kind": "notebook", "key": self._key(indices)}
-            write(self._folder / f"{name}.safetensors", tensors, text, overwrite=True)
+        if self._notes is not None:
+            self._notes.write(name, self._key(indices), tensors)
