@@ -210,7 +210,7 @@ def test_parts_are_calibrated_with_the_kinds_own_loss() -> None:
 def test_training_lowers_the_kinds_own_loss() -> None:
     component = part(TASK, heal="none", budget=by.Budget(flops=0.4))
     schedule = TrainingOptions(epochs=3, optimizer="adamw", lr=0.003)
-    trained = by.finetune(component, DATA, schedule=schedule, validation=0)
+    trained = by.finetune(component, DATA, training=schedule, validation=0)
     wanted = DATA[1][:, TASK].double()
     with torch.no_grad():
         before, after = (
@@ -218,7 +218,7 @@ def test_training_lowers_the_kinds_own_loss() -> None:
         )
     assert after < before
     assert trained.manifest.outputs == "several"
-    taught = by.finetune(component, DATA, schedule=schedule, teacher=centred())
+    taught = by.finetune(component, DATA, training=schedule, teacher=centred())
     assert not torch.equal(taught(DATA[0]), trained(DATA[0]))
     assert taught.manifest.tuned.validation > 0
 
