@@ -2,7 +2,7 @@
 
 import brickyard as by
 from brickyard.inputs import load_data
-from brickyard.training import Distillation, Schedule, accuracy, build_seeded, train
+from brickyard.training import Distillation, TrainingOptions, accuracy, build_seeded, train
 
 how = by.Preprocessing(size=(16, 16), mean=(0.3,), std=(0.4,))
 data, test = load_data("digits"), load_data("digits", split="test")
@@ -12,9 +12,9 @@ train(source, data, preprocessing=how, epochs=4, lr=0.05)
 relevance = by.locate(source, data, preprocessing=how)
 task = ["2", "3", "5", "8"]
 component = by.disassemble(source, relevance, task=task, budget=by.Budget(flops=0.15))
-schedule = Schedule(epochs=8, lr=0.05)
-tuned = component.finetune(data, schedule=schedule)
-taught = component.finetune(data, schedule=schedule, teacher=source, distillation=Distillation(features=1.0))
+training = TrainingOptions(epochs=8, lr=0.05)
+tuned = by.finetune(component, data, training=training)
+taught = by.finetune(component, data, training=training, teacher=source, distillation=Distillation(features=1.0))
 for name, model in (("cut", component), ("fine-tuned", tuned), ("with a teacher", taught)):
     score = {row.name: row.accuracy for row in by.evaluate(model, test, latency=False).rows}
     print(f"{name}: {score['component']:.1f} % right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 ROOT = Path(__file__).parent.parent
@@ -66,6 +69,16 @@ def run_blocks(page: Path, **given: Any) -> dict[str, Any]:
     for block in blocks:
         exec(compile(block, page.name, "exec"), given)  # noqa: S102
     return given
+
+
+def rewritten(path: Path, to: Path, change: Callable[[Any, dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of one of our files after a change of its text (in place, or a string instead) and its tensors."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.loads(file.metadata()["brickyard"])
+    instead = change(text, tensors)
+    save_file(tensors, to, {"brickyard": instead if isinstance(instead, str) else json.dumps(text)})
+    return to
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from PIL import Image
 import brickyard as by
 from brickyard.base._classes import parse_classes
 from brickyard.inputs._datasets import ImageData, load_data
-from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import preprocess, resize
 from brickyard.training._sources import accuracy, build_seeded, train
+from errors import refused
 
 
 def picture(seed: int, size=(6, 5), mode="RGB") -> Image.Image:
@@ -54,11 +54,11 @@ def test_an_image_folder(tmp_path) -> None:
     expected = np.asarray(picture(11)).transpose(2, 0, 1)
     assert np.array_equal(data.images[4].numpy(), expected)
     picture(99, size=(9, 7)).save(tmp_path / "test" / "cat" / "odd.png")
-    with pytest.raises(by.BrickyardError, match=r"2 sizes.*give a size"):
+    with refused("data-not-batchable", "6x5, 9x7"):
         load_data(str(tmp_path), split="test")
     assert load_data(str(tmp_path), split="test", size=(4, 4)).images.shape == (7, 3, 4, 4)
     (tmp_path / "test" / "dog" / "broken.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(by.BrickyardError, match=r"broken.png cannot be read"):
+    with refused("data-unreadable-image", "broken.png"):
         load_data(str(tmp_path), split="test", size=(4, 4))
 
 
@@ -84,10 +84,10 @@ def test_a_parquet_file(tmp_path) -> None:
         assert np.array_equal(data.images[0].numpy(), np.asarray(pictures[0]).transpose(2, 0, 1))
         assert np.array_equal(data.images[1].numpy(), np.stack([np.asarray(pictures[1])] * 3))
     pq.write_table(table.rename_columns(["x", "label"]), tmp_path / "train.parquet")
-    with pytest.raises(by.BrickyardError, match="columns x, label; 'image' and 'label' are needed"):
+    with refused("data-unknown-format", "x, label", "'image'", "'label'"):
         load_data(str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(by.BrickyardError, match="cannot be read as parquet"):
+    with refused("data-damaged-file"):
         load_data(str(tmp_path))
 
 
@@ -101,35 +101,8 @@ def test_an_idx_pair(tmp_path) -> None:
     assert np.array_equal(data.images[:, 0].numpy(), images)
     assert data.labels.tolist() == labels.tolist()
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
-    with pytest.raises(by.BrickyardError, match="cannot be read as an idx file"):
+    with refused("data-damaged-file"):
         load_data(str(tmp_path), split="test")
-
-
-def test_pictures_of_every_kind_become_grey_or_colour(tmp_path) -> None:
-    rgb, grey = picture(1), picture(2, mode="L")
-    half = picture(3, mode="RGBA")
-    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    expected = np.asarray(half).astype(float)
-    expected = expected[..., :3] * expected[..., 3:] / 255 + 255 - expected[..., 3:]
-    for name, image, array in [
-        ("rgb.png", rgb, np.asarray(rgb)),
-        ("grey.png", grey, np.asarray(grey)[..., None]),
-        ("16bit.png", wide, np.asarray(grey)[..., None]),
-        ("alpha.png", half, expected),
-        ("cmyk.tif", rgb.convert("CMYK"), np.asarray(rgb.convert("CMYK").convert("RGB"))),
-        ("palette.png", rgb.quantize(8), np.asarray(rgb.quantize(8).convert("RGB"))),
-    ]:
-        image.save(tmp_path / name)
-        found = decode_image(tmp_path / name).permute(1, 2, 0).numpy().astype(float)
-        assert found.shape == array.shape, name
-        assert np.abs(found - array).max() <= 1, name
-
-
-def test_a_giant_picture_is_refused(monkeypatch, tmp_path) -> None:
-    picture(1, size=(40, 40)).save(tmp_path / "giant.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(by.BrickyardError, match=r"giant.png is too large"):
-        decode_image(tmp_path / "giant.png")
 
 
 def test_parts_of_data() -> None:
@@ -142,17 +115,17 @@ def test_parts_of_data() -> None:
     few = data.renumbered(["7", "2"])
     assert few.classes == ("7", "2")
     assert torch.equal((few.labels == 0).sum(), (data.labels == 7).sum())
-    with pytest.raises(by.BrickyardError, match="class 'x' was asked for"):
+    with refused("task-unknown-class", "'x'"):
         data.of_classes(["x"])
-    with pytest.raises(by.BrickyardError, match="one label an image"):
+    with refused("data-shape"):
         ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), ("a",))
-    with pytest.raises(by.BrickyardError, match="whole numbers"):
+    with refused("data-type"):
         ImageData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0.7, 0.1]), ("a",))
     mask = data.labels == 3
     assert set(data.subset(mask).labels.tolist()) == {3}
-    with pytest.raises(by.BrickyardError, match="there is no such file"):
+    with refused("data-missing"):
         load_data("/nowhere/at/all")
-    with pytest.raises(by.BrickyardError, match="option 'colour' is not known"):
+    with refused("option-unknown-name", "'colour'"):
         load_data("digits?colour=red")
 
 
@@ -161,7 +134,7 @@ def test_classes_from_text() -> None:
     assert parse_classes(["0-2,1", "cat", "dog, wild", "3", "x-ray"], names) == [
         0, 1, 2, 1, "cat", "dog, wild", "3", "x-ray",
     ]  # fmt: skip
-    with pytest.raises(by.BrickyardError, match="'2-0' runs backwards; write 0-2"):
+    with refused("task-range", "'2-0'"):
         parse_classes(["2-0"], names)
 
 
@@ -192,12 +165,12 @@ def test_preprocessing_step_by_step() -> None:
     colour = torch.rand(2, 3, 4, 4)
     luma = (colour * torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)).sum(1, keepdim=True)
     torch.testing.assert_close(preprocess(colour, by.Preprocessing(channels=1)), luma)
-    for images, message in [
-        (torch.rand(3, 4, 4), "4 dimensions"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "give uint8"),
-        (torch.rand(1, 2, 4, 4), "2 channels"),
+    for images, code in [
+        (torch.rand(3, 4, 4), "data-shape"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "data-type"),
+        (torch.rand(1, 2, 4, 4), "data-wrong-size"),
     ]:
-        with pytest.raises(by.BrickyardError, match=message):
+        with refused(code):
             preprocess(images, how)
 
 
@@ -220,5 +193,5 @@ def test_training_learns_and_is_the_same_for_a_seed() -> None:
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[0], models[2])
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(by.BrickyardError, match="epochs=0"):
+    with refused("option-range", "epochs"):
         train(model, data, preprocessing=how, epochs=0)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import brickyard as by
-from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._errors import BrickyardError
 from brickyard.base._options import Distillation, TrainingOptions
 from brickyard.inputs._datasets import ImageData
 from brickyard.network._identity import fingerprint
@@ -21,6 +21,7 @@ from brickyard.training._distillation import SourceTeacher, lesson_loss
 from brickyard.training._finetune import finetune
 from brickyard.training._loop import Loss, fit
 from brickyard.training._sources import train, train_source
+from errors import refused
 
 IMAGES = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(80) % 4
@@ -81,7 +82,6 @@ def test_a_component_trains_as_plain_torch_does(norms, optimizer) -> None:
     assert moved == (norms == "trained")
     assert found.manifest.tuned.images == 40
     assert found.manifest.tuned.optimizer == optimizer
-    assert "trained      3 passes over 40 images" in str(found)
 
 
 def test_the_reject_output_learns_from_other_classes() -> None:
@@ -116,7 +116,7 @@ def test_an_assembly_trains_all_parts_together(form) -> None:
     torch.testing.assert_close(found(IMAGES), other(IMAGES), rtol=1e-8, atol=1e-10)
     assert found.classes == whole.classes
     assert found.manifest.tuned.images == 80
-    with pytest.raises(DataError, match="2 parts"):
+    with refused("data-type"):
         finetune(whole, DATA)
 
 
@@ -162,7 +162,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch) -> 
         again = finetune(part, DATA, training=training, resume=folder)
         assert again.save(folder / "again.safetensors").read_bytes() == whole.read_bytes()
         assert finetune(part, DATA, training=training, resume=folder).manifest == again.manifest
-        with pytest.raises(FileError, match="another training"):
+        with refused("file-resume-mismatch"):
             finetune(part, DATA, training=TrainingOptions(epochs=5, seed=1), resume=folder)
         assert not list(folder.glob("*.tmp"))
 
@@ -296,29 +296,24 @@ def test_teachers_are_heard_by_class_name() -> None:
 
 
 WRONG = {
-    "no class": (lambda p: {"teacher": component(task=(2, 1))}, OptionError, "no class 'a'"),
-    "no reject": (lambda p: {"teacher": component(), "model": component(reject=True)}, OptionError, "none of these"),
-    "other source": (lambda p: {"teacher": randomised(chain(), 9)}, OptionError, "its own source"),
-    "not a network": (lambda p: {"teacher": 3}, OptionError, "a int was given"),
+    "no class": (lambda p: {"teacher": component(task=(2, 1))}, "option-teacher-classes", "'a'"),
+    "no reject": (lambda p: {"teacher": component(), "model": component(reject=True)}, "option-teacher-classes"),
+    "other source": (lambda p: {"teacher": randomised(chain(), 9)}, "option-teacher-source"),
     "features": (
         lambda p: {"teacher": component(), "distillation": Distillation(features=1.0)},
-        OptionError,
+        "option-teacher-source",
         "features=0",
     ),
-    "no teacher": (lambda p: {"distillation": Distillation()}, OptionError, "without a teacher"),
-    "share": (lambda p: {"validation": 0.9}, OptionError, "share in"),
-    "no images": (lambda p: {"images": (IMAGES, torch.ones(80, dtype=torch.long))}, DataError, "belongs to a class"),
-    "labels": (lambda p: {"images": (IMAGES, LABELS + 1)}, DataError, "from 1 to 4"),
-    "one image": (lambda p: {"images": (IMAGES[:1], LABELS[:1])}, DataError, "two or more"),
+    "no teacher": (lambda p: {"distillation": Distillation()}, "option-requires-option"),
+    "labels": (lambda p: {"images": (IMAGES, LABELS + 1)}, "data-label-out-of-range"),
+    "one image": (lambda p: {"images": (IMAGES[:1], LABELS[:1])}, "data-too-few"),
     "mixed": (
         lambda p: {"model": by.assemble([component(), component(names=list("efgh"))]), "images": [DATA, _grey()]},
-        DataError,
-        "of one shape",
+        "data-not-batchable",
     ),
-    "sizes": (lambda p: {"images": (torch.rand(8, 1, 8, 8), LABELS[:8])}, DataError, "do not fit"),
-    "diverges": (lambda p: {"training": TrainingOptions(lr=1e30)}, OptionError, "lower lr"),
-    "model": (lambda p: {"model": randomised(chain(), 0)}, OptionError, "a component or an assembly"),
-    "folder": (lambda p: {"resume": _file(p)}, FileError, "another resume="),
+    "sizes": (lambda p: {"images": (torch.rand(8, 1, 8, 8), LABELS[:8])}, "data-wrong-size"),
+    "diverges": (lambda p: {"training": TrainingOptions(lr=1e30)}, "option-training-diverged"),
+    "folder": (lambda p: {"resume": _file(p)}, "file-not-writable", "resume="),
 }
 
 
@@ -333,12 +328,12 @@ def _file(folder):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_uses_are_named_and_change_nothing(name, tmp_path) -> None:
-    make, kind, words = WRONG[name]
+    make, code, *quoted = WRONG[name]
     part = component()
     given = {"images": DATA, "model": part, **make(tmp_path)}
     before = fingerprint(part), part.training, [p.requires_grad for p in part.parameters()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    with pytest.raises(kind, match=words):
+    with refused(code, *quoted):
         finetune(given.pop("model"), given.pop("images"), **given)
     assert before == (fingerprint(part), part.training, [p.requires_grad for p in part.parameters()])
     assert torch.equal(states[0], torch.get_rng_state())
@@ -349,20 +344,13 @@ def test_wrong_uses_are_named_and_change_nothing(name, tmp_path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"epochs": 0}, {"epochs": 1.5}, {"batch_size": 1}, {"lr": 0}, {"lr": float("nan")}, {"warmup": 1.0}),
-        *({"weight_decay": -1}, {"patience": 0}, {"optimizer": "lion"}, {"norms": "x"}, {"precision": "int8"}),
-        *({"seed": -1}, {"seed": None}, {"lr": "fast"}),
+        *({"batch_size": 1}, {"lr": 0}, {"warmup": 1.0}, {"weight_decay": -1}, {"patience": 0}),
+        *({"optimizer": "lion"}, {"norms": "x"}, {"precision": "int8"}, {"seed": -1}, {"seed": None}),
     ],
 )
 def test_schedules_are_checked(options) -> None:
-    with pytest.raises(OptionError, match=next(iter(options))):
+    with refused("option-choice" if options.keys() & {"optimizer", "norms", "precision"} else "option-range", *options):
         TrainingOptions(**options)
-
-
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"weight": 1.1}, {"features": -1}, {"weight": "much"}])
-def test_distillations_are_checked(options) -> None:
-    with pytest.raises(OptionError, match=next(iter(options))):
-        Distillation(**options)
 
 
 def test_a_success_changes_neither_model_nor_random_state() -> None:
@@ -430,7 +418,7 @@ def test_training_brings_images_and_labels_to_the_device_of_the_model(augment, t
 @pytest.mark.parametrize("device", ["meta", "abacus", "", 0, None])
 def test_devices_that_cannot_be_used_are_named(device) -> None:
     data = ImageData((IMAGES * 255).to(torch.uint8), LABELS, tuple(NAMES), "drawn")
-    with pytest.raises(OptionError, match=f"device {device!r} cannot be used here .*; give cpu, or cuda"):
+    with refused("option-device", repr(device), "cpu", "cuda"):
         train_source("lenet5?width=0.5", data, epochs=1, device=device)
 
 

@@ -584,7 +584,7 @@ def test_one_class_is_detected_against_the_rest() -> None:
     assert alone.row("component").auroc_drop == pytest.approx(
         alone.row("restricted").auroc - alone.row("component").auroc
     )
-    assert "always answered right" in alone.notes[0]
+    assert len(alone.notes) == 1
 
 
 def test_an_assembly_is_compared_with_its_oracle() -> None:

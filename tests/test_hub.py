@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -15,6 +14,7 @@ from brickyard.cli._app import app
 from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.testing import chain
 from conftest import needed_package
+from errors import refused
 
 huggingface_hub = needed_package("huggingface_hub")
 
@@ -77,12 +77,12 @@ def test_the_card_is_read_by_the_hub_and_class_names_cannot_forge_its_head(tmp_p
 
 def test_files_that_exist_are_kept(tmp_path) -> None:
     (tmp_path / "README.md").write_text("precious")
-    with pytest.raises(by.BrickyardError, match=r"README.md exists; give another folder"):
+    with refused("file-exists", "README.md"):
         save_pretrained(component(), tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
     save_pretrained(component(), tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    with pytest.raises(by.BrickyardError, match="cannot be made"):
+    with refused("file-not-writable"):
         save_pretrained(component(), tmp_path / "README.md" / "below")
 
 
@@ -98,7 +98,7 @@ def test_push_uploads_what_a_folder_holds(tmp_path, monkeypatch) -> None:
         raise huggingface_hub.errors.LocalTokenNotFoundError("no token\nmore")
 
     monkeypatch.setattr(hub, "create_repo", refuse)
-    with pytest.raises(by.BrickyardError, match=r"cannot be uploaded to a/b: no token; check the name, and log in"):
+    with refused("file-hub-failed", "a/b", "no token"):
         push_to_hub(model, "a/b")
 
 
@@ -116,15 +116,13 @@ def test_from_the_hub(tmp_path, monkeypatch) -> None:
     again = from_pretrained("someone/pets", revision="v2", token="secret")
     assert asked == [("someone/pets", "brickyard.safetensors", "v2", "secret")]
     assert torch.equal(again(DATA[0]), model(DATA[0]))
-    with pytest.raises(by.BrickyardError, match=r"cannot be fetched .* not there"):
+    with refused("file-hub-failed", "someone/else", "not there"):
         from_pretrained("someone/else")
     (folder / "brickyard.safetensors").write_bytes(b"hostile")
-    with pytest.raises(by.BrickyardError, match="not a safetensors file"):
+    with refused("file-not-safetensors", "brickyard.safetensors"):
         from_pretrained("someone/pets")
-    with pytest.raises(by.BrickyardError, match="is a folder; leave it out"):
-        from_pretrained(folder, revision="v2")
     by.locate(chain(), DATA).save(folder / "brickyard.safetensors", overwrite=True)
-    with pytest.raises(by.BrickyardError, match="holds relevances"):
+    with refused("file-wrong-kind", "brickyard.safetensors"):
         from_pretrained(folder)
 
 
@@ -143,6 +141,6 @@ def test_push_from_the_command_line(tmp_path, monkeypatch) -> None:
 def test_without_the_package(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     for call in (lambda: from_pretrained("someone/pets"), lambda: push_to_hub(component(), "someone/pets")):
-        with pytest.raises(by.BrickyardError, match=r"pip install 'brickyard\[hub\]'"):
+        with refused("option-missing-package", "'brickyard[hub]'"):
             call()
     assert from_pretrained(save_pretrained(component(), tmp_path / "x")).classes[1] == "cat"

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import brickyard as by
 from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.axes._tracing import read_network
-from brickyard.base._errors import DataError, FileError
+from brickyard.base._errors import DataError
 from brickyard.base._options import TrainingOptions
 from brickyard.healing import _heal as healing
 from brickyard.healing._heal import heal_network
@@ -28,6 +29,7 @@ from brickyard.relevance._contribution import ContributionSums, class_sums, cont
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 from brickyard.training._finetune import finetune
+from errors import refused
 from nets import Drawn, images, keep_sets, plans
 
 ROOT = Path(__file__).parent.parent
@@ -167,19 +169,20 @@ def layers(draw) -> tuple[nn.Conv2d | nn.Linear, Tensor]:
         layer: nn.Conv2d | nn.Linear = nn.Linear(draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.booleans()))
         shape = (draw(st.integers(1, 4)), *draw(st.lists(st.integers(1, 4), max_size=2)), layer.in_features)
     else:
-        groups = draw(st.integers(1, 4))
+        groups, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        padding = [st.integers(0, 2), st.tuples(st.integers(0, 2), st.integers(0, 2))]
         layer = nn.Conv2d(
             groups * draw(st.integers(1, 3)),
             groups * draw(st.integers(1, 3)),
-            draw(st.sampled_from([1, 2, 3, (1, 3)])),
-            stride=draw(st.integers(1, 2)),
-            padding=draw(st.integers(0, 1)),
-            dilation=draw(st.integers(1, 2)),
-            groups=groups,
-            bias=draw(st.booleans()),
-            padding_mode=draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"])),
+            draw(st.tuples(st.integers(1, 4), st.integers(1, 4))),
+            stride,
+            draw(st.one_of([*padding, st.sampled_from(["same", "valid"])] if stride == 1 else padding)),
+            draw(st.integers(1, 2)),
+            groups,
+            draw(st.booleans()),
+            draw(st.sampled_from(["zeros", "reflect", "circular", "replicate"])),
         )
-        shape = (draw(st.integers(1, 4)), layer.in_channels, 7, draw(st.integers(6, 8)))
+        shape = (draw(st.integers(1, 4)), layer.in_channels, draw(st.integers(8, 11)), draw(st.integers(8, 11)))
     return randomised(layer.double()), torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -200,9 +203,9 @@ def alone(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     return found
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(drawn=layers(), cut_at=st.integers(1, 3))
-def test_contributions_are_those_of_the_real_layer_with_all_else_at_zero(drawn, cut_at) -> None:
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(drawn=layers(), cut_at=st.integers(1, 3), last=st.booleans())
+def test_contributions_are_those_of_the_real_layer_with_all_else_at_zero(drawn, cut_at, last) -> None:
     layer, x = drawn
     with torch.no_grad():
         direct = alone(layer, x)
@@ -212,7 +215,8 @@ def test_contributions_are_those_of_the_real_layer_with_all_else_at_zero(drawn, 
         output = output.reshape(len(x), len(layer.weight), -1).sum(2)
         assert float((contributions(layer, x).sum(2) - output).abs().max() / size) <= 1e-10
         sums = ContributionSums(layer)
-        for batch in (x[:cut_at], x[cut_at:]):
+        laid = x.contiguous(memory_format=torch.channels_last) if last and x.ndim == 4 else x
+        for batch in (laid[:cut_at], laid[cut_at:]):
             if len(batch):
                 sums.add(batch)
         clamped = direct.clamp_min(0).sum(0)
@@ -413,7 +417,7 @@ def test_a_refit_never_raises_the_residual(data, plan, ridge, dtype, offset, rou
         seen, _ = residuals(graph, whole, [x], ridge, rounds=rounds)
     except DataError as error:
         assert dtype == torch.float16
-        assert "not finite" in str(error)  # noqa: PT017
+        assert error.code == "data-overflow"  # noqa: PT017
         return
     assert raised(seen) == []
 
@@ -439,7 +443,7 @@ def test_an_output_that_a_refit_made_worse_stays_as_it_was_cut() -> None:
     assert after.sum() > before.sum() * 1.01
     seen, report = residuals(graph, keep, batches, 0.0)
     assert raised(seen) == []
-    assert any("layer '2'" in note and "left as they were cut" in note for note in report.notes)
+    assert any("layer '2'" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -490,16 +494,16 @@ def test_extreme_weights_give_finite_numbers_or_one_error(power, select, tmp_pat
     with torch.no_grad():
         for parameter in itertools.islice(model.parameters(), 2):
             parameter.mul_(10.0**power)
-    said = ""
+    said, code = "", ""
     try:
         relevance = by.locate(model, DATA)
         part = by.disassemble(model, relevance, task=["0", "2"], budget=by.Budget(flops=0.5), select=select)
         part.save(tmp_path / "part.safetensors")
     except by.BrickyardError as error:
-        said = str(error)
+        said, code = str(error), error.code
     if said:
         assert power > 0
-        assert "not finite" in said
+        assert code == "data-overflow"
         assert any(f"layer '{name}'" in said for name, _ in model.named_children()), said
         assert not list(tmp_path.iterdir())
         return
@@ -516,7 +520,7 @@ def test_contributions_that_overflow_name_their_layer() -> None:
     graph = relevance.graph(model)
     relevance.add_class(0, sums, graph)
     sums["linear"][0, 0] = float("inf")
-    with pytest.raises(by.BrickyardError, match="layer 'linear' are not finite"):
+    with refused("data-overflow", "'linear'"):
         relevance.add_class(0, sums, graph)
 
 
@@ -525,7 +529,7 @@ def test_activations_that_overflow_are_one_error(dtype) -> None:
     model = chain().to(dtype)
     with torch.no_grad():
         next(model.parameters()).mul_(5e4 if dtype == torch.float16 else 1e38).mul_(10)
-    with pytest.raises(by.BrickyardError, match="finite"):
+    with refused("trace-not-finite"):
         by.locate(model, DATA)
 
 
@@ -540,9 +544,9 @@ def test_images_that_overflow_after_locating_are_one_error_that_names_the_layer(
     model.to(dtype)
     relevance = by.locate(model, (DATA[0] * 1e-3, DATA[1]))
     options = {"task": ["0", "2"], "budget": by.Budget(flops=0.5), "heal": heal}
-    said = r"layer 'conv1' are not finite|not finite.* at layer 'conv1'|'bn2.running_mean'.* not finite in float16"
-    with pytest.raises(DataError, match=said):
+    with refused("data-overflow") as caught:
         by.disassemble(model, relevance, images=DATA, **options)
+    assert re.search("'(conv1|bn2.running_mean)'", str(caught.value))
     part = by.disassemble(model, relevance, **options)  # the control: with the images that it was located on
     assert torch.isfinite(part.logits(DATA[0] * 1e-3)).all()
 
@@ -565,7 +569,7 @@ def test_weights_beyond_half_precision_are_one_error_that_names_them() -> None:
     weight = kept.network.layer("2").weight
     assert weight.shape[1] == 1
     assert float(weight.detach().abs().max()) > torch.finfo(torch.float16).max
-    with pytest.raises(DataError, match=r"2\.weight.*not finite in float16"):
+    with refused("data-overflow", "2.weight", "float16"):
         part(torch.float16)
 
 
@@ -585,6 +589,6 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path) -> None:
     part = by.disassemble(model, by.locate(model, DATA), task=["0", "2"], budget=by.Budget(flops=0.5))
     with torch.no_grad():
         part.network.layer("conv2").weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(FileError, match=r"conv2\.weight.*not finite"):
+    with refused("file-not-finite", "conv2.weight"):
         part.save(tmp_path / "part.safetensors")
     assert not list(tmp_path.iterdir())

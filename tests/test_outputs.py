@@ -45,11 +45,11 @@ class Several(Outputs):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def confidence(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return F.logsigmoid(logits.gather(1, classes.unsqueeze(1)).squeeze(1))
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.logsigmoid(logits)
 
-    def says(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return logits.gather(1, classes.unsqueeze(1)).squeeze(1) > 0
+    def says(self, logits: Tensor) -> Tensor:
+        return logits > 0
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
         return [tuple(name for name, z in zip(names, row, strict=False) if z > 0) for row in logits.tolist()]
@@ -209,8 +209,8 @@ def test_parts_are_calibrated_with_the_kinds_own_loss() -> None:
 
 def test_training_lowers_the_kinds_own_loss() -> None:
     component = part(TASK, heal="none", budget=by.Budget(flops=0.4))
-    schedule = TrainingOptions(epochs=3, optimizer="adamw", lr=0.003)
-    trained = by.finetune(component, DATA, training=schedule, validation=0)
+    training = TrainingOptions(epochs=3, optimizer="adamw", lr=0.003)
+    trained = by.finetune(component, DATA, training=training, validation=0)
     wanted = DATA[1][:, TASK].double()
     with torch.no_grad():
         before, after = (
@@ -218,7 +218,7 @@ def test_training_lowers_the_kinds_own_loss() -> None:
         )
     assert after < before
     assert trained.manifest.outputs == "several"
-    taught = by.finetune(component, DATA, training=schedule, teacher=centred())
+    taught = by.finetune(component, DATA, training=training, teacher=centred())
     assert not torch.equal(taught(DATA[0]), trained(DATA[0]))
     assert taught.manifest.tuned.validation > 0
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import brickyard as by
-from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._errors import BrickyardError
 from brickyard.evaluation._scores import Scores
 from brickyard.inputs._datasets import load_data
 from brickyard.recipes import _build as building
@@ -26,6 +26,7 @@ from brickyard.recipes._fingerprints import Fingerprints, data_files
 from brickyard.recipes._reader import MAX_BYTES, load_recipe
 from brickyard.recipes._schema import Recipe
 from brickyard.reports._cards import model_card, score_table
+from errors import refused
 from test_cli import run, save_folder
 
 RECIPE = """\
@@ -118,69 +119,70 @@ evaluate: {data: {a: digits, b: digits}}
 """
 
 WRONG = [
-    ("brickyard: 1\n", "brickyard: 2\n", "1:12", "version 2 was asked for; this Brickyard reads 1"),
-    ("brickyard: 1\n", "brickyard: one\n", "1:12", "'one'; a whole number is needed"),
-    ("sources:", "source:", "2:1", "did you mean 'sources'?"),
-    ("data: digits}\n  b", "date: digits}\n  b", "3:31", "did you mean 'data'?"),
-    ("data: digits}\n  b", "data: digit}\n  b", "3:37", "no file or folder 'digit'; did you mean 'digits'?"),
-    ("data: digits}\n  b", 'data: "digits?spilt=test"}\n  b', "3:37", "did you mean 'split'?"),
-    (", data: digits}\n  b", "}\n  b", "3:6", "sources.a lacks the key 'data'"),
-    ("network: a.safe", "network: b.safe", "3:16", "there is no file 'b.safetensors'"),
-    ("network: a.safetensors", "network: resnet", "3:16", "give zoo:NAME"),
-    ("network: a.safetensors", "network: zoo:lenet4", "3:16", "did you mean 'lenet5'?"),
-    ("network: lenet5", "network: lenet6", "4:24", "did you mean 'lenet5'?"),
-    ("network: a.safetensors", "weights: a.safetensors", "3:6", "needs one of 'network' and 'train'; neither was"),
-    ("b: {train", "b: {network: a.safetensors, train", "4:6", "both were given"),
-    ("data: digits}\n  b", "data: digits, weights: w.pt}\n  b", "3:54", "there is no such file"),
-    ("lenet5, data: digits", "lenet5, data: digits, epochs: 0", "4:54", "at least 1"),
-    ("lenet5, data: digits", "lenet5, data: digits, lr: fast", "4:50", "a number is needed"),
-    ("lenet5, data: digits", "lenet5, data: digits, lr: .inf", "4:50", "a number is needed"),
-    ("lenet5, data: digits", "lenet5, data: digits, augment: perhaps", "4:55", "true or false"),
-    ("data: digits}\n  b", "data: digits, locate: {choose: confidnet}}\n  b", "3:62", "did you mean 'confident'?"),
-    ("data: digits}\n  b", "data: digits, locate: {alpha: 1.5}}\n  b", "3:61", "below 1"),
-    ("data: digits}\n  b", "data: digits, preprocessing: {size: 3x4x5}}\n  b", "3:67", "give 32, or 32x48"),
-    ("data: digits}\n  b", "data: digits, preprocessing: {mean: [0.5]}}\n  b", "3:60", "mean and std go together"),
-    ("  b: {train", "  A: {train", "4:3", "twice (also 'a' at 3:3)"),
-    ("  b: {train", "  ../b: {train", "4:3", "no safe file name"),
-    ("  b: {train", "  con: {train", "4:3", "no safe file name"),
-    ("source: a,", "source: aa,", "6:17", "there is no such source; did you mean 'a'?"),
-    ("source: a,", "", "6:8", "components.low lacks the key 'source'"),
-    ('"0-2", flops: 0.5', '"0-2", flops: 50', "6:40", "at most 1"),
-    ('"0-2", flops: 0.5', '"0-2", flop: 0.5', "6:33", "did you mean 'flops'?"),
-    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, flops: 0.4', "6:45", "twice (also at 6:33)"),
-    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, parameters: 0.4', "6:57", "a budget is one of them"),
-    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, linear-alpha: 0.4', "6:59", "by a budget or by thresholds"),
-    ('"0-2", flops: 0.5', '"0-2", select: damage', "6:41", "add 'flops' or 'parameters'"),
-    ('"0-2", flops: 0.5', '"0-2", heal: refti', "6:39", "did you mean 'refit'?"),
-    ('"0-2", flops: 0.5', '"0-2", heal_images: 4', "6:33", "did you mean 'heal-images'?"),
-    ('"0-2", flops: 0.5', '"0-2", reject:', "6:40", "has no value"),
-    ('task: "0-2"', "task: {0: 2}", "6:26", "a value or a list is needed"),
-    ('task: "0-2"', "task: []", "6:26", "at least one is needed"),
-    ("  low: {source", "  assembly: {source", "6:3", "name it otherwise"),
-    ("parts: [low, high]", "parts: [low, hihg]", "8:25", "did you mean 'high'?"),
-    ("parts: [low, high]", "parts: [low, low]", "8:25", "twice"),
-    ("parts: [low, high]", "scaling: mahalanobi", "8:21", "did you mean 'mahalanobis'?"),
-    ("parts: [low, high]", "form: union", "8:18", "a union has one source"),
-    ("parts: [low, high]", "form: padding", "8:18", "did you mean 'padded'?"),
-    ("parts: [low, high]", "votes: true", "8:19", "reject: true"),
-    ("assembly: {parts: [low, high]}", "assembly: high", "8:11", "a mapping of keys and values is needed"),
-    ("{a: digits, b: digits}", "{a: digits, bb: digits}", "9:30", "did you mean 'b'?"),
-    ("{a: digits, b: digits}", "{a: digits}", "9:18", "lacks test images of the source 'b'"),
-    ("{a: digits, b: digits}", "[digits]", "9:18", "a mapping from sources to texts"),
-    ("evaluate: {data: {a: digits, b: digits}}", "evaluate: {}", "9:11", "lacks the key 'data'"),
-    ("components:\n", "components: {}\nrest:\n", "5:13", "name at least one"),
-    ("assembly: {parts: [low, high]}", "license: [mit]", "8:10", "a text is needed"),
+    ("brickyard: 1\n", "brickyard: 2\n", "1:12", "inconsistent", "Brickyard"),
+    ("brickyard: 1\n", "brickyard: one\n", "1:12", "invalid", "'one'"),
+    ("sources:", "source:", "2:1", "invalid", "'sources'"),
+    ("data: digits}\n  b", "date: digits}\n  b", "3:31", "invalid", "'data'"),
+    ("data: digits}\n  b", "data: digit}\n  b", "3:37", "inconsistent", "'digits'"),
+    ("data: digits}\n  b", 'data: "digits?spilt=test"}\n  b', "3:37", "inconsistent", "'split'"),
+    (", data: digits}\n  b", "}\n  b", "3:6", "inconsistent", "sources.a"),
+    ("network: a.safe", "network: b.safe", "3:16", "inconsistent", "'b.safetensors'"),
+    ("network: a.safetensors", "network: resnet", "3:16", "inconsistent", "zoo:NAME"),
+    ("network: a.safetensors", "network: zoo:lenet4", "3:16", "inconsistent", "'lenet5'"),
+    ("network: lenet5", "network: lenet6", "4:24", "inconsistent", "'lenet5'"),
+    ("network: a.safetensors", "weights: a.safetensors", "3:6", "inconsistent", "'network'"),
+    ("b: {train", "b: {network: a.safetensors, train", "4:6", "inconsistent", ""),
+    ("data: digits}\n  b", "data: digits, weights: w.pt}\n  b", "3:54", "inconsistent", ""),
+    ("lenet5, data: digits", "lenet5, data: digits, epochs: 0", "4:54", "invalid", ""),
+    ("lenet5, data: digits", "lenet5, data: digits, lr: fast", "4:50", "invalid", ""),
+    ("lenet5, data: digits", "lenet5, data: digits, lr: .inf", "4:50", "invalid", ""),
+    ("lenet5, data: digits", "lenet5, data: digits, augment: perhaps", "4:55", "invalid", ""),
+    ("data: digits}\n  b", "data: digits, locate: {choose: confidnet}}\n  b", "3:62", "invalid", "'confident'"),
+    ("data: digits}\n  b", "data: digits, locate: {alpha: 1.5}}\n  b", "3:61", "invalid", ""),
+    ("data: digits}\n  b", "data: digits, preprocessing: {size: 3x4x5}}\n  b", "3:67", "invalid", "32x48"),
+    ("data: digits}\n  b", "data: digits, preprocessing: {mean: [0.5]}}\n  b", "3:60", "inconsistent", ""),
+    ("  b: {train", "  A: {train", "4:3", "invalid", "also 'a'"),
+    ("  b: {train", "  ../b: {train", "4:3", "invalid", ""),
+    ("  b: {train", "  con: {train", "4:3", "invalid", ""),
+    ("source: a,", "source: aa,", "6:17", "inconsistent", "'a'"),
+    ("source: a,", "", "6:8", "invalid", "components.low"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 50', "6:40", "invalid", ""),
+    ('"0-2", flops: 0.5', '"0-2", flop: 0.5', "6:33", "invalid", "'flops'"),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, flops: 0.4', "6:45", "invalid", ""),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, parameters: 0.4', "6:57", "inconsistent", ""),
+    ('"0-2", flops: 0.5', '"0-2", flops: 0.5, linear-alpha: 0.4', "6:59", "inconsistent", ""),
+    ('"0-2", flops: 0.5', '"0-2", select: damage', "6:41", "inconsistent", "'parameters'"),
+    ('"0-2", flops: 0.5', '"0-2", heal: refti', "6:39", "invalid", "'refit'"),
+    ('"0-2", flops: 0.5', '"0-2", heal_images: 4', "6:33", "invalid", "'heal-images'"),
+    ('"0-2", flops: 0.5', '"0-2", reject:', "6:40", "invalid", ""),
+    ('task: "0-2"', "task: {0: 2}", "6:26", "invalid", ""),
+    ('task: "0-2"', "task: []", "6:26", "invalid", ""),
+    ("  low: {source", "  assembly: {source", "6:3", "inconsistent", ""),
+    ("parts: [low, high]", "parts: [low, hihg]", "8:25", "inconsistent", "'high'"),
+    ("parts: [low, high]", "parts: [low, low]", "8:25", "inconsistent", ""),
+    ("parts: [low, high]", "scaling: mahalanobi", "8:21", "inconsistent", "'mahalanobis'"),
+    ("parts: [low, high]", "form: union", "8:18", "inconsistent", ""),
+    ("parts: [low, high]", "form: padding", "8:18", "invalid", "'padded'"),
+    ("parts: [low, high]", "votes: true", "8:19", "inconsistent", ""),
+    ("assembly: {parts: [low, high]}", "assembly: high", "8:11", "invalid", ""),
+    ("{a: digits, b: digits}", "{a: digits, bb: digits}", "9:30", "inconsistent", "'b'"),
+    ("{a: digits, b: digits}", "{a: digits}", "9:18", "inconsistent", "'b'"),
+    ("{a: digits, b: digits}", "[digits]", "9:18", "invalid", ""),
+    ("evaluate: {data: {a: digits, b: digits}}", "evaluate: {}", "9:11", "invalid", "'data'"),
+    ("components:\n", "components: {}\nrest:\n", "5:13", "invalid", ""),
+    ("assembly: {parts: [low, high]}", "license: [mit]", "8:10", "invalid", ""),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "place", "hint"), WRONG, ids=[f"{c[2]}-{i}" for i, c in enumerate(WRONG)])
-def test_what_is_wrong_is_told_with_its_place(tmp_path, old, new, place, hint) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "place", "code", "quoted"), WRONG, ids=[f"{c[2]}-{i}" for i, c in enumerate(WRONG)]
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path, old, new, place, code, quoted) -> None:
     (tmp_path / "a.safetensors").touch()
     assert SMALL.count(old) >= 1
-    with pytest.raises(OptionError) as error:
+    with refused(f"option-recipe-{code}", quoted) as error:
         load_recipe(write(tmp_path, SMALL.replace(old, new, 1)))
     assert str(error.value).startswith(f"{tmp_path / 'digits.yaml'}:{place}: ")
-    assert hint in str(error.value)
 
 
 def test_the_control_is_not_refused(tmp_path) -> None:
@@ -192,38 +194,40 @@ def test_the_control_is_not_refused(tmp_path) -> None:
 
 
 HOSTILE = [
-    (b"brickyard: [1\nsources: {}", ":2:8: the recipe is not YAML"),
-    (b"a: !!python/object/apply:os.system [ls]", ":1:4: the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
-    (b"a: " + b"[" * 100_000, "nested deeper than 12"),
-    (b"a: &x [1]\nb: [" + b"*x, " * 100 + b"]", "more than 64 aliases"),
-    (b"a: *x", "undefined alias"),
-    (b"a: 1\n---\nb: 2\n", "but found another document"),
-    (b"a: \xff\xfe", "no text in UTF-8 (byte 3)"),
-    (b"a: \x00", "is not YAML"),
-    (b"#" * (MAX_BYTES + 1), "larger than 256 KiB"),
-    (b"", "the recipe is empty"),
-    (b"- 1", ":1:1: the recipe is a list"),
-    (b"? [a, b]\n: 1", ":1:3: the recipe has a list as a key"),
-    (b"name: [" + b"1, " * 30_000 + b"1]", "more than 20,000 values"),
+    (b"brickyard: [1\nsources: {}", "file-recipe-syntax", "YAML"),
+    (
+        b"a: !!python/object/apply:os.system [ls]",
+        "file-recipe-syntax",
+        "'tag:yaml.org,2002:python/object/apply:os.system'",
+    ),
+    (b"a: " + b"[" * 100_000, "file-recipe-syntax", "12"),
+    (b"a: &x [1]\nb: [" + b"*x, " * 100 + b"]", "file-recipe-syntax", "64"),
+    (b"a: *x", "file-recipe-syntax", ""),
+    (b"a: 1\n---\nb: 2\n", "file-recipe-syntax", ""),
+    (b"a: \xff\xfe", "file-recipe-syntax", "(byte 3)"),
+    (b"a: \x00", "file-recipe-syntax", "YAML"),
+    (b"#" * (MAX_BYTES + 1), "file-too-large", "256 KiB"),
+    (b"", "option-recipe-invalid", ""),
+    (b"- 1", "option-recipe-invalid", "1:1"),
+    (b"? [a, b]\n: 1", "option-recipe-invalid", "1:3"),
+    (b"name: [" + b"1, " * 30_000 + b"1]", "option-recipe-invalid", "20,000"),
 ]
 
 
-@pytest.mark.parametrize(("content", "hint"), HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_files_are_refused(tmp_path, content, hint) -> None:
+@pytest.mark.parametrize(("content", "code", "quoted"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_files_are_refused(tmp_path, content, code, quoted) -> None:
     path = tmp_path / "digits.yaml"
     path.write_bytes(content)
-    with pytest.raises(BrickyardError) as error:
+    with refused(code, str(path), quoted):
         load_recipe(path)
-    assert hint in str(error.value)
-    assert str(path) in str(error.value)
 
 
 def test_aliases_that_multiply_are_bounded(tmp_path) -> None:
     nines = [f"&x{k} [{', '.join([f'*x{k - 1}'] * 9)}]" for k in range(1, 7)]
     text = f"brickyard: 1\nlicense: [&x0 [{', '.join('1' * 9)}], {', '.join(nines)}]\n"
-    with pytest.raises(OptionError, match=r"more than 20,000 values"):
+    with refused("option-recipe-invalid", "20,000"):
         load_recipe(write(tmp_path, text))
-    with pytest.raises(OptionError, match=r":2:\d+: .*nested deeper than 12"):
+    with refused("option-recipe-invalid", "2:10"):
         load_recipe(write(tmp_path, "brickyard: 1\nlicense: &y [*y]\n"))
 
 
@@ -249,7 +253,7 @@ def test_recipes_can_be_made_in_python() -> None:
     assert recipe.sources["a"].train.said()["batch-size"] == 8
     assert recipe.components["low"].alpha == 0.1
     assert recipe.components["low"].beta is None
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError):
         recipe.brickyard = 2
 
 
@@ -391,7 +395,7 @@ def test_changed_images_and_weights_run_again(tmp_path) -> None:
     assert reasons["locate a"] == ("file a.safetensors changed",)
     assert built(path)["ran"][:2] == ["locate a", "cut low"]
     path.write_text(text.replace("evaluate: {data: photos}", "evaluate: {data: photos/train}"))
-    with pytest.raises(DataError, match="are among its training images"):
+    with refused("data-seen-in-training"):
         build(load_recipe(path))
 
 
@@ -434,8 +438,7 @@ def test_a_build_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, name, stopping)
-    stopped = run("build", path, code=130)
-    assert "stopped" in stopped.stderr
+    run("build", path, code=130)
     monkeypatch.setattr(module, name, real)
     assert count == calls
     assert not list(tmp_path.rglob("*.tmp"))
@@ -481,7 +484,7 @@ def test_files_of_others_are_not_overwritten(tmp_path) -> None:
     path = write(tmp_path, RECIPE + "outputs: {folder: .}\n")
     (tmp_path / "README.md").write_text("precious")
     error = run("build", path, code=1).stderr
-    assert "README.md exists and is not from a build" in error
+    assert "README.md" in error
     assert sorted(item.name for item in tmp_path.iterdir()) == ["README.md", "digits.yaml"]
 
 
@@ -489,7 +492,7 @@ def test_a_broken_state_is_told(again) -> None:
     state = again.parent / "out" / building.STATE
     for content in (b"{", b'{"build": 2}', b'{"steps": {"cut low": 1}}'):
         state.write_bytes(content)
-        with pytest.raises(FileError, match="--force builds all again"):
+        with refused("file-damaged", "--force"):
             build(load_recipe(again))
     before = contents(again.parent / "out")
     assert built(again, force=True) == {"ran": STEPS}
@@ -504,17 +507,17 @@ def test_what_is_left_of_an_earlier_recipe_is_named_and_kept(again) -> None:
 
 
 def test_what_fails_while_building_is_told_with_its_place(again) -> None:
-    for change, place, hint in (
-        (('task: "0,2"', 'task: "0,7"'), "13:30", "components.low.task cannot be used: class 7 was asked for"),
+    for change, place, quoted in (
+        (('task: "0,2"', 'task: "0,7"'), "13:30", "components.low.task"),
         (("flops: 0.7", "flops: 1.0e-9"), "13:8", "cut low: "),
-        (("upper, task: [7, 9]", "lower, task: [2, 4]"), "15:11", "assemble: class '2' is in part 0"),
+        (("upper, task: [7, 9]", "lower, task: [2, 4]"), "15:11", "assemble: class '2' is in "),
     ):
         assert change[0] in RECIPE
         again.write_text(RECIPE.replace(*change))
         with pytest.raises(BrickyardError) as error:
             build(load_recipe(again))
         assert str(error.value).startswith(f"{again}:{place}: ")
-        assert hint in str(error.value)
+        assert quoted in str(error.value)
 
 
 def test_components_alone_have_a_card_each(again) -> None:
@@ -537,12 +540,12 @@ def test_a_source_without_weights_is_named(tmp_path) -> None:
     text += "components: {low: {source: a, task: 0-1, flops: 0.8, heal: none}}\n"
     said: list[object] = []
     result = build(load_recipe(write(tmp_path, text)), say=said.append)
-    assert any("source a has no weights" in str(line) for line in said)
+    assert any("source a " in str(line) for line in said)
     part = by.load(tmp_path / "out" / "components" / "low.safetensors")
     assert part.manifest.source.name == "a (zoo:lenet5)"
     assert part.manifest.located.images[:3] == (2, 2, 0)
     assert result["scores"] == {}
-    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
+    assert "model-index" not in front_matter((tmp_path / "out" / "README.md").read_text())
 
 
 # -- what is left ------------------------------------------------------------------------------------------
@@ -602,23 +605,19 @@ def test_the_card_says_what_the_scores_say(first, tmp_path, monkeypatch) -> None
     assert head["library_name"] == "brickyard"
     assert head["pipeline_tag"] == "image-classification"
     assert "license" not in head
-    assert "No licence is stated" in card
     (result,) = head["model-index"][0]["results"]
     assert head["model-index"][0]["name"] == "Four digits"
     assert result["metrics"][0]["value"] == pytest.approx(values["assembly"]["rows"][-1]["accuracy"], abs=1e-4)
     for name, table in values.items():
         section = card.split(f"### {name}\n")[1].split("###")[0]
-        assert f"Images scored: {table['rows'][-1]['images']}." in section
+        assert re.search(rf"\b{table['rows'][-1]['images']}\b", section)
         for row in table["rows"]:
             assert f"| {row['name']} | {row['accuracy']:.1f}±{row['error']:.1f} |" in section
     whole = by.load(out / "assembly.safetensors")
     for part in whole.manifest.parts:
         assert part.source.sha256 in card
-        assert f"{sum(part.located.images)} of digits" in card
-        assert f"heal: refit, {part.heal.images} images" in card
-    assert "the fair baseline" in card
-    assert "also for pictures of something else" in card
-    assert re.search(r"Not measured: latency", card)
+        assert re.search(rf"\b{sum(part.located.images)}\b.*digits", card)
+        assert re.search(rf"refit.*\b{part.heal.images}\b", card)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     monkeypatch.chdir(shutil.copytree(out, tmp_path / "hub"))
     Image.fromarray(load_data("digits").images[0, 0].numpy()).save("picture.png")
@@ -645,15 +644,11 @@ def test_a_card_alone(first) -> None:
     head = front_matter(card)
     assert head["license"] == "mit"
     assert "model-index" not in head
-    assert "Nothing was measured." in card
-    assert "Not measured: accuracy, latency" in card
     assert '"none of these"' in model_card(high)
     assert '"none of these"' not in card
     scores = by.evaluate(low, load_data("digits", split="test"), latency=False)
-    assert "there is no fair baseline" in model_card(low, scores)
-    with pytest.raises(OptionError, match="a dict was given"):
-        model_card({})
-    with pytest.raises(OptionError, match="2 names were given for 1 parts"):
+    assert f"{scores.row('component').accuracy:.1f}±" in model_card(low, scores)
+    with refused("option-count", "2", "1"):
         model_card(low, names=["a", "b"])
 
 
@@ -701,7 +696,7 @@ def test_a_file_is_read_again_only_where_it_changed(tmp_path, monkeypatch) -> No
     monkeypatch.undo()
     path.write_text("two")
     assert Fingerprints(tmp_path, prints.known).file(path) != one
-    with pytest.raises(FileError, match="cannot be read"):
+    with refused("file-missing", "missing"):
         prints.file(tmp_path / "missing")
 
 
@@ -710,10 +705,9 @@ def test_the_command(again) -> None:
     assert did(value) == {"up to date": STEPS}
     assert value["scores"] == json.loads((again.parent / "out" / "scores.json").read_text())
     result = run("build", again)
-    assert "13 up to date" in result.stdout
-    assert "0 to run" in result.stderr
+    assert re.search(r"\b13\b", result.stdout)
     assert str(again.parent / "out" / "assembly.safetensors") in result.stdout
-    assert "cannot be read" in run("build", again.parent / "none.yaml", code=1).stderr
+    assert "none.yaml" in run("build", again.parent / "none.yaml", code=1).stderr
     forced = json.loads(run("build", again, "--dry-run", "--force", "--json").stdout)
     assert all(step["reasons"] == ["asked for with --force"] for step in forced["steps"][:2])
 

@@ -197,7 +197,7 @@ def test_a_release_holds_what_is_in_the_commit_and_nothing_else(checkout, releas
     ours = {name for name in zipfile.ZipFile(released[".whl"]).namelist() if ".dist-info/" not in name}
     assert ours == {name.removeprefix("src/") for name in tracked if name.startswith("src/")}
     assert {"brickyard/py.typed", "brickyard/workbench/static/index.html"} <= ours
-    assert {Path(name).suffix for name in ours} <= {".py", ".typed", ".js", ".css", ".html", ".svg"}
+    assert {Path(name).suffix for name in ours} <= {".py", ".typed", ".js", ".css", ".html", ".svg", ".jinja"}
     with tarfile.open(released[".gz"]) as archive:
         files = {member.name.partition("/")[2] for member in archive.getmembers() if not member.isdir()}
         archive.extractall(tmp_path, filter="data")
@@ -217,3 +217,6 @@ def test_an_installed_wheel_works(released, tmp_path) -> None:
     assert (file, version) == (str(tmp_path / "installed" / "brickyard" / "__init__.py"), by.__version__)
     assert supply.run("python", "-m", "brickyard", "--version", **where).split()[-1] == by.__version__
     assert (tmp_path / "installed" / "brickyard" / "workbench" / "static" / "app.js").is_file()
+    code = "from brickyard.reports._templates import page_environment as e; print(*e().list_templates())"
+    found = set(supply.run("python", "-c", code, **where).split())
+    assert {"page.html.jinja", "card.md.jinja", "script.js", "sections/overview.html.jinja"} <= found

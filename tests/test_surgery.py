@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brickyard.axes._graph import trace
-from brickyard.base._errors import SurgeryError
 from brickyard.network._fusing import fuse
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import cut, join
 from brickyard.surgery._plan import Part
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
+from errors import refused
 from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
 
 KINDS = [*BLOCKS, "all"]
@@ -159,25 +159,25 @@ def test_channel_padding_slices_and_splits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"),
+    ("keep", "quoted"),
     [
-        ({"nowhere": torch.tensor([0])}, "axis 'nowhere' was asked for; the network has"),
-        ({"conv1": torch.tensor([0, 0])}, "once each"),
-        ({"conv1": torch.tensor([6])}, "channels 0..5"),
-        ({"conv1": torch.tensor([], dtype=torch.long)}, "0 entries"),
-        ({"input_1": torch.tensor([0])}, "stays whole because the image input is never cut"),
+        ({"nowhere": torch.tensor([0])}, "'nowhere'"),
+        ({"conv1": torch.tensor([0, 0])}, ""),
+        ({"conv1": torch.tensor([6])}, "0..5"),
+        ({"conv1": torch.tensor([], dtype=torch.long)}, "0"),
+        ({"input_1": torch.tensor([0])}, ""),
     ],
 )
-def test_a_keep_set_that_does_not_fit_is_refused(keep, message) -> None:
+def test_a_keep_set_that_does_not_fit_is_refused(keep, quoted) -> None:
     graph = trace(chain(), torch.rand(2, 3, 8, 8))
-    with pytest.raises(SurgeryError, match=message):
+    with refused("surgery-keep-invalid", quoted):
         cut(graph, keep)
 
 
 def test_different_architectures_cannot_be_padded() -> None:
     a = Part(trace(chain(), torch.rand(2, 3, 8, 8)), {})
     b = Part(trace(chain(widths=(6, 9)), torch.rand(2, 3, 8, 8)), {})
-    with pytest.raises(SurgeryError, match="parallel"):
+    with refused("surgery-not-paddable", "form='parallel'"):
         join([a, b])
     c = Part(trace(chain(classes=7), torch.rand(2, 3, 8, 8)), {})  # class counts may differ
     x = torch.rand(2, 3, 8, 8)
@@ -194,7 +194,7 @@ def test_norms_fold_into_the_layers_before_them(kind: str, data: st.DataObject) 
     graph = trace(net, x)
     network = cut(graph, data.draw(keep_sets(net.axes)))
     numbers = {name: value.clone() for name, value in network.state_dict().items()}
-    fused = fuse(network)
+    fused = fuse(network, x)
     with torch.no_grad():
         assert relative(fused(x), network(x)) < 1e-9
     assert all(torch.equal(value, numbers[name]) for name, value in network.state_dict().items())
@@ -217,7 +217,7 @@ def test_a_norm_stays_where_others_read_what_it_reads() -> None:
 
     x = images()
     network = trace(Shared(), x).network
-    fused = fuse(network)
+    fused = fuse(network, x)
     assert fused.layer_names == network.layer_names
     assert torch.equal(fused(x), network(x))
 

@@ -6,10 +6,13 @@ import hashlib
 import itertools
 import json
 import os
+import random
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +20,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import brickyard as by
-from brickyard.base._errors import FileError, OptionError, SurgeryError, TaskError
+from brickyard.base._errors import SurgeryError
 from brickyard.testing import chain, randomised
-from brickyard.yard._choose import Part, choose, cover
-from brickyard.yard._index import Entry, Record, Shelf, read_index, written
+from brickyard.yard._choose import Part, StoppedError, choose, cover
+from brickyard.yard._index import INDEX, Entry, read_index, stamp_of, write_index
 from brickyard.yard._yard import Problem, Yard
+from conftest import rewritten
+from errors import refused
 from test_cli import run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
@@ -137,26 +141,25 @@ def test_names_are_made_of_any_class_names(tmp_path) -> None:
 
 
 def test_remove_and_unknown_names(yard) -> None:
-    with pytest.raises(FileError, match=r"no component 'cat-dog-form' among the 3 .* did you mean 'cat-dog-farm'"):
+    with refused("file-unknown-component", "'cat-dog-form'", "'cat-dog-farm'"):
         yard.entry("cat-dog-form")
     yard.remove("hen-farm")
     assert names(yard) == ALL[:2]
     assert not (yard.path / "hen-farm.safetensors").exists()
-    with pytest.raises(FileError, match="no component 'hen-farm'"):
+    with refused("file-unknown-component", "'hen-farm'"):
         yard.remove("hen-farm")
-    with pytest.raises(FileError, match="no component"):
+    with refused("file-unknown-component"):
         yard.load("hen-farm")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", ".hidden", "", "a b", "a\n", "-x", "x.safetensors", "é"])
 def test_name_tricks_are_refused(name, yard, files) -> None:
     before = sorted(yard.path.parent.rglob("*"))
-    with pytest.raises(FileError, match="is no name for a component"):
+    with refused("file-path-invalid"):
         yard.add(component(seed=9), name)
-    with pytest.raises(FileError, match="no component"):
-        yard.load(name)
-    with pytest.raises(FileError, match="no component"):
-        yard.remove(name)
+    for use in (yard.load, yard.remove):
+        with refused("file-unknown-component"):
+            use(name)
     assert sorted(yard.path.parent.rglob("*")) == before
 
 
@@ -165,27 +168,22 @@ def test_what_cannot_be_added(yard, files, tmp_path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(files["a"].read_bytes()[:-9])
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    for item, name, error, message in [
-        (whole, None, FileError, "holds a file of kind assembly"),
-        (broken, None, FileError, "broken.safetensors is not a whole safetensors file"),
-        (tmp_path / "foreign.safetensors", None, FileError, "foreign.safetensors is a safetensors file without"),
-        (tmp_path / "nothing", None, FileError, "no such file"),
-        (tmp_path, None, FileError, "it is no file"),
-        (7, None, OptionError, "a int was given"),
-        (component(seed=9), "hen-farm", FileError, "'hen-farm' is taken"),
+    for item, name, code, *quoted in [
+        (whole, None, "file-wrong-kind"),
+        (broken, None, "file-not-safetensors", "broken.safetensors"),
+        (tmp_path / "foreign.safetensors", None, "file-wrong-kind", "foreign.safetensors"),
+        (tmp_path / "nothing", None, "file-missing"),
+        (tmp_path, None, "file-missing"),
+        (component(seed=9), "hen-farm", "file-exists", "'hen-farm'"),
     ]:
-        with pytest.raises(error, match=message) as caught:
+        with refused(code, *quoted) as caught:
             yard.add(item, name)
         assert ".adding" not in str(caught.value)
     assert names(yard) == ALL
     assert sorted(item.name for item in yard.path.iterdir()) == sorted(
-        [".lock", "index.json", *(f"{name}.safetensors" for name in ALL)]
+        [".lock", INDEX, *(f"{name}.safetensors" for name in ALL)]
     )
-    with pytest.raises(FileError, match="does not exist"):
-        Yard(tmp_path / "nowhere")
-    with pytest.raises(FileError, match="is a file"):
-        Yard(broken)
-    with pytest.raises(FileError, match="cannot be made"):
+    with refused("file-not-writable"):
         Yard(broken / "x", create=True)
 
 
@@ -210,84 +208,139 @@ def test_search(yard) -> None:
     assert found(min_accuracy=entries[cat].accuracy) == [
         name for name in (cat, dog) if entries[name].accuracy >= entries[cat].accuracy
     ]
-    with pytest.raises(OptionError, match="not in"):
-        found(min_accuracy=90)
-    with pytest.raises(OptionError, match="one text"):
-        found(classes="dog")
 
 
 # -- the index follows the files -----------------------------------------------------------------------------
 
 
-def index(yard: Yard) -> dict:
-    return json.loads((yard.path / "index.json").read_text())
+def sql(yard: Yard, *statements: str) -> list[tuple]:
+    with closing(sqlite3.connect(yard.path / INDEX)) as base, base:
+        return [row for statement in statements for row in base.execute(statement)]
 
 
-def rewrite(yard: Yard, change) -> None:
-    value = index(yard)
-    change(value)
-    (yard.path / "index.json").write_text(json.dumps(value))
+def listed(yard: Yard) -> list[str]:
+    return [name for (name,) in sql(yard, "SELECT name FROM files ORDER BY name")]
 
 
-def row(place: int, value: object):
-    return lambda text: text["components"][0].__setitem__(place, value)
+def put(column: str, value: str):
+    return lambda yard: sql(yard, f"UPDATE files SET {column} = {value} WHERE name = 'cat-dog-farm'")
+
+
+def statements(*texts: str):
+    return lambda yard: sql(yard, *texts)
+
+
+def beside(end: str, content: bytes):
+    return lambda yard: (yard.path / f"{INDEX}{end}").write_bytes(content)
+
+
+def without_its_end(yard: Yard) -> None:
+    os.truncate(yard.path / INDEX, 4096)
+
+
+def one_page_twice(yard: Yard) -> None:
+    """The table's root leads to one page as often as it can: more rows than the file has room for."""
+    with closing(sqlite3.connect(yard.path / INDEX)) as base, base:
+        row = base.execute("SELECT * FROM files").fetchone()
+        base.executemany("INSERT INTO files VALUES (" + "?," * 13 + "?)", [(f"c{k:04}", *row[1:]) for k in range(300)])
+        root = base.execute("SELECT rootpage FROM sqlite_master").fetchone()[0]
+    data = bytearray((yard.path / INDEX).read_bytes())
+    start = (root - 1) * 4096
+    assert data[start] == 2  # an inner page of an index
+    count = int.from_bytes(data[start + 3 : start + 5])
+    places = [int.from_bytes(data[start + 12 + 2 * k :][:2]) for k in range(count)]
+    for place in places:
+        data[start + place : start + place + 4] = data[start + places[0] : start + places[0] + 4]
+    (yard.path / INDEX).write_bytes(data)
 
 
 HOSTILE = {
-    "missing": None,
-    "empty": b"",
-    "not JSON": b"{",
-    "binary": b"\xff\xfe\x00",
-    "another's": b'{"packages": []}',
-    "a list": b"[]",
-    "deep": b"[" * 100_000,
-    "version": lambda text: text.update(format=2),
-    "version true": lambda text: text.update(format=True),
-    "kind": lambda text: text.update(kind="library"),
-    "more": lambda text: text.update(more=1),
-    "rows": lambda text: text.update(components={"a": 1}),
-    "a row": lambda text: text["components"].append(7),
-    "twice": lambda text: text["components"].append(text["components"][0]),
-    "in both": lambda text: text["others"].append([text["components"][0][0], 1, 1, "x"]),
-    "others": lambda text: text["others"].append(["../x", 1, 1, "x"]),
-    "path": row(0, "../../etc/passwd"),
-    "absolute": row(0, "/etc/passwd"),
-    "hidden": row(0, ".bashrc"),
-    "number": row(0, 7),
-    "sha": row(1, "0" * 63),
-    "negative": row(2, -1),
-    "true": row(2, True),
-    "classes": row(3, "cat"),
-    "no classes": row(3, []),
-    "class": row(3, ["cat", None]),
-    "half a character": row(3, ["\ud800"]),
-    "reject": row(4, 1),
-    "source": row(5, {}),
-    "huge": row(7, 10**30),
-    "accuracy": row(9, 2),
-    "text": row(9, "0.5"),
-    "infinite": row(9, float("inf")),
-    "shape": row(10, [3, 0, 8]),
-    "architecture": row(11, "\x1b[31m"),
-    "changed": row(12, "now"),
-    "short": lambda text: text["components"][0].pop(),
+    "missing": lambda yard: (yard.path / INDEX).unlink(),
+    "empty": beside("", b""),
+    "no database": beside("", b"{}" * 5000),
+    "only a header": beside("", b"SQLite format 3\0" + bytes(84)),
+    "cut short": without_its_end,
+    "one page twice": one_page_twice,
+    "another's": statements("DROP TABLE files", "CREATE TABLE packages (name TEXT)"),
+    "more tables": statements("CREATE TABLE more (x)"),
+    "trigger": statements("CREATE TRIGGER more AFTER INSERT ON files BEGIN DELETE FROM files; END"),
+    "view": statements("ALTER TABLE files RENAME TO x", "CREATE VIEW files AS SELECT * FROM x"),
+    "other columns": statements("ALTER TABLE files ADD COLUMN more TEXT"),
+    "other names": statements("ALTER TABLE files RENAME COLUMN flops TO operations"),
+    "endless view": statements(
+        "DROP TABLE files",
+        "CREATE VIEW files AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
+    ),
+    "write-ahead log": beside("-wal", b"x"),
+    "journal that names a file": beside("-journal", b"x" * 600 + bytes.fromhex("d9d505f920a163d7")),
+    "in both": put("why", "'x'"),
+    "others": statements("INSERT INTO files (name, bytes, changed, why) VALUES ('../x', 1, 1, 'x')"),
+    "path": put("name", "'../../etc/passwd'"),
+    "absolute": put("name", "'/etc/passwd'"),
+    "hidden": put("name", "'.bashrc'"),
+    "cut by a zero": put("name", "'a' || char(0) || '/../b'"),
+    "number": put("name", "x'37'"),
+    "sha": put("sha256", f"'{'0' * 63}'"),
+    "negative": put("bytes", "-1"),
+    "text for a number": put("bytes", "'many'"),
+    "nothing": put("bytes", "NULL"),
+    "classes": put("classes", "'\"cat\"'"),
+    "no JSON": put("classes", "'cat'"),
+    "no classes": put("classes", "'[]'"),
+    "class": put("classes", "'[\"cat\", null]'"),
+    "half a character": put("classes", "'[\"\\ud800\"]'"),
+    "no text": put("source", "CAST(x'ff' AS TEXT)"),
+    "deep": put("classes", "'" + "[" * 100_000 + "'"),
+    "reject": put("reject", "2"),
+    "source": put("source", "''"),
+    "huge": put("parameters", str((1 << 62) + 1)),
+    "fraction": put("parameters", "1.5"),
+    "accuracy": put("accuracy", "2"),
+    "infinite": put("accuracy", "9e999"),
+    "shape": put("input_shape", "'[3, 0, 8]'"),
+    "architecture": put("architecture", "char(27) || '[31m'"),
+    "changed": put("changed", "'now'"),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_an_index_that_is_not_right_is_made_again(case, yard) -> None:
-    before, expected = (yard.path / "index.json").read_bytes(), yard.entries()
-    change = HOSTILE[case]
-    if change is None:
-        (yard.path / "index.json").unlink()
-    elif isinstance(change, bytes):
-        (yard.path / "index.json").write_bytes(change)
-    else:
-        rewrite(yard, change)
-    assert case == "missing" or read_index(yard.path / "index.json") is None
+    before, expected = sql(yard, "SELECT * FROM files ORDER BY name"), yard.entries()
+    assert read_index(yard.path / INDEX) is not None
+    HOSTILE[case](yard)
+    assert read_index(yard.path / INDEX) is None
     assert yard.entries() == expected
-    assert (yard.path / "index.json").read_bytes() == before
+    assert sql(yard, "SELECT * FROM files ORDER BY name") == before
     assert Yard(yard.path).entries() == expected
+
+
+def test_nothing_in_a_journal_leads_to_another_file(yard, tmp_path) -> None:
+    """SQLite deletes a file that a journal names as that of a commit to several databases; the control shows it."""
+    victim = tmp_path / "victim"
+    with closing(sqlite3.connect(yard.path / INDEX)) as base:
+        base.execute("PRAGMA cache_spill = 1")
+        base.execute("PRAGMA cache_size = 1")
+        base.execute("BEGIN IMMEDIATE")
+        base.execute("UPDATE files SET flops = 1")
+        base.execute(
+            "CREATE TABLE x AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 9999) "
+            "SELECT x, hex(randomblob(99)) FROM n"
+        )
+        hot = (yard.path / f"{INDEX}-journal").read_bytes()
+        half = (yard.path / INDEX).read_bytes()
+        base.rollback()
+    name = str(victim).encode()
+    end = b"\0\0\0\0" + name + len(name).to_bytes(4) + sum(name).to_bytes(4) + bytes.fromhex("d9d505f920a163d7")
+    expected = yard.entries()
+    for guarded in (True, False):
+        victim.write_bytes(b"of use")
+        (yard.path / INDEX).write_bytes(half)
+        (yard.path / f"{INDEX}-journal").write_bytes(hot + end)
+        if guarded:
+            assert Yard(yard.path).entries() == expected
+        else:
+            sql(yard, "SELECT * FROM files")
+        assert victim.exists() == guarded
 
 
 def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
@@ -305,14 +358,21 @@ def test_the_index_is_read_and_not_the_files(yard, monkeypatch) -> None:
 
 def test_an_index_that_is_a_link_or_a_pipe_is_not_followed(yard, tmp_path) -> None:
     expected = yard.entries()
-    shutil.move(yard.path / "index.json", tmp_path / "elsewhere.json")
-    (yard.path / "index.json").symlink_to(tmp_path / "elsewhere.json")
-    assert read_index(yard.path / "index.json") is None
-    (yard.path / "index.json").unlink()
-    os.mkfifo(yard.path / "index.json")
-    assert read_index(yard.path / "index.json") is None
+    place = yard.path / INDEX
+    shutil.move(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert read_index(place) is None
+    place.unlink()
+    os.mkfifo(place)
+    assert read_index(place) is None
     assert Yard(yard.path).entries() == expected
-    assert (yard.path / "index.json").is_file()
+    assert place.is_file()
+    journal = yard.path / f"{INDEX}-journal"
+    os.mkfifo(journal)
+    assert read_index(place) is None
+    assert Yard(yard.path).entries() == expected
+    assert read_index(place) is not None
+    assert not journal.exists()
 
 
 def test_files_added_changed_and_removed_behind_its_back_are_noticed(yard, files) -> None:
@@ -324,7 +384,7 @@ def test_files_added_changed_and_removed_behind_its_back_are_noticed(yard, files
     shutil.copy(files["b"], yard.path / "new.safetensors")
     (yard.path / "cat-dog-farm.safetensors").unlink()
     assert names(yard) == [ALL[1], "hen-farm", "new"]
-    assert [line[0] for line in index(yard)["components"]] == [ALL[1], "hen-farm", "new"]
+    assert listed(yard) == [ALL[1], "hen-farm", "new"]
 
 
 def test_content_that_changed_with_the_same_stamp_is_not_loaded(yard, files) -> None:
@@ -334,9 +394,9 @@ def test_content_that_changed_with_the_same_stamp_is_not_loaded(yard, files) -> 
     place.write_bytes(data)
     os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert by.load(place).classes == ("hen",)
-    with pytest.raises(FileError, match="was changed"):
+    with refused("file-tampered", "hen-farm.safetensors"):
         yard.load("hen-farm")
-    assert [(p.name, p.what[:35]) for p in yard.verify()] == [("hen-farm", "was changed since it was added: its")]
+    assert [p.name for p in yard.verify()] == ["hen-farm"]
 
 
 def test_verify_finds_everything(yard, files, tmp_path) -> None:
@@ -349,44 +409,24 @@ def test_verify_finds_everything(yard, files, tmp_path) -> None:
     (yard.path / "bad name.safetensors").write_bytes(files["b"].read_bytes())
     (yard.path / "folder.safetensors").mkdir()
     by.locate(chain(), DATA).save(yard.path / "relevance.safetensors")
-    hollow(files["a"], yard.path / "hollow.safetensors")
-    rewrite(yard, lambda text: text["components"][1].__setitem__(7, 1))
+    rewritten(files["a"], yard.path / "hollow.safetensors", lambda _, tensors: tensors.popitem() and None)
+    sql(yard, "UPDATE files SET parameters = 1 WHERE name = 'dog-pig-zoo-two-x-1'")
     found = {problem.name: problem.what for problem in yard.verify()}
     assert all(isinstance(problem, Problem) for problem in yard.verify())
-    assert {name: what.split(":")[0][:36] for name, what in found.items()} == {
-        "bad name.safetensors": "is no file of a component; move it o",
-        "cat-dog-farm": "was changed since it was added, and ",
-        "dog-pig-zoo-two-x-1": "the index tells otherwise of it than",
-        "folder.safetensors": "is no file of a component; move it o",
-        "hen-farm": "its file is missing; add it again",
-        "hollow": "does not load",
-        "link.safetensors": "is no file of a component; move it o",
-        "notes.txt": "is no file of a component; move it o",
-        "relevance": "does not load",
-    }
+    strange = {"bad name.safetensors", "folder.safetensors", "link.safetensors", "notes.txt"}
+    assert set(found) == {*ALL, *strange, "hollow", "relevance"}
+    assert len({what.split(":")[0] for what in found.values()}) == 5  # ways to be wrong
+    assert len({found[name].split(":")[0] for name in strange}) == 1
     assert names(yard) == [ALL[1], "hollow"]  # the manifest of the second is whole, and its tensors are not all there
-    with pytest.raises(FileError, match=r"'relevance' .* is no component that can be used: .*'relevance'"):
+    with refused("file-component-unusable", "'relevance'"):
         yard.entry("relevance")
     yard.remove("relevance")
     assert not (yard.path / "relevance.safetensors").exists()
 
 
-def hollow(path: Path, to: Path) -> None:
-    """A component's file without one of its tensors."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, to, metadata)
-
-
 def test_figures_that_no_network_has_are_refused(yard, files) -> None:
     place = yard.path / "hen-farm.safetensors"
-    with safe_open(place, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = json.loads(file.metadata()["brickyard"])
-    text["manifest"]["selection"]["flops"] = 10**400
-    save_file(tensors, place, {"brickyard": json.dumps(text)})
+    rewritten(place, place, lambda text, _: text["manifest"]["selection"].update(flops=10**400))
     assert names(yard) == ALL[:2]
     assert [c.entry.name for c in yard.choose(["cat"])] == ["cat-dog-farm"]
 
@@ -394,16 +434,16 @@ def test_figures_that_no_network_has_are_refused(yard, files) -> None:
 def test_a_yard_that_cannot_be_written_to_can_be_read(yard, monkeypatch) -> None:
     real = os.open
 
-    def refused(path, flags, *rest, **more):
+    def unwritable(path, flags, *rest, **more):
         if Path(path).name == ".lock":
             raise PermissionError(13, "Permission denied")
         return real(path, flags, *rest, **more)
 
-    (yard.path / "index.json").unlink()
-    monkeypatch.setattr(os, "open", refused)
+    (yard.path / INDEX).unlink()
+    monkeypatch.setattr(os, "open", unwritable)
     assert names(yard) == ALL
-    assert not (yard.path / "index.json").exists()
-    with pytest.raises(FileError, match="cannot be locked for writing: Permission denied"):
+    assert not (yard.path / INDEX).exists()
+    with refused("file-not-writable", str(yard.path)):
         yard.remove("hen-farm")
 
 
@@ -414,12 +454,12 @@ def test_where_locking_is_impossible_is_a_clear_error(yard, monkeypatch) -> None
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(FileError, match=r"cannot be locked for writing: No locks available; keep it on a disk"):
+    with refused("file-not-writable", "No locks available"):
         yard.add(component(seed=4))
     assert names(yard) == ALL
 
 
-# -- processes that write at once, or die --------------------------------------------------------------------
+# -- many components -------------------------------------------------------------------------------------------
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen:
@@ -447,45 +487,56 @@ def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
         "os.close(go)\n"
         "print([os.waitpid(child, 0)[1] for child in children])\n"
     )
-    output, error = python(code, yard.path, tmp_path).communicate(timeout=600)
+    output, error = python(code, yard.path, tmp_path).communicate(timeout=60)
     assert output == "[0, 0, 0]\n", error
     found = {yard.load(name).manifest.scores["number"] for name in names(yard)}
     assert found == set(range(12))
     assert len(names(yard)) == 12
     assert yard.verify() == []
-    assert len(index(yard)["components"]) == 12
+    assert len(listed(yard)) == 12
 
 
 def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files, tmp_path) -> None:
-    """Killed before the new file is in its place, after it, and while the index is written and renamed."""
+    """Killed before the new file is in its place, after it, in the middle of a commit to the index, and after it."""
     by.load(files["b"]).with_scores({"new": 1}).save(tmp_path / "new.safetensors")
     code = (
         "import os, signal, sys, brickyard._files, brickyard.yard._yard as module\n"
-        "real, calls = os.replace, []\n"
-        "for when in range(4):\n"
+        "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def half(path, *_):\n"
+        "    base = module.sqlite3.connect(path, isolation_level=None)\n"
+        "    base.executescript('PRAGMA cache_size = 1; BEGIN IMMEDIATE; UPDATE files SET flops = 7; '\n"
+        "        'CREATE TABLE x AS '\n"
+        "        'WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 99999) SELECT x FROM n')\n"
+        "    kill()\n"
+        "real = module.write_index\n"
+        "kills = {'replace': (os, kill), 'write_index': (module, kill), 'half': (module, half)}\n"
+        "kills['after'] = (module, lambda *rest: (real(*rest), kill()))\n"
+        "for when in ['replace', 'write_index', 'half', 'after', 'never']:\n"
         "    child = os.fork()\n"
         "    if child:\n"
         "        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "        continue\n"
-        "    def replace(a, b):\n"
-        "        calls.append((a, b))\n"
-        "        if len(calls) == when + 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        real(a, b)\n"
-        "    os.replace = replace\n"
-        "    module.Yard(f'{sys.argv[1]}{when}').add(sys.argv[2], 'new')\n"
+        "    if when in kills: setattr(kills[when][0], when if when == 'replace' else 'write_index', kills[when][1])\n"
+        "    module.Yard(f'{sys.argv[1]}-{when}').add(sys.argv[2], 'new')\n"
         "    os._exit(0)\n"
     )
-    for when in range(4):
-        shutil.copytree(yard.path, f"{yard.path}{when}")
-    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=600)
-    assert output.split() == ["-9", "-9", "-9", "0"], error  # the last is the control: there are three renames
-    for when in range(4):
-        left = Yard(f"{yard.path}{when}")
-        expected = ALL if when == 0 else [*ALL, "new"]
-        assert (left.path / ".adding").exists() == (when < 3)
-        assert [line[0] for line in index(left)["components"]] == (ALL if when < 3 else expected)
+    for when in ("replace", "write_index", "half", "after", "never"):
+        shutil.copytree(yard.path, f"{yard.path}-{when}")
+    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=60)
+    assert output.split() == ["-9", "-9", "-9", "-9", "0"], error  # the last is the control
+    for when in ("replace", "write_index", "half", "after", "never"):
+        left = Yard(f"{yard.path}-{when}")
+        expected = ALL if when == "replace" else [*ALL, "new"]
+        journal = left.path / f"{INDEX}-journal"
+        assert (left.path / ".adding").exists() == (when != "never")
+        assert journal.exists() == (when == "half")
+        if when == "half":
+            assert read_index(left.path / INDEX) is not None  # SQLite undid what was half done
+            assert not journal.exists()
+        assert listed(left) == (expected if when in ("after", "never") else ALL)
         assert names(left) == expected
-        assert left.add(tmp_path / "new.safetensors").name == ("hen-farm-2" if when == 0 else "new")
+        assert 7 not in [entry.flops for entry in left.entries()]
+        assert left.add(tmp_path / "new.safetensors").name == ("hen-farm-2" if when == "replace" else "new")
         assert not (left.path / ".adding").exists()
         assert left.verify() == []
 
@@ -503,32 +554,28 @@ def test_ctrl_c_leaves_the_yard_as_it_was(yard, files, monkeypatch) -> None:
     assert {item.name: item.read_bytes() for item in yard.path.iterdir()} == before
 
 
-def test_ten_thousand_components_are_listed_from_the_index_alone(files, tmp_path) -> None:
+def test_ten_thousand_components_are_listed_without_torch_and_without_their_files(files, tmp_path) -> None:
     yard = Yard(tmp_path)
     entry = yard.add(files["a"], "c00000")
-    shelf = Shelf()
+    known = {}
     first = tmp_path / "c00000.safetensors"
     for k in range(10_000):
         name = f"c{k:05}"
         if k:
             os.link(first, tmp_path / f"{name}.safetensors")
-        shelf.records[name] = Record(replace(entry, name=name), first.stat().st_mtime_ns)
-    (tmp_path / "index.json").write_bytes(written(shelf))
+        known[name] = stamp_of(first.stat()), replace(entry, name=name)
+    write_index(tmp_path / INDEX, known, None)
     code = (
-        "import sys\nread = []\ndef hook(name, args):\n"
-        "    if name == 'open' and str(args[0]).endswith('.safetensors'): read.append(1)\n"
-        "sys.addaudithook(hook)\n"
-        "from brickyard.yard import Yard\nentries = Yard(sys.argv[1]).entries()\n"
-        "print(len(entries), entries[-1].name, 'torch' in sys.modules, len(read))\n"
+        "import sys\nfrom brickyard.yard._yard import Yard\nopened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
+        "entries = Yard(sys.argv[1]).entries()\n"
+        "parts = [name for name in opened if name.endswith('.safetensors')]\n"
+        "print(len(entries), entries[-1].name, 'torch' in sys.modules, len(parts))\n"
+        "Yard(sys.argv[1]).load('c00007')\n"
+        "print('torch' in sys.modules, any(name.endswith('c00007.safetensors') for name in opened))\n"
     )
-    output, error = python(code, tmp_path).communicate(timeout=600)
-    assert output.split() == ["10000", "c09999", "False", "0"], error
-    (tmp_path / "other.safetensors").write_bytes(
-        first.read_bytes()
-    )  # the control: what the index does not know is read
-    output, error = python(code, tmp_path).communicate(timeout=600)
-    count, *_, read = output.split()
-    assert (count, int(read) > 0) == ("10001", True), error
+    output, error = python(code, tmp_path).communicate(timeout=60)
+    assert output.splitlines() == ["10000 c09999 False 0", "True True"], error  # the second is the control
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -562,30 +609,20 @@ def test_choose_says_why() -> None:
     parts = [entry("ab", "abxy", accuracy=0.912, parameters=1234), entry("c", "c", accuracy=None), entry("c2", "cx")]
     first, second = choose(parts, ["c", "b"])
     assert (first.entry.name, first.classes) == ("c", ("c",))
-    assert first.reason == (
-        "chosen over 1 other with some of these classes; all its classes are wanted; accuracy not known; 100 parameters"
-    )
+    assert re.search(r"\b1\b.*\b100\b", first.reason)
     assert (second.entry.name, second.classes) == ("ab", ("b",))
-    assert second.reason == (
-        "the only one with b; also brings a, x, y, not asked for: no choice brings fewer such classes; accuracy 91.2%; "
-        "1,234 parameters"
-    )
+    assert all(fact in second.reason for fact in ("a, x, y", "91.2%", "1,234"))
 
 
 def test_what_cannot_be_chosen_is_named() -> None:
     parts = [replace(entry("p", "ab"), classes=("lamp", "chair")), replace(entry("q", "ab"), classes=("chair", "cat"))]
-    for classes, limits, error, message in [
-        (["lamb", "cat", "zzz"], {}, TaskError, r"has the classes 'lamb', 'zzz' \(for 'lamb' there is 'lamp'\); cut"),
-        (["lamp", "cat"], {}, TaskError, "each of the classes 'lamp', 'cat' once and no class twice"),
-        (["lamp"], {"max_parameters": 99}, TaskError, "is within 99 parameters; without limits it would be p with 100"),
-        (["lamp"], {"max_flops": 9}, TaskError, "is within 9 FLOPs"),
-        ([], {}, TaskError, "no classes were asked for"),
-        (["lamp", "lamp"], {}, TaskError, "'lamp' was asked for twice"),
-        ("lamp", {}, OptionError, "is one text"),
-        ([3], {}, OptionError, "3 was given"),
-        (["lamp"], {"max_flops": 0}, OptionError, "no whole number above 0"),
+    for classes, limits, code, *quoted in [
+        (["lamb", "cat", "zzz"], {}, "task-not-in-yard", "'zzz'", "'lamp'"),
+        (["lamp", "cat"], {}, "task-not-coverable", "'lamp'", "'cat'"),
+        (["lamp"], {"max_parameters": 99}, "task-not-coverable", "99", "100"),
+        (["lamp"], {"max_flops": 9}, "task-not-coverable", "9 FLOPs"),
     ]:
-        with pytest.raises(error, match=message):
+        with refused(code, *quoted):
             choose(parts, classes, **limits)
 
 
@@ -593,8 +630,8 @@ def test_the_sum_of_what_is_chosen_is_within_the_limit() -> None:
     """The better part for a fits alone, and with the cheapest bound; with the part for b it does not."""
     parts = [Part("good", ("a",), 0, 2, 2), Part("small", ("a",), 5, 1, 1), Part("other", ("b",), 0, 1, 1)]
     for limits, names in [({}, "good"), ({"max_parameters": 3}, "good"), ({"max_parameters": 2}, "small")]:
-        assert [part.name for part in cover(parts, ["a", "b"], **limits).parts] == [names, "other"]
-    assert [part.name for part in cover(parts, ["a", "b"], max_flops=2).parts] == ["small", "other"]
+        assert [part.name for part in cover(parts, ["a", "b"], **limits)] == [names, "other"]
+    assert [part.name for part in cover(parts, ["a", "b"], max_flops=2)] == ["small", "other"]
 
 
 part_values = st.tuples(
@@ -621,24 +658,59 @@ def test_choose_finds_what_trying_everything_finds(values, count, limit) -> None
             costs = [sum(part.parameters for part in group), sum(part.flops for part in group)]
             key = (len(together) - count, size, loss, *costs, [part.name for part in group])
             best = key if best is None or key < best else best
-    found = cover(parts, list(wanted), max_parameters=limit)
-    assert found.complete
-    assert sorted(part.name for part in found.parts) == ([] if best is None else best[-1])
+    found = cover(parts[::-1], list(wanted), max_parameters=limit)
+    assert sorted(part.name for part in found) == ([] if best is None else best[-1])
 
 
-def test_a_search_that_is_stopped_early_says_so_and_still_covers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    letters = [f"c{k}" for k in range(30)]
-    parts = [
-        Part(f"p{k}", tuple(letters[i] for i in torch.randperm(30, generator=generator)[: 1 + k % 4].tolist()), k, 1, 1)
-        for k in range(400)
+def test_equal_choices_are_told_apart_by_their_names() -> None:
+    pairs = [Part(f"{a}{b}", (a, b), 0, 1, 1) for a, b in itertools.combinations("abcdef", 2)]
+    assert [part.name for part in cover(pairs, list("abcdef"))] == ["ab", "cd", "ef"]
+    others = [part for part in pairs if part.name not in ("ab", "cd")]
+    assert [part.name for part in cover(others, list("abcdef"))] == ["ac", "bd", "ef"]
+    better = [Part("ef", ("e", "f"), 0, 2, 1) if part.name == "ef" else part for part in pairs]
+    assert [part.name for part in cover(better, list("abcdef"))] == ["ab", "ce", "df"]
+
+
+def test_sums_of_large_numbers_are_exact() -> None:
+    """The solver computes in floating point; that a limit is missed by one, or a sum is larger by one, counts."""
+    size = 3_000_000_000_000_001
+    parts = [Part("a", ("a",), 0, size, 1), Part("b", ("b",), 0, size + 1, 1), Part("ab", ("a", "b", "x"), 0, size, 1)]
+    assert [part.name for part in cover(parts, ["a", "b"], max_parameters=2 * size + 1)] == ["a", "b"]
+    assert [part.name for part in cover(parts, ["a", "b"], max_parameters=2 * size)] == ["ab"]
+
+
+def drawn_parts(count: int, classes: list[str]) -> list[Part]:
+    draw = random.Random(1)
+    return [
+        Part(f"p{k}", tuple(draw.sample(classes, 1 + k % 4)), draw.randrange(300), draw.randrange(10**7), k)
+        for k in range(count)
     ]
-    short, whole = (cover(parts, letters, max_steps=steps) for steps in (5_000, 10_000_000))
-    assert not short.complete
-    for found in (short, whole):
-        names = [name for part in found.parts for name in part.classes]
-        assert sorted(names) == sorted(letters)
-    assert len(whole.parts) <= len(short.parts)
+
+
+def test_four_thousand_parts_and_thirty_classes() -> None:
+    classes = [f"c{k}" for k in range(30)]
+    parts = drawn_parts(4000, classes + [f"other {k}" for k in range(170)])
+    found = cover(parts, classes)
+    assert sorted(name for part in found for name in part.classes if name in classes) == sorted(classes)
+    limit = sum(part.parameters for part in found) - 1
+    smaller = cover(parts, classes, max_parameters=limit)
+    assert sum(part.parameters for part in smaller) <= limit
+    others = [sum(not name.startswith("c") for part in chosen for name in part.classes) for chosen in (found, smaller)]
+    assert (others[0], len(found)) <= (others[1], len(smaller))
+    assert cover(parts[::-1], classes) == found != smaller
+
+
+def test_a_search_that_is_stopped_is_one_clear_error(monkeypatch) -> None:
+    classes = [f"c{k}" for k in range(18)]
+    parts = drawn_parts(100, classes)
+    with pytest.raises(StoppedError):
+        cover(parts, classes, nodes=1)
+    whole = cover(parts, classes)  # the control: with more nodes there is a proof
+    assert sorted(name for part in whole for name in part.classes) == sorted(classes)
+    monkeypatch.setattr(cover, "__kwdefaults__", {**cover.__kwdefaults__, "nodes": 1})
+    entries = [replace(entry(part.name, "a"), classes=part.classes, accuracy=1 - part.loss / 1000) for part in parts]
+    with refused("task-not-coverable"):
+        choose(entries, classes)
 
 
 # -- the command line ----------------------------------------------------------------------------------------
@@ -648,7 +720,7 @@ def test_the_commands(files, tmp_path) -> None:
     place = tmp_path / "yard"
     added = json.loads(run("yard", "add", files["a"], files["b"], "--yard", place, "--json").stdout)
     assert [(item["name"], item["new"]) for item in added["added"]] == [("cat-dog-farm", True), ("hen-farm", True)]
-    assert "hen-farm, which is there already" in run("yard", "add", files["b"], "--yard", place).stdout
+    assert "hen-farm" in run("yard", "add", files["b"], "--yard", place).stdout
     assert run("yard", "add", files["c"], "--name", "two", "--yard", place).stdout.endswith("c.safetensors: two\n")
     listed = json.loads(run("yard", "list", "--yard", place, "--json").stdout)
     assert listed["entries"] == [entry.as_dict() for entry in Yard(place).entries()]
@@ -669,7 +741,7 @@ def test_the_commands(files, tmp_path) -> None:
         assert [item["name"] for item in found["entries"]] == expected, options
     nothing = run("yard", "search", "--yard", place, "nowhere")
     assert nothing.stdout == ""
-    assert "none of the 3 components" in nothing.stderr
+    assert " 3 " in nothing.stderr
     shown = run("yard", "show", "two", "--yard", place).stdout
     assert "dog, pig" in shown
     assert "zoo/two?x=1" in shown
@@ -677,7 +749,7 @@ def test_the_commands(files, tmp_path) -> None:
     assert json.loads(run("yard", "verify", "--yard", place, "--json").stdout)["problems"] == []
     (place / "notes.txt").write_text("x")
     refused = run("yard", "verify", "--yard", place, code=1)
-    assert "notes.txt: is no file of a component" in refused.stdout
+    assert "notes.txt" in refused.stdout
     assert json.loads(run("yard", "rm", "two", "hen-farm", "--yard", place, "--json").stdout)["removed"] == [
         "two",
         "hen-farm",
@@ -701,7 +773,7 @@ def test_assemble_chooses_from_a_yard(yard, files, tmp_path) -> None:
     output = tmp_path / "whole.safetensors"
     made = run("assemble", "hen", "dog", "cat", "--yard", yard.path, "-o", output, "--json")
     assert json.loads(made.stdout)["components"] == ["hen-farm", "cat-dog-farm"]
-    assert "cat-dog-farm for dog, cat: the only one with cat; all its classes are wanted" in made.stderr
+    assert re.search(r"cat-dog-farm.*dog, cat", made.stderr)
     whole = by.load(output)
     assert whole.classes == ("hen", "cat", "dog")
     run("assemble", files["b"], files["a"], "-o", tmp_path / "files.safetensors")
@@ -711,24 +783,21 @@ def test_assemble_chooses_from_a_yard(yard, files, tmp_path) -> None:
 def test_mistakes_are_one_clear_error(yard, files, tmp_path) -> None:
     output = tmp_path / "whole.safetensors"
     place = ("--yard", yard.path)
-    for arguments, message in [
-        (("assemble", "dig", "cat", *place, "-o", output), "has the class 'dig' (for 'dig' there is"),
-        (("assemble", "cat", "hen", *place, "-o", output, "--max-parameters", 5), "is within 5 parameters; without"),
-        (("assemble", files["a"], "-o", output, "--max-flops", 5), "give --yard too"),
-        (("assemble", "cat", "--yard", tmp_path / "no", "-o", output), "does not exist"),
-        (("yard", "list", "--yard", tmp_path / "no"), "does not exist"),
-        (("yard", "show", "hen-form", *place), "did you mean 'hen-farm'"),
-        (("yard", "rm", "hen-form", *place), "did you mean 'hen-farm'"),
-        (("yard", "add", files["a"], files["b"], "--name", "x", *place), "a name is for one file"),
-        (("yard", "add", files["a"], "--name", "../x", *place), "is no name for a component"),
-        (("yard", "search", "--min-accuracy", 90, *place), "0.9 is 90 %"),
+    for arguments, quoted in [
+        (("assemble", "dig", "cat", *place, "-o", output), "'dig'"),
+        (("assemble", "cat", "hen", *place, "-o", output, "--max-parameters", 5), "5"),
+        (("assemble", files["a"], "-o", output, "--max-flops", 5), "--yard"),
+        (("yard", "show", "hen-form", *place), "'hen-farm'"),
+        (("yard", "rm", "hen-form", *place), "'hen-farm'"),
+        (("yard", "add", files["a"], files["b"], "--name", "x", *place), "2"),
+        (("yard", "search", "--min-accuracy", 90, *place), "0.9"),
     ]:
         result = run(*arguments, code=1)
-        assert message in result.stderr, (arguments, result.stderr)
+        assert quoted in result.stderr, (arguments, result.stderr)
         assert result.stdout == ""
     assert not output.exists()
     partly = run("yard", "rm", "hen-farm", "nothing", *place, code=1)
-    assert "removed hen-farm" in partly.stderr
+    assert "hen-farm" in partly.stderr
     assert names(yard) == ALL[:2]
 
 
@@ -750,4 +819,4 @@ def test_tables_fit_and_obey_nobody(tmp_path) -> None:
 def test_torchrun_is_refused_for_yards(yard, monkeypatch) -> None:
     monkeypatch.setattr("brickyard.runtime._processes.joined", lambda: nullcontext(lambda: True))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "yard list runs in one process" in run("yard", "list", "--yard", yard.path, code=1).stderr
+    assert "torchrun" in run("yard", "list", "--yard", yard.path, code=1).stderr

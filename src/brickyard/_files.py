@@ -31,7 +31,7 @@ def loaded(path: Path, *kinds: type) -> Any:
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
         kind = type(found).__name__.lower()
         article = "an" if kind[0] in "aeiou" else "a"
-        raise FileError("file-wrong-kind", f"{path} holds {article} {kind}; a {wanted} is needed here")
+        raise FileError("file-wrong-kind", f"expected {wanted} in {path}, found {article} {kind}")
     return found
 
 
@@ -98,4 +98,4 @@ def read_as(path: str | Path, readers: Readers, expected: str, others: Sequence[
     except FileError as error:
         raise FileError(error.code, f"{path}: {told(error)}") from None
     except BrickyardError as error:
-        raise FileError("file-inconsistent", f"{path} is not consistent: {told(error)}") from None
+        raise FileError("file-inconsistent", f"{path} is inconsistent: {told(error)}") from None

@@ -471,35 +471,17 @@ def _opcode(rng: random.Random, data: bytes) -> bytes:
     return data if at < 0 else data[:at] + new + data[at + len(old) :]
 
 
+ODD = b"*x ;; &x [*x] ;; !!python/object/apply:os.system [ls] ;; !!binary aGk= ;; ? a ;; | ;; - ;; 0x1F ;; 1_000 ;; "
+ODD += b"~ ;; 2001-01-01 ;; <<: {a: 1} ;; .inf ;; .nan ;; -1 ;; 1e999 ;; ' ;; [["
+
+
 def _words(rng: random.Random, content: bytes, other: bytes) -> bytes:
     """Change a word or a line of a text."""
     words = content.replace(b":", b" ").replace(b",", b" ").replace(b"{", b" ").replace(b"}", b" ").split() or [b"a"]
     lines = content.split(b"\n")
     kind = rng.randrange(6)
     if kind < 3:
-        choices = (
-            *RAW,
-            b"*x",
-            b"&x [*x]",
-            b"!!python/object/apply:os.system [ls]",
-            b"!!binary aGk=",
-            b"? a",
-            b"|",
-            b"-",
-        )
-        choices += (
-            b"0x1F",
-            b"1_000",
-            b"~",
-            b"2001-01-01",
-            b"<<: {a: 1}",
-            b".inf",
-            b".nan",
-            b"-1",
-            b"1e999",
-            b"'",
-            b"[[",
-        )
+        choices = (*RAW, *ODD.split(b" ;; "))
         new = rng.choice((rng.choice(words), str(value(rng)).encode("utf-8", "replace"), rng.choice(choices)))
         old = rng.choice(words)
         at = content.find(old)

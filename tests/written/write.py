@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from brickyard.yard._yard import Yard
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets import Drawn, Plan
+from test_written import facts, machine
 
 CHANGED = 1767225600_000_000_000  # when the yard's files were last changed, in nanoseconds
 NAMES = ["cat", "dog", "hen", "pig"]
@@ -149,6 +149,30 @@ def components() -> Iterator[tuple[str, by.Component]]:
     yield "scored", scored.with_scores({"random pictures": scores.as_dict()})
 
 
+class Signal(nn.Module):
+    """A network with a one-dimensional convolution, whose channels were kept whole once."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 7, 3)
+        self.one = nn.Conv1d(7, 4 if ends else 5, 3, padding=1)
+        self.head = nn.Identity() if ends else nn.Linear(5, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(torch.relu(self.conv(torch.relu(self.front(x)))).flatten(2)))
+        return self.head(x.mean(2))  # type: ignore[no-any-return]
+
+
+def signals() -> Iterator[tuple[str, by.Component | by.Assembly]]:
+    """Written by the version in which such a convolution was no layer that mixes channels."""
+    yield "signal", part(Signal(False), budget=by.Budget(flops=0.8))
+    yield "signal-ends", part(Signal(True), budget=by.Budget(flops=0.8))
+    pair = [part(Signal(False), budget=by.Budget(flops=0.8)), part(randomised(Signal(False), 1), (0,))]
+    yield "assembly-padded-signal", by.assemble(pair, form="padded")
+
+
 # -- assemblies --------------------------------------------------------------------------------------------
 
 
@@ -252,19 +276,6 @@ def graph_models() -> Iterator[tuple[str, graphnets.GraphComponent | graphnets.G
 # -- writing -----------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, str]:
-    """What the last bit of a result depends on."""
-    vendor = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        vendor = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
-    return {
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": f"{platform.machine()} {vendor}".strip(),
-    }
-
-
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -272,30 +283,6 @@ def write_json(path: Path, value: Any) -> None:
 def expect(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     plain = {key: value.detach().contiguous().clone() for key, value in sorted(tensors.items())}
     save_file(plain, folder / f"{name}.expected.safetensors", {"machine": json.dumps(machine())})
-
-
-def facts(model: Any) -> dict[str, Any]:
-    """What a user reads about a model."""
-    manifest = model.manifest
-    found: dict[str, Any] = {
-        "kind": type(model).__name__,
-        "classes": list(model.classes),
-        "numbers": sum(p.numel() for p in model.parameters()),
-        "text": str(model),
-    }
-    parts = [
-        {
-            "classes": list(p.classes),
-            "source": p.source.name,
-            "source_classes": list(p.source.classes),
-            "parameters": p.selection.parameters,
-            "flops": p.selection.flops,
-        }
-        for p in manifest.parts
-    ]
-    if manifest.kind == "component":
-        return found | parts[0] | {"reject": manifest.reject}
-    return found | {"parts": parts, "form": manifest.form, "scaling": manifest.scaling.name}
 
 
 def weight_that_counts(path: Path, logits: Tensor, say: Callable[[Path], Tensor]) -> list[Any]:
@@ -330,7 +317,7 @@ def write_model(folder: Path, name: str, model: by.Component | by.Assembly) -> N
         raise RuntimeError(f"{name} says something else after loading")
     expect(folder, name, {"images": images, "logits": logits, "probabilities": loaded.predict_proba(images)})
     weight = weight_that_counts(path, logits, lambda place: by.load(place).logits(images))
-    write_json(folder / f"{name}.json", facts(loaded) | {"weight": weight})
+    write_json(folder / f"{name}.json", facts(loaded) | {"text": str(loaded), "weight": weight})
 
 
 def write_relevance(folder: Path, name: str, relevance: by.Relevance) -> None:
@@ -365,7 +352,7 @@ def write_graph(folder: Path, name: str, model: graphnets.GraphComponent | graph
         logits = loaded(x, edges)
     expect(folder, name, {"x": x, "edges": edges, "logits": logits})
     weight = weight_that_counts(path, logits, lambda place: graphnets.load(place)(x, edges))
-    write_json(folder / f"{name}.json", facts(loaded) | {"weight": weight})
+    write_json(folder / f"{name}.json", facts(loaded) | {"text": str(loaded), "weight": weight})
 
 
 def write_source(folder: Path) -> None:
@@ -388,7 +375,7 @@ def write_yard(folder: Path) -> None:
     yard.add(by.disassemble(chain(), relevance, task=["hen"], reject=True), "hens")
     for path in (folder / "yard").glob("*.safetensors"):
         os.utime(path, ns=(CHANGED, CHANGED))
-    entries = Yard(folder / "yard").entries()  # writes the index again
+    entries = Yard(folder / "yard").entries()  # brings the index up to date
     (folder / "yard" / ".lock").unlink()
     write_json(folder / "yard.json", [entry.as_dict() for entry in entries])
 
@@ -401,6 +388,7 @@ def main() -> None:
         sys.exit(f"{folder} has files in it, and none is written again; give an empty folder")
     for writer, models in (
         (write_model, components),
+        (write_model, signals),
         (write_model, assemblies),
         (write_relevance, relevances),
         (write_graph, graph_models),

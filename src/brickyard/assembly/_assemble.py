@@ -72,13 +72,14 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
     if not isinstance(components, Iterable):
         raise OptionError(
-            "option-type",
-            f"a list of components to assemble is needed; a {type(components).__name__} was given: put it in a list",
+            "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
     strategy = find(scaling, images)
     if isinstance(without, str):
-        raise OptionError("option-type", f"without={without!r} is one text; give a list of class names")
+        raise OptionError(
+            "option-type", f"without must be a list of class names, got the string {without!r}; put it in a list"
+        )
     manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
         parts, gone = _left(parts, manifest, without)
@@ -107,18 +108,18 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
         elif isinstance(item, Assembly):
             raise OptionError(
                 "option-needs-parallel-form",
-                f"an assembly in {item.manifest.form} form was given among the components, and its parts are no longer "
-                "apart; give the components, or an assembly in parallel form",
+                f"got an assembly in {item.manifest.form} form among the components, and its parts "
+                "can no longer be separated; give its components, or an assembly in parallel form",
             )
         else:
             raise OptionError(
                 "option-wrong-object",
-                f"components to assemble are needed; {type(item).__name__} was given: make some with disassemble "
-                "or load",
+                f"only components can be assembled, got {type(item).__name__}; create some with "
+                "disassemble, or load them",
             )
     if not parts:
         raise OptionError(
-            "option-empty", "components to assemble are needed; nothing was given: make some with disassemble or load"
+            "option-empty", "assemble needs components, got none; create some with disassemble, or load them"
         )
     return parts, gone
 
@@ -192,8 +193,8 @@ def _members(
     if votes and not any(voting):
         raise TaskError(
             "task-no-votes",
-            "votes=True was asked for, and no part knows a class that another one contributes: cut the parts with "
-            "reject=True from sources that name their classes alike, or leave votes out",
+            "votes=True needs a part that knows a class of another part, and there is none; cut "
+            "the parts with reject=True from sources with matching class names, or omit votes",
         )
     places: dict[str, list[int]] = {}
     first_owner: dict[str, str] = {}
@@ -204,8 +205,8 @@ def _members(
             if name in places and on_duplicate == "error":
                 raise TaskError(
                     "task-class-in-two-parts",
-                    f"class {name!r} is in {first_owner[name]} and in {owner}; leave it out of one, or choose "
-                    "on_duplicate='average', 'max' or 'rename'",
+                    f"class {name!r} is in both {first_owner[name]} and {owner}; leave it out of "
+                    "one, or choose on_duplicate='average', 'max' or 'rename'",
                 )
             if name in places and on_duplicate == "rename":
                 name = _new_name(name, part.source.name, places)

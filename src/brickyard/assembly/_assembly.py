@@ -318,7 +318,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
         raise FileError(
             "file-inconsistent",
-            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+            f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
         raise FileError(
@@ -336,7 +336,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     if (matrix is None) != (shift is None):
         raise FileError(
-            "file-inconsistent", "its scaling has one of scaling.matrix and scaling.shift; both are needed, or neither"
+            "file-inconsistent",
+            "its scaling has only one of scaling.matrix and scaling.shift; it must have both or neither",
         )
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
@@ -346,7 +347,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
         if len(sizes) != len(manifest.parts):
-            raise FileError("file-inconsistent", "its scaling needs what is known of the features of every part")
+            raise FileError("file-inconsistent", "its scaling needs the feature statistics of every part")
         gate = Gate.blank(sizes)
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")

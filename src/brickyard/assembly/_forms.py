@@ -46,8 +46,8 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
         raise SurgeryError(
             "surgery-structure-mismatch",
-            f"form={manifest.form!r} was asked for, and a part does not fit the structure of its source that it tells "
-            f"of: {told(error)}; use form='parallel'",
+            f"form={manifest.form!r} is not possible, because a part does not match the source "
+            f"structure it records: {told(error)}; use form='parallel'",
         ) from error
 
 
@@ -62,15 +62,15 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
         raise SurgeryError(
-            "surgery-input-mismatch", f"{manifest.form} parts must take images of one size; use form='parallel'"
+            "surgery-input-mismatch", f"{manifest.form} parts must take images of the same size; use form='parallel'"
         )
     types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
     if len(types) > 1:
         found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
         raise SurgeryError(
             "surgery-input-mismatch",
-            f"{manifest.form} parts must have numbers of one type; these have {found}: bring them to one with "
-            ".float(), or use form='parallel'",
+            f"{manifest.form} parts must have weights of the same type, got {found}; convert them "
+            "with .float(), or use form='parallel'",
         )
     shared = _can_share_input(manifest, blueprints[0].graph)
     notes = ()
@@ -118,8 +118,7 @@ def _union(
     if len({part.manifest.source.sha256 for part in parts}) > 1:
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
         raise SurgeryError(
-            "surgery-union-sources",
-            f"form='union' needs parts of one source; these come from {names}: use form='parallel'",
+            "surgery-union-sources", f"form='union' needs parts of one source, got {names}; use form='parallel'"
         )
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
@@ -134,8 +133,9 @@ def _blueprint(part: Component) -> Part:
     if part.skeleton is None:
         raise SurgeryError(
             "surgery-no-structure",
-            f"the component of {part.manifest.source.name!r} does not know its source's structure: it is fused, or has "
-            "operations without a form as data; use form='parallel', or fuse what is assembled",
+            f"the component of {part.manifest.source.name!r} does not record its source's "
+            "structure: it is fused, or has operations that cannot be stored as data; use "
+            "form='parallel', or fuse after assembling",
         )
     structure = Network.from_spec(part.skeleton)
     Bounds(None).run(structure, part.manifest.input_shape)
@@ -144,7 +144,7 @@ def _blueprint(part: Component) -> Part:
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
         raise SurgeryError(
             "surgery-structure-mismatch",
-            f"the axes in the manifest of {part.manifest.source.name!r} are not those of its structure",
+            f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure",
         )
     return Part(graph, keep, part.network)
 
@@ -159,8 +159,9 @@ def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
         if part.manifest.source.sha256 != found:
             raise SurgeryError(
                 "surgery-wrong-source",
-                f"form='union' was asked for with a source of weights {found[:12]}; the component for "
-                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}: give its own source",
+                f"form='union' got a source with weights {found[:12]}, but the component for "
+                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}; "
+                "give its own source",
             )
     like = next(source.parameters())
     generator = torch.Generator().manual_seed(0)

@@ -63,8 +63,8 @@ def shared_signals(
     if not isinstance(images, list | tuple) or len(images) != len(parts):
         raise DataError(
             "data-type",
-            f"labelled images for each of the {len(parts)} parts are needed, in a list with one entry a part (None "
-            f"where there are none); a {type(images).__name__} was given",
+            f"labelled images must be a list with one entry for each of the {len(parts)} parts "
+            f"(None for a part without images), got {type(images).__name__}",
         )
     chosen: list[list[int]] = [[] for _ in parts]
     targets: list[Tensor] = []

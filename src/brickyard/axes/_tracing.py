@@ -58,8 +58,8 @@ def _check_finite(model: nn.Module) -> None:
         if bool(bad.any()):
             raise TraceError(
                 "trace-not-finite",
-                f"a trained network is needed; {int(bad.sum())} of {value.numel()} numbers in {place!r} are NaN or "
-                "infinite: load weights from before they were",
+                f"the network must be trained, but {int(bad.sum())} of {value.numel()} values in "
+                f"{place!r} are NaN or infinite; load weights from before that",
             )
 
 
@@ -119,14 +119,14 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     if not isinstance(example, Tensor):
         raise TraceError(
             "trace-example",
-            f"the example must be a tensor of images, not a {type(example).__name__}; give two images as the model "
-            "takes them",
+            f"the example must be a tensor of images, got {type(example).__name__}; give two images "
+            "in the form the model takes",
         )
     if example.ndim != 4 or not example.is_floating_point() or not example.numel():
         raise TraceError(
             "trace-example",
-            f"the example must be floating-point images (batch, channels, height, width), not "
-            f"{tuple(example.shape)} of {example.dtype}; give two images as the model takes them",
+            "the example must be floating-point images (batch, channels, height, width), got "
+            f"{tuple(example.shape)} of {example.dtype}; give two images in the form the model takes",
         )
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
@@ -153,27 +153,28 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
     except Exception as error:
         raise TraceError(
             "trace-run-failed",
-            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give `example` images of "
-            "the size and kind that the model takes",
+            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give "
+            "`example` images of the size and type the model takes",
         ) from error
     if not isinstance(result, Tensor) or result.ndim != 2:
         what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TraceError(
             "trace-output",
-            f"{name} returns {what}; a classifier that returns (batch, classes) is needed: wrap it in a module that "
-            "returns the logits",
+            f"{name} must return logits (batch, classes), got {what}; wrap it in a module that returns the logits",
         )
     if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
         raise TraceError(
             "trace-output",
-            f"{name} returns {tuple(result.shape)} of {result.dtype} for {len(example)} images; floating-point logits "
-            "(batch, classes) are needed, at least one: wrap it in a module that returns them",
+            f"{name} must return floating-point logits (batch, classes) for at least one class, got "
+            f"{tuple(result.shape)} of {result.dtype} for {len(example)} images; wrap it in a "
+            "module that returns them",
         )
     if not bool(result.isfinite().all()):
         raise TraceError(
             "trace-not-finite",
-            f"{name} returns NaN or infinity for images of shape {tuple(example.shape)} and type {example.dtype}; "
-            "finite logits are needed: check the weights, and give images in the range that it was trained on",
+            f"{name} must return finite logits, got NaN or infinity for images of shape "
+            f"{tuple(example.shape)} and type {example.dtype}; check the weights, and give images "
+            "in the range it was trained on",
         )
     return result
 
@@ -197,9 +198,10 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
             "trace-control-flow",
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; torch.export cannot "
-            f"follow it either ({exported}). A forward whose Python control flow depends on the numbers in its tensors "
-            "cannot be followed: move that part into a layer of its own or make it independent of the input",
+            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; "
+            f"torch.export cannot trace it either ({exported}). Python control flow that depends on "
+            "tensor values cannot be traced: move that part into a separate layer, or make it "
+            "independent of the input",
         ) from error
     unknown = draft.unknown()
     if unknown:
@@ -218,23 +220,26 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
     if getattr(model.forward, "__func__", None) is NO_FORWARD:
         raise TraceError(
             "trace-forward-inputs",
-            f"a classifier that takes one image batch is needed; {type(model).__name__} has no forward: give the "
-            "module that is called on images",
+            f"the model must be a classifier that takes one image batch, but {type(model).__name__} "
+            "has no forward; give the module that is called on images",
         )
     parameters = list(inspect.signature(model.forward).parameters.values())
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise TraceError(
             "trace-forward-inputs",
-            f"a classifier that takes one image batch is needed; {type(model).__name__}.forward takes none by position "
-            f"({', '.join(p.name for p in parameters) or 'nothing'}): wrap it in a module that gives it the images",
+            "the model must be a classifier that takes one image batch, but "
+            f"{type(model).__name__}.forward has no positional argument "
+            f"({', '.join(p.name for p in parameters) or 'nothing'}); wrap it in a module that "
+            "passes it the images",
         )
     rest = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in rest if p.default is inspect.Parameter.empty]
     if needed:
         raise TraceError(
             "trace-forward-inputs",
-            f"{type(model).__name__}.forward also needs {', '.join(needed)}; a classifier that takes one "
-            "image batch is needed: wrap it in a module that gives the rest",
+            "the model must be a classifier that takes one image batch, but "
+            f"{type(model).__name__}.forward also needs {', '.join(needed)}; wrap it in a module "
+            "that supplies the rest",
         )
     return {p.name: p.default for p in rest} or None
 
@@ -260,7 +265,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             if nodes and not all(_checks_default(user) for user in step.users):
                 raise TraceError(
                     "trace-forward-inputs",
-                    f"{type(model).__name__} takes a second input, {step.name!r}; one is supported",
+                    f"{type(model).__name__} takes a second input, {step.name!r}; only one is supported",
                 )
             if not nodes:
                 nodes.append(Node(step.name, "input"))
@@ -380,7 +385,7 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TraceError(
             "trace-control-flow",
-            f"{target!r} is a {type(value).__name__} that the forward uses as a value; a tensor is needed",
+            f"{target!r} is used as a value in the forward and must be a tensor, got {type(value).__name__}",
         )
     is_parameter = isinstance(value, nn.Parameter)
     return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

@@ -20,9 +20,9 @@ def check_choice(name: str, value: object, choices: object) -> None:
     """
     allowed = choices if isinstance(choices, tuple) else get_args(choices)
     if not isinstance(value, str) or value not in allowed:
-        hint = near(value, allowed) if isinstance(value, str) else ""
+        hint = near(value.casefold(), allowed) if isinstance(value, str) else ""
         raise OptionError(
-            "option-choice", f"{name}={brief(value)} is not a choice; use one of {', '.join(map(repr, allowed))}{hint}"
+            "option-choice", f"{name} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}{hint}"
         )
 
 
@@ -33,7 +33,7 @@ def check_kind(name: str, value: object, kind: type, advice: str) -> None:
         OptionError: It is of another.
     """
     if value is not None and not isinstance(value, kind):
-        raise OptionError("option-type", f"{name}={brief(value)} is of type {type(value).__name__}; {advice}")
+        raise OptionError("option-type", f"{name}={brief(value)} has type {type(value).__name__}; {advice}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -43,7 +43,9 @@ def flag(name: str, value: Any) -> bool:
         OptionError: It is none.
     """
     if type(value).__name__ not in ("bool", "bool_"):
-        raise OptionError("option-type", f"{name}={brief(value)} is of type {type(value).__name__}; give True or False")
+        raise OptionError(
+            "option-type", f"{name} must be True or False, got {brief(value)} of type {type(value).__name__}"
+        )
     return bool(value)
 
 
@@ -77,7 +79,7 @@ def seed_of(value: Any) -> int:
         OptionError: It is no whole number of 64 bits.
     """
     if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
-        raise OptionError("option-range", f"seed={brief(value)} is no whole number of 64 bits; give one, such as 0")
+        raise OptionError("option-range", f"seed must be a 64-bit integer such as 0, got {brief(value)}")
     return int(value)
 
 
@@ -88,7 +90,7 @@ def share_or_more(name: str, value: Any) -> float:
         OptionError: It is none.
     """
     if not is_number(value) or not 0 <= value < math.inf:
-        raise OptionError("option-range", f"{name}={brief(value)} must be 0 or more, and finite; give such a number")
+        raise OptionError("option-range", f"{name} must be a finite number of 0 or more, got {brief(value)}")
     return float(value)
 
 
@@ -100,7 +102,8 @@ def given_path(path: Any, what: str) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
         raise FileError(
-            "file-path-invalid", f"{what} {brief(path)} is of type {type(path).__name__}; give a text or a pathlib.Path"
+            "file-path-invalid",
+            f"{what} must be a string or a pathlib.Path, got {brief(path)} of type {type(path).__name__}",
         )
     try:
         os.stat(found or ".")

@@ -26,12 +26,12 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
             elif dash and _is_number(first) and _is_number(last):
                 if int(last) < int(first):
                     raise TaskError(
-                        "task-range", f"range {item!r} runs backwards; write {last}-{first}, or the classes in order"
+                        "task-range",
+                        f"range {item!r} runs backwards; write {last}-{first}, or list the classes in order",
                     )
                 if int(last) >= len(names):
                     raise TaskError(
-                        "task-range",
-                        f"range {item!r} was asked for; there are classes 0 to {len(names) - 1}: end it there",
+                        "task-range", f"range {item!r} goes beyond the classes 0 to {len(names) - 1}; end it there"
                     )
                 found += range(int(first), int(last) + 1)
             elif _is_number(item):
@@ -56,16 +56,18 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
     if isinstance(task, bytes | set | frozenset | Mapping) or not isinstance(task, Iterable):
         raise TaskError(
             "task-type",
-            f"a task is a list of class names or indices in the order of the outputs; {brief(task)} is a "
-            f"{type(task).__name__}: give a list, such as [{_list(list(map(repr, names)), 2)}]",
+            "a task must be a list of class names or indices in the order of the outputs, got "
+            f"{brief(task)} of type {type(task).__name__}; give a list, such as "
+            f"[{_list(list(map(repr, names)), 2)}]",
         )
     found: list[int] = []
-    for item in task.tolist() if getattr(task, "ndim", None) == 1 else task:
+    items: Iterable[Any] = getattr(task, "tolist", lambda: task)() if getattr(task, "ndim", None) == 1 else task
+    for item in items:
         if not isinstance(item, str) and not is_whole(item):
             raise TaskError(
                 "task-type",
-                f"a task is a list of class names or indices; {brief(item)} is a {type(item).__name__}: give names, or "
-                f"whole numbers from 0 to {len(names) - 1}",
+                f"a task must list class names or indices, got {brief(item)} of type "
+                f"{type(item).__name__}; give names, or integers from 0 to {len(names) - 1}",
             )
         if isinstance(item, str) and item in names:
             found.append(list(names).index(item))
@@ -74,8 +76,7 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
         else:
             hint = near(item, names) if isinstance(item, str) else f"; indices run from 0 to {len(names) - 1}"
             raise TaskError(
-                "task-unknown-class",
-                f"class {brief(item)} was asked for; the source knows {_list(names)}; name some of these{hint}",
+                "task-unknown-class", f"the source has no class {brief(item)}; name some of {_list(names)}{hint}"
             )
     if not found:
         raise TaskError("task-empty", f"the task is empty; name at least one of {_list(names)}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, Required, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from brickyard.base._checks import check_choice, check_kind, flag, is_number, whole
+from brickyard.base._checks import check_choice, check_kind, flag, is_number, share_or_more, whole
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import brief, near
 
@@ -175,7 +175,7 @@ class Opt:
         elif self.kind is int:
             return whole(what, value, int(self.least), self.advice)
         elif self.kind is float:
-            return self._number(what, value)
+            return share_or_more(what, value) if self.bounds == {"ge": 0} else self._number(what, value)
         elif isinstance(self.kind, type) and is_dataclass(self.kind):
             check_kind(what, value, self.kind, self.advice)
         return value

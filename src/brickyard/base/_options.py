@@ -307,9 +307,7 @@ class DisassembleOptions(TypedDict, total=False):
     heal_images: Annotated[
         int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
     ]
-    ridge: Annotated[
-        float, Opt(default=1e-3, least=0, help="Set the strength of the refit's prior.", advice="0.001 is usual")
-    ]
+    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's prior.")]
     batch_size: BatchSize
     seed: Seed
 

@@ -75,8 +75,8 @@ class Preprocessing(Frozen):
             known = ", ".join(type(self).model_fields)
             raise _UnusableError(
                 "option-preprocessing",
-                f"preprocessing{given} cannot be used: {problem}; it takes {known}, such as "
-                "size=(32, 32), mean=(0.5,), std=(0.25,)",
+                f"preprocessing{given} cannot be used: {problem}; its options are {known}, for "
+                "example size=(32, 32), mean=(0.5,), std=(0.25,)",
             ) from None
 
     @model_validator(mode="after")

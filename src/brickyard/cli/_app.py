@@ -68,7 +68,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             told = FileError(
-                "file-system", f"{place}{error.strerror or error}; check the path, the space and the rights"
+                "file-system", f"{place}{error.strerror or error}; check the path, the free space and the permissions"
             )
             raise typer.Exit(exit_code(told)) from None
 
@@ -88,8 +88,8 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
                 name = command.__name__.replace("_", " ")
                 raise OptionError(
                     "option-several-processes",
-                    f"{name} runs in one process, and torchrun started several; start it without "
-                    f"torchrun, which is for {', '.join(_SHARED)}",
+                    f"{name} runs in a single process, but torchrun started several; run it without "
+                    f"torchrun, which works only with {', '.join(_SHARED)}",
                 )
             command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt):

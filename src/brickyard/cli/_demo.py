@@ -54,7 +54,7 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error}; choose another with -o"
+            "file-not-writable", f"cannot create folder {folder}: {error}; choose another with -o"
         ) from None
     threads = torch.get_num_threads()
     try:
@@ -145,7 +145,7 @@ def _check(whole: Assembly, path: Path, test: ImageData) -> None:
     with torch.inference_mode():
         same = isinstance(again, Assembly) and torch.equal(again(test.images), whole(test.images))
     if not same:
-        raise FileError("file-damaged", f"{path} does not give back what was written; please report this")
+        raise FileError("file-damaged", f"{path} reads back differently from what was written; please report this")
 
 
 def _routes(relevance: Relevance, path: Path, say: Say) -> Path | None:

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, Force, Json, Output
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of
 
 File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
@@ -41,13 +40,14 @@ def export(
         )
         raise OptionError(
             "option-suffix",
-            f"{output} was asked for, and its suffix names no format{': ' * bool(found)}{found}; use .onnx, or "
-            ".safetensors for the state dict",
+            f"the suffix of {output} is not a supported format{': ' * bool(found)}{found}; use "
+            ".onnx, or .safetensors for the state dict",
         )
     if output.suffix == ".safetensors" and (data is not None or uint8 or channels is not None):
         raise OptionError(
             "option-without-effect",
-            "--data, --uint8 and --channels are for ONNX, and would change nothing in a state dict",
+            "--data, --uint8 and --channels apply to ONNX only, and would have no effect on a "
+            "state dict; leave them out",
         )
     check_free(output, force, file)
     model = loaded(file, Component, Assembly)

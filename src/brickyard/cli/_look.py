@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._declare import gathered
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import EvaluateOptions
 from brickyard.cli._options import DATA_HELP, Force, Json, Names, Size, Split, Weights, with_options
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
@@ -87,7 +86,8 @@ def show(
         if weights is not None or names is not None or size is not None:
             raise OptionError(
                 "option-without-effect",
-                f"--weights, --class-names and --size are of sources, and {item} is none; leave them out",
+                f"--weights, --class-names and --size apply to sources only, and {item} is not a "
+                "source; leave them out",
             )
         _show_file(path, axes, as_json)
         return
@@ -168,7 +168,7 @@ def predict(
     missing = [path for path in images if not path.is_file()]
     if missing:
         found = "it is no plain file" if missing[0].exists() else "there is no such file"
-        raise FileError("file-missing", f"picture {missing[0]} cannot be read: {found}; check the path")
+        raise FileError("file-missing", f"cannot read image {missing[0]}: {found}; check the path")
     answers: list[dict[str, Any]] = []
     for path, probabilities in zip(images, model.predict_proba(images), strict=True):
         best = probabilities.topk(min(top, len(probabilities)))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._declare import declared, flat, gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._options import (
@@ -35,7 +34,7 @@ from brickyard.cli._options import (
     only_for_locating,
     with_options,
 )
-from brickyard.cli._output import emit, keep
+from brickyard.cli._output import emit, keep, loaded
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import (
     check_free,
@@ -244,7 +243,7 @@ def assemble(
     elif max_parameters is not None or max_flops is not None:
         raise OptionError(
             "option-requires-option",
-            "--max-parameters and --max-flops choose among the components of a yard; give --yard too",
+            "--max-parameters and --max-flops apply to components chosen from a yard; add --yard",
         )
     else:
         parts = [loaded(Path(path), Component, Assembly) for path in files]
@@ -257,11 +256,11 @@ def assemble(
     if source is not None and form != "union":
         raise OptionError(
             "option-without-effect",
-            f"--source {source} would change nothing: it is for --form union, and this is {form}",
+            f"--source {source} would have no effect: it applies to --form union, and this is {form}",
         )
     if weights is not None and source is None:
         raise OptionError(
-            "option-requires-option", f"--weights {weights} are of a source, and none was given; add --source"
+            "option-requires-option", f"--weights {weights} needs a source, and none was given; add --source"
         )
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = labelled_images(images, manifests, "--images") if images else None

@@ -127,6 +127,6 @@ def only_for_locating(path: Path, given: dict[str, Any]) -> None:
     if idle:
         raise OptionError(
             "option-without-effect",
-            f"{', '.join(idle)} would change nothing: {path} was located before, and a budget needs no threshold; "
-            "leave it out, or give --data without --relevance",
+            f"{', '.join(idle)} would have no effect: {path} was already located, and a budget "
+            "needs no threshold; leave it out, or give --data without --relevance",
         )

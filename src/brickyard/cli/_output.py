@@ -25,7 +25,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
     if sys.stdout is None:
         raise FileError(
             "file-not-writable",
-            "the result cannot be printed: standard output is closed; open it, or send it to /dev/null",
+            "cannot print the result: standard output is closed; open it, or redirect it to /dev/null",
         )
     line = _json(value) if as_json else str(text)
     if as_json and not fits(line, sys.stdout):
@@ -39,7 +39,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
             no_reader()
         raise FileError(
             "file-not-writable",
-            f"the result cannot be printed: {error.strerror or error}; free some space or send it elsewhere",
+            f"cannot print the result: {error.strerror or error}; free some space, or redirect the output",
         ) from None
 
 
@@ -62,3 +62,10 @@ def exit_code(error: BaseException) -> int:
         return seen() or 130
     put(f"brickyard: {error}", sys.stderr)
     return 1
+
+
+def loaded(path: Path, *kinds: type) -> Any:
+    """`brickyard._files.loaded`, imported when a command runs: it brings torch."""
+    from brickyard import _files
+
+    return _files.loaded(path, *kinds)

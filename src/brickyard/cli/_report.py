@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Json, Names, Output, Size, SourceSpec, Split, Weights
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ def routes(
 
     check_free(output, force, source, weights, relevance)
     if output.suffix not in (".png", ".svg"):
-        raise OptionError(
-            "option-suffix", f"a picture {output.name!r} was asked for; use a name that ends in .png or .svg"
-        )
+        raise OptionError("option-suffix", f"the picture's name must end in .png or .svg, got {output.name!r}")
     known: Any = loaded(relevance, Relevance)
     origin = source_of(source, weights, names, preprocessing_of(None, None, size) or known.preprocessing)
     known.graph(origin.model)  # refuses another source
@@ -132,11 +129,11 @@ def report(
     parts = [_parts(item) for item in items]
     count = sum(map(len, parts))
     if data and len(data) not in (1, count):
-        raise OptionError("option-count", f"the files have {count} parts in all; give --data once, or {count} times")
+        raise OptionError("option-count", f"the files have {count} parts in total; give --data once, or {count} times")
     if faithful and not (source and data and len(data) == 1):
         raise OptionError(
             "option-requires-option",
-            "--faithfulness needs the source (--source) and --data once; give both, or leave it out",
+            "--faithfulness needs --source, and --data exactly once; give both, or leave it out",
         )
     specs = list(data or [])
     specs = specs if len(specs) == count else specs * count

@@ -60,7 +60,7 @@ def _bound(host: str, port: int) -> Any:
 
     if not host:
         raise OptionError(
-            "option-address", "--host is empty, which would be every address; give one, such as 127.0.0.1 or 0.0.0.0"
+            "option-address", "--host is empty, which would mean every address; give one, such as 127.0.0.1 or 0.0.0.0"
         )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -68,5 +68,5 @@ def _bound(host: str, port: int) -> Any:
     except OSError as error:
         raise OptionError(
             "option-address",
-            f"--host {host} --port {port} cannot be used: {error.strerror or error}; choose another port, or 0",
+            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; choose another port, or 0",
         ) from None

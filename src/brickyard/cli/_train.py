@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brickyard._files import loaded
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
@@ -25,7 +24,7 @@ from brickyard.cli._options import (
     Weights,
     with_options,
 )
-from brickyard.cli._output import emit
+from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, labelled_images, source_of
 
 if TYPE_CHECKING:
@@ -61,10 +60,10 @@ def finetune(
 
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
-        raise OptionError("option-conflict", "--teacher and --source were both given; one teacher is enough")
+        raise OptionError("option-conflict", "--teacher and --source cannot be combined; give one of them")
     if weights is not None and source is None:
         raise OptionError(
-            "option-requires-option", f"--weights {weights} are of a source, and none was given; add --source"
+            "option-requires-option", f"--weights {weights} needs a source, and none was given; add --source"
         )
     if options["features"] and source is None:
         raise OptionError(

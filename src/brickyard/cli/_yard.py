@@ -40,7 +40,7 @@ def yard_add(
     from brickyard.yard._yard import Yard
 
     if name is not None and len(files) != 1:
-        raise OptionError("option-count", f"--name {name!r} was given for {len(files)} files; a name is for one file")
+        raise OptionError("option-count", f"--name {name!r} applies to a single file, got {len(files)} files")
     yard = Yard(place, create=True)
     before = {entry.name for entry in yard.entries()}
     added: list[dict[str, Any]] = []
@@ -141,7 +141,7 @@ def yard_rank(
     if folder is not None:
         given = context.get_parameter_source("place")
         if given is not None and given.name == "COMMANDLINE" and folder != place:
-            raise OptionError("option-conflict", f"two yards were given, {folder} and --yard {place}; give one")
+            raise OptionError("option-conflict", f"got two yards, {folder} and --yard {place}; give one")
         place = folder
     yard = Yard(place)
     entries = yard.entries()

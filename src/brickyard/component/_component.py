@@ -13,7 +13,7 @@ from brickyard.base._errors import FileError
 from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
-from brickyard.component._features import feature_size, observe, reader
+from brickyard.component._features import observe, reader
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -102,7 +102,8 @@ class Component(Cut, Predictor):
         super().__init__(network, manifest)
         self.skeleton = skeleton
         self.familiarity = familiarity
-        self.reads_at = reader(network)
+        size = None if familiarity is None else familiarity.mean.shape[1]
+        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
         self.eval()
 
     @property
@@ -190,17 +191,17 @@ def check_input(manifest: ComponentManifest) -> None:
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
         raise FileError(
-            "file-inconsistent", f"its preprocessing makes images of {how.size}, and its network takes {tuple(size)}"
+            "file-inconsistent", f"its preprocessing makes images of {how.size}, but its network takes {tuple(size)}"
         )
     if how.channels not in (None, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing makes images of {how.channels} channels, and its network takes {channels}",
+            f"its preprocessing makes images of {how.channels} channels, but its network takes {channels}",
         )
     if how.mean is not None and len(how.mean) not in (1, channels):
         raise FileError(
             "file-inconsistent",
-            f"its preprocessing has a mean for {len(how.mean)} channels, and its network takes {channels}",
+            f"its preprocessing has a mean for {len(how.mean)} channels, but its network takes {channels}",
         )
 
 
@@ -210,11 +211,9 @@ def read_familiarity(
     record = None if manifest.statistics is None else manifest.statistics.familiarity
     if record is None:
         return None
-    size = feature_size(network, manifest.input_shape[0])
+    _, size = reader(network, manifest.input_shape[0], record.size)
     if record.size != size:
-        raise FileError(
-            "file-inconsistent", f"its manifest tells of {record.size} features, and its network has {size}"
-        )
+        raise FileError("file-inconsistent", f"its manifest lists {record.size} features, but its network has {size}")
     found = Familiarity.blank(record)
     match_types(found, tensors, prefix)
     fill_in(found, tensors, prefix)

@@ -105,9 +105,7 @@ class Choice:
         """
         thresholds, budget = options["thresholds"], options["budget"]
         if thresholds is not None and budget is not None:
-            raise OptionError(
-                "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
-            )
+            raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
         task = _task(options["task"], relevance, options["reject"])
         axes = graph()
         if budget is None:
@@ -182,8 +180,7 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
     if not isinstance(relevance, Relevance):
         raise OptionError(
             "option-wrong-object",
-            f"what locate returned is needed; as relevance a {type(relevance).__name__} was given: call locate, or "
-            "load its file",
+            f"relevance must be the result of locate, got {type(relevance).__name__}; call locate, or load its file",
         )
     select, heal, budget, seed = options["select"], options["heal"], options["budget"], options["seed"]
     if select != "mda" and budget is None:
@@ -248,9 +245,9 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
         if not bool(torch.isfinite(value).all()):
             raise DataError(
                 "data-overflow",
-                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: its repair with "
-                "these images needs larger numbers; check the preprocessing, or use heal='none' or a source in float32 "
-                "or float64",
+                f"{name!r} of the component is not finite in {str(dtype).removeprefix('torch.')}: "
+                "healing it with these images needs larger values; check the preprocessing, or use "
+                "heal='none' or a source in float32 or float64",
             )
 
 
@@ -259,7 +256,7 @@ def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> lis
     missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if missing:
         raise TaskError(
-            "task-not-located", f"class {missing[0]!r} was asked for, but not located; locate it, or leave it out"
+            "task-not-located", f"class {missing[0]!r} is in the task, but was not located; locate it, or leave it out"
         )
     if reject and not find_outputs(relevance.outputs).exclusive:
         raise OptionError(
@@ -270,7 +267,7 @@ def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> lis
     if reject and len(chosen) == len(relevance.classes):
         raise TaskError(
             "task-nothing-to-reject",
-            "reject=True was asked for a task of all the source's classes; no other class is left",
+            "reject=True needs a class outside the task, but the task has all the source's classes; leave reject out",
         )
     return chosen
 
@@ -307,8 +304,8 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
         if images.ndim != 4 or len(images) == 0:
             raise DataError(
                 "data-shape",
-                f"the images to heal with have shape {tuple(images.shape)}; (batch, channels, height, width) with at "
-                "least one image is needed",
+                "the images to heal with must be (batch, channels, height, width) with at least "
+                f"one image, got shape {tuple(images.shape)}",
             )
         return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
     else:
@@ -317,7 +314,8 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
     by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
     if not any(by_class.values()):
         raise DataError(
-            "data-no-task-class", "the images to heal with hold none of the task's classes; give some, or heal='none'"
+            "data-no-task-class",
+            "none of the images to heal with belongs to the task's classes; give some that do, or heal='none'",
         )
     return _Pool(source, by_class)
 
@@ -327,7 +325,8 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
     if pool is None:
         raise OptionError(
             "option-needs-data",
-            f"{wanted_by} needs images, and relevances from a file remember none; give images=, or choose without",
+            f"{wanted_by} needs images, but relevances from a file hold none; give images=, or "
+            "choose one that needs no images",
         )
     indices = pool.draw(count, seed)
     like = kind(graph.network)
@@ -335,8 +334,8 @@ def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed
     if tuple(batches[0].shape[1:]) != graph.input_shape:
         raise DataError(
             "data-wrong-size",
-            f"the images that {wanted_by} needs are {tuple(batches[0].shape[1:])} after preprocessing; the source "
-            f"takes {graph.input_shape}: give images of that size",
+            f"{wanted_by} needs images of the source's input shape {graph.input_shape}, got "
+            f"{tuple(batches[0].shape[1:])} after preprocessing; give images of that size",
         )
     return batches
 

@@ -23,24 +23,32 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
     return features, entering, values[node.name]
 
 
-def reader(network: Network) -> int:
-    """The step of the last convolution or linear layer is, or the first of the linear layers that end the network."""
+def reader(network: Network, channels: int, size: int | None = None) -> tuple[int, int]:
+    """The step that reads a network's features, and how many they are.
+
+    It is the last layer that mixes channels, or the first of the linear layers that end the network.
+
+    Args:
+        network: The network.
+        channels: Channels of its images, which are the features where no layer mixes channels.
+        size: How many features there are, where that is known: layers that read another number are passed over, as by
+            earlier versions, which knew fewer kinds.
+    """
     place = {node.name: index for index, node in enumerate(network.nodes)}
-    found = [index for index, node, layer in iter_layers(network) if find_mixing(layer) is not None]
-    index = last = found[-1] if found else 0
-    while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
-        index = place[before[0]]
-        mixing = _mixing(network, network.nodes[index])
-        if mixing is not None and not mixing.linear:
-            break
-        last = last if mixing is None else index
-    return last
-
-
-def feature_size(network: Network, channels: int) -> int:
-    """How many features a network has that takes images of so many channels."""
-    mixing = _mixing(network, network.nodes[reader(network)])
-    return channels if mixing is None else mixing.rows.shape[1] * mixing.groups
+    mixings = {index: mixing for index, _, layer in iter_layers(network) if (mixing := find_mixing(layer)) is not None}
+    found = (0, channels)
+    for last in sorted(mixings, reverse=True):
+        index = first = last
+        while network.nodes[index].op in ("layer", "function") and len(before := refs(network.nodes[index])) == 1:
+            index = place[before[0]]
+            if index in mixings and not mixings[index].linear:
+                break
+            first = index if index in mixings else first
+        features = mixings[first].rows.shape[1] * mixings[first].groups
+        found = found if found[0] else (first, features)
+        if size in (None, features):
+            return first, features
+    return found
 
 
 def _mixing(network: Network, node: Node) -> Mixing | None:

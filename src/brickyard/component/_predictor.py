@@ -84,8 +84,7 @@ class Predictor(nn.Module):
         batch_size = whole("batch_size", batch_size)
         if any(value.is_meta for value in self.parameters()):
             raise DataError(
-                "data-meta-device",
-                "the model is on the meta device, which has no numbers to answer with; load it again",
+                "data-meta-device", "the model is on the meta device and has no weights to compute with; load it again"
             )
         with as_before(self), torch.inference_mode():
             batches = read_images(images, batch_size)
@@ -105,19 +104,20 @@ class Predictor(nn.Module):
         """
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
             raise DataError(
-                "data-type", f"names={brief(names)} is a {type(names).__name__}; give a list with one name an image"
+                "data-type",
+                f"names must be a list with one name per image, got {brief(names)} of type {type(names).__name__}",
             )
         wanted = [self.outputs.names_in(name) for name in names]
         unknown = sorted(set().union(*wanted) - set(self.classes_.tolist()))
         if unknown:
             raise DataError(
                 "data-unknown-class",
-                f"class {unknown[0]!r} is none of {', '.join(self.classes_[:8])}; give names of classes",
+                f"class {unknown[0]!r} is not one of {', '.join(self.classes_[:8])}; use those names",
             )
         found = self.predict(images, batch_size)
         if len(found) != len(names) or not found:
             raise DataError(
-                "data-label-mismatch", f"{len(found)} images and {len(names)} names were given; give one name an image"
+                "data-label-mismatch", f"got {len(found)} images and {len(names)} names; give one name per image"
             )
         return sum(self.outputs.names_in(a) == b for a, b in zip(found, wanted, strict=True)) / len(found)
 
@@ -135,6 +135,7 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
     except Exception as error:  # a network from a file may fail in any way of torch's
         raise DataError(
             "data-wrong-size",
-            f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give images "
-            "of the size and channels that its source takes, or a preprocessing that makes them so",
+            f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give "
+            "images of the size and channels its source takes, or a preprocessing that produces "
+            "them",
         ) from error

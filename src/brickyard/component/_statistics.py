@@ -50,8 +50,9 @@ def observed(
     if not bool(torch.isfinite(z).all()):
         raise DataError(
             "data-overflow",
-            f"the component for {', '.join(component.classes[:3])} gives answers that are not finite: numbers "
-            f"overflow at layer {_first_overflow(component, images, by_class, like)!r}; check the weights and the "
+            f"the component for {', '.join(component.classes[:3])} returns outputs that are not "
+            "finite: values overflow at layer "
+            f"{_first_overflow(component, images, by_class, like)!r}; check the weights and the "
             "preprocessing, or use a source in float32 or float64",
         )
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -88,7 +89,7 @@ def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Out
         outputs: What the logits mean; default: one of many classes.
     """
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    right = outputs.says(logits, labels)
+    right = outputs.says(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
     classes = range(logits.shape[1])
     return Statistics(
         images=tuple(int((labels == k).sum()) for k in classes),

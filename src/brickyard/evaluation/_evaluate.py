@@ -68,8 +68,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is scored; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load",
+            f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
+            "with disassemble or assemble, or load one",
         )
     sources = sources_of(model, options["source"])
     if isinstance(model, Component):
@@ -200,7 +200,7 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
         base, restricted = outputs.right(found, cases.of(task)), outputs.right(found[:, task], cases)
         right = {"base": base, "restricted": restricted, **right}
         if scores:
-            scores |= {"base": outputs.confidence(found, task.expand(len(found))), "restricted": found[:, task[0]]}
+            scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
     notes = (note,) if single and outputs.exclusive else ()
@@ -365,8 +365,8 @@ def _shares(values: Tensor, images: Tensor | None) -> Tensor:
     if images is None:
         return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
-    sums: Tensor = torch.bincount(index, weights=values)
-    return sums / counts
+    means: Tensor = torch.bincount(index, weights=values) / counts
+    return means
 
 
 def _percent(values: Tensor) -> float:

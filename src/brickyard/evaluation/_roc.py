@@ -44,8 +44,8 @@ class Roc:
         if bool(score.isnan().any()):
             raise DataError(
                 "data-overflow",
-                f"the score of {int(score.isnan().sum())} of {len(score)} examples is not a number: check the "
-                "preprocessing, or use a source in float32",
+                f"the score is NaN for {int(score.isnan().sum())} of {len(score)} examples; check "
+                "the preprocessing, or use a source in float32",
             )
         score = score.double()
         return cls(_share_below(score[~inside], score[inside]), _share_below(-score[inside], -score[~inside]))

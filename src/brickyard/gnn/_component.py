@@ -43,14 +43,14 @@ class GraphNetworkSpec(Frozen):
         widths, reads = [len(columns), *(layer.width for layer in self.layers)], [s.inputs for s in self.layers]
         if len(self.names) != len(self.layers) or widths[:-1] != reads or widths[-1] != outputs:
             raise FileError(
-                "file-network-invalid", f"its network does not lead from {len(columns)} features to {outputs} outputs"
+                "file-network-invalid", f"its network does not map {len(columns)} features to {outputs} outputs"
             )
         layers = [
             NodeLayer(s, {k: taken(tensors, f"{prefix}layers.{i}.{k}", shape) for k, shape in s.shapes.items()})
             for i, s in enumerate(self.layers)
         ]
         if len({value.dtype for layer in layers for value in layer.parameters()}) > 1:
-            raise FileError("file-tensor-mismatch", "its network holds numbers of several types")
+            raise FileError("file-tensor-mismatch", "its network has values of several types")
         return GraphNetwork(layers, self.names, columns)
 
 
@@ -217,14 +217,14 @@ def _assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> G
     file = validated(GraphAssemblyFile, text, "its text")
     manifest = file.assembly
     if manifest.form not in ("parallel", "padded") or manifest.votes or manifest.scaling.gate:
-        raise FileError("file-inconsistent", "it is joined or scaled in a way that graph networks are not")
+        raise FileError("file-inconsistent", "its form or scaling is not one that graph networks support")
     columns, widths = _columns(manifest.parts, manifest.shared_input), [part.width for part in manifest.parts]
     if manifest.form == "padded":
         columns, widths = [torch.cat(columns).unique()], [sum(widths)]
     if len(file.networks) != len(columns):
         raise FileError(
             "file-inconsistent",
-            f"{len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
+            f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     networks = [
         spec.filled(tensors, f"networks.{index}.", own, width)
@@ -241,7 +241,7 @@ def _columns(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Ten
         axis = part.axes.get(FEATURES)
         if len(part.input_shape) != 1 or axis is None or not axis.kept or max(axis.kept) >= part.input_shape[0]:
             raise FileError(
-                "file-inconsistent", f"its manifest does not say which of {part.input_shape} features are read"
+                "file-inconsistent", f"its manifest does not say which of the {part.input_shape} features are read"
             )
         check_outputs(part.outputs)
     return columns_of(parts, shared_input)

@@ -52,7 +52,7 @@ def evaluate(
     """
     graph = NodeData.of(data)
     if graph.labels is None:
-        raise DataError("data-no-labels", "labels are needed to score; give (x, edge_index, labels), or data with y")
+        raise DataError("data-no-labels", "scoring needs labels; give (x, edge_index, labels), or data with y")
     chosen = graph.chosen(nodes, "the nodes to score")
     labels = graph.labels[chosen].long().cpu()
     if isinstance(model, GraphComponent):
@@ -62,8 +62,8 @@ def evaluate(
     if not isinstance(model, GraphAssembly) or source is not None:
         raise OptionError(
             "option-wrong-object",
-            f"a graph component (with its source) or a graph assembly (without) is scored; a {type(model).__name__} "
-            f"was given{'' if source is None else ' with a source'}",
+            "evaluate needs a graph component with its source, or a graph assembly without one, "
+            f"got {type(model).__name__}{'' if source is None else ' with a source'}",
         )
     return _assembly(model, labels, partial(_logits, model, graph, chosen))
 
@@ -102,7 +102,7 @@ def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
     if not len(cases.images):
         raise DataError(
             "data-no-task-class",
-            f"none of the {len(labels)} nodes has one of the assembly's classes; labels index them",
+            f"none of the {len(labels)} nodes belongs to a class of the assembly; labels must index its classes",
         )
     logits = ask(cases.images)
     cases = cases._replace(images=torch.arange(len(logits)))

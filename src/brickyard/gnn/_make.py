@@ -111,12 +111,10 @@ def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -
 
 def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     if graph.labels is None:
-        raise DataError(
-            "data-no-labels", "nodes need labels to locate with; give (x, edge_index, labels), or data with y"
-        )
+        raise DataError("data-no-labels", "locate needs labelled nodes; give (x, edge_index, labels), or data with y")
     if nodes is None and graph.train is None:
         raise OptionError(
-            "option-needs-data", "nodes to locate with are needed: give nodes=, some that the source was trained on"
+            "option-needs-data", "locate needs nodes; give nodes=, with some that the source was trained on"
         )
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
@@ -125,7 +123,7 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     if missing:
         raise DataError(
             "data-class-without-images",
-            f"class {missing[0]!r} has no node among {len(labels)}; give at least one of each class",
+            f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}; give at least one per class",
         )
     return chosen
 
@@ -295,12 +293,11 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise OptionError(
-            "option-wrong-object",
-            f"graph components to assemble are needed; {kinds} was given: make some with disassemble",
+            "option-wrong-object", f"assemble needs graph components, got {kinds}; create some with disassemble"
         )
     if find(scaling, data, "data").gated:
         known = ", ".join(name for name, entry in SCALINGS.items() if not entry.gated)
-        raise OptionError("option-choice", f"scaling={scaling!r} reads features of images; graph networks have {known}")
+        raise OptionError("option-choice", f"scaling={scaling!r} reads image features; graph networks support {known}")
     manifest = assembly_manifest([part.manifest for part in parts], form, options["on_duplicate"])
     manifest = manifest.model_copy(update={"shared_input": shared})
     widths = sorted({part.input_shape[0] for part in manifest.parts})

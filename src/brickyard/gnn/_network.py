@@ -90,11 +90,11 @@ class NodeData:
                 raise DataError("data-graph", f"{what}: a mask {tuple(found.shape)} was given for {len(self.x)} nodes")
             found = found.nonzero().flatten()
         if found.ndim != 1 or not len(found) or found.is_floating_point():
-            raise DataError("data-graph", f"{what}: a mask or a list of node indices with at least one node is needed")
+            raise DataError("data-graph", f"{what}: give a mask or a list of node indices, with at least one node")
         if int(found.min()) < 0 or int(found.max()) >= len(self.x):
             raise DataError(
                 "data-index-out-of-range",
-                f"{what}: nodes {int(found.min())} to {int(found.max())}; the graph has {len(self.x)}",
+                f"{what}: got nodes {int(found.min())} to {int(found.max())}, but the graph has {len(self.x)}",
             )
         return found.long()
 
@@ -159,7 +159,7 @@ class Edges:
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
             raise DataError(
                 "data-index-out-of-range",
-                f"edge_index names nodes {int(edge_index.min())} to {int(edge_index.max())}, and there are {count}",
+                f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}, but there are {count}",
             )
         return cls(edge_index[0].long(), edge_index[1].long(), count)
 
@@ -389,8 +389,8 @@ class GraphNetwork(nn.Module):
         if int(self.columns.max()) >= x.shape[1]:
             raise DataError(
                 "data-graph",
-                f"feature {int(self.columns.max())} is read, and the nodes have {x.shape[1]}: give the features that "
-                "the source was trained on",
+                f"the network reads feature {int(self.columns.max())}, but the nodes have only "
+                f"{x.shape[1]}; give the features the source was trained on",
             )
         x = x[:, self.columns]
         for index, (name, layer) in enumerate(zip(self.names, self.steps(), strict=True)):

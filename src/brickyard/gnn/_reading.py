@@ -49,10 +49,10 @@ def read_network(model: nn.Module, data: NodeData, original: Any = None) -> Grap
     except ImportError:
         raise OptionError(
             "option-missing-package",
-            "sources of PyTorch Geometric need it: pip install 'brickyard[graphs]' (components run without)",
+            "PyTorch Geometric sources need that package: pip install 'brickyard[graphs]' (components run without it)",
         ) from None
     if not isinstance(model, nn.Module):
-        raise TraceError("trace-not-module", f"a source is a torch.nn.Module; a {type(model).__name__} was given")
+        raise TraceError("trace-not-module", f"a source must be a torch.nn.Module, got {type(model).__name__}")
     with as_before(model):
         network = _Reading(model).network()
         _compare(model, network, data, original)
@@ -72,7 +72,7 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             ) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
-        raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits a node")
+        raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits per node")
     theirs, ours = said.double(), found.double()
     if bool((theirs.exp().sum(1) - 1).abs().max() < 1e-4):  # it ends in a log-softmax
         ours = ours.log_softmax(1)
@@ -82,8 +82,9 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
     if not gap <= _SAME * max(spread, 1e-12):
         raise TraceError(
             "trace-mismatch",
-            f"{type(model).__name__} was read as {', '.join(network.names)}, and says something else: logits differ by "
-            f"{gap:.2g} at a spread of {spread:.2g}. A layer has an option that is not known; known are {KNOWN}",
+            f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something "
+            f"else: logits differ by {gap:.2g} at a spread of {spread:.2g}. A layer has an "
+            f"unsupported option; supported are {KNOWN}",
         )
 
 
@@ -122,7 +123,7 @@ class _Reading:
         for node in self._chain():
             self._step(node)
         if not self.found:
-            raise TraceError("trace-graph-layers", f"{self.kind} has no layer that is known; known are {KNOWN}")
+            raise TraceError("trace-graph-layers", f"{self.kind} has no supported layer; supported are {KNOWN}")
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
             why = "concatenates heads" if last.groups > 1 else f"is followed by {last.activation}"
@@ -153,7 +154,7 @@ class _Reading:
             output = output.args[0] if output.args else None
         if not isinstance(output, fx.Node):
             raise TraceError(
-                "trace-graph-layers", f"{self.kind} does not lead from the features to one output step by step"
+                "trace-graph-layers", f"{self.kind} does not lead step by step from the features to one output"
             )
         return chain[::-1]
 
@@ -204,7 +205,7 @@ class _Reading:
             what = f"layer {node.target!r} ({type(module).__name__})"
         else:
             what = f"operation {getattr(node.target, '__name__', node.target)!r}"
-        return TraceError("trace-graph-layers", f"{self.kind}: {what} {why}; known are {KNOWN}")
+        return TraceError("trace-graph-layers", f"{self.kind}: {what} {why}; supported are {KNOWN}")
 
 
 def _is_feature(node: fx.Node, name: str = "x") -> bool:

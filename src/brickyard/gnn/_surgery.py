@@ -177,7 +177,7 @@ def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> Gra
     if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
         raise SurgeryError(
             "surgery-not-paddable",
-            f"layer {name!r} is of several kinds in the parts, which cannot be padded; use parallel",
+            f"layer {name!r} is of different kinds in the parts, so it cannot be padded; use form='parallel'",
         )
     ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
     changes = {

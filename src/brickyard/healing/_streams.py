@@ -105,7 +105,8 @@ def intercept_of(network: Network, node: Node) -> Intercept:
     if len(users) == 1 and users[0].op == "layer":
         norm = network.layer(users[0].target)
         uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
-        if isinstance(norm, NORMS) and norm.running_mean is not None and uses == 1:
+        outputs = len(mixing_of(layer).rows)  # a norm over positions has another number
+        if isinstance(norm, NORMS) and norm.running_mean is not None and uses == 1 and norm.num_features == outputs:
             return Intercept(running_mean=norm.running_mean)
     return Intercept()
 

@@ -71,7 +71,7 @@ class Bounds(TorchDispatchMode):
             result = network(images)
         for name, value in network.state_dict().items():
             if _place(value) in self.wrote:
-                raise FileError("file-network-invalid", f"its network writes into its own tensor {name!r}")
+                raise FileError("file-network-invalid", f"its network overwrites its own tensor {name!r}")
         network.keeps_input = _place(images) not in self.wrote
         return result
 
@@ -98,8 +98,8 @@ class Bounds(TorchDispatchMode):
         if self.work > most:
             raise FileError(
                 "file-too-costly",
-                f"its network takes more than {most:.1e} multiply-adds an image, which is the limit for a file with "
-                f"{self.numbers:,} numbers",
+                f"its network needs more than {most:.1e} multiply-adds per image, the limit for a "
+                f"file with {self.numbers:,} values",
             )
         return result
 
@@ -135,7 +135,7 @@ def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
         pieces = value.shape[dim] if name != "split" else -(-value.shape[dim] // max(1, args[1]))
     if pieces > MAX_PIECES:
         raise FileError(
-            "file-too-costly", f"its network cuts a value into {pieces:,} pieces; {MAX_PIECES:,} is the limit"
+            "file-too-costly", f"its network splits a tensor into {pieces:,} pieces; the limit is {MAX_PIECES:,}"
         )
 
 

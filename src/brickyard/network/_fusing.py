@@ -6,20 +6,21 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import NORMS
-from brickyard.network._network import Network, Node, Ref, kind, refs
+from brickyard.network._network import Network, Node, Ref, kind, refs, step_shapes
 
 
 def quick(network: Network, input_shape: Sequence[int]) -> Network:
     """A network without the norms that its other layers can take up, laid out in memory as it runs fastest."""
-    fused = fuse(network)
-    like = kind(fused)
+    like = kind(network)
     example = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
+    fused = fuse(network, example)
     return fused.to(memory_format=quick_layout(fused, example))
 
 
@@ -28,7 +29,8 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
 
     Networks that look at strides (a `view` of feature maps) run on contiguous images only.
     """
-    if example.device.type != "cpu" or example.dtype != torch.float32:
+    deep = any(value.ndim > 4 for value in network.parameters())  # these have no such layout
+    if example.device.type != "cpu" or example.dtype != torch.float32 or deep:
         return torch.contiguous_format
     try:
         with torch.inference_mode():
@@ -38,13 +40,19 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def fuse(network: Network) -> Network:
+def fuse(network: Network, example: Tensor) -> Network:
     """A copy in which every norm over a batch that directly follows a layer is part of that layer.
 
     A norm with statistics of its own computes `s (y - mean) + b` in evaluation mode, with
     `s = weight / sqrt(var + eps)`; for `y = W x + c` that is `(s W) x + s (c - mean) + b`. A norm that does not follow
-    a layer directly, or follows one whose output goes elsewhere too, stays.
+    a layer directly, follows one whose output goes elsewhere too, or treats another dimension than the one that the
+    layer writes, stays.
+
+    Args:
+        network: The network; it is left as it is.
+        example: Images that it takes.
     """
+    shapes = step_shapes(network, example.clone())
     uses = Counter(name for node in network.nodes for name in refs(node))
     runs = Counter(node.target for node in network.nodes if node.op == "layer")
     steps = {node.name: node for node in network.nodes}
@@ -52,7 +60,7 @@ def fuse(network: Network) -> Network:
     gone: set[str] = set()
     nodes: list[Node] = []
     for node in network.nodes:
-        before = _foldable(network, node, steps, uses, runs)
+        before = _foldable(network, node, steps, shapes, uses, runs)
         if before is None:
             nodes.append(node)
             continue
@@ -66,7 +74,12 @@ def fuse(network: Network) -> Network:
 
 
 def _foldable(
-    network: Network, node: Node, steps: dict[str, Node], uses: Counter[str], runs: Counter[str]
+    network: Network,
+    node: Node,
+    steps: dict[str, Node],
+    shapes: dict[str, Any],
+    uses: Counter[str],
+    runs: Counter[str],
 ) -> Node | None:
     """The layer that a step can be folded into, if it is such a norm."""
     if node.op != "layer" or len(node.args) != 1 or not isinstance(node.args[0], Ref):
@@ -75,7 +88,7 @@ def _foldable(
     if not isinstance(norm, NORMS) or norm.running_mean is None or before.op != "layer":
         return None
     mixing = find_mixing(network.layer(before.target))
-    fits = mixing is not None and isinstance(norm, mixing.norm)
+    fits = mixing is not None and mixing.channel_dim % shapes[before.name].ndim == 1
     alone = uses[before.name] == 1 and runs[before.target] == 1 and runs[node.target] == 1
     return before if fits and alone else None
 

@@ -24,7 +24,7 @@ def source_of(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TraceError(
             "trace-not-module",
-            f"a torch.nn.Module was expected, not a {type(model).__name__}; give the trained network itself",
+            f"the model must be a torch.nn.Module, got {type(model).__name__}; give the trained network itself",
         )
     while (inner := wrapped(model)) is not None:
         model = inner
@@ -32,33 +32,34 @@ def source_of(model: Any) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "trace-torchscript",
-            f"a network in Python is needed; {name} is a TorchScript program, whose layers cannot be read: give the "
-            "torch.nn.Module that it was made from",
+            f"the model must be a Python network, but {name} is a TorchScript program, whose layers "
+            "cannot be read; give the torch.nn.Module it was made from",
         )
     for place, module in model.named_modules():
         if any(mark in type(module).__module__ for mark in _QUANTISED):
             raise TraceError(
                 "trace-not-floating-point",
-                f"a network of floating-point numbers is needed; layer {place or name!r} is a quantised "
-                f"{type(module).__name__}: take the float network apart, and quantise what comes of it",
+                f"the network must be floating-point, but layer {place or name!r} is a quantised "
+                f"{type(module).__name__}; disassemble the float network, and quantise the result",
             )
     for place, value in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise TraceError(
                 "trace-no-weights",
-                f"a network with numbers is needed; {place!r} is not initialised yet: run {name} once on a batch, and "
-                "train it",
+                f"the network must have weights, but {place!r} is not initialised yet; run {name} "
+                "once on a batch, and train it",
             )
         if value.is_meta:
             raise TraceError(
                 "trace-no-weights",
-                f"a network with numbers is needed; {place!r} is on the meta device, which has none: load weights, "
-                f"for example with {name}(...).to_empty(device='cpu') and load_state_dict",
+                f"the network must have weights, but {place!r} is on the meta device, which holds "
+                f"none; load weights, for example with {name}(...).to_empty(device='cpu') and "
+                "load_state_dict",
             )
         if value.is_complex() or value.is_quantized:
             raise TraceError(
                 "trace-not-floating-point",
-                f"a network of floating-point numbers is needed; {place!r} is {value.dtype}: bring it to float32",
+                f"the network must be floating-point, but {place!r} is {value.dtype}; convert it to float32",
             )
     found: nn.Module = model
     return found

@@ -187,7 +187,7 @@ def mixing_of(module: nn.Module) -> Mixing:
     found = find_mixing(module)
     if found is None:
         raise SurgeryError(
-            "surgery-layer-kind", f"contributions are defined for convolutions and linear layers, not for {module}"
+            "surgery-layer-kind", f"contributions are defined only for convolutions and linear layers, got {module}"
         )
     return found
 
@@ -251,24 +251,24 @@ def build_layer(kind: str, config: Config) -> nn.Module:
     if entry is None:
         raise FileError(
             "file-unknown-operation",
-            f"layer type {told(kind, 80)!r} is not one that Brickyard knows ({', '.join(sorted(LAYER_TYPES))}); "
-            "a newer version may",
+            f"unknown layer type {told(kind, 80)!r}; this version of Brickyard knows "
+            f"{', '.join(sorted(LAYER_TYPES))}, a newer one may know more",
         )
     unknown = set(config) - set(entry.config)
     if unknown:
         raise FileError(
-            "file-network-invalid",
-            f"{kind} takes no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}",
+            "file-network-invalid", f"{kind} has no argument {sorted(unknown)[0]!r}; it takes {', '.join(entry.config)}"
         )
     for key, value in config.items():
         if not _usual(key, value):
             raise FileError(
-                "file-network-invalid",
-                f"{kind} cannot be made with {key}={told(repr(value), 80)}: numbers are expected",
+                "file-network-invalid", f"{kind} cannot be created with {key}={told(repr(value), 80)}; expected numbers"
             )
     try:
         with torch.device("meta"):
             module = entry.cls(**{key: _tuples(value) for key, value in config.items()})
     except Exception as error:
-        raise FileError("file-network-invalid", f"{kind} cannot be made from {told(config)}: {told(error)}") from None
+        raise FileError(
+            "file-network-invalid", f"{kind} cannot be created from {told(config)}: {told(error)}"
+        ) from None
     return module.eval()

@@ -66,11 +66,6 @@ class Mixing(ABC):
         return {"weight": ("out", "in"), "bias": ("out",)}
 
     @property
-    def norm(self) -> type[nn.Module]:
-        """The batch norm that takes the layer's output."""
-        return nn.BatchNorm1d
-
-    @property
     def rows(self) -> Tensor:
         """The weights, (outputs, inputs, *kernel); they may or may not lie in the layer's own memory."""
         rows: Tensor = self.layer.weight.detach()
@@ -175,10 +170,6 @@ class Convolution(Mixing):
     def dims(self) -> Dims:
         return {"weight": ("out",), "bias": ("out",)} if self.by_groups else super().dims  # inputs lie within a group
 
-    @property
-    def norm(self) -> type[nn.Module]:
-        return NORMS[len(self.layer.kernel_size) - 1]
-
     def window_sums(self, x: Tensor) -> Tensor:
         if self.layer.padding_mode != "zeros":
             x = self._padded(x)
@@ -211,7 +202,8 @@ class Convolution(Mixing):
         return y.transpose(0, 1).flatten(1)
 
     def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        return 2 * math.prod(self.layer.kernel_size) * math.prod(y.shape[2:])
+        kernel: Sequence[int] = self.layer.kernel_size
+        return 2 * math.prod(kernel) * math.prod(y.shape[2:])
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
@@ -237,7 +229,7 @@ class Convolution(Mixing):
         """(kernel, size): 1 where a kernel offset meets an input row (or column) at some output position."""
         offset = torch.arange(self.layer.kernel_size[d], device=x.device) * self.layer.dilation[d] - walk.left
         step = torch.arange(x.shape[2 + d], device=x.device) * walk.spread - offset.unsqueeze(1)  # (kernel, size)
-        met = (step % walk.stride == 0) & (step >= 0) & (step < walk.out * walk.stride)
+        met: Tensor = (step % walk.stride == 0) & (step >= 0) & (step < walk.out * walk.stride)
         return met.to(x.dtype)
 
 
@@ -258,7 +250,7 @@ class Transposed(Convolution):
 
     def weight_of(self, rows: Tensor) -> Tensor:
         """(out, in / groups, *kernel) as (in, out / groups, *kernel), or back, with the kernel turned round."""
-        found: Tensor = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call]
+        found: Tensor = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         return found.flip(tuple(range(2, rows.ndim))).contiguous()
 
     def pair_flops(self, x: Tensor, y: Tensor) -> int:

@@ -156,13 +156,14 @@ class Network(nn.Module):
             if group not in parent._modules:
                 if not group or hasattr(parent, group):
                     raise SurgeryError(
-                        "surgery-name-taken", f"layer {name!r} cannot be stored: {group!r} is no free attribute name"
+                        "surgery-name-taken",
+                        f"layer {name!r} cannot be stored: {group!r} is not available as an attribute name",
                     )
                 parent.add_module(group, _Group())
             parent = parent._modules[group]  # type: ignore[assignment]
         if not leaf or hasattr(parent, leaf):
             raise SurgeryError(
-                "surgery-name-taken", f"layer {name!r} cannot be stored: {leaf!r} is no free attribute name"
+                "surgery-name-taken", f"layer {name!r} cannot be stored: {leaf!r} is not available as an attribute name"
             )
         return parent, leaf
 
@@ -268,8 +269,8 @@ class Network(nn.Module):
             names = ", ".join(sorted(self._foreign)[:5])
             raise FileError(
                 "file-unsupported-operation",
-                f"the network uses {len(self._foreign)} operation(s) that have no form as data: {names}; "
-                "it runs here, but cannot be written to a file",
+                f"the network uses {len(self._foreign)} operation(s) that cannot be stored as data: "
+                f"{names}; it runs here, but cannot be written to a file",
             )
         layers: dict[str, LayerSpec] = {}
         for name in self._layer_names:
@@ -278,7 +279,7 @@ class Network(nn.Module):
             if entry is None:
                 raise FileError(
                     "file-unsupported-operation",
-                    f"layer {name!r} is a {type(module).__name__}, which has no form as data",
+                    f"layer {name!r} is a {type(module).__name__}, which cannot be stored as data",
                 )
             layers[name] = LayerSpec(type=entry.name, config=describe_layer(module))
         tensors = {
@@ -307,7 +308,7 @@ class Network(nn.Module):
         try:
             return cls(nodes, layers, tensors).eval()
         except (SurgeryError, KeyError) as error:
-            raise FileError("file-network-invalid", f"the network's names do not fit together: {error}") from None
+            raise FileError("file-network-invalid", f"the network's names are inconsistent: {error}") from None
 
 
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
@@ -327,21 +328,25 @@ def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
 
 def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
     if len(nodes) > _MAX_STEPS:
-        raise FileError("file-too-large", f"a network has {len(nodes):,} steps; {_MAX_STEPS:,} is the limit")
+        raise FileError("file-too-large", f"the network has {len(nodes):,} steps; the limit is {_MAX_STEPS:,}")
     deep = next((name for name in (*spec.layers, *spec.tensors) if name.count(".") > _MAX_DOTS), None)
     if deep is not None:
-        raise FileError("file-too-large", f"layer {deep[:80]!r} lies deeper than {_MAX_DOTS} others")
+        raise FileError("file-too-large", f"layer {deep[:80]!r} is nested deeper than {_MAX_DOTS} levels")
     if len(nodes) < 2 or nodes[0].op != "input" or nodes[-1].op != "output":
         raise FileError("file-network-invalid", "a network must start with its input and end with its output")
     seen: set[str] = set()
     for index, node in enumerate(nodes):
         if node.op in ("input", "output") and index not in (0, len(nodes) - 1):
-            raise FileError("file-network-invalid", f"step {node.name!r} is a second {node.op}; a network has one")
+            raise FileError(
+                "file-network-invalid", f"step {node.name!r} is a second {node.op}; a network must have exactly one"
+            )
         if node.name in seen:
             raise FileError("file-network-invalid", f"two steps are named {node.name!r}")
         missing = [name for name in refs(node) if name not in seen]
         if missing:
-            raise FileError("file-network-invalid", f"step {node.name!r} uses {missing[0]!r}, which is no earlier step")
+            raise FileError(
+                "file-network-invalid", f"step {node.name!r} uses {missing[0]!r}, which is not an earlier step"
+            )
         if node.op == "function" and node.target not in FUNCTIONS:
             raise FileError(
                 "file-unknown-operation", f"step {node.name!r} calls {node.target!r}, which is not an allowed function"
@@ -355,7 +360,7 @@ def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
                 "file-network-invalid", f"step {node.name!r} uses tensor {node.target!r}, which is not in the file"
             )
         if node.op == "output" and len(node.args) != 1:
-            raise FileError("file-network-invalid", "the output step takes one value")
+            raise FileError("file-network-invalid", "the output step must take exactly one value")
         seen.add(node.name)
 
 
@@ -390,12 +395,14 @@ def _to_json(value: Any, where: str) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise FileError("file-unsupported-operation", f"step {where!r} has an argument {value!r} that has no form as data")
+    raise FileError(
+        "file-unsupported-operation", f"step {where!r} has an argument {value!r} that cannot be stored as data"
+    )
 
 
 def _from_json(value: Any, where: str, depth: int) -> Any:
     if depth > _MAX_DEPTH:
-        raise FileError("file-too-large", f"step {where!r} has arguments nested deeper than {_MAX_DEPTH}")
+        raise FileError("file-too-large", f"step {where!r} has arguments nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, list):
         return [_from_json(item, where, depth + 1) for item in value]
     if isinstance(value, str) and (
@@ -403,7 +410,7 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
     ):  # Python's operators format and repeat texts
         raise FileError(
             "file-unknown-operation",
-            f"step {told(where, 80)!r} has the text {told(value, 40)!r}, which is no argument of a function",
+            f"step {told(where, 80)!r} has the string {told(value, 40)!r}, which is not a valid argument of a function",
         )
     if not isinstance(value, dict):
         return value

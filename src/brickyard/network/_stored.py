@@ -18,7 +18,7 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
     if blank is not None:
         raise FileError(
             "file-meta-device",
-            f"tensor {blank!r} is on the meta device, without numbers to write; load the component again",
+            f"tensor {blank!r} is on the meta device and has no values to write; load the component again",
         )
     return {prefix + name: value for name, value in state.items()}
 
@@ -29,7 +29,7 @@ def stored_network(
     """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
-        raise FileError("file-inconsistent", f"its input shape {shape} is not (channels, height, width)")
+        raise FileError("file-inconsistent", f"its input shape must be (channels, height, width), got {shape}")
     match_types(network, tensors, prefix)
     try:
         found = bounds.run(network, shape)
@@ -40,7 +40,7 @@ def stored_network(
             "file-network-invalid", f"its network does not run on images of shape {shape}: {told(error)}"
         ) from None
     if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
-        raise FileError("file-network-invalid", f"its network does not give {width} outputs an image")
+        raise FileError("file-network-invalid", f"its network does not return {width} outputs per image")
     fill_in(network, tensors, prefix)
     return network
 
@@ -94,8 +94,8 @@ def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
         if value.shape != blank.shape or value.dtype != blank.dtype:
             raise FileError(
                 "file-tensor-mismatch",
-                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; {tuple(blank.shape)} of "
-                f"{blank.dtype} is expected",
+                f"tensor {prefix + name!r} is {tuple(value.shape)} of {value.dtype}; expected "
+                f"{tuple(blank.shape)} of {blank.dtype}",
             )
         state[name] = value
     module.load_state_dict(state, strict=True, assign=True)
@@ -105,5 +105,5 @@ def check_all_used(tensors: dict[str, Tensor]) -> None:
     if tensors:
         raise FileError(
             "file-tensor-mismatch",
-            f"tensor {sorted(tensors)[0]!r} ({len(tensors)} in all) belongs to nothing in the file",
+            f"tensor {sorted(tensors)[0]!r} is not used by anything in the file ({len(tensors)} such tensors in total)",
         )

@@ -101,12 +101,12 @@ class Outputs:
         """Logits (images, classes) -> probabilities."""
         raise NotImplementedError
 
-    def confidence(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """The logarithm of the probability that each image belongs to the class given for it, (images,)."""
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """The logarithms of `probabilities`, which say how confident an answer is."""
         raise NotImplementedError
 
-    def says(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Whether each image is answered as the class given for it: bool, (images,)."""
+    def says(self, logits: Tensor) -> Tensor:
+        """Which classes each image is answered as: bool, (images, classes)."""
         raise NotImplementedError
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
@@ -119,7 +119,7 @@ class Outputs:
 
     def right(self, logits: Tensor, cases: Cases) -> Tensor:
         """Whether each case is answered right: bool, (cases,)."""
-        return self.says(logits[cases.images], cases.classes) == cases.wanted
+        return self.says(logits)[cases.images, cases.classes] == cases.wanted
 
     # -- several parts ---------------------------------------------------------------------------------
 
@@ -221,11 +221,11 @@ class OneOfMany(Outputs):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
 
-    def confidence(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return logits.log_softmax(1).gather(1, classes.unsqueeze(1)).squeeze(1)
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(1)
 
-    def says(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return logits.argmax(1) == classes
+    def says(self, logits: Tensor) -> Tensor:
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
         return [names[k] for k in logits.argmax(1).tolist()]
@@ -233,8 +233,7 @@ class OneOfMany(Outputs):
     def names_in(self, answer: Any) -> set[str]:
         return {str(answer)}
 
-    def normalised(self, logits: Tensor) -> Tensor:
-        return logits.log_softmax(1)
+    normalised = log_probabilities
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets)

@@ -78,8 +78,8 @@ def allocate(
         if not bool(torch.isfinite(shares).all()):
             raise DataError(
                 "data-overflow",
-                f"contributions to layer {name!r} are not finite: numbers overflow on the way to it; check the weights "
-                "and the preprocessing, or locate in float32 or float64",
+                f"contributions to layer {name!r} are not finite: values overflow before it; check "
+                "the weights and the preprocessing, or locate in float32 or float64",
             )
         u, fine = normalised(counts), normalised(shares)
         hard[name] = u > beta

@@ -51,7 +51,7 @@ class Notebook:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(
-                    "file-not-writable", f"the folder {self._folder} cannot be made: {error}; give another resume="
+                    "file-not-writable", f"cannot create folder {self._folder}: {error}; give another resume="
                 ) from None
             clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
@@ -88,8 +88,8 @@ class Notebook:
         if text.get("kind") != "notebook" or text.get("key") != self._key(indices):
             raise FileError(
                 "file-resume-mismatch",
-                f"{path} is from another call: another source, other images or other options; give another folder, "
-                "or delete this one to start again",
+                f"{path} is from another call, with another source, other images or other options; "
+                "give another folder, or delete this one to start again",
             )
         return tensors
 

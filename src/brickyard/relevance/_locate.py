@@ -164,8 +164,8 @@ def _check_name(name: Any) -> None:
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name)):
         raise OptionError(
             "option-syntax",
-            f"name={brief(name)} cannot be a source's name: a text of 1 to {MOST_LETTERS} letters is needed; give "
-            "another, or leave it out",
+            f"a source's name must be a string of 1 to {MOST_LETTERS} characters, got "
+            f"name={brief(name)}; give another, or leave it out",
         )
 
 
@@ -175,15 +175,14 @@ def output_names(classes: Any, count: int) -> tuple[str, ...]:
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
         raise TaskError(
             "task-type",
-            f"class names are a list in the order of the model's outputs; {brief(classes)} is a "
-            f"{type(classes).__name__}: give a list of {count} names",
+            f"class names must be a list in the order of the model's outputs, got {brief(classes)} "
+            f"of type {type(classes).__name__}; give a list of {count} names",
         )
     given = list(classes)
     names = tuple(map(str, given))
     if len(names) != count:
         raise TaskError(
-            "task-class-count",
-            f"{len(names)} class names were given and the model has {count} outputs; give one a class",
+            "task-class-count", f"got {len(names)} class names for {count} model outputs; give one per class"
         )
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
         if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
@@ -191,13 +190,13 @@ def output_names(classes: Any, count: int) -> tuple[str, ...]:
         found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
         raise TaskError(
             "task-class-name",
-            f"the name of class {place} cannot be used: it is {found}; give a text of 1 to {MOST_LETTERS} letters that "
-            "can be written as UTF-8",
+            f"the name of class {place} must be a string of 1 to {MOST_LETTERS} characters that can "
+            f"be written as UTF-8, got {found}",
         )
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(
-            "task-duplicate-class", f"class name {brief(twice)} occurs twice; names must differ: rename one of them"
+            "task-duplicate-class", f"class name {brief(twice)} occurs twice; names must be unique: rename one of them"
         )
     return names
 
@@ -219,7 +218,8 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
         if not pool:
             raise DataError(
                 "data-class-without-images",
-                f"class {names[k]!r} has no image among {len(labels)}; give at least one, or leave it out of task=",
+                f"none of the {len(labels)} images is of class {names[k]!r}; give at least one, or "
+                "leave the class out of task=",
             )
     if record.choose == "all":
         return pools
@@ -252,7 +252,8 @@ def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:
             part = slice(start, start + run.batch_size)
             for x in run.batches(indices[part]):
                 logits = run.graph.network(x).double()
-                found[part] = run.outputs.confidence(logits, classes[part].to(logits.device)).cpu()
+                own = classes[part].to(logits.device).unsqueeze(1)
+                found[part] = run.outputs.log_probabilities(logits).gather(1, own).squeeze(1).cpu()
             advance(len(indices[part]) * run.ranks.count)
     run.ranks.add(found)
     return found

@@ -70,7 +70,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         reads, writes = take(f"reads.{name}", torch.int64), take(f"writes.{name}", torch.int64)
         for numbers in (reads, writes):
             if numbers.ndim != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= channels:
-                raise FileError("file-inconsistent", f"layer {name!r} has channel numbers outside 0..{channels - 1}")
+                raise FileError("file-inconsistent", f"layer {name!r} has channel indices outside 0..{channels - 1}")
         layers[name] = LayerRecord(np.asarray(reads), np.asarray(writes), linear)
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
@@ -102,14 +102,16 @@ def _check_text(file: RelevanceFile) -> None:
         FileError: It contradicts itself.
     """
     if len(file.input_shape) != 3:
-        raise FileError("file-inconsistent", f"its input shape {file.input_shape} is not (channels, height, width)")
+        raise FileError(
+            "file-inconsistent", f"its input shape must be (channels, height, width), got {file.input_shape}"
+        )
     end = 0
     for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
         if start != end:
-            raise FileError("file-inconsistent", f"axis {name!r} starts at channel {start}; {end} is expected")
+            raise FileError("file-inconsistent", f"axis {name!r} must start at channel {end}, got {start}")
         end += size
     if set(file.thresholds) != set(Thresholds().as_dict()):
-        raise FileError("file-inconsistent", f"its thresholds are named {', '.join(file.thresholds)}")
+        raise FileError("file-inconsistent", f"its thresholds have unexpected names: {', '.join(file.thresholds)}")
     if any(k >= len(file.classes) for k in file.task) or not file.task:
         raise FileError("file-inconsistent", f"its task {file.task} does not fit {len(file.classes)} classes")
 
@@ -205,7 +207,7 @@ class Relevances:
     def _layer(self, name: str) -> LayerRecord:
         if name not in self.layers:
             raise OptionError(
-                "option-not-located", f"layer {name!r} was asked for; relevances exist for {', '.join(self.layers)}"
+                "option-not-located", f"no relevances for layer {name!r}; they exist for {', '.join(self.layers)}"
             )
         return self.layers[name]
 
@@ -228,7 +230,7 @@ class Relevances:
         if self.sums is None:
             raise OptionError(
                 "option-sums-not-kept",
-                f"contributions of {layer!r} were asked for, but sums were not kept; locate again with keep_sums=True",
+                f"contributions of {layer!r} need sums, which were not kept; locate again with keep_sums=True",
             )
         return self.sums[layer]
 
@@ -257,7 +259,7 @@ class Relevances:
     def _axis(self, name: str) -> tuple[int, int]:
         if name not in self.axes:
             raise OptionError(
-                "option-not-located", f"axis {name!r} was asked for; relevances exist for {', '.join(self.axes)}"
+                "option-not-located", f"no relevances for axis {name!r}; they exist for {', '.join(self.axes)}"
             )
         return self.axes[name]
 
@@ -271,8 +273,9 @@ class Relevances:
         if found != self.source_sha256:
             raise DataError(
                 "data-wrong-source",
-                f"the relevances belong to {self.source_name!r} with weights {self.source_sha256[:12]}; this model's "
-                f"are {found[:12]}: locate again, or give the model that was located",
+                f"the relevances belong to {self.source_name!r} with weights "
+                f"{self.source_sha256[:12]}, but this model has {found[:12]}; locate again, or give "
+                "the model that was located",
             )
 
     def with_thresholds(self, thresholds: Thresholds, graph: Axes) -> Self:
@@ -288,8 +291,9 @@ class Relevances:
         if self.sums is None:
             raise OptionError(
                 "option-sums-not-kept",
-                f"thresholds {thresholds} were asked for; the relevances were made with {self.thresholds} and "
-                "sums were not kept: locate again with these thresholds or with keep_sums=True",
+                f"thresholds {thresholds} need sums, which were not kept; the relevances were made "
+                f"with {self.thresholds}. Locate again with the new thresholds, or with "
+                "keep_sums=True",
             )
         other = replace(self, thresholds=thresholds, sums=None, hard_masks={}, _graph=graph)
         for k in self.task:
@@ -336,7 +340,7 @@ class Relevance(Relevances):
             if found is None or found.shape != value.shape or found.dtype != value.dtype:
                 raise FileError(
                     "file-tensor-mismatch",
-                    f"tensor {name!r} of class {self.classes[k]!r} is missing or of another shape or type",
+                    f"tensor {name!r} of class {self.classes[k]!r} is missing, or has another shape or type",
                 )
             value.copy_(found)
 

@@ -1,4 +1,4 @@
-"""Pictures of decision routes: their places, which reports share, and how matplotlib paints them."""
+"""Pictures of decision routes: where everything goes, which reports share, and painting by matplotlib."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
     Args:
         found: What to draw.
         path: Where to.
-        rows: What `faithfulness` measured, to be drawn below.
+        rows: What `faithfulness` measured, to be drawn below the routes.
         overwrite: Whether an existing file is replaced.
 
     Raises:
@@ -244,9 +244,7 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
 
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
-        raise OptionError(
-            "option-suffix", f"a picture {path.name!r} was asked for; use a name that ends in .png or .svg"
-        )
+        raise OptionError("option-suffix", f"the picture's name must end in .png or .svg, got {path.name!r}")
     picture = placed(found)
     across = max(1, min(len(rows), int(picture.width // PANEL)))
     below = (8 + 7 * ROW) * -(-len(rows) // across) + 2 * ROW if rows else 0.0
@@ -325,9 +323,9 @@ def _paint_legend(ax: Axes, picture: Picture) -> None:
         _paint_box(ax, owners, x, y - 9, 12, 10)
         _write(ax, x + 16, y, text, fontsize=8.5)
         x += 34 + 5.6 * len(text)
-    notes = "A bar: channels of an axis, counted below. A curve: contributions, thicker is more (within a layer)."
+    notes = "Bars: channels of an axis, counted below. Curves: contributions; thickness compares within a layer."
     if any(link.layer is None for link in found.links):
-        notes += " Dots: shortcuts."
+        notes += " Dotted: shortcuts."
     if found.left_out:
         notes += f" {found.left_out:,} weaker curves are left out."
     _write(ax, SIDE, y + 18, notes, fontsize=7.5, color="#666666")
@@ -338,7 +336,9 @@ def _paint_rows(ax: Axes, rows: Sequence[Faithfulness], top: float, across: int)
 
     if not rows:
         return
-    text = "Does the route decide? Bars: images of the class answered as it. Diamonds: other images. AUROC: its logit."
+    text = (
+        "Does the route decide? Bars: images of the class classified as it. Diamonds: other images. AUROC: its logit."
+    )
     _write(ax, SIDE, top + ROW, text, fontsize=9)
     for index, row in enumerate(rows):
         x = SIDE + (index % across) * PANEL

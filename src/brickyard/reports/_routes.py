@@ -1,6 +1,6 @@
 """Decision routes as data: the relevant channels of some classes through all layers.
 
-`picturing` draws them, `faithful` measures what they are worth.
+`draw` draws them, `faithfulness` measures what they are worth.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from brickyard.base._errors import OptionError
 from brickyard.relevance._allocation import normalised
 from brickyard.relevance._relevance import Relevance
 
-MOST_CLASSES = 6  # more colours cannot be told apart by all eyes
+MOST_CLASSES = 6  # more colours cannot be told apart by everyone
 MOST_LINKS = 1500
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Channels of one axis that the same of the drawn classes need.
+    """Channels of one axis that are needed by the same drawn classes.
 
     Attributes:
-        owners: Places of these classes in `Routes.classes`: one is a class's own, several share, none is unused.
+        owners: Indices of these classes in `Routes.classes`: one owns the channels, several share them, none: unused.
         channels: The channels, counted within the axis.
     """
 
@@ -37,7 +37,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Station:
-    """A channel axis at one depth of the network; an axis that is added to is met again after every addition.
+    """A channel axis at one depth of the network; an axis that blocks add to appears again after every addition.
 
     Attributes:
         axis: The axis's name.
@@ -64,9 +64,9 @@ class Link:
 
     Attributes:
         layer: The layer in between, or None for a shortcut: the same channels before and after an addition.
-        owner: The class's place in `Routes.classes`.
-        start: Station and bundle that are read.
-        end: Station and bundle that are written.
+        owner: The class's index in `Routes.classes`.
+        start: Indices of the station and bundle that are read.
+        end: Indices of the station and bundle that are written.
         weight: Relative contributions, summed over the pairs of channels; for a shortcut, the number of channels.
     """
 
@@ -85,8 +85,8 @@ class Routes:
         source: What the source is called.
         classes: Names of the classes.
         stations: Axes, from the image to the classes.
-        links: Contributions between their bundles.
-        left_out: How many links are too weak to be among them.
+        links: Contributions between bundles.
+        left_out: How many weaker links were left out.
     """
 
     source: str
@@ -100,13 +100,13 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
     """Compute the decision routes of some classes.
 
     Args:
-        relevance: Relevances with their sums kept; the source is not needed.
+        relevance: What `locate` found, with its sums kept; the source is not needed.
         classes: Up to six classes, by name or index.
         most_links: Links to keep at most; every layer keeps its strongest for each class, at least one.
 
     Raises:
         TaskError: A class is unknown.
-        OptionError: More than six classes were asked for, or one that was not located, or sums were not kept.
+        OptionError: More than six classes were given, one was not located, or the sums were not kept.
 
     Example:
         >>> import brickyard as by, torch
@@ -119,21 +119,17 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
     """
     if not isinstance(relevance, Relevance):
         raise OptionError(
-            "option-wrong-object",
-            f"routes are those of relevances; a {type(relevance).__name__} was given: call locate first",
+            "option-wrong-object", f"routes need relevances, got {type(relevance).__name__}; call locate first"
         )
     most_links = whole("most_links", most_links)
     chosen = resolve_task(classes, relevance.classes)
     if len(chosen) > MOST_CLASSES:
         raise OptionError(
-            "option-range", f"routes of {len(chosen)} classes were asked for; {MOST_CLASSES} at most can be told apart"
+            "option-range", f"at most {MOST_CLASSES} classes can be told apart in routes, got {len(chosen)}"
         )
     strange = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if strange:
-        raise OptionError(
-            "option-not-located",
-            f"class {strange[0]!r} was asked for; it was not located: locate it too, or leave it out",
-        )
+        raise OptionError("option-not-located", f"class {strange[0]!r} was not located; locate it too, or leave it out")
     members = _members(relevance, chosen)
     stations, readings, shortcuts = _stations(relevance, members)
     links = [link for reading in readings for link in _links(relevance, chosen, stations, reading)]

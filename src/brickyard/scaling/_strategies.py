@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickyard.base._checks import share_or_more
+from brickyard.base._checks import check_choice, share_or_more
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import brief, near
 from brickyard.base._records import ComponentManifest, ScalingRecord
 from brickyard.component._familiarity import Within
 from brickyard.scaling._scale import Evidence, Gate, Scale, combine, owned
@@ -61,19 +60,19 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
         raise OptionError(
-            "option-needs-data", f"scaling={name!r} needs a few labelled images of every part; give images="
+            "option-needs-data", f"scaling={name!r} needs a few labelled images for each part; give images="
         )
     if strategy.gated and evidence.manifest.form != "parallel":
         raise OptionError(
             "option-needs-parallel-form",
-            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} does not keep apart; "
-            "use form='parallel'",
+            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} "
+            "does not keep separate; use form='parallel'",
         )
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
         raise OptionError(
-            "option-unknown-name", f"scaling={name!r} cannot take the options {options}: {error}"
+            "option-unknown-name", f"scaling={name!r} does not accept the options {options}: {error}"
         ) from None
     record = ScalingRecord(
         name=name,
@@ -97,17 +96,12 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     Raises:
         OptionError: There is none, or it does not look at what is given.
     """
-    if not isinstance(name, str) or name not in SCALINGS:
-        hint = near(name.casefold(), list(SCALINGS)) if isinstance(name, str) else ""
-        raise OptionError(
-            "option-choice", f"scaling={brief(name)} is not known; choose one of {', '.join(SCALINGS)}{hint}"
-        )
+    check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
         raise OptionError(
             "option-without-effect",
-            f"{option}= was given, and scaling={name!r} does not look at it; leave it out, or choose one of "
-            f"{', '.join(able)}",
+            f"scaling={name!r} does not use {option}=; leave it out, or choose one of {', '.join(able)}",
         )
     return SCALINGS[name]
 
@@ -160,7 +154,7 @@ def magnitude(evidence: Evidence) -> Scale:
     if any(not value for value in found):
         raise OptionError(
             "option-needs-statistics",
-            "scaling='magnitude' needs a positive feature magnitude of every part; use another scaling",
+            "scaling='magnitude' needs a positive feature magnitude for every part; use another scaling",
         )
     known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
@@ -253,7 +247,7 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
     if features is None or distances is None or image_owner is None:
         raise OptionError("option-needs-data", "scaling='lda' needs the features of labelled images; give images=")
     if not shrink > 0:
-        raise OptionError("option-range", f"shrink={shrink!r} must be above 0")
+        raise OptionError("option-range", f"shrink must be above 0, got {shrink!r}")
     slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
     scores, weights, bias = found or (
@@ -311,7 +305,7 @@ def _minimise(
 ) -> Tensor:
     """The training loss plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex where the loss is."""
     if not strength >= 0:
-        raise OptionError("option-range", f"strength={strength!r} must be 0 or more")
+        raise OptionError("option-range", f"strength must be 0 or more, got {strength!r}")
     p, targets = start.clone().requires_grad_(), evidence.targets
     assert targets is not None
     optimizer = torch.optim.LBFGS([p], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
@@ -335,7 +329,7 @@ def _spread(z: Tensor) -> float:
 
 def _few_shot(evidence: Evidence) -> Tensor:
     if evidence.logits is None or evidence.targets is None:
-        raise OptionError("option-needs-data", "labelled images are needed; give images=")
+        raise OptionError("option-needs-data", "this scaling needs labelled images; give images=")
     return evidence.logits.double()
 
 
@@ -361,9 +355,10 @@ def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
         if record is None:
             raise OptionError(
                 "option-needs-statistics",
-                f"scaling={name!r} needs to know the features of every part; those of the component for "
-                f"{', '.join(part.classes[:5])} of {part.source.name!r} were not measured, or do not vary: cut it "
-                "again with several labelled images a class, or use scaling='none'",
+                f"scaling={name!r} needs feature statistics of every part, but those of the "
+                f"component for {', '.join(part.classes[:5])} of {part.source.name!r} were not "
+                "measured or do not vary; cut it again with several labelled images per class, or "
+                "use scaling='none'",
             )
     return [record.size for record in found]
 
@@ -377,7 +372,8 @@ def _statistics(part: ComponentManifest, name: str) -> Any:
     if part.statistics is None:
         raise OptionError(
             "option-needs-statistics",
-            f"scaling={name!r} needs statistics, and the component for {', '.join(part.classes[:5])} of "
-            f"{part.source.name!r} was cut without labelled images; cut it again with images, or use scaling='none'",
+            f"scaling={name!r} needs statistics, but the component for "
+            f"{', '.join(part.classes[:5])} of {part.source.name!r} was cut without labelled "
+            "images; cut it again with images, or use scaling='none'",
         )
     return part.statistics

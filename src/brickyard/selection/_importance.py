@@ -143,8 +143,9 @@ def feature_rank(evidence: Evidence) -> Tensor:
             batch, left = batch[:left], left - len(batch[:left])
             if not len(batch):
                 break
-            for reads, x in _read(graph, [batch]):
-                maps = x if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+            for reads, x, dim in _read(graph, [batch]):
+                maps = x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2) if dim == -1 else x
+                maps = maps.unsqueeze(3) if maps.ndim == 3 else maps.flatten(3)
                 ranks = torch.linalg.matrix_rank(maps.float()).double().sum(0).cpu()
                 scores.index_add_(0, reads, ranks.reshape(-1, len(reads)).sum(0))
     return scores
@@ -156,8 +157,8 @@ def activation(evidence: Evidence) -> Tensor:
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     with torch.no_grad():
-        for reads, x in _read(graph, evidence.batches):
-            scores.index_add_(0, reads, _per_channel(x.abs(), len(reads)))
+        for reads, x, dim in _read(graph, evidence.batches):
+            scores.index_add_(0, reads, _per_channel(x.abs(), dim, len(reads)))
     return scores
 
 
@@ -169,20 +170,17 @@ def taylor(evidence: Evidence) -> Tensor:
     """
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
-    network = graph.network
     for batch in evidence.batches:
-        read: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad():
-            for _, node, values in network.walk(batch.clone().requires_grad_()):
-                reads = graph.at(node.target, "in") if node.op == "layer" else None
-                if reads is not None and (x := values[node.args[0].node]).requires_grad:
-                    read.append((torch.from_numpy(reads), x))
-            logits = values[node.name][:, list(evidence.outputs)]
+            answer: list[Tensor] = []
+            found = _read(graph, [batch.clone().requires_grad_()], answer)
+            read = [(reads, x, dim) for reads, x, dim in found if x.requires_grad]
+            logits = answer[0][:, list(evidence.outputs)]
             loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
-            slopes = torch.autograd.grad(loss, [x for _, x in read], allow_unused=True)
-        for (channels, x), slope in zip(read, slopes, strict=True):
+            slopes = torch.autograd.grad(loss, [x for _, x, _ in read], allow_unused=True)
+        for (channels, x, dim), slope in zip(read, slopes, strict=True):
             if slope is not None:
-                scores.index_add_(0, channels, _per_channel(x.detach() * slope, len(channels)))
+                scores.index_add_(0, channels, _per_channel(x.detach() * slope, dim, len(channels)))
     return scores
 
 
@@ -193,16 +191,25 @@ def random(evidence: Evidence) -> Tensor:
     return torch.rand(evidence.graph.channels, dtype=torch.float64, generator=generator)
 
 
-def _read(graph: Graph, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What every layer reads on every batch: channel numbers, values."""
+def _read(
+    graph: Graph, batches: Sequence[Tensor], answers: list[Tensor] | None = None
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """What every layer reads on every batch: channel numbers, values, the dimension that holds the channels.
+
+    The network's outputs are added to `answers`.
+    """
     for batch in batches:
         for _, node, values in graph.network.walk(batch):
             reads = graph.at(node.target, "in") if node.op == "layer" else None
-            if reads is not None:
-                yield torch.from_numpy(reads), values[node.args[0].node]
+            mixing = find_mixing(graph.network.layer(node.target)) if reads is not None else None
+            if reads is not None and mixing is not None:
+                yield torch.from_numpy(reads), values[node.args[0].node], mixing.channel_dim
+        if answers is not None:
+            answers.append(values[node.name])
 
 
-def _per_channel(x: Tensor, channels: int) -> Tensor:
+def _per_channel(x: Tensor, dim: int, channels: int) -> Tensor:
     """Sizes of the sums over positions, summed over images (and over groups that are cut alike): (channels,)."""
-    sums = x.flatten(2).sum(2) if x.ndim == 4 else x.flatten(1, -2).sum(1) if x.ndim > 2 else x
-    return sums.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)
+    if x.ndim > 2:
+        x = x.flatten(1, -2).sum(1) if dim == -1 else x.flatten(2).sum(2)
+    return x.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)

@@ -263,13 +263,13 @@ def check_same(parts: Sequence[Part]) -> None:
     for part in parts:
         if part.graph.output is None:
             raise SurgeryError(
-                "surgery-outputs-not-joinable", "the class outputs cannot be laid side by side; use form='parallel'"
+                "surgery-outputs-not-joinable", "the class outputs cannot be placed side by side; use form='parallel'"
             )
         if part.graph.network.nodes != first.network.nodes or not _same_sizes(part.graph, first):
             raise SurgeryError(
                 "surgery-not-paddable",
-                "alignment padding needs parts cut from one architecture with equal sizes (class counts may "
-                "differ); use form='parallel'",
+                "alignment padding needs parts cut from the same architecture with equal sizes "
+                "(class counts may differ); use form='parallel'",
             )
 
 
@@ -302,7 +302,7 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
         shapes = step_shapes(bones, torch.empty(2, channels, height, width, device="meta"))
     except Exception as error:
         raise SurgeryError(
-            "surgery-check-failed", f"the resized network does not fit together: {error}; please report this network"
+            "surgery-check-failed", f"the resized network is inconsistent: {error}; please report this network"
         ) from error
     for node in plan.first.network.nodes[1:]:
         before = plan.first.shapes[node.name]
@@ -312,8 +312,8 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
             if list(after.shape) != expected:
                 raise SurgeryError(
                     "surgery-check-failed",
-                    f"step {node.name!r} of the resized network gives {tuple(after.shape)} where {tuple(expected)} was "
-                    "planned; please report this network",
+                    f"step {node.name!r} of the resized network returns {tuple(after.shape)}, but "
+                    f"{tuple(expected)} was planned; please report this network",
                 )
 
 

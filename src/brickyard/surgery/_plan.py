@@ -28,20 +28,20 @@ def check_keep(graph: Graph, keep: KeepSet) -> None:
     for name, channels in keep.items():
         if name not in graph.names:
             raise SurgeryError(
-                "surgery-keep-invalid", f"axis {name!r} was asked for; the network has {', '.join(graph.names)}"
+                "surgery-keep-invalid", f"the network has no axis {name!r}; it has {', '.join(graph.names)}"
             )
         axis = graph.axis(name)
         found = channels.tolist()
         if not found or len(set(found)) != len(found) or min(found) < 0 or max(found) >= axis.size:
             raise SurgeryError(
                 "surgery-keep-invalid",
-                f"axis {name!r} has channels 0..{axis.size - 1}; a keep-set of {len(found)} entries, "
-                f"{found[:8]}, does not name one or more of them, once each",
+                f"a keep-set for axis {name!r} must name one or more of the channels "
+                f"0..{axis.size - 1}, each once; got {len(found)} entries, {found[:8]}",
             )
         if axis.pinned and not axis.output and len(found) != axis.size:
             raise SurgeryError(
                 "surgery-keep-invalid",
-                f"axis {name!r} stays whole because {axis.pinned[0]}; keep all {axis.size} channels",
+                f"axis {name!r} must stay whole because {axis.pinned[0]}; keep all {axis.size} channels",
             )
 
 

@@ -45,7 +45,7 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
     if len(keep[output.name].unique()) != len(keep[output.name]):
         raise SurgeryError(
             "surgery-union-classes",
-            "form='union' needs parts without a class in common and without reject; use form='parallel'",
+            "form='union' needs parts that share no class and have no reject output; use form='parallel'",
         )
     if source is not None:
         return cut(source, keep), ()
@@ -88,8 +88,9 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
             if bool((known[index] & (value[index] != own)).any()):
                 raise SurgeryError(
                     "surgery-weights-differ",
-                    f"the parts have different numbers in {name!r} where they overlap (healed apart from each other, "
-                    "or trained since); give source= to use its weights, or use form='parallel'",
+                    f"the parts have different values in {name!r} where they overlap (healed "
+                    "separately, or trained since); give source= to use its weights, or use "
+                    "form='parallel'",
                 )
             value[index] = own
             known[index] = True

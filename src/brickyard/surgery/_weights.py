@@ -81,7 +81,7 @@ def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: I
         if any(not torch.equal(value, values[0]) for value in values[1:]) and values[0].is_floating_point():
             raise SurgeryError(
                 "surgery-weights-differ",
-                f"parts have different numbers in {name!r}, which has no channels; use form='parallel'",
+                f"the parts have different values in {name!r}, which has no channels; use form='parallel'",
             )
         return values[0].clone()
     result = torch.zeros(shape, dtype=values[0].dtype, device=values[0].device)

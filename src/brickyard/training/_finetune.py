@@ -279,7 +279,7 @@ def _score(model: Component | Assembly, examples: _Examples, batch_size: int) ->
             targets += [y for _, y in groups]
     outputs, logits = examples.outputs, torch.cat(found)
     cases = outputs.cases(torch.cat(targets))
-    likely = outputs.confidence(logits[cases.images], cases.classes)
+    likely = outputs.log_probabilities(logits)[cases.images, cases.classes]
     likely = torch.where(cases.wanted, likely, torch.log1p(-likely.exp()))
     values = torch.stack([outputs.right(logits, cases), likely])
     means = [values[:, cases.classes == k].mean(1) for k in cases.classes.unique()]

@@ -1,0 +1,133 @@
+"""What a page is about: items, with what is found out about each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._labelled import shared_signals
+from brickyard.base._errors import OptionError
+from brickyard.base._messages import tidy
+from brickyard.base._records import ComponentManifest
+from brickyard.component._component import Component
+from brickyard.component._predictor import run_images
+from brickyard.evaluation._evaluate import evaluate
+from brickyard.evaluation._faithfulness import Faithfulness, faithfulness
+from brickyard.evaluation._scores import Scores
+from brickyard.inputs._batches import Images
+from brickyard.network._network import kind
+from brickyard.relevance._relevance import Relevance
+from brickyard.reports._routes import MOST_CLASSES, Routes, routes
+
+Item = Component | Assembly | Relevance
+
+LINKS = 4000  # curves of all routes together
+
+
+@dataclass
+class Entry:
+    """One item, with what was found out about it."""
+
+    number: int
+    name: str
+    item: Item
+    scores: dict[str, Scores] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+    confusion: tuple[tuple[str, ...], Tensor] | None = None
+    routes: Routes | None = None
+    faithful: tuple[Faithfulness, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return {Component: "component", Assembly: "assembly", Relevance: "relevance"}[type(self.item)]
+
+    @property
+    def parts(self) -> tuple[ComponentManifest, ...]:
+        if isinstance(self.item, Relevance):
+            return ()
+        return self.item.manifest.parts
+
+
+def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[Any] | None) -> list[Entry]:
+    """Items with their numbers and names, checked."""
+    if not isinstance(items, list | tuple) or not items:
+        raise OptionError(
+            "option-type", f"a report needs a list of components, assemblies and relevances, got {_given(items)}"
+        )
+    for what, values in (("names", names), ("data", data)):
+        if values is not None and len(values) != len(items):
+            raise OptionError(
+                "option-count", f"{len(values)} {what} were given for {len(items)} items; give one per item"
+            )
+    entries: list[Entry] = []
+    for place, item in enumerate(items):
+        if not isinstance(item, Component | Assembly | Relevance):
+            raise OptionError(
+                "option-wrong-object",
+                f"a report shows components, assemblies and relevances, got {type(item).__name__}",
+            )
+        entry = Entry(place + 1, "", item)
+        entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"
+        entries.append(entry)
+    return entries
+
+
+def _given(items: object) -> str:
+    return "nothing" if items is None or isinstance(items, list | tuple) else f"a {type(items).__name__}"
+
+
+def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str, nn.Module], latency: bool) -> None:
+    """Find out the scores of an item: those that its file stores, and with images those that are measured now."""
+    for name, value in item.manifest.scores.items():
+        try:
+            entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
+        except ValidationError:
+            entry.other[name] = tidy(json.dumps(value, ensure_ascii=False), 300)
+    if images is None:
+        return
+    own = [known.get(part.source.sha256) for part in entry.parts]
+    source = own if isinstance(item, Assembly) else own[0]
+    entry.scores = {"measured for this page": evaluate(item, images, source=source, latency=latency), **entry.scores}
+    entry.confusion = _confusion(item, images)
+
+
+def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
+    """Class names, and how many images of each class (rows) are answered as each (columns); as `evaluate` counts."""
+    classes = item.classes
+    if len(classes) < 2 or not item.outputs.exclusive:
+        return None
+    if isinstance(item, Assembly):
+        seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
+        target, answers = seen.targets, item.scaled(*seen.signals).argmax(1)
+    else:
+        images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
+        places = torch.tensor(item.manifest.places[0])
+        chosen, target, _ = item.outputs.cases(item.outputs.targets(images.all_labels(), places, len(classes)))
+        like = kind(item)
+        with torch.inference_mode():
+            found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen.tolist(), 128, like)]
+        answers = torch.cat(found)[:, : len(classes)].argmax(1)
+    counts = torch.bincount(target * len(classes) + answers.cpu(), minlength=len(classes) ** 2)
+    return classes, counts.reshape(len(classes), len(classes))
+
+
+def find_routes(entry: Entry, entries: Sequence[Entry], images: Any, source: nn.Module | None) -> None:
+    """Find out the routes of the classes that the page is about, and with images and the source what they are worth."""
+    relevance = entry.item
+    assert isinstance(relevance, Relevance)
+    if relevance.sums is None:
+        return
+    tasks = [k for other in entries for p in other.parts if p.source.sha256 == relevance.source_sha256 for k in p.task]
+    wanted = [k for k in dict.fromkeys(tasks) if k in relevance.task] or list(relevance.task)[:3]
+    chosen = wanted[:MOST_CLASSES]
+    among = sum(isinstance(other.item, Relevance) for other in entries)
+    entry.routes = routes(relevance, chosen, most_links=min(1500, LINKS // among))
+    if images is not None and source is not None:
+        entry.faithful = faithfulness(source, relevance, chosen, images)

@@ -1,0 +1,251 @@
+"""What each section of a page shows, as plain data for its template; nothing where it has nothing to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._messages import tidy
+from brickyard.base._records import Preprocessing
+from brickyard.component._component import Component
+from brickyard.evaluation._scores import Scores
+from brickyard.relevance._allocation import normalised
+from brickyard.relevance._relevance import Relevance
+from brickyard.reports._entries import Entry
+from brickyard.reports._figures import Point, heat_map, points, routes_figure
+from brickyard.reports._routes import Routes, Station
+from brickyard.runtime._profiling import count_flops, count_parameters
+
+CELLS = 1_200_000  # of all heat maps together: about a byte each in the page
+WIDE, NARROW = 512, 24  # columns of one heat map, at most and at least
+MOST_MATRIX = 20  # classes in a confusion matrix
+MOST_CONFUSIONS = 30
+MOST_ROWS = 400  # rows of a table
+MOST_NAMES = 40  # classes in a heat map
+MOST_MAPS = 400
+
+Found = Any  # values of a template: texts, numbers, and lists and dicts of them
+
+
+def _relevances(entries: Sequence[Entry]) -> list[tuple[Entry, Relevance]]:
+    return [(entry, entry.item) for entry in entries if isinstance(entry.item, Relevance)]
+
+
+def _models(entries: Sequence[Entry]) -> list[tuple[Entry, Component | Assembly]]:
+    return [(entry, entry.item) for entry in entries if not isinstance(entry.item, Relevance)]
+
+
+def _overview(entries: Sequence[Entry]) -> Found:
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        item = entry.item
+        if isinstance(item, Relevance):
+            located = [item.classes[k] for k in item.task]
+            rows.append({"entry": entry, "classes": located, "parameters": "", "flops": ""})
+            continue
+        sources = {part.source.sha256: part.source for part in entry.parts}.values()
+        flops = sum(part.selection.flops for part in entry.parts)
+        if isinstance(item, Component):
+            flops = count_flops(item.network, item.manifest.input_shape)
+        parameters = _share(count_parameters(item), sum(source.parameters for source in sources))
+        flops_text = _share(flops, sum(source.flops for source in sources))
+        rows.append({"entry": entry, "classes": item.classes, "parameters": parameters, "flops": flops_text})
+    return {"rows": rows, "sized": any(row["parameters"] for row in rows)}
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,} ()"
+
+
+def _scores(entries: Sequence[Entry]) -> Found:
+    return [
+        {
+            "entry": entry,
+            "tables": [_score_table(name, scores) for name, scores in entry.scores.items()],
+            "other": list(entry.other.items()),
+        }
+        for entry, _ in _models(entries)
+    ]
+
+
+def _score_table(name: str, scores: Scores) -> Found:
+    header, *rows = scores.cells() if scores.rows else [[""]]
+    kept = [place for place in range(len(header)) if place == 0 or any(row[place] for row in rows)]
+    per_class = list(scores.per_class.items())
+    cut = len(per_class) > MOST_ROWS
+    return {
+        "name": name,
+        "title": scores.title,
+        "header": [header[place] or "row" for place in kept],
+        "lines": [[row[place] for place in kept] for row in rows[:MOST_ROWS]],
+        "notes": scores.notes[:10],
+        "per_class": sorted(per_class, key=lambda pair: pair[1])[:MOST_ROWS] if cut else per_class,
+        "cut": cut,
+    }
+
+
+def _size(entries: Sequence[Entry]) -> Found:
+    found: list[Point] = []
+    for entry, item in _models(entries):
+        for scores in list(entry.scores.values())[:1]:
+            for row in scores.rows:
+                own = row.name in ("component", "assembled")
+                parameters = row.parameters or (count_parameters(item) if own else 0)
+                if (own or row.name == "base") and parameters > 0 and 0 <= row.accuracy <= 100:
+                    found.append(Point(entry.number, entry.name, parameters, row.accuracy, min(row.error, 100.0), own))
+    return points(found) if any(point.own for point in found) else None
+
+
+def _confusions(entries: Sequence[Entry]) -> Found:
+    return [
+        {"entry": entry, "classes": entry.confusion[0], **_confusion(*entry.confusion)}
+        for entry in entries
+        if entry.confusion is not None
+    ]
+
+
+def _confusion(classes: Sequence[str], counts: Tensor) -> Found:
+    """A matrix of counts with their shares of the class in percent, or the most frequent confusions of many classes."""
+    shares = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
+    if len(classes) <= MOST_MATRIX:
+        lines = [list(zip(*pair, strict=True)) for pair in zip(counts.tolist(), shares, strict=True)]
+        return {"matrix": list(zip(classes, lines, strict=True))}
+    wrong = counts.clone().fill_diagonal_(0)
+    most = wrong.flatten().topk(min(MOST_CONFUSIONS, wrong.numel()))
+    places = [divmod(place, len(classes)) for place in most.indices.tolist()]
+    found = [(classes[i], classes[j], n, shares[i][j]) for n, (i, j) in zip(most.values.tolist(), places, strict=True)]
+    return {"matrix": None, "most": [row for row in found if row[2]]}
+
+
+def _routes(entries: Sequence[Entry]) -> Found:
+    found = []
+    for entry, relevance in _relevances(entries):
+        row: dict[str, Any] = {"entry": entry, "classes": (), "located": len(relevance.task)}
+        if entry.routes is not None:
+            axes = _axes(entry.routes)
+            row |= {"classes": entry.routes.classes, "figure": routes_figure(entry.routes), "faithful": entry.faithful}
+            row |= {"axes": axes[:MOST_ROWS], "more_axes": max(0, len(axes) - MOST_ROWS)}
+        found.append(row)
+    return found
+
+
+def _axes(found: Routes) -> list[dict[str, Any]]:
+    """Each axis once, with its channels by who needs them."""
+    first: dict[str, Station] = {}
+    for station in found.stations:
+        first.setdefault(station.axis, station)
+
+    def count(station: Station, chosen: Callable[[tuple[int, ...]], bool]) -> int:
+        return sum(len(bundle.channels) for bundle in station.bundles if chosen(bundle.owners))
+
+    return [
+        {
+            "name": name,
+            "size": station.size,
+            "needed": [(station.relevant(k), count(station, (k,).__eq__)) for k in range(len(found.classes))],
+            "shared": count(station, lambda owners: len(owners) > 1),
+            "unused": count(station, lambda owners: not owners),
+        }
+        for name, station in first.items()
+    ]
+
+
+def _kept(entries: Sequence[Entry]) -> Found:
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        for place, part in enumerate(entry.parts):
+            axes = [(name, len(axis.kept), axis.size, bool(axis.pinned)) for name, axis in part.axes.items()]
+            found.append(
+                {
+                    "entry": entry,
+                    "place": place if len(entry.parts) > 1 else None,
+                    "classes": part.classes,
+                    "count": len(axes),
+                    "kept": sum(kept for _, kept, _, _ in axes),
+                    "size": sum(size for _, _, size, _ in axes),
+                    "axes": axes[:MOST_ROWS],
+                    "open": len(found) < 2 and len(axes) <= 30,
+                }
+            )
+    return found
+
+
+def _heat_maps(entries: Sequence[Entry]) -> Found:
+    found = _relevances(entries)
+    total = min(sum(len(item.axes) + len(item.layers) for _, item in found), MOST_MAPS * len(found))
+    return [{"entry": entry, **_maps(relevance, total)} for entry, relevance in found]
+
+
+def _maps(relevance: Relevance, total: int) -> Found:
+    """Heat maps of one item, where all the page has so many."""
+    shown = list(relevance.task)[:MOST_NAMES]
+    names = [relevance.classes[k] for k in shown]
+    columns = max(NARROW, min(WIDE, CELLS // max(1, total * len(shown))))
+    scores = {name: relevance.axis(name)[shown] for name in relevance.axes}
+    axes = [name for name, values in scores.items() if (values != values.flatten()[0]).any()][: MOST_MAPS // 2]
+    layers = None
+    if relevance.sums is not None:
+        layers = [
+            _layer_map(relevance, name, shown, names, columns) for name in list(relevance.layers)[: MOST_MAPS // 2]
+        ]
+    return {
+        "shown": len(shown),
+        "located": len(relevance.task),
+        "columns": columns,
+        "binned": any(size > columns for _, size in relevance.axes.values()),
+        "axes": [heat_map(scores[k].double().numpy(), names, f"axis {tidy(k, 60)}", columns) for k in axes],
+        "left_out": len(relevance.axes) - len(axes),
+        "layers": layers,
+    }
+
+
+def _layer_map(relevance: Relevance, layer: str, shown: Sequence[int], names: Sequence[str], columns: int) -> Found:
+    sums = relevance.sum(layer)
+    values = np.stack([normalised(sums[k].double()).mean(0).numpy() for k in shown])
+    return heat_map(values, names, f"inputs of layer {tidy(layer, 60)}", columns, float(values.max()) or 1.0)
+
+
+def _origins(entries: Sequence[Entry]) -> Found:
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        item = entry.item
+        row: dict[str, Any] = {"entry": entry, "relevance": None, "assembly": None}
+        row["parts"] = [(part, _preprocessing(part.preprocessing)) for part in entry.parts]
+        if isinstance(item, Assembly):
+            row["assembly"] = item.manifest
+        if isinstance(item, Relevance):
+            row |= {"relevance": item, "preprocessing": _preprocessing(item.preprocessing)}
+            row["classes"] = [item.classes[k] for k in item.task]
+        found.append(row)
+    return found
+
+
+def _preprocessing(how: Preprocessing) -> str:
+    words = []
+    if how.size is not None:
+        words.append(f"{how.size[0]}x{how.size[1]} ({how.fit})")
+    if how.channels is not None:
+        words.append("greyscale" if how.channels == 1 else "colour")
+    if how.mean is not None and how.std is not None:
+        words.append(f"mean {_numbers(how.mean)}, std {_numbers(how.std)}")
+    return "; ".join(words) or "none"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values[:8])
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Entry]], Found]], ...] = (
+    ("overview", "Overview", _overview),
+    ("scores", "Scores", _scores),
+    ("size", "Accuracy against size", _size),
+    ("confusion", "Confusions", _confusions),
+    ("routes", "Decision routes", _routes),
+    ("kept", "Channels kept", _kept),
+    ("relevance", "Channel relevance", _heat_maps),
+    ("origin", "Provenance", _origins),
+)

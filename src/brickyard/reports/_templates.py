@@ -1,0 +1,77 @@
+"""Templates of pages and cards: values are escaped, as HTML in pages and as Markdown in cards."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from brickyard.base._messages import tidy
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
+
+
+@cache
+def page_environment() -> Environment:
+    """Templates of HTML: values are escaped, without control, direction and broken characters."""
+    environment = _environment(autoescape=True, finalize=_clean)
+    environment.filters.update(
+        tidy=tidy,
+        thousands=lambda value: f"{value:,}",
+        fixed=lambda value, digits=1: f"{value:.{digits}f}",
+        general=lambda value, digits=6: f"{value:.{digits}g}",
+        percent=lambda value: f"{min(100.0, max(0.0, value)):.1f}%",
+    )
+    environment.tests["long"] = lambda text: any(len(word) > 16 for word in text.split())
+    return environment
+
+
+@cache
+def card_environment() -> Environment:
+    """Templates of Markdown: values become one line in which nothing starts."""
+    environment = _environment(autoescape=False, finalize=markdown)
+    environment.filters.update(
+        code=_code,
+        quoted=lambda text: Markup(json.dumps(_code(text), ensure_ascii=False)),
+        general=lambda value: f"{value:g}",
+        thousands=lambda value: f"{value:,}",
+    )
+    return environment
+
+
+def _environment(**options: Any) -> Environment:
+    loader = PackageLoader("brickyard.reports")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
+
+
+def _clean(value: Any) -> Any:
+    """Text without control, direction and broken characters; line ends become spaces."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() else " " if c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _code(text: str) -> Markup:
+    """Text between backticks."""
+    return Markup(_line(text).replace("`", "'") or " ")
+
+
+def markdown(value: Any) -> Any:
+    r"""Text from outside as one line of Markdown, in which it starts nothing; what is Markdown already stays.
+
+    Example:
+        >>> from brickyard.reports._templates import markdown
+        >>> markdown("a\n# *b*")
+        'a \\# \\*b\\*'
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _MARKDOWN.sub(r"\\\1", _line(value))
