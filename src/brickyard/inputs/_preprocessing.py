@@ -7,6 +7,8 @@ antialiasing is needed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,8 +104,9 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 
 def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
-    height, width = x.shape[2], x.shape[3]
-    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # an exporter leaves it open
+    sides: Any = x.shape[2:]
+    height, width = sides
+    if any(isinstance(side, torch.SymInt) for side in sides):  # an exporter leaves it open
         return _from_any_size(x, size, fit)
     if (height, width) == size:
         return x

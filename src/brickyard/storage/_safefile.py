@@ -106,8 +106,8 @@ def _check_header(path: Path) -> None:
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise FileError(reading_code(error), f"{path} cannot be read: {why}; check the path") from None
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(reading_code(error), f"{path} cannot be read: {reason}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
         why = f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again"
