@@ -124,7 +124,7 @@ class Kept:
 
 
 class Bench:
-    """All that the page's requests do, one at a time.
+    """All that the page's requests do, one at a time; what cannot be done is a BrickyardError that says why.
 
     Args:
         yard: A yard, or the path of one.
@@ -168,11 +168,7 @@ class Bench:
         }
 
     def manifest(self, name: str) -> ComponentManifest:
-        """The manifest of a brick.
-
-        Raises:
-            FileError: There is no such brick, or it cannot be read.
-        """
+        """The manifest of a brick."""
         key = name, self.yard.entry(name).sha256
         if key not in self._manifests:
             self._manifests[key] = self._component(name).manifest
@@ -207,11 +203,7 @@ class Bench:
         }
 
     def sample(self, name: str) -> bytes:
-        """The bytes of a sample picture.
-
-        Raises:
-            FileError: There is none of that name.
-        """
+        """The bytes of a sample picture."""
         found = pictures.sample_paths(self._samples).get(name)
         content = b""
         if found is not None:
@@ -232,11 +224,7 @@ class Bench:
     # -- plans ---------------------------------------------------------------------------------------------
 
     def plan(self, plan: Plan) -> dict[str, Any]:
-        """What a plan would give: classes, costs, what its bricks share, and which forms are possible.
-
-        Raises:
-            FileError: A brick is not in the yard.
-        """
+        """What a plan would give: classes, costs, what its bricks share, and which forms are possible."""
         with self._turn():
             entries = [self.yard.entry(name) for name in plan.bricks]
             parts = [self.manifest(name) for name in plan.bricks]
@@ -266,9 +254,6 @@ class Bench:
         Args:
             plan: What to build.
             labelled: Names and bytes of labelled pictures, by part and by class of the part.
-
-        Raises:
-            BrickyardError: The library says why it cannot be done.
         """
         if not plan.bricks:
             raise OptionError("option-empty", "the tray is empty; add one or more bricks first")
@@ -299,11 +284,7 @@ class Bench:
         }
 
     def kept(self, name: str) -> Kept:
-        """A classifier that was built before.
-
-        Raises:
-            GoneError: It is not kept any more.
-        """
+        """A classifier that was built before."""
         if name not in self._kept:
             raise GoneError("workbench-gone", "this classifier is no longer kept; assemble it again")
         self._kept.move_to_end(name)
@@ -337,11 +318,7 @@ class Bench:
         return found
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
-        """What a classifier says to pictures, and what each of its bricks says by itself.
-
-        Raises:
-            BrickyardError: It is not kept any more, or a picture cannot be used.
-        """
+        """What a classifier says to pictures, and what each of its bricks says by itself."""
         with self._turn():
             kept = self.kept(name)
             pictures.check_all(shown, self.limits)
