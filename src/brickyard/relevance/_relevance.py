@@ -1,4 +1,4 @@
-"""Relevances: which channels of a source matter for which class, and how contributions become relevances."""
+"""Relevances: which channels of a source matter for each class, and how contributions become relevances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from brickyard.storage._safefile import write
 
 
 def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
-    """Write relevances. See `Relevance.save`."""
+    """Write relevances; see `Relevance.save`."""
     tensors: dict[str, Tensor] = {"scores": relevance.scores}
     for name, layer in relevance.layers.items():
         tensors[f"hard.{name}"] = relevance.hard_masks[name]
@@ -102,7 +102,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def _check_text(file: RelevanceFile) -> None:
-    """Check what the text alone can show.
+    """Check the consistency of a file's text alone.
 
     Raises:
         FileError: It contradicts itself.
@@ -124,17 +124,17 @@ def _check_text(file: RelevanceFile) -> None:
 
 @dataclass(eq=False, kw_only=True)
 class Relevance:
-    """Which channels matter for which class; made by `locate`, saved and loaded as safetensors.
+    """Which channels matter for each class; created by `locate`, saved and loaded as safetensors.
 
     Attributes:
         classes: Names of the source's classes.
         task: Indices of the classes that were located.
-        thresholds: What `hard` and `relevant` use.
+        thresholds: The thresholds behind `hard` and `relevant`.
         record: Which images were used.
-        preprocessing: What was done to them before the source took them.
-        input_shape: (channels, height, width) that the source takes.
+        preprocessing: How they were preprocessed for the source.
+        input_shape: The source's input shape, (channels, height, width).
         source_sha256: Fingerprint of the source's weights.
-        source_name: What the source is called.
+        source_name: The source's name.
         outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
 
     Example:
@@ -163,7 +163,7 @@ class Relevance:
     _images: Images | None = field(default=None, repr=False)
     _indices: list[int] = field(default_factory=list, repr=False)
 
-    # -- filling it ------------------------------------------------------------------------------------
+    # -- filling ---------------------------------------------------------------------------------------
 
     def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
         """Remember the images and the graph, in memory only."""
@@ -192,16 +192,16 @@ class Relevance:
                 )
 
     def take(self, k: int) -> dict[str, Tensor]:
-        """All that is known of one class."""
+        """Return all data of one class."""
         masks = {f"hard.{name}": mask[k] for name, mask in self.hard_masks.items()}
         sums = {f"sums.{name}": value[k] for name, value in (self.sums or {}).items()}
         return {"scores": self.scores[:, k], **masks, **sums}
 
     def put(self, k: int, tensors: Mapping[str, Tensor], graph: Graph) -> None:
-        """Set one class to what `take` gave.
+        """Set the data of one class, as returned by `take`.
 
         Raises:
-            FileError: The tensors are not those of these layers.
+            FileError: The tensors do not fit these layers.
         """
         self._prepare(graph)
         own = self.take(k)
@@ -215,7 +215,7 @@ class Relevance:
             value.copy_(found)
 
     def gather(self, located: Sequence[int], ranks: Ranks, graph: Graph) -> None:
-        """Take over what other processes located: the class at place i is that of process i % count."""
+        """Collect what other processes located: the class at place i comes from process i % count."""
         if ranks.count == 1:
             return
         self._prepare(graph)
@@ -228,7 +228,7 @@ class Relevance:
                 value.copy_(sent)
 
     def _start(self, k: int, graph: Graph) -> tuple[Tensor, Tensor]:
-        """(channels that are relevant before any layer says so, channels that count as written for class k)."""
+        """Return the channels that are relevant from the start, and those that count as written for class k."""
         pinned = torch.zeros(graph.channels, dtype=torch.bool)
         for axis in graph.axes:
             if axis.pinned and not axis.output:
@@ -238,7 +238,7 @@ class Relevance:
             written[[graph.output.start + place for place in find_outputs(self.outputs).read_from(k)]] = True
         return pinned, written
 
-    # -- reading it ------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------
 
     def _layer(self, name: str) -> LayerRecord:
         if name not in self.layers:
@@ -251,7 +251,7 @@ class Relevance:
         """Relevant input channels of a layer: bool, (classes, in_channels).
 
         Raises:
-            OptionError: There is no such layer.
+            OptionError: The layer is unknown.
         """
         self._layer(layer)
         return self.hard_masks[layer]
@@ -260,7 +260,7 @@ class Relevance:
         """S, the clamped contributions summed over the images of each class: (classes, out, in).
 
         Raises:
-            OptionError: There is no such layer, or sums were not kept.
+            OptionError: The layer is unknown, or sums were not kept.
         """
         self._layer(layer)
         if self.sums is None:
@@ -274,21 +274,21 @@ class Relevance:
         """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
 
         Raises:
-            OptionError: There is no such layer, or sums were not kept.
+            OptionError: The layer is unknown, or sums were not kept.
         """
         return normalised(self.sum(layer).double()).float()
 
     def axis(self, name: str) -> Tensor:
-        """Soft relevance in [0, 1] of an axis's channels: (classes, channels), the highest of any reader.
+        """Soft relevance in [0, 1] of an axis's channels, the highest over its readers: (classes, channels).
 
         Raises:
-            OptionError: There is no such axis.
+            OptionError: The axis is unknown.
         """
         start, size = self._axis(name)
         return self.scores[1, :, start : start + size].float()
 
     def relevant(self, name: str) -> Tensor:
-        """Relevant channels of an axis: bool, (classes, channels); relevant is what any reader finds so."""
+        """Channels of an axis that any reader finds relevant: bool, (classes, channels)."""
         start, size = self._axis(name)
         return self.scores[0, :, start : start + size].bool()
 
@@ -304,10 +304,10 @@ class Relevance:
         return None if self._images is None else (self._images, list(self._indices))
 
     def graph(self, model: nn.Module) -> Graph:
-        """The graph of the model that was located, traced again where it is not at hand.
+        """Return the graph of the located model, tracing it again if needed.
 
         Raises:
-            DataError: The model's weights are not those that were located.
+            DataError: The model's weights differ from those that were located.
         """
         found = fingerprint(model)
         if found != self.source_sha256:
@@ -325,7 +325,7 @@ class Relevance:
         return self._graph
 
     def with_thresholds(self, thresholds: Thresholds, graph: Graph) -> Relevance:
-        """The relevances under other thresholds, from the same sums.
+        """Recompute the relevances for other thresholds, from the same sums.
 
         Raises:
             OptionError: Sums were not kept.
@@ -355,7 +355,7 @@ class Relevance:
         """Write the relevances to a safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
+            FileError: The file exists and `overwrite` is false, or it cannot be written.
         """
         return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 
