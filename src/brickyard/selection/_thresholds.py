@@ -1,4 +1,4 @@
-"""Keep-sets by the paper's thresholds."""
+"""Channels to keep by the paper's thresholds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from brickyard.relevance._relevance import Relevance
 def by_thresholds(
     graph: Graph, relevance: Relevance, task: Sequence[int], outputs: Sequence[int]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Keep what is relevant for any class of the task; where nothing is, the best channel.
+    """Keep the channels relevant to any class of the task; if an axis has none, keep its best channel.
 
     Returns:
-        The keep-set, and notes on axes where no channel was relevant.
+        The keep-set, and notes on axes without a relevant channel.
     """
     keep = kept_outputs(graph, outputs)
     scores = mda_scores(relevance, task)
@@ -36,5 +36,5 @@ def kept_outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
 
 
 def mda_scores(relevance: Relevance, task: Sequence[int]) -> Tensor:
-    """The highest relevance for any class of the task, one number for every channel of all axes."""
+    """Highest relevance for any class of the task, one number for every channel of all axes."""
     return relevance.scores[2, list(task)].amax(0)
