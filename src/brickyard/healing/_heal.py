@@ -1,22 +1,21 @@
 """Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
 
-The source and the cut network run side by side over the same images. At every layer the cut network's inputs
-are what they really are after the repairs so far, and the target is what the source's layer gives for the
-channels that were kept.
+The source and the cut network run side by side over the same images. At every layer, the cut network's inputs already
+include the repairs so far, and the target is the output of the source's layer on the channels that were kept.
 
-refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
-so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
-inputs, the same solution comes from the products between positions. The prior is the sliced weights.
+refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch, so memory
+is (inputs * kernel)^2 numbers, whatever the number of images; with fewer positions than inputs, the same solution is
+computed from the products between positions. The prior is the sliced weights.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
-where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+if that is positive; otherwise the copy's own if it is negative; otherwise zero. No round can raise it.
 
-In the end both sets of numbers are compared in float64 on the same images, output by output, behind the ReLU where one
-follows: an output whose error the refit did not lower (by rounding, or because the first solution is the best before
-the ReLU and not behind it) keeps the weights that it was cut with.
+Finally, both sets of weights are compared in float64 on the same images, output by output, behind the ReLU if one
+follows. An output whose error the refit did not lower (by rounding, or because the first solution is optimal before the
+ReLU but not behind it) keeps the weights that it was cut with.
 
-moments: the scale and shift of each output channel that give it the source's mean and variance.
+moments: scales and shifts each output channel to the source's mean and variance.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from brickyard.runtime._progress import bar
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
-_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
+_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share is rounding
 _ADD = ("add", "iadd", "add_", "tensor_add")
 _RELU = ("relu", "relu_")
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
@@ -59,7 +58,7 @@ def heal_network(
     Args:
         graph: The source's graph.
         keep: The keep-set that the network was cut with.
-        network: The cut network; its steps have the names of the source's.
+        network: The cut network; its steps have the same names as the source's.
         batches: Preprocessed images, (batch, channels, height, width) each.
         method: "refit", "moments" or "none".
         ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
@@ -87,11 +86,11 @@ def heal_network(
 
 @dataclass(frozen=True)
 class _Tail:
-    """What a layer's output goes through on its way to the next nonlinearity.
+    """The steps between a layer's output and the next nonlinearity.
 
     Attributes:
-        steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
-        scale: What they multiply the layer's output by, (channels,).
+        steps: A batch norm, and a sum with a shortcut whose value is known by then; either, both, or none.
+        scale: The factor they apply to the layer's output, (channels,).
         rectified: Whether a ReLU follows.
     """
 
@@ -100,7 +99,7 @@ class _Tail:
     rectified: bool = False
 
     def run(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """What the steps make of a layer's output; no value is changed in place."""
+        """Apply the steps to a layer's output; no value is changed in place."""
         found = {**values, node.name: output}
         name = node.name
         for step in self.steps:
@@ -114,7 +113,7 @@ class _Tail:
         return result
 
     def exact(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """The same in float64, for the output of a layer in float64."""
+        """Do the same in float64, for a layer's output in float64."""
         found = {**values, node.name: output}
         name = node.name
         for step in self.steps:
@@ -134,7 +133,7 @@ class _Tail:
 
 
 def _tail(network: Network, index: int, node: Node) -> _Tail:
-    """The steps behind the layer at `index`, as far as they can be seen through."""
+    """Find the steps behind the layer at `index`, as far as they are understood."""
     known = {step.name for step in network.nodes[:index]}
     seen = _Tail()
     fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
@@ -188,16 +187,16 @@ def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | N
 
 
 class _Job:
-    """One layer to repair, with the images that it is repaired on.
+    """One layer to repair, with the images to repair it on.
 
     Attributes:
         name: Its dotted name.
         layer: The layer in the cut network.
-        intercept: Where a shift of its outputs can go.
-        tail: What its output goes through next.
-        images: How many images there are, in all processes.
-        positions: For each of them, how many outputs of each channel there are.
-        ranks: The processes that have a share of them each.
+        intercept: Where its outputs can be shifted.
+        tail: The steps behind its output.
+        images: Number of images, in all processes.
+        positions: Outputs per channel and image.
+        ranks: The processes that share the images.
     """
 
     def __init__(
@@ -219,10 +218,10 @@ class _Job:
         self._rows = None if rows is None else torch.from_numpy(rows)
 
     def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each batch: the layer's inputs, its outputs, and what these lack.
+        """For each batch, yield the layer's inputs, its outputs, and the residuals (target minus output).
 
-        They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
-        up for that too. With `rectified`, as far as it matters behind the ReLU.
+        The target is the output of the source's layer; if that is added to a shortcut that has an error already, the
+        target makes up for that too. With `rectified`, the residual is what matters behind the ReLU.
 
         Raises:
             DataError: They are not finite.
@@ -245,16 +244,16 @@ class _Job:
             yield x, output, missing
 
     def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays.
+        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays set.
 
-        They are those behind the tail, and behind the ReLU where one follows.
+        They are measured behind the tail, and behind the ReLU if one follows.
         """
         node, network = self._node, self._copy.network
         rows = self.mixing.rows
         totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
         for ours, x, goal in self._goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
-            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images per block
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
                 values = {name: ours[name][some] for name in names}
@@ -269,16 +268,16 @@ class _Job:
         return totals
 
     def state(self) -> list[Tensor]:
-        """A copy of the numbers that a repair changes; outputs lie along their first dimension."""
+        """Copy the numbers that a repair changes; outputs lie along their first dimension."""
         return [self.mixing.rows.clone(), *self.intercept.values()]
 
     def put(self, state: Sequence[Tensor]) -> None:
-        """Take other numbers."""
+        """Set these numbers."""
         self.mixing.set_rows(state[0])
         self.intercept.put(state[1:])
 
     def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
+        """For each batch, yield the copy's values before the layer, the layer's inputs, and the target of its tail."""
         node, index = self._node, self._index
         for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
             goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
@@ -351,19 +350,19 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
 def keep_better(
     name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
 ) -> bool:
-    """Take back what a refit did to outputs whose error it did not lower.
+    """Undo a refit for outputs whose error it did not lower.
 
     Args:
         name: The layer.
-        places: The numbers that were refitted; outputs lie along their first dimension.
-        before: What they were.
+        places: The refitted tensors; outputs lie along their first dimension.
+        before: Their previous values.
         errors: Squared errors before and after, (2, outputs).
-        report: Where it is noted.
+        report: Where to note it.
 
     Returns:
         Whether any output stays refitted.
     """
-    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # also where it is not a number
+    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # true for NaN too
     if not bool(worse.any()):
         return True
     for place, value in zip(places, before, strict=True):
@@ -376,7 +375,7 @@ def keep_better(
 
 
 def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
-    """Whether a layer's output is what it should be, on the first batch of each process."""
+    """Whether a layer's output is already right, on the first batch of each process."""
     energy = torch.zeros(2, dtype=torch.float64)
     for _, output, missing in first:
         energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])
