@@ -1,4 +1,4 @@
-"""What a network costs when only some of its channels are kept: counted, not measured."""
+"""The cost of a network that keeps only some of its channels: counted, not measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations for one image (two a multiply-add) and parameters."""
+    """Floating-point operations per image (two per multiply-add) and parameters."""
 
     flops: int
     parameters: int
@@ -36,7 +36,7 @@ class _Term:
 
 
 class CostModel:
-    """What a network costs when only some channels are kept; counts, no measuring."""
+    """Counts the cost of a network that keeps only some channels."""
 
     def __init__(self, graph: Graph) -> None:
         self._terms: list[_Term] = []
@@ -59,7 +59,7 @@ class CostModel:
                 self._terms.append(_Term(follow, None, 0, value.numel() // len(follow), 0))
 
     def _add(self, graph: Graph, node: Node, module: nn.Module, counted: bool) -> None:
-        """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        """Count a layer; running it again adds operations but no parameters."""
         name, mixing = node.target, find_mixing(module)
         pair = 0 if mixing is None else mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name])
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
@@ -79,7 +79,7 @@ class CostModel:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def _add_product(self, graph: Graph, node: Node) -> None:
-        """Count a sum of products of activations, for each channel along which it lies."""
+        """Count a sum of products of activations, per channel along which it lies."""
         operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
         result = graph.shapes[node.name].shape
         batch = graph.shapes[graph.network.nodes[0].name].shape[0]
@@ -101,7 +101,7 @@ class CostModel:
             self._terms.append(_Term(labels.reshape(-1), None, total // labels.size, 0, 0))
 
     def __call__(self, mask: Mask) -> Cost:
-        """The cost of a network that keeps the channels where `mask` (over all channels) is true."""
+        """Return the cost of keeping the channels where `mask` (over all channels) is true."""
         flops, parameters = self._fixed.flops, self._fixed.parameters
         for term in self._terms:
             written = int(mask[term.writes].sum())
@@ -112,7 +112,7 @@ class CostModel:
 
 
 def keep_mask(graph: Graph, keep: dict[str, Tensor]) -> Mask:
-    """A keep-set as a mask over all channels."""
+    """Convert a keep-set to a mask over all channels."""
     mask = np.ones(graph.channels, dtype=np.bool_)
     for axis in graph.axes:
         if axis.name in keep:
