@@ -54,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion: its function, whether it needs images, and whether it returns channels to keep rather than scores."""
+    """A criterion: its function, whether it needs images, and whether it returns channels rather than scores."""
 
     name: str
     help: str
