@@ -51,7 +51,6 @@ class Atoms:
         return len(self._parent)
 
     def fresh(self, count: int) -> Labels:
-        """Create new atoms, each on its own."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         return np.arange(start, start + count)
@@ -65,7 +64,6 @@ class Atoms:
         return atom
 
     def roots(self, labels: Labels) -> Labels:
-        """`root` for a whole array."""
         unique, inverse = np.unique(labels, return_inverse=True)
         found = np.array([self.root(int(atom)) for atom in unique], dtype=np.int64)
         return found[inverse].reshape(labels.shape)

@@ -47,12 +47,7 @@ _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "l
 
 
 def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
-    """Return the model's steps, or why they are not available.
-
-    Args:
-        model: The model, in evaluation mode; it is left unchanged.
-        example: Example images, (batch, channels, height, width).
-    """
+    """Return the steps of a model in evaluation mode, or why they are not available; the model is left unchanged."""
     batch = example if len(example) > 1 else torch.cat([example, example])
     try:
         with _quiet():

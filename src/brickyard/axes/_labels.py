@@ -132,7 +132,6 @@ class Labeller:
                             spread = True
 
     def pin(self, labels: Labels | None, reason: str) -> None:
-        """Keep these atoms whole."""
         if labels is not None and labels.size:
             self.pins.append(PinRecord(np.unique(labels), reason))
             self.apart.add(self._step)

@@ -55,7 +55,6 @@ class Draft:
         return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
 
     def network(self) -> Network:
-        """The current state as a network."""
         self.nodes = _without_unused(self.nodes, self.foreign)
         used = {node.target for node in self.nodes}
         self.tensors = {name: value for name, value in self.tensors.items() if name in used}

@@ -29,15 +29,10 @@ REQUIRED: Any = inspect.Parameter.empty
 
 
 class Table(Mapping[str, str]):
-    """The names that a module registers with a decorator, each with one sentence of help.
+    """The names that a module registers with `@decorator("name", help="...")`, each with one sentence of help.
 
-    Such modules import torch, which help should not wait for: until a module is imported, its decorators are parsed
-    from its source.
-
-    Args:
-        module: The module.
-        table: The name of its dictionary, whose values have an attribute `help`.
-        decorator: The name of its decorator: `@decorator("name", help="...")`.
+    Such modules import torch, which help should not wait for: until one is imported, its decorators are parsed from its
+    source. `table` is the name of the module's dictionary, whose values have an attribute `help`.
 
     Example:
         >>> from brickyard.base._declare import Table
@@ -282,7 +277,6 @@ def verb(holder: Any, *, more: bool = False) -> Callable[[Callable[P, ResultT]],
 
 
 def _parameters(holder: Any) -> list[inspect.Parameter]:
-    """Options as keyword-only parameters."""
     return [
         inspect.Parameter(
             name,

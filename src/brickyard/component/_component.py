@@ -156,7 +156,6 @@ class Component(Predictor):
 
 
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a component; see `Component.save`."""
     text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
     tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
     return write(path, tensors, text.model_dump(mode="json"), overwrite)

@@ -28,14 +28,12 @@ def describe(manifest: ComponentManifest) -> str:
 
 
 def kept_text(manifest: ComponentManifest) -> str:
-    """Say how many channels are left, and on how many axes."""
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
     return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
 
 
 def selection_text(manifest: ComponentManifest) -> str:
-    """Say how the channels were chosen."""
     chosen = manifest.selection
     if chosen.budget is not None:
         return f"budget, {chosen.budget}"

@@ -82,11 +82,8 @@ def _first_overflow(component: Component, images: Images, by_class: Mapping[int,
 def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Outputs = ONE) -> Statistics:
     """Compute what scaling may need from a component's logits on its own classes, (examples, classes).
 
-    Args:
-        logits: The logits.
-        labels: A class that each example belongs to, (examples,).
-        magnitude: Mean magnitude of the classifier's input.
-        outputs: What the logits mean; default: one of many classes.
+    `labels` hold a class that each example belongs to, (examples,); `magnitude` is the mean magnitude of the
+    classifier's input; `outputs` says what the logits mean (default: one of many classes).
     """
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     right = outputs.says(logits).gather(1, labels.unsqueeze(1)).squeeze(1)

@@ -272,7 +272,6 @@ class _Job:
         return [self.mixing.rows.clone(), *self.intercept.values()]
 
     def put(self, state: Sequence[Tensor]) -> None:
-        """Set these numbers."""
         self.mixing.set_rows(state[0])
         self.intercept.put(state[1:])
 
@@ -350,17 +349,10 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
 def keep_better(
     name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
 ) -> bool:
-    """Undo a refit for outputs whose error it did not lower.
+    """Undo a refit for outputs whose error it did not lower; return whether any output stays refitted.
 
-    Args:
-        name: The layer.
-        places: The refitted tensors; outputs lie along their first dimension.
-        before: Their previous values.
-        errors: Squared errors before and after, (2, outputs).
-        report: Where to note it.
-
-    Returns:
-        Whether any output stays refitted.
+    Outputs lie along the first dimension of the refitted tensors `places` and of `before`, their previous values.
+    `errors` are the squared errors before and after, (2, outputs).
     """
     worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # true for NaN too
     if not bool(worse.any()):

@@ -79,7 +79,6 @@ class _FewPositions:
         self.residuals = [rows.new_zeros(groups, len(rows) // groups, 0)]
 
     def add(self, x: Tensor, residual: Tensor) -> None:
-        """Add a block: inputs (G, n, N), residuals (G, q, N)."""
         self.inputs.append(x.clone())
         self.residuals.append(residual.clone())
 

@@ -14,13 +14,9 @@ MOST = 4  # times the images, the originals included
 
 
 def copies_needed(graph: Graph, images: int) -> int:
-    """How often to use the images, including the originals, so that every layer has enough positions.
+    """How often to use `images` images, including the originals, so that every layer has enough positions.
 
     The number is limited to what fits in memory, where a pass over the images is cheap.
-
-    Args:
-        graph: The source's graph.
-        images: The number of images.
     """
     needed = 1
     for _, node, layer in iter_layers(graph.network):

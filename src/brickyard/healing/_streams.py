@@ -84,12 +84,10 @@ class Intercept:
         return [value.clone() for value in self._tensors]
 
     def put(self, values: Sequence[Tensor]) -> None:
-        """Restore a copy made by `values`."""
         for place, value in zip(self._tensors, values, strict=True):
             place.copy_(value)
 
     def add(self, shift: Tensor) -> None:
-        """Shift the layer's output."""
         if self.bias is not None:
             self.bias.add_(shift.to(self.bias.dtype))
         elif self.running_mean is not None:

@@ -26,10 +26,7 @@ SHIFT = 8  # images are shifted by up to their size divided by this
 def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tensor]:
     """Return the batches, followed by copies in which every image is shifted independently; edges are reflected.
 
-    Args:
-        batches: Preprocessed images, (batch, channels, height, width) each.
-        copies: How many times to use the images, including the originals.
-        seed: Seed of the shifts.
+    `copies` is how many times to use the images, including the originals.
     """
     generator = torch.Generator().manual_seed(seed)
     return [*batches, *(_shifted(batch, generator) for _ in range(copies - 1) for batch in batches)]

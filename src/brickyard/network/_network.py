@@ -241,7 +241,6 @@ class Network(nn.Module):
             self.advance(values, index, index + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all steps."""
         x = self.taken(x)
         values: dict[str, Any] = {self._steps[0].name: x}
         for step in self._plan[1:]:

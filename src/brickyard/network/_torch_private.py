@@ -28,7 +28,6 @@ def store(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 
 def own_buffers(module: nn.Module) -> list[Tensor]:
-    """A module's own buffers."""
     return [value for value in module._buffers.values() if value is not None]
 
 

@@ -63,7 +63,6 @@ class Notebook:
         return found is not None
 
     def write(self, k: int, indices: Sequence[int], relevance: Relevance) -> None:
-        """Keep a finished class."""
         self._write(f"class-{k:05d}", indices, relevance.take(k))
 
     def recall_numbers(self, indices: Sequence[int]) -> Tensor | None:
@@ -72,7 +71,6 @@ class Notebook:
         return None if found is None else found["confidences"]
 
     def write_numbers(self, indices: Sequence[int], confidences: Tensor) -> None:
-        """Keep the confidences."""
         self._write("confidences", indices, {"confidences": confidences})
 
     def _key(self, indices: Sequence[int]) -> str:

@@ -17,14 +17,9 @@ from brickyard.network._layer_types import mixing_of
 
 
 def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
-    """Sum the clamped contributions of every convolution and linear layer over images of one class.
+    """Sum the clamped contributions of every layer that reads and writes channels: S by layer name.
 
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the class, (batch, channels, height, width) each.
-
-    Returns:
-        S for each layer that reads and writes channels.
+    `batches` are preprocessed images of one class, (batch, channels, height, width) each.
     """
     network = graph.network
     sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
@@ -42,11 +37,7 @@ _BLOCK = 1 << 18  # numbers per (inputs, images, outputs) block, to fit a core's
 
 
 def window_sums(module: nn.Module, x: Tensor) -> Tensor:
-    """Sum a layer's input over output positions, for each kernel offset.
-
-    Args:
-        module: A layer that mixes channels.
-        x: Its input, (B, P, H, W) or (B, ..., P).
+    """Sum the input (B, P, H, W) or (B, ..., P) of a layer that mixes channels over output positions.
 
     Returns:
         U, (B, P, K), where K is the kernel's height times width, or 1 for a linear layer.
@@ -123,5 +114,4 @@ class ContributionSums:
         return found
 
     def dense(self) -> Tensor:
-        """All of S."""
         return self[torch.arange(self.shape[0], device=self.totals.device)]

@@ -134,7 +134,6 @@ class _Run:
             yield x.contiguous(memory_format=self.layout)
 
     def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        """Split indices into batches."""
         return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
 

@@ -28,7 +28,6 @@ from brickyard.storage._safefile import write
 
 
 def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
-    """Write relevances; see `Relevance.save`."""
     tensors: dict[str, Tensor] = {"scores": relevance.scores}
     for name, layer in relevance.layers.items():
         tensors[f"hard.{name}"] = relevance.hard_masks[name]

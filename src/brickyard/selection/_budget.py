@@ -19,11 +19,7 @@ from brickyard.surgery._cost import CostModel, Mask, keep_mask
 def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
     """Keep the highest-scoring channels that fit the budget, which is never exceeded.
 
-    Args:
-        graph: The source's graph.
-        scores: One number for every channel of all axes.
-        outputs: The class outputs to keep, in order.
-        budget: The budget.
+    `scores` has one number for every channel of all axes; `outputs` are the class outputs to keep, in order.
 
     Raises:
         OptionError: Even one channel (or `round_to`) per axis exceeds the budget.

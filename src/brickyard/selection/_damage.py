@@ -56,14 +56,9 @@ class Curve:
 
 
 class _Reader:
-    """A layer that reads channels of an axis, while they are eliminated.
+    """A layer (step `node` at `position` in `network`) that reads channels of an axis, while they are eliminated.
 
-    Args:
-        node: Its step.
-        position: The step's position.
-        columns: For each channel of the axis, its columns among the layer's inputs.
-        network: The network it runs in.
-        equations: Its normal equations.
+    `columns` lists, for each channel of the axis, its columns among the layer's inputs.
     """
 
     def __init__(
@@ -113,11 +108,8 @@ def damage_curves(
 ) -> dict[str, Curve]:
     """Order the channels of every free axis, and measure the cost of losing them.
 
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the task, (batch, channels, height, width) each; labels are not needed.
-        keep: The keep-set that is left of the source, with the task's class outputs.
-        network: The network that was cut with it; default: cut now.
+    `batches` are preprocessed images of the task, (batch, channels, height, width) each; labels are not needed. `keep`
+    is what is left of the source, with the task's class outputs; `network` is the result of that cut (default: cut now).
     """
     part = Part(graph, keep)
     copy = cut(graph, keep) if network is None else network
@@ -270,7 +262,6 @@ class _Measure:
 
     @staticmethod
     def _set(reader: _Reader) -> None:
-        """Put a reader's weights into its layer."""
         rows = reader.mixing.rows
         shift = (rows.double().flatten(1).cpu() - reader.weight) @ reader.mean
         reader.mixing.set_rows(reader.weight)
@@ -290,15 +281,8 @@ def by_damage(
 ) -> dict[str, Tensor]:
     """Keep the channels whose loss the refit cannot repair; see the module.
 
-    Channels are removed in stages. Each stage starts from the refitted remainder, since the cost of losing a channel
-    depends on what else is gone.
-
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the task.
-        outputs: The class outputs to keep, in order.
-        budget: The budget.
-        ridge: Strength of the refit's prior between the stages.
+    Channels are removed in stages. Each starts from the remainder, refitted with the prior `ridge`, since the cost of
+    losing a channel depends on what else is gone. `outputs` are the class outputs to keep, in order.
 
     Raises:
         OptionError: Even one channel per axis exceeds the budget.

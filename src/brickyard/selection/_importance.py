@@ -1,8 +1,7 @@
 """Criteria by which a budget can rank channels: relevances, measured damage, and controls to compare them with.
 
 Each is one registered function of what is known of a task (`Evidence`). It returns one number per channel of every
-axis; within an axis, channels with higher numbers are kept. A criterion that divides the budget itself returns the
-channels to keep.
+axis; the highest within an axis are kept. A criterion that divides the budget itself returns the channels to keep.
 """
 
 from __future__ import annotations

@@ -78,11 +78,9 @@ class _Builder:
         self._sizes: dict[tuple[str, int], str] = {}
 
     def network(self) -> Network:
-        """The network built so far."""
         return Network(self._nodes, self._layers, self._tensors, self._foreign).eval()
 
     def add(self, node: Node) -> None:
-        """Add a step of the source."""
         if node.op == "input" or any(name in self._live for name in refs(node)):
             self._live.add(node.name)
         if not self._runs_apart(node):
@@ -192,7 +190,6 @@ class _Builder:
     # -- from one to the other -------------------------------------------------------------------------
 
     def _together(self, ref: Ref) -> Ref:
-        """The value for all parts."""
         name = ref.node
         if name not in self.apart:
             return ref
@@ -211,7 +208,6 @@ class _Builder:
         return Ref(self._joined[name])
 
     def _of_part(self, number: int, ref: Ref) -> Ref:
-        """The value for one part."""
         name = ref.node
         if (name, number) in self._sizes:
             return Ref(self._sizes[name, number])

@@ -101,7 +101,6 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Number of entries in the result."""
         return len(self.kept[0]) if self.shared else sum(map(len, self.kept))
 
 
@@ -121,7 +120,6 @@ class Plan:
         self._image = self.first.at(self.first.network.nodes[0].name, "out")
 
     def alone(self, number: int) -> Plan:
-        """The plan for one part by itself."""
         return Plan([self.parts[number]], self.shared_input)
 
     def is_image(self, labels: Labels) -> bool:

@@ -97,7 +97,6 @@ def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: I
 
 
 def _sliced(part: Part, value: Tensor, name: str, key: str) -> Tensor:
-    """The kept entries of a source's tensor."""
     for dim in range(value.ndim):
         labels = dim_labels(part, name, key, dim)
         if labels is not None:
