@@ -109,7 +109,7 @@ def damage_curves(
     """Order the channels of every free axis, and measure the cost of losing them.
 
     `batches` are preprocessed images of the task, (batch, channels, height, width) each; labels are not needed. `keep`
-    is what is left of the source, with the task's class outputs; `network` is the result of that cut (default: cut now).
+    is what is left of the source, with the task's class outputs; `network` is what was cut with it (default: cut now).
     """
     part = Part(graph, keep)
     copy = cut(graph, keep) if network is None else network
