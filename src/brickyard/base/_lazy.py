@@ -13,11 +13,11 @@ Exports = tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]
 
 
 def lazy_exports(package: str, homes: dict[str, str]) -> Exports:
-    """`__all__`, `__getattr__` and `__dir__` of a package whose names live in its modules.
+    """Return `__all__`, `__getattr__` and `__dir__` for a package whose names live in its modules.
 
     Args:
         package: The package's `__name__`.
-        homes: For each module, below `brickyard`, the names that it gives, separated by spaces.
+        homes: For each module, below `brickyard`, the names it provides, separated by spaces.
     """
     home = {name: module for module, names in homes.items() for name in names.split()}
 

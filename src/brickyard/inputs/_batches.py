@@ -1,7 +1,6 @@
-"""Labelled images in the forms that users have them: tensor pairs, data sets, data loaders, streams of batches.
+"""Labelled images from tensor pairs, data sets, data loaders or streams of batches.
 
-Whatever the form, images are given as they are before `Preprocessing`, and labels are indices into the
-source's classes.
+In every form, images are raw (before `Preprocessing`), and labels are indices into the source's classes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (imag
 
 
 def class_names(data: DataLike) -> tuple[str, ...] | None:
-    """The class names that a data set carries in `.classes`, if it does."""
+    """Return the class names in a data set's `.classes`, if it has any."""
     names = getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None)
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
 
@@ -36,12 +35,12 @@ class Images:
     Args:
         data: `(images, labels)` tensors or arrays, a map-style `Dataset` of (image, label), a `DataLoader`, or
             an iterable of (images, labels) batches, which is read once and held in memory.
-        preprocessing: What is done to the images before a network takes them.
-        what: How messages call the data.
-        label_dims: Dimensions of labels: 1 for the index of a class, 2 for (images, classes).
+        preprocessing: How to preprocess the images for a network.
+        what: What messages call the data.
+        label_dims: Dimensions of labels: 1 for class indices, 2 for (images, classes).
 
     Raises:
-        DataError: The data have another form, or images and labels do not belong together.
+        DataError: The data have another form, or images and labels do not match.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Images:
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
             self._dataset = data
         elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            own = isinstance(data, DataLoader)  # a loader draws a seed from the global generator whenever it starts
+            own = isinstance(data, DataLoader)  # every start of a loader draws a seed from the global generator
             with torch.random.fork_rng([], enabled=own):
                 self._tensors = self._read(data)
         else:
@@ -129,7 +128,7 @@ class Images:
             ) from None
 
     def _tensor(self, value: Any) -> Tensor:
-        """A tensor or an array, or numbers in lists, as a tensor."""
+        """Convert a tensor, an array or nested lists of numbers to a tensor."""
         try:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -144,10 +143,10 @@ class Images:
         return len(cast(Any, self._dataset))
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images as given, with labels, in the order of `indices`.
+        """Yield batches of images as given, with labels, in the order of `indices`.
 
         Raises:
-            DataError: Images are not finite or not 4-D, labels are not whole numbers, or sizes differ.
+            DataError: Images are not finite or not 4-D, labels are not integers, or sizes differ.
         """
         order = list(range(len(self))) if indices is None else list(indices)
         for images, labels in self._batches(order, batch_size):
@@ -166,7 +165,7 @@ class Images:
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
-            generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+            generator=torch.Generator().manual_seed(0),  # the default draws from the global one
         )
         for batch in self._each(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
@@ -176,7 +175,7 @@ class Images:
             yield self._pair(batch[0], self._tensor(batch[1]))
 
     def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a user's own data, whose failures are told as ours."""
+        """Iterate over a user's own data, and turn its failures into ours."""
         found = iter(batches)
         while True:
             try:
@@ -194,18 +193,18 @@ class Images:
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of preprocessed images with labels, on the device and in the type of `like`."""
+        """Yield batches of preprocessed images with labels, with the device and type of `like`."""
         for images, labels in self.raw(indices, batch_size):
             x = preprocess(images, self.preprocessing)
             yield (x if like is None else x.to(like.device, like.dtype)), labels
 
     def example(self, like: Tensor | None = None) -> Tensor:
-        """Two preprocessed images, (2, channels, height, width)."""
+        """Return two preprocessed images, (2, channels, height, width)."""
         x, _ = next(self.batches([0], 1, like))
         return torch.cat([x, x])
 
     def all_labels(self) -> Tensor:
-        """Labels of all images, one row an image; data sets without ready labels are read once."""
+        """Return the labels of all images, one row per image; data sets without ready labels are read once."""
         if self._tensors is not None:
             return self._tensors[1]
         for name in ("targets", "labels"):

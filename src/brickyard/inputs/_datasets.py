@@ -1,6 +1,6 @@
-"""Image data by a short text: `digits`, a folder of images, a parquet file, or an idx pair.
+"""Image data from a short text: `digits`, a folder of images, a parquet file, or a pair of idx files.
 
-All of it is raw: uint8 images of one size, labels, class names. A text may end in options:
+All data are raw: uint8 images of one size, labels, class names. The text may end in options:
 `digits?split=test&classes=0-2,7`.
 """
 
@@ -29,7 +29,7 @@ from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, writable
 from brickyard.inputs._decoding import crop, decode_image
 
-MAX_BYTES = 8 << 30  # that a compressed idx file may become
+MAX_BYTES = 8 << 30  # largest decompressed idx file
 MAX_CLASSES = 1_000_000
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -46,7 +46,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         name: What messages and manifests call the data.
 
     Raises:
-        DataError: The parts do not fit each other.
+        DataError: The parts do not match.
 
     Example:
         >>> import torch
@@ -86,10 +86,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
-        """The images at these places, or where a mask is true.
+        """Select the images at these indices, or where a mask is true.
 
         Raises:
-            DataError: There is no such place.
+            DataError: An index is out of range.
         """
         chosen = torch.as_tensor(indices)
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
@@ -102,7 +102,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
-        """The images of some classes; labels and class names stay.
+        """Select the images of some classes; labels and class names stay the same.
 
         Raises:
             TaskError: A class is unknown.
@@ -111,7 +111,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
-        """The images of some classes, which become classes 0, 1, ... in this order.
+        """Select the images of some classes, which become classes 0, 1, ... in this order.
 
         Raises:
             TaskError: A class is unknown.
@@ -122,11 +122,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return ImageData(part.images, labels, [self.classes[k] for k in wanted], self.name)
 
     def shuffled(self, seed: int = 0) -> ImageData:
-        """The same images in an order drawn with a seed."""
+        """Return the same images in random order."""
         return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-        """Two parts: `fraction` of every class's images, and the rest; both in an order drawn with the seed.
+        """Split into `fraction` of every class's images and the rest, both in random order.
 
         Raises:
             OptionError: The fraction is not between 0 and 1.
@@ -151,14 +151,13 @@ def load_data(
     """Load image data.
 
     Args:
-        spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
+        spec: `digits` (scikit-learn's, included); a folder with one sub-folder per class, or with `train` and
             `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
-            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep
-            their numbers).
-        split: "train" or "test", where the text does not say it.
+            follow a question mark: `split` (which must exist), and `classes` to keep only some (labels stay the same).
+        split: "train" or "test", unless the text specifies it.
         size: Height and width for image folders: images are resized and cropped to it.
-        max_images: At most so many images, drawn with a fixed seed.
+        max_images: Maximum number of images, drawn with a fixed seed.
 
     Raises:
         DataError: The data cannot be read.
@@ -197,7 +196,7 @@ def place_and_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a text that cannot be a path is none."""
+    """Whether the file or folder exists; a text that cannot be a path does not."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -274,7 +273,7 @@ def _parquet(path: Path) -> ImageData:
 
 
 def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], list[int]]:
-    """Images and labels, a few hundred rows at a time: a column that says one thing a million times is small."""
+    """Read images and labels a few hundred rows at a time: a highly repetitive column is small only when compressed."""
     pictures: list[Tensor] = []
     values: list[int] = []
     for batch in file.iter_batches(batch_size=256, columns=[image, label]):
@@ -316,12 +315,12 @@ def _idx(path: Path) -> ImageData:
 
 
 def labels_beside(images: Path) -> Path:
-    """Where the labels of an idx file of images are; the same path where its name says of no images."""
+    """The path of the labels for an idx file of images; the same path if its name does not mention images."""
     return images.with_name(images.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:
-    """Numbers of an idx file: as many as its header says and no more, however much a compressed file holds."""
+    """Read exactly as many numbers as an idx file's header declares, however much a compressed file holds."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(4 + 4 * ndim)
@@ -383,7 +382,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
 
 
 def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
-    """One tensor; grey pictures become colour where others are."""
+    """Stack pictures into one tensor; grey ones become colour if others are."""
     if not pictures:
         raise DataError("data-no-images", f"{name} holds no images")
     sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
