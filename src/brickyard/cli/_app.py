@@ -27,7 +27,7 @@ _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several p
 
 app = typer.Typer(
     name="brickyard",
-    help="Take trained image classifiers apart into small working models, and build new ones from the parts.",
+    help="Cut trained image classifiers into small working models, and assemble these into new classifiers.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -44,7 +44,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -16,24 +16,28 @@ from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
 
 SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
-DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; may end in ?split=test&classes=0-2."
+DATA_HELP = (
+    "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
+)
 
 SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="Read weights from this file: .safetensors, or .pt/.pth/.bin.", show_default=False),
 ]
-Data = Annotated[str, typer.Option("--data", help=DATA_HELP, show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Write this file.", show_default=False)]
+Data = Annotated[str, typer.Option("--data", help=f"Images: {DATA_HELP}", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Write the result to this file.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
 Task = Annotated[
     list[str],
-    typer.Option("--task", help='Classes by name or index: "cat,dog" or "0-2,7"; may be repeated.', show_default=False),
+    typer.Option(
+        "--task", help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.', show_default=False
+    ),
 ]
 Classes = Annotated[list[str] | None, typer.Option("--classes", help="Use only these classes.", show_default=False)]
 Names = Annotated[
     str | None,
-    typer.Option("--class-names", help="Name the source's classes, comma-separated.", show_default=False),
+    typer.Option("--class-names", help="Class names of the source, comma-separated.", show_default=False),
 ]
 Mean = Annotated[
     str | None, typer.Option("--mean", help="Per-channel mean, comma-separated, each in [0, 1].", show_default=False)
@@ -45,10 +49,10 @@ Size = Annotated[
     str | None,
     typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
 ]
-Split = Annotated[str, typer.Option(help="Use this split of the data where its text names none.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed all random choices.", min=-(2**63), max=2**63 - 1)]
+Split = Annotated[str, typer.Option(help="Use this split unless --data names one.")]
+Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda where there is a GPU.")]
+Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
 
 
 class _Declared(OptionInfo):
