@@ -1,4 +1,4 @@
-"""The command line. `--help` imports neither torch nor anything else that is slow."""
+"""The command line. `--help` imports neither torch nor anything else slow."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _options(
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our own errors and Ctrl-C into a message and an exit code."""
+    """Turn Brickyard's errors and Ctrl-C into a message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run a command as one of the processes that `torchrun` started; of those that fail, the first says why."""
+    """Run a command as one of the processes started by `torchrun`; only the first to fail reports its error."""
     from brickyard.runtime._processes import joined, process_count
 
     if process_count() < 2:

@@ -1,4 +1,4 @@
-"""The command that builds what a recipe says."""
+"""The build command, which runs a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that take files elsewhere: export, push."""
+"""Commands that export models: export, push."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that look at files: evaluate, show, predict; and the demo."""
+"""Commands that inspect and use files: evaluate, show, predict; and the demo."""
 
 from __future__ import annotations
 
@@ -199,4 +199,4 @@ def demo(
     from brickyard.cli._demo import run_demo
 
     result = run_demo(output, say=say)
-    emit(result, as_json, f"files and picture: {output}")
+    emit(result, as_json, f"files written to {output}")

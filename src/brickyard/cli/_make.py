@@ -1,4 +1,4 @@
-"""Commands that make files: train, locate, disassemble, assemble."""
+"""Commands that create files: train, locate, disassemble, assemble."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def assemble(
 def _from_yard(
     place: Path, classes: list[str], max_parameters: int | None, max_flops: int | None
 ) -> tuple[list[str], list[Component]]:
-    """Names of the best components of a yard for some classes, and the components; says which and why."""
+    """Choose and load the best components of a yard for some classes; prints which and why."""
     from brickyard.cli._yard import plain
     from brickyard.yard._yard import Yard
 

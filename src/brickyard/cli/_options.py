@@ -1,4 +1,4 @@
-"""What several commands share, and the options that are declared once for shell, Python and recipes."""
+"""Options shared by several commands, and those declared once for the shell, Python and recipes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda if
 
 
 class _Declared(OptionInfo):
-    """A word of the command line whose help is asked for when it is shown: choices may be registered until then."""
+    """An option whose help text is built when it is shown, since choices can be registered until then."""
 
     def __init__(self, option: Opt, words: list[str], **known: Any) -> None:
         self.option = option
@@ -64,7 +64,7 @@ class _Declared(OptionInfo):
 
     @property
     def help(self) -> str:
-        """What the declaration says, and whether None stands for something."""
+        """The declared help, including the meaning of None."""
         return self.option.said.replace('"', "")
 
     @help.setter
@@ -72,7 +72,7 @@ class _Declared(OptionInfo):
 
 
 def shell_option(option: Opt) -> inspect.Parameter:
-    """A declared option as a parameter that typer turns into a word of the command line."""
+    """Convert a declared option to a parameter that typer turns into a command-line option."""
     kind, default = option.plain, None if option.optional else option.default
     words = [f"--{option.name.replace('_', '-')}"] if kind is not bool or not default else []
     bounds: dict[str, Any] = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
@@ -84,13 +84,13 @@ def shell_option(option: Opt) -> inspect.Parameter:
 def with_options(
     *holders: Any, only: tuple[str, ...] = (), unset: tuple[Any, ...] = (), **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, in place of its `**options`, the options that verbs declare.
+    """Replace the `**options` of a command by the options that verbs declare.
 
     Args:
-        holders: Where they are declared; what the command takes itself is left out.
-        only: Names of those to take; default: all.
-        unset: Where options are declared that the command has to know whether they were given: None where not.
-        defaults: Defaults that are others here.
+        holders: Where they are declared; parameters of the command itself take precedence.
+        only: Names of the options to use; default: all.
+        unset: Where options are declared that are None unless given, so that the command can tell.
+        defaults: Defaults that differ for this command.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
@@ -126,7 +126,7 @@ def with_options(
 
 
 def only_for_locating(path: Path, given: dict[str, Any]) -> None:
-    """Refuse options that relevances from a file leave without effect."""
+    """Refuse options that have no effect on relevances from a file."""
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle:
         raise OptionError(

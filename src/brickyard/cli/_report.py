@@ -1,4 +1,4 @@
-"""Commands that make pictures and pages: routes, report."""
+"""Commands that create pictures and pages: routes, report."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def routes(
 
 
 def _measured(rows: Sequence[Faithfulness]) -> str:
-    """What routes are worth, as a table."""
+    """Format the faithfulness of routes as a table."""
     lines: list[list[str]] = []
     for row in rows:
         title = f"{row.name}: {row.kept:,} of {row.channels:,} channels"
@@ -163,6 +163,6 @@ def report(
 
 
 def _parts(item: Any) -> tuple[Any, ...]:
-    """Manifests of the components that an item is made of."""
+    """The manifests of an item's components."""
     manifest = getattr(item, "manifest", None)
     return () if manifest is None else tuple(manifest.parts)

@@ -1,4 +1,4 @@
-"""Commands that serve pages: the workbench."""
+"""The workbench command, which serves a web page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def workbench(
 
 
 def _bound(host: str, port: int) -> Any:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         OptionError: The address cannot be used.

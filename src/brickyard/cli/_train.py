@@ -1,4 +1,4 @@
-"""Commands that train further: finetune, distil."""
+"""Commands that train with components: finetune, distil."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def plain(text: str) -> str:
-    """A text from a file with nothing in it that a terminal would obey."""
+    """Make text from a file safe for a terminal, without control sequences."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
@@ -232,7 +232,7 @@ def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: st
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Entries as lines of at most a hundred columns."""
+    """Format entries as lines of at most 100 columns."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     table = [header] + [
         [
@@ -250,7 +250,7 @@ def _table(entries: Sequence[Entry]) -> str:
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
-    """Components with their scores as lines of at most a hundred columns; after these, why some have none."""
+    """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
     table = [header] + [
         [
@@ -273,12 +273,12 @@ def _classes(entry: Entry) -> str:
 
 
 def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
-    """Lines of at most a hundred columns; what is too long for them is cut short.
+    """Format a table as lines of at most 100 columns, shortening cells that are too long.
 
     Args:
         table: Cells by line.
-        right: Columns that end at the right.
-        shorten: Columns that may be cut short, in this order, and how many signs are left.
+        right: Right-aligned columns.
+        shorten: Columns that may be shortened, in this order, each with its minimum width.
     """
     widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
     over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
@@ -295,7 +295,7 @@ def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """Count the terminal columns that a text takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -304,7 +304,7 @@ def _columns(text: str) -> int:
 
 
 def _filled(text: str, width: int, right: bool) -> str:
-    """A text in so many columns, cut short or filled up."""
+    """Shorten or pad a text to a number of columns."""
     if _columns(text) > width:
         while text and _columns(text) > width - 1:
             text = text[:-1]
