@@ -40,7 +40,7 @@ _THRESHOLD: dict[str, Any] = {"least": 0, "below": 1, "owner": "threshold", "adv
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Thresholds of component locating; the defaults are the paper's.
+    """Thresholds for locating components; the defaults are the paper's.
 
     Attributes:
         alpha: For convolutions, relative contributions above this count.
@@ -57,10 +57,10 @@ class Thresholds:
         Thresholds(alpha=0.2, beta=0.1, linear_alpha=0.4, linear_beta=0.3)
     """
 
-    alpha: float = opt(0.3, help="Set the threshold of contributions for convolutions.", **_THRESHOLD)
-    beta: float = opt(0.2, help="Set the threshold of relevance for convolutions.", **_THRESHOLD)
-    linear_alpha: float = opt(0.4, help="Set the threshold of contributions for linear layers.", **_THRESHOLD)
-    linear_beta: float = opt(0.3, help="Set the threshold of relevance for linear layers.", **_THRESHOLD)
+    alpha: float = opt(0.3, help="Set the contribution threshold for convolutions.", **_THRESHOLD)
+    beta: float = opt(0.2, help="Set the relevance threshold for convolutions.", **_THRESHOLD)
+    linear_alpha: float = opt(0.4, help="Set the contribution threshold for linear layers.", **_THRESHOLD)
+    linear_beta: float = opt(0.3, help="Set the relevance threshold for linear layers.", **_THRESHOLD)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,10 +106,10 @@ class Budget:
     parameters: float | None = opt(
         None, help="Keep at most this share of the source's parameters, in (0, 1].", unset="no budget", **_SHARE
     )
-    allocation: Allocation = opt("auto", help="Divide the budget among the axes", owner="budget")
+    allocation: Allocation = opt("auto", help="Distribute the budget over the axes", owner="budget")
     round_to: int = opt(
-        1, least=1, owner="budget", advice="8 is a good one",
-        help="Keep a multiple of this many channels on every axis that is cut; 8 is fast.",
+        1, least=1, owner="budget", advice="8 is a good value",
+        help="Keep a multiple of this many channels on every axis that is cut; 8 runs fast.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -171,20 +171,20 @@ class TrainingOptions:
         0.0003
     """
 
-    epochs: int = opt(10, least=1, help="Make at most this many passes over the images.")
+    epochs: int = opt(10, least=1, help="Train for at most this many epochs.")
     optimizer: Optimizer = opt("sgd", help="Choose the optimizer")
     lr: float | None = opt(
-        None, above=0, help="Set the highest learning rate.", unset="0.01, or 3e-4 for adamw",
+        None, above=0, help="Set the peak learning rate.", unset="0.01, or 3e-4 for adamw",
         advice="0.1 suits a new network, 0.01 a trained one",
     )  # fmt: skip
-    warmup: float = opt(0.2, least=0, below=1, help="Raise the learning rate during this share of the steps.")
-    weight_decay: float = opt(5e-4, least=0, help="Set the decay of the weights per step.")
-    batch_size: int = opt(64, least=2, help="Use this many images per step.")
-    patience: int | None = opt(None, least=1, help="Stop after this many passes without a better one.", unset="never")
-    augment: bool = opt(False, help="Shift and mirror the images.")
-    norms: Norms = opt("trained", help="Choose the statistics of batch norms")
-    precision: Precision = opt("full", help="Choose the precision; auto is bfloat16 on a GPU")
-    seed: int = opt(0, least=0, help="Set the seed of order, augmentation and dropout.")
+    warmup: float = opt(0.2, least=0, below=1, help="Warm up the learning rate over this share of the steps.")
+    weight_decay: float = opt(5e-4, least=0, help="Set the weight decay.")
+    batch_size: int = opt(64, least=2, help="Use this many images per training step.")
+    patience: int | None = opt(None, least=1, help="Stop after this many epochs without improvement.", unset="never")
+    augment: bool = opt(False, help="Augment the images with random shifts and mirroring.")
+    norms: Norms = opt("trained", help="Choose how batch norms treat their statistics")
+    precision: Precision = opt("full", help="Choose the numeric precision; auto means bfloat16 on a GPU")
+    seed: int = opt(0, least=0, help="Set the random seed for data order, augmentation and dropout.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -218,13 +218,13 @@ class Distillation:
     """
 
     temperature: float = opt(
-        4.0, least=1e-3, most=1e3, help="Divide logits by this number before comparing them.", **_USUAL
+        4.0, least=1e-3, most=1e3, help="Divide logits by this temperature before comparing them.", **_USUAL
     )
     weight: float = opt(
-        0.5, least=0, most=1, help="Give the teacher this share of the loss, and the labels the rest.", **_USUAL
+        0.5, least=0, most=1, help="Set the teacher's share of the loss; the labels have the rest.", **_USUAL
     )
     features: float = opt(
-        0.0, least=0, most=1e6, help="Weigh the source's features on the channels that were kept.", **_USUAL
+        0.0, least=0, most=1e6, help="Set the weight of the feature loss on the kept channels.", **_USUAL
     )
 
     def __post_init__(self) -> None:
@@ -232,12 +232,12 @@ class Distillation:
 
 
 Seed = Annotated[
-    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Seed all random draws.")
+    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Set the random seed.")
 ]
-BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process this many images at once.")]
+BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process images in batches of this size.")]
 Resume = Annotated[
     str | Path | None,
-    Opt(default=None, help="Keep finished work in this folder; the same call, made again, continues.", unset="none",
+    Opt(default=None, help="Save progress in this folder; an identical call resumes from it.", unset="none",
         shell=Path, only="shell"),
 ]  # fmt: skip
 
@@ -251,18 +251,18 @@ class LocateOptions(TypedDict, total=False):
     ]
     preprocessing: Annotated[
         Preprocessing | None,
-        Opt(default=None, help="Apply this to the data before the model takes it.", unset="nothing"),
+        Opt(default=None, help="Preprocess the images this way before they enter the model.", unset="nothing"),
     ]
     outputs: Annotated[
         str,
-        Opt(default="one", help="Read the outputs, and the labels, as this kind in brickyard.outputs.", only="python"),
+        Opt(default="one", help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python"),
     ]
-    choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class to locate with")]
-    per_class: Annotated[int, Opt(default=50, least=1, help="Locate with this many images per class.")]
+    choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class used for locating")]
+    per_class: Annotated[int, Opt(default=50, least=1, help="Use this many images per class for locating.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
     thresholds: Annotated[
         Thresholds | None,
-        Opt(default=None, help="Count contributions and channels by these thresholds.", unset="the paper's",
+        Opt(default=None, help="Count contributions and channels with these thresholds.", unset="the paper's",
             advice="give brickyard.Thresholds(alpha=..., beta=...)"),
     ]  # fmt: skip
     keep_sums: Annotated[
@@ -273,7 +273,8 @@ class LocateOptions(TypedDict, total=False):
     batch_size: BatchSize
     seed: Seed
     name: Annotated[
-        str | None, Opt(default=None, help="Call the source by this name.", unset="the model's class", only="python")
+        str | None,
+        Opt(default=None, help="Record the source under this name.", unset="the model's class", only="python"),
     ]
     resume: Resume
 
@@ -288,26 +289,26 @@ class DisassembleOptions(TypedDict, total=False):
     ]
     thresholds: Annotated[
         Thresholds | None,
-        Opt(default=None, help="Keep the channels that these thresholds count.", unset="those of the relevances",
+        Opt(default=None, help="Keep the channels relevant under these thresholds.", unset="those of the relevances",
             inherits="the relevances', or ", advice="give brickyard.Thresholds(alpha=..., beta=...)"),
     ]  # fmt: skip
     budget: Annotated[
         Budget | None,
-        Opt(default=None, help="Keep the best channels that this budget allows, instead of thresholds.", unset="none",
+        Opt(default=None, help="Keep the best channels within this budget, instead of using thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
     ]  # fmt: skip
-    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="Rank channels for a budget by this criterion")]
-    reject: Annotated[bool, Opt(default=False, help='Keep one more output, for "none of these".')]
+    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="With a budget, rank channels by this criterion")]
+    reject: Annotated[bool, Opt(default=False, help='Add an output for "none of these".')]
     heal: Annotated[Heal, Opt(default="refit", help="Repair the component without gradients")]
     images: Annotated[
         Any,
-        Opt(default=None, help="Heal with these images, as for `locate`, or a tensor without labels.",
-            unset="the images that the relevances remember"),
+        Opt(default=None, help="Heal with these images, as for `locate`, or with an unlabelled tensor.",
+            unset="the images recorded with the relevances"),
     ]  # fmt: skip
     heal_images: Annotated[
         int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
     ]
-    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's prior.")]
+    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's ridge prior.")]
     batch_size: BatchSize
     seed: Seed
 
@@ -316,9 +317,9 @@ class AssembleOptions(TypedDict, total=False):
     """Options of `brickyard.assemble`."""
 
     without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
-    form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto is measured")]
+    form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
     scaling: Annotated[
-        str, Opt(default="none", choices=SCALINGS, help="Make the logits of the parts comparable with this method")
+        str, Opt(default="none", choices=SCALINGS, help="Make the parts' logits comparable with this method")
     ]
     images: Annotated[
         Any,
@@ -326,17 +327,17 @@ class AssembleOptions(TypedDict, total=False):
     ]
     shots: Annotated[
         int | None,
-        Opt(default=None, least=1, help="Use at most this many images per class.", unset="all", only="shell"),
+        Opt(
+            default=None, least=1, help="Calibrate with at most this many images per class.", unset="all", only="shell"
+        ),
     ]
-    on_duplicate: Annotated[
-        Duplicates, Opt(default="error", help="Decide what happens when two parts know a class of the same name")
-    ]
+    on_duplicate: Annotated[Duplicates, Opt(default="error", help="Resolve class names that several parts share")]
     votes: Annotated[
-        bool, Opt(default=False, help="Let parts cut with reject vote on classes of other parts that they know.")
+        bool, Opt(default=False, help="Let parts cut with reject vote on those classes of other parts that they know.")
     ]
     source: Annotated[
         Module | None,
-        Opt(default=None, help="Fill in the weights of a union from the source of all parts.", unset="none"),
+        Opt(default=None, help="Fill in the weights of a union from the parts' common source.", unset="none"),
     ]
     seed: Seed
 
@@ -346,11 +347,11 @@ class EvaluateOptions(TypedDict, total=False):
 
     source: Annotated[
         Module | Sequence[Module | None] | None,
-        Opt(default=None, help="Add the rows of the source, or of a list with one source per part.", unset="none"),
+        Opt(default=None, help="Also score the source, or a list with one source per part.", unset="none"),
     ]
-    latency: Annotated[bool, Opt(default=True, help="Measure the time of one batch.")]
-    latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure with this many images.")]
-    batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score this many images at once.")]
+    latency: Annotated[bool, Opt(default=True, help="Measure the latency of one batch.")]
+    latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure latency with batches of this size.")]
+    batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score images in batches of this size.")]
 
 
 class FinetuneOptions(TypedDict, total=False):
@@ -358,25 +359,25 @@ class FinetuneOptions(TypedDict, total=False):
 
     training: Annotated[
         TrainingOptions | None,
-        Opt(default=None, help="Train in this way.", unset="ten epochs of SGD",
+        Opt(default=None, help="Train with these options.", unset="ten epochs of SGD",
             advice="give brickyard.training.TrainingOptions(epochs=...)"),
     ]  # fmt: skip
     validation: Annotated[
         Any,
         Opt(default=0.1, shell=float,
-            help="Choose the best pass by this share of the images, or by other images; 0 keeps the last pass."),
+            help="Select the best epoch on this share of the images, or on other images; 0 keeps the last epoch."),
     ]  # fmt: skip
     teacher: Annotated[
         Module | None,
         Opt(
             default=None,
-            help="Learn from a model that knows the classes, or from the component's source.",
+            help="Distil from a model that knows the classes, or from the component's source.",
             unset="none",
         ),
     ]
     distillation: Annotated[
         Distillation | None,
-        Opt(default=None, help="Set how much the teacher counts.", unset="half of the loss",
+        Opt(default=None, help="Set the influence of the teacher.", unset="half of the loss",
             advice="give brickyard.training.Distillation(weight=...)"),
     ]  # fmt: skip
     resume: Resume

@@ -1,7 +1,7 @@
-"""Components and assemblies on the Hugging Face Hub, and in folders of that layout.
+"""Components and assemblies on the Hugging Face Hub, and in folders with the same layout.
 
-A repository holds the model's own file, `brickyard.safetensors`, a card, `README.md`, and `config.json`, in which the
-Hub looks for what a model is. Only the first is read back, and as strictly as any file from elsewhere.
+A repository holds the model file `brickyard.safetensors`, the card `README.md`, and `config.json`, from which the Hub
+identifies the model. Only the model file is read back, as strictly as any untrusted file.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def save_pretrained(
     license: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a folder as the Hub wants it: the model's file, its card, and `config.json`.
+    """Write a folder in the Hub's layout: the model file, its card, and `config.json`.
 
     Args:
-        model: What to write.
-        folder: Where to; it is made if it is missing.
-        scores: What `evaluate` returned, for the card.
-        license: An identifier such as "apache-2.0", for the card; nothing is said where it is None.
-        overwrite: Whether files of these names are replaced.
+        model: The component or assembly.
+        folder: The folder; it is created if missing.
+        scores: Results of `evaluate`, for the card.
+        license: An identifier such as "apache-2.0", for the card; omitted if None.
+        overwrite: Replace existing files.
 
     Returns:
         The folder.
@@ -82,16 +82,16 @@ def from_pretrained(
     token: str | bool | None = None,
     filename: str = FILENAME,
 ) -> Component | Assembly:
-    """Read a component or an assembly from a folder or from a repository on the Hub.
+    """Load a component or an assembly from a folder or from a repository on the Hub.
 
     Args:
         repo_or_folder: A folder, or else a repository such as "someone/pets".
         revision: A branch, tag or commit of the repository.
-        token: A token of the Hub, where the repository is private; default: the one that you logged in with.
-        filename: The model's file in it.
+        token: A Hub token, for private repositories; default: the one that you logged in with.
+        filename: Name of the model file.
 
     Raises:
-        FileError: There is no such file, it cannot be fetched, or it is no component and no assembly.
+        FileError: The file does not exist, cannot be fetched, or is neither a component nor an assembly.
         OptionError: huggingface_hub is missing.
     """
     folder = given_path(repo_or_folder, "the folder or repository")
@@ -126,22 +126,22 @@ def push_to_hub(
     scores: Any = None,
     license: str | None = None,
 ) -> str:
-    """Upload what `save_pretrained` writes, in one commit; the repository is made if it is missing.
+    """Upload the files of `save_pretrained` in one commit; the repository is created if missing.
 
     Args:
-        model: What to upload.
+        model: The component or assembly.
         repo_id: The repository, such as "someone/pets".
-        token: A token of the Hub that may write; default: the one that you logged in with.
-        private: Whether a repository that is made is private; default: as your account has it.
-        commit_message: What the commit says.
-        scores: What `evaluate` returned, for the card.
+        token: A Hub token with write access; default: the one that you logged in with.
+        private: Make a newly created repository private; default: your account's setting.
+        commit_message: The commit message.
+        scores: Results of `evaluate`, for the card.
         license: An identifier such as "apache-2.0", for the card.
 
     Returns:
-        The repository's full name.
+        The full name of the repository.
 
     Raises:
-        FileError: The Hub refused, or cannot be reached.
+        FileError: The Hub refused the upload, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
     if not isinstance(model, Component | Assembly):

@@ -1,4 +1,4 @@
-"""What a teacher says to an image, in the order of its student's outputs, and the loss that comes of it."""
+"""Teachers, whose answers follow the order of the student's outputs, and the distillation loss."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, wid
 
 
 def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
-    """A teacher for a component or an assembly.
+    """Prepare a teacher for a component or an assembly.
 
     Args:
         teacher: A component or an assembly that knows the student's classes by name, or the source of the component.
         student: The student.
-        how: Whether features are wanted.
+        how: The distillation settings, which say whether features are needed.
 
     Raises:
-        OptionError: The teacher does not know a class, or is no source of the student, or has no features for it.
+        OptionError: The teacher does not know a class, is not the student's source, or has no features for it.
     """
     if isinstance(teacher, Predictor):
         if how.features:
@@ -58,10 +58,10 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
 
 
 def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = False) -> Teacher:
-    """A teacher that finds the student's classes among its own by name.
+    """Prepare a teacher that matches the student's classes with its own by name.
 
     Raises:
-        OptionError: It does not know one.
+        OptionError: The teacher does not know a class.
     """
     missing = [name for name in classes if name not in teacher.classes]
     if missing or (reject and not teacher.reject):
@@ -81,15 +81,15 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
 
 
 class SourceTeacher:
-    """The source of a component as its teacher: its logits of the task, and its features on the kept channels.
+    """A component's source as its teacher: its logits for the task, and its features on the kept channels.
 
     Args:
         source: The network that the component was cut from.
         component: The component.
-        features: Whether features are wanted.
+        features: Also return features.
 
     Raises:
-        OptionError: The network is not the component's source, or its features are not channels of one axis.
+        OptionError: The network is not the component's source, or its features are not channels of a single axis.
     """
 
     def __init__(self, source: nn.Module, component: Component, *, features: bool) -> None:
@@ -122,7 +122,7 @@ class SourceTeacher:
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 
     def __call__(self, images: Tensor) -> Lesson:
-        """Raw images -> the lesson."""
+        """Map raw images to the teacher's answers."""
         x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
         with torch.no_grad():
             features, _, logits = observe(self.network, self.stop, x)
@@ -130,10 +130,10 @@ class SourceTeacher:
 
 
 def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation, outputs: Outputs = ONE) -> Tensor:
-    """The loss of a student that heeds labels and a teacher.
+    """Compute the loss of a student with labels and a teacher.
 
-    `(1 - weight) * loss + weight * taught` as this kind of outputs has them, and `features` times the features' mean
-    squared error as a share of the teacher's variance in the batch.
+    This is `(1 - weight) * loss + weight * taught`, as defined by the kind of outputs, plus `features` times the mean
+    squared error of the features, relative to the teacher's variance in the batch.
     """
     taught = outputs.taught(student[0], teacher[0].to(student[0]), how.temperature)
     loss = how.weight * taught + (1 - how.weight) * outputs.loss(student[0], targets)
@@ -144,7 +144,7 @@ def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distilla
 
 
 def teacher_name(teacher: nn.Module, student: Component | Assembly) -> str:
-    """What a manifest calls a teacher."""
+    """The name of a teacher in manifests."""
     if isinstance(teacher, Component):
         return f"component of {teacher.manifest.source.name}"
     if isinstance(teacher, Assembly):

@@ -1,6 +1,6 @@
-"""The loop that all training here goes through: seeded, with early stopping, and able to go on where it was stopped.
+"""The training loop shared by all training here: seeded, with early stopping, and resumable.
 
-Nothing here knows what is trained for what: a caller brings the loss of a batch and a score.
+It is independent of the task: the caller provides the loss of a batch and a score.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Loss = Callable[[list[int], torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training did.
+    """Result of a training run.
 
     Attributes:
-        epochs: Passes that were made.
-        best: The pass whose numbers the model has; 0 is before the first.
-        losses: Mean loss of each pass.
-        scores: The first number of the score before the first pass and after each; empty without a score.
+        epochs: Number of epochs run.
+        best: The epoch whose weights were kept; 0 is before the first.
+        losses: Mean loss of each epoch.
+        scores: First value of the score, before the first epoch and after each; empty without a score.
     """
 
     epochs: int = 0
@@ -56,19 +56,19 @@ def fit(
     """Train a model in place.
 
     Args:
-        model: What is trained: its parameters that need gradients. It is left in evaluation mode.
-        loss: The loss of the images of these numbers; what it draws, it draws from the generator.
-        count: How many images there are.
-        training: How to train.
-        score: How good the model is now, higher is better: a number, and another one where two passes are equal in
-            the first. The numbers of the best pass, or those before the first, are kept. Without it, those of the last.
-        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
-        key: What else decides the result; a state that was kept with another key is refused.
-        text: What the progress bar says.
+        model: The model, whose parameters that need gradients are trained. It is left in evaluation mode.
+        loss: Computes the loss for image indices; takes all its random draws from the generator.
+        count: Number of images.
+        training: The training options.
+        score: Scores the current model, higher is better: a value, and another that breaks ties. The weights of the
+            best epoch, or those before the first, are kept. Without a score, those of the last epoch are kept.
+        resume: A folder for the state after each epoch; an identical call resumes from it.
+        key: Anything else that determines the result; a saved state with another key is refused.
+        text: Label of the progress bar.
 
     Raises:
         OptionError: Training diverges.
-        FileError: The state in `resume` cannot be read or written, or is of another call.
+        FileError: The state in `resume` cannot be read or written, or belongs to a different call.
     """
     run = _Run(model, count, training)
     about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
@@ -106,7 +106,7 @@ def fit(
 
 
 def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> float:
-    """One pass; its mean loss."""
+    """Run one epoch and return its mean loss."""
     total, batches = 0.0, run.batches()
     for chosen in batches:
         rate = run.rate()
@@ -130,7 +130,7 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
 
 
 class _Run:
-    """A training under way: all that decides how it goes on."""
+    """A training run in progress: everything that determines how it continues."""
 
     def __init__(self, model: nn.Module, count: int, training: TrainingOptions) -> None:
         self.model, self.count, self.training = model, count, training
@@ -157,14 +157,14 @@ class _Run:
         return torch.autocast(self.device, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def batches(self) -> list[list[int]]:
-        """The images of a pass; what is left over of the last batch waits for another pass."""
+        """The batches of an epoch; an incomplete last batch is left out unless it is the only one."""
         size = self.training.batch_size
         order = torch.randperm(self.count, generator=self.generator)
         parts = order[: len(order) // size * size or None].split(size)
         return [part.tolist() for part in parts if len(part) > 1]  # batch norms need two
 
     def rate(self) -> float:
-        """The learning rate of the next step: one cosine up, one down."""
+        """The learning rate of the next step: a cosine up, then a cosine down."""
         top = self.training.rate
         start = top / 25
         turn = self.training.warmup * self.total - 1
@@ -173,7 +173,7 @@ class _Run:
         return _cosine(top, start / 1e4, min(1.0, (self.step - turn) / max(1.0, self.total - 1 - turn)))
 
     def scored(self, value: tuple[float, float], epoch: int) -> None:
-        """Take note of a score; numbers that are no worse than the best ones are kept."""
+        """Record a score, and keep the weights if they are no worse than the best."""
         if not self.scores or value > max(self.scores):
             self.best = epoch
             self.best_state = {name: v.detach().clone() for name, v in self.model.state_dict().items()}
@@ -196,7 +196,7 @@ class _Run:
         return tensors, {**text, "scaler": self.scaler.state_dict()}
 
     def restore(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a result of `state`."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
@@ -216,7 +216,7 @@ class _Run:
 
 
 def _mixed(training: TrainingOptions, device: str) -> torch.dtype | None:
-    """The type that products are computed in where it is not the weights' own."""
+    """The type that products are computed in, if different from that of the weights."""
     if training.precision == "auto":
         return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(training.precision)

@@ -1,4 +1,4 @@
-"""Make a source: train a small network on image data. Plain, seeded, without surprises."""
+"""Create sources: train small networks on image data, reproducibly from a seed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from brickyard.training._loop import fit
 
 
 def device_named(name: str) -> torch.device:
-    """A device that can compute here, by its name.
+    """Return a device by name, after checking that it works here.
 
     Raises:
-        OptionError: There is none of this name.
+        OptionError: There is no such device.
 
     Example:
         >>> from brickyard.training._sources import device_named
@@ -71,21 +71,21 @@ def train(
     teacher: Predictor | None = None,
     distillation: Distillation | None = None,
 ) -> float:
-    """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
+    """Train a classifier in place: SGD with momentum, warm-up, and cosine decay to zero.
 
     Args:
         model: Takes preprocessed images and returns (batch, classes).
         data: Training images; labels are the model's outputs.
-        preprocessing: What is done to the images before the model takes them.
-        epochs: Passes over the data.
-        lr: The highest learning rate.
-        batch_size: Images a step.
+        preprocessing: Applied to the images before they enter the model.
+        epochs: Number of epochs.
+        lr: Peak learning rate.
+        batch_size: Images per training step.
         weight_decay: L2 penalty.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
-        seed: Seed for order and augmentation.
+        seed: Random seed for data order and augmentation.
         teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
             architecture.
-        distillation: How much the teacher counts.
+        distillation: Weighting of the teacher.
 
     Returns:
         Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
@@ -124,7 +124,7 @@ def train(
 
 
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
-    """Share of images that a classifier answers right, in [0, 1]."""
+    """Compute a classifier's accuracy, in [0, 1]."""
     right, like = 0, next(model.parameters())
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
@@ -135,13 +135,13 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
 
 @dataclass(frozen=True)
 class Trained:
-    """A source that was just trained, with what its file says.
+    """A newly trained source, with the contents of its file.
 
     Attributes:
         source: The source.
-        arch: The zoo's name of its network.
+        arch: Name of its network in the zoo.
         options: Width and other options of the network.
-        scores: `train_accuracy`, and `test_accuracy` where held-out images were given; in [0, 1].
+        scores: `train_accuracy`, and `test_accuracy` if held-out images were given; in [0, 1].
     """
 
     source: Source
@@ -175,24 +175,24 @@ def train_source(
     teacher: Predictor | None = None,
     distillation: Distillation | None = None,
 ) -> Trained:
-    """Build a network of the zoo and train it on images.
+    """Build a zoo network and train it on images.
 
     Args:
-        network: A network of the zoo: `NAME` or `NAME?width=0.5`.
+        network: A zoo network: `NAME` or `NAME?width=0.5`.
         images: Training images; their class names become the source's.
-        preprocessing: What it leaves open is taken from the images: 32x32, and their own mean and deviation.
-        held_out: Images with the same classes, to score.
-        epochs: Passes over the images.
-        lr: The highest learning rate.
-        batch_size: Images a step.
-        augment: Shift and mirror the images.
-        seed: Seed of weights, order and augmentation.
-        device: Where it is trained, such as "cuda"; the source comes back on the CPU.
+        preprocessing: Values left unset default to 32x32, and to the images' mean and standard deviation.
+        held_out: Images of the same classes, for the test accuracy.
+        epochs: Number of epochs.
+        lr: Peak learning rate.
+        batch_size: Images per training step.
+        augment: Augment the images with random shifts and mirroring.
+        seed: Random seed for weights, data order and augmentation.
+        device: Training device, such as "cuda"; the source is returned on the CPU.
         teacher: A component or an assembly that knows the images' classes by name.
-        distillation: How much the teacher counts.
+        distillation: Weighting of the teacher.
 
     Raises:
-        OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
+        OptionError: The network is unknown or does not take images of this size, or an option cannot be used.
         DataError: There are too few images.
     """
     how, place = preprocessing, device_named(device)

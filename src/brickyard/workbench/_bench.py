@@ -39,17 +39,17 @@ from brickyard.yard._index import Entry
 from brickyard.yard._yard import SAMPLES, Yard
 
 FORMS = {
-    "parallel": "The bricks run one after the other. Any mix works, and nothing is multiplied by zero.",
-    "padded": "One plain network with the bricks side by side in every layer. They must be built alike.",
-    "grouped": "As padded, with groups in place of zeros. They must be built alike.",
-    "union": "One brick with the channels of all. They must be cut from the same source.",
-    "auto": "Parallel, padded or grouped: whichever is fastest here. Measured when you assemble.",
+    "parallel": "Runs the bricks one after the other. Works for any mix, with no multiplications by zero.",
+    "padded": "Merges the bricks into one plain network, side by side in every layer. Needs one architecture.",
+    "grouped": "Like padded, with groups in place of zeros. Needs one architecture.",
+    "union": "Merges the channels of all bricks into one. Needs bricks of the same source.",
+    "auto": "Picks the fastest of parallel, padded and grouped, measured when you assemble.",
 }
 DUPLICATES = {
-    "error": "do not allow it",
-    "average": "average them",
-    "max": "take the higher",
-    "rename": "keep both, rename",
+    "error": "do not allow duplicates",
+    "average": "average the scores",
+    "max": "use the higher score",
+    "rename": "keep both, rename one",
 }
 WORDS = {"form": FORMS, "scaling": SCALING_HELP, "on_duplicate": DUPLICATES}
 CELLS = 48  # in the picture of one axis
