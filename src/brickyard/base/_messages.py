@@ -12,7 +12,7 @@ def first_line(error: BaseException) -> str:
     r"""Reduce another library's error to one line for a message of ours; its type's name if it has no text.
 
     Example:
-        >>> from brickyard.base._errors import first_line
+        >>> from brickyard.base._messages import first_line
         >>> first_line(RuntimeError("no\nmore")), first_line(KeyError())
         ('no', 'KeyError')
     """
@@ -31,7 +31,7 @@ def shown(text: str, keep: str = "\n\t") -> str:
         keep: Characters that stay as they are.
 
     Example:
-        >>> from brickyard.base._errors import shown
+        >>> from brickyard.base._messages import shown
         >>> shown("cat\x1b]0;title\x07, k\u00e4fer"), shown("two\nlines", keep="")
         ('cat\\x1b]0;title\\x07, k\xe4fer', 'two\\nlines')
     """
@@ -46,7 +46,7 @@ def told(value: object, most: int = 400) -> str:
     r"""Shorten foreign text to one safe line for a message of ours.
 
     Example:
-        >>> from brickyard.base._errors import told
+        >>> from brickyard.base._messages import told
         >>> told("a\nb\x1b[2J"), told("x" * 1000, most=8)
         ('a b\\x1b[2J', 'xxxxxxxx...')
     """
@@ -67,7 +67,7 @@ def near(word: str, known: Sequence[str]) -> str:
     """Return a hint ("; did you mean ...?") for a word that resembles a known one, or "".
 
     Example:
-        >>> from brickyard.base._options import near
+        >>> from brickyard.base._messages import near
         >>> near("catt", ["dog", "cat"]), near("zebra", ["dog", "cat"])
         ("; did you mean 'cat'?", '')
     """

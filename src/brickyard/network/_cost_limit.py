@@ -47,7 +47,7 @@ class Bounds(TorchDispatchMode):
         ...         _ = layer(torch.empty(2, 100_000, device="meta"))
         ... except FileError as error:
         ...     print(str(error)[:24])
-        its network takes more t
+        its network needs more t
     """
 
     def __init__(self, numbers: int | None) -> None:

@@ -114,7 +114,7 @@ def advice(error: BaseException) -> str:
     """What to do next after a failure to write.
 
     Example:
-        >>> from brickyard.storage._safefile import advice
+        >>> from brickyard.storage._atomic import advice
         >>> advice(OSError(13, "Permission denied")), advice(OSError(28, "No space left on device"))
         ('make its folder writable, or choose another place', 'free some space or choose another place')
     """
