@@ -1,10 +1,9 @@
-"""From an empty folder to an ONNX classifier out of two trained torchvision networks, as a new user does it.
+"""Build an ONNX classifier from two trained torchvision networks, starting in an empty folder as a new user would.
 
     python benchmarks/transcript.py    # writes docs/howto/first-classifier.md
 
-Two sources are trained first, as somebody else would have done it: plain torchvision networks on coloured pictures of
-digits, with their weights in .pt files and their pictures in folders. Then the commands of the page run, and what they
-print goes into the page.
+First, two sources are trained, standing in for networks from elsewhere: plain torchvision networks on RGB images of
+digits, with weights in .pt files and images in folders. Then the page's commands run, and their output goes into it.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ COMMANDS = (
 
 
 def prepare(folder: Path) -> None:
-    """What the user has: two trained networks, and their pictures."""
+    """Create what the user starts with: two trained networks and their images."""
     torch.manual_seed(0)
     for name, make, classes, epochs in (
         ("lower", torchvision.models.resnet18, range(5), 6),
@@ -64,7 +63,7 @@ def save(data: ImageData, folder: Path) -> None:
 
 
 def transcript(folder: Path) -> str:
-    """Run the commands; what a terminal would show."""
+    """Run the commands, and return what a terminal would show."""
     shown = [f"$ {INSTALL}"]
     for command in COMMANDS:
         words = [sys.executable, "-m", *command.split()]
@@ -78,18 +77,18 @@ def transcript(folder: Path) -> str:
 def page(shown: str) -> str:
     return f"""# First classifier, from the shell
 
-You have two trained torchvision networks, `lower.pt` and `upper.pt`, and the pictures that they were trained on, in
-folders with `train` and `test` and a folder a class below. Six commands make one ONNX classifier of three classes of
-the first and two of the second. This page was written by `python benchmarks/transcript.py`, which ran them.
+You have two trained torchvision networks, `lower.pt` and `upper.pt`, and the images they were trained on, in folders
+with `train` and `test` subfolders that contain one folder per class. Six commands build one ONNX classifier from three
+classes of the first network and two of the second. `python benchmarks/transcript.py` ran them and wrote this page.
 
 ```console
 {shown}
 ```
 
-What the lines say: `FLOPs` and `parameters` are what is left of each source. `oracle` is the accuracy if every picture
-went to the right part; `assembled` is what the classifier reaches with all five classes competing. The ONNX file takes
-pictures of any size as they are, (batch, 3, height, width) in [0, 1], and was compared with PyTorch before it was
-written. [Getting out](../export.md) shows how to run it.
+How to read the output: `FLOPs` and `parameters` show how much of each source remains. `oracle` is the accuracy when
+every image is sent to the right part; `assembled` is the accuracy of the classifier with all five classes competing.
+The ONNX file takes unprocessed images of any size, (batch, 3, height, width) in [0, 1]. It was compared with PyTorch
+before it was written. [Getting out](../export.md) shows how to run it.
 """
 
 

@@ -101,7 +101,7 @@ def headline(page: Page) -> str:
 
 def test_from_bricks_to_a_file_that_says_the_same(page, yard, tmp_path) -> None:
     button(page, "class 0, in brick digits-012").click()
-    expect(page.locator("#status")).to_contain_text("1, 2 come along")
+    expect(page.locator("#status")).to_contain_text("1, 2 are included too")
     page.locator("li.brick", has=page.get_by_text("digits-789", exact=True)).drag_to(page.locator("#tray"))
     expect(page.locator("#total-classes")).to_have_text("6")
     expect(page.locator("#overlap-list li")).to_have_count(2)
@@ -147,12 +147,12 @@ def test_with_keys_alone(page) -> None:
     press(page, "Enter")
     expect(page.locator("#wall li")).to_have_count(2)
     focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert focused == "Take out brick hostile"  # the focus stays on the brick
+    assert focused == "Remove brick hostile"  # the focus stays on the brick
     press(page, "Delete")
     expect(page.locator("#wall li")).to_have_count(1)
     tab_to(page, "Add brick digits-012")
     press(page, "Enter")
-    tab_to(page, "Take brick digits-789 out of the tray")
+    tab_to(page, "Remove brick digits-789 from the tray")
     press(page, "Delete")
     expect(page.locator("#wall li")).to_have_count(1)
     expect(page.locator("#total-classes")).to_have_text("3")
@@ -281,7 +281,7 @@ def test_duplicates_are_shown_and_decided(page) -> None:
     expect(page.locator("#duplicate-names")).to_have_text("“2” is in digits-012 and digits-23")
     button(page, "Assemble").click()
     expect(page.locator("#tray-error")).to_contain_text("class '2' is in part 0")
-    page.get_by_label("average them").check()
+    page.get_by_label("average the scores").check()
     assembled(page, 2)
     expect(page.locator("#made")).to_contain_text("knows 4 classes")
 
@@ -332,7 +332,7 @@ def test_text_has_enough_contrast(page, scheme) -> None:
     page.emulate_media(color_scheme=scheme)
     for name in ("digits-012", "digits-23"):
         button(page, f"Add brick {name}").click()
-    page.get_by_label("keep both, rename").check()
+    page.get_by_label("keep both, rename one").check()
     assembled(page, 2)
     button(page, "Try sample digit-2.png").click()
     expect(page.locator(".answer")).to_have_count(1)

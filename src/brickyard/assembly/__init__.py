@@ -1,1 +1,1 @@
-"""Assemblies: one classifier made of components, and the forms that it can take."""
+"""Assemblies: classifiers composed of components, and the forms they can take."""

@@ -32,25 +32,24 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     """Join components into one classifier, without training.
 
     Args:
-        components: The parts; each keeps its own preprocessing. An assembly in parallel form stands for its parts.
+        components: The parts; each keeps its own preprocessing. An assembly in parallel form is replaced by its parts.
         **options: Options of the scaling.
 
-    Forms: "parallel": the parts run one after the other (any mix of
-    architectures); "padded": one network with the parts side by side on every channel axis (one architecture: the
-    paper's alignment padding); "grouped": the same with equal channel counts and groups in place of zeros, so that it
-    multiplies nothing by zero; "union": one component with the union of the channels (one source); "auto": measured on
-    the parts' device, whichever of the first three is fastest.
+    Forms: "parallel": run the parts one after the other (any mix of architectures); "padded": one network with the
+    parts side by side on every channel axis (one architecture; the paper's alignment padding); "grouped": the same,
+    with equal channel counts and groups instead of zeros, so that nothing is multiplied by zero; "union": one component
+    with the union of the channels (one source); "auto": the fastest of the first three, measured on the parts' device.
 
-    A class that is left out stays in its part, so that all other classes' logits are the same bits as before; a part of
-    which no class is left is dropped.
+    A class that is left out stays in its part, so the logits of all other classes do not change by a bit. A part with
+    no class left is dropped.
 
     Returns:
         The assembly, in evaluation mode.
 
     Raises:
-        TaskError: Two parts know a class of the same name, or a class to leave out is none of them, or none is left.
+        TaskError: Two parts share a class name, a class to leave out does not exist, or no class is left.
         SurgeryError: The parts cannot be joined in this form.
-        OptionError: An option or scaling is not known, or lacks what it needs.
+        OptionError: An option or scaling is unknown, or required input is missing.
         DataError: The images cannot be used.
 
     Example:
@@ -95,7 +94,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
 
 
 def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component], list[tuple[int, ...]]]:
-    """Components, with those that assemblies are made of, and the classes that each does not contribute."""
+    """The components, including those inside assemblies, and the classes that each does not contribute."""
     parts: list[Component] = []
     gone: list[tuple[int, ...]] = []
     for item in components:
@@ -127,7 +126,7 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
 def _left(
     parts: Sequence[Component], manifest: AssemblyManifest, names: Sequence[str]
 ) -> tuple[list[Component], list[tuple[int, ...]]]:
-    """The parts of which a class is left when these are left out too, and the classes that each does not contribute."""
+    """The parts that keep a class once these are left out too, and the classes that each does not contribute."""
     gone = [list(out) for out in manifest.left_out or ((),) * len(manifest.parts)]
     tasks = manifest.tasks
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
@@ -154,10 +153,10 @@ def assembly_manifest(
     votes: bool = False,
     left_out: Sequence[tuple[int, ...]] = (),
 ) -> AssemblyManifest:
-    """What an assembly of these parts would be, before anything is joined; "auto" is parallel until it is measured.
+    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured.
 
     Raises:
-        TaskError: Two parts know a class of the same name, or there is nothing to vote on.
+        TaskError: Two parts share a class name, or there is nothing to vote on.
         OptionError: The parts' outputs differ in kind.
     """
     kinds = list(dict.fromkeys(part.outputs for part in parts))
@@ -186,7 +185,7 @@ def assembly_manifest(
 def _members(
     parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Class names; for each the places of its logits side by side; and what further classes each part votes on."""
+    """Class names, the positions of each one's logits, and the additional classes on which each part votes."""
     named = [[part.source.classes[k] for k in task] for part, task in zip(parts, tasks, strict=True)]
     known = {name for names in named for name in names} if votes else set()
     voting = tuple(_votes(part, known) for part in parts)
@@ -224,7 +223,7 @@ def _members(
 
 
 def _votes(part: ComponentManifest, known: set[str]) -> tuple[int, ...]:
-    """Classes outside a part's task that other parts contribute and its source knows."""
+    """Classes outside a part's task that its source knows and other parts contribute."""
     if not part.reject:
         return ()
     return tuple(k for k, name in enumerate(part.source.classes) if name in known and k not in part.task)

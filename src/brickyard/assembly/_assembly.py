@@ -38,8 +38,8 @@ class Joined(nn.Module):
     """What assemblies of all kinds of networks share: the parts' logits side by side, and their scaling.
 
     Attributes:
-        manifest: What it is, with the manifests of its parts.
-        outputs: What its outputs mean.
+        manifest: Its description, including the manifests of its parts.
+        outputs: The kind of its outputs.
         matrix: The scaling's linear map on the parts' logits, (logits, logits), or None.
         shift: Its shift, (logits,), or None.
         gate: What the scaling adds to a part's classes by how its features look, or None.
@@ -166,17 +166,17 @@ class Assembly(Joined, Predictor):
 
     @property
     def reject(self) -> bool:
-        """An assembly answers with one of its classes."""
+        """False: an assembly always answers with one of its classes."""
         return False
 
     def networks(self) -> list[Network]:
-        """The networks that hold the numbers: one a part, or one in all."""
+        """The networks that hold the weights: one per part, or a single joined one."""
         if self.manifest.form == "parallel":
             return [part.network for part in self.components()]
         return [self.joined]
 
     def shaped_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
-        """`networks`, each with (channels, height, width) of what it takes."""
+        """`networks`, each with its input shape (channels, height, width)."""
         shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
         return list(zip(self.networks(), shapes, strict=True))
 
@@ -187,20 +187,20 @@ class Assembly(Joined, Predictor):
             yield part
 
     def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What the parts say, before scaling.
+        """Run the parts, without scaling.
 
         Args:
             images: Raw images, (batch, channels, height, width).
-            features: Whether to give features and distances too; only in parallel form.
+            features: Also return features and distances; only in parallel form.
 
         Returns:
-            The parts' logits of their columns, (batch, logits); their features, each part's of length one, (batch,
-            features); and how far these are from the parts' own classes, (batch, parts).
+            Logits of the parts' columns, (batch, logits); their features, unit length per part, (batch, features);
+            and the distances of these from the parts' own classes, (batch, parts).
         """
         return self._signals(self.inputs(images), features)
 
     def inputs(self, images: Tensor) -> list[Tensor]:
-        """Raw images -> what each of `networks` takes."""
+        """Preprocess raw images for each of `networks`."""
         parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
         if self.manifest.form == "parallel" or self.manifest.shared_input:
             prepared = [preprocess(images, part.preprocessing) for part in parts[: len(likes)]]
@@ -209,7 +209,7 @@ class Assembly(Joined, Predictor):
         return [x.to(like.device, like.dtype) for x, like in zip(prepared, likes, strict=True)]
 
     def answers(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What `inputs` gives -> logits of all classes."""
+        """Map the result of `inputs` to the logits of all classes."""
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -234,26 +234,26 @@ class Assembly(Joined, Predictor):
         return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
 
     def side_by_side(self, images: Tensor) -> Tensor:
-        """The parts' class logits before scaling, (batch, logits)."""
+        """The parts' logits before scaling, (batch, logits)."""
         return self.signals(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw images -> logits of all classes."""
+        """Map raw images to the logits of all classes."""
         return self.answers(self.inputs(images))
 
     logits = forward
 
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
-        """The same assembly, scaled otherwise."""
+        """The same assembly with another scaling."""
         manifest = self.manifest.model_copy(update={"scaling": record})
         return self._with(manifest=manifest, matrix=fitted.matrix, shift=fitted.shift, gate=fitted.gate)
 
     def with_manifest(self, **changes: Any) -> Assembly:
-        """The same assembly with other entries in its manifest."""
+        """The same assembly with changed manifest entries."""
         return self._with(manifest=self.manifest.model_copy(update=changes))
 
     def _with(self, **changes: Any) -> Assembly:
-        """An assembly of the same, but for some of what it is made of."""
+        """A copy of the assembly with some of its contents replaced."""
         parallel = self.manifest.form == "parallel"
         same: dict[str, Any] = {
             "networks": self.networks(),
@@ -267,7 +267,7 @@ class Assembly(Joined, Predictor):
         return Assembly(**(same | changes))
 
     def fused(self) -> Assembly:
-        """The same assembly for inference, as `Component.fused` makes its parts; form and scaling stay."""
+        """A copy fused for inference, as by `Component.fused`; form and scaling stay the same."""
         networks = [quick(network, shape) for network, shape in self.shaped_networks()]
         return self._with(networks=networks, skeletons=[None] * len(self.manifest.parts))
 

@@ -1,4 +1,4 @@
-"""The forms of an assembly: how several components run as one network, or one after the other."""
+"""Forms of an assembly: components run as one joined network, or one after the other."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MARGIN = 0.95  # another form than parallel must take less than this share of it
 
 
 def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None = None) -> Assembly:
-    """The assembly in the form that its manifest names.
+    """Build the assembly in the form that its manifest names.
 
     Raises:
-        SurgeryError: The parts cannot be brought into that form.
+        SurgeryError: The parts cannot be joined in that form.
     """
     skeletons = [part.skeleton for part in parts]
     if manifest.form == "parallel":
@@ -52,7 +52,7 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
 
 
 def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
-    """The assembly whose parts are one network."""
+    """Build an assembly whose parts are joined into one network."""
     skeletons = [part.skeleton for part in parts]
     blueprints = [_blueprint(part) for part in parts]
     if manifest.form == "union":
@@ -85,9 +85,9 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
 
 
 def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly:
-    """The assembly in the form that takes the least time here, of those that give the same.
+    """Build the assembly in the fastest of the equivalent forms, as measured on this machine.
 
-    Each is timed on one image and on a batch; parallel stays unless another is clearly faster.
+    Each form is timed on one image and on a batch; parallel is kept unless another is clearly faster.
     """
     made: dict[MadeForm, Assembly] = {}
     forms: tuple[MadeForm, ...] = ("parallel", "padded", "grouped")
@@ -129,7 +129,7 @@ def _union(
 
 
 def _blueprint(part: Component) -> Part:
-    """A component as a cut of its source's structure, which is rebuilt without numbers."""
+    """Express a component as a cut of its source's structure, which is rebuilt without weights."""
     if part.skeleton is None:
         raise SurgeryError(
             "surgery-no-structure",
@@ -175,7 +175,7 @@ def _can_share_input(manifest: AssemblyManifest, graph: Graph) -> bool:
 
 
 def _check_equal(joined: Assembly, parallel: Assembly) -> None:
-    """Compare joined and parallel outputs on random images; a difference would be a wrong place."""
+    """Compare the joined and parallel outputs on random images, to detect misplaced weights."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, *parallel.manifest.parts[0].input_shape, generator=generator)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Labelled images of several parts, and what all parts say to them."""
+"""Labelled images of several parts, and the outputs of all parts for them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from brickyard.scaling._scale import Evidence
 
 @dataclass(frozen=True)
 class Shared:
-    """Labelled images of several parts, and what all parts say to them; one entry an image.
+    """Labelled images of several parts, and the outputs of all parts for them; one entry per image.
 
     Attributes:
-        chosen: For each part the numbers of its images.
+        chosen: For each part, the indices of its images.
         owners: The part that each image belongs to.
-        targets: What is right for each in the assembly's classes.
-        signals: What `Assembly.signals` gives, in float64.
+        targets: The target of each image in terms of the assembly's classes.
+        signals: The result of `Assembly.signals`, in float64.
     """
 
     chosen: tuple[list[int], ...]
@@ -34,7 +34,7 @@ class Shared:
     signals: tuple[Tensor, Tensor | None, Tensor | None]
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
-        """All of it for a few-shot scaling of the assembly."""
+        """Convert this to evidence for a few-shot scaling of the assembly."""
         logits, features, distances = self.signals
         return Evidence(manifest, logits, self.targets, self.owners, features, distances)
 
@@ -52,12 +52,12 @@ def shared_signals(
 
     Args:
         assembly: The assembly.
-        images: A list with one entry a part: labelled images whose labels index the part's source's classes,
-            or None. Images of classes outside the part's task are left out.
-        features: Whether features and distances are wanted.
-        shots: At most so many images a class.
-        seed: Seed for drawing them.
-        batch_size: Images at once.
+        images: A list with one entry per part: labelled images whose labels index the classes of the part's source,
+            or None. Images of classes outside the part's task are ignored.
+        features: Also compute features and distances.
+        shots: Maximum number of images per class.
+        seed: Random seed for drawing them.
+        batch_size: Images per batch.
     """
     parts = assembly.manifest.parts
     if not isinstance(images, list | tuple) or len(images) != len(parts):
@@ -101,7 +101,7 @@ def _joined(values: list[Tensor | None]) -> Tensor | None:
 
 
 def _shots(members: Mapping[str, Tensor], shots: int, seed: int) -> list[int]:
-    """So many images of each class, of which it is known which are its members; an image may be of several."""
+    """Draw up to `shots` images of each class from its members; an image may belong to several classes."""
     generator = torch.Generator().manual_seed(seed)
     found: list[int] = []
     for name, inside in members.items():

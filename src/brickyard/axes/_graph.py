@@ -1,9 +1,9 @@
 """Channel axes: which tensor dimensions of a network must be cut together.
 
-An axis is a largest set of channels that the same layers write, read and follow and that are pinned for the
-same reasons. A residual add ties the channels of its two sides, so they share an axis; a concatenation's
-reader has channels of several axes, in order; an option-A shortcut ties some channels of a layer to an
-earlier axis and leaves the others in one of their own.
+An axis is a largest set of channels that the same layers write, read and follow and that are pinned for the same
+reasons. A residual add ties the channels of its two sides, so they share an axis. A layer that reads a concatenation
+has channels of several axes, in order. An option-A shortcut ties some channels of a layer to an earlier axis and leaves
+the others in an axis of their own.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Axis:
     """A channel axis.
 
     Attributes:
-        name: Its first writer, with "#2", "#3" ... where that layer writes several axes.
-        size: How many channels it has.
-        start: The number of its first channel, counted over all axes of the network.
+        name: Its first writer, with "#2", "#3" ... if that layer writes several axes.
+        size: Number of channels.
+        start: Index of its first channel, counted over all axes of the network.
         writers: Layers whose output channels it holds.
         readers: Layers whose input channels it holds.
-        followers: Layers and tensors with one entry a channel.
-        pinned: Why it is kept whole; empty when it may be cut.
-        output: Whether its channels are the network's class outputs, one a class.
+        followers: Layers and tensors with one entry per channel.
+        pinned: Why it is kept whole; empty if it may be cut.
+        output: Whether its channels are the network's class outputs, one per class.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Axis:
 
     @property
     def channels(self) -> slice:
-        """Its channels among those of all axes."""
+        """Its channels as a slice of those of all axes."""
         return slice(self.start, self.start + self.size)
 
 
@@ -65,9 +65,9 @@ class Mixer:
     Attributes:
         name: The layer's dotted name.
         position: Its first step in the network.
-        reads: Channel numbers, one an input of the layer; flattened inputs repeat them.
-        writes: Channel numbers, one an output of the layer.
-        flops: Floating-point operations for one image and one (output, input) pair.
+        reads: Channel indices, one per input of the layer; flattened inputs repeat them.
+        writes: Channel indices, one per output of the layer.
+        flops: Floating-point operations per image and (output, input) pair.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Axes:
         return sum(axis.size for axis in self.axes)
 
     def axis(self, name: str) -> Axis:
-        """The axis of that name.
+        """The axis with this name.
 
         Raises:
             KeyError: There is none.
@@ -187,11 +187,11 @@ class Graph(Axes):
         return float(free[channels].mean()) if len(channels) else 0.0
 
     def at(self, owner: str, role: DimRole, dim: int = 0) -> Labels | None:
-        """Channel numbers along a dimension of a layer or bare tensor, or None if it has none."""
+        """Channel indices along a dimension of a layer or bare tensor, or None."""
         return self._at.get((owner, role, dim))
 
     def labels(self, node: Node) -> Any:
-        """Channel numbers of a step's value: an array as `labels.Labeller` makes them, a tuple, or None."""
+        """Channel indices of a step's value: an array as `labels.Labeller` creates them, a tuple, or None."""
         return self._labels[node.name]
 
     def mixers(self) -> list[Mixer]:
@@ -236,10 +236,10 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
     Args:
         model: A classifier that takes one image batch and returns (batch, classes).
-        example: Images as the model takes them, (batch, channels, height, width); two are enough.
+        example: Example images, (batch, channels, height, width); two are enough.
 
     Returns:
-        A graph that prints as a table of axes: size, writers, readers, followers, and why one is pinned.
+        A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -262,7 +262,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
-    """A network of half-precision numbers in float32, where it runs so: sums and repairs need the digits."""
+    """Convert a half-precision network to float32 if it runs that way: sums and repairs need the precision."""
     if example.dtype not in (torch.float16, torch.bfloat16):
         return network, example
     wide, more = copy.deepcopy(network).float(), example.float()
@@ -272,13 +272,13 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     try:
         with torch.no_grad():
             wide(more)
-    except RuntimeError:  # it brings its values to some type itself
+    except RuntimeError:  # it converts its values to some type itself
         return network, example
     return wide, more
 
 
 def analyse(network: Network, example: Tensor) -> Graph:
-    """Find the channel axes of a network; on the meta device no numbers are needed."""
+    """Find the channel axes of a network, which may be on the meta device."""
     return Graph(network, step_shapes(network, example))
 
 
@@ -308,7 +308,7 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
 
 
 def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
-    """Roots of the class outputs, pinned with the reason that the task chooses them."""
+    """Representatives of the class outputs, pinned because the task chooses them."""
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
@@ -319,7 +319,7 @@ def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
 
 
 def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[Axis, ...]]:
-    """Group atoms into axes; gives every atom its channel number and the axes."""
+    """Group atoms into axes; return every atom's channel index, and the axes."""
     uses: dict[int, list[int]] = {}
     for index, record in enumerate(labeller.dims):
         for root in dict.fromkeys(labeller.atoms.roots(record.atoms).tolist()):

@@ -1,6 +1,6 @@
-"""What a user may choose: the one declaration of every option of the verbs.
+"""Declares every option of the verbs, each once.
 
-A new option is one entry here: see `brickyard.base._declare` for what reads it.
+A new option is one entry here; see `brickyard.base._declare` for what reads it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _THRESHOLD: dict[str, Any] = {"least": 0, "below": 1, "owner": "threshold", "adv
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Thresholds of component locating; the defaults are the paper's.
+    """Thresholds for locating components; the defaults are the paper's.
 
     Attributes:
-        alpha: A relative contribution above this counts, for convolutions.
-        beta: An input channel with a share of counts above this is relevant, for convolutions.
+        alpha: For convolutions, relative contributions above this count.
+        beta: For convolutions, input channels with a share of counts above this are relevant.
         linear_alpha: `alpha` for linear layers.
         linear_beta: `beta` for linear layers.
 
@@ -57,20 +57,20 @@ class Thresholds:
         Thresholds(alpha=0.2, beta=0.1, linear_alpha=0.4, linear_beta=0.3)
     """
 
-    alpha: float = opt(0.3, help="Set the threshold of contributions for convolutions.", **_THRESHOLD)
-    beta: float = opt(0.2, help="Set the threshold of relevance for convolutions.", **_THRESHOLD)
-    linear_alpha: float = opt(0.4, help="Set the threshold of contributions for linear layers.", **_THRESHOLD)
-    linear_beta: float = opt(0.3, help="Set the threshold of relevance for linear layers.", **_THRESHOLD)
+    alpha: float = opt(0.3, help="Set the contribution threshold for convolutions.", **_THRESHOLD)
+    beta: float = opt(0.2, help="Set the relevance threshold for convolutions.", **_THRESHOLD)
+    linear_alpha: float = opt(0.4, help="Set the contribution threshold for linear layers.", **_THRESHOLD)
+    linear_beta: float = opt(0.3, help="Set the relevance threshold for linear layers.", **_THRESHOLD)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def as_dict(self) -> dict[str, float]:
-        """Names and values."""
+        """Return the thresholds by name."""
         return dict(vars(self))
 
     def of(self, linear: bool) -> tuple[float, float]:
-        """(alpha, beta) for a linear layer or a convolution."""
+        """Return (alpha, beta) for a linear layer or a convolution."""
         return (self.linear_alpha, self.linear_beta) if linear else (self.alpha, self.beta)
 
 
@@ -81,18 +81,18 @@ _SHARE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that a component may cost, as a share of its source.
+    """The maximum cost of a component, as a share of its source.
 
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
-        allocation: How to divide it among the axes. "global": rank the channels of all axes together; "uniform": keep
-            about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
+        allocation: How to divide the budget among the axes. "global": rank the channels of all axes together;
+            "uniform": keep about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
         round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
-            or more (and slow on some other counts); 1 keeps what is most relevant to the channel.
+            or more (and slow on some other counts); 1 keeps exactly the most relevant channels.
 
     Raises:
-        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of its range.
+        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of range.
 
     Example:
         >>> from brickyard import Budget
@@ -106,10 +106,10 @@ class Budget:
     parameters: float | None = opt(
         None, help="Keep at most this share of the source's parameters, in (0, 1].", unset="no budget", **_SHARE
     )
-    allocation: Allocation = opt("auto", help="Divide the budget among the axes", owner="budget")
+    allocation: Allocation = opt("auto", help="Distribute the budget over the axes", owner="budget")
     round_to: int = opt(
-        1, least=1, owner="budget", advice="8 is a good one",
-        help="Keep a multiple of this many channels on every axis that is cut; 8 is fast.",
+        1, least=1, owner="budget", advice="8 is a good value",
+        help="Keep a multiple of this many channels on every axis that is cut; 8 runs fast.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -122,12 +122,12 @@ class Budget:
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:
-        """What is limited."""
+        """The limited resource."""
         return "flops" if self.flops is not None else "parameters"
 
     @property
     def share(self) -> float:
-        """How much of it may be left."""
+        """The largest share that may remain."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
 
     @property
@@ -136,7 +136,7 @@ class Budget:
         return self.allocation == "uniform" or (self.allocation == "auto" and self.resource == "flops")
 
     def record(self, select: str) -> dict[str, Any]:
-        """What a manifest says of it, and of what channels were ranked by."""
+        """Return the manifest's entry, including the ranking criterion."""
         rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
         return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded}
 
@@ -146,20 +146,20 @@ LR = {"sgd": 0.01, "adamw": 3e-4}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How a network is trained.
+    """How to train a network.
 
     Attributes:
-        epochs: Passes over the images, at most.
+        epochs: Maximum number of passes over the images.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
-        lr: The highest learning rate; None: 0.01 for sgd, 3e-4 for adamw. It rises over the warm-up and falls to
+        lr: Peak learning rate; None: 0.01 for sgd, 3e-4 for adamw. The rate rises during warm-up, then falls to
             almost zero along a cosine.
-        warmup: Share of the steps in which it rises, in [0, 1).
+        warmup: Share of the steps spent on warm-up, in [0, 1).
         weight_decay: Decay of the weights per step, times the rate.
         batch_size: Images per step.
-        patience: Stop after so many epochs in a row without a better score on the validation images; None: never.
+        patience: Stop after this many epochs in a row without a better score on the validation images; None: never.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
-        norms: "frozen": batch norms keep the means and variances that they have. "trained": they follow the images.
-        precision: "full"; "bfloat16" or "float16": mixed precision where the device has it; "auto": bfloat16 on a GPU.
+        norms: "frozen": batch norms keep their means and variances. "trained": they follow the images.
+        precision: "full"; "bfloat16" or "float16": mixed precision if the device has it; "auto": bfloat16 on a GPU.
         seed: Seed of order, augmentation and dropout.
 
     Raises:
@@ -171,27 +171,27 @@ class TrainingOptions:
         0.0003
     """
 
-    epochs: int = opt(10, least=1, help="Make at most this many passes over the images.")
+    epochs: int = opt(10, least=1, help="Train for at most this many epochs.")
     optimizer: Optimizer = opt("sgd", help="Choose the optimizer")
     lr: float | None = opt(
-        None, above=0, help="Set the highest learning rate.", unset="0.01, or 3e-4 for adamw",
+        None, above=0, help="Set the peak learning rate.", unset="0.01, or 3e-4 for adamw",
         advice="0.1 suits a new network, 0.01 a trained one",
     )  # fmt: skip
-    warmup: float = opt(0.2, least=0, below=1, help="Raise the learning rate during this share of the steps.")
-    weight_decay: float = opt(5e-4, least=0, help="Set the decay of the weights per step.")
-    batch_size: int = opt(64, least=2, help="Use this many images per step.")
-    patience: int | None = opt(None, least=1, help="Stop after this many passes without a better one.", unset="never")
-    augment: bool = opt(False, help="Shift and mirror the images.")
-    norms: Norms = opt("trained", help="Choose the statistics of batch norms")
-    precision: Precision = opt("full", help="Choose the precision; auto is bfloat16 on a GPU")
-    seed: int = opt(0, least=0, help="Set the seed of order, augmentation and dropout.")
+    warmup: float = opt(0.2, least=0, below=1, help="Warm up the learning rate over this share of the steps.")
+    weight_decay: float = opt(5e-4, least=0, help="Set the weight decay.")
+    batch_size: int = opt(64, least=2, help="Use this many images per training step.")
+    patience: int | None = opt(None, least=1, help="Stop after this many epochs without improvement.", unset="never")
+    augment: bool = opt(False, help="Augment the images with random shifts and mirroring.")
+    norms: Norms = opt("trained", help="Choose how batch norms treat their statistics")
+    precision: Precision = opt("full", help="Choose the numeric precision; auto means bfloat16 on a GPU")
+    seed: int = opt(0, least=0, help="Set the random seed for data order, augmentation and dropout.")
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
     def rate(self) -> float:
-        """The highest learning rate."""
+        """The peak learning rate."""
         return LR[self.optimizer] if self.lr is None else self.lr
 
 
@@ -200,13 +200,13 @@ _USUAL: dict[str, Any] = {"owner": "distillation", "advice": "4, 0.5 and 0 are u
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How much a student heeds its teacher (Hinton et al., 2015, arXiv 1503.02531).
+    """How strongly a student follows its teacher (Hinton et al., 2015, arXiv 1503.02531).
 
     Attributes:
-        temperature: What both sides' logits are divided by, before they are compared as probabilities.
-        weight: Share of the teacher in the loss, in [0, 1]; the labels have the rest.
+        temperature: Divisor of both sides' logits before they are compared as probabilities.
+        weight: The teacher's share of the loss, in [0, 1]; the labels have the rest.
         features: Weight of the features' mean squared error, in units of the teacher's variance; only between a
-            source and its component, where the channels of one are known to be channels of the other.
+            source and its component, whose channels are known to correspond.
 
     Raises:
         OptionError: A value cannot be used.
@@ -218,13 +218,13 @@ class Distillation:
     """
 
     temperature: float = opt(
-        4.0, least=1e-3, most=1e3, help="Divide logits by this number before comparing them.", **_USUAL
+        4.0, least=1e-3, most=1e3, help="Divide logits by this temperature before comparing them.", **_USUAL
     )
     weight: float = opt(
-        0.5, least=0, most=1, help="Give the teacher this share of the loss, and the labels the rest.", **_USUAL
+        0.5, least=0, most=1, help="Set the teacher's share of the loss; the labels have the rest.", **_USUAL
     )
     features: float = opt(
-        0.0, least=0, most=1e6, help="Weigh the source's features on the channels that were kept.", **_USUAL
+        0.0, least=0, most=1e6, help="Set the weight of the feature loss on the kept channels.", **_USUAL
     )
 
     def __post_init__(self) -> None:
@@ -232,12 +232,12 @@ class Distillation:
 
 
 Seed = Annotated[
-    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Seed all random draws.")
+    int, Opt(default=0, least=-(2**63), most=2**63 - 1, validate=seed_of, only="shell", help="Set the random seed.")
 ]
-BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process this many images at once.")]
+BatchSize = Annotated[int, Opt(default=64, least=1, only="shell", help="Process images in batches of this size.")]
 Resume = Annotated[
     str | Path | None,
-    Opt(default=None, help="Keep finished work in this folder; the same call, made again, continues.", unset="none",
+    Opt(default=None, help="Save progress in this folder; an identical call resumes from it.", unset="none",
         shell=Path, only="shell"),
 ]  # fmt: skip
 
@@ -251,18 +251,18 @@ class LocateOptions(TypedDict, total=False):
     ]
     preprocessing: Annotated[
         Preprocessing | None,
-        Opt(default=None, help="Apply this to the data before the model takes it.", unset="nothing"),
+        Opt(default=None, help="Preprocess the images this way before they enter the model.", unset="nothing"),
     ]
     outputs: Annotated[
         str,
-        Opt(default="one", help="Read the outputs, and the labels, as this kind in brickyard.outputs.", only="python"),
+        Opt(default="one", help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python"),
     ]
-    choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class to locate with")]
-    per_class: Annotated[int, Opt(default=50, least=1, help="Locate with this many images per class.")]
+    choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class used for locating")]
+    per_class: Annotated[int, Opt(default=50, least=1, help="Use this many images per class for locating.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
     thresholds: Annotated[
         Thresholds | None,
-        Opt(default=None, help="Count contributions and channels by these thresholds.", unset="the paper's",
+        Opt(default=None, help="Count contributions and channels with these thresholds.", unset="the paper's",
             advice="give brickyard.Thresholds(alpha=..., beta=...)"),
     ]  # fmt: skip
     keep_sums: Annotated[
@@ -273,7 +273,8 @@ class LocateOptions(TypedDict, total=False):
     batch_size: BatchSize
     seed: Seed
     name: Annotated[
-        str | None, Opt(default=None, help="Call the source by this name.", unset="the model's class", only="python")
+        str | None,
+        Opt(default=None, help="Record the source under this name.", unset="the model's class", only="python"),
     ]
     resume: Resume
 
@@ -288,26 +289,26 @@ class DisassembleOptions(TypedDict, total=False):
     ]
     thresholds: Annotated[
         Thresholds | None,
-        Opt(default=None, help="Keep the channels that these thresholds count.", unset="those of the relevances",
+        Opt(default=None, help="Keep the channels relevant under these thresholds.", unset="those of the relevances",
             inherits="the relevances', or ", advice="give brickyard.Thresholds(alpha=..., beta=...)"),
     ]  # fmt: skip
     budget: Annotated[
         Budget | None,
-        Opt(default=None, help="Keep the best channels that this budget allows, instead of thresholds.", unset="none",
+        Opt(default=None, help="Keep the best channels within this budget, instead of using thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
     ]  # fmt: skip
-    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="Rank channels for a budget by this criterion")]
-    reject: Annotated[bool, Opt(default=False, help='Keep one more output, for "none of these".')]
+    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="With a budget, rank channels by this criterion")]
+    reject: Annotated[bool, Opt(default=False, help='Add an output for "none of these".')]
     heal: Annotated[Heal, Opt(default="refit", help="Repair the component without gradients")]
     images: Annotated[
         Any,
-        Opt(default=None, help="Heal with these images, as for `locate`, or a tensor without labels.",
-            unset="the images that the relevances remember"),
+        Opt(default=None, help="Heal with these images, as for `locate`, or with an unlabelled tensor.",
+            unset="the images recorded with the relevances"),
     ]  # fmt: skip
     heal_images: Annotated[
         int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
     ]
-    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's prior.")]
+    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's ridge prior.")]
     batch_size: BatchSize
     seed: Seed
 
@@ -316,9 +317,9 @@ class AssembleOptions(TypedDict, total=False):
     """Options of `brickyard.assemble`."""
 
     without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
-    form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto is measured")]
+    form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
     scaling: Annotated[
-        str, Opt(default="none", choices=SCALINGS, help="Make the logits of the parts comparable with this method")
+        str, Opt(default="none", choices=SCALINGS, help="Make the parts' logits comparable with this method")
     ]
     images: Annotated[
         Any,
@@ -326,17 +327,17 @@ class AssembleOptions(TypedDict, total=False):
     ]
     shots: Annotated[
         int | None,
-        Opt(default=None, least=1, help="Use at most this many images per class.", unset="all", only="shell"),
+        Opt(
+            default=None, least=1, help="Calibrate with at most this many images per class.", unset="all", only="shell"
+        ),
     ]
-    on_duplicate: Annotated[
-        Duplicates, Opt(default="error", help="Decide what happens when two parts know a class of the same name")
-    ]
+    on_duplicate: Annotated[Duplicates, Opt(default="error", help="Resolve class names that several parts share")]
     votes: Annotated[
-        bool, Opt(default=False, help="Let parts cut with reject vote on classes of other parts that they know.")
+        bool, Opt(default=False, help="Let parts cut with reject vote on those classes of other parts that they know.")
     ]
     source: Annotated[
         Module | None,
-        Opt(default=None, help="Fill in the weights of a union from the source of all parts.", unset="none"),
+        Opt(default=None, help="Fill in the weights of a union from the parts' common source.", unset="none"),
     ]
     seed: Seed
 
@@ -346,11 +347,11 @@ class EvaluateOptions(TypedDict, total=False):
 
     source: Annotated[
         Module | Sequence[Module | None] | None,
-        Opt(default=None, help="Add the rows of the source, or of a list with one source per part.", unset="none"),
+        Opt(default=None, help="Also score the source, or a list with one source per part.", unset="none"),
     ]
-    latency: Annotated[bool, Opt(default=True, help="Measure the time of one batch.")]
-    latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure with this many images.")]
-    batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score this many images at once.")]
+    latency: Annotated[bool, Opt(default=True, help="Measure the latency of one batch.")]
+    latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure latency with batches of this size.")]
+    batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score images in batches of this size.")]
 
 
 class FinetuneOptions(TypedDict, total=False):
@@ -358,25 +359,25 @@ class FinetuneOptions(TypedDict, total=False):
 
     training: Annotated[
         TrainingOptions | None,
-        Opt(default=None, help="Train in this way.", unset="ten epochs of SGD",
+        Opt(default=None, help="Train with these options.", unset="ten epochs of SGD",
             advice="give brickyard.training.TrainingOptions(epochs=...)"),
     ]  # fmt: skip
     validation: Annotated[
         Any,
         Opt(default=0.1, shell=float,
-            help="Choose the best pass by this share of the images, or by other images; 0 keeps the last pass."),
+            help="Select the best epoch on this share of the images, or on other images; 0 keeps the last epoch."),
     ]  # fmt: skip
     teacher: Annotated[
         Module | None,
         Opt(
             default=None,
-            help="Learn from a model that knows the classes, or from the component's source.",
+            help="Distil from a model that knows the classes, or from the component's source.",
             unset="none",
         ),
     ]
     distillation: Annotated[
         Distillation | None,
-        Opt(default=None, help="Set how much the teacher counts.", unset="half of the loss",
+        Opt(default=None, help="Set the influence of the teacher.", unset="half of the loss",
             advice="give brickyard.training.Distillation(weight=...)"),
     ]  # fmt: skip
     resume: Resume

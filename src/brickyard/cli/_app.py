@@ -1,4 +1,4 @@
-"""The command line. `--help` imports neither torch nor anything else that is slow."""
+"""The command line. `--help` imports neither torch nor anything else slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several p
 
 app = typer.Typer(
     name="brickyard",
-    help="Take trained image classifiers apart into small working models, and build new ones from the parts.",
+    help="Cut trained image classifiers into small working models, and assemble these into new classifiers.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -44,14 +44,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our own errors and Ctrl-C into a message and an exit code."""
+    """Turn Brickyard's errors and Ctrl-C into a message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run a command as one of the processes that `torchrun` started; of those that fail, the first says why."""
+    """Run a command as one of the processes started by `torchrun`; only the first to fail reports its error."""
     from brickyard.runtime._processes import joined, process_count
 
     if process_count() < 2:

@@ -1,4 +1,4 @@
-"""The command that builds what a recipe says."""
+"""The build command, which runs a recipe."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from brickyard.cli._options import Json
 from brickyard.cli._output import emit
 from brickyard.runtime._progress import say
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe: a YAML file.", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 
 
 def build(
     recipe: Recipe,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and why, without running it.")
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Run every step, and overwrite files that no build has written.")
+        bool, typer.Option("--force", help="Run every step, and overwrite files not written by a build.")
     ] = False,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Run the Python files that the recipe names as sources.")
+        bool, typer.Option("--trust-code", help="Allow running the Python files named as sources in the recipe.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build what a recipe says: only the steps whose result would be another one."""
+    """Build what a recipe describes. Runs only the steps whose results would change."""
     from brickyard.recipes._build import build as run
     from brickyard.recipes._build import plan, plan_text
     from brickyard.recipes._reader import load_recipe

@@ -1,4 +1,4 @@
-"""The main job in one go, offline: two sources, two components, one classifier that was never trained."""
+"""The demo: two sources, two components and one classifier assembled without training, all offline."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ SHARE = 0.5
 
 
 def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
-    """Train two digit classifiers, take three classes from each, assemble a six-way classifier, and score it.
+    """Train two digit classifiers, cut three classes out of each, assemble them into one classifier, and score it.
 
     Args:
-        folder: Where files and picture go; files of an earlier demo are replaced.
-        say: Called with every text to show.
+        folder: Output folder; files of an earlier demo are replaced.
+        say: Called with each text to show.
 
     Returns:
-        All scores and the paths of what was written.
+        All scores, and the names of the files written.
 
     Raises:
-        FileError: The folder cannot be made, or a file cannot be written.
+        FileError: The folder cannot be created, or a file cannot be written.
     """
     folder = Path(folder)
     try:
@@ -67,19 +67,19 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
 def _run(folder: Path, say: Say) -> dict[str, Any]:
     started = time.perf_counter()
     digits, test = load_data("digits"), load_data("digits", split="test")
-    say("1. Train two sources on scikit-learn's digits: each knows only seven of the ten.")
+    say("1. Train two sources on scikit-learn's digits; each learns only seven of the ten classes.")
     first = _source("cnn", PLAIN, digits, folder / "plain.source.safetensors", say)
     second = _source("resnet20", RESIDUAL, digits, folder / "residual.source.safetensors", say)
 
     graph = trace(first.model, torch.zeros(2, *SIZE))
-    say("\n   The channel axes of the first: what is cut together.")
+    say("\n   Channel axes of the first source (the channels of an axis are cut together):")
     say("\n".join(f"   {line}" for line in str(graph).splitlines()))
 
-    say(f"\n2. Take 0, 1, 2 out of the first and 7, 8, 9 out of the second, at {SHARE:.0%} of the FLOPs.")
+    say(f"\n2. Cut 0, 1, 2 out of the first and 7, 8, 9 out of the second, each with {SHARE:.0%} of the FLOPs.")
     left, relevance, left_scores = _component(first, PLAIN, ["0", "1", "2"], digits, test, folder, say)
     right, _, right_scores = _component(second, RESIDUAL, ["7", "8", "9"], digits, test, folder, say)
 
-    say("\n3. Assemble a classifier that was never trained, and score it on held-out images.")
+    say("\n3. Assemble one classifier without training, and score it on held-out images.")
     training, held_out = ([data.renumbered(list(range_)) for range_ in (PLAIN, RESIDUAL)] for data in (digits, test))
     scores: dict[str, Scores] = {}
     for scaling in ("none", "logit-mean", "joint-head"):
@@ -91,8 +91,8 @@ def _run(folder: Path, say: Say) -> dict[str, Any]:
             _check(whole, path, test)
     say(scores["none"])
     for scaling in ("logit-mean", "joint-head"):
-        shots = ", 5 labelled images a class" if scaling == "joint-head" else ""
-        say(f"assembled with scaling {scaling}{shots}: {scores[scaling].row('assembled').accuracy:.1f}")
+        shots = ", 5 labelled images per class" if scaling == "joint-head" else ""
+        say(f"assembled accuracy with scaling {scaling}{shots}: {scores[scaling].row('assembled').accuracy:.1f}")
 
     picture = _routes(relevance, folder / "routes.png", say)
     files = ["plain.source", "residual.source", "digits-012", "digits-789", "digits-012789"]
@@ -116,7 +116,7 @@ def _source(name: str, classes: range, digits: ImageData, path: Path, say: Say) 
     source = Source(model, name, images.classes, HOW, SIZE)
     options = {"width": WIDTH, "channels": 1}
     save_source(path, source, arch=name, options=options, scores={"train_accuracy": found}, overwrite=True)
-    say(f"   {name}: digits {classes.start}-{classes.stop - 1}, {found:.1%} on its {len(images)} training images")
+    say(f"   {name}: digits {classes.start}-{classes.stop - 1}, {found:.1%} accuracy on {len(images)} training images")
     return source
 
 
@@ -140,7 +140,7 @@ def _component(
 
 
 def _check(whole: Assembly, path: Path, test: ImageData) -> None:
-    """What was written gives what is in memory."""
+    """Check that the written file gives the same outputs as the model in memory."""
     again = load(path)
     with torch.inference_mode():
         same = isinstance(again, Assembly) and torch.equal(again(test.images), whole(test.images))
@@ -155,5 +155,5 @@ def _routes(relevance: Relevance, path: Path, say: Say) -> Path | None:
     try:
         return draw(routes(relevance, ["0", "1"]), path, overwrite=True)
     except OptionError as error:  # matplotlib is an extra
-        say(f"no picture: {error}")
+        say(f"no picture was drawn: {error}")
         return None

@@ -1,4 +1,4 @@
-"""Commands that take files elsewhere: export, push."""
+"""Commands that export models: export, push."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from brickyard.cli._options import DATA_HELP, Force, Json, Output
 from brickyard.cli._output import emit, loaded
 from brickyard.sources._resolve import check_free, data_of
 
-File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="Component or assembly file.", show_default=False)]
 
 
 def export(
     file: File,
     output: Output,
     data: Annotated[
-        str | None, typer.Option("--data", help=f"ONNX: also check with these images: {DATA_HELP}", show_default=False)
+        str | None,
+        typer.Option("--data", help=f"ONNX: also check the export on these images: {DATA_HELP}", show_default=False),
     ] = None,
-    uint8: Annotated[bool, typer.Option("--uint8", help="ONNX: take images in 0..255, not in [0, 1].")] = False,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="ONNX: take uint8 images in 0..255 instead of floats in [0, 1].")
+    ] = False,
     channels: Annotated[
         int | None,
-        typer.Option(help="ONNX: channels of the raw images, where the model turns them into its own: 1 or 3."),
+        typer.Option(help="ONNX: take raw images with this many channels, 1 or 3, and convert them."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a component or an assembly as ONNX (-o x.onnx), or its numbers alone (-o x.safetensors)."""
+    """Export to ONNX (.onnx) or a state dict (.safetensors)."""
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.export._onnx import MOST_CHECKED, export_onnx, export_state_dict
@@ -69,17 +72,17 @@ def export(
 
 def push(
     file: File,
-    repo: Annotated[str, typer.Argument(help="A repository on the Hugging Face Hub.", metavar="OWNER/NAME")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub.", metavar="OWNER/NAME")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Whether a repository that is made is private.")
+        bool | None, typer.Option("--private/--public", help="Visibility of a newly created repository.")
     ] = None,
-    message: Annotated[str, typer.Option(help="What the commit says.")] = "Upload a Brickyard model",
-    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a Brickyard model",
+    license: Annotated[str | None, typer.Option(help="License named in the card, such as apache-2.0.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a component or an assembly, with its card, to the Hugging Face Hub.
+    """Upload a component or an assembly to the Hugging Face Hub.
 
-    Log in with `hf auth login`, or set HF_TOKEN.
+    Writes a model card too. Log in first with `hf auth login`, or set HF_TOKEN.
     """
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component

@@ -1,4 +1,4 @@
-"""Commands that look at files: evaluate, show, predict; and the demo."""
+"""Commands that inspect and use files: evaluate, show, predict; and the demo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brickyard.cli._output import emit, loaded
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
 
-File = Annotated[Path, typer.Argument(help="A file of a component or an assembly.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="Component or assembly file.", show_default=False)]
 
 
 @with_options(EvaluateOptions)
@@ -24,17 +24,20 @@ def evaluate(
     file: File,
     data: Annotated[list[str], typer.Option("--data", help=f"Test images, once per part: {DATA_HELP}")],
     source: Annotated[
-        list[str] | None, typer.Option("--source", help="Add base and restricted from the source, once per part.")
+        list[str] | None,
+        typer.Option("--source", help="Compare with this source, once per part (rows base and restricted)."),
     ] = None,
-    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Read the weights of each source.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option("--weights", help="Read weights from this file, once per --source.")
+    ] = None,
     split: Split = "test",
-    max_images: Annotated[int | None, typer.Option(help="Score at most this many images of each.", min=1)] = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the rows as CSV.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Score at most this many images per --data.", min=1)] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
     force: Force = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Score a component or an assembly against its source or sources."""
+    """Score a component or an assembly on test images. With --source, compare it with its sources."""
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.evaluation._evaluate import evaluate as score
@@ -73,14 +76,14 @@ def evaluate(
 
 
 def show(
-    item: Annotated[str, typer.Argument(help="A file, or a source such as zoo:resnet20.", show_default=False)],
+    item: Annotated[str, typer.Argument(help="File, or source such as zoo:resnet20.", show_default=False)],
     weights: Weights = None,
     names: Names = None,
     size: Size = None,
     axes: Annotated[bool, typer.Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a file holds, or the channel axes of a source."""
+    """Show the contents of a file or the channel axes of a source."""
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
         if weights is not None or names is not None or size is not None:
@@ -154,11 +157,11 @@ def _show_file(path: Path, axes: bool, as_json: bool) -> None:
 
 def predict(
     file: File,
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Name this many classes for each picture.", min=1)] = 3,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    top: Annotated[int, typer.Option(help="Print this many classes per image.", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
-    """Say what is in pictures."""
+    """Classify images."""
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.component._predictor import REJECT
@@ -189,13 +192,11 @@ def predict(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write files and picture to this folder.")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write files to this folder.")] = Path("demo-output"),
     as_json: Json = False,
 ) -> None:
-    """Build a six-way digit classifier from two sources, offline, in under two minutes."""
+    """Build a digit classifier from two sources. Runs offline, in under two minutes."""
     from brickyard.cli._demo import run_demo
 
     result = run_demo(output, say=say)
-    emit(result, as_json, f"files and picture: {output}")
+    emit(result, as_json, f"files written to {output}")

@@ -1,4 +1,4 @@
-"""Commands that make files: train, locate, disassemble, assemble."""
+"""Commands that create files: train, locate, disassemble, assemble."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed")  # of the optio
 
 @with_options(TrainingOptions, only=FROM_SCRATCH, lr=0.1)
 def train(
-    network: Annotated[str, typer.Argument(help="A network of the zoo: NAME or NAME?width=0.5.")],
+    network: Annotated[str, typer.Argument(help="Zoo network: NAME or NAME?width=0.5.")],
     data: Data,
     output: Output,
     classes: Classes = None,
@@ -69,7 +69,7 @@ def train(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Train a small network of the zoo: makes a source."""
+    """Train a small network from the zoo, to be used as a source."""
     trained(network, data, output, classes, size, mean, std, force, as_json, device=device, **options)
 
 
@@ -85,7 +85,7 @@ def trained(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a network of the zoo with options of `train_source`, and write it."""
+    """Train a zoo network with options of `train_source`, and save it."""
     from brickyard.base._classes import parse_classes
     from brickyard.training._sources import train_source
 
@@ -119,7 +119,7 @@ def locate(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Find out which channels of a source matter for which class."""
+    """Find the channels of a source that matter for each class."""
     check_free(output, force, source, weights)
     found, relevance = _located(source, data, weights, task, names, size, mean, std, options)
     keep(relevance, output, force)
@@ -139,9 +139,9 @@ def disassemble(
     output: Output,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Use these training images, to locate (without --relevance) and to heal."),
+        typer.Option("--data", help="Training images for healing and, without --relevance, for locating."),
     ] = None,
-    relevance: Annotated[Path | None, typer.Option("--relevance", help="Use a file that `locate` wrote.")] = None,
+    relevance: Annotated[Path | None, typer.Option("--relevance", help="Use relevances written by `locate`.")] = None,
     weights: Weights = None,
     names: Names = None,
     size: Size = None,
@@ -151,7 +151,7 @@ def disassemble(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Cut a component for a task out of a source."""
+    """Cut a component for the given classes out of a source."""
     from brickyard.base._classes import parse_classes
     from brickyard.component._disassemble import disassemble as cut
     from brickyard.relevance._relevance import Relevance
@@ -202,29 +202,30 @@ def disassemble(
 def assemble(
     files: Annotated[
         list[str],
-        typer.Argument(help="Files of components or assemblies; with --yard, names of classes.", show_default=False),
+        typer.Argument(help="Component or assembly files; with --yard, class names.", show_default=False),
     ],
     output: Output,
     yard: Annotated[
         Path | None,
-        typer.Option(help="Choose the best components for the classes in this folder.", show_default=False),
+        typer.Option(help="Choose the best components for the classes from this yard.", show_default=False),
     ] = None,
     max_parameters: Annotated[
-        int | None, typer.Option(help="With --yard: limit the parameters of all parts.", min=1, show_default=False)
+        int | None,
+        typer.Option(help="With --yard: limit the total parameters of the parts.", min=1, show_default=False),
     ] = None,
     max_flops: Annotated[
-        int | None, typer.Option(help="With --yard: limit the FLOPs per image of all parts.", min=1, show_default=False)
+        int | None, typer.Option(help="With --yard: limit the total FLOPs per image.", min=1, show_default=False)
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", help="Leave a class out; may be repeated.", show_default=False),
+        typer.Option("--without", help="Leave out this class; may be repeated.", show_default=False),
     ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Option("--images", help="Calibrate few-shot scalings with labelled training images; once per part."),
+        typer.Option("--images", help="Labelled training images for few-shot scalings, once per part."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="With --form union: fill in weights from the parts' source.")
+        str | None, typer.Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
     weights: Weights = None,
     force: Force = False,
@@ -280,7 +281,7 @@ def assemble(
 def _from_yard(
     place: Path, classes: list[str], max_parameters: int | None, max_flops: int | None
 ) -> tuple[list[str], list[Component]]:
-    """Names of the best components of a yard for some classes, and the components; says which and why."""
+    """Choose and load the best components of a yard for some classes; prints which and why."""
     from brickyard.cli._yard import plain
     from brickyard.yard._yard import Yard
 

@@ -1,4 +1,4 @@
-"""What several commands share, and the options that are declared once for shell, Python and recipes."""
+"""Options shared by several commands, and those declared once for the shell, Python and recipes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
 
 SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
-DATA_HELP = "digits, an image folder, a .parquet file or folder, or idx files; may end in ?split=test&classes=0-2."
+DATA_HELP = (
+    "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
+)
 
 SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="Read weights from this file: .safetensors, or .pt/.pth/.bin.", show_default=False),
 ]
-Data = Annotated[str, typer.Option("--data", help=DATA_HELP, show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Write this file.", show_default=False)]
+Data = Annotated[str, typer.Option("--data", help=f"Images: {DATA_HELP}", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Write the result to this file.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
 Task = Annotated[
     list[str],
-    typer.Option("--task", help='Classes by name or index: "cat,dog" or "0-2,7"; may be repeated.', show_default=False),
+    typer.Option(
+        "--task", help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.', show_default=False
+    ),
 ]
 Classes = Annotated[list[str] | None, typer.Option("--classes", help="Use only these classes.", show_default=False)]
 Names = Annotated[
     str | None,
-    typer.Option("--class-names", help="Name the source's classes, comma-separated.", show_default=False),
+    typer.Option("--class-names", help="Class names of the source, comma-separated.", show_default=False),
 ]
 Mean = Annotated[
     str | None, typer.Option("--mean", help="Per-channel mean, comma-separated, each in [0, 1].", show_default=False)
@@ -45,14 +49,14 @@ Size = Annotated[
     str | None,
     typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
 ]
-Split = Annotated[str, typer.Option(help="Use this split of the data where its text names none.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed all random choices.", min=-(2**63), max=2**63 - 1)]
+Split = Annotated[str, typer.Option(help="Use this split unless --data names one.")]
+Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.", min=-(2**63), max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda where there is a GPU.")]
+Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
 
 
 class _Declared(OptionInfo):
-    """A word of the command line whose help is asked for when it is shown: choices may be registered until then."""
+    """An option whose help text is built when it is shown, since choices can be registered until then."""
 
     def __init__(self, option: Opt, words: list[str], **known: Any) -> None:
         self.option = option
@@ -60,7 +64,7 @@ class _Declared(OptionInfo):
 
     @property
     def help(self) -> str:
-        """What the declaration says, and whether None stands for something."""
+        """The declared help, including the meaning of None."""
         return self.option.said.replace('"', "")
 
     @help.setter
@@ -68,7 +72,7 @@ class _Declared(OptionInfo):
 
 
 def shell_option(option: Opt) -> inspect.Parameter:
-    """A declared option as a parameter that typer turns into a word of the command line."""
+    """Convert a declared option to a parameter that typer turns into a command-line option."""
     kind, default = option.plain, None if option.optional else option.default
     words = [f"--{option.name.replace('_', '-')}"] if kind is not bool or not default else []
     bounds: dict[str, Any] = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
@@ -80,13 +84,13 @@ def shell_option(option: Opt) -> inspect.Parameter:
 def with_options(
     *holders: Any, only: tuple[str, ...] = (), unset: tuple[Any, ...] = (), **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, in place of its `**options`, the options that verbs declare.
+    """Replace the `**options` of a command by the options that verbs declare.
 
     Args:
-        holders: Where they are declared; what the command takes itself is left out.
-        only: Names of those to take; default: all.
-        unset: Where options are declared that the command has to know whether they were given: None where not.
-        defaults: Defaults that are others here.
+        holders: Where they are declared; parameters of the command itself take precedence.
+        only: Names of the options to use; default: all.
+        unset: Where options are declared that are None unless given, so that the command can tell.
+        defaults: Defaults that differ for this command.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +126,7 @@ def with_options(
 
 
 def only_for_locating(path: Path, given: dict[str, Any]) -> None:
-    """Refuse options that relevances from a file leave without effect."""
+    """Refuse options that have no effect on relevances from a file."""
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""Printing results: text or JSON, and the exit code of an error."""
+"""Output of results as text or JSON, and exit codes of errors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from brickyard.runtime._progress import fits, put, speaks
 
 
 def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
-    """Print a result: JSON, or text.
+    """Print a result as JSON or text.
 
     Raises:
-        BrokenPipeError: Nobody reads it any more.
-        FileError: Standard output takes nothing.
+        BrokenPipeError: The reader has closed the pipe.
+        FileError: Standard output cannot be written.
     """
     if not speaks():
         return
@@ -44,19 +44,19 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """JSON in which characters that are not printable are escaped; letters of any script are not."""
+    """Format as JSON with non-printable characters escaped; letters of any script stay as they are."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
-    """Save a result, once where several processes have it."""
+    """Save a result, only once if several processes hold it."""
     if speaks():
         found.save(path, overwrite=force)
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error, after printing it to standard error: 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    """Print an error to standard error and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 1."""
     if isinstance(error, KeyboardInterrupt) or seen() is not None:
         tell()
         return seen() or 130
@@ -65,7 +65,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def loaded(path: Path, *kinds: type) -> Any:
-    """`brickyard._files.loaded`, imported when a command runs: it brings torch."""
+    """Call `brickyard._files.loaded`, imported only when a command runs, since it imports torch."""
     from brickyard import _files
 
     return _files.loaded(path, *kinds)

@@ -1,4 +1,4 @@
-"""Commands that make pictures and pages: routes, report."""
+"""Commands that create pictures and pages: routes, report."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from brickyard.evaluation._faithfulness import Faithfulness
 
 
-MaxImages = Annotated[int | None, typer.Option(help="Use at most this many images of each.", min=1)]
+MaxImages = Annotated[int | None, typer.Option(help="Use at most this many images per --data.", min=1)]
 
 
 def routes(
     source: SourceSpec,
     relevance: Annotated[
-        Path, typer.Option("--relevance", help="Draw these relevances, which `locate` wrote.", show_default=False)
+        Path, typer.Option("--relevance", help="Use relevances written by `locate`.", show_default=False)
     ],
     output: Output,
     classes: Annotated[
         str, typer.Option("--classes", help='Draw up to six classes: "cat,dog" or "0-2".', show_default=False)
     ],
-    data: Annotated[str | None, typer.Option("--data", help=f"Measure with these test images: {DATA_HELP}")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help=f"Also measure the routes on these test images: {DATA_HELP}")
+    ] = None,
     weights: Weights = None,
     names: Names = None,
     size: Size = None,
@@ -40,7 +42,7 @@ def routes(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Draw the decision routes of some classes, as .svg or .png; with images, measure them too."""
+    """Draw the decision routes of classes (.svg or .png). With --data, also measure them."""
     from dataclasses import asdict
 
     from brickyard.base._classes import parse_classes
@@ -82,7 +84,7 @@ def routes(
 
 
 def _measured(rows: Sequence[Faithfulness]) -> str:
-    """What routes are worth, as a table."""
+    """Format the faithfulness of routes as a table."""
     lines: list[list[str]] = []
     for row in rows:
         title = f"{row.name}: {row.kept:,} of {row.channels:,} channels"
@@ -95,29 +97,29 @@ def _measured(rows: Sequence[Faithfulness]) -> str:
 
 
 def report(
-    files: Annotated[
-        list[Path], typer.Argument(help="Files of components, assemblies and relevances.", show_default=False)
-    ],
+    files: Annotated[list[Path], typer.Argument(help="Component, assembly and relevance files.", show_default=False)],
     output: Output,
     data: Annotated[
-        list[str] | None, typer.Option("--data", help=f"Test images, once for all or once per part: {DATA_HELP}")
+        list[str] | None, typer.Option("--data", help=f"Test images, once in total or once per part: {DATA_HELP}")
     ] = None,
     relevance: Annotated[
         list[Path] | None, typer.Option("--relevance", help="Add heat maps and routes of these relevances.")
     ] = None,
     source: Annotated[list[str] | None, typer.Option("--source", help=f"Compare with a source: {SOURCE_HELP}")] = None,
-    weights: Annotated[list[Path] | None, typer.Option("--weights", help="Read the weights of each source.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option("--weights", help="Read weights from this file, once per --source.")
+    ] = None,
     split: Split = "test",
     max_images: MaxImages = None,
     faithful: Annotated[
-        bool, typer.Option("--faithfulness", help="Measure routes too: needs --source and --data once; takes a while.")
+        bool, typer.Option("--faithfulness", help="Also measure routes; needs --source and exactly one --data. Slow.")
     ] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Measure times.")] = False,
-    title: Annotated[str, typer.Option(help="Give the page this title.")] = "Brickyard report",
+    latency: Annotated[bool, typer.Option("--latency", help="Measure latency.")] = False,
+    title: Annotated[str, typer.Option(help="Set the page title.")] = "Brickyard report",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write one page about files: scores, sizes, channels, relevances, routes, and where parts came from."""
+    """Write an HTML report on files. It shows scores, sizes, channels, relevances, routes and origins."""
     from brickyard.assembly._assembly import Assembly
     from brickyard.relevance._relevance import Relevance
     from brickyard.reports._page import write_report
@@ -161,6 +163,6 @@ def report(
 
 
 def _parts(item: Any) -> tuple[Any, ...]:
-    """Manifests of the components that an item is made of."""
+    """The manifests of an item's components."""
     manifest = getattr(item, "manifest", None)
     return () if manifest is None else tuple(manifest.parts)

@@ -1,4 +1,4 @@
-"""Commands that serve pages: the workbench."""
+"""The workbench command, which serves a web page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from brickyard.runtime._progress import say
 
 
 def workbench(
-    yard: Annotated[Path, typer.Option("--yard", help="A folder of components.", show_default=False)],
+    yard: Annotated[Path, typer.Option("--yard", help="Folder of components.", show_default=False)],
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than this machine need a token.")
+        str, typer.Option("--host", help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", help="Listen on this port; 0 picks a free one.", min=0, max=65535)
+    ] = 8000,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Build classifiers from the components of a yard on a local web page."""
+    """Serve a local web page for building classifiers from a yard."""
     try:
         import uvicorn  # noqa: F401
     except ImportError:
@@ -51,7 +53,7 @@ def workbench(
 
 
 def _bound(host: str, port: int) -> Any:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
         OptionError: The address cannot be used.

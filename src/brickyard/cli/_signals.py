@@ -1,4 +1,4 @@
-"""Being stopped: Ctrl-C and `kill` end a command alike, with what it was doing cleared away."""
+"""Interruption: Ctrl-C and `kill` both end a command after it has cleaned up."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _waits = False  # for a library that is being loaded
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM; it does what it would do for Ctrl-C."""
+    """Raised on SIGTERM, and handled like Ctrl-C."""
 
 
 def listen() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, and SIGTERM raises Stopped."""
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM raise Stopped."""
     global _seen, _told
     _seen, _told = None, False
     signal.signal(signal.SIGTERM, _stop)
@@ -34,7 +34,7 @@ def listen() -> None:
 
 
 def unheard() -> None:
-    """From now on both end the process at once, without a word: there is nothing left to clear away."""
+    """Make both end the process at once and silently, as nothing is left to clean up."""
     _wait_no_more()
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is _stop:
@@ -42,15 +42,15 @@ def unheard() -> None:
 
 
 def seen() -> int | None:
-    """The exit code of a process that was asked to end: 130 or 143; None where it was not.
+    """The exit code after a request to end, 130 or 143, or None without one.
 
-    A library that is interrupted while it loads may turn the interruption into an error of its own.
+    A library that is interrupted while it loads may turn the interruption into its own error.
     """
     return None if _seen is None else 128 + _seen
 
 
 def tell() -> None:
-    """Say once that the process was stopped; a second Ctrl-C ends it at once from here on."""
+    """Report once that the process was stopped; another Ctrl-C then ends it at once."""
     global _told
     unheard()
     if not _told:
@@ -61,7 +61,7 @@ def tell() -> None:
 def end(code: int) -> NoReturn:
     """End the process with this exit code.
 
-    Python itself would end by the signal where an interruption has passed through generated code, as of dataclasses.
+    Python would end by the signal if an interruption has passed through generated code, such as that of dataclasses.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -71,7 +71,7 @@ def end(code: int) -> NoReturn:
 
 
 def no_reader() -> None:
-    """Let what is still printed go nowhere, so that the end of the process has nothing to complain of."""
+    """Discard any further output, so that the process ends without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -108,8 +108,8 @@ def _wait_no_more() -> None:
 def _importing(frame: FrameType | None) -> bool:
     """Whether a library is being loaded.
 
-    An exception raised in the middle of that may pass through compiled code, which then aborts the whole process; so
-    the first one waits until the library is there.
+    An exception raised meanwhile may pass through compiled code, which then aborts the whole process, so the first one
+    waits until the library is loaded.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):

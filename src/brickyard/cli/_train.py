@@ -1,4 +1,4 @@
-"""Commands that train further: finetune, distil."""
+"""Commands that train with components: finetune, distil."""
 
 from __future__ import annotations
 
@@ -33,25 +33,23 @@ if TYPE_CHECKING:
 
 @with_options(FinetuneOptions)
 def finetune(
-    file: Annotated[Path, typer.Argument(help="A component or an assembly.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Component or assembly file.", show_default=False)],
     data: Annotated[
         list[str],
-        typer.Option(
-            "--data", help="Train on these labelled images; for an assembly, once per part.", show_default=False
-        ),
+        typer.Option("--data", help="Labelled training images; for an assembly, once per part.", show_default=False),
     ],
     output: Output,
     teacher: Annotated[
-        Path | None, typer.Option(help="Learn from a component or an assembly that knows the classes.")
+        Path | None, typer.Option(help="Distil from this component or assembly, which must know the classes.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Learn from the component's own source.")] = None,
+    source: Annotated[str | None, typer.Option(help="Distil from the component's own source.")] = None,
     weights: Weights = None,
     device: Device = "cpu",
     force: Force = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Train a component or an assembly on labelled images."""
+    """Fine-tune a component or an assembly on labelled images."""
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.component._predictor import Predictor
@@ -88,8 +86,8 @@ def finetune(
 
 @with_options(TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1)
 def distil(
-    network: Annotated[str, typer.Argument(help="The student: a network of the zoo, NAME or NAME?width=0.5.")],
-    teacher: Annotated[Path, typer.Option(help="Learn from this component or assembly.")],
+    network: Annotated[str, typer.Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
+    teacher: Annotated[Path, typer.Option(help="Distil from this component or assembly.")],
     data: Data,
     output: Output,
     classes: Classes = None,
@@ -101,7 +99,7 @@ def distil(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Train a small network of the zoo with a component or an assembly as teacher."""
+    """Distil a component or an assembly into a small zoo network."""
     from brickyard.component._predictor import Predictor
     from brickyard.training._sources import device_named
 

@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from brickyard.yard._ranking import Rank
 
 
-HELP = "Keep components in a folder with an index: add, list, search, show, rank, rm, verify."
+HELP = "Manage components in a folder with an index."
 WIDTH = 100  # of tables, in columns
 
 Place = Annotated[
-    Path, typer.Option("--yard", envvar="BRICKYARD_YARD", help="The folder; by default ./yard.", show_default=False)
+    Path, typer.Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
 ]
 YARD = Path("yard")
 
 
 def yard_add(
-    files: Annotated[list[Path], typer.Argument(help="Files of components.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Component files.", show_default=False)],
     place: Place = YARD,
     name: Annotated[
-        str | None, typer.Option(help="Name in the yard; by default classes and source.", show_default=False)
+        str | None, typer.Option(help="Name in the yard. Default: classes and source.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Copy components into a yard, which is made if it is not there."""
+    """Copy components into a yard. Creates the yard if it does not exist."""
     from brickyard.yard._yard import Yard
 
     if name is not None and len(files) != 1:
@@ -69,20 +69,23 @@ def yard_list(place: Place = YARD, as_json: Json = False) -> None:
 
 def yard_search(
     text: Annotated[
-        list[str] | None, typer.Argument(help="Words in names, classes, sources, architectures.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Words to find in names, classes, sources and architectures.", show_default=False),
     ] = None,
     place: Place = YARD,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Has this class; may be repeated: has all of them.", show_default=False),
+        typer.Option("--class", help="Require this class; may be repeated to require several.", show_default=False),
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Name of the source, or the start of its sha256.")] = None,
-    max_parameters: Annotated[int | None, typer.Option(help="Most parameters.", min=1)] = None,
-    max_flops: Annotated[int | None, typer.Option(help="Most FLOPs for one image.", min=1)] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Least accuracy, in [0, 1].")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Require this source: its name, or a prefix of its SHA-256.")
+    ] = None,
+    max_parameters: Annotated[int | None, typer.Option(help="Require at most this many parameters.", min=1)] = None,
+    max_flops: Annotated[int | None, typer.Option(help="Require at most this many FLOPs per image.", min=1)] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Require at least this accuracy, in [0, 1].")] = None,
     as_json: Json = False,
 ) -> None:
-    """List components for which all that is asked for holds."""
+    """List the components that meet all criteria."""
     from brickyard.yard._yard import Yard
 
     yard = Yard(place)
@@ -99,11 +102,11 @@ def yard_search(
 
 
 def yard_show(
-    name: Annotated[str, typer.Argument(help="Name of a component.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Component name.", show_default=False)],
     place: Place = YARD,
     as_json: Json = False,
 ) -> None:
-    """Show what the yard knows of a component."""
+    """Show the index entry of a component."""
     from brickyard.yard._yard import Yard
 
     yard = Yard(place)
@@ -127,14 +130,14 @@ def yard_show(
 def yard_rank(
     data: Data,
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="The folder, as with --yard.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="Yard folder, same as --yard.")] = None,
     place: Place = YARD,
-    score: Annotated[str, typer.Option(help="logme or h-score.")] = "logme",
-    per_class: Annotated[int, typer.Option(help="Most images of each class.", min=1)] = 100,
+    score: Annotated[str, typer.Option(help="Rank by this score: logme or h-score.")] = "logme",
+    per_class: Annotated[int, typer.Option(help="Use at most this many images per class.", min=1)] = 100,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Score all components as feature extractors for a new task, from a few labelled images of it."""
+    """Rank components as feature extractors for a new task. Needs a few labelled images of it."""
     from brickyard.base._records import Preprocessing
     from brickyard.yard._yard import Yard
 
@@ -166,7 +169,7 @@ def yard_rank(
 
 
 def yard_rm(
-    names: Annotated[list[str], typer.Argument(help="Names of components.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="Component names.", show_default=False)],
     place: Place = YARD,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +190,7 @@ def yard_rm(
 
 
 def yard_verify(place: Place = YARD, as_json: Json = False) -> None:
-    """Load every component of a yard whole, and compare it with the index; exit code 1 if anything is wrong."""
+    """Check all components of a yard. Reads every file and compares it with the index; exits with 1 on a problem."""
     from brickyard.yard._yard import Yard
 
     yard = Yard(place)
@@ -217,7 +220,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def plain(text: str) -> str:
-    """A text from a file with nothing in it that a terminal would obey."""
+    """Make text from a file safe for a terminal, without control sequences."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
@@ -229,7 +232,7 @@ def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: st
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Entries as lines of at most a hundred columns."""
+    """Format entries as lines of at most 100 columns."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     table = [header] + [
         [
@@ -247,7 +250,7 @@ def _table(entries: Sequence[Entry]) -> str:
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
-    """Components with their scores as lines of at most a hundred columns; after these, why some have none."""
+    """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
     table = [header] + [
         [
@@ -270,12 +273,12 @@ def _classes(entry: Entry) -> str:
 
 
 def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
-    """Lines of at most a hundred columns; what is too long for them is cut short.
+    """Format a table as lines of at most 100 columns, shortening cells that are too long.
 
     Args:
         table: Cells by line.
-        right: Columns that end at the right.
-        shorten: Columns that may be cut short, in this order, and how many signs are left.
+        right: Right-aligned columns.
+        shorten: Columns that may be shortened, in this order, each with its minimum width.
     """
     widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
     over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
@@ -292,7 +295,7 @@ def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """Count the terminal columns that a text takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -301,7 +304,7 @@ def _columns(text: str) -> int:
 
 
 def _filled(text: str, width: int, right: bool) -> str:
-    """A text in so many columns, cut short or filled up."""
+    """Shorten or pad a text to a number of columns."""
     if _columns(text) > width:
         while text and _columns(text) > width - 1:
             text = text[:-1]

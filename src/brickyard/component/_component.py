@@ -1,4 +1,4 @@
-"""A component: a small network for one task, with its manifest."""
+"""Components: small networks for one task, each with a manifest."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Cut(nn.Module):
 class Component(Cut, Predictor):
     """A working model for one task, cut from one source.
 
-    It is an ordinary module: it trains, moves between devices, compiles and exports. It takes what its source
-    took, after preprocessing: `component(component.preprocess(images))`.
+    A component is an ordinary module: you can train it, move it between devices, compile it and export it. It takes the
+    same input as its source, after preprocessing: `component(component.preprocess(images))`.
 
     Attributes:
         skeleton: The source's network as data, without numbers, or None where it has no form as data.
@@ -78,7 +78,7 @@ class Component(Cut, Predictor):
         reads_at: The step of the network whose input its features are.
 
     Shapes:
-        (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
+        (batch, channels, height, width) -> (batch, classes of the task), plus one output with reject.
 
     Example:
         >>> import brickyard as by, torch
@@ -112,35 +112,35 @@ class Component(Cut, Predictor):
         return self.manifest.reject
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the task's classes for preprocessed images."""
+        """Return the logits of the task's classes for preprocessed images."""
         return self.head(self.network(x))
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For preprocessed images the features, the values that they are averages of, and the network's output."""
+        """Return the features of preprocessed images, the values they are averages of, and the network's output."""
         return observe(self.network, self.reads_at, x)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Raw images, uint8 or in [0, 1] -> what the component takes."""
+        """Turn raw images, uint8 or in [0, 1], into the component's input."""
         return preprocess(images, self.manifest.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Raw images, uint8 or in [0, 1] -> logits of the task's classes."""
+        """Return the logits of the task's classes for raw images, uint8 or in [0, 1]."""
         like = kind(self)
         return self.forward(self.preprocess(images).to(like.device, like.dtype))
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
-        """The same component with measured scores in its manifest."""
+        """Return the same component with measured scores in its manifest."""
         return self.with_manifest(scores=scores)
 
     def with_manifest(self, **changes: Any) -> Component:
-        """The same component with other entries in its manifest."""
+        """Return the same component with changed manifest entries."""
         return Component(self.network, self.manifest.model_copy(update=changes), self.skeleton, self.familiarity)
 
     def fused(self) -> Component:
-        """The same component for inference: fewer steps, and numbers laid out in memory as they run fastest here.
+        """Return the same component for inference, with fewer steps and the fastest memory layout for this machine.
 
-        Batch norm is folded into the layer before it, so that outputs agree to rounding. A fused component is no
-        longer a cut of its source: it joins others in parallel form only. Files keep what is fused, not the layout.
+        Batch norm is folded into the layer before it, so outputs agree up to rounding. A fused component is no longer a
+        cut of its source: it joins others only in parallel form. Saved files keep the fusion, but not the layout.
 
         Example:
             >>> import brickyard as by, torch
@@ -159,7 +159,7 @@ class Component(Cut, Predictor):
         """Write the component to one safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
+            FileError: The file exists and `overwrite` is false, it cannot be written, or the network has operations
                 without a form as data.
         """
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
@@ -169,7 +169,6 @@ class Component(Cut, Predictor):
 
 
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a component. See `Component.save`."""
     text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
     tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
@@ -187,7 +186,7 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def check_input(manifest: ComponentManifest) -> None:
-    """Refuse a preprocessing whose images are not those that the network takes."""
+    """Reject preprocessing whose result does not match the network's input."""
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
         raise FileError(

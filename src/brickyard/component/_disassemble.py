@@ -1,4 +1,4 @@
-"""Cut a component out of a source."""
+"""Cutting a component out of a source."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from brickyard.surgery._join import cut
 @steady
 @verb(DisassembleOptions)
 def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[DisassembleOptions]) -> Component:
-    """Cut out of a source the part that a task needs, as a small working model.
+    """Cut the part of a source that a task needs into a small working model.
 
     Args:
-        model: The source that the relevances were located on; it comes back untouched.
-        relevance: What `locate` returned.
+        model: The source on which the relevances were located; it is left unchanged.
+        relevance: The result of `locate`.
 
     Returns:
-        The component, in evaluation mode, with a manifest of where it came from.
+        The component, in evaluation mode, with a manifest that records where it came from.
 
     Raises:
         TaskError: The task is empty, or names a class that is unknown or was not located.
@@ -156,7 +156,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Job:
-    """What one call needs.
+    """The inputs of one call.
 
     Attributes:
         choice: What is to be cut.
@@ -172,10 +172,10 @@ class _Job:
 
 
 def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) -> _Job:
-    """Check what was asked for, and read the images.
+    """Check the arguments and read the images.
 
     Raises:
-        BrickyardError: It does not fit together.
+        BrickyardError: They do not fit together.
     """
     if not isinstance(relevance, Relevance):
         raise OptionError(
@@ -235,10 +235,10 @@ def _describe(job: _Job, keep: dict[str, Tensor], network: Network, healed: Heal
 
 
 def _narrow(network: Network, dtype: torch.dtype) -> None:
-    """Bring a network that was cut and healed in float32 to the type of its source.
+    """Convert a network that was cut and healed in float32 to its source's type.
 
     Raises:
-        DataError: A number is beyond what that type holds.
+        DataError: A value overflows in that type.
     """
     network.to(dtype)
     for name, value in network.state_dict().items():
@@ -273,14 +273,14 @@ def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> lis
 
 
 class _Pool:
-    """Images of the task: where they are, and which belong to which class (None where labels are unknown)."""
+    """The task's images, and which belong to each class (None if labels are unknown)."""
 
     def __init__(self, images: Images, by_class: dict[int, list[int]] | None) -> None:
         self.images = images
         self.by_class = by_class
 
     def draw(self, count: int, seed: int) -> list[int]:
-        """Up to `count` images, evenly from the classes, in an order that mixes them."""
+        """Draw up to `count` images, evenly from the classes and interleaved."""
         generator = torch.Generator().manual_seed(seed)
         if self.by_class is None:
             return torch.randperm(len(self.images), generator=generator)[:count].tolist()
@@ -321,7 +321,7 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
 
 
 def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed: int, wanted_by: str) -> list[Tensor]:
-    """Preprocessed images of the task, drawn evenly from its classes."""
+    """Preprocess images of the task, drawn evenly from its classes."""
     if pool is None:
         raise OptionError(
             "option-needs-data",
@@ -348,12 +348,12 @@ def _skeleton(graph: Graph) -> NetworkSpec | None:
 
 
 def made_with() -> Versions:
-    """What makes a file, now."""
+    """Return the versions that a new file records."""
     return Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version())
 
 
 def today() -> str:
-    """The date in UTC; `SOURCE_DATE_EPOCH` fixes it for reproducible files."""
+    """Return the date in UTC; `SOURCE_DATE_EPOCH` overrides it for reproducible files."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = (
         datetime.datetime.fromtimestamp(int(fixed), datetime.UTC)

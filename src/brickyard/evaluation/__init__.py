@@ -1,4 +1,4 @@
-"""Honest scores: accuracy against the fair baseline, AUROC, probes, faithfulness."""
+"""Evaluation: accuracy against a fair baseline, AUROC, probes, faithfulness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Honest scores: every component against its source with only the task's outputs competing."""
+"""Evaluation: each component against its source with only the task's outputs competing."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from brickyard.runtime._progress import bar
 @steady
 @verb(EvaluateOptions)
 def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores:
-    """Score a component or an assembly against its source or sources.
+    """Score a component or an assembly, and optionally its sources.
 
     Args:
-        model: What to score.
+        model: The component or assembly.
         data: Labelled test images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry per part. Images that were used to locate, heal or scale must not be
-            among them.
+            assembly, a list with one entry per part. They must not
+            include images used to locate, heal or scale.
 
     Returns:
-        Rows with accuracies, sizes and times; prints as a table, writes JSON and CSV.
+        Rows with accuracies, sizes and latencies; prints as a table, writes JSON and CSV.
         base: the source with all its classes competing. restricted: the source with only the task's outputs
-        competing, the fair baseline. component: its own accuracy; `drop` is restricted minus component.
+        competing, the fair baseline. component: the component's accuracy; `drop` is restricted minus component.
         oracle: each image sent to the right component. assembled: all classes of all parts competing.
 
     Raises:
-        DataError: The images cannot be used, or none belongs to the task, or a source is another one.
+        DataError: The images cannot be used, none belongs to the task, or a source is not that of its component.
         OptionError: `model` is neither a component nor an assembly.
 
     Example:
@@ -130,13 +130,13 @@ class Answered:
     """What was answered right.
 
     Attributes:
-        title: What the table is called.
-        cases: What is judged.
-        right: For each row whether each case was answered right; the model's own row is the last, and the one before
-            it, where there is one, is what it is compared with.
-        scores: For each row a score that tells images of a single class from others, or nothing.
-        inside: Which images these scores belong to are of the class.
-        notes: What a reader should know.
+        title: Title of the table.
+        cases: What is scored.
+        right: For each row, whether each case was answered correctly. The model's own row comes last; it is compared
+            with the row before it, if any.
+        scores: For each row, a score that separates images of a single class from others; empty otherwise.
+        inside: Which of the scored images belong to the class.
+        notes: Notes for the reader.
     """
 
     title: str
@@ -148,7 +148,7 @@ class Answered:
 
     @property
     def name(self) -> str:
-        """The row of the model itself."""
+        """Name of the model's own row."""
         return list(self.right)[-1]
 
 
@@ -266,7 +266,7 @@ def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: 
 
 
 def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
-    """Parameters and FLOPs of all sources and of the model, whose row has that name."""
+    """Parameters and FLOPs of all sources, and of the model under its row's name."""
     parts = model.manifest.parts
     distinct = {part.source.sha256: part.source for part in parts}.values()
     pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.shaped_networks()
@@ -282,9 +282,9 @@ def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
 def _times(
     model: Component | Assembly, name: str, sources: Sequence[nn.Module | None], batch: int
 ) -> dict[str, Latency]:
-    """The time of one batch of the model, and of all its sources where they are there.
+    """Measure the latency of one batch for the model, and for its sources if all are given.
 
-    Components and their sources take preprocessed images, assemblies and theirs raw ones.
+    Components and their sources are timed on preprocessed images, assemblies and theirs on raw ones.
     """
     parts = model.manifest.parts
     noise = torch.rand(batch, *parts[0].input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -319,13 +319,13 @@ def _rows(answered: Answered) -> list[Row]:
 
 
 def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | None = None) -> Row:
-    """Accuracy over images and over classes, with one standard error.
+    """Compute accuracy over images and over classes, each with one standard error.
 
     Args:
-        name: What the row is called.
-        right: Whether each case was answered right, (cases,).
-        classes: The class of each.
-        images: The image of each; default: each is one of its own.
+        name: Name of the row.
+        right: Whether each case was answered correctly, (cases,).
+        classes: The class of each case.
+        images: The image of each case; default: one image per case.
     """
     share = _shares(right.double(), images)
     counts = torch.bincount(classes)
@@ -344,13 +344,13 @@ def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | Non
 
 
 def difference(right: Tensor, other: Tensor, images: Tensor | None = None) -> tuple[float, float]:
-    """How many points one row is above another on the same cases, and one standard error of it, paired by image."""
+    """Points by which one row exceeds another on the same cases, and the standard error, paired by image."""
     gap = _shares(right.double() - other.double(), images)
     return _percent(gap), _error(gap)
 
 
 def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) -> list[Row]:
-    """AUROC of each row's score for a class, (examples,), and how far the component is below restricted."""
+    """Add the AUROC of each row's score for a class, (examples,), and the component's drop from restricted."""
     found = {name: Roc.of(score, inside) for name, score in scores.items()}
     areas = {name: {"auroc": roc.area, "auroc_error": roc.error} for name, roc in found.items()}
     rows = [row.model_copy(update=areas[row.name]) for row in rows]
@@ -361,7 +361,7 @@ def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) ->
 
 
 def _shares(values: Tensor, images: Tensor | None) -> Tensor:
-    """The mean of each image's cases."""
+    """Mean over the cases of each image."""
     if images is None:
         return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
@@ -374,7 +374,7 @@ def _percent(values: Tensor) -> float:
 
 
 def _error(values: Tensor) -> float:
-    """One standard error of a mean, in points."""
+    """Standard error of a mean, in points."""
     return 100 * values.std(correction=0).item() / math.sqrt(len(values))
 
 

@@ -1,4 +1,4 @@
-"""Whether a class's decision route is what its source decides by: answers with the route alone, and without it."""
+"""Faithfulness of decision routes: how a source answers with only a class's route, and without it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from brickyard.runtime._progress import bar
 
 @dataclass(frozen=True)
 class Answers:
-    """How a network answers to images of a class and to others, in percent.
+    """How a network answers images of a class and other images, in percent.
 
     Attributes:
-        hits: Images of the class that are answered as it, all classes of the source competing.
-        others: Images of other classes that are answered as it, or None where there is none.
-        auroc: Area under the ROC curve of the class's logit, its images against the others; 50 says nothing. None
-            where there is no other image.
+        hits: Share of the class's images answered as that class, with all classes of the source competing.
+        others: Share of other images answered as that class, or None if there are none.
+        auroc: Area under the ROC curve of the class's logit, its images against the others; 50 is chance. None
+            if there are no other images.
     """
 
     hits: float
@@ -43,20 +43,20 @@ class Answers:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a class's route is worth.
+    """Faithfulness of one class's route.
 
     Attributes:
-        name: The class.
-        images: Labelled images of it.
-        other_images: Labelled images of other classes.
-        kept: Channels of the route, on axes that can be cut.
-        channels: Channels of these axes.
-        whole: The whole source.
-        only: With only the route: all other channels are zero wherever a layer reads them.
-        without: With all channels but the route.
-        random_only: As `only` for as many random channels an axis; mean over the seeds.
+        name: Class name.
+        images: Number of images of the class.
+        other_images: Number of images of other classes.
+        kept: Number of channels of the route, on axes that can be cut.
+        channels: Number of channels of these axes.
+        whole: Answers of the whole source.
+        only: Answers with only the route: all other channels are zero wherever a layer reads them.
+        without: Answers with all channels except the route.
+        random_only: As `only`, for equally many random channels per axis; mean over the seeds.
         random_without: As `without`, for the same random channels.
-        seeds: How many random routes there were.
+        seeds: Number of random routes.
     """
 
     name: str
@@ -91,22 +91,22 @@ def faithfulness(
     seeds: int = 5,
     batch_size: int = 128,
 ) -> tuple[Faithfulness, ...]:
-    """Measure whether the routes of classes are what the source decides by.
+    """Measure how faithfully the routes of classes explain the source's decisions.
 
-    A network that answers one class to everything has 100 % hits for it. So the answers to images of other classes
-    are counted too, and the AUROC says how well the class's logit alone tells its images from others.
+    A network that always answers with one class has 100 % hits for it. Therefore the answers to images of other classes
+    are counted too, and the AUROC tells how well the class's logit alone separates its images from others.
 
     Args:
         model: The source that was located.
         relevance: Its relevances.
         classes: Classes by name or index.
-        images: Labelled images that were not used to locate, as for `locate`; of other classes too.
-        seeds: Random routes to compare with, of as many channels on every axis.
-        batch_size: Images at once.
+        images: Labelled images, as for `locate`, that were not used to locate; also of other classes.
+        seeds: Number of random routes to compare with, each with equally many channels per axis.
+        batch_size: Images per batch.
 
     Raises:
         TaskError: A class is unknown.
-        DataError: The model is another one, or there is no image of a class.
+        DataError: The model is not the located source, or a class has no images.
         OptionError: `seeds` is below 1.
 
     Example:
@@ -120,9 +120,7 @@ def faithfulness(
         ('3', 10, 30, 14)
     """
     if seeds < 1:
-        raise OptionError(
-            "option-range", f"{seeds} random routes were asked for; at least one is needed to compare with"
-        )
+        raise OptionError("option-range", f"seeds must be at least 1 (random routes to compare with), got {seeds}")
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)
@@ -133,7 +131,7 @@ def faithfulness(
     if missing:
         raise DataError(
             "data-class-without-images",
-            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave it out",
+            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave the class out",
         )
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
@@ -174,13 +172,13 @@ def _rest(route: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """As many channels of every axis as the route has, drawn with a seed."""
+    """Draw, with a seed, as many channels of every axis as the route has."""
     generator = torch.Generator().manual_seed(seed)
     return {name: mask[torch.randperm(len(mask), generator=generator)] for name, mask in route.items()}
 
 
 def _counted(said: Tensor, logits: Tensor, own: Tensor) -> Answers:
-    """Mean over the rows of whether the class was answered, and of its logits, (runs, images)."""
+    """Means over the rows: whether the class was answered, and its logits, (runs, images)."""
     said = said.double()
     hits = 100 * float(said[:, own].mean())
     if bool(own.all()):
@@ -197,7 +195,7 @@ def _answers(
     outputs: Outputs,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """For every set of channels whether the chosen classes are answered, and their logits, (sets, images, chosen)."""
+    """Per set of channels, whether each chosen class is answered, and its logits, (sets, images, chosen)."""
     said = torch.zeros(len(keeps), len(data), len(chosen), dtype=torch.bool)
     logits = torch.zeros(said.shape)
     like = weights_like(graph.network)
@@ -221,18 +219,18 @@ def _copied(network: Network) -> Network:
 
 
 def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
-    """The network with all but some channels at zero wherever a layer reads them.
+    """Return the network with all but some channels set to zero wherever a layer reads them.
 
-    A layer that reads zeros is one whose weights for these inputs are zero, so only weights change, and the network
-    runs at its usual speed.
+    Zeroing an input is the same as zeroing the weights that read it, so only weights change and the network runs at
+    its usual speed.
 
     Args:
-        graph: A traced source; it is left as it is.
-        keep: For some axes, which channels stay: bool, (channels,). Axes left out stay whole.
-        network: A copy of the graph's network to change, for many calls in a row; default: a new one.
+        graph: A traced source; it is not changed.
+        keep: Channels to keep per axis: bool, (channels,). Axes that are not listed stay whole.
+        network: A copy of the graph's network to modify, to reuse over many calls; default: a new copy.
 
     Returns:
-        A function from images, as the source takes them, to outputs.
+        A function from images, preprocessed for the source, to outputs.
     """
     network = _copied(graph.network) if network is None else network
     kept = torch.ones(graph.channels, dtype=torch.bool)
@@ -252,7 +250,7 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
 
 
 def _summed(network: Network, masks: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run a network; where a step sums channels up, those that its mask leaves out are zero from there on."""
+    """Run a network in which masked channels become zero where a step sums over channels, and from there on."""
     for _, node, values in network.walk(x):
         if node.name in masks:
             name = node.args[0].node

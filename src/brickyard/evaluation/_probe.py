@@ -1,11 +1,11 @@
-"""Components as feature extractors for a new task: which of a yard to take, and a linear probe on its features.
+"""Components as feature extractors for a new task: scores for ranking them, and a linear probe on their features.
 
-The features are what a component's classifier reads. Two scores say, without training anything, how well a linear
-classifier on them will do. Higher is better, and a score only compares components on the same images:
+The features are the inputs of a component's classifier. Two scores predict, without training, how well a linear
+classifier on them will do. Higher is better, and scores are comparable only on the same images:
 
 - "logme", the logarithm of maximum evidence (You et al., 2021, arXiv 2102.11005): how probable the labels are under a
-  Bayesian linear model of the features, an image and class;
-- "h-score" (Bao et al., 2019): how much of the features' variance lies between classes, in units of their covariance.
+  Bayesian linear model of the features, per image and class;
+- "h-score" (Bao et al., 2019): how much of the features' variance lies between classes, relative to their covariance.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ LEAST = 1e-12  # the least noise, and the least of what counts as varying, as a 
 
 
 def features(component: Component, images: DataLike, batch_size: int = 64) -> Tensor:
-    """What a component's classifier reads: its features for images of any task.
+    """Compute the features that a component's classifier reads, for images of any task.
 
     Args:
         component: The component.
-        images: Images in any form that `locate` takes, as they are before the component's preprocessing. Labels may
-            count the classes of any task; they are not looked at.
-        batch_size: Images at once.
+        images: Images in any form that `locate` takes, before the component's preprocessing. Labels are ignored, so
+            they may belong to any task.
+        batch_size: Images per batch.
 
     Returns:
         (images, size) in float64, on the CPU.
 
     Raises:
         DataError: The component cannot take the images, or its features are not finite.
-        OptionError: `component` is no component.
+        OptionError: `component` is not a component.
 
     Example:
         >>> import brickyard as by, torch
@@ -67,15 +67,12 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         (8, torch.float64)
     """
     if not isinstance(component, Component):
-        raise OptionError(
-            "option-wrong-object", f"features of a {type(component).__name__} were asked for; give a component"
-        )
+        raise OptionError("option-wrong-object", f"features needs a component, got {type(component).__name__}")
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:
         raise DataError(
-            "data-meta-device",
-            "the component is on the meta device, which has no numbers to answer with; load it again",
+            "data-meta-device", "the component is on the meta device and has no weights to compute with; load it again"
         )
 
     def observed(raw: Tensor) -> Tensor:
@@ -87,11 +84,8 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
-        raise DataError(
-            "data-overflow",
-            f"features of {bad} of {len(found)} images are NaN or infinite; look at the component with `brickyard yard "
-            "verify`, or give images in the range that it was made for",
-        )
+        advice = "look at the component with `brickyard yard verify`, or give images in the range that it was made for"
+        raise DataError("data-overflow", f"features of {bad} of {len(found)} images are NaN or infinite; {advice}")
     return found.clone()  # outside inference mode: an ordinary tensor
 
 
@@ -99,21 +93,21 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
 
 
 def log_evidence(features: Tensor, labels: Tensor) -> float:
-    """The logarithm of maximum evidence (LogME), a mean over images and classes.
+    """Compute the logarithm of maximum evidence (LogME), as a mean over images and classes.
 
-    For each class the targets y are 1 for its images and 0 for the others. They are drawn around F w with precision
-    beta, and w around 0 with precision alpha. The evidence p(y | F) is the highest over alpha and beta, which
-    fixed-point iterations find from the best of a row of starts; one decomposition of F serves all classes.
+    For each class, the targets y are 1 for its images and 0 for the others. They are drawn around F w with precision
+    beta, and w around 0 with precision alpha. The evidence p(y | F) is maximised over alpha and beta by fixed-point
+    iterations from the best of several starts; one decomposition of F serves all classes.
 
     Args:
         features: F, (images, size).
-        labels: (images,), whole numbers, one a class.
+        labels: (images,), integers, one value per class.
 
     Raises:
         DataError: There are fewer than two classes, no more images than classes, or features that are not finite.
 
     Limitations:
-        Features that determine the labels exactly have no highest evidence; noise ends at 1e-12 of the targets.
+        Features that determine the labels exactly have no maximum evidence; noise stops at 1e-12 of the targets.
 
     Example:
         >>> import torch
@@ -164,13 +158,13 @@ def log_evidence(features: Tensor, labels: Tensor) -> float:
 
 
 def h_score(features: Tensor, labels: Tensor, *, shrink: bool | None = None) -> float:
-    """The H-score: tr(cov(f)^+ cov(E[f | y])), between 0 and the number of classes less one.
+    """Compute the H-score, tr(cov(f)^+ cov(E[f | y])), between 0 and the number of classes minus one.
 
     Args:
         features: f, (images, size).
-        labels: y, (images,), whole numbers, one a class.
-        shrink: Shrink the covariance as Ledoit and Wolf do, and what lies between classes by the same share. By default
-            where there are fewer images than features: then every direction would seem to tell classes apart.
+        labels: y, (images,), integers, one value per class.
+        shrink: Apply Ledoit-Wolf shrinkage to the covariance, and the same share to that between classes. Default: if
+            there are fewer images than features, since every direction would then seem to separate classes.
 
     Raises:
         DataError: There are fewer than two classes, no more images than classes, or features that are not finite.
@@ -213,29 +207,24 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Features in float64 and labels as 0, 1, ... of those that occur.
+    """Convert features to float64, and labels to 0, 1, ... over those that occur.
 
     Raises:
-        DataError: They cannot be used.
+        DataError: The features or labels cannot be used.
     """
     try:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         kinds = f"a {type(features).__name__} and a {type(labels).__name__}"
-        raise DataError(
-            "data-type", f"features and labels were given as {kinds}; give tensors or arrays of numbers"
-        ) from None
+        raise DataError("data-type", f"features and labels must be tensors or arrays of numbers, got {kinds}") from None
     x, y = x.detach().cpu(), y.detach().cpu()
     if x.ndim != 2 or 0 in x.shape or x.is_complex():
         raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
+            "data-shape", f"features must be numbers (images, size), got shape {tuple(x.shape)} and type {x.dtype}"
         )
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
-        raise DataError(
-            "data-label-mismatch",
-            f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}; give one whole number "
-            "an image",
-        )
+        why = f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}"
+        raise DataError("data-label-mismatch", f"{why}; give one whole number an image")
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         raise DataError(
@@ -245,21 +234,21 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 
 def numbered(labels: Tensor, count: int) -> Tensor:
-    """Labels as 0, 1, ... of those that occur.
+    """Renumber labels as 0, 1, ... over those that occur.
 
     Raises:
-        DataError: They are too few to learn from.
+        DataError: There are too few to learn from.
     """
     index: Tensor
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:
         raise DataError(
-            "data-too-few", f"all {count} images are of one class; give labelled images of two classes or more"
+            "data-too-few", f"all {count} images are of one class; give labelled images of at least two classes"
         )
     if count <= len(present):
         raise DataError(
             "data-too-few",
-            f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more",
+            f"got {count} images of {len(present)} classes; give more images than classes, 5 per class or more",
         )
     return index
 
@@ -272,9 +261,9 @@ class Probe:
     """A linear classifier on a component's features.
 
     Attributes:
-        strength: The inverse of its regularisation.
-        validated: Accuracy in [0, 1] on training images that were held out, a mean over folds; None where a class has
-            too few images to hold any out.
+        strength: Inverse regularisation strength.
+        validated: Cross-validated accuracy in [0, 1], a mean over folds; None if a class has too few images to hold any
+            out.
     """
 
     strength: float
@@ -282,21 +271,21 @@ class Probe:
     _fitted: Any = field(repr=False)
 
     def predict(self, features: Tensor) -> Tensor:
-        """Features (images, size) -> labels (images,), counted as those that the probe was made with."""
+        """Map features (images, size) to labels (images,), numbered as in training."""
         return torch.from_numpy(np.asarray(self._fitted.predict(_rows(features, self._fitted.n_features_in_))))
 
     def score(self, features: Tensor, labels: Tensor) -> float:
-        """The share of images that it answers right.
+        """Compute the share of images answered correctly.
 
         Raises:
-            DataError: Features and labels do not fit each other or the probe.
+            DataError: Features and labels do not match each other or the probe.
         """
         right = torch.as_tensor(labels).cpu()
         found = self.predict(features)
         if right.shape != found.shape:
             raise DataError(
                 "data-label-mismatch",
-                f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image",
+                f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one label per image",
             )
         return (found == right).double().mean().item()
 
@@ -304,18 +293,18 @@ class Probe:
 def probe(
     features: Tensor, labels: Tensor, *, strengths: Sequence[float] = STRENGTHS, folds: int = FOLDS, seed: int = 0
 ) -> Probe:
-    """Train a linear probe: standardised features, logistic regression, its strength chosen by cross-validation.
+    """Train a linear probe: logistic regression on standardised features, its strength chosen by cross-validation.
 
     Args:
-        features: Of training images, (images, size).
-        labels: (images,), whole numbers, one a class.
-        strengths: Inverse regularisations to choose from. Where a class has one image, it is the one in the middle.
-        folds: Of the cross-validation; at most as many as the smallest class has images.
-        seed: Of the folds.
+        features: Features of the training images, (images, size).
+        labels: (images,), integers, one value per class.
+        strengths: Inverse regularisation strengths to choose from; the middle one if a class has a single image.
+        folds: Number of cross-validation folds; at most as many as the smallest class has images.
+        seed: Random seed of the folds.
 
     Raises:
         DataError: There are fewer than two classes, no more images than classes, or features that are not finite.
-        OptionError: A strength is no number above 0, or there are fewer than two folds.
+        OptionError: A strength is not a number above 0, or there are fewer than two folds.
 
     Example:
         >>> import torch
@@ -336,12 +325,12 @@ def probe(
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:
         raise OptionError(
-            "option-range", f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]"
+            "option-range", f"strengths must be a non-empty list of numbers such as [0.1, 1.0], got {brief(strengths)}"
         )
     for value in strengths:
         if not is_number(value) or not 0 < value < math.inf:
             raise OptionError(
-                "option-range", f"strength {brief(value)} is no finite number above 0; give one, such as 1.0"
+                "option-range", f"strength must be a finite number above 0 such as 1.0, got {brief(value)}"
             )
     x, index = _checked(features, labels)
     y = torch.as_tensor(labels).detach().cpu().numpy()
@@ -362,10 +351,8 @@ def _rows(features: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         x = torch.as_tensor(features).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         raise DataError(
-            "data-type", f"features were given as a {type(features).__name__}; give a tensor (images, {size})"
+            "data-type", f"features must be a tensor (images, {size}), got {type(features).__name__}"
         ) from None
     if x.ndim != 2 or x.shape[1] != size or not len(x) or not bool(torch.isfinite(x).all()):
-        raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})"
-        )
+        raise DataError("data-shape", f"features must be finite numbers (images, {size}), got shape {tuple(x.shape)}")
     return x.numpy()

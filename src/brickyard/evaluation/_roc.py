@@ -1,8 +1,8 @@
-"""How well one score tells a class from the rest: the area under the ROC curve, with its standard error.
+"""The area under the ROC curve of a score for one class against the rest, with its standard error.
 
-The error is that of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988): the area is a mean over pairs of an
-example of the class and another one, so each side adds the variance of its own means. On the same examples two areas
-are compared in pairs.
+The error follows DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988): the area is a mean over pairs of one example
+of the class and one other example, so each side contributes the variance of its own means. Two areas on the same
+examples are compared pairwise.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from brickyard.base._errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """The means of which an area under the ROC curve is made.
+    """The means that make up an area under the ROC curve.
 
     Attributes:
-        own: (examples of the class,) the share of the others that each is above; a tie counts half.
-        others: (other examples,) the share of the class's examples that are above each; a tie counts half.
+        own: (examples of the class,) the share of the other examples that each exceeds; a tie counts half.
+        others: (other examples,) the share of the class's examples that exceed each; a tie counts half.
     """
 
     own: Tensor
@@ -30,7 +30,7 @@ class Roc:
 
     @classmethod
     def of(cls, score: Tensor, inside: Tensor) -> Roc:
-        """A score for each example, (examples,), and whether it is of the class; there are some of both.
+        """Build from each example's score, (examples,), and whether it is of the class; both kinds must occur.
 
         Raises:
             DataError: A score is not a number.
@@ -52,21 +52,21 @@ class Roc:
 
     @property
     def area(self) -> float:
-        """In percent: 50 says nothing, 100 everything."""
+        """The area in percent: 50 is chance, 100 is perfect."""
         return 100 * self.own.mean().item()
 
     @property
     def error(self) -> float:
-        """One standard error of the area, in points."""
+        """Standard error of the area, in points."""
         return _error(self.own, self.others)
 
     def below(self, other: Roc) -> tuple[float, float]:
-        """How many points this area is below another one of the same examples, and its standard error, paired."""
+        """Points by which this area is below another on the same examples, and the standard error, paired."""
         return other.area - self.area, _error(other.own - self.own, other.others - self.others)
 
 
 def _share_below(values: Tensor, of: Tensor) -> Tensor:
-    """For each of some values, the share of all `values` that are below it; equal ones count half."""
+    """For each value, the share of all `values` below it; equal values count half."""
     ordered = values.sort().values
     below = torch.searchsorted(ordered, of, right=False) + torch.searchsorted(ordered, of, right=True)
     return below.double() / (2 * len(values))

@@ -1,4 +1,4 @@
-"""Scores as plain values: rows that print as a table and are written as JSON or CSV."""
+"""Score tables: rows that print as text and can be written as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from brickyard.base._records import Frozen
 
 
 class Row(Frozen):
-    """One line of a score table. Accuracies, AUROC, drops and errors are in percent (points).
+    """One row of a score table. Accuracies, AUROC, drops and errors are in percent (points).
 
     Attributes:
         name: base, restricted, component, oracle or assembled.
-        images: How many images were scored.
-        accuracy: Share of images that were answered right; `error` is one standard error.
+        images: Number of images scored.
+        accuracy: Share of images answered correctly; `error` is one standard error.
         class_accuracy: Mean over classes; `class_error` is one standard error.
-        drop: Points below the row that it is compared with; `drop_error` is paired over images.
+        drop: Points below the reference row; `drop_error` is paired over images.
         auroc: Area under the ROC curve of a single class against the others; `auroc_error` is one standard error.
         auroc_drop: Points of AUROC below the restricted source; `auroc_drop_error` is paired over images.
-        parameters: Numbers in all parameters.
-        flops: Floating-point operations for one image, two a multiply-add.
-        latency: Milliseconds of one batch (median, low, high) with batch, threads and runs.
+        parameters: Number of parameters.
+        flops: Floating-point operations per image, two per multiply-add.
+        latency: Milliseconds per batch (median, low, high) with batch, threads and runs.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Scores(Frozen):
     per_class: dict[str, float] = {}
 
     def row(self, name: str) -> Row:
-        """The row of that name.
+        """Return the row with this name.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such row.
         """
         for row in self.rows:
             if row.name == name:
@@ -74,14 +74,14 @@ class Scores(Frozen):
         raise KeyError(name)
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+        """All values, ready for JSON."""
         return self.model_dump(mode="json")
 
     def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
-        """Write all figures as JSON.
+        """Write all values as JSON.
 
         Raises:
-            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+            FileError: The file exists and `overwrite` is false, or cannot be written.
         """
         return _write(path, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", overwrite)
 
@@ -89,7 +89,7 @@ class Scores(Frozen):
         """Write the rows as CSV.
 
         Raises:
-            FileError: The path exists and `overwrite` is false, or the file cannot be written.
+            FileError: The file exists and `overwrite` is false, or cannot be written.
         """
         text = io.StringIO()
         fields = [name for name in Row.model_fields if name != "latency"]
@@ -100,7 +100,7 @@ class Scores(Frozen):
         return _write(path, text.getvalue(), overwrite)
 
     def cells(self) -> list[list[str]]:
-        """The table as text: a header and one list a row."""
+        """The table as text: a header, and one list per row."""
         with_auroc = any(row.auroc is not None for row in self.rows)
         header = [
             "",

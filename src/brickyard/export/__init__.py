@@ -1,4 +1,4 @@
-"""Ways out: ONNX, plain PyTorch, the Hugging Face Hub."""
+"""Exports: ONNX, plain PyTorch, the Hugging Face Hub."""
 
 from __future__ import annotations
 

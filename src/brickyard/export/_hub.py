@@ -1,7 +1,7 @@
-"""Components and assemblies on the Hugging Face Hub, and in folders of that layout.
+"""Components and assemblies on the Hugging Face Hub, and in folders with the same layout.
 
-A repository holds the model's own file, `brickyard.safetensors`, a card, `README.md`, and `config.json`, in which the
-Hub looks for what a model is. Only the first is read back, and as strictly as any file from elsewhere.
+A repository holds the model file `brickyard.safetensors`, the card `README.md`, and `config.json`, from which the Hub
+identifies the model. Only the model file is read back, as strictly as any untrusted file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from brickyard._files import load
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.export._onnx import description
 from brickyard.reports._cards import model_card
-from brickyard.storage._atomic import write_content
+from brickyard.storage._atomic import make_folder, write_content
 
 FILENAME = "brickyard.safetensors"
 CARD = "README.md"
@@ -34,14 +35,14 @@ def save_pretrained(
     license: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a folder as the Hub wants it: the model's file, its card, and `config.json`.
+    """Write a folder in the Hub's layout: the model file, its card, and `config.json`.
 
     Args:
-        model: What to write.
-        folder: Where to; it is made if it is missing.
-        scores: What `evaluate` returned, for the card.
-        license: An identifier such as "apache-2.0", for the card; nothing is said where it is None.
-        overwrite: Whether files of these names are replaced.
+        model: The component or assembly.
+        folder: The folder; it is created if missing.
+        scores: Results of `evaluate`, for the card.
+        license: An identifier such as "apache-2.0", for the card; omitted if None.
+        overwrite: Replace existing files.
 
     Returns:
         The folder.
@@ -65,12 +66,7 @@ def save_pretrained(
     taken = [name for name in (FILENAME, CARD, CONFIG) if (folder / name).exists()]
     if taken and not overwrite:
         raise FileError("file-exists", f"{folder / taken[0]} exists; give another folder, or overwrite=True")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; choose another place"
-        ) from None
+    make_folder(folder, "choose another place")
     card = model_card(model, scores=scores, license=license)
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
@@ -86,38 +82,37 @@ def from_pretrained(
     token: str | bool | None = None,
     filename: str = FILENAME,
 ) -> Component | Assembly:
-    """Read a component or an assembly from a folder or from a repository on the Hub.
+    """Load a component or an assembly from a folder or from a repository on the Hub.
 
     Args:
         repo_or_folder: A folder, or else a repository such as "someone/pets".
         revision: A branch, tag or commit of the repository.
-        token: A token of the Hub, where the repository is private; default: the one that you logged in with.
-        filename: The model's file in it.
+        token: A Hub token, for private repositories; default: the one that you logged in with.
+        filename: Name of the model file.
 
     Raises:
-        FileError: There is no such file, it cannot be fetched, or it is no component and no assembly.
+        FileError: The file does not exist, cannot be fetched, or is neither a component nor an assembly.
         OptionError: huggingface_hub is missing.
     """
     folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
             raise OptionError(
-                "option-without-effect", f"revision={revision!r} was asked for, and {folder} is a folder; leave it out"
+                "option-without-effect",
+                f"revision={revision!r} does not apply, because {folder} is a folder; leave it out",
             )
         path = folder / filename
     else:
-        hub = _hub(f"{repo_or_folder} is no folder here, and the Hub")
+        hub = package("huggingface_hub", "hub", f"{repo_or_folder} is no folder here, and the Hub")
         try:
             path = Path(hub.hf_hub_download(str(repo_or_folder), filename, revision=revision, token=token))
         except Exception as error:  # what huggingface_hub raises differs by version
-            raise FileError(
-                "file-hub-failed",
-                f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name: "
-                f"{first_line(error)}; check the name, the revision and the token",
-            ) from error
+            why = f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name"
+            advice = "check the name, the revision and the token"
+            raise FileError("file-hub-failed", f"{why}: {first_line(error)}; {advice}") from error
     found = load(path)
     if not isinstance(found, Component | Assembly):
-        raise FileError("file-wrong-kind", f"{path} holds relevances; a component or an assembly is needed here")
+        raise FileError("file-wrong-kind", f"expected a component or an assembly in {path}, found relevances")
     return found
 
 
@@ -131,30 +126,30 @@ def push_to_hub(
     scores: Any = None,
     license: str | None = None,
 ) -> str:
-    """Upload what `save_pretrained` writes, in one commit; the repository is made if it is missing.
+    """Upload the files of `save_pretrained` in one commit; the repository is created if missing.
 
     Args:
-        model: What to upload.
+        model: The component or assembly.
         repo_id: The repository, such as "someone/pets".
-        token: A token of the Hub that may write; default: the one that you logged in with.
-        private: Whether a repository that is made is private; default: as your account has it.
-        commit_message: What the commit says.
-        scores: What `evaluate` returned, for the card.
+        token: A Hub token with write access; default: the one that you logged in with.
+        private: Make a newly created repository private; default: your account's setting.
+        commit_message: The commit message.
+        scores: Results of `evaluate`, for the card.
         license: An identifier such as "apache-2.0", for the card.
 
     Returns:
-        The repository's full name.
+        The full name of the repository.
 
     Raises:
-        FileError: The Hub refused, or cannot be reached.
+        FileError: The Hub refused the upload, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one",
+            f"only a component or an assembly can be uploaded, got {type(model).__name__}; create or load one",
         )
-    api = _hub("the Hub").HfApi(token=token)
+    api = package("huggingface_hub", "hub", "the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)
         try:
@@ -162,30 +157,14 @@ def push_to_hub(
             name = str(getattr(made, "repo_id", repo_id))
             api.upload_folder(repo_id=name, folder_path=place, commit_message=commit_message)
         except Exception as error:  # what huggingface_hub raises differs by version
-            raise FileError(
-                "file-hub-failed",
-                f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in with "
-                "`hf auth login` or give a token that may write",
-            ) from error
+            why = f"the model cannot be uploaded to {repo_id}: {first_line(error)}"
+            advice = "check the name, and log in with `hf auth login` or give a token that may write"
+            raise FileError("file-hub-failed", f"{why}; {advice}") from error
     return name
 
 
-def _hub(what: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise OptionError(
-            "option-missing-package", f"{what} needs huggingface_hub; pip install 'brickyard[hub]'"
-        ) from None
-    return huggingface_hub
-
-
 def _config(model: Component | Assembly) -> dict[str, Any]:
-    names = description(model).pop("outputs")
-    return {
-        "library_name": "brickyard",
-        "model_type": "brickyard",
-        "id2label": {str(k): name for k, name in enumerate(names)},
-        "label2id": {name: k for k, name in enumerate(names)},
-        "brickyard": description(model),
-    }
+    about = description(model)
+    labels = dict(enumerate(about["outputs"]))
+    named = {"id2label": {str(k): name for k, name in labels.items()}, "label2id": {v: k for k, v in labels.items()}}
+    return {"library_name": "brickyard", "model_type": "brickyard", **named, "brickyard": about}

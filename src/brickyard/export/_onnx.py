@@ -1,7 +1,7 @@
-"""Out of Brickyard: ONNX files, torch programs, and state dicts of components and assemblies.
+"""Export components and assemblies as ONNX files, torch programs, and state dicts.
 
-Whatever goes out takes raw images, so that nobody has to repeat the preprocessing by hand, and says in words what it
-takes and gives. An ONNX file is run and compared with torch before it is written.
+Exported models take raw images, so that the preprocessing need not be repeated by hand, and describe their inputs and
+outputs. An ONNX file is run and compared with torch before it is written.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._checks import given_path
 from brickyard.base._errors import DataError, OptionError, SurgeryError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
@@ -42,16 +43,16 @@ STATE_KEY = "brickyard-state"  # another key than that of our own files: it is n
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What was written, and how far it is from torch.
+    """What was written, and its deviation from torch.
 
     Attributes:
         path: The file.
         format: "onnx" or "safetensors".
-        bytes: Its size.
-        opset: The version of ONNX's operators, or None.
-        fused: Whether batch norm was folded into the layers before it.
-        images: How many images the check ran, or 0 where there is nothing to check.
-        error: The largest difference between onnxruntime's logits and torch's, relative to the largest logit of the
+        bytes: File size.
+        opset: The ONNX opset version, or None.
+        fused: Whether batch norms were folded into the preceding layers.
+        images: Number of images checked, or 0 if there was no check.
+        error: Maximum difference between the logits of onnxruntime and torch, relative to the largest logit of the
             batch, or None.
     """
 
@@ -77,7 +78,7 @@ class ExportRecord:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What an exported network takes: raw images (batch, channels, *size), of any size where `size` is None."""
+    """Input of an exported network: raw images (batch, channels, *size), of any size if `size` is None."""
 
     channels: int
     size: tuple[int, int] | None
@@ -93,7 +94,7 @@ class _Entry:
 
 
 class _FromRaw(nn.Module):
-    """Raw images -> logits and probabilities."""
+    """Maps raw images to logits and probabilities."""
 
     def __init__(self, model: Predictor) -> None:
         super().__init__()
@@ -117,34 +118,34 @@ def export_onnx(
     dtype: str = "float32",
     channels: int | None = None,
 ) -> ExportRecord:
-    """Write a component or an assembly as one ONNX file that takes raw images.
+    """Export a component or an assembly as an ONNX file that takes raw images.
 
-    The file's input is `images`, (batch, channels, height, width), any batch; its outputs are `logits` and
-    `probabilities`, (batch, classes), with one more at the end for "(none of these)" where a component has a reject
-    output. The whole preprocessing is inside: scale, channels, padding or resizing, normalisation. Where it sets a
-    size, the file takes images of any size; where it does not, images of the size that the source took. Class names
-    and what the manifest says are in the file's metadata, as JSON (`classes` and `brickyard`).
+    The input is `images`, (batch, channels, height, width), for any batch size; the outputs are `logits` and
+    `probabilities`, (batch, classes), with one more at the end for "(none of these)" if a component has a reject
+    output. All preprocessing is included: scale, channels, padding or resizing, normalisation. If it sets a size, the
+    file takes images of any size; otherwise, images of the source's input size. The file's metadata holds the class
+    names and the manifest's contents as JSON (`classes` and `brickyard`).
 
-    Before anything is written, onnxruntime runs the file on random images, and on yours, one and five at once, and its
-    logits must be those of the model in torch (float32, on the CPU, batch norm not folded): the largest difference in
-    a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must be those that
-    the model's kind of outputs makes of its logits, to 1e-5.
+    Before anything is written, onnxruntime runs the file on random images, and on yours, in batches of one and five.
+    Its logits must match those of the model in torch (float32, on the CPU, batch norm not folded): the maximum
+    difference in a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must match
+    those that the model's kind of outputs derives from the logits, to 1e-5.
 
     Args:
-        model: What to export. Its numbers are written as float32.
+        model: The component or assembly. Its weights are written as float32.
         path: The file to write.
-        overwrite: Whether a file that exists is replaced.
+        overwrite: Replace an existing file.
         check_images: Real images for the check, in any form that `predict` takes, or image data; the first 100 are
             used.
         dtype: "float32": images in [0, 1]; "uint8": in 0..255.
-        channels: Channels of the raw images, 1 or 3, where the model turns one into the other; default: what the
-            network itself takes.
+        channels: Channels of the raw images, 1 or 3, if the model converts between them; default: those that the
+            network takes.
 
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
         OptionError: An option cannot be used, or onnx, onnxscript or onnxruntime is missing.
-        SurgeryError: The model cannot be exported, or the file would not say what the model says. No file is left.
-        DataError: The images for the check do not fit.
+        SurgeryError: The model cannot be exported, or the file's outputs differ from the model's. No file is left.
+        DataError: The images for the check do not match the model.
 
     Example:
         >>> import brickyard as by, tempfile, torch
@@ -160,7 +161,8 @@ def export_onnx(
     _check_model(model)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
-    _needs_onnx()
+    for needed in ("onnx", "onnxruntime", "onnxscript"):
+        package(needed, "onnx", "writing ONNX")
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
@@ -183,31 +185,27 @@ def export_onnx(
         write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
-    raise SurgeryError(
-        "surgery-export-failed",
-        f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
-        "file, or export its state dict",
-    )
+    advice = "nothing was written. Keep the .safetensors file, or export its state dict"
+    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problems[-1]}; {advice}")
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load",
+            f"a component or an assembly is exported, not a {type(model).__name__}; make one, or load it",
         )
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
     if dtype not in DTYPES:
-        raise OptionError("option-choice", f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
+        raise OptionError("option-choice", f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
-        raise OptionError("option-range", f"channels={channels} was asked for; {_title(model)} takes {free}")
+        raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
     sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
     fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
     size = fixed_sides[0] if fixed_sides else None
@@ -227,35 +225,26 @@ def _random(entry: _Entry) -> list[Tensor]:
 
 
 def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
-    """Real images as the file takes them: the first alone, then all in fives."""
+    """Batches of real images as the file takes them: the first alone, then all in fives."""
     pictures = getattr(images, "images", images)
     singles = [one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch][:MOST_CHECKED]
     for index, one in enumerate(singles):
+        start = f"image {index} of those for the check"
         if one.shape[1] != entry.channels:
-            raise DataError(
-                "data-wrong-size",
-                f"image {index} of those for the check has {one.shape[1]} channels, and the file would take "
-                f"{entry.channels}; give images with as many, or channels={one.shape[1]} (--channels) if the model "
-                "turns them into its own",
-            )
+            why = f"{start} has {one.shape[1]} channels, and the file would take {entry.channels}"
+            advice = f"give such images, or channels={one.shape[1]} (--channels) if the model turns them into its own"
+            raise DataError("data-wrong-size", f"{why}; {advice}")
         if entry.size is not None and tuple(one.shape[2:]) != entry.size:
             found, wanted = ("x".join(map(str, size)) for size in (one.shape[2:], entry.size))
-            raise DataError(
-                "data-wrong-size",
-                f"image {index} of those for the check is {found}, and the file would take {wanted}, since the "
-                "model's preprocessing sets no size; give images of that size",
-            )
+            why = f"{start} is {found}, and the file would take {wanted}, as the model's preprocessing sets no size"
+            raise DataError("data-wrong-size", f"{why}; give images of that size")
     singles = [_of_type(one, entry.dtype) for one in singles]
     return [*singles[:1], *_fives(singles)]
 
 
 def _fives(singles: list[Tensor]) -> Iterator[Tensor]:
-    by_size: dict[tuple[int, ...], list[Tensor]] = {}
-    for one in singles:
-        by_size.setdefault(tuple(one.shape), []).append(one)
-    for alike in by_size.values():
-        for start in range(0, len(alike), 5):
-            yield torch.cat(alike[start : start + 5])
+    for shape in dict.fromkeys(one.shape for one in singles):
+        yield from torch.cat([one for one in singles if one.shape == shape]).split(5)
 
 
 def _of_type(images: Tensor, dtype: str) -> Tensor:
@@ -295,7 +284,7 @@ def _proto(model: Predictor, entry: _Entry) -> Any:
 
 
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
-    """Say in the file what it is, and forget where on this machine its steps came from."""
+    """Add a description to the file, and remove paths of this machine from its nodes."""
     names = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     sides = proto.graph.input[0].type.tensor_type.shape.dim
     renamed = {sides[place].dim_param: name for place, name in names.items() if sides[place].dim_param}
@@ -327,7 +316,7 @@ def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
 
 
 def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> tuple[float, str]:
-    """Run the file: its largest error, and what is wrong with it, or ""."""
+    """Run the file; return its largest error, and a description of what is wrong, or ""."""
     import onnxruntime
 
     try:
@@ -359,11 +348,11 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs:
 def torch_program(
     model: Component | Assembly, *, dtype: str = "float32", channels: int | None = None
 ) -> ExportedProgram:
-    """A component or an assembly as a program of `torch.export`, in memory: raw images -> logits and probabilities.
+    """Export to an in-memory `torch.export` program that maps raw images to logits and probabilities.
 
-    It takes what the ONNX file of `export_onnx` takes. It is not written to a file: `torch.export.save` pickles
-    example images and constants, and `torch.export.load` unpickles them, which runs whatever the file's author wanted.
-    Make the program from the `.safetensors` file where it is needed.
+    It takes the input of the ONNX file of `export_onnx`. It is not written to a file: `torch.export.save` pickles
+    example images and constants, and `torch.export.load` unpickles them, which can run arbitrary code. Create the
+    program from the `.safetensors` file where it is needed.
 
     Raises:
         SurgeryError: The model cannot be exported.
@@ -385,15 +374,15 @@ def torch_program(
     except Exception as error:
         raise SurgeryError(
             "surgery-export-failed",
-            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is",
+            f"cannot convert {_title(model)} to a torch program: {first_line(error)}; use it as a module instead",
         ) from error
 
 
 def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:
-    """Write the numbers of a component or an assembly, named as in its `state_dict()`, as plain safetensors.
+    """Export the `state_dict()` of a component or an assembly as a plain safetensors file.
 
-    The file's metadata holds one JSON text, `brickyard-state`: classes, preprocessing and sources. It has numbers and
-    names but no network: `brickyard.load` does not read it, `model.load_state_dict` does.
+    The metadata entry `brickyard-state` holds classes, preprocessing and sources as JSON. The file has named tensors
+    but no network: read it with `model.load_state_dict`, not with `brickyard.load`.
 
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
@@ -424,22 +413,14 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
 
 def description(model: Component | Assembly) -> dict[str, Any]:
     """What a model is, as JSON for files that are not Brickyard's own."""
-    parts = model.manifest.parts
     manifest = model.manifest
+    kept: Any = {"classes": True, "preprocessing": True, "input_shape": True, "source": {"name", "sha256"}}
     told: dict[str, Any] = {
         "brickyard": __version__,
         "kind": manifest.kind,
         "classes": list(model.classes),
         "outputs": [*model.classes, *([REJECT] if model.reject else [])],
-        "parts": [
-            {
-                "classes": list(part.classes),
-                "preprocessing": part.preprocessing.model_dump(mode="json"),
-                "input_shape": list(part.input_shape),
-                "source": {"name": part.source.name, "sha256": part.source.sha256},
-            }
-            for part in parts
-        ],
+        "parts": [part.model_dump(mode="json", include=kept) for part in manifest.parts],
         "scores": manifest.scores,
         "created": manifest.created,
     }
@@ -451,14 +432,3 @@ def description(model: Component | Assembly) -> dict[str, Any]:
 def _title(model: Component | Assembly) -> str:
     names = ", ".join(model.classes[:5]) + (" ..." if len(model.classes) > 5 else "")
     return f"the {model.manifest.kind} for {names}"
-
-
-def _needs_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            "option-missing-package", f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'"
-        ) from None

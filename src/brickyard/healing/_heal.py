@@ -1,22 +1,21 @@
 """Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
 
-The source and the cut network run side by side over the same images. At every layer the cut network's inputs
-are what they really are after the repairs so far, and the target is what the source's layer gives for the
-channels that were kept.
+The source and the cut network run side by side over the same images. At every layer, the cut network's inputs already
+include the repairs so far, and the target is the output of the source's layer on the channels that were kept.
 
-refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
-so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
-inputs, the same solution comes from the products between positions. The prior is the sliced weights.
+refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch, so memory
+is (inputs * kernel)^2 numbers, whatever the number of images; with fewer positions than inputs, the same solution is
+computed from the products between positions. The prior is the sliced weights.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
-where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+if that is positive; otherwise the copy's own if it is negative; otherwise zero. No round can raise it.
 
-In the end both sets of numbers are compared in float64 on the same images, output by output, behind the ReLU where one
-follows: an output whose error the refit did not lower (by rounding, or because the first solution is the best before
-the ReLU and not behind it) keeps the weights that it was cut with.
+Finally, both sets of weights are compared in float64 on the same images, output by output, behind the ReLU if one
+follows. An output whose error the refit did not lower (by rounding, or because the first solution is optimal before the
+ReLU but not behind it) keeps the weights that it was cut with.
 
-moments: the scale and shift of each output channel that give it the source's mean and variance.
+moments: scales and shifts each output channel to the source's mean and variance.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from brickyard.runtime._progress import bar
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
-_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
+_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share is rounding
 _ADD = ("add", "iadd", "add_", "tensor_add")
 _RELU = ("relu", "relu_")
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
@@ -60,7 +59,7 @@ def heal_network(
     Args:
         graph: The source's graph.
         keep: The keep-set that the network was cut with.
-        network: The cut network; its steps have the names of the source's.
+        network: The cut network; its steps have the same names as the source's.
         batches: Preprocessed images, (batch, channels, height, width) each.
         method: "refit", "moments" or "none".
         ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
@@ -220,10 +219,10 @@ class Job:
         return mixing_of(self.layer)
 
     def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each batch: the layer's inputs, its outputs, and what these lack.
+        """For each batch, yield the layer's inputs, its outputs, and the residuals (target minus output).
 
-        They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
-        up for that too. With `rectified`, as far as it matters behind the ReLU.
+        The target is the output of the source's layer; if that is added to a shortcut that has an error already, the
+        target makes up for that too. With `rectified`, the residual is what matters behind the ReLU.
 
         Raises:
             DataError: They are not finite.
@@ -246,15 +245,15 @@ class Job:
             yield x, output, missing
 
     def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays.
+        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays set.
 
-        They are those behind the tail, and behind the ReLU where one follows.
+        They are measured behind the tail, and behind the ReLU if one follows.
         """
         rows = self.mixing.rows
         totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
         for ours, x, goal in self.goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
-            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images per block
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
                 values = {name: ours[name][some] for name in names}
@@ -269,11 +268,10 @@ class Job:
         return totals
 
     def state(self) -> list[Tensor]:
-        """A copy of the numbers that a repair changes; outputs lie along their first dimension."""
+        """Copy the numbers that a repair changes; outputs lie along their first dimension."""
         return [self.mixing.rows.clone(), *self.intercept.values()]
 
     def put(self, state: Sequence[Tensor]) -> None:
-        """Take other numbers."""
         self.mixing.set_rows(state[0])
         self.intercept.put(state[1:])
 
@@ -355,19 +353,12 @@ def refit(job: Job, ridge: float, report: HealReport) -> bool:
 def keep_better(
     name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
 ) -> bool:
-    """Take back what a refit did to outputs whose error it did not lower.
+    """Undo a refit for outputs whose error it did not lower; return whether any output stays refitted.
 
-    Args:
-        name: The layer.
-        places: The numbers that were refitted; outputs lie along their first dimension.
-        before: What they were.
-        errors: Squared errors before and after, (2, outputs).
-        report: Where it is noted.
-
-    Returns:
-        Whether any output stays refitted.
+    Outputs lie along the first dimension of the refitted tensors `places` and of `before`, their previous values.
+    `errors` are the squared errors before and after, (2, outputs).
     """
-    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # also where it is not a number
+    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # true for NaN too
     if not bool(worse.any()):
         return True
     for place, value in zip(places, before, strict=True):
@@ -380,7 +371,7 @@ def keep_better(
 
 
 def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
-    """Whether a layer's output is what it should be, on the first batch of each process."""
+    """Whether a layer's output is already right, on the first batch of each process."""
     energy = torch.zeros(2, dtype=torch.float64)
     for _, output, missing in first:
         energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])

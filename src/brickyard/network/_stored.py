@@ -1,4 +1,4 @@
-"""A network's numbers in files: matched against its steps, and filled in."""
+"""A network's weights in files: matched to its steps, and filled in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
 def stored_network(
     spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
 ) -> Network:
-    """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
+    """Build a network, check that it runs from the image to the right number of outputs, and fill in its weights."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
         raise FileError("file-inconsistent", f"its input shape must be (channels, height, width), got {shape}")
@@ -75,7 +75,7 @@ def count_numbers(tensors: dict[str, Tensor]) -> int:
 
 
 def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Give the tensors of a module without numbers the types of floating-point numbers that those of the file have."""
+    """Convert a module without weights to the floating-point types of the file's tensors."""
     state = module.state_dict()
     for name, blank in state.items():
         value = tensors.get(prefix + name)
@@ -85,7 +85,7 @@ def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
 
 
 def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Give a module without numbers those of the file."""
+    """Fill a module with the file's weights."""
     state: dict[str, Tensor] = {}
     for name, blank in module.state_dict().items():
         value = tensors.pop(prefix + name, None)

@@ -1,4 +1,4 @@
-"""Relevances: which channels of a source matter for which class, and how contributions become relevances."""
+"""Relevances: which channels of a source matter for each class, and how contributions become relevances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from brickyard.storage._safefile import write
 
 
 def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
-    """Write relevances. See `Relevance.save`."""
     tensors: dict[str, Tensor] = {"scores": relevance.scores}
     for name, layer in relevance.layers.items():
         tensors[f"hard.{name}"] = relevance.hard_masks[name]
@@ -96,7 +95,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def _check_text(file: RelevanceFile) -> None:
-    """Check what the text alone can show.
+    """Check the consistency of a file's text alone.
 
     Raises:
         FileError: It contradicts itself.
@@ -128,7 +127,7 @@ class Relevances:
         preprocessing: What was done to images before the source took them.
         input_shape: The shape of one input that the source takes.
         source_sha256: Fingerprint of the source's weights.
-        source_name: What the source is called.
+        source_name: The source's name.
         outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
     """
 
@@ -215,7 +214,7 @@ class Relevances:
         """Relevant input channels of a layer: bool, (classes, in_channels).
 
         Raises:
-            OptionError: There is no such layer.
+            OptionError: The layer is unknown.
         """
         self._layer(layer)
         return self.hard_masks[layer]
@@ -224,7 +223,7 @@ class Relevances:
         """S, the clamped contributions summed over the images of each class: (classes, out, in).
 
         Raises:
-            OptionError: There is no such layer, or sums were not kept.
+            OptionError: The layer is unknown, or sums were not kept.
         """
         self._layer(layer)
         if self.sums is None:
@@ -238,21 +237,21 @@ class Relevances:
         """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
 
         Raises:
-            OptionError: There is no such layer, or sums were not kept.
+            OptionError: The layer is unknown, or sums were not kept.
         """
         return normalised(self.sum(layer).double()).float()
 
     def axis(self, name: str) -> Tensor:
-        """Soft relevance in [0, 1] of an axis's channels: (classes, channels), the highest of any reader.
+        """Soft relevance in [0, 1] of an axis's channels, the highest over its readers: (classes, channels).
 
         Raises:
-            OptionError: There is no such axis.
+            OptionError: The axis is unknown.
         """
         start, size = self._axis(name)
         return self.scores[1, :, start : start + size].float()
 
     def relevant(self, name: str) -> Tensor:
-        """Relevant channels of an axis: bool, (classes, channels); relevant is what any reader finds so."""
+        """Channels of an axis that any reader finds relevant: bool, (classes, channels)."""
         start, size = self._axis(name)
         return self.scores[0, :, start : start + size].bool()
 
@@ -362,10 +361,10 @@ class Relevance(Relevances):
         return None if self._images is None else (self._images, list(self._indices))
 
     def graph(self, model: nn.Module) -> Graph:
-        """The graph of the model that was located, traced again where it is not at hand.
+        """Return the graph of the located model, tracing it again if needed.
 
         Raises:
-            DataError: The model's weights are not those that were located.
+            DataError: The model's weights differ from those that were located.
         """
         self.check_source(model)
         if self._graph is None:
@@ -380,7 +379,7 @@ class Relevance(Relevances):
         """Write the relevances to a safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
+            FileError: The file exists and `overwrite` is false, or it cannot be written.
         """
         return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 

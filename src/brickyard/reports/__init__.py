@@ -1,4 +1,4 @@
-"""Pictures, pages and cards about components and assemblies."""
+"""Reports on components and assemblies: pictures, pages, model cards."""
 
 from __future__ import annotations
 

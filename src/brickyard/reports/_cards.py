@@ -1,6 +1,6 @@
-"""Model cards: the README.md of a component or an assembly, as model hubs show it.
+"""Model cards: the README.md of a component or an assembly, as shown on model hubs.
 
-A card states only what manifests and score tables state.
+A card contains only facts from manifests and score tables.
 """
 
 from __future__ import annotations
@@ -30,23 +30,22 @@ def model_card(
     data: str | None = None,
     names: Sequence[str] = (),
 ) -> str:
-    r"""Write the card of a model in the format of Hugging Face: YAML front matter, then Markdown.
+    r"""Write a model card in Hugging Face format: YAML front matter followed by Markdown.
 
     Args:
         model: The component or assembly.
-        scores: Its score table, or several by name; the last one is the model's own, for the metrics of the front
-            matter.
-        license: An identifier such as "apache-2.0"; without one, the card says that none is stated.
-        title: The heading; default: what the model is.
-        file: The name of the model's file, for the code that shows how to use it.
+        scores: Its score table, or several by name; the metrics of the front matter come from the last one.
+        license: An identifier such as "apache-2.0"; default: the card says that no license is stated.
+        title: The heading; default: a description of the model.
+        file: Name of the model file, for the usage example.
         data: Name of the scored images; default: the data that the parts were located with, "held-out".
         names: Names of the parts.
 
     Returns:
-        The text of a README.md; the same for the same arguments.
+        The text of a README.md; identical for identical arguments.
 
     Raises:
-        OptionError: `model` is neither a component nor an assembly, or there is not one name per part.
+        OptionError: `model` is neither a component nor an assembly, or the number of names is not that of the parts.
 
     Example:
         >>> import brickyard as by, torch
@@ -89,7 +88,7 @@ def model_card(
 
 
 def score_table(scores: Scores) -> str:
-    """A score table as Markdown."""
+    """Format a score table as Markdown."""
     header, *rows = scores.cells()
     kept = [k for k in range(len(header)) if k == 0 or any(row[k] for row in rows)]
     header[0] = "row"
@@ -148,7 +147,7 @@ def _slug(name: str) -> str:
 
 
 def _size(parts: Sequence[ComponentManifest]) -> str:
-    """What images become, where all parts take the same; "" otherwise, or where nothing changes their size."""
+    """Describe the resizing of images if all parts do the same; "" otherwise, or if there is none."""
     how = parts[0].preprocessing
     if how.size is None or len({(part.preprocessing.size, part.preprocessing.channels) for part in parts}) > 1:
         return ""
@@ -156,7 +155,7 @@ def _size(parts: Sequence[ComponentManifest]) -> str:
 
 
 def _described(part: ComponentManifest, name: str) -> tuple[str, ComponentManifest, str, dict[str, str]]:
-    """A part with what it is called, what chose its channels, and its share of its source."""
+    """Describe a part: its name, how its channels were selected, and its share of its source."""
     source, chosen = part.source, part.selection
     how = "hand"
     if chosen.budget is not None:

@@ -1,4 +1,4 @@
-"""What a page is about: items, with what is found out about each."""
+"""The items of a page, with their scores and routes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINKS = 4000  # curves of all routes together
 
 @dataclass
 class Entry:
-    """One item, with what was found out about it."""
+    """One item, with its scores and routes."""
 
     number: int
     name: str
@@ -56,7 +56,7 @@ class Entry:
 
 
 def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequence[Any] | None) -> list[Entry]:
-    """Items with their numbers and names, checked."""
+    """Check the items, and give them numbers and names."""
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
             "option-type", f"a report needs a list of components, assemblies and relevances, got {_given(items)}"
@@ -84,7 +84,7 @@ def _given(items: object) -> str:
 
 
 def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str, nn.Module], latency: bool) -> None:
-    """Find out the scores of an item: those that its file stores, and with images those that are measured now."""
+    """Collect an item's scores: those stored in its file and, with images, those measured now."""
     for name, value in item.manifest.scores.items():
         try:
             entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
@@ -99,7 +99,7 @@ def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str
 
 
 def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
-    """Class names, and how many images of each class (rows) are answered as each (columns); as `evaluate` counts."""
+    """Class names, and a count of images by class (rows) and answer (columns), as `evaluate` counts."""
     classes = item.classes
     if len(classes) < 2 or not item.outputs.exclusive:
         return None
@@ -119,7 +119,7 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
 
 
 def find_routes(entry: Entry, entries: Sequence[Entry], images: Any, source: nn.Module | None) -> None:
-    """Find out the routes of the classes that the page is about, and with images and the source what they are worth."""
+    """Compute the routes of the page's classes and, with images and the source, their faithfulness."""
     relevance = entry.item
     assert isinstance(relevance, Relevance)
     if relevance.sums is None:

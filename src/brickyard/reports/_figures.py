@@ -1,4 +1,4 @@
-"""Pictures in a page, as data for its templates: shapes of routes and points, heat maps as small PNG images."""
+"""Figures of a page as data for its templates: shapes of routes and points, heat maps as small PNG images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = 16
 
 
 def routes_figure(found: Routes) -> dict[str, Any]:
-    """Routes as shapes of an SVG; a class's shapes carry `k` and its place."""
+    """Convert routes to SVG shapes; the shapes of a class carry `k` and its index."""
     picture = placed(found)
     lines = [picture.foot + owner * LINE for owner in range(len(found.classes) + 1)]
     return {
@@ -79,7 +79,7 @@ def _box(found: Routes, box: Box) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Point:
-    """One row of scores: the number of its file, its name, parameters, accuracy and error in percent."""
+    """One score row: file number, name, parameters, and accuracy and error in percent."""
 
     number: int
     name: str
@@ -90,7 +90,7 @@ class Point:
 
 
 def points(found: Sequence[Point]) -> dict[str, Any]:
-    """Accuracy against parameters: dots with the numbers of their files, rings for sources."""
+    """Plot accuracy against parameters: dots with file numbers, rings for sources."""
     width, height, left, top, right, foot = 640, 330, 52, 14, 22, 46
     logs = [math.log10(point.parameters) for point in found]
     pad = max(0.08, 0.08 * (max(logs) - min(logs)))
@@ -143,14 +143,14 @@ def _count(value: float) -> str:
 def heat_map(
     values: NDArray[np.float64], names: Sequence[str], what: str, columns: int, top: float = 1.0
 ) -> dict[str, Any]:
-    """Values in [0, top], (classes, channels), as an image with one row per class.
+    """Convert values in [0, top], (classes, channels), to an image with one row per class.
 
     Args:
-        values: What is shown.
+        values: The values to show.
         names: Class names, one per row.
-        what: Says in the caption what the values are.
-        columns: Columns at most; where there are more channels, a column is the highest of several channels.
-        top: The value that is strongest.
+        what: Name of the values, for the caption.
+        columns: Maximum number of columns; with more channels, each column shows the maximum of several.
+        top: The value shown at full strength.
     """
     channels = values.shape[1]
     bins = min(channels, columns)
@@ -170,7 +170,7 @@ def heat_map(
 
 
 def _png(levels: NDArray[np.uint8]) -> str:
-    """An image of one colour, from clear to full, as a data address."""
+    """An image in one colour, from transparent to opaque, as a data URL."""
     from PIL import Image
 
     image = Image.frombytes("P", levels.shape[::-1], levels.tobytes())

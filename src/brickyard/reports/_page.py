@@ -1,4 +1,4 @@
-"""The page about components, assemblies and relevances."""
+"""HTML reports on components, assemblies and relevances."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def report(
     title: str = "Brickyard report",
     latency: bool = False,
 ) -> str:
-    """Write a page about components, assemblies and relevances.
+    """Create an HTML report on components, assemblies and relevances.
 
-    The page is one HTML text that loads nothing. Without `data` it shows the scores that the files store.
+    The report is a single, self-contained HTML page. Without `data`, it shows the scores stored in the files.
 
     Args:
-        items: What the page is about.
-        names: What to call them, one per item; default: "component 1" and so on.
-        data: One entry per item, or None: labelled test images, as `evaluate` takes them, to score it with. For
-            relevances whose source is given: images to measure their routes with.
-        sources: Sources; each is used for the parts and relevances that came from it.
-        title: The page's title.
-        latency: Measure times too; the page then differs each time.
+        items: Components, assemblies and relevances.
+        names: Display names, one per item; default: "component 1" and so on.
+        data: One entry per item, or None: labelled test images for scoring it, as for `evaluate`. For relevances whose
+            source is given: images for measuring their routes.
+        sources: Sources; each is used for the parts and relevances derived from it.
+        title: Title of the page.
+        latency: Also measure latency; the page then differs each time.
 
     Returns:
-        The page.
+        The HTML text.
 
     Raises:
-        OptionError: An item is of another kind, or names or data do not have one entry per item.
-        DataError: Images cannot be used.
+        OptionError: An item has the wrong type, or names or data do not have one entry per item.
+        DataError: The images cannot be used.
 
     Example:
         >>> import brickyard as by, torch
@@ -97,7 +97,7 @@ _COUNTED = {
 
 
 def _page(title: str, entries: Sequence[Entry]) -> str:
-    """The page. Nothing is loaded from anywhere, and no script runs but the page's own, whatever a file says."""
+    """Render the page. It loads nothing and runs only its own script, whatever the files contain."""
     counts = [(sum(entry.kind == kind for entry in entries), words) for kind, words in _COUNTED.items()]
     sections = [{"id": name, "heading": heading, "found": make(entries)} for name, heading, make in SECTIONS]
     templates = page_environment()

@@ -1,4 +1,4 @@
-"""Pictures of decision routes: where everything goes, which reports share, and painting by matplotlib."""
+"""Pictures of decision routes: the layout, also used by reports, and drawing with matplotlib."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDEST = 13.0
 
 @dataclass(frozen=True)
 class Box:
-    """A bundle's place: its upper left corner, width and height."""
+    """The position of a bundle: its upper left corner, width and height."""
 
     station: int
     bundle: int
@@ -42,7 +42,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Curve:
-    """A link's place: a cubic curve through four points."""
+    """The position of a link: a cubic curve with four control points."""
 
     link: int
     points: tuple[tuple[float, float], ...]
@@ -51,7 +51,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Heading:
-    """What is written above and below a column: its name, channels needed by each class, and channels in all."""
+    """The text above and below a column: its name, the channels needed by each class, and the total."""
 
     x: float
     text: str
@@ -61,7 +61,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Picture:
-    """Routes with places, in units of a point; y runs down, names stand on `head`, and counts start at `foot`."""
+    """Routes with positions in points; y points down, names end at `head`, and counts start at `foot`."""
 
     routes: Routes
     width: float
@@ -75,14 +75,14 @@ class Picture:
 
 @dataclass
 class _Columns:
-    """Boxes by station and bundle, and where the columns start and end."""
+    """Boxes by station and bundle, and the extent of the columns."""
 
     boxes: dict[tuple[int, int], Box] = field(default_factory=dict)
     extents: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 def placed(found: Routes) -> Picture:
-    """Give routes their places: columns from left to right, links as curves between them, weak ones first."""
+    """Lay out routes: columns from left to right, links as curves between them, weak ones first."""
     columns: dict[int, list[int]] = {}
     for place, station in enumerate(found.stations):
         columns.setdefault(station.column, []).append(place)
@@ -117,7 +117,7 @@ def placed(found: Routes) -> Picture:
 
 
 def _stacked(found: Routes, columns: Mapping[int, Sequence[int]], order: Mapping[int, int], step: float) -> _Columns:
-    """Stations of a column above each other, as high as they have channels (the root of them, between columns)."""
+    """Stack the stations of a column, with heights by channel count (by its square root between columns)."""
     plan = _Columns()
     totals = {column: sum(found.stations[p].size for p in places) for column, places in columns.items()}
     most = max(totals.values())
@@ -165,7 +165,7 @@ def _curves(found: Routes, plan: _Columns, order: Mapping[int, int]) -> list[Cur
 
 
 def _ports(found: Routes, plan: _Columns, widths: Sequence[float], side: str) -> dict[int, float]:
-    """Where along its bundle each link starts or ends: by class, then by where the other end is."""
+    """Positions of link ends along their bundles: by class, then by the position of the other end."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, link in enumerate(found.links):
         groups.setdefault(getattr(link, side), []).append(place)
@@ -181,7 +181,7 @@ def _ports(found: Routes, plan: _Columns, widths: Sequence[float], side: str) ->
 
 
 def _around(y0: float, y1: float, between: Sequence[tuple[float, float]], below: bool) -> float | None:
-    """The height of the inner points of a curve that goes around columns, or None where it may go straight."""
+    """The height of the inner points of a curve that avoids columns, or None if it can go straight."""
     if not between:
         return None
     top, bottom = min(t for t, _ in between) - 8, max(b for _, b in between) + 8
@@ -194,7 +194,7 @@ def _around(y0: float, y1: float, between: Sequence[tuple[float, float]], below:
 
 
 def _reach(curve: Curve) -> tuple[float, float]:
-    """The highest and lowest y of a curve, from some of its points."""
+    """The minimum and maximum y of a curve, from sampled points."""
     (_, a), (_, b), (_, c), (_, d) = curve.points
     ys = [
         a * (1 - t) ** 3 + 3 * b * t * (1 - t) ** 2 + 3 * c * t * t * (1 - t) + d * t**3 for t in np.linspace(0, 1, 9)
@@ -203,7 +203,7 @@ def _reach(curve: Curve) -> tuple[float, float]:
 
 
 def _common(labels: Sequence[str]) -> str:
-    """One name for the stations of a column: what their names start with, and how many they are."""
+    """A common name for the stations of a column: their shared prefix and their number."""
     if len(labels) == 1:
         return tidy(labels[0], 22)
     parts = [label.split(".") for label in labels]
@@ -218,13 +218,13 @@ ROW, PANEL = 15.0, 380.0
 
 
 def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, overwrite: bool = False) -> Path:
-    """Draw decision routes as PNG or SVG, by the suffix of the path; the same routes give the same bytes.
+    """Draw decision routes as PNG or SVG, depending on the suffix; identical routes give identical bytes.
 
     Args:
-        found: What to draw.
-        path: Where to.
-        rows: What `faithfulness` measured, to be drawn below the routes.
-        overwrite: Whether an existing file is replaced.
+        found: The routes.
+        path: The file to write.
+        rows: Results of `faithfulness`, drawn below the routes.
+        overwrite: Replace an existing file.
 
     Raises:
         OptionError: matplotlib is missing, or the path ends in neither .png nor .svg.
@@ -302,7 +302,7 @@ def _paint(ax: Axes, picture: Picture) -> None:
 
 
 def _paint_box(ax: Axes, owners: Sequence[int], x: float, y: float, width: float, height: float) -> None:
-    """A bundle: its class's colour, or stripes of the colours of those that share it."""
+    """Paint a bundle in its class's colour, or in stripes of the classes that share it."""
     from matplotlib.patches import Rectangle
 
     colours = [COLOURS[owner] for owner in owners] or [IDLE]

@@ -1,6 +1,6 @@
 """Decision routes as data: the relevant channels of some classes through all layers.
 
-`draw` draws them, `faithfulness` measures what they are worth.
+`draw` draws them, and `faithfulness` measures them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MOST_LINKS = 1500
 
 @dataclass(frozen=True)
 class Bundle:
-    """Channels of one axis that are needed by the same drawn classes.
+    """Channels of one axis that are needed by the same classes.
 
     Attributes:
-        owners: Indices of these classes in `Routes.classes`: one owns the channels, several share them, none: unused.
-        channels: The channels, counted within the axis.
+        owners: Indices of these classes in `Routes.classes`; several share the channels, none means unused.
+        channels: Channel indices within the axis.
     """
 
     owners: tuple[int, ...]
@@ -37,14 +37,14 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Station:
-    """A channel axis at one depth of the network; an axis that blocks add to appears again after every addition.
+    """A channel axis at one depth of the network; a residual axis appears again after every addition.
 
     Attributes:
-        axis: The axis's name.
-        label: The layer that writes the axis here, or the axis's name where none does.
-        column: The depth, from 0 at the image.
-        size: Channels of the axis.
-        bundles: All its channels, in bundles.
+        axis: Name of the axis.
+        label: The layer that writes the axis here, or the axis's name if none does.
+        column: The depth; 0 is the image.
+        size: Number of channels.
+        bundles: All channels, grouped in bundles.
     """
 
     axis: str
@@ -54,19 +54,19 @@ class Station:
     bundles: tuple[Bundle, ...]
 
     def relevant(self, owner: int) -> int:
-        """How many channels a class needs."""
+        """Count the channels that a class needs."""
         return sum(len(bundle.channels) for bundle in self.bundles if owner in bundle.owners)
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a class's bundle of channels contributes to another one.
+    """The contribution of one bundle of a class to another.
 
     Attributes:
-        layer: The layer in between, or None for a shortcut: the same channels before and after an addition.
+        layer: The layer in between, or None for a shortcut (the same channels before and after an addition).
         owner: The class's index in `Routes.classes`.
-        start: Indices of the station and bundle that are read.
-        end: Indices of the station and bundle that are written.
+        start: Indices of the station and bundle read.
+        end: Indices of the station and bundle written.
         weight: Relative contributions, summed over the pairs of channels; for a shortcut, the number of channels.
     """
 
@@ -82,11 +82,11 @@ class Routes:
     """Decision routes of some classes.
 
     Attributes:
-        source: What the source is called.
-        classes: Names of the classes.
+        source: Name of the source.
+        classes: Class names.
         stations: Axes, from the image to the classes.
         links: Contributions between bundles.
-        left_out: How many weaker links were left out.
+        left_out: Number of weaker links left out.
     """
 
     source: str
@@ -100,9 +100,9 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
     """Compute the decision routes of some classes.
 
     Args:
-        relevance: What `locate` found, with its sums kept; the source is not needed.
+        relevance: The result of `locate`, with its sums kept; the source is not needed.
         classes: Up to six classes, by name or index.
-        most_links: Links to keep at most; every layer keeps its strongest for each class, at least one.
+        most_links: Maximum number of links; every layer keeps its strongest for each class, at least one.
 
     Raises:
         TaskError: A class is unknown.
@@ -140,7 +140,7 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
 
 
 def _output(relevance: Relevance) -> str | None:
-    """The axis of the class outputs: one a class, and no layer reads it."""
+    """The axis of the class outputs: one channel per class, read by no layer."""
     read = np.concatenate([layer.reads for layer in relevance.layers.values()]) if relevance.layers else np.zeros(0)
     written = [set(layer.writes.tolist()) for layer in relevance.layers.values()]
     for name, (start, size) in relevance.axes.items():
@@ -164,7 +164,7 @@ def _members(relevance: Relevance, chosen: Sequence[int]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A layer, with the stations that it reads and writes by axis."""
+    """A layer, with the stations that it reads and writes, by axis."""
 
     layer: str
     reads: dict[str, int]
@@ -174,9 +174,9 @@ class _Reading:
 def _stations(
     relevance: Relevance, members: NDArray[np.bool_]
 ) -> tuple[list[Station], list[_Reading], list[tuple[int, int]]]:
-    """Stations, what every layer reads and writes, and the shortcuts between stations of one axis.
+    """Stations, the reads and writes of every layer, and the shortcuts between stations of one axis.
 
-    An axis that a layer writes after another layer has read it is a residual sum: it is met again, further right.
+    An axis that a layer writes after another has read it is a residual sum and gets another station further right.
     """
     owner = _owners(relevance)
     stations: list[Station] = []
@@ -214,7 +214,7 @@ def _stations(
 
 
 def _owners(relevance: Relevance) -> Any:
-    """A function from channel numbers to the names of the axes that have them, in order."""
+    """Return a function from channel indices to the names of the axes that have them, in order."""
     names = list(relevance.axes)
     number = np.zeros(sum(size for _, size in relevance.axes.values()), dtype=np.int64)
     for place, (start, size) in enumerate(relevance.axes.values()):
@@ -227,7 +227,7 @@ def _owners(relevance: Relevance) -> Any:
 
 
 def _settle(stations: list[Station], readings: list[_Reading], shortcuts: list[tuple[int, int]]) -> None:
-    """Move stations right, to just before what reads them first: parts of a concatenation stand together."""
+    """Move stations right, to just before their first reader, so that parts of a concatenation align."""
     after: dict[int, set[int]] = {}
     for reading in readings:
         for place in reading.reads.values():
@@ -242,7 +242,7 @@ def _settle(stations: list[Station], readings: list[_Reading], shortcuts: list[t
 
 
 def _bundles(members: NDArray[np.bool_]) -> tuple[Bundle, ...]:
-    """Channels by the set of classes that need them; bundles in the order of these classes, unused ones last."""
+    """Group channels by the classes that need them; bundles in the order of these classes, unused ones last."""
     found: dict[tuple[int, ...], list[int]] = {}
     for channel, column in enumerate(members.T):
         found.setdefault(tuple(np.flatnonzero(column).tolist()), []).append(channel)
@@ -278,7 +278,7 @@ def _places(
     stations: Sequence[Station],
     owner: int,
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
-    """A class's bundles among a layer's channels, and which of these they hold: (bundles, channels of the layer)."""
+    """A class's bundles among a layer's channels, and the channels they hold, (bundles, channels of the layer)."""
     places: list[tuple[int, int]] = []
     rows: list[NDArray[np.float64]] = []
     for axis, station in at.items():
@@ -300,7 +300,7 @@ def _carried(stations: Sequence[Station], shortcuts: Sequence[tuple[int, int]]) 
 
 
 def _strongest(links: list[Link], most: int) -> list[Link]:
-    """The strongest links of every layer and class, a like share of each; in the order given."""
+    """The strongest links of every layer and class, an equal share of each, in the order given."""
     if len(links) <= most:
         return links
     groups: dict[tuple[str | None, int], list[int]] = {}

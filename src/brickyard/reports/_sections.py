@@ -1,4 +1,4 @@
-"""What each section of a page shows, as plain data for its template; nothing where it has nothing to show."""
+"""The contents of each section of a page, as plain data for its template; empty if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _confusions(entries: Sequence[Entry]) -> Found:
 
 
 def _confusion(classes: Sequence[str], counts: Tensor) -> Found:
-    """A matrix of counts with their shares of the class in percent, or the most frequent confusions of many classes."""
+    """Counts with their percentage of the class as a matrix or, for many classes, the most frequent confusions."""
     shares = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
     if len(classes) <= MOST_MATRIX:
         lines = [list(zip(*pair, strict=True)) for pair in zip(counts.tolist(), shares, strict=True)]
@@ -134,7 +134,7 @@ def _routes(entries: Sequence[Entry]) -> Found:
 
 
 def _axes(found: Routes) -> list[dict[str, Any]]:
-    """Each axis once, with its channels by who needs them."""
+    """Each axis once, with its channels grouped by the classes that need them."""
     first: dict[str, Station] = {}
     for station in found.stations:
         first.setdefault(station.axis, station)
@@ -181,7 +181,7 @@ def _heat_maps(entries: Sequence[Entry]) -> Found:
 
 
 def _maps(relevance: Relevance, total: int) -> Found:
-    """Heat maps of one item, where all the page has so many."""
+    """Heat maps of one item, given the number on the whole page."""
     shown = list(relevance.task)[:MOST_NAMES]
     names = [relevance.classes[k] for k in shown]
     columns = max(NARROW, min(WIDE, CELLS // max(1, total * len(shown))))

@@ -17,7 +17,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
 
 @cache
 def page_environment() -> Environment:
-    """Templates of HTML: values are escaped, without control, direction and broken characters."""
+    """Templates of HTML: values are escaped, and control, direction and invalid characters removed."""
     environment = _environment(autoescape=True, finalize=_clean)
     environment.filters.update(
         tidy=tidy,
@@ -32,7 +32,7 @@ def page_environment() -> Environment:
 
 @cache
 def card_environment() -> Environment:
-    """Templates of Markdown: values become one line in which nothing starts."""
+    """Templates of Markdown: values become a single line without active markup."""
     environment = _environment(autoescape=False, finalize=markdown)
     environment.filters.update(
         code=_code,
@@ -49,7 +49,7 @@ def _environment(**options: Any) -> Environment:
 
 
 def _clean(value: Any) -> Any:
-    """Text without control, direction and broken characters; line ends become spaces."""
+    """Remove control, direction and invalid characters; line ends become spaces."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() else " " if c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
@@ -60,12 +60,12 @@ def _line(text: str) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text between backticks."""
+    """Text as inline code."""
     return Markup(_line(text).replace("`", "'") or " ")
 
 
 def markdown(value: Any) -> Any:
-    r"""Text from outside as one line of Markdown, in which it starts nothing; what is Markdown already stays.
+    r"""Escape external text to one line of Markdown without active markup; Markdown objects are kept.
 
     Example:
         >>> from brickyard.reports._templates import markdown

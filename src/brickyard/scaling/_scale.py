@@ -1,4 +1,4 @@
-"""The map on logits that calibrates parts against each other, and the registry of its strategies."""
+"""The map on logits that calibrates parts against each other, and the evidence that it is fitted to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from brickyard.outputs._outputs import Outputs, find_outputs
 
 
 class Gate(nn.Module):
-    """Raises or lowers all classes of a part by how the parts' features look.
+    """Offset for all classes of a part, computed from the parts' features.
 
-    For images at distances d (batch, parts) with features f of all parts side by side (batch, features) it gives
+    For distances d (batch, parts) and the concatenated features f of all parts (batch, features), it returns
     `f @ weights.T + bias - d * slopes`, (batch, parts).
 
     Attributes:
@@ -36,28 +36,27 @@ class Gate(nn.Module):
 
     @classmethod
     def blank(cls, sizes: Sequence[int]) -> Gate:
-        """One without numbers, on the meta device, for parts with so many features."""
+        """A gate on the meta device for parts with these numbers of features."""
         parts = len(sizes)
         return cls(*(torch.empty(shape, device="meta") for shape in ((parts,), (parts, sum(sizes)), (parts,))))
 
     def forward(self, features: Tensor, distances: Tensor) -> Tensor:
-        """What is added to the classes of each part, (batch, parts)."""
+        """The offset for the classes of each part, (batch, parts)."""
         slopes, weights, bias = (value.to(features.dtype) for value in (self.slopes, self.weights, self.bias))
         return features @ weights.T + bias - distances * slopes
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a strategy may look at.
+    """The input of a scaling strategy.
 
     Attributes:
-        manifest: The assembly's manifest, with those of the parts.
-        logits: Logits of the few-shot images, all parts' side by side, (images, logits), or None.
-        targets: What is right for each of them in the assembly's classes, or None.
-        owners: For each of them, the part that it belongs to, or None.
-        features: For each of them, the features of all parts side by side, or None where the parts are not at hand one
-            by one.
-        distances: For each of them, how far it is from each part's classes, (images, parts), or None.
+        manifest: The assembly's manifest, including those of its parts.
+        logits: Logits of the few-shot images, concatenated over the parts, (images, logits), or None.
+        targets: Their targets in terms of the assembly's classes, or None.
+        owners: The part that each image belongs to, or None.
+        features: Their features, concatenated over the parts, or None if the parts cannot be run separately.
+        distances: Their distances from each part's classes, (images, parts), or None.
     """
 
     manifest: AssemblyManifest
@@ -74,31 +73,31 @@ class Evidence:
 
     @property
     def outputs(self) -> Outputs:
-        """What the logits mean."""
+        """The kind of the outputs."""
         return find_outputs(self.manifest.outputs)
 
     @property
     def sizes(self) -> list[int]:
-        """Logits a part."""
+        """Number of logits per part."""
         return [len(columns) for columns in self.manifest.columns]
 
     @property
     def part_of(self) -> Tensor:
-        """For each logit, the part that gives it."""
+        """The part that produces each logit."""
         return torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """`logits @ matrix.T + shift`; None stands for no map at all.
+    """The map `logits @ matrix.T + shift`; None means no map.
 
     Attributes:
         matrix: (logits, logits).
         shift: (logits,).
-        gate: Added to a part's classes, or None.
-        log_probability: Whether each part's logits are first normalised as its kind of outputs does it: to
-            log-probabilities over all the outputs that it has, reject included.
-        notes: What a reader of the manifest should know.
+        gate: Offset for the classes of each part, or None.
+        log_probability: Whether each part's logits are first normalised as its kind of outputs prescribes: to
+            log-probabilities over all its outputs, including reject.
+        notes: Notes for the manifest.
     """
 
     matrix: Tensor | None = None
@@ -110,14 +109,14 @@ class Scale:
 
 
 def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:
-    """Scaled logits side by side -> one for each class: several parts may know it."""
+    """Merge the scaled logits of all parts into one per class; several parts may know a class."""
     if manifest.plain:
         return logits
     return find_outputs(manifest.outputs).joined(logits, manifest.members, manifest.on_duplicate == "max")
 
 
 def owned(manifest: AssemblyManifest) -> Tensor:
-    """What share of a class each part contributes: (classes, parts)."""
+    """The share of each class that each part contributes, (classes, parts)."""
     share = torch.zeros(len(manifest.classes), len(manifest.parts), dtype=torch.float64)
     for index, parts in enumerate(manifest.owners):
         for part in parts:

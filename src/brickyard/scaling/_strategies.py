@@ -1,8 +1,8 @@
-"""Make the logits of different components comparable (the paper's parameter scaling, and others).
+"""Strategies that make the logits of different components comparable: the paper's parameter scaling, and others.
 
-A strategy is one function in one table. It returns a `Scale`: a linear map on the parts' logits side by side, and for
-some a gate, which raises or lowers all classes of a part by how its features look. Strategies that need no image come
-from statistics in the components; few-shot ones also take a few labelled images.
+Each strategy is a function registered in one table. It returns a `Scale`: a linear map on the concatenated logits of
+the parts and, for some, a gate that raises or lowers all classes of a part depending on its features. Strategies
+without images use statistics stored in the components; few-shot strategies also need a few labelled images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LDA_SHRINK = 1.0  # of the mean variance, added to every direction
 
 @dataclass(frozen=True)
 class Scaling:
-    """A strategy: its function, and whether it needs labelled images, or the parts' features."""
+    """A registered strategy, and whether it needs labelled images or the parts' features."""
 
     name: str
     help: str
@@ -42,7 +42,7 @@ SCALINGS: dict[str, Scaling] = {}
 def scaling(
     name: str, *, help: str, few_shot: bool = False, gated: bool = False
 ) -> Callable[[Callable[..., Scale]], Callable[..., Scale]]:
-    """Register a strategy under a name, with one sentence for all that lists the choices."""
+    """Register a strategy under a name, with a one-sentence description for help and tables."""
 
     def register(fit: Callable[..., Scale]) -> Callable[..., Scale]:
         SCALINGS[name] = Scaling(name, help, fit, few_shot, gated)
@@ -55,7 +55,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     """Fit a strategy by name.
 
     Raises:
-        OptionError: There is no such strategy or option, or it needs images or statistics that are missing.
+        OptionError: The strategy or option does not exist, or required images or statistics are missing.
     """
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
@@ -86,15 +86,15 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
 
 
 def find(name: str, given: object = None, option: str = "images") -> Scaling:
-    """The strategy of that name.
+    """Look up a strategy.
 
     Args:
-        name: The name.
+        name: Its name.
         given: Labelled images or nodes for it, if any.
-        option: What the caller calls these.
+        option: Name of that argument, for error messages.
 
     Raises:
-        OptionError: There is none, or it does not look at what is given.
+        OptionError: The strategy does not exist, or does not use what is given.
     """
     check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
@@ -106,24 +106,24 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     return SCALINGS[name]
 
 
-@scaling("none", help="Puts the logits side by side as they are.")
+@scaling("none", help="Concatenates the logits unchanged.")
 def side_by_side(evidence: Evidence) -> Scale:
-    """The logits as they are."""
+    """Leave the logits unchanged."""
     return Scale()
 
 
 @scaling(
     "log-probability",
-    help="Uses the log-probabilities of each part over all its outputs; best for parts cut with reject.",
+    help="Converts the logits of each part to log-probabilities over all its outputs; best for parts cut with reject.",
 )
 def log_probability(evidence: Evidence) -> Scale:
-    """Each part's log-probabilities over all its outputs; with a reject output, over all source classes."""
+    """Use each part's log-probabilities over all its outputs; with a reject output, over all source classes."""
     return Scale(log_probability=True)
 
 
-@scaling("logit-mean", help="Divides the logit of each class by its mean where that class is right.")
+@scaling("logit-mean", help="Divides the logit of each class by its mean over images on which it correctly wins.")
 def logit_mean(evidence: Evidence) -> Scale:
-    """Divide each class's logit by its mean where it wins and is right, on the part's own training images."""
+    """Divide each class's logit by its mean over the part's own training images on which it correctly wins."""
     factors: list[float] = []
     notes: list[str] = []
     tasks = evidence.manifest.tasks
@@ -144,11 +144,11 @@ def logit_mean(evidence: Evidence) -> Scale:
     return _diagonal(factors, notes=tuple(notes))
 
 
-@scaling("magnitude", help="Scales parts by the magnitude of their features; for comparison, can hurt.")
+@scaling("magnitude", help="Scales each part by the magnitude of its features; for comparison, can reduce accuracy.")
 def magnitude(evidence: Evidence) -> Scale:
     """Scale each part by the mean magnitude of the features that enter its last layer, relative to the others'.
 
-    The paper's feature-map rule, carried through to the logits. Kept for comparison: it can make things worse.
+    The paper's feature-map rule, carried through to the logits. For comparison only: it can reduce accuracy.
     """
     found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
     if any(not value for value in found):
@@ -164,19 +164,19 @@ def magnitude(evidence: Evidence) -> Scale:
 @scaling(
     "mahalanobis",
     gated=True,
-    help="Lowers the logits of a part if the features of an image are unlike those of its own classes.",
+    help="Lowers the logits of a part for images whose features are far from those of its own classes.",
 )
 def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     """Lower a part's logits where its features are far from those of its own classes.
 
-    The distance is in units of the usual one, and `weight` is in units of the smallest margin of any part (the mean
-    difference between its two highest logits): what decides between parts must not drown what decides within one.
-    A class that a part's source knows by name is not foreign to it: the weight is that of the share of the other
-    parts' classes that the source does not know.
+    The distance is measured in units of the usual one, and `weight` in units of the smallest margin of any part (the
+    mean difference between its two highest logits), so that differences between parts do not outweigh those within
+    a part. Classes that a part's source knows by name are not foreign to it: the weight is multiplied by the share of
+    the other parts' classes that the source does not know.
 
     Args:
         evidence: The parts.
-        weight: Margins that a part's logits lose for each usual distance.
+        weight: Number of margins subtracted from a part's logits per unit of distance.
     """
     weight = share_or_more("weight", weight)
     slopes = weight * _smallest_margin(evidence, "mahalanobis") * _foreign(evidence)
@@ -185,9 +185,9 @@ def mahalanobis(evidence: Evidence, weight: float = FAMILIARITY) -> Scale:
     return Scale(gate=gate, options={"weight": weight})
 
 
-@scaling("affine", few_shot=True, help="Fits one factor and one offset per part.")
+@scaling("affine", few_shot=True, help="Fits one scale factor and one offset per part.")
 def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
-    """One factor and one shift a component, fitted to labelled images by logistic regression."""
+    """Fit one factor and one shift per component to labelled images by logistic regression."""
     z = _few_shot(evidence)
     owner = evidence.part_of
 
@@ -201,15 +201,15 @@ def affine(evidence: Evidence, strength: float = 1e-3) -> Scale:
 @scaling(
     "joint-head",
     few_shot=True,
-    help='Fits a linear map on all logits, with a prior that pulls it towards "side by side".',
+    help="Fits a linear map on all logits, with a prior that pulls it towards the identity.",
 )
 def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
-    """A linear map on all logits, started at side by side and held to it by a prior.
+    """Fit a linear map on all logits, with a prior that pulls it towards the identity.
 
     Args:
-        evidence: Parts, and logits and targets of labelled images.
-        strength: Weight of the prior; default: grows with the number of classes, since sources have fitted
-            the training images that the head learns from.
+        evidence: The parts, with logits and targets of labelled images.
+        strength: Weight of the prior; default: grows with the number of classes, since the sources have
+            already fitted the training images that the head learns from.
     """
     z = _few_shot(evidence)
     count = z.shape[1]
@@ -227,19 +227,19 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
     "lda",
     few_shot=True,
     gated=True,
-    help="Learns from the features of all parts which part an image belongs to; usually the best choice.",
+    help="Learns from the features of all parts to which part an image belongs; usually the best choice.",
 )
 def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_SHRINK) -> Scale:
-    """Learn which part an image belongs to, by linear discriminant analysis of all parts' features.
+    """Learn to which part an image belongs, by linear discriminant analysis of all parts' features.
 
-    A logistic regression then finds one factor and one shift a component, the weight of the analysis (of its
-    leave-one-out scores, so that it is not trusted on images that it has seen), and that of "mahalanobis", where all
-    of it starts and is held by a prior.
+    A logistic regression then fits one factor and one shift per component, the weight of the analysis and that of
+    "mahalanobis". It uses leave-one-out scores, so that images already seen do not inflate the analysis. It starts
+    from "mahalanobis", and a prior pulls it there.
 
     Args:
-        evidence: Parts, and logits, features and targets of labelled images.
-        strength: Weight of the prior, over the number of images.
-        shrink: Share of the mean variance that is added to every direction of the features' covariance.
+        evidence: The parts, with logits, features and targets of labelled images.
+        strength: Weight of the prior, divided by the number of images.
+        shrink: Share of the mean variance added to every direction of the features' covariance.
     """
     z = _few_shot(evidence)
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
@@ -273,9 +273,9 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
 def _discriminant(
     features: Tensor, owners: Tensor, sizes: Sequence[int], shrink: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Linear discriminant analysis of the parts: leave-one-out scores (images, parts), weights and bias of the rule.
+    """Run linear discriminant analysis on the parts: leave-one-out scores (images, parts), weights and bias.
 
-    Scores have a standard deviation of one. None where a part has no two images.
+    The scores have unit standard deviation. None if a part has fewer than two images.
     """
     images = torch.bincount(owners, minlength=len(sizes))
     if int(images.min()) < 2:
@@ -303,7 +303,7 @@ JOINT_STRENGTH = 3e-7  # times the fourth power of the number of logits; chosen 
 def _minimise(
     evidence: Evidence, start: Tensor, outputs: Callable[[Tensor], Tensor], strength: float, unit: float = 1.0
 ) -> Tensor:
-    """The training loss plus `strength / 2 * |unit * p|^2`, by L-BFGS in float64: convex where the loss is."""
+    """Minimise the training loss plus `strength / 2 * |unit * p|^2` by L-BFGS in float64; convex if the loss is."""
     if not strength >= 0:
         raise OptionError("option-range", f"strength must be 0 or more, got {strength!r}")
     p, targets = start.clone().requires_grad_(), evidence.targets
@@ -323,7 +323,7 @@ def _minimise(
 
 
 def _spread(z: Tensor) -> float:
-    """The size of a typical difference between logits: the unit of shifts."""
+    """The typical difference between logits, used as the unit of shifts."""
     return float(z.std()) or 1.0
 
 
@@ -349,7 +349,7 @@ def _foreign(evidence: Evidence) -> Tensor:
 
 
 def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
-    """Features a part."""
+    """Number of features per part."""
     found = [_statistics(part, name).familiarity for part in evidence.parts]
     for part, record in zip(evidence.parts, found, strict=True):
         if record is None:

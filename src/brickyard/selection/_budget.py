@@ -1,4 +1,4 @@
-"""From relevances to keep-sets: by the paper's thresholds, or by a budget."""
+"""Channels to keep within a budget, ranked by a score."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_budget(graph: Axes, costs: Costs, scores: Tensor, outputs: Sequence[int],
         budget: The budget.
 
     Raises:
-        OptionError: Even one channel (or `round_to`) an axis costs more than the budget.
+        OptionError: Even one channel (or `round_to`) per axis exceeds the budget.
     """
     fixed = kept_outputs(graph, outputs)
     limit = budget.share * getattr(costs.whole, budget.resource)
@@ -67,7 +67,7 @@ def check_enough(least: float, limit: float, budget: Budget) -> None:
 
 
 def _fill(mask: Mask, ranked: Sequence[NDArray[np.int64]], cost: Callable[[Mask], int], limit: float) -> Mask:
-    """The longest prefix of the ranking that fits, then whatever else still fits."""
+    """Take the longest prefix of the ranking that fits, then whatever else still fits."""
     low, high = 0, len(ranked)
     while low < high:
         middle = (low + high + 1) // 2

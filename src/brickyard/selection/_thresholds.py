@@ -1,4 +1,4 @@
-"""Keep-sets by the paper's thresholds."""
+"""Channels to keep by the paper's thresholds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from brickyard.relevance._relevance import Relevances
 def by_thresholds(
     graph: Axes, relevance: Relevances, task: Sequence[int], outputs: Sequence[int]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Keep what is relevant for any class of the task; where nothing is, the best channel.
+    """Keep the channels relevant to any class of the task; if an axis has none, keep its best channel.
 
     Returns:
-        The keep-set, and notes on axes where no channel was relevant.
+        The keep-set, and notes on axes without a relevant channel.
     """
     keep = kept_outputs(graph, outputs)
     scores = mda_scores(relevance, task)

@@ -1,4 +1,4 @@
-"""What a network costs when only some of its channels are kept: counted, not measured."""
+"""The cost of a network that keeps only some of its channels: counted, not measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations for one image (two a multiply-add) and parameters."""
+    """Floating-point operations per image (two per multiply-add) and parameters."""
 
     flops: int
     parameters: int
@@ -84,7 +84,7 @@ class CostModel(Costs):
         self.whole = self(np.ones(graph.channels, dtype=np.bool_))
 
     def _add(self, graph: Graph, node: Node, module: nn.Module, counted: bool) -> None:
-        """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        """Count a layer; running it again adds operations but no parameters."""
         name, mixing = node.target, find_mixing(module)
         pair = 0 if mixing is None else mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name])
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
@@ -104,7 +104,7 @@ class CostModel(Costs):
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def _add_product(self, graph: Graph, node: Node) -> None:
-        """Count a sum of products of activations, for each channel along which it lies."""
+        """Count a sum of products of activations, per channel along which it lies."""
         operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
         result = graph.shapes[node.name].shape
         batch = graph.shapes[graph.network.nodes[0].name].shape[0]

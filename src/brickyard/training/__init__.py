@@ -1,4 +1,4 @@
-"""The training loop, distillation, fine-tuning, and sources of the zoo trained from scratch."""
+"""The training loop, distillation, fine-tuning, and training of zoo sources from scratch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher says to an image, in the order of its student's outputs, and the loss that comes of it."""
+"""Teachers, whose answers follow the order of the student's outputs, and the distillation loss."""
 
 from __future__ import annotations
 
@@ -25,42 +25,43 @@ Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, wid
 
 
 def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
-    """A teacher for a component or an assembly.
+    """Prepare a teacher for a component or an assembly.
 
     Args:
         teacher: A component or an assembly that knows the student's classes by name, or the source of the component.
         student: The student.
-        how: Whether features are wanted.
+        how: The distillation settings, which say whether features are needed.
 
     Raises:
-        OptionError: The teacher does not know a class, or is no source of the student, or has no features for it.
+        OptionError: The teacher does not know a class, is not the student's source, or has no features for it.
     """
     if isinstance(teacher, Predictor):
         if how.features:
             raise OptionError(
                 "option-teacher-source",
-                "features of a teacher were asked for, and only a source's channels are known to be its component's; "
-                "give the component's own source as teacher, or features=0",
+                "features need the component's own source as teacher, because only its channels "
+                "are known to match; give that source, or features=0",
             )
         return named_teacher(teacher, student.classes, student.reject)
     if not isinstance(teacher, nn.Module):
         raise OptionError(
             "option-wrong-object",
-            f"a {type(teacher).__name__} was given as teacher; give a component, an assembly or a source",
+            f"the teacher must be a component, an assembly or a source, got {type(teacher).__name__}",
         )
     if not isinstance(student, Component):
         raise OptionError(
             "option-teacher-classes",
-            "a plain network does not know class names; give an assembly a component or an assembly",
+            "an assembly needs a teacher that knows class names, and a plain network does not; "
+            "give a component or an assembly",
         )
     return SourceTeacher(teacher, student, features=how.features > 0)
 
 
 def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = False) -> Teacher:
-    """A teacher that finds the student's classes among its own by name.
+    """Prepare a teacher that matches the student's classes with its own by name.
 
     Raises:
-        OptionError: It does not know one.
+        OptionError: The teacher does not know a class.
     """
     missing = [name for name in classes if name not in teacher.classes]
     if missing or (reject and not teacher.reject):
@@ -80,15 +81,15 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
 
 
 class SourceTeacher:
-    """The source of a component as its teacher: its logits of the task, and its features on the kept channels.
+    """A component's source as its teacher: its logits for the task, and its features on the kept channels.
 
     Args:
         source: The network that the component was cut from.
         component: The component.
-        features: Whether features are wanted.
+        features: Also return features.
 
     Raises:
-        OptionError: The network is not the component's source, or its features are not channels of one axis.
+        OptionError: The network is not the component's source, or its features are not channels of a single axis.
     """
 
     def __init__(self, source: nn.Module, component: Component, *, features: bool) -> None:
@@ -97,8 +98,9 @@ class SourceTeacher:
         if found != manifest.source.sha256:
             raise OptionError(
                 "option-teacher-source",
-                f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}; the "
-                f"network given as teacher has {found[:12]}: give its own source, a component or an assembly",
+                f"the component was cut from {manifest.source.name!r} with weights "
+                f"{manifest.source.sha256[:12]}, but the teacher network has {found[:12]}; give its "
+                "own source, a component or an assembly",
             )
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
@@ -113,14 +115,14 @@ class SourceTeacher:
             if labels is None or not place:
                 raise OptionError(
                     "option-teacher-source",
-                    "features of the source were asked for, and what its classifier reads has no channels that are "
-                    "known to be the component's; leave features out",
+                    "features need channels known to match the component's, and the input of the "
+                    "source's classifier has none; leave features out",
                 )
             keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 
     def __call__(self, images: Tensor) -> Lesson:
-        """Raw images -> the lesson."""
+        """Map raw images to the teacher's answers."""
         x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
         with torch.no_grad():
             features, _, logits = observe(self.network, self.stop, x)
@@ -128,10 +130,10 @@ class SourceTeacher:
 
 
 def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation, outputs: Outputs = ONE) -> Tensor:
-    """The loss of a student that heeds labels and a teacher.
+    """Compute the loss of a student with labels and a teacher.
 
-    `(1 - weight) * loss + weight * taught` as this kind of outputs has them, and `features` times the features' mean
-    squared error as a share of the teacher's variance in the batch.
+    This is `(1 - weight) * loss + weight * taught`, as defined by the kind of outputs, plus `features` times the mean
+    squared error of the features, relative to the teacher's variance in the batch.
     """
     taught = outputs.taught(student[0], teacher[0].to(student[0]), how.temperature)
     loss = how.weight * taught + (1 - how.weight) * outputs.loss(student[0], targets)
@@ -142,7 +144,7 @@ def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distilla
 
 
 def teacher_name(teacher: nn.Module, student: Component | Assembly) -> str:
-    """What a manifest calls a teacher."""
+    """The name of a teacher in manifests."""
     if isinstance(teacher, Component):
         return f"component of {teacher.manifest.source.name}"
     if isinstance(teacher, Assembly):

@@ -1,4 +1,4 @@
-"""Train a component or an assembly further, on labelled images, and with a teacher where there is one."""
+"""Fine-tune a component or an assembly on labelled images, optionally with a teacher."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ ModelT = TypeVar("ModelT", Component, Assembly)
 @steady
 @verb(FinetuneOptions)
 def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> ModelT:
-    """Train a component or an assembly on labelled images.
+    """Fine-tune a component or an assembly on labelled images.
 
     Args:
-        model: What is trained; it stays as it is, and a copy is returned.
+        model: The model; it is not changed, and a trained copy is returned.
         images: Labelled training images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry per part. Images of other classes are left out; a component with a reject
-            output learns from them too.
+            assembly, a list with one entry per part. Images of other classes are ignored, except by a component
+            with a reject output, which learns from them too.
 
-    Training does not see the images of `validation`, drawn evenly from the classes. They choose the pass whose numbers
-    are kept, the state before the first among them, by accuracy, and by likelihood where that is equal.
+    The images of `validation`, drawn evenly from the classes, are held out of training. They select the epoch whose
+    weights are kept, by accuracy and then by likelihood; the state before training competes too.
 
     Returns:
-        The trained copy, in evaluation mode; its manifest says how it was trained. A component's statistics are
-        measured anew. An assembly keeps its scaling.
+        The trained copy, in evaluation mode; its manifest records the training. A component's statistics are
+        measured again. An assembly keeps its scaling.
 
     Raises:
         DataError: The images cannot be used, or none belongs to a class of the model.
         OptionError: An option cannot be used, the teacher does not fit, or training diverges.
-        FileError: `resume` holds the state of another call, or cannot be written.
+        FileError: `resume` holds the state of a different call, or cannot be written.
 
     Example:
         >>> import brickyard as by, torch
@@ -67,12 +67,13 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     """
     if not isinstance(model, Component | Assembly):
         raise OptionError(
-            "option-wrong-object", f"a component or an assembly is trained; a {type(model).__name__} was given: cut one"
+            "option-wrong-object",
+            f"finetune needs a component or an assembly, got {type(model).__name__}; cut a component first",
         )
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
         raise OptionError(
-            "option-requires-option", "a distillation was given without a teacher; give teacher=, or leave it out"
+            "option-requires-option", "distillation needs a teacher, and none was given; give teacher=, or leave it out"
         )
     folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
@@ -122,11 +123,11 @@ class _Examples:
     """Labelled images of a model's classes.
 
     Attributes:
-        pools: Where they are; one entry a part.
-        owners: For each image its pool.
-        places: Its number there.
-        targets: What the model should answer.
-        outputs: What the model's outputs mean.
+        pools: The sets of images, one per part.
+        owners: The pool of each image.
+        places: Its index in the pool.
+        targets: The targets of the model.
+        outputs: The kind of the model's outputs.
     """
 
     pools: tuple[Images | None, ...]
@@ -137,10 +138,10 @@ class _Examples:
 
     @classmethod
     def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
-        """The images that belong to a class of the model.
+        """Select the images that belong to a class of the model.
 
         Raises:
-            DataError: They have another form, or none does.
+            DataError: The data has the wrong form, or no image belongs to a class.
         """
         parts = model.manifest.parts
         if isinstance(model, Component):
@@ -148,8 +149,8 @@ class _Examples:
         elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
             raise DataError(
                 "data-type",
-                f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
-                f"none); a {type(images).__name__} was given",
+                f"{what} must be a list with one entry for each of the {len(parts)} parts (None for "
+                f"a part without images), got {type(images).__name__}",
             )
         outputs = model.outputs
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
@@ -167,7 +168,7 @@ class _Examples:
         if not any(len(places) for _, places, _ in found):
             raise DataError(
                 "data-no-task-class",
-                f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do",
+                f"none of {what} belongs to one of the classes {', '.join(model.classes[:8])}; give some that do",
             )
         owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
         return cls(pools, owners, numbers, answers, outputs)
@@ -176,11 +177,11 @@ class _Examples:
         return len(self.targets)
 
     def some(self, chosen: Tensor) -> _Examples:
-        """Some of them."""
+        """Return a subset."""
         return _Examples(self.pools, self.owners[chosen], self.places[chosen], self.targets[chosen], self.outputs)
 
     def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Raw images and targets, one batch a pool: pools may have images of other sizes."""
+        """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
         index = torch.tensor(chosen)
         found: list[tuple[Tensor, Tensor]] = []
         for owner in self.owners[index].unique().tolist():
@@ -192,7 +193,7 @@ class _Examples:
         return found
 
     def digest(self) -> str:
-        """A hash of which images these are, and of the first of them."""
+        """Hash the selection of images and the first of them."""
         found = hashlib.sha256()
         for value in (self.owners, self.places, self.targets):
             found.update(value.numpy().tobytes())
@@ -203,14 +204,14 @@ class _Examples:
 def _divided(
     model: Component | Assembly, images: Any, validation: Any, seed: int
 ) -> tuple[_Examples, _Examples | None]:
-    """Images to train on, and images to choose the best pass with."""
+    """Split into training images and images that select the best epoch."""
     examples = _Examples.of(model, images, "the images to train on")
     held_out: _Examples | None = None
     if not isinstance(validation, int | float):
         held_out = _Examples.of(model, validation, "the validation images")
     elif not 0 <= validation <= 0.5:
         raise OptionError(
-            "option-range", f"validation={validation!r} was given; give a share in [0, 0.5], or labelled images"
+            "option-range", f"validation must be a fraction in [0, 0.5] or labelled images, got {validation!r}"
         )
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
@@ -222,7 +223,7 @@ def _divided(
         if out.any():
             examples, held_out = examples.some(~out), examples.some(out)
     if len(examples) < 2:
-        raise DataError("data-too-few", f"{len(examples)} images are left to train on; give two or more")
+        raise DataError("data-too-few", f"training needs at least two images, and {len(examples)} remain; give more")
     return examples, held_out
 
 
@@ -230,7 +231,7 @@ def _divided(
 
 
 def _free(model: Component | Assembly) -> list[bool]:
-    """Let the numbers of a model's networks be trained; what could be trained before."""
+    """Make all parameters of the model's networks trainable, and return which were before."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     networks = model.networks() if isinstance(model, Assembly) else [model.network]
     own = {id(parameter) for network in networks for parameter in network.parameters()}
@@ -240,7 +241,7 @@ def _free(model: Component | Assembly) -> list[bool]:
 
 
 def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool = False) -> Lesson:
-    """What a model says to raw images, all in one batch: so do batch norms see them."""
+    """Run raw images through a model in a single batch, so that batch norms see them together."""
     if isinstance(model, Assembly):
         inputs = [_one_batch(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
         return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
@@ -257,8 +258,9 @@ def _one_batch(images: list[Tensor]) -> Tensor:
     if len(shapes) > 1:
         raise DataError(
             "data-not-batchable",
-            f"images of the shapes {', '.join(map(str, sorted(shapes)))} reach one part after its preprocessing; give "
-            "images of one shape, or parts whose preprocessing has a size and channels",
+            "images must have one shape per part after preprocessing, got "
+            f"{', '.join(map(str, sorted(shapes)))}; give images of one shape, or parts whose "
+            "preprocessing has a size and channels",
         )
     return torch.cat(images)
 
@@ -269,7 +271,7 @@ def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
 
 
 def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> tuple[float, float]:
-    """Mean over classes of the share of images that are answered right, and of the log-probability of the right."""
+    """Means over classes: accuracy, and the log-probability of the correct answer."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.inference_mode():
@@ -294,13 +296,13 @@ def _key(
     teacher: nn.Module | None,
     how: Distillation,
 ) -> str:
-    """What decides the result, beside the training."""
+    """What determines the result, apart from the training options."""
     known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
 def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
-    """The trained model with its record, what could be trained before, and what it remembers measured anew."""
+    """Finish the model: record the training, restore what was trainable, and measure its statistics again."""
     for parameter, was in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(was)
         parameter.grad = None

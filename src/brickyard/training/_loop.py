@@ -1,6 +1,6 @@
-"""The loop that all training here goes through: seeded, with early stopping, and able to go on where it was stopped.
+"""The training loop shared by all training here: seeded, with early stopping, and resumable.
 
-Nothing here knows what is trained for what: a caller brings the loss of a batch and a score.
+It is independent of the task: the caller provides the loss of a batch and a score.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._errors import FileError, OptionError
+from brickyard.base._errors import OptionError
 from brickyard.base._options import TrainingOptions
 from brickyard.network._untouched import as_before
 from brickyard.runtime._progress import bar
-from brickyard.storage._safefile import read, write
+from brickyard.storage._notes import Notes
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -27,13 +27,13 @@ Loss = Callable[[list[int], torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training did.
+    """Result of a training run.
 
     Attributes:
-        epochs: Passes that were made.
-        best: The pass whose numbers the model has; 0 is before the first.
-        losses: Mean loss of each pass.
-        scores: The first number of the score before the first pass and after each; empty without a score.
+        epochs: Number of epochs run.
+        best: The epoch whose weights were kept; 0 is before the first.
+        losses: Mean loss of each epoch.
+        scores: First value of the score, before the first epoch and after each; empty without a score.
     """
 
     epochs: int = 0
@@ -56,24 +56,25 @@ def fit(
     """Train a model in place.
 
     Args:
-        model: What is trained: its parameters that need gradients. It is left in evaluation mode.
-        loss: The loss of the images of these numbers; what it draws, it draws from the generator.
-        count: How many images there are.
-        training: How to train.
-        score: How good the model is now, higher is better: a number, and another one where two passes are equal in
-            the first. The numbers of the best pass, or those before the first, are kept. Without it, those of the last.
-        resume: A folder that keeps the state after every pass: the same call, made again, goes on from there.
-        key: What else decides the result; a state that was kept with another key is refused.
-        text: What the progress bar says.
+        model: The model, whose parameters that need gradients are trained. It is left in evaluation mode.
+        loss: Computes the loss for image indices; takes all its random draws from the generator.
+        count: Number of images.
+        training: The training options.
+        score: Scores the current model, higher is better: a value, and another that breaks ties. The weights of the
+            best epoch, or those before the first, are kept. Without a score, those of the last epoch are kept.
+        resume: A folder for the state after each epoch; an identical call resumes from it.
+        key: Anything else that determines the result; a saved state with another key is refused.
+        text: Label of the progress bar.
 
     Raises:
         OptionError: Training diverges.
-        FileError: The state in `resume` cannot be read or written, or is of another call.
+        FileError: The state in `resume` cannot be read or written, or belongs to a different call.
     """
     run = _Run(model, count, training)
     about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
-    notes = None if resume is None else _Notes(resume, f"{about} {count} {key}")
-    if (kept := None if notes is None else notes.read()) is not None:
+    key = f"{about} {count} {key}"
+    notes = None if resume is None else Notes(resume, "training")
+    if notes is not None and (kept := notes.read("training", lambda: key)) is not None:
         run.restore(*kept)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -96,7 +97,7 @@ def fit(
                         run.scored(score(), run.epoch)
                 if notes is not None:
                     run.random = torch.get_rng_state()
-                    notes.write(*run.state())
+                    notes.write("training", key, *run.state())
     if run.best_state is not None:
         model.load_state_dict(run.best_state)
     model.eval()
@@ -105,7 +106,7 @@ def fit(
 
 
 def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> float:
-    """One pass; its mean loss."""
+    """Run one epoch and return its mean loss."""
     total, batches = 0.0, run.batches()
     for chosen in batches:
         rate = run.rate()
@@ -116,8 +117,7 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
         if not torch.isfinite(value):
             raise OptionError(
                 "option-training-diverged",
-                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); give a lower lr than "
-                f"{run.training.rate:g}",
+                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); lower lr={run.training.rate:g}",
             )
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
@@ -130,7 +130,7 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
 
 
 class _Run:
-    """A training under way: all that decides how it goes on."""
+    """A training run in progress: everything that determines how it continues."""
 
     def __init__(self, model: nn.Module, count: int, training: TrainingOptions) -> None:
         self.model, self.count, self.training = model, count, training
@@ -157,14 +157,14 @@ class _Run:
         return torch.autocast(self.device, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def batches(self) -> list[list[int]]:
-        """The images of a pass; what is left over of the last batch waits for another pass."""
+        """The batches of an epoch; an incomplete last batch is left out unless it is the only one."""
         size = self.training.batch_size
         order = torch.randperm(self.count, generator=self.generator)
         parts = order[: len(order) // size * size or None].split(size)
         return [part.tolist() for part in parts if len(part) > 1]  # batch norms need two
 
     def rate(self) -> float:
-        """The learning rate of the next step: one cosine up, one down."""
+        """The learning rate of the next step: a cosine up, then a cosine down."""
         top = self.training.rate
         start = top / 25
         turn = self.training.warmup * self.total - 1
@@ -173,20 +173,17 @@ class _Run:
         return _cosine(top, start / 1e4, min(1.0, (self.step - turn) / max(1.0, self.total - 1 - turn)))
 
     def scored(self, value: tuple[float, float], epoch: int) -> None:
-        """Take note of a score; numbers that are no worse than the best ones are kept."""
+        """Record a score, and keep the weights if they are no worse than the best."""
         if not self.scores or value > max(self.scores):
             self.best = epoch
             self.best_state = {name: v.detach().clone() for name, v in self.model.state_dict().items()}
         self.scores.append(value)
 
     def patience_is_over(self) -> bool:
-        return (
-            self.training.patience is not None
-            and bool(self.scores)
-            and (self.epoch - self.best >= self.training.patience)
-        )
+        patience = self.training.patience
+        return patience is not None and bool(self.scores) and self.epoch - self.best >= patience
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it as data."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in (self.best_state or {}).items()}
@@ -195,18 +192,11 @@ class _Run:
         tensors["random.order"] = self.generator.get_state()
         if self.random is not None:
             tensors["random.torch"] = self.random
-        text = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "best": self.best,
-            "losses": self.losses,
-            "scores": self.scores,
-            "scaler": self.scaler.state_dict(),
-        }
-        return text, tensors
+        text = {name: getattr(self, name) for name in ("step", "epoch", "best", "losses", "scores")}
+        return tensors, {**text, "scaler": self.scaler.state_dict()}
 
     def restore(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a result of `state`."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
@@ -225,36 +215,8 @@ class _Run:
         self.random = tensors.get("random.torch")
 
 
-class _Notes:
-    """The state after the last pass, in a folder."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.path, self.key = folder / "training.safetensors", key
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                "file-not-writable", f"the folder {folder} cannot be made: {error}; give another resume="
-            ) from None
-
-    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        if not self.path.exists():
-            return None
-        text, tensors = read(self.path)
-        if text.get("kind") != "training" or text.get("key") != self.key:
-            raise FileError(
-                "file-resume-mismatch",
-                f"{self.path} is from another training: another model, other images or other options; give another "
-                "folder, or delete this one to start again",
-            )
-        return text, tensors
-
-    def write(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        write(self.path, tensors, {"kind": "training", "key": self.key, **text}, overwrite=True)
-
-
 def _mixed(training: TrainingOptions, device: str) -> torch.dtype | None:
-    """The type that products are computed in where it is not the weights' own."""
+    """The type that products are computed in, if different from that of the weights."""
     if training.precision == "auto":
         return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else None
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(training.precision)

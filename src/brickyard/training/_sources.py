@@ -1,4 +1,4 @@
-"""Make a source: train a small network on image data. Plain, seeded, without surprises."""
+"""Create sources: train small networks on image data, reproducibly from a seed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
-from brickyard.sources._loading import Source, network_options, save_source
+from brickyard.sources._loading import Source, network_options, save_source, seeded
 from brickyard.training._distillation import lesson_loss, named_teacher
 from brickyard.training._loop import fit
 
 
 def device_named(name: str) -> torch.device:
-    """A device that can compute here, by its name.
+    """Return a device by name, after checking that it works here.
 
     Raises:
-        OptionError: There is none of this name.
+        OptionError: There is no such device.
 
     Example:
         >>> from brickyard.training._sources import device_named
@@ -46,15 +46,14 @@ def device_named(name: str) -> torch.device:
         reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
         raise OptionError(
             "option-device",
-            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU",
+            f"device {brief(name)} cannot be used here ({reason}); use cpu, or cuda if PyTorch sees a GPU",
         ) from None
     return device
 
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
     """A network of the zoo with initial weights drawn from a seed; the global random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return zoo.build(name, classes, width, **options)
 
 
@@ -72,21 +71,21 @@ def train(
     teacher: Predictor | None = None,
     distillation: Distillation | None = None,
 ) -> float:
-    """Train a classifier in place: SGD with momentum, a warm-up, and a cosine to zero.
+    """Train a classifier in place: SGD with momentum, warm-up, and cosine decay to zero.
 
     Args:
         model: Takes preprocessed images and returns (batch, classes).
         data: Training images; labels are the model's outputs.
-        preprocessing: What is done to the images before the model takes them.
-        epochs: Passes over the data.
-        lr: The highest learning rate.
-        batch_size: Images a step.
+        preprocessing: Applied to the images before they enter the model.
+        epochs: Number of epochs.
+        lr: Peak learning rate.
+        batch_size: Images per training step.
         weight_decay: L2 penalty.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
-        seed: Seed for order and augmentation.
+        seed: Random seed for data order and augmentation.
         teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
             architecture.
-        distillation: How much the teacher counts.
+        distillation: Weighting of the teacher.
 
     Returns:
         Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
@@ -114,8 +113,7 @@ def train(
         if logits.ndim != 2 or logits.shape[1] <= last:
             raise DataError(
                 "data-label-out-of-range",
-                f"{data.name} has labels to {last}, the model outputs of shape "
-                f"{tuple(logits.shape)}; give it one output a class",
+                f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}; give one output a class",
             )
         if taught is None:
             return ONE.loss(logits, labels)
@@ -126,7 +124,7 @@ def train(
 
 
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
-    """Share of images that a classifier answers right, in [0, 1]."""
+    """Compute a classifier's accuracy, in [0, 1]."""
     right, like = 0, next(model.parameters())
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
@@ -137,13 +135,13 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
 
 @dataclass(frozen=True)
 class Trained:
-    """A source that was just trained, with what its file says.
+    """A newly trained source, with the contents of its file.
 
     Attributes:
         source: The source.
-        arch: The zoo's name of its network.
+        arch: Name of its network in the zoo.
         options: Width and other options of the network.
-        scores: `train_accuracy`, and `test_accuracy` where held-out images were given; in [0, 1].
+        scores: `train_accuracy`, and `test_accuracy` if held-out images were given; in [0, 1].
     """
 
     source: Source
@@ -177,34 +175,32 @@ def train_source(
     teacher: Predictor | None = None,
     distillation: Distillation | None = None,
 ) -> Trained:
-    """Build a network of the zoo and train it on images.
+    """Build a zoo network and train it on images.
 
     Args:
-        network: A network of the zoo: `NAME` or `NAME?width=0.5`.
+        network: A zoo network: `NAME` or `NAME?width=0.5`.
         images: Training images; their class names become the source's.
-        preprocessing: What it leaves open is taken from the images: 32x32, and their own mean and deviation.
-        held_out: Images with the same classes, to score.
-        epochs: Passes over the images.
-        lr: The highest learning rate.
-        batch_size: Images a step.
-        augment: Shift and mirror the images.
-        seed: Seed of weights, order and augmentation.
-        device: Where it is trained, such as "cuda"; the source comes back on the CPU.
+        preprocessing: Values left unset default to 32x32, and to the images' mean and standard deviation.
+        held_out: Images of the same classes, for the test accuracy.
+        epochs: Number of epochs.
+        lr: Peak learning rate.
+        batch_size: Images per training step.
+        augment: Augment the images with random shifts and mirroring.
+        seed: Random seed for weights, data order and augmentation.
+        device: Training device, such as "cuda"; the source is returned on the CPU.
         teacher: A component or an assembly that knows the images' classes by name.
-        distillation: How much the teacher counts.
+        distillation: Weighting of the teacher.
 
     Raises:
-        OptionError: The network is not known, or does not take images of this size, or an option cannot be used.
+        OptionError: The network is unknown or does not take images of this size, or an option cannot be used.
         DataError: There are too few images.
     """
     how, place = preprocessing, device_named(device)
     name, options = network_options(network.removeprefix("zoo:"))
     if "classes" in options:
-        raise OptionError(
-            "option-conflict",
-            f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
-            "which make the outputs; leave it out, or choose classes of the data",
-        )
+        why = f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}"
+        advice = "these make the outputs: leave it out, or choose classes of the data"
+        raise OptionError("option-conflict", f"{why}; {advice}")
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
     if "size" in zoo.entry(name).defaults:
@@ -224,21 +220,11 @@ def train_source(
     except RuntimeError as error:
         raise OptionError(
             "option-source-size",
-            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
+            f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
         ) from None
-    found = train(
-        model.to(place),
-        images,
-        preprocessing=how,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-        teacher=teacher,
-        distillation=distillation,
-    )
-    scores = {"train_accuracy": found}
+    schedule: Any = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment, "seed": seed}
+    teaching: Any = {"teacher": teacher, "distillation": distillation}
+    scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **schedule, **teaching)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
     source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))

@@ -37,14 +37,15 @@ def choose(
     for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
         if value is not None and (not is_whole(value) or value < 1):
             raise OptionError(
-                "option-range", f"{limit}={value!r} is no whole number above 0; give one, or leave it out"
+                "option-range", f"{limit} must be a positive integer, got {value!r}; correct it, or leave it out"
             )
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
             "task-not-in-yard",
-            f"no component in the yard has {_named('the class', missing)}"
-            f"{_near_names(missing, known)}; cut components for them and add these to the yard",
+            "no component in the yard has "
+            f"{_named('the class', missing)}{_near_names(missing, known)}; cut components that do, "
+            "and add them to the yard",
         )
     parts = [Part(e.name, e.classes, _loss(e), e.parameters, e.flops) for e in entries]
     try:
@@ -71,11 +72,12 @@ def check_names(classes: Sequence[str]) -> None:
     """
     if isinstance(classes, str):
         raise OptionError(
-            "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
+            "option-type",
+            f"classes must be a list of names, got the string {classes!r}; give a list, such as [{classes!r}]",
         )
     if not isinstance(classes, Iterable):
         raise OptionError(
-            "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
+            "option-type", f"classes must be a list of names, got {brief(classes)} of type {type(classes).__name__}"
         )
 
 
@@ -84,11 +86,13 @@ def _checked(classes: Sequence[str]) -> list[str]:
     check_names(classes)
     wanted = list(classes)
     if wrong := [name for name in wanted if not isinstance(name, str)]:
-        raise OptionError("option-type", f"classes are chosen by name; {wrong[0]!r} was given: give texts")
+        raise OptionError("option-type", f"classes must be names, got {wrong[0]!r}; give strings")
     if not wanted:
-        raise TaskError("task-empty", "components for no classes were asked for; name at least one")
+        raise TaskError("task-empty", "classes is empty; name at least one class")
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
-        raise TaskError("task-duplicate-class", f"{_named('the class', twice)} was asked for twice; name each once")
+        raise TaskError(
+            "task-duplicate-class", f"classes lists {_named('the class', twice)} more than once; name each once"
+        )
     return wanted
 
 

@@ -300,16 +300,20 @@ def read_entry(path: Path, name: str) -> Entry:
     manifest = text.get("manifest")
     kind = manifest.get("kind", "component") if isinstance(manifest, dict) else text.get("kind", "nothing")
     if kind != "component":
-        raise FileError("file-wrong-kind", f"{path} holds a file of kind {str(kind)[:40]!r}; a yard takes components")
+        raise FileError(
+            "file-wrong-kind", f"{path} holds a file of kind {str(kind)[:40]!r}; a yard takes components only"
+        )
     file = validated(ComponentFile, text, f"{path}: its text")
     found = file.manifest
     if max(found.selection.parameters, found.selection.flops) > MAX_NUMBER:
-        raise FileError("file-too-large", f"{path} tells of more than {MAX_NUMBER:,} parameters or FLOPs; get it again")
+        raise FileError(
+            "file-too-large", f"{path} claims more than {MAX_NUMBER:,} parameters or FLOPs; get a fresh copy"
+        )
     try:
         architecture = "" if file.skeleton is None else _architecture(file.skeleton, found)
     except (ValueError, RecursionError):
         raise FileError(
-            "file-too-large", f"{path} has steps whose arguments are nested too deep; get it again"
+            "file-too-large", f"{path} has steps whose arguments are nested too deeply; get a fresh copy"
         ) from None
     return Entry(
         name=name,
@@ -337,9 +341,7 @@ def sha256_of(path: Path) -> tuple[str, int]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
-        raise FileError(
-            reading_code(error), f"{path} cannot be read: {error.strerror or error}; check the path"
-        ) from None
+        raise FileError(reading_code(error), f"cannot read {path}: {error.strerror or error}; check the path") from None
 
 
 def _accuracy(manifest: ComponentManifest) -> float | None:

@@ -97,14 +97,15 @@ class Yard:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(
-                    "file-not-writable", f"the yard {path} cannot be made: {error.strerror or error}; choose another"
+                    "file-not-writable",
+                    f"cannot create the yard {path}: {error.strerror or error}; choose another path",
                 ) from None
         if not self.path.is_dir():
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
                 "file-missing",
-                f"the yard {path} {found}; give a folder of components, or make one: with create=True, or with "
-                "`brickyard yard add` on the command line",
+                f"the yard {path} {found}; give a folder of components, or create one with "
+                "create=True, or with `brickyard yard add` on the command line",
             )
         self._last: Read | None = None  # the index as it was last read
 
@@ -144,12 +145,13 @@ class Yard:
         if found != expected.sha256:
             raise FileError(
                 "file-tampered",
-                f"{path} was changed: its sha256 is {found[:12]}, and the index of the yard says "
-                f"{expected.sha256[:12]}; get it again, or delete {self.path / INDEX} if it is as you want it",
+                f"{path} was changed: its sha256 is {found[:12]}, but the yard's index says "
+                f"{expected.sha256[:12]}; get a fresh copy, or delete {self.path / INDEX} if the "
+                "change is intended",
             )
         part = load(path)
         if not isinstance(part, Component):
-            raise FileError("file-wrong-kind", f"{path} holds no component; remove it from the yard")
+            raise FileError("file-wrong-kind", f"{path} does not hold a component; remove it from the yard")
         return part
 
     def search(
@@ -180,13 +182,16 @@ class Yard:
         for what, given in (("source", source), ("text", text)):
             if given is not None and not isinstance(given, str):
                 raise OptionError(
-                    "option-type", f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out"
+                    "option-type",
+                    f"{what} must be a string, got {brief(given)} of type {type(given).__name__}; "
+                    "correct it, or leave it out",
                 )
         max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
         max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
         if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
             raise OptionError(
-                "option-range", f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images"
+                "option-range",
+                f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 % of the images",
             )
         words = (text or "").casefold().split()
 
@@ -293,8 +298,8 @@ class Yard:
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is no name for a component; use letters, digits, '.', '_' and '-', beginning with a "
-                f"letter or a digit, without {SUFFIX}",
+                f"{name!r} is not a valid component name; use letters, digits, '.', '_' and '-', "
+                f"starting with a letter or a digit, without {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
@@ -309,7 +314,7 @@ class Yard:
             if name in known or os.path.lexists(self._file(name)):
                 raise FileError(
                     "file-exists",
-                    f"{name!r} is taken in {self.path} by other content; give another name, or remove it first",
+                    f"{name!r} already exists in {self.path} with other content; give another name, or remove it first",
                 )
             os.replace(staged, self._file(name))
             flush_folder(self.path)
@@ -411,7 +416,7 @@ class Yard:
                         foreign.append(os.fsencode(item.name).decode("utf-8", "replace"))
         except OSError as error:
             raise FileError(
-                reading_code(error), f"the yard {self.path} cannot be read: {error.strerror or error}"
+                reading_code(error), f"cannot read the yard {self.path}: {error.strerror or error}"
             ) from None
         return files, foreign
 
@@ -450,7 +455,7 @@ class Yard:
         try:
             entry = read_entry(path, name)
             if stamp_of(path.lstat()) != stamp or entry.bytes != stamp[0]:
-                raise FileError("file-busy", f"{path} changed while it was read; try again")
+                raise FileError("file-busy", f"{path} changed while it was being read; try again")
             return {name: (stamp, entry)}
         except (BrickyardError, OSError) as error:
             if not os.path.lexists(path):
@@ -521,21 +526,17 @@ class Yard:
         if isinstance(item, Component):
             return item.save(staged, overwrite=True)
         if not isinstance(item, str | Path):
-            raise OptionError(
-                "option-wrong-object", f"a component or a path is added to a yard; a {type(item).__name__} was given"
-            )
+            raise OptionError("option-wrong-object", f"a yard takes a component or a path, got {type(item).__name__}")
         path = Path(item)
         if not path.is_file():
             raise FileError(
-                "file-missing",
-                f"{path} cannot be added: {'it is no file' if path.exists() else 'there is no such file'}",
+                "file-missing", f"cannot add {path}: {'it is no file' if path.exists() else 'there is no such file'}"
             )
         try:
             shutil.copyfile(path, staged)
         except OSError as error:
             raise FileError(
-                "file-not-writable",
-                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}",
+                "file-not-writable", f"cannot copy {path} to {self.path}: {error.strerror or error}; {advice(error)}"
             ) from None
         try:
             found = load(staged)
@@ -545,7 +546,7 @@ class Yard:
             kind = type(found).__name__.lower()
             raise FileError(
                 "file-wrong-kind",
-                f"{path} holds a file of kind {kind}; a yard takes components: give its parts one by one",
+                f"{path} holds a file of kind {kind}; a yard takes components only: give its parts one by one",
             )
         with staged.open("rb+") as file:
             os.fsync(file.fileno())

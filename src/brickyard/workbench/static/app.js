@@ -61,10 +61,10 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, { credentials: "same-origin", ...options });
   } catch {
-    throw new Error("the workbench does not answer; is it still running?");
+    throw new Error("the workbench does not answer; check that it is still running");
   }
   if (answer.ok) return answer;
-  let text = `the workbench answered with error ${answer.status}`;
+  let text = `the workbench returned error ${answer.status}`;
   try {
     const body = await answer.json();
     if (typeof body.error === "string") text = body.error;
@@ -99,7 +99,7 @@ function drawYard() {
   $("bricks").replaceChildren(...found.slice(0, state.shown).map(card));
   $("more").hidden = found.length <= state.shown;
   const empty = state.yard.bricks.length === 0;
-  $("yard-empty").textContent = empty ? "This yard has no brick yet. Cut components with “brickyard disassemble” and put them into its folder." : "No brick fits. Try another word.";
+  $("yard-empty").textContent = empty ? "This yard is empty. Cut components with “brickyard disassemble”, then add them with “brickyard yard add”." : "No bricks match. Try a different search.";
   $("yard-empty").hidden = found.length > 0;
 }
 
@@ -114,11 +114,11 @@ function card(brick) {
     return chip;
   });
   if (brick.classes.length > CHIPS) chips.push(make("span", { className: "soft" }, `and ${brick.classes.length - CHIPS} more`));
-  if (brick.reject) chips.push(make("span", { className: "soft", title: "It can say: none of my classes" }, "+ none of these"));
+  if (brick.reject) chips.push(make("span", { className: "soft", title: "It can answer “none of these classes”" }, "+ none of these"));
   const meter = (word, value, share, shown) => [make("span", {}, word), bar(share), make("span", { className: "number" }, shown)];
   const accuracy = typeof brick.accuracy === "number" ? brick.accuracy : null;
-  const toggle = make("button", { type: "button" }, inside ? "Take out" : "Add");
-  toggle.setAttribute("aria-label", `${inside ? "Take out" : "Add"} brick ${brick.name}`);
+  const toggle = make("button", { type: "button" }, inside ? "Remove" : "Add");
+  toggle.setAttribute("aria-label", `${inside ? "Remove" : "Add"} brick ${brick.name}`);
   toggle.addEventListener("click", () => (state.tray.includes(brick.name) ? remove(brick.name, true) : add(brick.name)));
   const look = make("button", { type: "button", className: "quiet" }, "Look inside");
   look.setAttribute("aria-label", `Look inside brick ${brick.name}`);
@@ -162,14 +162,14 @@ function add(name, wanted = null) {
   const brick = brickOf(name);
   if (!brick || state.tray.includes(name)) return;
   if (state.tray.length >= state.yard.limits.bricks) {
-    complain("tray-error", new Error(`${state.yard.limits.bricks} bricks is the most that one classifier can have`));
+    complain("tray-error", new Error(`a classifier can have at most ${state.yard.limits.bricks} bricks; remove one first`));
     return;
   }
   state.tray.push(name);
   state.asked.set(name, wanted);
   const along = brick.classes.filter((other) => other !== wanted);
-  const more = wanted !== null && along.length ? `; ${along.slice(0, 6).join(", ")} ${along.length === 1 ? "comes" : "come"} along` : "";
-  tell(`${name} is in the tray: ${several(brick.classes.length, "class", "classes")}${more}`);
+  const more = wanted !== null && along.length ? `; ${along.slice(0, 6).join(", ")} ${along.length === 1 ? "is" : "are"} included too` : "";
+  tell(`${name} was added to the tray: ${several(brick.classes.length, "class", "classes")}${more}`);
   changed(name);
 }
 
@@ -177,7 +177,7 @@ function remove(name, stay = false) {
   state.tray = state.tray.filter((other) => other !== name);
   state.asked.delete(name);
   for (const key of [...state.labelled.keys()]) if (key.startsWith(`${name}\n`)) state.labelled.delete(key);
-  tell(`${name} was taken out of the tray`);
+  tell(`${name} was removed from the tray`);
   changed(stay ? name : null);
   if (!stay) ($("wall").querySelector(".remove") || $("tray")).focus();
 }
@@ -192,7 +192,7 @@ function changed(focused = null) {
   if (label !== null && focused !== null) {
     const again = [...$("bricks").children].find((node) => node.dataset.name === focused);
     const buttons = again ? [...again.querySelectorAll("button")] : [];
-    const toggles = ["Add", "Take out"];
+    const toggles = ["Add", "Remove"];
     (buttons.find((b) => b.textContent === label) || buttons.find((b) => toggles.includes(b.textContent)) || $("tray")).focus();
   }
   plan();
@@ -203,8 +203,8 @@ function drawWall() {
     const brick = brickOf(name);
     const wanted = state.asked.get(name);
     const shown = [...brick.classes].sort((a, b) => (b === wanted) - (a === wanted)).slice(0, CHIPS);
-    const out = make("button", { type: "button", className: "remove", title: "Take out" }, "×");
-    out.setAttribute("aria-label", `Take brick ${name} out of the tray`);
+    const out = make("button", { type: "button", className: "remove", title: "Remove" }, "×");
+    out.setAttribute("aria-label", `Remove brick ${name} from the tray`);
     out.addEventListener("click", () => remove(name));
     const node = make(
       "li", { className: colour(brick), draggable: true },
@@ -212,10 +212,10 @@ function drawWall() {
         "div", {}, make("b", {}, name),
         make(
           "div", { className: "chips" },
-          ...shown.map((c) => make("span", { className: `chip${wanted !== null && c !== wanted ? " along" : ""}`, title: wanted !== null && c !== wanted ? `${c} comes along` : c }, c)),
+          ...shown.map((c) => make("span", { className: `chip${wanted !== null && c !== wanted ? " along" : ""}`, title: wanted !== null && c !== wanted ? `${c} is included too` : c }, c)),
           brick.classes.length > CHIPS ? make("span", { className: "soft" }, `and ${brick.classes.length - CHIPS} more`) : null,
         ),
-        wanted !== null && brick.classes.length > 1 ? make("p", { className: "soft" }, `${wanted} was asked for; dashed ones come along`) : null,
+        wanted !== null && brick.classes.length > 1 ? make("p", { className: "soft" }, `You picked ${wanted}; the dashed classes are included too`) : null,
       ),
       out,
     );
@@ -287,7 +287,7 @@ function drawPlan() {
   const why = found.forms[$("form").value];
   if (why) {
     $("form").value = "parallel";
-    tell(`the form is parallel again: ${why}`);
+    tell(`The form was reset to parallel: ${why}`);
     plan();
   }
   explain();
@@ -304,12 +304,12 @@ function drawOverlap(pairs) {
   });
   $("overlap-list").replaceChildren(...rows);
   const notes = [];
-  if (known.length > 6) notes.push(`${known.length - 6} smaller ones are not shown.`);
-  if (known.length < pairs.length) notes.push("Of some bricks too little is known: they have one class, or were cut without labelled pictures.");
-  if (pairs.length && !pairs[0].scaled) notes.push("Before scaling: what the chosen one does depends on the pictures.");
-  if (known.length && known[0].share > 0.2 && $("scaling").value === "none") notes.push("The scores of these bricks are of different size: another choice of scores (below) makes them alike.");
+  if (known.length > 6) notes.push(`${several(known.length - 6, "smaller overlap")} not shown.`);
+  if (known.length < pairs.length) notes.push("No estimate for some bricks: they have a single class, or were cut without labelled images.");
+  if (pairs.length && !pairs[0].scaled) notes.push("These are estimates before scaling, since the effect of the chosen scaling depends on the pictures.");
+  if (known.length && known[0].share > 0.2 && $("scaling").value === "none") notes.push("The scores of these bricks are on different scales: choose another scaling under “Assembly options”.");
   const shared = pairs.find((pair) => pair.known.length > 0);
-  if (shared) notes.push(`The source of ${state.tray[shared.by]} knows ${shared.known.join(", ")} of ${state.tray[shared.of]} too.`);
+  if (shared) notes.push(`The source of ${state.tray[shared.by]} also knows ${shared.known.join(", ")} of ${state.tray[shared.of]}.`);
   $("overlap-note").textContent = notes.join(" ");
 }
 
@@ -318,7 +318,7 @@ function explain() {
   const scaling = state.yard.scalings.find((item) => item.name === $("scaling").value);
   const blocked = state.plan ? Object.entries(state.plan.forms).map(([name, why]) => `${name}: ${why}`) : [];
   $("form-text").textContent = [form.text, ...(blocked.length ? [`Not possible here — ${blocked.join("; ")}.`] : [])].join(" ");
-  $("scaling-text").textContent = scaling.text + (scaling.gated ? " Only side by side (parallel)." : "");
+  $("scaling-text").textContent = scaling.text + (scaling.gated ? " Requires the parallel form." : "");
   if (scaling.gated && !["parallel", "auto"].includes($("form").value)) { $("form").value = "parallel"; explain(); }
 }
 
@@ -349,7 +349,7 @@ function labelledForm() {
   if (!fewShot()) return form;
   state.tray.forEach((name, part) => brickOf(name).classes.forEach((title, place) => {
     const files = state.labelled.get(`${name}\n${title}`) || [];
-    if (!files.length) throw new Error(`give at least one picture of “${title}” (${name}); five are better`);
+    if (!files.length) throw new Error(`choose at least one picture of “${title}” (${name}); five are recommended`);
     for (const file of files) form.append(`${part}.${place}`, file, file.name);
   }));
   return form;
@@ -390,10 +390,10 @@ function drawMade() {
   $("answers").replaceChildren();
   $("answers-title").hidden = true;
   const calibrated = made.images ? `, calibrated with ${several(made.images, "picture")}` : "";
-  $("made").textContent = `One classifier of ${several(made.bricks.length, "brick")} knows ${several(made.classes.length, "class", "classes")}: ${made.classes.slice(0, 12).join(", ")}${made.classes.length > 12 ? " …" : ""}. Form ${made.form}, scores ${made.scaling}${calibrated}. ${made.notes.join(" ")}`;
+  $("made").textContent = `One classifier of ${several(made.bricks.length, "brick")} knows ${several(made.classes.length, "class", "classes")}: ${made.classes.slice(0, 12).join(", ")}${made.classes.length > 12 ? " …" : ""}. Form: ${made.form}; scaling: ${made.scaling}${calibrated}. ${made.notes.join(" ")}`;
   const rows = made.measured.map((pair) => make("li", {}, `${made.bricks[pair.by]} won ${pair.won} of ${pair.images} pictures of ${made.bricks[pair.of]}`));
   $("measured").hidden = rows.length === 0;
-  $("measured").replaceChildren(make("h3", {}, "Counted with your pictures, before scaling"), make("ul", { className: "soft" }, ...rows));
+  $("measured").replaceChildren(make("h3", {}, "Measured on your pictures, before scaling"), make("ul", { className: "soft" }, ...rows));
   drawSamples();
   drawWall();
   $("try").focus({ preventScroll: true });
@@ -442,14 +442,14 @@ function lines(classes) {
 
 function sureness(answer) {
   const [first, second] = answer.classes;
-  if (first.probability >= 0.9) return "sure";
-  if (second && first.probability - second.probability < 0.2) return `torn between ${first.name} and ${second.name}`;
-  return "not quite sure";
+  if (first.probability >= 0.9) return "confident";
+  if (second && first.probability - second.probability < 0.2) return `undecided between ${first.name} and ${second.name}`;
+  return "not very confident";
 }
 
 function familiar(distance) {
   if (distance === null) return "";
-  const word = distance <= 2 ? "looks familiar" : distance <= 5 ? "looks somewhat unusual" : "looks foreign";
+  const word = distance <= 2 ? "familiar" : distance <= 5 ? "somewhat unusual" : "unfamiliar";
   return `${word}: ${distance.toFixed(1)} × the usual distance`;
 }
 
@@ -465,10 +465,10 @@ function drawAnswer(answer, url) {
     make(
       "div", {}, make("p", { className: "headline" }, best.name), make("p", {}, `${percent(best.probability)} · ${sureness(answer)}`),
       make("p", { className: "soft" }, "answered by ", ...tags),
-      strange ? make("p", { className: "soft" }, "The picture looks foreign to the brick that answered: take it with care.") : null,
+      strange ? make("p", { className: "soft" }, "The picture is unfamiliar to the brick that answered: treat the answer with caution.") : null,
     ),
     make(
-      "details", { open: true }, make("summary", {}, "All scores, and each brick by itself"), lines(answer.classes),
+      "details", { open: true }, make("summary", {}, "All scores, and the prediction of each brick"), lines(answer.classes),
       ...answer.views.map((view) => make(
         "div", { className: `view ${colour(brickOf(view.brick))}` },
         make("p", { className: "soft" }, make("span", { className: "tag" }, view.brick), ` ${familiar(view.distance)}`), lines(view.classes),
@@ -490,7 +490,7 @@ function drawAnswer(answer, url) {
 async function openCamera() {
   complain("try-error", null);
   try {
-    if (!navigator.mediaDevices) throw new Error("the browser gives cameras to local or encrypted pages only");
+    if (!navigator.mediaDevices) throw new Error("browsers allow cameras only on local or encrypted pages");
     $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
     await $("video").play();
     $("camera-box").hidden = false;
@@ -568,7 +568,7 @@ async function lookInside(brick) {
     const share = ([part, whole]) => (whole ? percent(part / whole) : "–");
     $("inside").className = colour(brick);
     $("inside-title").textContent = found.name;
-    $("inside-text").textContent = `${found.classes.slice(0, 12).join(", ")}${found.classes.length > 12 ? " …" : ""}: ${found.classes.length} of the ${found.source_classes} classes of ${found.source}, with ${share(found.parameters)} of its parameters and ${share(found.flops)} of its FLOPs. Kept: ${found.kept}. Healed by ${found.heal}.`;
+    $("inside-text").textContent = `${found.classes.slice(0, 12).join(", ")}${found.classes.length > 12 ? " …" : ""}: ${found.classes.length} of the ${found.source_classes} classes of ${found.source}, with ${share(found.parameters)} of its parameters and ${share(found.flops)} of its FLOPs. Kept: ${found.kept}. Healing: ${found.heal}.`;
     $("inside-picture").replaceChildren(picture(found));
     $("inside-notes").replaceChildren(...found.notes.slice(0, 8).map((note) => make("li", {}, note)));
     $("inside").showModal();
@@ -639,7 +639,7 @@ async function start() {
   for (const [key, name] of sources) $("filter-source").append(make("option", { value: key }, alike(name) ? `${name} (${key.slice(0, 6)})` : name));
   $("yard-name").textContent = `${several(state.yard.bricks.length, "brick")} from ${several(sources.size, "source")} in the yard “${state.yard.yard}”`;
   for (const form of state.yard.forms) $("form").append(make("option", { value: form.name }, form.name));
-  for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (with a few pictures)" : "")));
+  for (const scaling of state.yard.scalings) $("scaling").append(make("option", { value: scaling.name }, scaling.name + (scaling.few_shot ? " (needs a few pictures)" : "")));
   const own = ["form", "scaling", "on_duplicate"];
   $("duplicate-choices").replaceChildren(...state.yard.options.find((item) => item.name === "on_duplicate").choices.map((choice) => {
     const input = make("input", { type: "radio", name: "duplicate", value: choice.name, checked: choice.name === "error" });
