@@ -666,7 +666,7 @@ WHOLE = torch.zeros(3, dtype=torch.long)
         (lambda text, tensors: tensors.update(more=torch.zeros(1)), "file-tensor-mismatch", "'more'"),
         (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "file-not-finite", "layers.0"),
         (lambda text, tensors: tensors.update({"network.layers.0.bias": WHOLE}), "file-tensor-mismatch", "int64"),
-        (lambda text, tensors: text["assembly"].update(form="union"), "file-inconsistent", "joined"),
+        (lambda text, tensors: text["assembly"].update(form="union"), "file-inconsistent", "form"),
         (lambda text, tensors: text["networks"].pop(), "file-inconsistent", "2 parts"),
         (lambda text, tensors: tensors.pop("scaling.shift"), "file-inconsistent", "4 logits"),
         (
