@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -9,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Function, Object, Parameter, ParameterKind, Parameters
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
@@ -19,12 +21,28 @@ ERRORS = "reference/errors.md"
 
 
 class Examples(Extension):
-    """Takes sections called "Example" for examples, which are shown as code; else they would be quotations."""
+    """Takes sections called "Example" for examples, which are shown as code; else they would be quotations.
+
+    Verbs have their options from a declaration, so signature and docstring are those that Python has of them.
+    """
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
         """Read the docstring of an object."""
+        if isinstance(obj, Function) and any(str(item.value).startswith("verb(") for item in obj.decorators):
+            sys.path.insert(0, str(ROOT / "src"))
+            call = getattr(importlib.import_module(obj.module.path), obj.name)
+            sys.path.pop(0)
+            obj.parameters = Parameters(*map(_parameter, inspect.signature(call).parameters.values()))
+            if obj.docstring is not None:
+                obj.docstring.value = call.__doc__
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
+
+
+def _parameter(item: inspect.Parameter) -> Parameter:
+    default = None if item.default is item.empty else repr(item.default)
+    annotation = item.annotation if isinstance(item.annotation, str) else inspect.formatannotation(item.annotation)
+    return Parameter(item.name, annotation=annotation, kind=ParameterKind(item.kind.description), default=default)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,22 +13,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.gnn._component import GraphComponent, load
 from brickyard.gnn._evaluation import evaluate
-from brickyard.gnn._locate import locate
-from brickyard.gnn._make import assemble, disassemble
+from brickyard.gnn._make import assemble, disassemble, locate
 from brickyard.gnn._network import Edges, GraphNetwork, NodeData, disjoint, random_network
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import cut, join
 from brickyard.relevance._contribution import contributions
 from brickyard.scaling._strategies import SCALINGS
+from brickyard.storage._safefile import read
 from brickyard.testing import random_graph, randomised
-from conftest import needed_package, rewritten
+from conftest import needed_package
 from errors import refused
 
 FEATURES, CLASSES = 6, 4
@@ -88,12 +88,27 @@ def keeps(draw: st.DrawFn, network: GraphNetwork) -> dict[str, Tensor]:
     def some(units: int) -> Tensor:
         return torch.tensor(sorted(draw(st.sets(st.integers(0, units - 1), min_size=1))))
 
-    return {axis.name: some(axis.units) for axis in network.axes()}
+    return {name: some(units) for name, units in sizes(network).items()}
+
+
+def sizes(network: GraphNetwork) -> dict[str, int]:
+    """Units of each axis."""
+    features = network.steps()[0].spec.inputs
+    return {"features": features} | {n: s.spec.units for n, s in zip(network.names, network.steps(), strict=True)}
+
+
+def percent(right: Tensor) -> Any:
+    return pytest.approx(100 * right.double().mean().item())
 
 
 def plain(kind: str) -> tuple[GraphNetwork, tuple[Tensor, Tensor, Tensor]]:
     x, edges, labels = random_graph()
     return random_network(kind, 12, 5, CLASSES).double(), (x.double(), edges, labels)
+
+
+def located(kind: str) -> tuple[GraphNetwork, tuple[Tensor, Tensor, Tensor], Any]:
+    network, graph = plain(kind)
+    return network, graph, locate(network, graph, nodes=range(40))
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -147,27 +162,27 @@ def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
     scores = evaluate(part, data, nodes=labels < 9, source=model)
     with torch.no_grad():
         right = model.eval()(data).argmax(1) == labels
-    assert scores.row("base").accuracy == pytest.approx(100 * right[labels < 2].double().mean().item())
+    assert scores.row("base").accuracy == percent(right[labels < 2])
 
 
 @pytest.mark.parametrize(
     ("make", "code", "quoted"),
     [
         (lambda g: g.GIN(12, 8, 2, 4), "trace-graph-layers", "GINConv"),
-        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "trace-graph-layers", ""),
+        (lambda g: g.GCN(12, 8, 2, 4, jk="cat"), "trace-graph-layers", "GCN"),
         (lambda g: g.GAT(12, 8, 2, 4, v2=True), "trace-graph-layers", "GATv2Conv"),
         (lambda g: g.GAT(12, 8, 2, 4, residual=True), "trace-graph-layers", "res="),
         (lambda g: g.GraphSAGE(12, 8, 2, 4, aggr="max"), "trace-graph-layers", "aggr='max'"),
         (lambda g: g.GraphSAGE(12, 8, 2, 4, normalize=True), "trace-graph-layers", "normalize=True"),
         (lambda g: g.GCN(12, 8, 2, 4, act="tanh"), "trace-graph-layers", "Tanh"),
         (lambda g: g.GCN(12, 8, 2, 4, improved=True), "trace-graph-layers", "improved=True"),
-        (lambda g: g.GAT(12, 8, 1, heads=2), "trace-graph-layers", ""),
-        (lambda g: Skips(g), "trace-graph-layers", ""),
-        (lambda g: Looks(g), "trace-control-flow", ""),
-        (lambda g: Steeper(g), "trace-graph-layers", ""),
-        (lambda g: Twice(g), "trace-graph-layers", ""),
-        (lambda g: Hides(g), "trace-mismatch", ""),
-        (lambda g: nn.ReLU, "trace-not-module", "torch.nn.Module"),
+        (lambda g: g.GAT(12, 8, 1, heads=2), "trace-graph-layers", "concat=False"),
+        (lambda g: Odd(g, lambda m, x, e: m.one(x, e) + m.two(x, e)), "trace-graph-layers", "'add'"),
+        (lambda g: Odd(g, lambda m, x, e: m.one(x, e) if x.sum() > 0 else m.two(x, e)), "trace-control-flow", "Odd"),
+        (lambda g: Odd(g, lambda m, x, e: nn.functional.elu(m.one(x, e), 2)), "trace-graph-layers", "'elu'"),
+        (lambda g: Odd(g, lambda m, x, e: m.three(m.three(m.one(x, e), e), e)), "trace-graph-layers", "'three'"),
+        (lambda g: Odd(g, lambda m, x, e: m.two(x, e)), "trace-mismatch", "two"),
+        (lambda g: nn.ReLU, "trace-not-module", "type"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(make, code, quoted) -> None:
@@ -176,43 +191,17 @@ def test_what_cannot_be_read_is_an_error(make, code, quoted) -> None:
         locate(make(needed_package("torch_geometric.nn")), (x, edges, labels), nodes=range(40))
 
 
-class Skips(nn.Module):
-    def __init__(self, geometric: Any) -> None:
+class Odd(nn.Module):
+    """Runs its layers in some way; the second does something to its output that its options do not tell."""
+
+    def __init__(self, geometric: Any, run: Any) -> None:
         super().__init__()
-        self.one, self.two = geometric.GCNConv(12, 4), geometric.GCNConv(12, 4)
+        self.one, self.two, self.three = (geometric.GCNConv(size, 4) for size in (12, 12, 4))
+        self.two.register_forward_hook(lambda module, given, output: output * torch.tensor([[1.0, 2, 3, 4]]))
+        self.run = run
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges) + self.two(x, edges)
-
-
-class Looks(Skips):
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges) if x.sum() > 0 else self.two(x, edges)
-
-
-class Steeper(Skips):
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return nn.functional.elu(self.one(x, edges), 2)
-
-
-class Twice(Skips):
-    def __init__(self, geometric: Any) -> None:
-        super().__init__(geometric)
-        self.three = geometric.GCNConv(4, 4)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.three(self.three(self.one(x, edges), edges), edges)
-
-
-class Hides(Skips):
-    """Does something to a layer that its options do not tell."""
-
-    def __init__(self, geometric: Any) -> None:
-        super().__init__(geometric)
-        self.one.register_forward_hook(lambda module, given, output: output * torch.tensor([[1.0, 2, 3, 4]]))
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return self.one(x, edges)
+        return self.run(self, x, edges)
 
 
 def test_a_missing_extra_is_named(monkeypatch) -> None:
@@ -281,48 +270,36 @@ def test_relevances_are_those_of_the_formulas(kind) -> None:
                         s[labels[v], rows] += each.clamp(min=0)
             sums.append(s)
             x = layer.activate(y)
-        torch.testing.assert_close(x, network(*random_as(kind)), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(x, network(*plain(kind)[1][:2]), rtol=1e-9, atol=1e-9)
     size = 5 if kind == "gat" else 1  # the channels of a head
     sums[1] = sums[1].reshape(CLASSES, CLASSES, -1, size).sum(3)
     for name, s in zip(("conv1", "conv2"), sums, strict=True):
-        torch.testing.assert_close(relevance.sums[name], s, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(relevance.sum(name), s, rtol=1e-9, atol=1e-9)
     for k in range(CLASSES):
         m = torch.arange(CLASSES) == k
         for axis, s, units in (("conv1", sums[1], 1), ("features", sums[0], size)):
             low, high = s[k].amin(1, keepdim=True), s[k].amax(1, keepdim=True)
             t = ((s[k] - low) / (high - low + 1e-5) > alpha)[m.repeat_interleave(units)].sum(0).double()
             m = (t - t.min()) / (t.max() - t.min() + 1e-5) > beta
-            assert torch.equal(relevance.relevant(axis, [k]), m), (axis, k)
+            assert torch.equal(relevance.relevant(axis)[k], m), (axis, k)
         assert not m.all()
-    assert torch.equal(
-        relevance.relevant("features", [0, 2]),
-        relevance.relevant("features", [0]) | relevance.relevant("features", [2]),
-    )
-
-
-def random_as(kind: str) -> tuple[Tensor, Tensor]:
-    x, edges, _ = plain(kind)[1]
-    return x, edges
 
 
 def test_what_cannot_be_located() -> None:
     network, (x, edges, labels) = plain("gcn")
-    with refused("option-needs-data", "nodes="):
-        locate(network, (x, edges, labels))
-    with refused("data-no-labels"):
-        locate(network, (x, edges), nodes=range(9))
-    with refused("data-class-without-images", "'3'"):
-        locate(network, (x, edges, labels), nodes=labels != 3)
-    with refused("data-label-out-of-range"):
-        locate(network, (x, edges, labels + 1), nodes=range(9))
-    with refused("data-index-out-of-range", "60"):
-        locate(network, (x, edges, labels), nodes=range(61))
-    with refused("data-index-out-of-range", "edge_index"):
-        locate(network, (x, edges + 1, labels), nodes=range(9))
-    with refused("data-type"):
-        locate(network, x, nodes=range(9))
-    with refused("task-class-count", "3"):
-        locate(network, (x, edges, labels), nodes=range(9), classes=["a", "b", "c"])
+    few: dict[str, Any] = {"nodes": range(9)}
+    for code, quoted, data, options in (
+        ("option-needs-data", "nodes=", (x, edges, labels), {}),
+        ("data-no-labels", "labels", (x, edges), few),
+        ("data-class-without-images", "'3'", (x, edges, labels), {"nodes": labels != 3}),
+        ("data-label-out-of-range", "0 to 3", (x, edges, labels + 1), few),
+        ("data-index-out-of-range", "60", (x, edges, labels), {"nodes": range(61)}),
+        ("data-index-out-of-range", "edge_index", (x, edges + 1, labels), few),
+        ("data-type", "Tensor", x, few),
+        ("task-class-count", "3", (x, edges, labels), few | {"classes": ["a", "b", "c"]}),
+    ):
+        with refused(code, quoted):
+            locate(network, data, **options)
 
 
 # -- cutting -----------------------------------------------------------------------------------------------
@@ -334,12 +311,12 @@ def test_cut_equals_zeroed(data: st.DataObject) -> None:
     model, (x, edges) = data.draw(stacks()), data.draw(graphs())
     network = read_network(model, NodeData.of((x, edges)))
     keep = data.draw(keeps(network))
-    axes = network.axes()
-    outputs = keep[axes[-1].name]
-    for axis in axes[:-1]:
-        mask = torch.zeros(axis.units * axis.size, dtype=torch.float64)
-        mask[axis.channels(keep[axis.name])] = 1
-        model.masks.append(mask)
+    outputs = keep[network.names[-1]]
+    channels = {"features": keep["features"]}
+    channels |= {n: s.spec.channels(keep[n]) for n, s in zip(network.names, network.steps(), strict=True)}
+    for layer, kept in zip(network.steps(), channels.values(), strict=False):
+        model.masks.append(torch.zeros(layer.spec.inputs, dtype=torch.float64))
+        model.masks[-1][kept] = 1
     with torch.no_grad():
         expected = model(x, edges)[:, outputs]
         found = cut(network, keep)(x, edges)
@@ -357,7 +334,7 @@ def test_cutting_other_channels_says_something_else(kind, axis) -> None:
 
 def test_heads_are_kept_or_dropped_whole() -> None:
     network, graph = plain("gat")
-    assert [(axis.units, axis.size) for axis in network.axes()] == [(12, 1), (2, 5), (4, 1)]
+    assert sizes(network) == {"features": 12, "conv1": 2, "conv2": 4}
     part = disassemble(network, locate(network, graph, nodes=range(40)), task=[1], budget=by.Budget(parameters=0.5))
     (first, last) = part.network.steps()
     assert part.manifest.axes["conv1"].kept in ((0,), (1,))
@@ -382,8 +359,7 @@ def test_heads_that_are_left_attend_as_before(heads) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_kept_is_the_source_and_nothing_is_repaired(kind) -> None:
-    network, graph = plain(kind)
-    relevance = locate(network, graph, nodes=range(40))
+    network, graph, relevance = located(kind)
     whole = disassemble(network, relevance, task=[3, 0, 1, 2], budget=by.Budget(parameters=1.0))
     assert whole.manifest.heal.layers == 0
     assert torch.equal(whole(*graph[:2]), network(*graph[:2])[:, [3, 0, 1, 2]])
@@ -394,29 +370,29 @@ def test_everything_kept_is_the_source_and_nothing_is_repaired(kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("resource", ["flops", "parameters"])
 def test_budgets_are_met_from_below_and_random_keeps_as_much(kind, resource) -> None:
-    network, graph = plain(kind)
-    relevance = locate(network, graph, nodes=range(40))
-    options: dict[str, Any] = {"task": [0, 1], "budget": by.Budget(**{resource: 0.5}), "features": True}
+    network, _, relevance = located(kind)
+    most = 0.4 if kind == "gat" else 0.5  # where one head is left with all features, chance may draw the same
+    options: dict[str, Any] = {"task": [0, 1], "budget": by.Budget(**{resource: most}), "features": True}
     part = disassemble(network, relevance, **options)
     share = getattr(part.manifest.selection, resource) / getattr(part.manifest.source, resource)
-    assert 0.3 < share <= 0.5
+    assert 0.7 * most < share <= most
+    assert part.manifest.selection.parameters == sum(value.numel() for value in part.parameters())
     other = disassemble(network, relevance, select="random", **options)
     counts, drawn = ({name: a.kept for name, a in p.manifest.axes.items()} for p in (part, other))
     assert {name: len(kept) for name, kept in counts.items()} == {name: len(kept) for name, kept in drawn.items()}
     assert counts != drawn
     assert len(disassemble(network, relevance, task=[0, 1]).manifest.axes["features"].kept) == 12  # an input
-    with refused("option-budget-too-small"):
+    with refused("option-budget-too-small", resource):
         disassemble(network, relevance, task=[0], budget=by.Budget(**{resource: 0.01}))
 
 
 def test_reject_is_what_the_source_says_of_its_other_classes() -> None:
-    network, graph = plain("sage")
-    relevance = locate(network, graph, nodes=range(40))
+    network, graph, relevance = located("sage")
     part = disassemble(network, relevance, task=[2], reject=True, budget=by.Budget(parameters=1.0))
     logits = network(*graph[:2])
     expected = torch.stack([logits[:, 2], logits[:, [0, 1, 3]].logsumexp(1)], 1)
     torch.testing.assert_close(part(*graph[:2]), expected)
-    with refused("task-nothing-to-reject"):
+    with refused("task-nothing-to-reject", "reject=True"):
         disassemble(network, relevance, task=range(4), reject=True)
 
 
@@ -425,8 +401,7 @@ def test_reject_is_what_the_source_says_of_its_other_classes() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_refit_of_a_last_layer_is_ridge_least_squares(kind) -> None:
-    network, graph = plain(kind)
-    relevance = locate(network, graph, nodes=range(40))
+    network, graph, relevance = located(kind)
     options: dict[str, Any] = {"task": [0, 1, 2], "budget": by.Budget(parameters=0.5), "ridge": 1e-2}
     part, bare = (disassemble(network, relevance, heal=heal, **options) for heal in ("refit", "none"))
     edges = Edges.of(graph[1], len(graph[0]))
@@ -472,7 +447,7 @@ def test_padded_equals_side_by_side(data: st.DataObject) -> None:
         found = join(parts, columns)(x, edges)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         swapped = join(parts[::-1], columns[::-1])(x, edges)
-        width = parts[1].axes()[-1].units
+        width = parts[1].steps()[-1].spec.width
         torch.testing.assert_close(
             torch.cat([swapped[:, width:], swapped[:, :width]], 1), expected, rtol=1e-9, atol=1e-9
         )
@@ -510,7 +485,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
         source = random_network(kind, graph[0].shape[1], 4, int(graph[2].max()) + 1, seed=index)
         relevance = locate(source, graph, nodes=range(30), classes=[f"{index}{k}" for k in range(graph[2].max() + 1)])
         parts.append(disassemble(source, relevance, task=[0, 2], features=True))
-    with refused("surgery-input-mismatch", "shared_input=False"):
+    with refused("surgery-input-mismatch", "12", "9"):
         assemble(parts)
     whole = assemble(parts, form=form, shared_input=False).double()
     x, edges = disjoint([(graph[0].double(), graph[1]) for graph in graphs])
@@ -519,7 +494,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
     first, second = (part.double()(graph[0].double(), graph[1]) for part, graph in zip(parts, graphs, strict=True))
     torch.testing.assert_close(found[:60, :2], first, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found[60:, 2:], second, rtol=1e-10, atol=1e-10)
-    with refused("data-graph", "20"):
+    with refused("data-graph", "feature"):
         whole(x[:, :12], edges)
 
 
@@ -530,9 +505,9 @@ def test_layers_of_several_kinds_are_joined_in_parallel_only() -> None:
         source = random_network(kind, 12, 5, CLASSES).double()
         parts.append(disassemble(source, locate(source, graph, nodes=range(40)), task=task))
     assert assemble(parts)(*graph[:2]).shape == (60, 2)
-    with refused("surgery-not-paddable"):
+    with refused("surgery-not-paddable", "'conv1'"):
         assemble(parts, form="padded")
-    with refused("task-class-in-two-parts", "'0'"):
+    with refused("task-class-in-two-parts", "'0'", "part 0"):
         assemble([parts[0], parts[0]])
     with refused("option-wrong-object", "GraphNetwork"):
         assemble([parts[0].network])
@@ -557,11 +532,11 @@ def test_scalings() -> None:
     for k, mean in enumerate(means):
         if mean is not None and mean > 0:
             torch.testing.assert_close(scaled[:, k], logits[:, k] / mean)
-    with refused("option-choice"):
+    with refused("option-choice", "'lda'"):
         assemble(parts, scaling="lda", data=data, nodes=range(40))
-    with refused("option-needs-data"):
+    with refused("option-needs-data", "'affine'"):
         assemble(parts, scaling="affine")
-    with refused("option-without-effect", "scaling='none'"):
+    with refused("option-without-effect", "data=", "'none'"):
         assemble(parts, data=data, nodes=range(40))
     with refused("data-no-labels", "nodes="):
         assemble(parts, scaling="affine", data=data)
@@ -578,33 +553,29 @@ def test_scores_are_counted_on_the_same_nodes() -> None:
     target = graph[2][own]
     logits, cut_logits = network(*graph[:2])[own], part(*graph[:2])[own]
     restricted = torch.tensor([1, 3])[logits[:, [1, 3]].argmax(1)]
-    assert scores.row("base").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
-    assert scores.row("restricted").accuracy == pytest.approx(100 * (restricted == target).double().mean().item())
+    assert scores.row("base").accuracy == percent(logits.argmax(1) == target)
+    assert scores.row("restricted").accuracy == percent(restricted == target)
     answers = torch.tensor([1, 3])[cut_logits.argmax(1)]
     row = scores.row("component")
-    assert row.accuracy == pytest.approx(100 * (answers == target).double().mean().item())
+    assert row.accuracy == percent(answers == target)
     assert row.images == 10
     assert row.drop == pytest.approx(scores.row("restricted").accuracy - row.accuracy)
-    with refused("data-wrong-source"):
+    with refused("data-wrong-source", "'GraphNetwork'"):
         evaluate(part, graph, nodes=range(40, 60), source=random_network("gcn", 12, 5, CLASSES, seed=3))
-    with refused("data-no-task-class"):
+    with refused("data-no-task-class", "1, 3"):
         evaluate(part, graph, nodes=graph[2] == 0)
 
 
 def test_one_class_is_detected_against_the_rest() -> None:
-    network, graph = plain("gat")
-    relevance = locate(network, graph, nodes=range(40))
+    network, graph, relevance = located("gat")
     part = disassemble(network, relevance, task=[2], reject=True, budget=by.Budget(parameters=0.5), features=True)
     scores = evaluate(part, graph, nodes=range(40, 60), source=network)
     mine = graph[2][40:60] == 2
     logits = part(*graph[:2])[40:60]
     says = logits[:, 0] > logits[:, 1]
     assert scores.row("component").images == 20
-    assert scores.row("component").accuracy == pytest.approx(100 * (says == mine).double().mean().item())
-    assert scores.per_class == {
-        "2": pytest.approx(100 * says[mine].double().mean().item()),
-        "others": pytest.approx(100 * (~says)[~mine].double().mean().item()),
-    }
+    assert scores.row("component").accuracy == percent(says == mine)
+    assert scores.per_class == {"2": percent(says[mine]), "others": percent((~says)[~mine])}
     gap = logits[:, 0] - logits[:, 1]
     pairs = (gap[mine][:, None] > gap[~mine]).double().mean().item()  # what an AUROC is
     assert scores.row("component").auroc == pytest.approx(100 * pairs)
@@ -622,10 +593,10 @@ def test_an_assembly_is_compared_with_its_oracle() -> None:
     scores = evaluate(whole, (*graph[:2], labels), nodes=range(40, 60))
     logits, target = whole(*graph[:2])[40:60], labels[40:60]
     inside = torch.where(target < 2, logits[:, :2].argmax(1), 2 + logits[:, 2:].argmax(1))
-    assert scores.row("oracle").accuracy == pytest.approx(100 * (inside == target).double().mean().item())
-    assert scores.row("assembled").accuracy == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
+    assert scores.row("oracle").accuracy == percent(inside == target)
+    assert scores.row("assembled").accuracy == percent(logits.argmax(1) == target)
     assert scores.row("oracle").accuracy > scores.row("assembled").accuracy
-    with refused("option-wrong-object"):
+    with refused("option-wrong-object", "GraphAssembly"):
         evaluate(whole, (*graph[:2], labels), nodes=range(40, 60), source=plain("sage")[0])
 
 
@@ -641,7 +612,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
         assert type(again) is type(model)
         assert again.manifest == model.manifest
         assert torch.equal(again(*graph[:2]), model(*graph[:2]))
-        with refused("file-exists"):
+        with refused("file-exists", path.name):
             model.save(path)
         with refused("file-wrong-kind", "brickyard.gnn.load"):
             by.load(path)
@@ -650,7 +621,8 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
 def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
     _, parts, graph = halves("gat")
     path = parts[0].save(tmp_path / "part.safetensors")
-    save_file({"x": graph[0], "edges": graph[1]}, tmp_path / "graph.safetensors")
+    given, said = str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")
+    save_file({"x": graph[0], "edges": graph[1]}, given)
     code = (
         "import sys; sys.modules['torch_geometric'] = None\n"
         "from safetensors.torch import load_file, save_file\n"
@@ -658,76 +630,69 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
         "g = load_file(sys.argv[2])\n"
         "save_file({'y': load(sys.argv[1])(g['x'], g['edges']).detach()}, sys.argv[3])\n"
     )
-    names = [str(path), str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")]
-    subprocess.run([sys.executable, "-c", code, *names], check=True, capture_output=True)
-    with safe_open(names[2], framework="pt") as file:
-        assert torch.equal(file.get_tensor("y"), parts[0](*graph[:2]))
+    subprocess.run([sys.executable, "-c", code, str(path), given, said], check=True, capture_output=True)
+    assert torch.equal(load_file(said)["y"], parts[0](*graph[:2]))
+
+
+def layer(**values: Any) -> Any:
+    """A change of what is said of the first layer."""
+    return lambda text, tensors: text["network"]["layers"][0].update(**values)
+
+
+def kept(*units: int) -> Any:
+    """A change of the features that are kept."""
+    return lambda text, tensors: text["component"]["axes"]["features"].update(kept=units)
+
+
+WHOLE = torch.zeros(3, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
     ("change", "code", "quoted"),
     [
-        (lambda text, tensors: None, None, ""),  # the control
-        (
-            lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 99]),
-            "file-manifest-invalid",
-            "12",
-        ),
-        (
-            lambda text, tensors: text["component"]["axes"]["features"].update(kept=[0, 0]),
-            "file-manifest-invalid",
-            "12",
-        ),
-        (lambda text, tensors: text["component"]["axes"].pop("features"), "file-inconsistent", ""),
-        (lambda text, tensors: text["network"]["layers"][0].update(inputs=3), "file-network-invalid", ""),
-        (lambda text, tensors: text["network"]["layers"].pop(), "file-network-invalid", ""),
-        (lambda text, tensors: text["network"]["layers"][0].update(gather=["exec"]), "file-manifest-invalid", ""),
-        (
-            lambda text, tensors: text["network"]["layers"][0].update(gather=["gcn", "attention"]),
-            "file-manifest-invalid",
-            "",
-        ),
-        (lambda text, tensors: text["network"]["layers"][0].update(groups=2), "file-manifest-invalid", ""),
-        (lambda text, tensors: text["network"]["layers"][0].update(code="x"), "file-manifest-invalid", ""),
-        (lambda text, tensors: text.update(kind="component"), "file-wrong-kind", ""),
+        (lambda text, tensors: None, None, None),  # the control
+        (kept(0, 99), "file-manifest-invalid", "12"),
+        (kept(0, 0), "file-manifest-invalid", "12"),
+        (lambda text, tensors: text["component"]["axes"].pop("features"), "file-inconsistent", "features"),
+        (layer(inputs=3), "file-network-invalid", "12 features"),
+        (lambda text, tensors: text["network"]["layers"].pop(), "file-network-invalid", "12 features"),
+        (layer(gather=["exec"]), "file-manifest-invalid", "gather"),
+        (layer(gather=["gcn", "attention"]), "file-manifest-invalid", "attention"),
+        (layer(groups=2), "file-manifest-invalid", "attention"),
+        (layer(code="x"), "file-manifest-invalid", "code"),
+        (lambda text, tensors: text.update(kind="component"), "file-wrong-kind", "'component'"),
         (lambda text, tensors: text.update(format=99), "file-newer-version", "99"),
-        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "file-tensor-mismatch", ""),
-        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "file-tensor-mismatch", ""),
-        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "file-not-finite", ""),
+        (lambda text, tensors: tensors.pop("network.layers.0.bias"), "file-tensor-mismatch", "layers.0.bias"),
+        (lambda text, tensors: tensors.update(more=torch.zeros(1)), "file-tensor-mismatch", "'more'"),
+        (lambda text, tensors: tensors["network.layers.0.weight"].fill_(torch.nan), "file-not-finite", "layers.0"),
+        (lambda text, tensors: tensors.update({"network.layers.0.bias": WHOLE}), "file-tensor-mismatch", "int64"),
+        (lambda text, tensors: text["assembly"].update(form="union"), "file-inconsistent", "joined"),
+        (lambda text, tensors: text["networks"].pop(), "file-inconsistent", "2 parts"),
+        (lambda text, tensors: tensors.pop("scaling.shift"), "file-inconsistent", "4 logits"),
         (
-            lambda text, tensors: tensors.update({"network.layers.0.bias": torch.zeros(3, dtype=torch.long)}),
-            "file-tensor-mismatch",
-            "",
+            lambda text, tensors: tensors.update({"scaling.matrix": tensors["scaling.matrix"][:3]}),
+            "file-inconsistent",
+            "4 logits",
         ),
     ],
 )
 def test_files_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
-    network, graph = plain("gcn")
-    part = disassemble(network, locate(network, graph, nodes=range(40)), task=[0, 1])
-    path = part.save(tmp_path / "part.safetensors")
-    rewritten(path, path, change)
-    if code is None:
-        assert torch.equal(load(path)(*graph[:2]), part(*graph[:2]))
+    whole, (part, _), graph = halves("gcn", scaling="logit-mean")
+    for model in (part, whole):
+        path = model.save(tmp_path / f"{type(model).__name__}.safetensors")
+        text, tensors = read(path)
+        try:
+            change(text, tensors)
+        except KeyError:  # it is about the other kind of file
+            continue
+        save_file(tensors, path, {"brickyard": json.dumps({"format": 1} | text)})
+        if code is None:
+            assert torch.equal(load(path)(*graph[:2]), model(*graph[:2]))
+            continue
+        with refused(code, quoted):
+            load(path)
         return
-    with refused(code, quoted):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "code", "quoted"),
-    [
-        (lambda text, tensors: text["assembly"].update(form="union"), "file-inconsistent", ""),
-        (lambda text, tensors: text["networks"].pop(), "file-inconsistent", "2"),
-        (lambda text, tensors: tensors.pop("scaling.shift"), "file-inconsistent", ""),
-        (lambda text, tensors: tensors.update({"scaling.matrix": torch.eye(3)}), "file-inconsistent", ""),
-    ],
-)
-def test_files_of_assemblies_are_read_as_hostile(change, code, quoted, tmp_path) -> None:
-    whole, _, _ = halves("gcn", scaling="logit-mean")
-    path = whole.save(tmp_path / "whole.safetensors")
-    rewritten(path, path, change)
-    with refused(code, quoted):
-        load(path)
+    assert code is None
 
 
 def test_components_train() -> None:

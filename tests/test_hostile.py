@@ -552,16 +552,16 @@ def test_hostile_recipes(text: str, code: str, quoted: str, tmp_path: Path, monk
 
 
 def test_hostile_indexes(known: dict[str, Seed], tmp_path: Path) -> None:
-    path, content = tmp_path / "index.json", known["index"].content
+    path, content = tmp_path / "index.sqlite", known["index"].content
     path.write_bytes(content)
     assert read_index(path) is not None
     for bad in (
-        content.decode().encode("utf-16"),
-        content.replace(b'"chain"', b'"../chain"'),
-        content.replace(b'"chain"', b'"residual"'),
-        content.replace(b"false", b"1e999"),
+        content.hex().encode(),
+        content.replace(b"chain", b"../ch"),
+        content.replace(b"name TEXT", b"nome TEXT"),
+        content.replace(b"why TEXT", b"why TXET"),
         b"[" * 100_000,
-        content[:-20],
+        content[: len(content) // 2],
     ):
         assert bad != content
         path.write_bytes(bad)

@@ -24,7 +24,7 @@ from brickyard.network._fusing import fuse
 from brickyard.network._layer_types import LAYER_TYPES, layer_role, mixing_of
 from brickyard.relevance._contribution import ContributionSums, contributions
 from brickyard.runtime._processes import Ranks
-from brickyard.selection._importance import magnitude
+from brickyard.selection._importance import Evidence, magnitude
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
 from brickyard.testing import randomised, zeroed_output
@@ -334,7 +334,7 @@ def test_magnitudes_are_those_of_the_weights_that_write_a_channel(case) -> None:
     weight = net.mid.weight.detach().abs()
     outputs = 1 if isinstance(net.mid, nn.modules.conv._ConvTransposeNd) else 0
     direct = weight.movedim(outputs, 0).flatten(1).sum(1)
-    found = magnitude(graph, [], [], 0)[torch.from_numpy(graph.at("mid", "out"))]
+    found = magnitude(Evidence(graph, [], []))[torch.from_numpy(graph.at("mid", "out"))]
     if mixing_of(net.mid).groups > 1:  # an axis has the channels of all groups
         direct = direct.reshape(mixing_of(net.mid).groups, -1).sum(0).repeat(mixing_of(net.mid).groups)
     torch.testing.assert_close(found, direct)

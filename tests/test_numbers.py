@@ -357,26 +357,21 @@ def error_of(job) -> Tensor:
 
     The steps that follow run as they are, in a copy of the network in float64.
     """
-    node, total = job._node, torch.zeros(len(job.layer.weight), dtype=torch.float64)
-    network = copy.deepcopy(job._copy.network).double()
-    source = job._source.network
-    for ours, theirs in zip(job._copy.before(job._index), job._source.before(job._index), strict=True):
-        goal = job.tail.run(source, node, source.step(node, theirs), theirs).double()
-        if job._rows is not None:
-            goal = goal.index_select(job._dim, job._rows)
+    total = torch.zeros(len(job.mixing.rows), dtype=torch.float64)
+    network, layer = copy.deepcopy(job.network).double(), copy.deepcopy(job.layer).double()
+    for ours, x, goal in job.goals():
         values = {name: value.double() for name, value in ours.items() if isinstance(value, Tensor)}
-        found = job.tail.run(network, node, network.layer(node.target)(values[node.args[0].node]), values)
+        goal, found = goal.double(), job.tail.run(network, layer(x.double()), values)
         if job.tail.rectified:
             goal, found = goal.relu(), found.relu()
-        error = (goal - found).square().movedim(job._dim, 0)
-        total += error.flatten(1).sum(1)
+        total += (goal - found).square().movedim(job.mixing.channel_dim, 0).flatten(1).sum(1)
     return total
 
 
 def residuals(graph, keep, batches, ridge: float, guarded: bool = True, rounds: int = healing.ROUNDS):
     """For each layer that is refitted: the errors of its outputs before and after its own refit; and the report."""
     seen: list[tuple[str, Tensor, Tensor]] = []
-    refit = healing._refit
+    refit = healing.refit
 
     def watched(job, strength, report):
         before = error_of(job)
@@ -385,7 +380,7 @@ def residuals(graph, keep, batches, ridge: float, guarded: bool = True, rounds: 
         return done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(healing, "_refit", watched)
+        patch.setattr(healing, "refit", watched)
         patch.setattr(healing, "ROUNDS", rounds)
         if not guarded:
             patch.setattr(healing, "keep_better", lambda *_: True)

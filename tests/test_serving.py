@@ -43,6 +43,7 @@ from brickyard.workbench._app import create_app
 from brickyard.workbench._bench import Bench
 from brickyard.workbench._guard import Guard
 from brickyard.workbench._limits import Limits
+from brickyard.yard._index import INDEX
 
 
 @pytest.fixture(scope="module")
@@ -790,7 +791,7 @@ def test_the_umask_decides_who_may_read(tmp_path, yard, mask, mode) -> None:
         os.umask(before)
     made = [*tmp_path.glob("*.*"), *tmp_path.glob("yard/*.*")]
     assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in made if path.is_file()} == {
-        name: oct(mode) for name in ("c.safetensors", "t.txt", "p.html", "index.json", ".lock")
+        name: oct(mode) for name in ("c.safetensors", "t.txt", "p.html", INDEX, ".lock")
     } | {path.name: oct(mode) for path in tmp_path.glob("yard/*.safetensors")}
 
 

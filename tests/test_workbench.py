@@ -297,7 +297,7 @@ def test_unknown_bricks_and_paths_are_refused(page, yard, tmp_path) -> None:
         assert page.post("/api/plan", json={"bricks": [name]}).status_code == 400
         assert page.get("/api/inside", params={"brick": name}).status_code == 400
     key = build(page)["id"]
-    for name in ("../index.json", "index.json", str(tmp_path / "outside.safetensors"), "..", ""):
+    for name in ("../index.sqlite", "index.sqlite", str(tmp_path / "outside.safetensors"), "..", ""):
         assert page.post(f"/api/assemblies/{key}/classify", params={"sample": name}).status_code == 400
         assert page.get("/api/sample", params={"name": name}).status_code == 400
     for name in ("../app.py", "..%2fapp.py", "building.py", "%2e%2e/app.py"):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard import gnn as graphnets
+from brickyard.yard._index import INDEX
 from brickyard.yard._yard import Yard
 from errors import refused
 
@@ -289,15 +290,16 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_yard_is_what_it_was(tmp_path) -> None:
     folder, then = yard_at(tmp_path / "yard"), told("yard")
-    index = (folder / "index.json").read_bytes()
     assert len(then) == 2
     assert entries(folder) == then
     assert Yard(folder).verify() == []
-    assert (folder / "index.json").read_bytes() == index  # it was read, and not written again
-    assert Yard(folder).load("hens").classes == ("hen",)
-    (folder / "index.json").unlink()
+    assert not (folder / "index.json").exists()  # it was taken over
+    index = (folder / INDEX).read_bytes()
     assert entries(folder) == then
-    assert json.loads((folder / "index.json").read_text()) == json.loads(index)
+    assert (folder / INDEX).read_bytes() == index  # it was read, and not written again
+    assert Yard(folder).load("hens").classes == ("hen",)
+    (folder / INDEX).unlink()
+    assert entries(folder) == then
 
 
 def test_the_index_of_a_yard_is_believed(tmp_path) -> None:

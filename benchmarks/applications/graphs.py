@@ -29,11 +29,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import brickyard as by
 import tables
-from brickyard.gnn._component import GraphComponent
-from brickyard.gnn._evaluation import evaluate
-from brickyard.gnn._locate import locate
-from brickyard.gnn._make import assemble, disassemble
-from brickyard.gnn._network import NodeData
+from brickyard.gnn import GraphComponent, NodeData, assemble, disassemble, evaluate, locate
 from brickyard.scaling._strategies import find
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # PyTorch Geometric imports torch.jit

@@ -6,7 +6,7 @@ torch is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from brickyard.base._errors import BrickyardError, FileError
 from brickyard.base._messages import told
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
@@ -61,20 +59,40 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     from brickyard.assembly._assembly import read_assembly
     from brickyard.component._component import read_component
     from brickyard.relevance._relevance import read_relevance
+
+    graphs = ("graph-component", "graph-assembly")
+    readers: Readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
+    found: Component | Assembly | Relevance
+    found = read_as(path, readers, "a component, an assembly or relevances", graphs, "brickyard.gnn.load")
+    return found
+
+
+Readers = Mapping[str, Callable[[Path, dict[str, Any], Any], Any]]
+"""For each kind of file what makes an object of its text and its tensors."""
+
+
+def read_as(path: str | Path, readers: Readers, expected: str, others: Sequence[str], other: str) -> Any:
+    """Read a file of one of some kinds.
+
+    Args:
+        path: The file.
+        readers: The kinds.
+        expected: What they are, for messages.
+        others: Kinds that another function reads.
+        other: That function.
+
+    Raises:
+        FileError: It is missing, of another kind, or not consistent.
+    """
     from brickyard.storage._safefile import read
 
     path = given_path(path, "the file to load")
     text, tensors = read(path)
     manifest = text.get("manifest")
     kind = manifest.get("kind") if isinstance(manifest, dict) else text.get("kind")
-    readers: dict[Any, Callable[[Path, dict[str, Any], dict[str, Tensor]], Component | Assembly | Relevance]]
-    readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
-    if kind in ("graph-component", "graph-assembly"):
-        raise FileError("file-wrong-kind", f"{path} holds a part of a graph network; read it with brickyard.gnn.load")
     if not isinstance(kind, str) or kind not in readers:
-        raise FileError(
-            "file-wrong-kind", f"{path} must hold a component, an assembly or relevances, got {told(repr(kind))}"
-        )
+        hint = f": read it with {other}" if kind in others else ""
+        raise FileError("file-wrong-kind", f"{path} holds a {told(repr(kind))}; {expected} is expected{hint}")
     try:
         return readers[kind](path, text, tensors)
     except FileError as error:

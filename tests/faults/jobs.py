@@ -18,6 +18,7 @@ from brickyard.recipes._reader import load_recipe
 from brickyard.reports._page import write_report
 from brickyard.storage._safefile import read
 from brickyard.testing import chain, randomised
+from brickyard.yard._index import INDEX, JOURNAL, read_index
 from brickyard.yard._yard import Yard
 
 CLASSES = ["ant", "bee", "cow", "dog", "eel", "fox"]
@@ -180,10 +181,13 @@ def contents(folder: Path) -> Files:
             if temporary(name):
                 found[name] = None
             continue
+        if path.name == JOURNAL:
+            continue  # of SQLite: what it undoes with it when the index is opened
+        if path.name == INDEX:
+            index = read_index(path)
+            found[name] = index and sorted((name, repr(told)) for name, (_, told) in index[1].items())
+            continue
         data: Any = path.read_bytes()
-        if path.name == "index.json" and not temporary(name):
-            value = json.loads(data)
-            data = [row[:-1] for row in value["components"]], value["others"]
         if path.name == ".build.json" and not temporary(name):
             value = json.loads(data)
             data = value["steps"]

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import brickyard as by
+from brickyard.yard._index import INDEX, read_index
 from brickyard.yard._yard import Yard
 
 READERS = 2
@@ -88,8 +89,8 @@ def measured(yard: Path, parts: list[Path], plans: list[list[int]]) -> tuple[dic
     problems += [f"left: {name}" for name in left]
     files = len(list(yard.glob("*.safetensors")))
     problems += [] if files == len(parts) else [f"{files} files for {len(parts)} components"]
-    index = json.loads((yard / "index.json").read_text())
-    problems += [] if len(index["components"]) == len(parts) else ["the index does not list all"]
+    found = read_index(yard / INDEX)
+    problems += [] if found is not None and len(found[1]) == len(parts) else ["the index does not list all"]
     figures = {
         "writers": len(plans),
         "adds": adds,

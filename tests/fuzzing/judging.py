@@ -32,7 +32,7 @@ from brickyard.recipes._reader import load_recipe
 from brickyard.recipes._recipe_file import RecipeFile
 from brickyard.sources._loading import load_source
 from brickyard.testing import random_graph
-from brickyard.yard._index import Entry, Shelf, read_entry, read_index, written
+from brickyard.yard._index import Entry, Known, read_entry, read_index, write_index
 from fuzzing.mutating import flip, mutant
 from fuzzing.seeding import Seed, parse
 
@@ -202,9 +202,9 @@ class Judge:
         return ""
 
     def _use(self, verdict: Verdict, found: Any, seed: Seed, content: bytes, path: Path) -> None:
-        if isinstance(found, Shelf):
-            path.write_bytes(written(found))
-            if read_index(path) != found:
+        if verdict.kind == "index":
+            again = write_index(path, found, None)
+            if read_index(path) != again or again[1] != found:
                 verdict.problem = "the index is another when written and read again"
         elif isinstance(found, by.Component | by.Assembly | by.Relevance | graphnets.GraphComponent | GraphAssembly):
             again = self.folder / f"again-{os.getpid()}.safetensors"
@@ -298,11 +298,11 @@ def _load_weights(path: Path) -> Any:
     return (load_source("zoo:lenet5", weights=path),)
 
 
-def _read_index(path: Path) -> Shelf:
+def _read_index(path: Path) -> Known:
     found = read_index(path)
     if found is None:
-        raise BrickyardError("the index is not believed")
-    return found
+        raise BrickyardError("file-damaged", "the index is not believed")
+    return found[1]
 
 
 READERS = {

@@ -15,6 +15,7 @@ import brickyard as by
 from brickyard import gnn as graphnets
 from brickyard.sources._loading import load_source, save_source
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, random_graph, randomised
+from brickyard.yard._index import INDEX
 from brickyard.yard._yard import Yard
 
 DATA = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
@@ -179,4 +180,4 @@ def _index(folder: Path, made: dict[str, Any]) -> Seed:
     for name in ("chain", "residual"):
         yard.add(made[name], name)
     yard.entries()
-    return Seed("index", ".json", (folder / "yard" / "index.json").read_bytes())
+    return Seed("index", ".sqlite", (folder / "yard" / INDEX).read_bytes())

@@ -27,7 +27,7 @@ ORDERS = "\x1b]0;owned\x07\r\x9b31m‮[red]<script>document.title='owned'</scrip
 NASTY = (
     *("", ".", "..", "../secret.txt", "..\\secret.txt", "/etc/passwd", "%2e%2e/secret.txt", "..%2fsecret.txt"),
     *("%252e%252e%252fsecret.txt", "a\0b", "%00", "C:\\secret.txt", "\\\\host\\share", "file:///etc/passwd", "~"),
-    *("samples/a.png", "outside", "link.png", "outside.safetensors", "index.json", ".lock", "good.safetensors"),
+    *("samples/a.png", "outside", "link.png", "outside.safetensors", "index.sqlite", ".lock", "good.safetensors"),
     *(ORDERS, "\ud800", "é" * 300, "x" * 5000, "$(id)", "`id`", "' OR 1=1 --", "{{7*7}}", "-rf", "\r\nx-evil: 1"),
 )
 

@@ -375,7 +375,7 @@ def write_yard(folder: Path) -> None:
     yard.add(by.disassemble(chain(), relevance, task=["hen"], reject=True), "hens")
     for path in (folder / "yard").glob("*.safetensors"):
         os.utime(path, ns=(CHANGED, CHANGED))
-    entries = Yard(folder / "yard").entries()  # writes the index again
+    entries = Yard(folder / "yard").entries()  # brings the index up to date
     (folder / "yard" / ".lock").unlink()
     write_json(folder / "yard.json", [entry.as_dict() for entry in entries])
 

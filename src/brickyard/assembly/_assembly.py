@@ -29,23 +29,105 @@ from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
-from brickyard.outputs._outputs import check_outputs, find_outputs
+from brickyard.outputs._outputs import Outputs, check_outputs, find_outputs
 from brickyard.scaling._scale import Gate, Scale, combine, owned
 from brickyard.storage._safefile import write
 
 
-class Assembly(Predictor):
-    """A classifier composed of components, created by `assemble` or `load`.
-
-    It takes raw images, uint8 or in [0, 1], and applies each component's own preprocessing.
+class Joined(nn.Module):
+    """What assemblies of all kinds of networks share: the parts' logits side by side, and their scaling.
 
     Attributes:
         manifest: Its description, including the manifests of its parts.
         outputs: The kind of its outputs.
         matrix: The scaling's linear map on the parts' logits, (logits, logits), or None.
         shift: Its shift, (logits,), or None.
-        gate: The scaling's offset for the classes of each part, computed from features, or None.
-        skeletons: The sources' network structures as data, one per part.
+        gate: What the scaling adds to a part's classes by how its features look, or None.
+    """
+
+    manifest: AssemblyManifest
+    outputs: Outputs
+    matrix: Tensor | None
+    shift: Tensor | None
+    gate: Gate | None
+    _share: Tensor
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, one an output."""
+        return self.manifest.classes
+
+    def _scale_by(self, matrix: Tensor | None, shift: Tensor | None, gate: Gate | None = None) -> None:
+        """Take a scaling.
+
+        Raises:
+            SurgeryError: It is none of the parts' logits.
+        """
+        count = sum(map(len, self.manifest.columns))
+        fits = matrix is not None and shift is not None and (matrix.shape, shift.shape) == ((count, count), (count,))
+        if not fits and (matrix is not None or shift is not None):
+            found = " and ".join("none" if value is None else str(tuple(value.shape)) for value in (matrix, shift))
+            raise SurgeryError("surgery-scaling-shape", f"a scaling of shape {found} does not fit {count} logits")
+        self.outputs = find_outputs(self.manifest.outputs)
+        self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
+        self.register_buffer("shift", shift)
+        self.gate = gate
+        self._plain = self.manifest.plain
+
+    def laid(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The outputs of each part's network -> the logits of their classes side by side, (batch, logits)."""
+        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
+        return torch.cat([self._columns(*column) for column in columns], 1)
+
+    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
+        """A part's logits of the classes that are asked of it."""
+        if not part.reject:
+            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
+        if self.manifest.scaling.log_probability:
+            outputs = self.outputs.normalised(outputs)
+        if part.reject:
+            return outputs[:, list(columns)]
+        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
+
+    def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+        """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
+        if self.matrix is not None and self.shift is not None:
+            logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
+        logits = logits if self._plain else combine(self.manifest, logits)
+        if self.gate is None or features is None or distances is None:
+            return logits
+        gain: Tensor = self.gate(features, distances)
+        return logits + gain @ self._share.T.to(logits.dtype)
+
+    def __str__(self) -> str:
+        m = self.manifest
+        total = sum(p.selection.parameters for p in m.parts)
+        lines = [
+            f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
+            f"  form         {m.form}",
+            f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
+            f"  parameters   {total:,} in the parts",
+        ]
+        lines += [
+            f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
+            for i, p in enumerate(m.parts)
+        ]
+        if m.tuned is not None:
+            lines.append(f"  trained      {tuned_text(m.tuned)}")
+        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        if gone:
+            lines.append(f"  left out     {', '.join(gone)}")
+        lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+        return "\n".join(shown(line, keep="") for line in lines)
+
+
+class Assembly(Joined, Predictor):
+    """One classifier made of components; made by `assemble` or `load`.
+
+    It takes raw images, uint8 or in [0, 1], and applies each component's own preprocessing.
+
+    Attributes:
+        skeletons: The sources' networks as data, one a part.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes)
@@ -59,10 +141,6 @@ class Assembly(Predictor):
         >>> isinstance(whole, by.Assembly), whole(images).shape
         (True, torch.Size([8, 2]))
     """
-
-    matrix: Tensor | None
-    shift: Tensor | None
-    _share: Tensor
 
     def __init__(
         self,
@@ -82,26 +160,9 @@ class Assembly(Predictor):
             self.joined = networks[0]
         self.manifest = manifest
         self.skeletons = tuple(skeletons)
-        count = sum(map(len, manifest.columns))
-        if matrix is not None and (
-            tuple(matrix.shape) != (count, count) or shift is None or tuple(shift.shape) != (count,)
-        ):
-            raise SurgeryError(
-                "surgery-scaling-shape",
-                f"the scaling has shape {tuple(matrix.shape)}, which does not fit {count} logits",
-            )
-        self.outputs = find_outputs(manifest.outputs)
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
-        self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
-        self.register_buffer("shift", shift)
-        self.gate = gate
-        self._plain = manifest.plain
+        self._scale_by(matrix, shift, gate)
         self.eval()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, one per output."""
-        return self.manifest.classes
 
     @property
     def reject(self) -> bool:
@@ -168,34 +229,13 @@ class Assembly(Predictor):
                 entering.append(nn.functional.normalize(found, dim=1))
                 if part.familiarity is not None:
                     distances.append(part.familiarity(found))
-        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
-        logits = torch.cat([self._columns(*column) for column in columns], 1)
+        logits = self.laid(outputs)
         known = len(distances) == len(outputs)
         return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
-
-    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
-        """A part's logits for the classes that it contributes or votes on."""
-        if not part.reject:
-            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
-        if self.manifest.scaling.log_probability:
-            outputs = self.outputs.normalised(outputs)
-        if part.reject:
-            return outputs[:, list(columns)]
-        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' logits before scaling, (batch, logits)."""
         return self.signals(images)[0]
-
-    def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
-        """Map the result of `signals` to the assembly's outputs: scale, merge shared classes, and apply the gate."""
-        if self.matrix is not None and self.shift is not None:
-            logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
-        logits = logits if self._plain else combine(self.manifest, logits)
-        if self.gate is None or features is None or distances is None:
-            return logits
-        gain: Tensor = self.gate(features, distances)
-        return logits + gain @ self._share.T.to(logits.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
@@ -238,27 +278,6 @@ class Assembly(Predictor):
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
         return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
-
-    def __str__(self) -> str:
-        m = self.manifest
-        total = sum(p.selection.parameters for p in m.parts)
-        lines = [
-            f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
-            f"  form         {m.form}",
-            f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
-            f"  parameters   {total:,} in the parts",
-        ]
-        lines += [
-            f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
-            for i, p in enumerate(m.parts)
-        ]
-        if m.tuned is not None:
-            lines.append(f"  trained      {tuned_text(m.tuned)}")
-        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
-        if gone:
-            lines.append(f"  left out     {', '.join(gone)}")
-        lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
-        return "\n".join(shown(line, keep="") for line in lines)
 
 
 def network_shapes(

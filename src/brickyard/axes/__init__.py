@@ -1,4 +1,4 @@
-"""Tracing: a model becomes a network of steps whose channel axes are known."""
+"""Tracing: turns a model into a network of steps whose channel axes are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atoms: the channels that layers write, what is tied to what, and where they are used."""
+"""Atoms: the channels that layers write, which of them are tied, and where they are used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DimRecord:
 
     Attributes:
         owner: Dotted name of the layer or bare tensor, or the step's name for channel padding.
-        role: "out" (written), "in" (read), "follow" (one entry a channel), "through" (inputs of a depthwise
+        role: "out" (written), "in" (read), "follow" (one entry per channel), "through" (inputs of a depthwise
             convolution), "zeros" (padded channels).
-        atoms: One atom an entry of the dimension.
+        atoms: One atom per entry of the dimension.
         position: The step at which it happens.
         dim: For bare tensors, which dimension.
     """
@@ -51,13 +51,12 @@ class Atoms:
         return len(self._parent)
 
     def fresh(self, count: int) -> Labels:
-        """New atoms, each on its own."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         return np.arange(start, start + count)
 
     def root(self, atom: int) -> int:
-        """The atom that stands for all those tied to this one."""
+        """The representative of all atoms tied to this one."""
         parent = self._parent
         while parent[atom] != atom:
             parent[atom] = parent[parent[atom]]
@@ -65,7 +64,6 @@ class Atoms:
         return atom
 
     def roots(self, labels: Labels) -> Labels:
-        """`root` for a whole array."""
         unique, inverse = np.unique(labels, return_inverse=True)
         found = np.array([self.root(int(atom)) for atom in unique], dtype=np.int64)
         return found[inverse].reshape(labels.shape)
@@ -79,7 +77,7 @@ class Atoms:
 
 
 def indexed_dims(index: Any, ndim: int) -> list[tuple[int, Any]]:
-    """The dimension that each part of a subscript applies to."""
+    """The dimension to which each part of a subscript applies."""
     parts = list(index) if isinstance(index, tuple) else [index]
     result: list[tuple[int, Any]] = []
     dim = 0
@@ -95,7 +93,7 @@ def indexed_dims(index: Any, ndim: int) -> list[tuple[int, Any]]:
 
 
 def compress(labels: NDArray[np.int64]) -> Labels:
-    """Shrink to size one every dimension along which the labels do not change."""
+    """Shrink every dimension along which the labels do not change to size one."""
     for dim in range(labels.ndim):
         first = labels.take([0], axis=dim)
         if labels.shape[dim] > 1 and (labels == first).all():
@@ -104,7 +102,7 @@ def compress(labels: NDArray[np.int64]) -> Labels:
 
 
 def settled(labels: Labels, stands_for: Callable[[Labels], Labels]) -> Labels:
-    """The labels without the dimensions along which what stands for them does not change, the longest one kept."""
+    """Drop the dimensions along which the labels' representatives do not change, except the longest."""
     if labels.size == max(labels.shape, default=1):
         return labels
     found = compress(stands_for(labels))
@@ -115,10 +113,10 @@ def settled(labels: Labels, stands_for: Callable[[Labels], Labels]) -> Labels:
 
 
 def lying_dims(labels: Labels, shape: Sequence[int]) -> tuple[int, ...]:
-    """The dimensions along which the channels of a value of that shape lie.
+    """The dimensions along which the channels of a value of this shape lie.
 
-    They are those along which labels vary. One channel in all lies along the first dimension after the batch that
-    has size one, or, flattened, along the one after the batch.
+    These are the dimensions along which labels vary. A single channel lies along the first dimension of size one after
+    the batch or, if flattened, along the one after the batch.
     """
     varying = tuple(d for d, size in enumerate(labels.shape) if size > 1)
     ones = [d for d, size in enumerate(shape) if d > 0 and size == 1]

@@ -1,7 +1,7 @@
-"""Read a model with `torch.export`, where symbolic tracing fails.
+"""Reads a model with `torch.export` if symbolic tracing fails.
 
-Exporting runs the model's own Python on the example's sizes, so control flow over sizes is followed as it goes
-for images of that size; the batch stays free. Its steps are ATen operators, which become the table's functions.
+Exporting runs the model's own Python on the example's sizes, so control flow over sizes takes the path for images of
+that size; the batch stays free. The steps are ATen operators, which are mapped to the table's functions.
 """
 
 from __future__ import annotations
@@ -47,12 +47,7 @@ _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "l
 
 
 def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
-    """The model's steps, or why they cannot be had.
-
-    Args:
-        model: The model, in evaluation mode; it is not changed.
-        example: Images as the model takes them, (batch, channels, height, width).
-    """
+    """Return the steps of a model in evaluation mode, or why they are not available; the model is left unchanged."""
     batch = example if len(example) > 1 else torch.cat([example, example])
     try:
         with _quiet():
@@ -63,7 +58,7 @@ def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
 
 
 def _open_batch(model: nn.Module) -> Any:
-    """The batch stays free; a forward that takes `*args` has its image in there."""
+    """Leave the batch free; a forward that takes `*args` has its image in there."""
     shape = {0: torch.export.Dim("batch")}
     first = next(iter(inspect.signature(model.forward).parameters.values()))
     return ((shape,),) if first.kind == first.VAR_POSITIONAL else (shape,)
@@ -128,7 +123,7 @@ def _plain(value: Any, same: dict[str, Ref]) -> Any:
 
 
 def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
-    """Add one operator as a function of the table, or as one outside it."""
+    """Add one operator as a function inside or outside the table."""
     args, operator = _plain(step.args, same), step.target
     kwargs = {key: _plain(value, same) for key, value in step.kwargs.items()}
     assert callable(operator)
@@ -148,7 +143,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         x, weight, bias, mean, variance, training, momentum, eps, *_ = args
         known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
     elif known is None and name in ("layer_norm", "group_norm"):
-        known, args = name, args[:5]  # the last one picks a kernel
+        known, args = name, args[:5]  # the last one selects a kernel
     elif known is None and name in ("select", "slice"):
         known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
     elif known is None:
@@ -160,12 +155,12 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
 
 
 def _subscript(name: str, args: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
-    """The subscript that does what `select(dim, index)` or `slice(dim, start, end, step)` do."""
+    """The subscript equivalent to `select(dim, index)` or `slice(dim, start, end, step)`."""
     if name == "select":
         dim, index = args
         return (*[slice(None)] * (dim % ndim), index)
     defaults: tuple[Any, ...] = (0, None, None, 1)
     dim, start, end, step = args + defaults[len(args) :]
-    if isinstance(end, int) and end >= 1 << 62:  # how the operator says "to the end"
+    if isinstance(end, int) and end >= 1 << 62:  # the operator's "to the end"
         end = None
     return (*[slice(None)] * (dim % ndim), slice(start, end, None if step == 1 else step))

@@ -1,9 +1,9 @@
 """Channel axes: which tensor dimensions of a network must be cut together.
 
-An axis is a largest set of channels that the same layers write, read and follow and that are pinned for the
-same reasons. A residual add ties the channels of its two sides, so they share an axis; a concatenation's
-reader has channels of several axes, in order; an option-A shortcut ties some channels of a layer to an
-earlier axis and leaves the others in one of their own.
+An axis is a largest set of channels that the same layers write, read and follow and that are pinned for the same
+reasons. A residual add ties the channels of its two sides, so they share an axis. A layer that reads a concatenation
+has channels of several axes, in order. An option-A shortcut ties some channels of a layer to an earlier axis and leaves
+the others in an axis of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from brickyard.base._records import Pinned
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
 
-_OUTPUT = "the class outputs are chosen by the task"
+OUTPUT = "the class outputs are chosen by the task"
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Axis:
     """A channel axis.
 
     Attributes:
-        name: Its first writer, with "#2", "#3" ... where that layer writes several axes.
-        size: How many channels it has.
-        start: The number of its first channel, counted over all axes of the network.
+        name: Its first writer, with "#2", "#3" ... if that layer writes several axes.
+        size: Number of channels.
+        start: Index of its first channel, counted over all axes of the network.
         writers: Layers whose output channels it holds.
         readers: Layers whose input channels it holds.
-        followers: Layers and tensors with one entry a channel.
-        pinned: Why it is kept whole; empty when it may be cut.
-        output: Whether its channels are the network's class outputs, one a class.
+        followers: Layers and tensors with one entry per channel.
+        pinned: Why it is kept whole; empty if it may be cut.
+        output: Whether its channels are the network's class outputs, one per class.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Axis:
 
     @property
     def channels(self) -> slice:
-        """Its channels among those of all axes."""
+        """Its channels as a slice of those of all axes."""
         return slice(self.start, self.start + self.size)
 
 
@@ -65,9 +65,9 @@ class Mixer:
     Attributes:
         name: The layer's dotted name.
         position: Its first step in the network.
-        reads: Channel numbers, one an input of the layer; flattened inputs repeat them.
-        writes: Channel numbers, one an output of the layer.
-        flops: Floating-point operations for one image and one (output, input) pair.
+        reads: Channel indices, one per input of the layer; flattened inputs repeat them.
+        writes: Channel indices, one per output of the layer.
+        flops: Floating-point operations per image and (output, input) pair.
     """
 
     name: str
@@ -77,47 +77,31 @@ class Mixer:
     flops: int
 
 
-class Graph:
-    """A traced network with its channel axes.
+class Axes:
+    """Channel axes of a source, of whatever kind of network: what choosing channels and describing a cut ask for.
 
-    Printing it gives the table of axes. Channels of all axes are numbered together: axis by axis, in the
-    order of `axes`.
+    Channels of all axes are numbered together: axis by axis, in the order of `axes`.
 
     Attributes:
-        network: The network.
-        shapes: The value of every step on an example, with tensors replaced by meta tensors.
         axes: The channel axes.
-        channels: How many channels all axes have together.
-        output_width: How many class outputs there are.
-        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
-        sums: By step: channel numbers of values whose channels the step sums up or averages.
-        counts: Steps whose value is a number that was computed from a count of channels.
+        input_name: What writes the axis of the input, which is never cut.
+        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
-        self.network = network
-        self.shapes = shapes
-        labeller = Labeller(network, shapes)
-        _pin_shared_weights(network, labeller)
-        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
-        output_atoms = _output_atoms(labeller, network)
-        number, self.axes = _number_atoms(labeller, output_atoms)
-        self.dims = [
-            DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
-            for record in labeller.dims
-        ]
-        self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
-        self.apart = frozenset(labeller.apart)
-        self.counts = frozenset(labeller.counts)
-        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
-        self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
-        self.channels = sum(axis.size for axis in self.axes)
+    axes: tuple[Axis, ...]
+    input_name: str
+    input_shape: tuple[int, ...]
 
     def __iter__(self) -> Iterator[Axis]:
         return iter(self.axes)
 
+    @property
+    def channels(self) -> int:
+        """How many channels all axes have together."""
+        return sum(axis.size for axis in self.axes)
+
     def axis(self, name: str) -> Axis:
-        """The axis of that name.
+        """The axis with this name.
 
         Raises:
             KeyError: There is none.
@@ -135,6 +119,59 @@ class Graph:
         return tuple(axis for axis in self.axes if not axis.pinned)
 
     @property
+    def output(self) -> Axis | None:
+        """The axis of the class outputs, where it can be cut."""
+        return next((axis for axis in self.axes if axis.output), None)
+
+    def pinned(self) -> tuple[Pinned, ...]:
+        """Every axis that is kept whole, except the input and the class outputs, with each reason."""
+        return tuple(
+            Pinned(axis=axis.name, channels=axis.size, reason=reason)
+            for axis in self.axes
+            for reason in axis.pinned
+            if axis.writers != (self.input_name,) and reason != OUTPUT
+        )
+
+    def everything(self) -> dict[str, Tensor]:
+        """The keep-set that keeps all channels of every axis."""
+        return {axis.name: torch.arange(axis.size) for axis in self.axes}
+
+
+class Graph(Axes):
+    """A traced network with its channel axes.
+
+    Printing it gives the table of axes.
+
+    Attributes:
+        network: The network.
+        shapes: The value of every step on an example, with tensors replaced by meta tensors.
+        output_width: How many class outputs there are.
+        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
+        sums: By step: channel numbers of values whose channels the step sums up or averages.
+        counts: Steps whose value is a number that was computed from a count of channels.
+    """
+
+    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+        self.network = network
+        self.shapes = shapes
+        self.input_name = network.nodes[0].name
+        self.input_shape = tuple(shapes[self.input_name].shape[1:])
+        labeller = Labeller(network, shapes)
+        _pin_shared_weights(network, labeller)
+        self.output_width = int(shapes[network.nodes[-1].name].shape[1])
+        output_atoms = _output_atoms(labeller, network)
+        number, self.axes = _number_atoms(labeller, output_atoms)
+        self.dims = [
+            DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
+            for record in labeller.dims
+        ]
+        self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
+        self.apart = frozenset(labeller.apart)
+        self.counts = frozenset(labeller.counts)
+        self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
+        self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
+
+    @property
     def free_share(self) -> float:
         """Share of the output channels of convolutions and linear layers, class outputs aside, that can be cut."""
         free = np.zeros(self.channels, dtype=np.bool_)
@@ -149,22 +186,12 @@ class Graph:
         channels = np.concatenate(written) if written else np.zeros(0, dtype=np.int64)
         return float(free[channels].mean()) if len(channels) else 0.0
 
-    @property
-    def output(self) -> Axis | None:
-        """The axis of the class outputs, where it can be cut."""
-        return next((axis for axis in self.axes if axis.output), None)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of the images that it was traced with."""
-        return tuple(self.shapes[self.network.nodes[0].name].shape[1:])
-
     def at(self, owner: str, role: DimRole, dim: int = 0) -> Labels | None:
-        """Channel numbers along a dimension of a layer or bare tensor, or None if it has none."""
+        """Channel indices along a dimension of a layer or bare tensor, or None."""
         return self._at.get((owner, role, dim))
 
     def labels(self, node: Node) -> Any:
-        """Channel numbers of a step's value: an array as `labels.Labeller` makes them, a tuple, or None."""
+        """Channel indices of a step's value: an array as `labels.Labeller` creates them, a tuple, or None."""
         return self._labels[node.name]
 
     def mixers(self) -> list[Mixer]:
@@ -180,19 +207,6 @@ class Graph:
                 position = found[node.target].position
             found[node.target] = Mixer(node.target, position, reads, writes, flops)
         return list(found.values())
-
-    def pinned(self) -> tuple[Pinned, ...]:
-        """Every axis that is kept whole, except the image and the class outputs, with each reason."""
-        return tuple(
-            Pinned(axis=axis.name, channels=axis.size, reason=reason)
-            for axis in self.axes
-            for reason in axis.pinned
-            if axis.writers != (self.network.nodes[0].name,) and reason != _OUTPUT
-        )
-
-    def everything(self) -> dict[str, Tensor]:
-        """The keep-set that keeps all channels of every axis."""
-        return {axis.name: torch.arange(axis.size) for axis in self.axes}
 
     def __str__(self) -> str:
         header = ("axis", "size", "writers", "readers", "followers", "pinned because")
@@ -222,10 +236,10 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
     Args:
         model: A classifier that takes one image batch and returns (batch, classes).
-        example: Images as the model takes them, (batch, channels, height, width); two are enough.
+        example: Example images, (batch, channels, height, width); two are enough.
 
     Returns:
-        A graph that prints as a table of axes: size, writers, readers, followers, and why one is pinned.
+        A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -248,7 +262,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
-    """A network of half-precision numbers in float32, where it runs so: sums and repairs need the digits."""
+    """Convert a half-precision network to float32 if it runs that way: sums and repairs need the precision."""
     if example.dtype not in (torch.float16, torch.bfloat16):
         return network, example
     wide, more = copy.deepcopy(network).float(), example.float()
@@ -258,13 +272,13 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     try:
         with torch.no_grad():
             wide(more)
-    except RuntimeError:  # it brings its values to some type itself
+    except RuntimeError:  # it converts its values to some type itself
         return network, example
     return wide, more
 
 
 def analyse(network: Network, example: Tensor) -> Graph:
-    """Find the channel axes of a network; on the meta device no numbers are needed."""
+    """Find the channel axes of a network, which may be on the meta device."""
     return Graph(network, step_shapes(network, example))
 
 
@@ -294,18 +308,18 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
 
 
 def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
-    """Roots of the class outputs, pinned with the reason that the task chooses them."""
+    """Representatives of the class outputs, pinned because the task chooses them."""
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
-    labeller.pin(labels, _OUTPUT)
+    labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
     plain = roots.shape == (1, len(np.unique(roots)))
     return set(roots.reshape(-1).tolist()) if plain else set()
 
 
 def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[Axis, ...]]:
-    """Group atoms into axes; gives every atom its channel number and the axes."""
+    """Group atoms into axes; return every atom's channel index, and the axes."""
     uses: dict[int, list[int]] = {}
     for index, record in enumerate(labeller.dims):
         for root in dict.fromkeys(labeller.atoms.roots(record.atoms).tolist()):
@@ -325,7 +339,7 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
     start = 0
     for (used, why), roots in groups.items():
         axis = _axis([labeller.dims[index] for index in used], why, len(roots), start, names)
-        is_output = bool(outputs) and set(roots) == outputs and why == (_OUTPUT,) and not axis.readers
+        is_output = bool(outputs) and set(roots) == outputs and why == (OUTPUT,) and not axis.readers
         axes.append(Axis(**{**axis.__dict__, "output": is_output}))
         start_of.update({root: start + place for place, root in enumerate(roots)})
         start += len(roots)

@@ -1,14 +1,14 @@
-"""Follow channels through a network: which position of which tensor belongs to which channel.
+"""Follows channels through a network: which position of which tensor belongs to which channel.
 
-Every channel that a layer writes is an *atom*. A value's labels are an integer array with as many dimensions
-as the value, of size one along the dimensions where the label does not change: (1, C, 1, 1) after a
-convolution. Operations that only move numbers (flatten, concatenate, slice, permute, chunk ...) are applied
-to the labels themselves, so they need no rules of their own. Adding ties atoms together. What is not
-understood pins its atoms: they are kept whole, with the reason.
+Every channel that a layer writes is an *atom*. A value's labels are an integer array with as many dimensions as the
+value, of size one wherever the label does not change: (1, C, 1, 1) after a convolution. Operations that only move
+numbers (flatten, concatenate, slice, permute, chunk ...) are applied to the labels themselves, so they need no rules of
+their own. Adding ties atoms together. Any step that is not understood pins its atoms: they are kept whole, with the
+reason.
 
-A view may spread channels over several dimensions (heads and their width, halves of a split). Cutting must
-leave a block, so all but one of these dimensions are tied: those that a later step mixes or picks from, and at
-the end all but the longest.
+A view may spread channels over several dimensions (heads and their width, halves of a split). A cut must leave a block,
+so all but one of these dimensions are tied: those that a later step mixes or selects from, and finally all but the
+longest.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from brickyard.network._network import Network, Node, Ref, map_refs
 
 @dataclass(frozen=True)
 class _Operand:
-    """A value that meets others, seen in the dimensions of the result.
+    """A value that is combined with others, aligned with the dimensions of the result.
 
     Attributes:
-        ref: The step that gave it.
+        ref: The step it comes from.
         labels: Its labels, or None.
-        shape: Its shape, one where it has no such dimension.
-        dims: Which of its own dimensions each one of the result is; below zero where it has none.
+        shape: Its shape, with size one for missing dimensions.
+        dims: Its own dimension for each one of the result; below zero if it has none.
     """
 
     ref: Ref
@@ -55,16 +55,16 @@ class _Operand:
 
 
 class Labeller:
-    """Runs over a network's steps once; afterwards its attributes hold what was found.
+    """Runs over a network's steps once; afterwards its attributes hold the results.
 
     Attributes:
-        atoms: The channels, and what is tied.
+        atoms: The channels, and their ties.
         labels: By step: the labels of its value, a tuple of them, or None.
         dims: The tensor dimensions that are cut together with their atoms.
         pins: Atoms that are kept whole, and why.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
-        sums: By step: labels of values whose channels the step sums up, the dropped ones counting as zeros.
-        counts: Steps whose value is a number that was computed from a count of channels.
+        sums: By step: labels of values whose channels the step sums, counting dropped ones as zeros.
+        counts: Steps whose value is a number computed from a count of channels.
 
     Args:
         network: The network.
@@ -82,9 +82,9 @@ class Labeller:
         self.sums: dict[str, Labels] = {}
         self.counts: set[str] = set()
         self._step = ""
-        self._size_of: dict[str, str] = {}  # step that gives all sizes of a value -> the value
+        self._size_of: dict[str, str] = {}  # step that returns all sizes of a value -> the value
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
-        self._whole: set[str] = set()  # bare tensors that are used in a way that forbids slicing them
+        self._whole: set[str] = set()  # bare tensors whose use forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         for position, node in enumerate(network.nodes):
             self.position, self._step = position, node.name
@@ -105,11 +105,11 @@ class Labeller:
         return self._settled(found) if isinstance(found, np.ndarray) else None
 
     def _settled(self, labels: Labels) -> Labels:
-        """The labels without the dimensions along which they are tied by now."""
+        """Drop the dimensions along which the labels are tied by now."""
         return settled(labels, self.atoms.roots)
 
     def _tied_over(self, labels: Labels, dims: Sequence[int]) -> Labels:
-        """Tie along some dimensions; what is left varies along the others."""
+        """Tie along some dimensions; the result varies along the others."""
         for dim in dims:
             first = labels.take([0], axis=dim)
             if labels.shape[dim] > 1:
@@ -118,7 +118,7 @@ class Labeller:
         return labels
 
     def _tie_spread(self) -> None:
-        """Leave no value whose channels are spread over several dimensions."""
+        """Tie values whose channels are spread over several dimensions, until each lies along one."""
         spread = True
         while spread:
             spread = False
@@ -132,7 +132,6 @@ class Labeller:
                             spread = True
 
     def pin(self, labels: Labels | None, reason: str) -> None:
-        """Keep these atoms whole."""
         if labels is not None and labels.size:
             self.pins.append(PinRecord(np.unique(labels), reason))
             self.apart.add(self._step)
@@ -149,7 +148,7 @@ class Labeller:
         map_refs((node.args, dict(node.kwargs)), visit)
 
     def _pin_counts(self, node: Node) -> None:
-        """A number that changes with the cut must not change: pin what it counts."""
+        """Pin what a number counts if that number must not change with the cut."""
         if self.counts & {ref.node for ref in _tensor_refs(node)}:
             self._pin_all(node, f"{self._title(node)} uses a number computed from a count of channels")
 
@@ -172,7 +171,7 @@ class Labeller:
         return np.repeat(atom, shape[dim])
 
     def _mixed_over(self, node: Node, labels: Labels | None, dims: Sequence[int]) -> Labels | None:
-        """The step mixes numbers along some dimensions: tie along them, or pin channels that lie there alone."""
+        """For a step that mixes numbers along some dimensions, tie along them, or pin channels that lie there alone."""
         if labels is None:
             return None
         lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
@@ -184,13 +183,13 @@ class Labeller:
         return labels
 
     def _in_groups(self, atoms: Labels, groups: int) -> Labels:
-        """Tie the atoms within each of several groups; returns one a group."""
+        """Tie the atoms within each of several groups; return one per group."""
         rows = atoms.reshape(groups, -1)
         self.atoms.tie(rows[:, :1], rows)
         return rows[:, 0]
 
     def _across_groups(self, atoms: Labels, groups: int) -> Labels:
-        """Tie the atoms at the same place of every group; returns those of one group."""
+        """Tie the atoms at the same position of every group; return those of one group."""
         rows = atoms.reshape(groups, -1)
         self.atoms.tie(rows[:1], rows)
         return rows[:1].reshape(-1)
@@ -202,7 +201,7 @@ class Labeller:
         return atoms.reshape(shape)
 
     def _record(self, owner: str, role: DimRole, atoms: Labels, dim: int = 0) -> Labels:
-        """Note a dimension; a layer that runs twice ties the atoms of both runs."""
+        """Record a dimension; a layer that runs twice ties the atoms of both runs."""
         known = self._layer_dims.setdefault(owner, {})
         key = f"{role}{dim}"
         if key in known:
@@ -239,7 +238,7 @@ class Labeller:
         return found
 
     def _count(self, node: Node) -> None:
-        """Note a plain number that changes with a cut: the size of a dimension of channels, or what comes from it."""
+        """Record a plain number that changes with a cut: the size of a channel dimension, or one derived from it."""
         inputs = _tensor_refs(node)
         if not inputs:
             return
@@ -262,7 +261,7 @@ class Labeller:
             self.counts.add(node.name)
 
     def _tensor(self, node: Node) -> Labels | None:
-        """A bare tensor with one long dimension has one entry a channel; others wait for what they meet."""
+        """Give a bare tensor with one long dimension one entry per channel; others wait for the values they meet."""
         self._bare[node.name] = node.target
         shape = self.shapes[node.name].shape
         long = [d for d, size in enumerate(shape) if size > 1]
@@ -335,7 +334,7 @@ class Labeller:
         return self._meeting(node, tensors)
 
     def _meeting(self, node: Node, tensors: Sequence[Ref]) -> Labels | None:
-        """Tie values that meet number by number, after broadcasting."""
+        """Tie values that are combined element by element, after broadcasting."""
         ndim = len(self.shapes[node.name].shape)
         found: list[_Operand] = []
         for x in tensors:
@@ -347,7 +346,7 @@ class Labeller:
         return self._joined(node, found)
 
     def _joined(self, node: Node, operands: Sequence[_Operand]) -> Labels | None:
-        """Tie operands of which the result has all dimensions."""
+        """Tie operands that are aligned with the result's dimensions."""
         result: Labels | None = None
         for operand in operands:
             if operand.labels is not None:
@@ -374,7 +373,7 @@ class Labeller:
         return result
 
     def _merged(self, node: Node, a: Labels, b: Labels) -> Labels:
-        """Tie two label arrays, unless one varies where the other does not and the other way round."""
+        """Tie two label arrays, unless each varies where the other does not."""
         along = [{d for d, size in enumerate(labels.shape) if size > 1} for labels in (a, b)]
         if along[0] and along[1] and not along[0] & along[1]:
             reason = f"{self._title(node)} joins channels that lie along different dimensions"
@@ -386,7 +385,7 @@ class Labeller:
         return self._settled(np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy())
 
     def _attend(self, node: Node) -> Labels | None:
-        """A sum of products: channels stay along dimensions that are not summed over."""
+        """Handle a sum of products: channels stay along dimensions that are not summed over."""
         operands = [x for x in _tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
         letters = _letters(node, [self.shapes[x.node].ndim for x in operands])
         if letters is None:
@@ -413,13 +412,13 @@ class Labeller:
         return None if labels is None else self._mixed_over(node, labels, range(2, labels.ndim))
 
     def _move(self, node: Node) -> Any:
-        """Do to the labels what the step does to the numbers."""
+        """Apply the step to the labels as it applies to the numbers."""
         source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
         if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
             return self.labels[node.args[0].node][self._concrete(node.args[1])]
         used = [ref for ref in _tensor_refs(node) if _has_tensors(self.shapes[ref.node])]
         if node.target in ("expand_as", "reshape_as", "view_as"):
-            used = used[:1]  # the other one only gives its shape
+            used = used[:1]  # the other one only provides its shape
         if all(self.labels.get(ref.node) is None for ref in used):
             return None
 
@@ -457,7 +456,7 @@ class Labeller:
         return labels
 
     def _pin_places(self, node: Node) -> None:
-        """Tie, or pin, channels that a step picks by their place in a way that no cut can preserve."""
+        """Tie, or pin, channels that a step selects by position in a way that no cut can preserve."""
         labels = self._of(node.args[0])
         if labels is None:
             return
@@ -546,7 +545,7 @@ def _tensor_refs(node: Node) -> list[Ref]:
 
 
 def _letters(node: Node, ndims: Sequence[int]) -> list[str] | None:
-    """One letter a dimension for each operand and the result; letters missing from the result are summed over."""
+    """Assign one letter per dimension to each operand and the result; letters missing there are summed over."""
     if node.target == "einsum":
         equation = str(node.args[0]).replace(" ", "")
         inputs, arrow, result = equation.partition("->")
@@ -564,7 +563,7 @@ def _letters(node: Node, ndims: Sequence[int]) -> list[str] | None:
 
 
 def _arranged(labels: Labels, own: str, result: str) -> Labels:
-    """Dimensions in the order of the result's letters, of size one where a letter is missing; the others are gone."""
+    """Reorder dimensions by the result's letters, with size one for missing letters; the others are dropped."""
     kept = [letter for letter in result if letter in own]
     first = labels[tuple(slice(None) if letter in kept else 0 for letter in own)]
     order = [letter for letter in own if letter in kept]

@@ -1,7 +1,7 @@
-"""Bring a traced network to plain form, computing the same.
+"""Reduces a traced network to plain form that computes the same.
 
-Numbers that depend on no image are computed once (weight standardisation, bias tables). Functions whose weights
-are then known become layers. Views that only shuffle channels become one step that says which channel goes where.
+Numbers that depend on no image are computed once (weight standardisation, bias tables). Functions whose weights are
+then known become layers. Views that only shuffle channels become one step that permutes channels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_
 from brickyard.network._torch_private import store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
-_LIKE = {"new_zeros", "new_ones", "new_full"}  # take no numbers from their input
+_LIKE = {"new_zeros", "new_ones", "new_full"}  # use no values of their input
 _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
@@ -38,8 +38,8 @@ class Draft:
         layers: Layers by dotted name.
         tensors: Bare parameters and buffers by dotted name.
         foreign: Callables outside the table, by the target that names them.
-        homes: By step: the dotted name of the module whose forward made it.
-        example: Images as the model takes them.
+        homes: By step: the dotted name of the module whose forward created it.
+        example: Example images.
     """
 
     nodes: list[Node]
@@ -50,12 +50,11 @@ class Draft:
     homes: dict[str, str] = field(default_factory=dict)
 
     def unknown(self) -> list[str]:
-        """Operations outside the table that depend on the image; what does not is computed now."""
+        """Operations outside the table that depend on the image; all others are computed now."""
         _fold(self)
         return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
 
     def network(self) -> Network:
-        """What there is so far, as a network."""
         self.nodes = _without_unused(self.nodes, self.foreign)
         used = {node.target for node in self.nodes}
         self.tensors = {name: value for name, value in self.tensors.items() if name in used}
@@ -64,7 +63,7 @@ class Draft:
 
 
 def lowered(draft: Draft) -> Network:
-    """The network in plain form; `draft`, what tracing gave, is used up."""
+    """Return the network in plain form; consumes `draft`, the result of tracing."""
     _fold(draft)
     shapes = step_shapes(draft.network(), draft.example)
     _make_layers(draft, shapes)
@@ -76,7 +75,7 @@ def lowered(draft: Draft) -> Network:
 
 
 def _fold(draft: Draft) -> None:
-    """Compute steps that depend on weights and plain numbers only."""
+    """Compute steps that depend only on weights and plain numbers."""
     known: dict[str, Any] = {}
     groups: dict[str, set[str]] = {}  # the modules whose weights a value comes from
     trained: set[str] = set()
@@ -114,7 +113,7 @@ def _plain_value(values: Mapping[str, Any], ref: Ref) -> Any:
 def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], computed: set[str], draft: Draft) -> bool:
     name = node.target.partition(" ")[0].removeprefix("aten.").partition(".")[0]
     if node.op != "function" or ((name.endswith("_") or name in ("iadd", "imul")) and inputs[0] not in computed):
-        return False  # in place: nothing of the model's own is changed
+        return False  # in place: the model's own values must not change
     if not inputs or name in _LIKE:
         return name in _MAKERS or (name in _LIKE and len(inputs) == 1)
     return not isinstance(draft.foreign.get(node.target), nn.Module) and all(name in known for name in inputs)
@@ -183,7 +182,7 @@ def _make_layers(draft: Draft, shapes: Mapping[str, Any]) -> None:
 def _as_layer(
     node: Node, tensors: Mapping[str, str], draft: Draft, shapes: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, str]] | None:
-    """The layer's type, arguments and tensors, or None where a weight depends on the image."""
+    """The layer's type, arguments and tensors, or None if a weight depends on the image."""
     try:
         bound = _SIGNATURES[node.target].bind(*node.args, **node.kwargs)
     except TypeError:
@@ -285,7 +284,7 @@ def _layer(kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[str]) -> str:
-    """The name of the module whose weights they are, where it is free."""
+    """The name of the module that owns the weights, if it is free."""
     homes = {target.rpartition(".")[0] for target in own.values()}
     wanted = homes.pop() if len(homes) == 1 else draft.homes.get(node.name, "")
     name = wanted = wanted or node.name
@@ -299,7 +298,7 @@ def _free_name(draft: Draft, node: Node, own: Mapping[str, str], elsewhere: set[
 
 
 def _join_shuffles(draft: Draft, shapes: Mapping[str, Any]) -> None:
-    """Replace views and permutations that end in a permutation of channels by one step."""
+    """Replace views and permutations that amount to a permutation of channels by one step."""
     chains: dict[str, tuple[str, Tensor]] = {}
     for index, node in enumerate(draft.nodes):
         shuffles = node.op == "layer" and isinstance(draft.layers[node.target], nn.ChannelShuffle)
@@ -324,7 +323,7 @@ def _join_shuffles(draft: Draft, shapes: Mapping[str, Any]) -> None:
 
 
 def _channel_order(places: Tensor, shape: tuple[int, ...]) -> list[int] | None:
-    """The channels in their new order, where nothing else moved."""
+    """The channels in their new order, if nothing else moved."""
     if tuple(places.shape) != shape:
         return None
     order = places[0, :, 0, 0] // (shape[2] * shape[3])
@@ -336,7 +335,7 @@ def _channel_order(places: Tensor, shape: tuple[int, ...]) -> list[int] | None:
 
 
 def _without_unused(nodes: list[Node], foreign: Mapping[str, Callable[..., Any]]) -> list[Node]:
-    """Drop sizes, tensors, views and comparisons that nothing uses; everything else may act in place and stays."""
+    """Drop unused sizes, tensors, views and comparisons; everything else may act in place and stays."""
     kept: list[Node] = []
     used: set[str] = set()
     for node in reversed(nodes):

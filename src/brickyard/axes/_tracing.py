@@ -1,4 +1,4 @@
-"""Read a model as a `Network`: symbolic tracing, in evaluation mode, with the model left as it was."""
+"""Reads a model as a `Network`: symbolic tracing, in evaluation mode, with the model left unchanged."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _tracing = threading.RLock()
 
 @contextmanager
 def _same_luck(like: Tensor) -> Iterator[None]:
-    """Leave torch's global generators as they were: a model may draw from them."""
+    """Restore torch's global generators, since a model may draw from them."""
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
         yield
 
 
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run what `torch.compile` wrapped as it was written: to compile it for two images takes long."""
+    """Run a model without `torch.compile`: compiling it for two images takes too long."""
     if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
         yield
         return
@@ -64,12 +64,12 @@ def _check_finite(model: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Stops at layers of the table and at torch's own layers, and remembers where it was when it failed."""
+    """Stops at layers of the table and torch's own layers, and remembers where it was if it fails."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deepest = ""
-        self.thread = threading.get_ident()  # while one traces, torch sends all modules' calls here
+        self.thread = threading.get_ident()  # during tracing, torch sends all modules' calls here
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if find_type(m) is not None:
@@ -88,17 +88,17 @@ class _Tracer(fx.Tracer):
         before = self.deepest
         self.deepest = self.path_of_module(m)
         result = super().call_module(m, self._forward_of(m), args, kwargs)
-        self.deepest = before  # not in a finally: after a failure the innermost name is wanted
+        self.deepest = before  # not in a finally: a failure needs the innermost name
         return result
 
     @staticmethod
     def _forward_of(m: nn.Module) -> Callable[..., Any]:
-        """What runs a module: its forward without hooks, which would see steps in place of numbers."""
+        """A module's forward without hooks, which would see steps instead of numbers."""
         inner = wrapped(m)
         return m.forward if inner is None else inner
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """An attribute, as a step where it is a tensor; other threads go their own ways."""
+        """Return an attribute, as a step if it is a tensor; calls of other threads pass through."""
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -109,11 +109,11 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
 
     Args:
         model: Any module that takes one image batch and returns one (batch, classes) tensor.
-        example: Images as the model takes them, (batch, channels, height, width).
+        example: Example images, (batch, channels, height, width).
 
     Raises:
-        TraceError: The model cannot be traced, or does not return (batch, classes), or the traced network
-            does not return what the model returns.
+        TraceError: The model cannot be traced or does not return (batch, classes), or the traced network's result
+            differs from the model's.
     """
     model = source_of(model)
     if not isinstance(example, Tensor):
@@ -180,8 +180,8 @@ def _call(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def _trace(model: nn.Module, example: Tensor) -> Draft:
-    """Symbolic tracing; where it fails, or leaves unknown operations that `torch.export` knows, the latter."""
-    with _tracing:  # torch's tracer and exporter change functions that all threads use
+    """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows."""
+    with _tracing:  # torch's tracer and exporter patch functions that all threads use
         return _traced(model, example)
 
 
@@ -295,7 +295,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
 
 
 def _keep_from_layers(draft: Draft) -> None:
-    """Rename bare tensors that belong to a layer which also runs: a layer keeps its tensors to itself."""
+    """Rename bare tensors that belong to a layer that also runs: a layer does not share its tensors."""
     for index, node in enumerate(draft.nodes):
         group, _, leaf = node.target.rpartition(".")
         if node.op == "tensor" and group in draft.layers:
@@ -311,7 +311,7 @@ def _checks_default(user: fx.Node) -> bool:
 
 
 def _is_idle(step: fx.Node) -> bool:
-    """Whether a step is a stochastic depth, which does nothing in evaluation mode."""
+    """Whether a step is stochastic depth, which does nothing in evaluation mode."""
     training = step.args[3] if len(step.args) > 3 else step.kwargs.get("training", True)
     return getattr(step.target, "__name__", "") == "stochastic_depth" and training is False
 
@@ -339,7 +339,7 @@ def _function_node(
 
 
 def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A step's arguments; `same` says which steps only pass an earlier value on."""
+    """A step's arguments; `same` maps steps that only pass on an earlier value."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -364,7 +364,7 @@ def _representable(module: nn.Module) -> bool:
 
 
 def shared_layer(module: nn.Module) -> nn.Module:
-    """A plain copy of a layer, in evaluation mode, over the same numbers; hooks stay behind."""
+    """A plain copy of a layer, in evaluation mode, that shares its weights but not its hooks."""
     entry = find_type(module)
     assert entry is not None
     found = build_layer(entry.name, describe_layer(module))
@@ -375,7 +375,7 @@ def shared_layer(module: nn.Module) -> nn.Module:
 
 
 def _ordinary(value: Tensor) -> Tensor:
-    """The same numbers without a history; one made in inference mode is copied, since no gradient can pass it."""
+    """The same tensor without a history; an inference tensor is copied, since no gradient can pass through it."""
     return value.detach().clone() if value.is_inference() else value.detach()
 
 

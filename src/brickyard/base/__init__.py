@@ -1,4 +1,4 @@
-"""What every other package stands on, without torch: errors, messages, checks, options, records, class names."""
+"""Foundations of every other package, without torch: errors, messages, checks, options, records, class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of arguments, each with one clear error."""
+"""Argument checks, each with one clear error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brickyard.base._messages import brief, first_line, near
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Check a value against a `Literal`, or a tuple of texts.
+    """Check a value against a `Literal` or a tuple of strings.
 
     Raises:
         OptionError: It is not among the choices.
@@ -27,20 +27,20 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 
 def check_kind(name: str, value: object, kind: type, advice: str) -> None:
-    """Check that an argument is None or of a kind.
+    """Check that an argument is None or an instance of `kind`.
 
     Raises:
-        OptionError: It is of another.
+        OptionError: It has another type.
     """
     if value is not None and not isinstance(value, kind):
         raise OptionError("option-type", f"{name}={brief(value)} has type {type(value).__name__}; {advice}")
 
 
 def flag(name: str, value: Any) -> bool:
-    """A truth value, numpy's too, as a bool.
+    """Convert a boolean, including numpy's, to a bool.
 
     Raises:
-        OptionError: It is none.
+        OptionError: The value is not a boolean.
     """
     if type(value).__name__ not in ("bool", "bool_"):
         raise OptionError(
@@ -50,20 +50,20 @@ def flag(name: str, value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, numpy's too; truth values are none."""
+    """Whether a value is a real number, including numpy's; booleans are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, numpy's too; truth values are none."""
+    """Whether a value is an integer, including numpy's; booleans are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def whole(name: str, value: Any, least: int = 1, advice: str = "") -> int:
-    """A whole number, numpy's too, as an int.
+    """Convert an integer, including numpy's, to an int.
 
     Raises:
-        OptionError: It is none, or below `least`.
+        OptionError: The value is not an integer, or is below `least`.
     """
     if not is_whole(value) or value < least:
         raise OptionError(
@@ -73,10 +73,10 @@ def whole(name: str, value: Any, least: int = 1, advice: str = "") -> int:
 
 
 def seed_of(value: Any) -> int:
-    """A seed as an int.
+    """Convert a seed to an int.
 
     Raises:
-        OptionError: It is no whole number of 64 bits.
+        OptionError: It is not a 64-bit integer.
     """
     if not is_whole(value) or not -(1 << 63) <= value < 1 << 63:
         raise OptionError("option-range", f"seed must be a 64-bit integer such as 0, got {brief(value)}")
@@ -84,10 +84,10 @@ def seed_of(value: Any) -> int:
 
 
 def share_or_more(name: str, value: Any) -> float:
-    """A finite number of 0 or more.
+    """Check for a finite number of at least 0.
 
     Raises:
-        OptionError: It is none.
+        OptionError: The value is not one.
     """
     if not is_number(value) or not 0 <= value < math.inf:
         raise OptionError("option-range", f"{name} must be a finite number of 0 or more, got {brief(value)}")
@@ -95,10 +95,10 @@ def share_or_more(name: str, value: Any) -> float:
 
 
 def given_path(path: Any, what: str) -> Path:
-    """A path that a user gave.
+    """Convert a user's path to a `Path`.
 
     Raises:
-        FileError: It is neither text nor a path, or no file can have it.
+        FileError: It is neither a string nor a path, or no file can have it.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
         raise FileError(

@@ -1,4 +1,4 @@
-"""Names of classes, and the classes that a task names."""
+"""Class names, and the classes that a task names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from brickyard.base._messages import brief, near
 
 
 def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
-    """Classes from texts such as "0-2,7" or "cat,dog": names where they are names, else indices and ranges.
+    """Parse strings such as "0-2,7" or "cat,dog" to classes: by name where possible, otherwise by index and range.
 
     Raises:
-        TaskError: A range runs backwards, or beyond the classes.
+        TaskError: A range runs backwards or beyond the classes.
     """
     found: list[int | str] = []
     for text in texts:
@@ -46,10 +46,10 @@ def _is_number(text: str) -> bool:
 
 
 def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
-    """Indices of the classes that a task names, in its order.
+    """Return the indices of a task's classes, in the task's order.
 
     Raises:
-        TaskError: The task is empty, names an unknown class, or names one twice.
+        TaskError: The task is empty, or names a class that is unknown or repeated.
     """
     if isinstance(task, str) or is_whole(task):
         task = [task]

@@ -1,4 +1,4 @@
-"""The stable codes of errors: what each means. A code names the kind of problem, not the place."""
+"""The stable error codes and their meanings. A code names the kind of problem, not the place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One declaration of an option: name, type, bounds, default and one sentence of help.
+"""Declares each option once: name, type, bounds, default and one sentence of help.
 
-Options stand in a `TypedDict` (those of a verb) or a frozen dataclass (values such as a budget). All that asks for
-options reads them there: the verb's signature, checks and docstring, the command line, recipes, the workbench's form
-and the tables of the documentation.
+Options are declared in a `TypedDict` (those of a verb) or a frozen dataclass (values such as a budget). Everything that
+needs them reads them there: the verb's signature, checks and docstring, the command line, recipes, the workbench's form
+and the tables in the documentation.
 """
 
 from __future__ import annotations
@@ -29,14 +29,10 @@ REQUIRED: Any = inspect.Parameter.empty
 
 
 class Table(Mapping[str, str]):
-    """Names, each with one sentence of help, of what a module registers by a decorator.
+    """The names that a module registers with `@decorator("name", help="...")`, each with one sentence of help.
 
-    Such modules need torch, which help must not wait for: until one is imported, its decorators are read as text.
-
-    Args:
-        module: The module.
-        table: The name of its dictionary, whose values have an attribute `help`.
-        decorator: The name of its decorator: `@decorator("name", help="...")`.
+    Such modules import torch, which help should not wait for: until one is imported, its decorators are parsed from its
+    source. `table` is the name of the module's dictionary, whose values have an attribute `help`.
 
     Example:
         >>> from brickyard.base._declare import Table
@@ -75,21 +71,21 @@ class Table(Mapping[str, str]):
 
 @dataclass(frozen=True, kw_only=True)
 class Opt:
-    """What is known of an option.
+    """The declaration of one option.
 
     Attributes:
-        default: Its value where none is given; left out: it is required.
-        help: One sentence, a verb first where it can be.
+        default: Its default value; an option without one is required.
+        help: One sentence, starting with a verb if possible.
         unset: What None stands for.
-        inherits: What comes before the defaults of a value's own options: "the relevances', or ".
-        least: Its value is at least this; for numbers, `above`, `most` and `below` too.
+        inherits: Text before the defaults of a value's own options: "the relevances', or ".
+        least: Inclusive lower bound; numbers also have `above`, `most` and `below`.
         noun: What a number is: "a share ".
         owner: What messages put before the name: "budget".
         advice: The end of messages about its value.
-        choices: The names that may be given, where the type does not say; each with its help.
-        validate: A check in place of the usual one for the type: returns the value, or raises OptionError.
-        shell: The type that the command line and recipes take, where the verb takes more.
-        only: "python": the command line and recipes have other words for it; "shell": the workbench leaves it out.
+        choices: The names to choose from, each with its help, if the type does not list them.
+        validate: Replaces the type's usual check: returns the value or raises OptionError.
+        shell: The type that the command line and recipes accept, if the verb accepts more.
+        only: "python": the command line and recipes express it differently; "shell": the workbench leaves it out.
         name: Its name.
         kind: Its type, without None.
         optional: Whether it may be None.
@@ -116,14 +112,14 @@ class Opt:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The choices; none where it is no choice."""
+        """The choices; empty if the option is not a choice."""
         if self.choices is not None:
             return tuple(self.choices)
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property
     def plain(self) -> Any:
-        """The type of the value that one word of a shell or recipe gives; None where that is not possible."""
+        """The type of value that one word of a shell or recipe can express, or None."""
         kind = str if self.names else self.shell or self.kind
         return kind if kind in (bool, int, float, str, Path) and self.only != "python" else None
 
@@ -141,24 +137,24 @@ class Opt:
 
     @property
     def value(self) -> str:
-        """The default as text; empty where there is none to name."""
+        """The default as text; empty if there is none to name."""
         if self.default in (None, REQUIRED, ()):
             return ""
         return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default}"
 
     @property
     def bounds(self) -> dict[str, Any]:
-        """The bounds by the names that pydantic has for them."""
+        """The bounds under pydantic's names."""
         found = {"ge": self.least, "gt": self.above, "le": self.most, "lt": self.below}
         return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 
     @property
     def shell_bounds(self) -> dict[str, Any]:
-        """The bounds by the names that typer has for them."""
+        """The bounds under typer's names."""
         return {{"ge": "min", "le": "max"}.get(name, ""): bound for name, bound in self.bounds.items()}
 
     def check(self, value: Any) -> Any:
-        """The value, as the type wants it.
+        """Check a value and convert it to its type.
 
         Raises:
             OptionError: It cannot be used.
@@ -192,12 +188,12 @@ class Opt:
 
 
 def opt(default: Any, **known: Any) -> Any:
-    """A field of a dataclass that is an option: the value is checked by `check_fields`."""
+    """Declare an option as a dataclass field, whose value `check_fields` checks."""
     return field(default=default, metadata={"opt": Opt(default=default, **known)})
 
 
 def declared(holder: Any) -> dict[str, Opt]:
-    """The options that a `TypedDict` or a dataclass declares, by name and in order.
+    """List the options that a `TypedDict` or a dataclass declares, by name and in order.
 
     Example:
         >>> from brickyard.base._declare import declared
@@ -220,26 +216,26 @@ def declared(holder: Any) -> dict[str, Opt]:
 
 
 def check_fields(value: Any) -> None:
-    """Check the fields of a frozen dataclass, and bring them to their types.
+    """Check the fields of a frozen dataclass, and convert them to their types.
 
     Raises:
-        OptionError: One cannot be used.
+        OptionError: A value cannot be used.
     """
     for name, option in declared(type(value)).items():
         object.__setattr__(value, name, option.check(getattr(value, name)))
 
 
 def checked(holder: Any, given: Mapping[str, Any], call: str, *, more: bool = False) -> dict[str, Any]:
-    """Every option of a verb: what is given, checked, and defaults.
+    """Check a verb's given options and fill in the defaults.
 
     Args:
-        holder: Where they are declared.
+        holder: The class that declares them.
         given: Values by name.
         call: The verb's name, for messages.
-        more: Whether other names are passed on as they are.
+        more: Whether to pass other names through unchanged.
 
     Raises:
-        TypeError: One is missing, or not known.
+        TypeError: An option is missing or unknown.
         OptionError: A value cannot be used.
     """
     known = declared(holder)
@@ -254,11 +250,11 @@ def checked(holder: Any, given: Mapping[str, Any], call: str, *, more: bool = Fa
 
 
 def verb(holder: Any, *, more: bool = False) -> Callable[[Callable[P, ResultT]], Callable[P, ResultT]]:
-    """Make `**options` of a function those that a `TypedDict` declares: checked, with defaults, and documented.
+    """Make a function's `**options` those that a `TypedDict` declares: checked, with defaults, and documented.
 
     Args:
-        holder: Where they are declared.
-        more: Whether the function takes other names too.
+        holder: The class that declares them.
+        more: Whether the function accepts other names too.
     """
 
     def wrap(call: Callable[P, ResultT]) -> Callable[P, ResultT]:
@@ -281,7 +277,6 @@ def verb(holder: Any, *, more: bool = False) -> Callable[[Callable[P, ResultT]],
 
 
 def _parameters(holder: Any) -> list[inspect.Parameter]:
-    """Options as keyword-only parameters."""
     return [
         inspect.Parameter(
             name,
@@ -294,7 +289,7 @@ def _parameters(holder: Any) -> list[inspect.Parameter]:
 
 
 def _documented(text: str, holder: Any) -> str:
-    """A docstring with a line for each option at the end of its arguments."""
+    """Add a line for each option to the end of a docstring's arguments."""
     lines = text.split("\n")
     if "Args:" not in lines:
         return text
@@ -306,12 +301,12 @@ def _documented(text: str, holder: Any) -> str:
 
 
 def flat(holder: Any, *names: str) -> dict[str, Opt]:
-    """The options that shells and recipes ask for word by word: those of values, such as a budget's, one by one.
+    """List the options that shells and recipes ask for word by word, with values such as a budget split up.
 
-    A value's options may be left out, so that what is not given stays as it is.
+    A value's options may be omitted, so that whatever is not given stays unchanged.
 
     Args:
-        holder: Where they are declared.
+        holder: The class that declares them.
         names: Only these; default: all.
     """
     found: dict[str, Opt] = {}
@@ -329,12 +324,12 @@ def flat(holder: Any, *names: str) -> dict[str, Opt]:
 
 
 def gathered(holder: Any, given: Mapping[str, Any], **base: Any) -> dict[str, Any]:
-    """Options of a verb from words: the reverse of `flat`; None stands for what is not given.
+    """Assemble a verb's options from words: the reverse of `flat`; None stands for a word that was not given.
 
     Args:
-        holder: Where they are declared.
-        given: What was given, by name; other names are left out.
-        base: Values that what is given changes a part of, by name.
+        holder: The class that declares them.
+        given: The given words by name; other names are ignored.
+        base: Values, by name, that the words change in part.
     """
     found: dict[str, Any] = {}
     for name, option in declared(holder).items():

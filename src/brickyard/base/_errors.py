@@ -1,4 +1,4 @@
-"""Every error that Brickyard raises on purpose: one base class, few subclasses, and a stable code for each kind.
+"""Every error that Brickyard raises on purpose: one base class, few subclasses, and a stable code per kind.
 
 A message has three parts, in this order: what was asked, what was found, and what to do next.
 """
@@ -31,7 +31,7 @@ class BrickyardError(Exception):
 
 
 class OptionError(BrickyardError):
-    """An option has a value that cannot be used."""
+    """An option's value cannot be used."""
 
 
 class TraceError(BrickyardError):
@@ -39,11 +39,11 @@ class TraceError(BrickyardError):
 
 
 class TaskError(BrickyardError):
-    """A task names classes that are missing, repeated, or none at all."""
+    """A task is empty, or names classes that are missing or repeated."""
 
 
 class DataError(BrickyardError):
-    """Images or labels do not fit what they are used for."""
+    """Images or labels do not fit their purpose."""
 
 
 class SurgeryError(BrickyardError):
@@ -55,9 +55,9 @@ class FileError(BrickyardError):
 
 
 class ProcessError(BrickyardError):
-    """One of several processes on a job has stopped."""
+    """One of several cooperating processes has stopped."""
 
 
 def reading_code(error: Exception) -> str:
-    """The code of a failure to read: whether the file is missing, or there and unreadable."""
+    """The code of a failed read, depending on whether the file is missing or unreadable."""
     return "file-missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else "file-unreadable"

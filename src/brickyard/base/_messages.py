@@ -1,4 +1,4 @@
-"""Messages for people: safe, short, with a hint to the nearest known word."""
+"""Messages for people: safe and short, with a hint at the nearest known word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error of another library says, in one line for a message of ours; its kind where it says nothing.
+    r"""Reduce another library's error to one line for a message of ours; its type's name if it has no text.
 
     Example:
         >>> from brickyard.base._errors import first_line
@@ -21,10 +21,10 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(text: str, keep: str = "\n\t") -> str:
-    r"""A text of which nothing is obeyed where it is shown: characters that are not printable become escapes.
+    r"""Make a text safe to display: characters that are not printable become escapes.
 
-    Those are control characters, which terminals take for commands, marks that turn the direction of writing, and
-    halves of characters, as names of files may have them.
+    These are control characters, which terminals take for commands, marks that change the direction of writing, and
+    halves of surrogate pairs, which file names may contain.
 
     Args:
         text: The text.
@@ -43,7 +43,7 @@ def shown(text: str, keep: str = "\n\t") -> str:
 
 
 def told(value: object, most: int = 400) -> str:
-    r"""Foreign text for a message of ours: one line in which nothing is obeyed, and not a long one.
+    r"""Shorten foreign text to one safe line for a message of ours.
 
     Example:
         >>> from brickyard.base._errors import told
@@ -55,16 +55,16 @@ def told(value: object, most: int = 400) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-MOST_WORD = 100  # longer names are not compared
+MOST_WORD = 100  # longest name to compare
 
 
 def writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
+    """Whether a text can be encoded as UTF-8: half a surrogate pair cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def near(word: str, known: Sequence[str]) -> str:
-    """A hint ("; did you mean ...?") for a word that is like a known one, or "".
+    """Return a hint ("; did you mean ...?") for a word that resembles a known one, or "".
 
     Example:
         >>> from brickyard.base._options import near
@@ -78,19 +78,19 @@ def near(word: str, known: Sequence[str]) -> str:
 
 
 def brief(value: object, most: int = 60) -> str:
-    """A value in a message: its beginning, in one line."""
+    """The beginning of a value, in one line, for a message."""
     text = shown(" ".join(repr(value).split()), keep="")
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def tidy(text: str, most: int = 60) -> str:
-    """A name from outside as one short line: no control or direction characters, an ellipsis where it is cut."""
+    """Shorten a foreign name to one line: no control or direction characters, an ellipsis where it is cut."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def nearest(word: str, known: Any) -> str:
-    """The end of a message about a word that is not known: what may have been meant, and what there is."""
+    """The end of a message about an unknown word: what may have been meant, and what exists."""
     choices = [str(item) for item in known]
     close = difflib.get_close_matches(word, choices, 1, 0.5)
     if close:

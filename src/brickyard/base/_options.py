@@ -1,6 +1,6 @@
-"""All options of the verbs, each declared once.
+"""Declares every option of the verbs, each once.
 
-A new option is one entry here: see `brickyard.base._declare` for what reads it.
+A new option is one entry here; see `brickyard.base._declare` for what reads it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Thresholds:
     """Thresholds for locating components; the defaults are the paper's.
 
     Attributes:
-        alpha: In convolutions, contributions above this relative value count.
-        beta: In convolutions, input channels with a share of counts above this are relevant.
+        alpha: For convolutions, relative contributions above this count.
+        beta: For convolutions, input channels with a share of counts above this are relevant.
         linear_alpha: `alpha` for linear layers.
         linear_beta: `beta` for linear layers.
 
@@ -66,11 +66,11 @@ class Thresholds:
         check_fields(self)
 
     def as_dict(self) -> dict[str, float]:
-        """Names and values."""
+        """Return the thresholds by name."""
         return dict(vars(self))
 
     def of(self, linear: bool) -> tuple[float, float]:
-        """(alpha, beta) for a linear layer or a convolution."""
+        """Return (alpha, beta) for a linear layer or a convolution."""
         return (self.linear_alpha, self.linear_beta) if linear else (self.alpha, self.beta)
 
 
@@ -86,13 +86,13 @@ class Budget:
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
-        allocation: How to divide it among the axes. "global": rank the channels of all axes together; "uniform": keep
-            about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
+        allocation: How to divide the budget among the axes. "global": rank the channels of all axes together;
+            "uniform": keep about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
         round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
-            or more (and slow on some other counts); 1 keeps what is most relevant to the channel.
+            or more (and slow on some other counts); 1 keeps exactly the most relevant channels.
 
     Raises:
-        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of its range.
+        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of range.
 
     Example:
         >>> from brickyard import Budget
@@ -122,12 +122,12 @@ class Budget:
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:
-        """What is limited."""
+        """The limited resource."""
         return "flops" if self.flops is not None else "parameters"
 
     @property
     def share(self) -> float:
-        """How much of it may be left."""
+        """The largest share that may remain."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
 
     @property
@@ -136,7 +136,7 @@ class Budget:
         return self.allocation == "uniform" or (self.allocation == "auto" and self.resource == "flops")
 
     def record(self, select: str) -> dict[str, Any]:
-        """What a manifest says of it, and of what channels were ranked by."""
+        """Return the manifest's entry, including the ranking criterion."""
         rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
         return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded}
 
@@ -146,21 +146,21 @@ LR = {"sgd": 0.01, "adamw": 3e-4}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Settings for training a network.
+    """How to train a network.
 
     Attributes:
-        epochs: Maximum number of epochs.
+        epochs: Maximum number of passes over the images.
         optimizer: "sgd" (momentum 0.9, Nesterov) or "adamw".
-        lr: Peak learning rate; None: 0.01 for sgd, 3e-4 for adamw. It rises over the warm-up and falls to
+        lr: Peak learning rate; None: 0.01 for sgd, 3e-4 for adamw. The rate rises during warm-up, then falls to
             almost zero along a cosine.
-        warmup: Share of the steps used for warm-up, in [0, 1).
-        weight_decay: Weight decay, multiplied by the learning rate at each step.
+        warmup: Share of the steps spent on warm-up, in [0, 1).
+        weight_decay: Decay of the weights per step, times the rate.
         batch_size: Images per step.
-        patience: Stop after this many consecutive epochs without a better validation score; None: never.
+        patience: Stop after this many epochs in a row without a better score on the validation images; None: never.
         augment: Shift every image by up to an eighth of its size, and mirror half of them.
-        norms: "frozen": batch norms keep their means and variances. "trained": these are updated.
+        norms: "frozen": batch norms keep their means and variances. "trained": they follow the images.
         precision: "full"; "bfloat16" or "float16": mixed precision if the device has it; "auto": bfloat16 on a GPU.
-        seed: Random seed for data order, augmentation and dropout.
+        seed: Seed of order, augmentation and dropout.
 
     Raises:
         OptionError: A value cannot be used.
@@ -200,13 +200,13 @@ _USUAL: dict[str, Any] = {"owner": "distillation", "advice": "4, 0.5 and 0 are u
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Weighting of the teacher in distillation (Hinton et al., 2015, arXiv 1503.02531).
+    """How strongly a student follows its teacher (Hinton et al., 2015, arXiv 1503.02531).
 
     Attributes:
-        temperature: Divisor of both models' logits before the softmax.
-        weight: Share of the teacher in the loss, in [0, 1]; the labels have the rest.
+        temperature: Divisor of both sides' logits before they are compared as probabilities.
+        weight: The teacher's share of the loss, in [0, 1]; the labels have the rest.
         features: Weight of the features' mean squared error, in units of the teacher's variance; only between a
-            source and its component, where the channels of one are known to be channels of the other.
+            source and its component, whose channels are known to correspond.
 
     Raises:
         OptionError: A value cannot be used.

@@ -1,7 +1,7 @@
-"""Frozen values that say what a component or an assembly is and where it came from; JSON to and from.
+"""Frozen values that say what a component or an assembly is and where it came from, with conversion to and from JSON.
 
-Nothing here knows `torch`: a manifest is plain data, validated when it is made, and the JSON Schema that
-`docs/` publishes is generated from these classes.
+Nothing here depends on `torch`: a manifest is plain data, validated on creation, and the JSON Schema published in
+`docs/` is generated from these classes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
 
 
 class Frozen(BaseModel):
-    """A value: frozen, strict about unknown keys, finite numbers only."""
+    """A frozen value that rejects unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _UnusableError(OptionError, ValueError):
-    """Values that cannot be used: an `OptionError` for whoever gave them, a problem of validation within a file."""
+    """Unusable values: an `OptionError` for direct callers, a validation problem within a file."""
 
 
 class Preprocessing(Frozen):
-    """What happens to raw images before a network sees them.
+    """How to turn raw images into a network's input.
 
     Raw images are uint8 in 0..255 or floating point in [0, 1], of shape (batch, channels, height, width).
-    They are scaled to [0, 1], brought to `channels` and `size`, then `(x - mean) / std` a channel. The
-    default changes nothing, so that a network without preprocessing takes what its source took.
+    They are scaled to [0, 1], converted to `channels` and `size`, then normalised as `(x - mean) / std` per channel.
+    The default changes nothing, so a network without preprocessing takes the same input as its source.
 
     Attributes:
-        size: Height and width that the network wants, or None to leave the size alone.
-        fit: How an image comes to `size`: "resize" (bilinear, antialiased) or "pad" (zeros around a
+        size: Height and width of the network's input, or None to keep the size.
+        fit: How an image is brought to `size`: "resize" (bilinear, antialiased) or "pad" (zeros around a
             smaller image; a larger one is resized).
-        channels: 1 or 3, or None to leave the channels alone. Grey becomes colour by repetition, colour
-            becomes grey by the luma weights of ITU-R BT.601.
-        mean: Mean a channel, in [0, 1] units, or None for no normalisation.
-        std: Standard deviation a channel, in [0, 1] units; needs `mean`.
+        channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
+            the luma weights of ITU-R BT.601.
+        mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
+        std: Per-channel standard deviation, in [0, 1] units; needs `mean`.
 
     Example:
         >>> from brickyard import Preprocessing
@@ -89,7 +89,7 @@ class Preprocessing(Frozen):
 
 
 class NodeSpec(Frozen):
-    """One step of a network: `op` says which table `target` is looked up in.
+    """One step of a network; `op` determines the table in which `target` is looked up.
 
     `args` and `kwargs` are JSON, with `{"node": NAME}` for the value of an earlier step,
     `{"slice": [a, b, c]}`, `{"tuple": [...]}`, `{"ellipsis": true}` and `{"dtype": NAME}`.
@@ -170,7 +170,7 @@ _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global
 
 
 def _renamed(budget: Any) -> Any:
-    """A budget in the words of now: files that earlier versions wrote have others."""
+    """Translate a budget from files of earlier versions to today's names."""
     if not isinstance(budget, dict) or not {"spread", "multiple"} & budget.keys():
         return budget
     return {_RENAMED.get(key, key): _RENAMED.get(str(value), value) for key, value in budget.items()}
@@ -186,9 +186,9 @@ class SelectionRecord(Frozen):
 
 
 class HealRecord(Frozen):
-    """How the component was repaired, and what was seen on the way.
+    """How the component was repaired, with notes.
 
-    `copies` says how many times the images were used, themselves included: further times they were shifted.
+    `copies` is how many times the images were used, including the originals; the other copies were shifted.
     """
 
     method: Literal["none", "moments", "refit"]
@@ -200,10 +200,10 @@ class HealRecord(Frozen):
 
 
 class TuneRecord(Frozen):
-    """How it was trained after it was made.
+    """How a model was trained after it was made.
 
-    `best` is the pass whose numbers it has, 0 being what it was before. `scores` are the mean over classes of the share
-    of validation images that were answered right, before the first pass and after each; empty without such images.
+    `best` is the epoch whose weights it has; 0 means before training. `scores` are the validation accuracies, averaged
+    over classes, before the first epoch and after each; empty without validation images.
     """
 
     images: Count
@@ -219,7 +219,7 @@ class TuneRecord(Frozen):
 
 
 class FamiliarityRecord(Frozen):
-    """Shape of what is known of a component's features; the numbers are tensors in the file."""
+    """Shape of a component's feature statistics; their values are tensors in the file."""
 
     classes: Annotated[int, Field(ge=1, le=1 << 20)]
     size: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -227,10 +227,10 @@ class FamiliarityRecord(Frozen):
 
 
 class Statistics(Frozen):
-    """What scaling may use later, measured on the component's own training images.
+    """Statistics for later scaling, measured on the component's own training images.
 
-    All lists have one entry a class of the task. `winning_logit` is None where no image of the class was
-    answered correctly. `margin` is the mean difference between the highest and the next logit.
+    All lists have one entry per class of the task. `winning_logit` is None if no image of the class was answered
+    correctly. `margin` is the mean difference between the highest and the next logit.
     """
 
     images: tuple[Count, ...]
@@ -243,7 +243,7 @@ class Statistics(Frozen):
 
 
 class Versions(Frozen):
-    """What made the file."""
+    """The versions that made the file."""
 
     brickyard: str
     torch: str
@@ -286,17 +286,17 @@ class ComponentManifest(Frozen):
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
-        """Itself, as an assembly has the manifests of its parts."""
+        """This manifest alone, matching an assembly's `parts`."""
         return (self,)
 
     @property
     def width(self) -> int:
-        """How many outputs the network itself has, before task and reject are taken from them."""
+        """The network's own number of outputs, before task and reject are selected from them."""
         return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """For each class of the source the component's class, or -1; in a tuple, as an assembly has one a part."""
+        """For each class of the source, the component's class or -1; in a tuple of one, matching an assembly's."""
         place = {k: index for index, k in enumerate(self.task)}
         return (tuple(place.get(k, -1) for k in range(len(self.source.classes))),)
 
@@ -304,7 +304,7 @@ class ComponentManifest(Frozen):
 class ScalingRecord(Frozen):
     """How the parts' logits were made comparable.
 
-    `gate` says that each part's classes also gain or lose by how its features look.
+    `gate` means that each part's classes also gain or lose by how familiar its features look.
     """
 
     name: Name
@@ -318,10 +318,10 @@ class ScalingRecord(Frozen):
 class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
-    `votes` says, for each part, on which further classes of its source it votes, since other parts contribute them.
-    `left_out` says, for each part, which classes of its task were removed: they are not used, the part is as it was.
-    `members` says, for each class, which of the parts' logits it is made of (their places side by side; each part's
-    task, then its votes).
+    `votes` lists, for each part, the further classes of its source that it votes on, as other parts contribute them.
+    `left_out` lists, for each part, the classes of its task that are not used; the part itself is unchanged.
+    `members` lists, for each class, the parts' logits that form it (as indices into all logits side by side: each
+    part's task, then its votes).
     """
 
     kind: Literal["assembly"] = "assembly"
@@ -365,7 +365,7 @@ class AssemblyManifest(Frozen):
 
     @property
     def outputs(self) -> str:
-        """The kind of answer, which all parts give."""
+        """The kind of outputs that all parts share."""
         return self.parts[0].outputs
 
     @property
@@ -375,7 +375,7 @@ class AssemblyManifest(Frozen):
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
-        """For each part and class of its source the assembly's class that it is, or -1."""
+        """For each part and class of its source, the corresponding class of the assembly, or -1."""
         class_of = {place: k for k, member in enumerate(self.members) for place in member}
         found, offset = [], 0
         for part, task, columns in zip(self.parts, self.tasks, self.columns, strict=True):
@@ -392,13 +392,13 @@ class AssemblyManifest(Frozen):
 
     @property
     def columns(self) -> tuple[tuple[int, ...], ...]:
-        """For each part, the classes of its source whose logits are used: of its task, then its votes."""
+        """For each part, the classes of its source whose logits are used: its task's, then its votes."""
         votes = self.votes or ((),) * len(self.parts)
         return tuple(task + own for task, own in zip(self.tasks, votes, strict=True))
 
     @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
-        """For each class, the parts whose task it is."""
+        """For each class, the parts whose task includes it."""
         tasks = self.tasks
         owner = [
             part if place < len(tasks[part]) else None
@@ -409,7 +409,7 @@ class AssemblyManifest(Frozen):
 
 
 class ComponentFile(Frozen):
-    """The JSON text of a component's file, beside its format version."""
+    """The JSON text of a component file, beside its format version."""
 
     manifest: ComponentManifest
     network: NetworkSpec
@@ -417,7 +417,7 @@ class ComponentFile(Frozen):
 
 
 class AssemblyFile(Frozen):
-    """The JSON text of an assembly's file, beside its format version."""
+    """The JSON text of an assembly file, beside its format version."""
 
     manifest: AssemblyManifest
     networks: tuple[NetworkSpec, ...]
@@ -425,7 +425,7 @@ class AssemblyFile(Frozen):
 
 
 class RelevanceFile(Frozen):
-    """The JSON text of a file of relevances, beside its format version."""
+    """The JSON text of a relevance file, beside its format version."""
 
     kind: Literal["relevance"] = "relevance"
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -443,10 +443,10 @@ class RelevanceFile(Frozen):
 
 
 def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
-    """Read `value` as a `kind`, or say what is wrong with it.
+    """Validate `value` as a `kind`.
 
     Raises:
-        FileError: The value does not fit; the message names the first problem and where it is.
+        FileError: The value is invalid; the message names the first problem and where it is.
     """
     try:
         return kind.model_validate(value)
@@ -457,7 +457,7 @@ def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation error, with its place."""
+    """Describe the first problem of a validation error, with its place."""
     problem = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -465,7 +465,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def file_schema() -> dict[str, Any]:
-    """The JSON Schema of the text in a file: of a component, an assembly, or relevances."""
+    """Return the JSON Schema of a file's text, whether it holds a component, an assembly, or relevances."""
     from pydantic import TypeAdapter
 
     kinds = (ComponentFile, AssemblyFile, RelevanceFile)

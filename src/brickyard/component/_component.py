@@ -1,4 +1,4 @@
-"""A component: a small network for one task, with its manifest."""
+"""Components: small networks for one task, each with a manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError
@@ -24,52 +24,23 @@ from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.storage._safefile import write
 
 
-class Component(Predictor):
-    """A working model for one task, cut from one source.
-
-    It is an ordinary module: it trains, moves between devices, compiles and exports. It takes what its source
-    took, after preprocessing: `component(component.preprocess(images))`.
+class Cut(nn.Module):
+    """What components of all kinds of networks share: a network whose outputs are those of a task.
 
     Attributes:
         network: The cut network.
         manifest: What it is and where it came from.
         outputs: What its outputs mean.
-        skeleton: The source's network as data, without numbers, or None where it has no form as data.
-        familiarity: How far an image is from those that the component was made for, or None where it was cut
-            without labelled images.
-        reads_at: The step of the network whose input its features are.
-
-    Shapes:
-        (batch, channels, height, width) -> (batch, classes of the task), and one more output with reject.
-
-    Example:
-        >>> import brickyard as by, torch
-        >>> from brickyard.testing import chain
-        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
-        >>> source = chain()
-        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
-        >>> component.classes, component(data[0]).shape
-        (('1', '3'), torch.Size([8, 2]))
     """
 
     _task: Tensor
     _others: Tensor
 
-    def __init__(
-        self,
-        network: Network,
-        manifest: ComponentManifest,
-        skeleton: NetworkSpec | None = None,
-        familiarity: Familiarity | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, manifest: ComponentManifest) -> None:
         super().__init__()
         self.network = network
         self.manifest = manifest
-        self.skeleton = skeleton
-        self.familiarity = familiarity
-        size = None if familiarity is None else familiarity.mean.shape[1]
         self.outputs = find_outputs(manifest.outputs)
-        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
         self._select = manifest.reject or manifest.output_axis is None
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
@@ -82,19 +53,6 @@ class Component(Predictor):
         """Names of the classes, one an output."""
         return self.manifest.classes
 
-    @property
-    def reject(self) -> bool:
-        """Whether a last output stands for the source's other classes."""
-        return self.manifest.reject
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the task's classes for preprocessed images."""
-        return self.head(self.network(x))
-
-    def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For preprocessed images the features, the values that they are averages of, and the network's output."""
-        return observe(self.network, self.reads_at, x)
-
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
         return self.of_source(logits) if self._select else logits
@@ -103,28 +61,86 @@ class Component(Predictor):
         """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
         return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
 
+    def __str__(self) -> str:
+        return describe(self.manifest)
+
+
+class Component(Cut, Predictor):
+    """A working model for one task, cut from one source.
+
+    A component is an ordinary module: you can train it, move it between devices, compile it and export it. It takes the
+    same input as its source, after preprocessing: `component(component.preprocess(images))`.
+
+    Attributes:
+        skeleton: The source's network as data, without numbers, or None where it has no form as data.
+        familiarity: How far an image is from those that the component was made for, or None where it was cut
+            without labelled images.
+        reads_at: The step of the network whose input its features are.
+
+    Shapes:
+        (batch, channels, height, width) -> (batch, classes of the task), plus one output with reject.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+        >>> source = chain()
+        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
+        >>> component.classes, component(data[0]).shape
+        (('1', '3'), torch.Size([8, 2]))
+    """
+
+    network: Network
+
+    def __init__(
+        self,
+        network: Network,
+        manifest: ComponentManifest,
+        skeleton: NetworkSpec | None = None,
+        familiarity: Familiarity | None = None,
+    ) -> None:
+        super().__init__(network, manifest)
+        self.skeleton = skeleton
+        self.familiarity = familiarity
+        size = None if familiarity is None else familiarity.mean.shape[1]
+        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
+        self.eval()
+
+    @property
+    def reject(self) -> bool:
+        """Whether a last output stands for the source's other classes."""
+        return self.manifest.reject
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the task's classes for preprocessed images."""
+        return self.head(self.network(x))
+
+    def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features of preprocessed images, the values they are averages of, and the network's output."""
+        return observe(self.network, self.reads_at, x)
+
     def preprocess(self, images: Tensor) -> Tensor:
-        """Raw images, uint8 or in [0, 1] -> what the component takes."""
+        """Turn raw images, uint8 or in [0, 1], into the component's input."""
         return preprocess(images, self.manifest.preprocessing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Raw images, uint8 or in [0, 1] -> logits of the task's classes."""
+        """Return the logits of the task's classes for raw images, uint8 or in [0, 1]."""
         like = kind(self)
         return self.forward(self.preprocess(images).to(like.device, like.dtype))
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
-        """The same component with measured scores in its manifest."""
+        """Return the same component with measured scores in its manifest."""
         return self.with_manifest(scores=scores)
 
     def with_manifest(self, **changes: Any) -> Component:
-        """The same component with other entries in its manifest."""
+        """Return the same component with changed manifest entries."""
         return Component(self.network, self.manifest.model_copy(update=changes), self.skeleton, self.familiarity)
 
     def fused(self) -> Component:
-        """The same component for inference: fewer steps, and numbers laid out in memory as they run fastest here.
+        """Return the same component for inference, with fewer steps and the fastest memory layout for this machine.
 
-        Batch norm is folded into the layer before it, so that outputs agree to rounding. A fused component is no
-        longer a cut of its source: it joins others in parallel form only. Files keep what is fused, not the layout.
+        Batch norm is folded into the layer before it, so outputs agree up to rounding. A fused component is no longer a
+        cut of its source: it joins others only in parallel form. Saved files keep the fusion, but not the layout.
 
         Example:
             >>> import brickyard as by, torch
@@ -143,20 +159,16 @@ class Component(Predictor):
         """Write the component to one safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written, or the network has operations
+            FileError: The file exists and `overwrite` is false, it cannot be written, or the network has operations
                 without a form as data.
         """
         return save_component(self, given_path(path, "the file to write"), overwrite=overwrite)
-
-    def __str__(self) -> str:
-        return describe(self.manifest)
 
 
 # -- writing -----------------------------------------------------------------------------------------------
 
 
 def save_component(component: Component, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a component. See `Component.save`."""
     text = ComponentFile(manifest=component.manifest, network=component.network.to_spec(), skeleton=component.skeleton)
     tensors = tensors_of(component.network, "network.") | tensors_of(component.familiarity, "familiarity.")
     return write(path, tensors, text.model_dump(mode="json"), overwrite)
@@ -174,7 +186,7 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def check_input(manifest: ComponentManifest) -> None:
-    """Refuse a preprocessing whose images are not those that the network takes."""
+    """Reject preprocessing whose result does not match the network's input."""
     how, (channels, *size) = manifest.preprocessing, manifest.input_shape
     if how.size is not None and list(how.size) != size:
         raise FileError(

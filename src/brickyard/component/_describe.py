@@ -1,4 +1,4 @@
-"""A component's manifest as text."""
+"""Text for a component's manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from brickyard.base._records import ComponentManifest, TuneRecord
 
 
 def describe(manifest: ComponentManifest) -> str:
-    """A component's manifest as a short report."""
+    """Summarise a component's manifest as a short report."""
     source, chosen = manifest.source, manifest.selection
     lines = [
         f"component of {source.name} ({len(source.classes)} classes)",
@@ -28,14 +28,12 @@ def describe(manifest: ComponentManifest) -> str:
 
 
 def kept_text(manifest: ComponentManifest) -> str:
-    """How many channels are left, and on how many axes."""
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)
     return f"{kept:,} of {size:,} channels on {len(cut)} of {len(manifest.axes)} axes" if cut else "every channel"
 
 
 def selection_text(manifest: ComponentManifest) -> str:
-    """What channels were chosen by."""
     chosen = manifest.selection
     if chosen.budget is not None:
         return f"budget, {chosen.budget}"
@@ -53,14 +51,14 @@ def _heal(manifest: ComponentManifest) -> str:
 
 
 def tuned_text(tuned: TuneRecord) -> str:
-    """How a component or an assembly was trained after it was made."""
+    """Say how a component or an assembly was trained after it was made."""
     taught = f", taught by {tuned.teacher}" if tuned.teacher else ""
     kept = f", those of pass {tuned.best} kept" if tuned.best != tuned.epochs else ""
     return f"{tuned.epochs} passes over {tuned.images:,} images, {tuned.optimizer} {tuned.lr:g}{taught}{kept}"
 
 
 def share_text(part: int, whole: int) -> str:
-    """A share in percent, or a dash where there is no whole."""
+    """Format a share in percent, or as a dash if the whole is zero."""
     return f"{part / whole:.1%}" if whole else "-"
 
 

@@ -1,11 +1,11 @@
-"""Cut a component out of a source."""
+"""Cutting a component out of a source."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard._version import __version__
-from brickyard.axes._graph import Graph
+from brickyard.axes._graph import Axes, Graph
 from brickyard.base._classes import resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, FileError, OptionError, TaskError
@@ -36,25 +36,25 @@ from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
 from brickyard.outputs._outputs import find_outputs
-from brickyard.relevance._relevance import Relevance
+from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._isolation import steady
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.selection._thresholds import by_thresholds
-from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._cost import CostModel, Costs, keep_mask
 from brickyard.surgery._join import cut
 
 
 @steady
 @verb(DisassembleOptions)
 def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[DisassembleOptions]) -> Component:
-    """Cut out of a source the part that a task needs, as a small working model.
+    """Cut the part of a source that a task needs into a small working model.
 
     Args:
-        model: The source that the relevances were located on; it comes back untouched.
-        relevance: What `locate` returned.
+        model: The source on which the relevances were located; it is left unchanged.
+        relevance: The result of `locate`.
 
     Returns:
-        The component, in evaluation mode, with a manifest of where it came from.
+        The component, in evaluation mode, with a manifest that records where it came from.
 
     Raises:
         TaskError: The task is empty, or names a class that is unknown or was not located.
@@ -72,42 +72,110 @@ def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[Disass
     """
     job = _job(model, relevance, options)
     keep, notes = _choose(job)
-    network = cut(job.graph, keep)
+    network = cut(job.choice.graph, keep)
     healed = _heal(job, keep, network, notes)
     _narrow(network, weights_like(model).dtype)
     return _describe(job, keep, network, healed)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What one call needs.
+class Choice:
+    """What is to be cut from a source of any kind.
 
     Attributes:
-        graph: The source's graph.
+        graph: The source's axes.
         relevance: What was located, with the thresholds to use.
         options: All options.
         task: The task's classes.
         outputs: The class outputs to keep: with a reject output, all.
+    """
+
+    graph: Any
+    relevance: Any
+    options: Any
+    task: list[int]
+    outputs: list[int]
+
+    @classmethod
+    def of(cls, relevance: Relevances, options: Any, graph: Callable[[], Axes]) -> Choice:
+        """Check what was asked for.
+
+        Raises:
+            BrickyardError: It does not fit together.
+        """
+        thresholds, budget = options["thresholds"], options["budget"]
+        if thresholds is not None and budget is not None:
+            raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
+        task = _task(options["task"], relevance, options["reject"])
+        axes = graph()
+        if budget is None:
+            relevance = relevance.with_thresholds(thresholds or relevance.thresholds, axes)
+        outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
+        return cls(axes, relevance, options, task, outputs)
+
+    def manifest(self, keep: Mapping[str, Tensor], costs: Costs, heal: HealRecord) -> ComponentManifest:
+        """What the component is and where it came from."""
+        relevance, budget, everything = self.relevance, self.options["budget"], self.graph.everything()
+        part = costs(keep_mask(self.graph, keep))
+        return ComponentManifest(
+            classes=tuple(relevance.classes[k] for k in self.task),
+            task=tuple(self.task),
+            reject=self.options["reject"],
+            preprocessing=relevance.preprocessing,
+            input_shape=self.graph.input_shape,
+            source=SourceRecord(
+                name=relevance.source_name,
+                sha256=relevance.source_sha256,
+                classes=relevance.classes,
+                parameters=costs.whole.parameters,
+                flops=costs.whole.flops,
+            ),
+            axes={
+                axis.name: AxisRecord(
+                    size=axis.size,
+                    kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()),
+                    pinned=bool(axis.pinned),
+                )
+                for axis in self.graph.axes
+            },
+            output_axis=self.graph.output.name if self.graph.output is not None else None,
+            pinned=self.graph.pinned(),
+            located=relevance.record,
+            selection=SelectionRecord(
+                thresholds=relevance.thresholds.as_dict() if budget is None else None,
+                budget=None if budget is None else budget.record(self.options["select"]),
+                parameters=part.parameters,
+                flops=part.flops,
+            ),
+            heal=heal,
+            outputs=relevance.outputs,
+            versions=made_with(),
+            created=today(),
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The inputs of one call.
+
+    Attributes:
+        choice: What is to be cut.
         pool: Images of the task, where there are any.
         batches: Those that are used, preprocessed, and shifted copies.
         copies: How many times each image is among them.
     """
 
-    graph: Graph
-    relevance: Relevance
-    options: DisassembleOptions
-    task: list[int]
-    outputs: list[int]
+    choice: Choice
     pool: _Pool | None
     batches: list[Tensor]
     copies: int
 
 
 def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) -> _Job:
-    """Check what was asked for, and read the images.
+    """Check the arguments and read the images.
 
     Raises:
-        BrickyardError: It does not fit together.
+        BrickyardError: They do not fit together.
     """
     if not isinstance(relevance, Relevance):
         raise OptionError(
@@ -119,14 +187,8 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
         raise OptionError(
             "option-requires-option", f"select={select!r} ranks channels for a budget, and none was given; add budget="
         )
-    if options["thresholds"] is not None and budget is not None:
-        raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
-    task = _task(options["task"], relevance, options["reject"])
-    graph = relevance.graph(model)
-    if budget is None:
-        relevance = relevance.with_thresholds(options["thresholds"] or relevance.thresholds, graph)
-    outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
-    pool = _pool(relevance, options["images"], task)
+    choice = Choice.of(relevance, options, lambda: relevance.graph(model))
+    graph, pool = choice.graph, _pool(choice.relevance, options["images"], choice.task)
     batches: list[Tensor] = []
     copies = 1
     if CRITERIA[select].images or heal != "none":
@@ -134,26 +196,25 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
         batches = _batches(graph, pool, options["heal_images"], options["batch_size"], seed, wanted_by)
         copies = copies_needed(graph, sum(map(len, batches)))
         batches = with_copies(batches, copies, seed)
-    return _Job(graph, relevance, options, task, outputs, pool, batches, copies)
+    return _Job(choice, pool, batches, copies)
 
 
 def _choose(job: _Job) -> tuple[dict[str, Tensor], list[str]]:
     """The channels to keep, and what a reader of the manifest should know."""
-    options = job.options
+    choice, options = job.choice, job.choice.options
     if (budget := options["budget"]) is None:
-        return by_thresholds(job.graph, job.relevance, job.task, job.outputs)
-    evidence = Evidence(
-        job.graph, job.batches, job.outputs, options["seed"], job.relevance, job.task, budget, options["ridge"]
-    )
+        return by_thresholds(choice.graph, choice.relevance, choice.task, choice.outputs)
+    seed, ridge = options["seed"], options["ridge"]
+    evidence = Evidence(choice.graph, job.batches, choice.outputs, seed, choice.relevance, choice.task, budget, ridge)
     return CRITERIA[options["select"]].keep(evidence), []
 
 
 def _heal(job: _Job, keep: dict[str, Tensor], network: Network, notes: list[str]) -> HealRecord:
     """Repair the network in place; what was done."""
-    heal, ridge = job.options["heal"], job.options["ridge"]
+    heal, ridge = job.choice.options["heal"], job.choice.options["ridge"]
     if heal == "none":
         return HealRecord(method="none", notes=tuple(notes))
-    report = heal_network(job.graph, keep, network, job.batches, heal, ridge)
+    report = heal_network(job.choice.graph, keep, network, job.batches, heal, ridge)
     return HealRecord(
         method=heal,
         images=sum(map(len, job.batches)) // job.copies,
@@ -166,17 +227,18 @@ def _heal(job: _Job, keep: dict[str, Tensor], network: Network, notes: list[str]
 
 def _describe(job: _Job, keep: dict[str, Tensor], network: Network, healed: HealRecord) -> Component:
     """The component: the network with where it came from, and statistics of its features where images are labelled."""
-    component = Component(network, _manifest(job, keep, healed), _skeleton(job.graph))
+    graph = job.choice.graph
+    component = Component(network, job.choice.manifest(keep, CostModel(graph), healed), _skeleton(graph))
     if job.pool is None or job.pool.by_class is None:
         return component
-    return observed(component, job.pool.images, job.pool.by_class, job.options["batch_size"])
+    return observed(component, job.pool.images, job.pool.by_class, job.choice.options["batch_size"])
 
 
 def _narrow(network: Network, dtype: torch.dtype) -> None:
-    """Bring a network that was cut and healed in float32 to the type of its source.
+    """Convert a network that was cut and healed in float32 to its source's type.
 
     Raises:
-        DataError: A number is beyond what that type holds.
+        DataError: A value overflows in that type.
     """
     network.to(dtype)
     for name, value in network.state_dict().items():
@@ -189,7 +251,7 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
             )
 
 
-def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list[int]:
+def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> list[int]:
     chosen = resolve_task(task, relevance.classes)
     missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if missing:
@@ -211,14 +273,14 @@ def _task(task: Sequence[int | str], relevance: Relevance, reject: bool) -> list
 
 
 class _Pool:
-    """Images of the task: where they are, and which belong to which class (None where labels are unknown)."""
+    """The task's images, and which belong to each class (None if labels are unknown)."""
 
     def __init__(self, images: Images, by_class: dict[int, list[int]] | None) -> None:
         self.images = images
         self.by_class = by_class
 
     def draw(self, count: int, seed: int) -> list[int]:
-        """Up to `count` images, evenly from the classes, in an order that mixes them."""
+        """Draw up to `count` images, evenly from the classes and interleaved."""
         generator = torch.Generator().manual_seed(seed)
         if self.by_class is None:
             return torch.randperm(len(self.images), generator=generator)[:count].tolist()
@@ -259,7 +321,7 @@ def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | Non
 
 
 def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed: int, wanted_by: str) -> list[Tensor]:
-    """Preprocessed images of the task, drawn evenly from its classes."""
+    """Preprocess images of the task, drawn evenly from its classes."""
     if pool is None:
         raise OptionError(
             "option-needs-data",
@@ -285,55 +347,13 @@ def _skeleton(graph: Graph) -> NetworkSpec | None:
         return None
 
 
-def _manifest(job: _Job, keep: dict[str, Tensor], heal: HealRecord) -> ComponentManifest:
-    graph, relevance, budget = job.graph, job.relevance, job.options["budget"]
-    cost_model = CostModel(graph)
-    whole, part = cost_model(keep_mask(graph, {})), cost_model(keep_mask(graph, keep))
-    everything = graph.everything()
-    return ComponentManifest(
-        classes=tuple(relevance.classes[k] for k in job.task),
-        task=tuple(job.task),
-        reject=job.options["reject"],
-        preprocessing=relevance.preprocessing,
-        input_shape=graph.input_shape,
-        source=SourceRecord(
-            name=relevance.source_name,
-            sha256=relevance.source_sha256,
-            classes=relevance.classes,
-            parameters=whole.parameters,
-            flops=whole.flops,
-        ),
-        axes={
-            axis.name: AxisRecord(
-                size=axis.size,
-                kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()),
-                pinned=bool(axis.pinned),
-            )
-            for axis in graph.axes
-        },
-        output_axis=graph.output.name if graph.output is not None else None,
-        pinned=graph.pinned(),
-        located=relevance.record,
-        selection=SelectionRecord(
-            thresholds=relevance.thresholds.as_dict() if budget is None else None,
-            budget=None if budget is None else budget.record(job.options["select"]),
-            parameters=part.parameters,
-            flops=part.flops,
-        ),
-        heal=heal,
-        outputs=relevance.outputs,
-        versions=made_with(),
-        created=today(),
-    )
-
-
 def made_with() -> Versions:
-    """What makes a file, now."""
+    """Return the versions that a new file records."""
     return Versions(brickyard=__version__, torch=torch.__version__, python=platform.python_version())
 
 
 def today() -> str:
-    """The date in UTC; `SOURCE_DATE_EPOCH` fixes it for reproducible files."""
+    """Return the date in UTC; `SOURCE_DATE_EPOCH` overrides it for reproducible files."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = (
         datetime.datetime.fromtimestamp(int(fixed), datetime.UTC)

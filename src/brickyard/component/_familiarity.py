@@ -1,10 +1,10 @@
 """How familiar an image is to a component: the distance of its features from those of the component's own classes.
 
-The features are what the classifier reads: the values that enter the last layer, or the first of the linear layers that
-end the network, averaged over positions. The distance is that of Mahalanobis, to the nearest class, with one covariance
-for all classes (Lee et al., 2018, arXiv 1807.03888), in units of what it is for the component's own images, so that 1
-means the same in every component. Images that say little to a network have short features, which are near to every
-class; so what a feature vector is too short is added, squared, in standard deviations of the usual length.
+The features are the classifier's input: the values that enter the last layer, or the first of the linear layers at the
+end of the network, averaged over positions. The distance is the Mahalanobis distance to the nearest class, with one
+covariance for all classes (Lee et al., 2018, arXiv 1807.03888), divided by its usual value on the component's own
+images, so that 1 means the same in every component. Images that say little to a network have short features, which lie
+near every class; so a shortfall in length, in standard deviations of the usual length, is squared and added.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from brickyard.base._records import FamiliarityRecord
 
 SHRINK = 0.1  # of the mean variance, added to every direction
-MOST = 256  # directions in which the variance is known; it is SHRINK's in all others
+MOST = 256  # directions whose variance is known; in all others it is SHRINK's
 FOLDS = 2
-SHORTNESS = 0.3  # usual distances for a length that is one standard deviation below the usual one
+SHORTNESS = 0.3  # usual distances per standard deviation by which a length falls short
 
 
 class Familiarity(nn.Module):
-    """Distances of features from those of a component's own classes; 1 is usual for images of these.
+    """Measures how far features are from those of a component's own classes; 1 is usual for images of these.
 
     Attributes:
-        mean: Mean features a class, (classes, size).
+        mean: Mean features per class, (classes, size).
         directions: Orthonormal directions in which features vary, (rank, size).
-        gains: How far the variance in each exceeds that in all others, as a share of the two together, (rank,).
-        unit: What a squared length outside these directions is divided by, ().
+        gains: Excess of the variance in each direction over that in all others, as a share of both together, (rank,).
+        unit: Divisor of squared lengths outside these directions, ().
         length: Usual length of features and its standard deviation, (2,).
 
     Shapes:
@@ -52,20 +52,20 @@ class Familiarity(nn.Module):
 
     @property
     def record(self) -> FamiliarityRecord:
-        """Its shape as data."""
+        """The shape as data."""
         return FamiliarityRecord(classes=len(self.mean), size=self.mean.shape[1], rank=len(self.directions))
 
     @classmethod
     def blank(cls, record: FamiliarityRecord) -> Familiarity:
-        """One without numbers, on the meta device."""
+        """Create an instance without values, on the meta device."""
         shapes = (record.classes, record.size), (record.rank, record.size), (record.rank,), (), (2,)
         return cls(*(torch.empty(shape, device="meta") for shape in shapes))
 
     @classmethod
     def fit(cls, features: Tensor, labels: Tensor) -> Familiarity | None:
-        """Measure features (images, size) of labelled images; None where they do not vary within classes, or too far.
+        """Fit to features (images, size) of labelled images; None if they do not vary within classes, or vary too much.
 
-        The unit comes from images that the covariance was not measured on, since it is closer to those it was.
+        The unit is measured on images that were not used for the covariance, which lies closer to those that were.
         """
         whole = _fitted(features.double(), labels)
         if whole is None:
@@ -81,7 +81,7 @@ class Familiarity(nn.Module):
             return None
         unit = whole.unit * usual
         values = whole.mean, whole.directions, whole.gains, unit, whole.length
-        rounded = [value.float().contiguous() for value in values]  # as they lie in a file: the same rounding
+        rounded = [value.float().contiguous() for value in values]  # rounded as in a file
         if (
             not all(bool(torch.isfinite(value).all()) for value in rounded)
             or not rounded[3] > 0
@@ -91,18 +91,18 @@ class Familiarity(nn.Module):
         return cls(*rounded)
 
     def forward(self, features: Tensor) -> Tensor:
-        """How far features are, in usual distances."""
+        """Return the distance of each feature vector, in usual distances."""
         usual, spread = self.length.to(features.dtype)
         short = (usual - features.norm(dim=1)).clamp_min(0) / spread
         result: Tensor = self.distance(features) + SHORTNESS * short.square()
         return result
 
     def distance(self, features: Tensor) -> Tensor:
-        """Squared distance to the nearest class, in units of the usual one."""
+        """Return the squared distance to the nearest class, in units of the usual one."""
         mean, directions = self.mean.to(features.dtype), self.directions.to(features.dtype)
         centre = mean.mean(0)
         x, m = features - centre, mean - centre
-        # What varies and what does not, each by itself: their difference would lose most of its digits.
+        # Varying and constant parts are computed separately: their difference would lose most of its digits.
         along, along_mean = x @ directions.T, m @ directions.T
         root = (1 - self.gains.to(features.dtype)).clamp_min(0).sqrt()
         lengths = _squared(along * root, along_mean * root)
@@ -117,14 +117,14 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Within:
-    """Means of groups, and the covariance of what is left, with a floor added to every direction.
+    """Group means and the covariance within groups, with a floor added in every direction.
 
     Attributes:
-        counts: Members a group, (groups,).
-        mean: Mean a group, (groups, size).
+        counts: Members per group, (groups,).
+        mean: Mean per group, (groups, size).
         directions: Orthonormal directions of the covariance, (rank, size).
-        gains: In each, the variance as a share of variance and floor, (rank,).
-        floor: Variance that is added everywhere, ().
+        gains: In each direction, the variance as a share of variance plus floor, (rank,).
+        floor: Variance added in every direction, ().
     """
 
     counts: Tensor
@@ -135,7 +135,7 @@ class Within:
 
     @classmethod
     def of(cls, features: Tensor, groups: Tensor, shrink: float) -> Within | None:
-        """Of features (images, size) in float64; None where they do not vary within groups.
+        """Measure features (images, size) in float64; None if they do not vary within groups.
 
         The floor is `shrink` times the mean variance.
         """
@@ -154,13 +154,13 @@ class Within:
         return cls(counts, mean, directions, variance / (variance + floor), floor)
 
     def inverse(self, rows: Tensor) -> Tensor:
-        """Rows times the inverse of the covariance."""
+        """Multiply rows by the inverse of the covariance."""
         result: Tensor = (rows - (rows @ self.directions.T * self.gains) @ self.directions) / self.floor
         return result
 
 
 def _fitted(features: Tensor, labels: Tensor) -> Familiarity | None:
-    """What is known of features, before distances have a unit."""
+    """Fit everything but the unit of distance."""
     lengths = features.norm(dim=1)
     within = Within.of(features, labels, SHRINK)
     if within is None or not lengths.std() > 0:

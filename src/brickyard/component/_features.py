@@ -1,4 +1,4 @@
-"""What a component's classifier reads: its features."""
+"""Features: what a component's classifier reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
     """Run a network whose `reader` is step `stop`.
 
     Returns:
-        Its features, averaged over positions, (batch, size); the values that they are averages of; and the output.
-        Where there is no convolution and no linear layer, the images themselves stand for what one reads.
+        The features, averaged over positions, (batch, size); the values they are averages of; and the output. Without
+        any convolution or linear layer, the images themselves serve as features.
     """
     for index, node, values in network.walk(x):
         if index == stop:
@@ -24,15 +24,15 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def reader(network: Network, channels: int, size: int | None = None) -> tuple[int, int]:
-    """The step that reads a network's features, and how many they are.
+    """Find the step that reads a network's features, and how many features there are.
 
     It is the last layer that mixes channels, or the first of the linear layers that end the network.
 
     Args:
         network: The network.
-        channels: Channels of its images, which are the features where no layer mixes channels.
-        size: How many features there are, where that is known: layers that read another number are passed over, as by
-            earlier versions, which knew fewer kinds.
+        channels: Channels of its images, which are the features if no layer mixes channels.
+        size: The number of features, if known: layers that read another number are skipped, as in earlier versions,
+            which knew fewer kinds of layers.
     """
     place = {node.name: index for index, node in enumerate(network.nodes)}
     mixings = {index: mixing for index, _, layer in iter_layers(network) if (mixing := find_mixing(layer)) is not None}
@@ -56,7 +56,7 @@ def _mixing(network: Network, node: Node) -> Mixing | None:
 
 
 def _pooled(mixing: Mixing | None, value: Tensor) -> Tensor:
-    """What enters a layer, averaged over positions: (batch, channels)."""
+    """Average a layer's input over positions: (batch, channels)."""
     if value.ndim <= 2:
         return value
     last = mixing is not None and mixing.linear

@@ -1,4 +1,4 @@
-"""What components and assemblies share: from pictures to class names."""
+"""What components and assemblies share: from images to class names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ REJECT = "(none of these)"
 
 
 class Predictor(nn.Module):
-    """A module that knows its class names and what its outputs mean, and takes raw images."""
+    """A module that takes raw images, and knows its class names and what its outputs mean."""
 
     outputs: Outputs
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, one an output."""
+        """Class names, one per output."""
         raise NotImplementedError
 
     @property
@@ -37,24 +37,24 @@ class Predictor(nn.Module):
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """Raw images, (batch, channels, height, width), uint8 or in [0, 1] -> (batch, outputs)."""
+        """Map raw images (batch, channels, height, width), uint8 or in [0, 1], to (batch, outputs)."""
         raise NotImplementedError
 
     @property
     def classes_(self) -> np.ndarray[Any, np.dtype[np.str_]]:
-        """Names of `predict_proba`'s columns, as scikit-learn calls them; with reject, "(none of these)" is last."""
+        """Column names of `predict_proba`, under scikit-learn's name; with reject, "(none of these)" comes last."""
         return np.array([*self.classes, *([REJECT] if self.reject else [])])
 
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Probabilities (images, outputs) in float64, as this kind of outputs has them.
+        """Return probabilities (images, outputs) in float64, as the kind of outputs defines them.
 
         Args:
-            images: A batch, uint8 or in [0, 1]: a tensor or an array (batch, channels, height, width), or an array
-                (batch, height, width, channels) of grey or colour images; one picture; or a list of pictures, in
-                any mix: paths, PIL images, arrays (height, width[, channels]) and tensors (channels, height, width).
-                Files and PIL images are turned as their EXIF data says; palettes become colour, 16 bits become 8,
-                and what is transparent becomes white.
-            batch_size: Images at once.
+            images: A batch, uint8 or in [0, 1]: a tensor or array (batch, channels, height, width), or an array (batch,
+                height, width, channels) of grey or colour images; a single image; or a list that may mix paths, PIL
+                images, arrays (height, width[, channels]) and tensors (channels, height, width). Files and PIL images
+                are rotated according to their EXIF data; palettes become colour, 16 bits become 8, and transparent
+                areas become white.
+            batch_size: Number of images to process at once.
 
         Raises:
             DataError: The images cannot be used.
@@ -63,14 +63,14 @@ class Predictor(nn.Module):
         return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
-        """Class names of images; "(none of these)" where the reject output wins.
+        """Return the class names of images; "(none of these)" where the reject output wins.
 
         Args:
             images: As for `predict_proba`.
-            batch_size: Images at once.
+            batch_size: Number of images to process at once.
 
         Returns:
-            What this kind of outputs answers: for one of many classes, the name of one for each image.
+            One answer per image, in the form its kind of outputs defines: for one of many classes, a class name.
 
         Raises:
             DataError: The images cannot be used.
@@ -80,7 +80,7 @@ class Predictor(nn.Module):
         return [answer for batch in found for answer in batch]
 
     def _read(self, images: Any, batch_size: int, how: Callable[[Tensor], ResultT]) -> list[ResultT]:
-        """What `how` makes of the logits of every batch, in float64."""
+        """Apply `how` to each batch's logits in float64."""
         batch_size = whole("batch_size", batch_size)
         if any(value.is_meta for value in self.parameters()):
             raise DataError(
@@ -91,16 +91,16 @@ class Predictor(nn.Module):
             return [how(run_images(self.logits, batch, "the images").double()) for batch in batches]
 
     def score(self, images: Any, names: Sequence[Any], batch_size: int = 64) -> float:
-        """The share of images whose answer is the one that is given.
+        """Return the share of images that are answered correctly.
 
         Args:
             images: As for `predict_proba`.
-            names: The right answer to each image, as `predict` gives it; "(none of these)" is right where the reject
-                output should win.
-            batch_size: Images at once.
+            names: The correct answer for each image, in the form `predict` returns; use "(none of these)" where the
+                reject output should win.
+            batch_size: Number of images to process at once.
 
         Raises:
-            DataError: The images cannot be used, or a name is no class of the model, or there are not as many.
+            DataError: The images cannot be used, a name is not one of the model's classes, or the counts differ.
         """
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
             raise DataError(
@@ -123,10 +123,10 @@ class Predictor(nn.Module):
 
 
 def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) -> ResultT:
-    """Run a model on images; images that it cannot take are a clear error.
+    """Run a model on images, and report clearly if they do not fit it.
 
     Raises:
-        DataError: The model refuses the images.
+        DataError: The model rejects the images.
     """
     try:
         return model(images)

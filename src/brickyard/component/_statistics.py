@@ -1,4 +1,4 @@
-"""What a component remembers of its own training images, for scaling later."""
+"""Statistics of a component's own training images, kept for scaling later."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PER_CLASS = 100
 def observed(
     component: Component, images: Images, by_class: Mapping[int, Sequence[int]], batch_size: int = 64
 ) -> Component:
-    """The component with statistics of images of its own classes.
+    """Return the component with statistics of images of its own classes.
 
     Args:
         component: The component.
         images: Training images.
-        by_class: For each class of the task, as the source counts them, the numbers of its images; the first
+        by_class: For each class of the task, by its index in the source, the indices of its images; the first
             hundred are used.
-        batch_size: Images at once.
+        batch_size: Number of images to process at once.
 
     Raises:
-        DataError: The component's answers are not finite.
+        DataError: The component's outputs are not finite.
     """
     like = weights_like(component)
     features: list[Tensor] = []
@@ -65,7 +65,7 @@ def observed(
 
 
 def _first_overflow(component: Component, images: Images, by_class: Mapping[int, Sequence[int]], like: Tensor) -> str:
-    """The first step whose values are not finite for some image."""
+    """Find the first step whose values are not finite for some image."""
     network = component.network
     wanted = [i for k in component.manifest.task for i in by_class[k][:PER_CLASS]]
     first = len(network.nodes) - 1
@@ -80,13 +80,10 @@ def _first_overflow(component: Component, images: Images, by_class: Mapping[int,
 
 
 def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Outputs = ONE) -> Statistics:
-    """What scaling may need of a component's logits of its own classes, (examples, classes).
+    """Compute what scaling may need from a component's logits on its own classes, (examples, classes).
 
-    Args:
-        logits: The logits.
-        labels: A class that each example belongs to, (examples,).
-        magnitude: Mean size of what the classifier reads.
-        outputs: What the logits mean; default: one of many classes.
+    `labels` hold a class that each example belongs to, (examples,); `magnitude` is the mean magnitude of the
+    classifier's input; `outputs` says what the logits mean (default: one of many classes).
     """
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     right = outputs.says(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -106,7 +103,7 @@ def _mean(values: Tensor) -> float | None:
 
 
 def _margin(logits: Tensor) -> float:
-    """How far the highest logit is above the next, on average; for one class, how much its logit varies."""
+    """Mean lead of the highest logit over the next; for a single class, how much its logit varies."""
     if logits.shape[1] == 1:
         return logits.std(correction=0).item()
     first, second = logits.topk(2, 1).values.unbind(1)

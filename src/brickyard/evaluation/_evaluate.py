@@ -16,7 +16,7 @@ from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._options import EvaluateOptions
-from brickyard.base._records import ComponentManifest
+from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
@@ -71,7 +71,7 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
             f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
             "with disassemble or assemble, or load one",
         )
-    sources = _sources(model, options["source"])
+    sources = sources_of(model, options["source"])
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size)
     else:
@@ -80,15 +80,20 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     if options["latency"]:
         for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
+    return scored(model.classes, answered, sizes)
+
+
+def scored(classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """What was answered as a table: with the names of its classes, and what else is known of each row."""
     return Scores(
         title=answered.title,
-        rows=tuple(row.model_copy(update=sizes.get(row.name, {})) for row in _rows(answered)),
+        rows=tuple(row.model_copy(update=dict(sizes.get(row.name, {}))) for row in _rows(answered)),
         notes=answered.notes,
-        per_class=per_class(model.classes, answered.right[answered.name], answered.cases.classes),
+        per_class=per_class(classes, answered.right[answered.name], answered.cases.classes),
     )
 
 
-def _sources(model: Component | Assembly, given: Any) -> list[nn.Module | None]:
+def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
     """The source of each part, or None."""
     parts = model.manifest.parts
     listed = isinstance(given, list | tuple)
@@ -113,12 +118,16 @@ def _sources(model: Component | Assembly, given: Any) -> list[nn.Module | None]:
     return sources
 
 
+Ask = Callable[[Tensor], Tensor]
+"""Numbers of examples -> a model's outputs, (examples, outputs)."""
+
+
 # -- answers -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """Which cases were answered correctly.
+class Answered:
+    """What was answered right.
 
     Attributes:
         title: Title of the table.
@@ -143,29 +152,51 @@ class _Answered:
         return list(self.right)[-1]
 
 
-def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> _Answered:
+def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
+    images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
+
+    def whole(chosen: Tensor) -> Tensor:
+        assert source is not None
+        with as_before(source):
+            return _logits(source, images, chosen.tolist(), batch_size)
+
+    def own(chosen: Tensor) -> Tensor:
+        return _logits(component, images, chosen.tolist(), batch_size)
+
+    return component_answers(component, images.all_labels(), own, None if source is None else whole)
+
+
+def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | None, what: str = "images") -> Answered:
+    """What a component answers right, and its source.
+
+    Args:
+        component: It has a manifest and `outputs`.
+        labels: Labels of all examples, as the source counts classes.
+        own: Gives the component's outputs for some examples, in float64.
+        whole: Gives those of its source, or None.
+        what: What the examples are called.
+
+    Raises:
+        DataError: No example belongs to the task.
+    """
     manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.task)
-    images = Images(data, manifest.preprocessing, "the images to score", outputs.label_dims)
-    labels = images.all_labels()
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
     cases = outputs.cases(targets)
     if not cases.wanted.any():
         raise DataError(
             "data-no-task-class",
-            f"none of the {len(labels)} images belongs to the task "
-            f"{', '.join(manifest.classes[:8])}; give some that do, with labels that index the "
-            "source's classes",
+            f"none of the {len(labels)} {what} belongs to the task {', '.join(manifest.classes[:8])}: "
+            "give some that do, with labels that are indices into the source's classes",
         )
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
     cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])
-    own = _logits(component, images, chosen.tolist(), batch_size)
-    right, scores = {"component": outputs.right(own[:, : len(task)], cases)}, {}
+    found = own(chosen)
+    right, scores = {"component": outputs.right(found[:, : len(task)], cases)}, {}
     if single and not inside.all():
-        scores["component"] = own[:, 0] - own[:, 1] if manifest.reject else own[:, 0]
-    if source is not None:
-        with as_before(source):
-            found = _logits(source, images, chosen.tolist(), batch_size)
+        scores["component"] = found[:, 0] - found[:, 1] if manifest.reject else found[:, 0]
+    if whole is not None:
+        found = whole(chosen)
         base, restricted = outputs.right(found, cases.of(task)), outputs.right(found[:, task], cases)
         right = {"base": base, "restricted": restricted, **right}
         if scores:
@@ -173,10 +204,10 @@ def _component(component: Component, data: Any, source: nn.Module | None, batch_
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
     notes = (note,) if single and outputs.exclusive else ()
-    return _Answered(f"{names} of {manifest.source.name}", cases, right, scores, inside, notes)
+    return Answered(f"{names} of {manifest.source.name}", cases, right, scores, inside, notes)
 
 
-def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> _Answered:
+def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> Answered:
     manifest, outputs = assembly.manifest, assembly.outputs
     seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
     found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
@@ -199,11 +230,16 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
     right["assembled"] = outputs.right(assembly.scaled(*seen.signals), cases)
-    title = (
+    title, note = assembly_title(manifest), "drop of an assembly: oracle minus assembled"
+    return Answered(title, cases, right, {}, seen.owners, (note,))
+
+
+def assembly_title(manifest: AssemblyManifest) -> str:
+    """What the table of an assembly is called."""
+    return (
         f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
         f"scaling {manifest.scaling.name}"
     )
-    return _Answered(title, cases, right, {}, seen.owners, ("drop of an assembly: oracle minus assembled",))
 
 
 def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: int) -> Tensor:
@@ -272,7 +308,7 @@ def _times(
 # -- figures -----------------------------------------------------------------------------------------------
 
 
-def _rows(answered: _Answered) -> list[Row]:
+def _rows(answered: Answered) -> list[Row]:
     cases = answered.cases
     rows = [accuracy_row(name, right, cases.classes, cases.images) for name, right in answered.right.items()]
     if len(rows) > 1:

@@ -120,9 +120,7 @@ def faithfulness(
         ('3', 10, 30, 14)
     """
     if seeds < 1:
-        raise OptionError(
-            "option-range", f"{seeds} random routes were asked for; at least one is needed to compare with"
-        )
+        raise OptionError("option-range", f"seeds must be at least 1 (random routes to compare with), got {seeds}")
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)
@@ -133,7 +131,7 @@ def faithfulness(
     if missing:
         raise DataError(
             "data-class-without-images",
-            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave it out",
+            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave the class out",
         )
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:

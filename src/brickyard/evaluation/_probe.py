@@ -67,15 +67,12 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         (8, torch.float64)
     """
     if not isinstance(component, Component):
-        raise OptionError(
-            "option-wrong-object", f"features of a {type(component).__name__} were asked for; give a component"
-        )
+        raise OptionError("option-wrong-object", f"features needs a component, got {type(component).__name__}")
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:
         raise DataError(
-            "data-meta-device",
-            "the component is on the meta device, which has no numbers to answer with; load it again",
+            "data-meta-device", "the component is on the meta device and has no weights to compute with; load it again"
         )
 
     def observed(raw: Tensor) -> Tensor:
@@ -87,11 +84,8 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
     bad = int((~torch.isfinite(found)).any(1).sum())
     if bad:
-        raise DataError(
-            "data-overflow",
-            f"features of {bad} of {len(found)} images are NaN or infinite; look at the component with `brickyard yard "
-            "verify`, or give images in the range that it was made for",
-        )
+        advice = "look at the component with `brickyard yard verify`, or give images in the range that it was made for"
+        raise DataError("data-overflow", f"features of {bad} of {len(found)} images are NaN or infinite; {advice}")
     return found.clone()  # outside inference mode: an ordinary tensor
 
 
@@ -222,20 +216,15 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         kinds = f"a {type(features).__name__} and a {type(labels).__name__}"
-        raise DataError(
-            "data-type", f"features and labels were given as {kinds}; give tensors or arrays of numbers"
-        ) from None
+        raise DataError("data-type", f"features and labels must be tensors or arrays of numbers, got {kinds}") from None
     x, y = x.detach().cpu(), y.detach().cpu()
     if x.ndim != 2 or 0 in x.shape or x.is_complex():
         raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)} and type {x.dtype}; give numbers, (images, size)"
+            "data-shape", f"features must be numbers (images, size), got shape {tuple(x.shape)} and type {x.dtype}"
         )
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
-        raise DataError(
-            "data-label-mismatch",
-            f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}; give one whole number "
-            "an image",
-        )
+        why = f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}"
+        raise DataError("data-label-mismatch", f"{why}; give one whole number an image")
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         raise DataError(
@@ -254,12 +243,12 @@ def numbered(labels: Tensor, count: int) -> Tensor:
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:
         raise DataError(
-            "data-too-few", f"all {count} images are of one class; give labelled images of two classes or more"
+            "data-too-few", f"all {count} images are of one class; give labelled images of at least two classes"
         )
     if count <= len(present):
         raise DataError(
             "data-too-few",
-            f"{count} images of {len(present)} classes; give more images than classes, 5 a class or more",
+            f"got {count} images of {len(present)} classes; give more images than classes, 5 per class or more",
         )
     return index
 
@@ -296,7 +285,7 @@ class Probe:
         if right.shape != found.shape:
             raise DataError(
                 "data-label-mismatch",
-                f"{len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one an image",
+                f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one label per image",
             )
         return (found == right).double().mean().item()
 
@@ -336,12 +325,12 @@ def probe(
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:
         raise OptionError(
-            "option-range", f"strengths={brief(strengths)} is no list with a number in it; give one, such as [0.1, 1.0]"
+            "option-range", f"strengths must be a non-empty list of numbers such as [0.1, 1.0], got {brief(strengths)}"
         )
     for value in strengths:
         if not is_number(value) or not 0 < value < math.inf:
             raise OptionError(
-                "option-range", f"strength {brief(value)} is no finite number above 0; give one, such as 1.0"
+                "option-range", f"strength must be a finite number above 0 such as 1.0, got {brief(value)}"
             )
     x, index = _checked(features, labels)
     y = torch.as_tensor(labels).detach().cpu().numpy()
@@ -362,10 +351,8 @@ def _rows(features: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         x = torch.as_tensor(features).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         raise DataError(
-            "data-type", f"features were given as a {type(features).__name__}; give a tensor (images, {size})"
+            "data-type", f"features must be a tensor (images, {size}), got {type(features).__name__}"
         ) from None
     if x.ndim != 2 or x.shape[1] != size or not len(x) or not bool(torch.isfinite(x).all()):
-        raise DataError(
-            "data-shape", f"features of shape {tuple(x.shape)}; the probe takes finite numbers, (images, {size})"
-        )
+        raise DataError("data-shape", f"features must be finite numbers (images, {size}), got shape {tuple(x.shape)}")
     return x.numpy()

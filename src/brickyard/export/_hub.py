@@ -15,11 +15,12 @@ from brickyard._files import load
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.export._onnx import description
 from brickyard.reports._cards import model_card
-from brickyard.storage._atomic import write_content
+from brickyard.storage._atomic import make_folder, write_content
 
 FILENAME = "brickyard.safetensors"
 CARD = "README.md"
@@ -65,12 +66,7 @@ def save_pretrained(
     taken = [name for name in (FILENAME, CARD, CONFIG) if (folder / name).exists()]
     if taken and not overwrite:
         raise FileError("file-exists", f"{folder / taken[0]} exists; give another folder, or overwrite=True")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; choose another place"
-        ) from None
+    make_folder(folder, "choose another place")
     card = model_card(model, scores=scores, license=license)
     config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
@@ -102,22 +98,21 @@ def from_pretrained(
     if folder.is_dir():
         if revision is not None:
             raise OptionError(
-                "option-without-effect", f"revision={revision!r} was asked for, and {folder} is a folder; leave it out"
+                "option-without-effect",
+                f"revision={revision!r} does not apply, because {folder} is a folder; leave it out",
             )
         path = folder / filename
     else:
-        hub = _hub(f"{repo_or_folder} is no folder here, and the Hub")
+        hub = package("huggingface_hub", "hub", f"{repo_or_folder} is no folder here, and the Hub")
         try:
             path = Path(hub.hf_hub_download(str(repo_or_folder), filename, revision=revision, token=token))
         except Exception as error:  # what huggingface_hub raises differs by version
-            raise FileError(
-                "file-hub-failed",
-                f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name: "
-                f"{first_line(error)}; check the name, the revision and the token",
-            ) from error
+            why = f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name"
+            advice = "check the name, the revision and the token"
+            raise FileError("file-hub-failed", f"{why}: {first_line(error)}; {advice}") from error
     found = load(path)
     if not isinstance(found, Component | Assembly):
-        raise FileError("file-wrong-kind", f"{path} holds relevances; a component or an assembly is needed here")
+        raise FileError("file-wrong-kind", f"expected a component or an assembly in {path}, found relevances")
     return found
 
 
@@ -152,9 +147,9 @@ def push_to_hub(
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is uploaded; a {type(model).__name__} was given: make or load one",
+            f"only a component or an assembly can be uploaded, got {type(model).__name__}; create or load one",
         )
-    api = _hub("the Hub").HfApi(token=token)
+    api = package("huggingface_hub", "hub", "the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)
         try:
@@ -162,30 +157,14 @@ def push_to_hub(
             name = str(getattr(made, "repo_id", repo_id))
             api.upload_folder(repo_id=name, folder_path=place, commit_message=commit_message)
         except Exception as error:  # what huggingface_hub raises differs by version
-            raise FileError(
-                "file-hub-failed",
-                f"the model cannot be uploaded to {repo_id}: {first_line(error)}; check the name, and log in with "
-                "`hf auth login` or give a token that may write",
-            ) from error
+            why = f"the model cannot be uploaded to {repo_id}: {first_line(error)}"
+            advice = "check the name, and log in with `hf auth login` or give a token that may write"
+            raise FileError("file-hub-failed", f"{why}; {advice}") from error
     return name
 
 
-def _hub(what: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise OptionError(
-            "option-missing-package", f"{what} needs huggingface_hub; pip install 'brickyard[hub]'"
-        ) from None
-    return huggingface_hub
-
-
 def _config(model: Component | Assembly) -> dict[str, Any]:
-    names = description(model).pop("outputs")
-    return {
-        "library_name": "brickyard",
-        "model_type": "brickyard",
-        "id2label": {str(k): name for k, name in enumerate(names)},
-        "label2id": {name: k for k, name in enumerate(names)},
-        "brickyard": description(model),
-    }
+    about = description(model)
+    labels = dict(enumerate(about["outputs"]))
+    named = {"id2label": {str(k): name for k, name in labels.items()}, "label2id": {v: k for k, v in labels.items()}}
+    return {"library_name": "brickyard", "model_type": "brickyard", **named, "brickyard": about}

@@ -22,6 +22,7 @@ from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._checks import given_path
 from brickyard.base._errors import DataError, OptionError, SurgeryError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
@@ -160,7 +161,8 @@ def export_onnx(
     _check_model(model)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
-    _needs_onnx()
+    for needed in ("onnx", "onnxruntime", "onnxscript"):
+        package(needed, "onnx", "writing ONNX")
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
@@ -183,31 +185,27 @@ def export_onnx(
         write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
-    raise SurgeryError(
-        "surgery-export-failed",
-        f"{_title(model)} was to be written to {path}, and {problems[-1]}; nothing was written. Keep the .safetensors "
-        "file, or export its state dict",
-    )
+    advice = "nothing was written. Keep the .safetensors file, or export its state dict"
+    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problems[-1]}; {advice}")
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
-            f"a component or an assembly is exported; a {type(model).__name__} was given: make one with disassemble, "
-            "assemble or load",
+            f"a component or an assembly is exported, not a {type(model).__name__}; make one, or load it",
         )
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
     if dtype not in DTYPES:
-        raise OptionError("option-choice", f"dtype={dtype!r} was asked for; use {' or '.join(DTYPES)}")
+        raise OptionError("option-choice", f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
-        raise OptionError("option-range", f"channels={channels} was asked for; {_title(model)} takes {free}")
+        raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
     sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
     fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
     size = fixed_sides[0] if fixed_sides else None
@@ -231,31 +229,22 @@ def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
     pictures = getattr(images, "images", images)
     singles = [one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch][:MOST_CHECKED]
     for index, one in enumerate(singles):
+        start = f"image {index} of those for the check"
         if one.shape[1] != entry.channels:
-            raise DataError(
-                "data-wrong-size",
-                f"image {index} of those for the check has {one.shape[1]} channels, and the file would take "
-                f"{entry.channels}; give images with as many, or channels={one.shape[1]} (--channels) if the model "
-                "turns them into its own",
-            )
+            why = f"{start} has {one.shape[1]} channels, and the file would take {entry.channels}"
+            advice = f"give such images, or channels={one.shape[1]} (--channels) if the model turns them into its own"
+            raise DataError("data-wrong-size", f"{why}; {advice}")
         if entry.size is not None and tuple(one.shape[2:]) != entry.size:
             found, wanted = ("x".join(map(str, size)) for size in (one.shape[2:], entry.size))
-            raise DataError(
-                "data-wrong-size",
-                f"image {index} of those for the check is {found}, and the file would take {wanted}, since the "
-                "model's preprocessing sets no size; give images of that size",
-            )
+            why = f"{start} is {found}, and the file would take {wanted}, as the model's preprocessing sets no size"
+            raise DataError("data-wrong-size", f"{why}; give images of that size")
     singles = [_of_type(one, entry.dtype) for one in singles]
     return [*singles[:1], *_fives(singles)]
 
 
 def _fives(singles: list[Tensor]) -> Iterator[Tensor]:
-    by_size: dict[tuple[int, ...], list[Tensor]] = {}
-    for one in singles:
-        by_size.setdefault(tuple(one.shape), []).append(one)
-    for alike in by_size.values():
-        for start in range(0, len(alike), 5):
-            yield torch.cat(alike[start : start + 5])
+    for shape in dict.fromkeys(one.shape for one in singles):
+        yield from torch.cat([one for one in singles if one.shape == shape]).split(5)
 
 
 def _of_type(images: Tensor, dtype: str) -> Tensor:
@@ -385,7 +374,7 @@ def torch_program(
     except Exception as error:
         raise SurgeryError(
             "surgery-export-failed",
-            f"{_title(model)} cannot be made a torch program: {first_line(error)}; use it as the module that it is",
+            f"cannot convert {_title(model)} to a torch program: {first_line(error)}; use it as a module instead",
         ) from error
 
 
@@ -423,23 +412,15 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
 
 
 def description(model: Component | Assembly) -> dict[str, Any]:
-    """Describe a model as JSON, for files in other formats."""
-    parts = model.manifest.parts
+    """What a model is, as JSON for files that are not Brickyard's own."""
     manifest = model.manifest
+    kept: Any = {"classes": True, "preprocessing": True, "input_shape": True, "source": {"name", "sha256"}}
     told: dict[str, Any] = {
         "brickyard": __version__,
         "kind": manifest.kind,
         "classes": list(model.classes),
         "outputs": [*model.classes, *([REJECT] if model.reject else [])],
-        "parts": [
-            {
-                "classes": list(part.classes),
-                "preprocessing": part.preprocessing.model_dump(mode="json"),
-                "input_shape": list(part.input_shape),
-                "source": {"name": part.source.name, "sha256": part.source.sha256},
-            }
-            for part in parts
-        ],
+        "parts": [part.model_dump(mode="json", include=kept) for part in manifest.parts],
         "scores": manifest.scores,
         "created": manifest.created,
     }
@@ -451,14 +432,3 @@ def description(model: Component | Assembly) -> dict[str, Any]:
 def _title(model: Component | Assembly) -> str:
     names = ", ".join(model.classes[:5]) + (" ..." if len(model.classes) > 5 else "")
     return f"the {model.manifest.kind} for {names}"
-
-
-def _needs_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            "option-missing-package", f"writing ONNX needs the package {error.name}; pip install 'brickyard[onnx]'"
-        ) from None

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from brickyard.gnn._component import GraphComponent as GraphComponent
     from brickyard.gnn._component import load as load
     from brickyard.gnn._evaluation import evaluate as evaluate
-    from brickyard.gnn._locate import GraphRelevance as GraphRelevance
-    from brickyard.gnn._locate import locate as locate
+    from brickyard.gnn._make import GraphRelevance as GraphRelevance
     from brickyard.gnn._make import assemble as assemble
     from brickyard.gnn._make import disassemble as disassemble
+    from brickyard.gnn._make import locate as locate
     from brickyard.gnn._network import GraphNetwork as GraphNetwork
     from brickyard.gnn._network import NodeData as NodeData
     from brickyard.gnn._network import disjoint as disjoint
@@ -25,8 +25,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "gnn._component": "GraphAssembly GraphComponent load",
         "gnn._evaluation": "evaluate",
-        "gnn._locate": "GraphRelevance locate",
-        "gnn._make": "assemble disassemble",
+        "gnn._make": "GraphRelevance assemble disassemble locate",
         "gnn._network": "GraphNetwork NodeData disjoint random_network",
     },
 )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._records import ComponentManifest
-from brickyard.evaluation._evaluate import accuracy_row, difference, per_class, with_auroc
-from brickyard.evaluation._scores import Row, Scores
+from brickyard.base._records import SelectionRecord, SourceRecord
+from brickyard.evaluation._evaluate import Answered, Ask, assembly_title, component_answers, scored, sources_of
+from brickyard.evaluation._scores import Scores
 from brickyard.gnn._component import GraphAssembly, GraphComponent
 from brickyard.gnn._network import NodeData
 from brickyard.gnn._reading import read_network
-from brickyard.network._identity import fingerprint
+from brickyard.outputs._outputs import Cases
 
 
 def evaluate(
@@ -50,122 +52,70 @@ def evaluate(
     """
     graph = NodeData.of(data)
     if graph.labels is None:
-        raise DataError("data-no-labels", "labels are needed to score; give (x, edge_index, labels), or data with y")
+        raise DataError("data-no-labels", "scoring needs labels; give (x, edge_index, labels), or data with y")
     chosen = graph.chosen(nodes, "the nodes to score")
     labels = graph.labels[chosen].long().cpu()
     if isinstance(model, GraphComponent):
-        return _component(model, graph, data, chosen, labels, source)
+        (given,) = sources_of(model, source)
+        whole = None if given is None else partial(_logits, read_network(given, graph, data), graph, chosen)
+        return _component(model, labels, partial(_logits, model, graph, chosen), whole)
     if not isinstance(model, GraphAssembly) or source is not None:
         raise OptionError(
             "option-wrong-object",
-            f"a graph component (with its source) or a graph assembly (without) is scored; a {type(model).__name__} "
-            f"was given{'' if source is None else ' with a source'}",
+            "evaluate needs a graph component with its source, or a graph assembly without one, "
+            f"got {type(model).__name__}{'' if source is None else ' with a source'}",
         )
-    return _assembly(model, graph, chosen, labels)
+    return _assembly(model, labels, partial(_logits, model, graph, chosen))
 
 
-def _component(
-    component: GraphComponent, graph: NodeData, data: Any, nodes: Tensor, labels: Tensor, source: nn.Module | None
-) -> Scores:
-    manifest = component.manifest
-    whole: Tensor | None = None
-    if source is not None:
-        if fingerprint(source) != manifest.source.sha256:
-            raise DataError(
-                "data-wrong-source",
-                f"the component was cut from {manifest.source.name!r} with other weights; give its source",
-            )
-        whole = _logits(read_network(source, graph, data), graph, nodes)
-    own = _logits(component, graph, nodes)
-    task = torch.tensor(manifest.task)
-    inside = torch.isin(labels, task)
-    if not inside.any():
+def _component(component: GraphComponent, labels: Tensor, own: Ask, whole: Ask | None) -> Scores:
+    manifest, names = component.manifest, component.classes
+    answered = component_answers(component, labels, own, whole, "nodes")
+    if manifest.reject and len(names) == 1:
+        answered, names = _mine_or_not(component, answered, own, whole), (*names, "others")
+    sizes: dict[str, SourceRecord | SelectionRecord] = {"base": manifest.source, "component": manifest.selection}
+    return scored(names, answered, {k: {"parameters": v.parameters, "flops": v.flops} for k, v in sizes.items()})
+
+
+def _mine_or_not(component: GraphComponent, answered: Answered, own: Ask, whole: Ask | None) -> Answered:
+    """The answers of a component of one class with reject, to all nodes: whether they are of its class."""
+    inside, everything = answered.inside, torch.arange(len(answered.inside))
+    (k,) = component.manifest.task
+    pairs = {"component": own(everything)}
+    right: dict[str, Tensor] = {}
+    if whole is not None:
+        logits = whole(everything)
+        pairs["restricted"] = component.of_source(logits)
+        right["base"] = (logits.argmax(1) == k) == inside
+    right |= {name: (pair.argmax(1) == 0) == inside for name, pair in reversed(pairs.items())}
+    scores = {**answered.scores}
+    if scores and whole is not None:
+        scores["restricted"] = scores["base"]
+    cases = Cases(everything, (~inside).long(), torch.ones(len(inside), dtype=torch.bool))
+    note = "one class with reject: the answers are 'mine' and 'not mine', for all nodes"
+    return replace(answered, cases=cases, right=right, scores=scores, notes=(note,))
+
+
+def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
+    manifest, count = assembly.manifest, len(assembly.classes)
+    cases = assembly.outputs.cases(assembly.outputs.targets(labels, torch.arange(count), count))
+    if not len(cases.images):
         raise DataError(
             "data-no-task-class",
-            f"none of the {len(labels)} nodes belongs to the task {', '.join(manifest.classes[:8])}",
+            f"none of the {len(labels)} nodes belongs to a class of the assembly; labels must index its classes",
         )
-    single = len(task) == 1
-    notes: tuple[str, ...] = ()
-    names = manifest.classes
-    if single and manifest.reject:
-        target = (~inside).long()
-        answers = {"component": own.argmax(1)}
-        if whole is not None:
-            answers["base"] = (whole.argmax(1) != task).long()
-            answers["restricted"] = _mine_or_not(manifest, whole).argmax(1)
-        right = {name: answer == target for name, answer in answers.items()}
-        names = (*names, "others")
-        notes = ("one class with reject: the answers are 'mine' and 'not mine', for all nodes",)
-    else:
-        target = torch.tensor([manifest.task.index(k) for k in labels[inside].tolist()])
-        right = {"component": own[inside][:, : len(task)].argmax(1) == target}
-        if whole is not None:
-            right["base"] = whole[inside].argmax(1) == labels[inside]
-            right["restricted"] = whole[inside][:, task].argmax(1) == target
-        if single:
-            notes = ("a task of one class is always answered right; AUROC against the other classes says more",)
-    rows: list[Row] = []
-    for name in ("base", "restricted", "component"):
-        if name in right:
-            rows.append(accuracy_row(name, right[name], target))
-    if "restricted" in right:
-        drop, error = difference(right["restricted"], right["component"])
-        rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
-    if single and not inside.all():
-        scores = {"component": own[:, 0] - own[:, 1] if manifest.reject else own[:, 0]}
-        if whole is not None:
-            pair = _mine_or_not(manifest, whole)
-            scores["base"] = pair[:, 0] - pair[:, 1]
-            scores["restricted"] = scores["base"] if manifest.reject else pair[:, 0]
-        rows = with_auroc(rows, scores, inside)
-    sizes = {"base": (manifest.source.parameters, manifest.source.flops)}
-    sizes["component"] = (manifest.selection.parameters, manifest.selection.flops)
-    known = [sizes.get(row.name, (None, None)) for row in rows]
-    rows = [row.model_copy(update={"parameters": p, "flops": f}) for row, (p, f) in zip(rows, known, strict=True)]
-    return Scores(
-        title=f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}",
-        rows=tuple(rows),
-        notes=notes,
-        per_class=per_class(names, right["component"], target),
-    )
-
-
-def _mine_or_not(manifest: ComponentManifest, logits: Tensor) -> Tensor:
-    """A source's logits -> those of a single class, and the log-sum-exp of the others."""
-    (k,) = manifest.task
-    others = [other for other in range(logits.shape[1]) if other != k]
-    return torch.stack([logits[:, k], logits[:, others].logsumexp(1)], 1)
-
-
-def _assembly(assembly: GraphAssembly, graph: NodeData, nodes: Tensor, labels: Tensor) -> Scores:
-    manifest = assembly.manifest
-    known = (labels >= 0) & (labels < len(manifest.classes))
-    if not known.any():
-        raise DataError(
-            "data-no-task-class",
-            f"none of the {len(labels)} nodes has one of the assembly's classes; labels index them",
-        )
-    nodes, labels = nodes[known], labels[known]
-    logits = _logits(assembly, graph, nodes)
+    logits = ask(cases.images)
+    cases = cases._replace(images=torch.arange(len(logits)))
     owners = [set(own) for own in manifest.owners]
-    rival = torch.tensor([[not owners[k] & owners[other] for other in range(len(owners))] for k in range(len(owners))])
-    own = logits.masked_fill(rival[labels], -torch.inf)
-    rows = [
-        accuracy_row("oracle", own.argmax(1) == labels, labels),
-        accuracy_row("assembled", logits.argmax(1) == labels, labels),
-    ]
-    drop, error = difference(own.argmax(1) == labels, logits.argmax(1) == labels)
-    rows[1] = rows[1].model_copy(update={"drop": drop, "drop_error": error})
-    return Scores(
-        title=f"{len(manifest.classes)} classes from {len(manifest.parts)} parts, {manifest.form}, "
-        f"scaling {manifest.scaling.name}",
-        rows=tuple(rows),
-        notes=("drop of an assembly: oracle minus assembled",),
-        per_class=per_class(manifest.classes, logits.argmax(1) == labels, labels),
-    )
+    rival = torch.tensor([[not own & other for other in owners] for own in owners])
+    oracle = assembly.outputs.right(logits.masked_fill(rival[cases.classes], -torch.inf), cases)
+    right = {"oracle": oracle, "assembled": assembly.outputs.right(logits, cases)}
+    note = "drop of an assembly: oracle minus assembled"
+    return scored(manifest.classes, Answered(assembly_title(manifest), cases, right, {}, rival, (note,)), {})
 
 
-def _logits(model: nn.Module, graph: NodeData, nodes: Tensor) -> Tensor:
+def _logits(model: nn.Module, graph: NodeData, nodes: Tensor, chosen: Tensor) -> Tensor:
+    """The outputs for some of some nodes, in float64."""
     with torch.no_grad():
         found: Tensor = model(graph.x, graph.edge_index)
-    return found[nodes].double().cpu()
+    return found[nodes[chosen]].double().cpu()

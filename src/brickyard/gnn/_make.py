@@ -1,68 +1,180 @@
-"""The verbs: cut a component out of a graph network, and join components."""
+"""The verbs: locate, cut a component out of a graph network, and join components."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._assemble import assembly_manifest
-from brickyard.base._checks import check_choice
-from brickyard.base._classes import resolve_task
-from brickyard.base._errors import DataError, OptionError, SurgeryError, TaskError
-from brickyard.base._options import Budget, Duplicates, Thresholds
-from brickyard.base._records import AxisRecord, ComponentManifest, HealRecord, SelectionRecord, SourceRecord, Statistics
-from brickyard.component._disassemble import made_with, today
+from brickyard.base._declare import Opt, declared, verb
+from brickyard.base._errors import DataError, OptionError, SurgeryError
+from brickyard.base._options import AssembleOptions, Budget, DisassembleOptions, Duplicates, LocateOptions, Thresholds
+from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord, Statistics
+from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
-from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of, task_logits
-from brickyard.gnn._locate import GraphRelevance
-from brickyard.gnn._network import FEATURES, Edges, GraphNetwork, NodeData
-from brickyard.gnn._surgery import cut, join, refit
-from brickyard.network._identity import fingerprint
+from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
+from brickyard.gnn._network import GraphNetwork, NodeData
+from brickyard.gnn._reading import read_network
+from brickyard.gnn._surgery import NodeGraph, cut, join, refit
+from brickyard.outputs._outputs import ONE
+from brickyard.relevance._contribution import ContributionSums
+from brickyard.relevance._locate import output_names
+from brickyard.relevance._relevance import Relevances
+from brickyard.runtime._progress import bar
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import SCALINGS, find, scale
+from brickyard.selection._budget import by_budget
+from brickyard.selection._thresholds import by_thresholds, mda_scores
 
-GraphForm = Literal["parallel", "padded"]
-GraphHeal = Literal["refit", "none"]
-GraphSelect = Literal["mda", "random"]
+_LOCATE, _CUT, _JOIN = declared(LocateOptions), declared(DisassembleOptions), declared(AssembleOptions)
+
+
+# -- locating ----------------------------------------------------------------------------------------------
+
+
+class GraphLocateOptions(TypedDict, total=False):
+    """Options of `locate`."""
+
+    nodes: Annotated[
+        Any, Opt(default=None, help="Locate with these nodes, a mask or indices.", unset="the data's train_mask")
+    ]
+    classes: Annotated[Sequence[str] | None, _LOCATE["classes"]]
+    thresholds: Annotated[Thresholds | None, _LOCATE["thresholds"]]
+    name: Annotated[str | None, _LOCATE["name"]]
+
+
+@dataclass(eq=False, kw_only=True)
+class GraphRelevance(Relevances):
+    """Which channels of a graph network matter for which class; made by `locate`.
+
+    Its axes are those of features, channels and whole heads; `sum` has the contributions of all channels of a head.
+
+    Attributes:
+        nodes: The nodes that were used.
+    """
+
+    sum_dtype: ClassVar[torch.dtype] = torch.float64
+    nodes: Tensor = field(repr=False)
+
+    def graph(self, model: nn.Module, features: bool = True) -> NodeGraph:
+        """The source with its axes; `features` says whether these may be cut."""
+        self.check_source(model)
+        return NodeGraph(self._graph.network, self._graph.data, self._graph.parameters, features)
+
+
+@verb(GraphLocateOptions)
+def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -> GraphRelevance:
+    """Find out which features, channels and heads of a graph network matter for which class.
+
+    Channel j contributes `W[i, j] * (A x)[v, j]` to channel i at node v, where A is how the layer's nodes gather from
+    their neighbours (attention as the source computes it). Contributions are clamped node by node and summed over the
+    nodes of a class; a head's are those of its channels.
+
+    Args:
+        model: The source: layers of PyTorch Geometric one after the other.
+        data: The graph: `(x, edge_index, labels)`, or a `torch_geometric.data.Data` with `y`. Labels are indices into
+            the source's classes.
+
+    Raises:
+        TraceError: The source cannot be read.
+        DataError: The graph, its labels or the nodes cannot be used, or a class has no node.
+        TaskError: Names do not fit the source's outputs.
+        OptionError: PyTorch Geometric is missing, or no nodes were given.
+
+    Example:
+        >>> from brickyard.gnn import locate, random_network
+        >>> from brickyard.testing import random_graph
+        >>> relevance = locate(random_network("gcn", 12, 8, 4), random_graph(), nodes=range(40))
+        >>> relevance.sum("conv2").shape, relevance.relevant("conv1").shape
+        (torch.Size([4, 4, 8]), torch.Size([4, 8]))
+    """
+    found = NodeData.of(data)
+    graph = NodeGraph(read_network(model, found, data), found, sum(p.numel() for p in model.parameters()))
+    count = graph.axes[-1].size
+    names = output_names(options["classes"], count)
+    chosen = _nodes(found, options["nodes"], names)
+    assert found.labels is not None
+    by_class = [chosen[found.labels[chosen] == k] for k in range(count)]
+    data = f"{len(found.x)} nodes, {found.edge_index.shape[1]} edges"
+    record = LocateRecord(choose="all", per_class=None, seed=0, images=tuple(map(len, by_class)), data=data)
+    more: dict[str, Any] = {"classes": names, "task": tuple(range(count)), "nodes": chosen, "sums": {}, "_graph": graph}
+    relevance = GraphRelevance.blank(model, graph, graph.layers, options, record, **more)
+    for k, sums in enumerate(_sums(graph, by_class)):
+        relevance.add_class(k, sums, graph)
+    return relevance
+
+
+def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
+    if graph.labels is None:
+        raise DataError("data-no-labels", "locate needs labelled nodes; give (x, edge_index, labels), or data with y")
+    if nodes is None and graph.train is None:
+        raise OptionError(
+            "option-needs-data", "locate needs nodes; give nodes=, with some that the source was trained on"
+        )
+    chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
+    labels = graph.labels[chosen]
+    ONE.check_labels(labels, len(names))
+    missing = [name for k, name in enumerate(names) if not bool((labels == k).any())]
+    if missing:
+        raise DataError(
+            "data-class-without-images",
+            f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}; give at least one per class",
+        )
+    return chosen
+
+
+def _sums(graph: NodeGraph, by_class: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """For each class, S of every layer: (outputs, input units)."""
+    found: list[dict[str, Tensor]] = [{} for _ in by_class]
+    network, data = graph.network, graph.data
+    with torch.no_grad(), bar("locating", len(network.names)) as advance:
+        steps = network.walk(data.x, data.edge_index)
+        for (name, layer, x, edges), axis in zip(steps, graph.axes, strict=False):
+            conv = layer.convolution()
+            for sums, nodes in zip(found, by_class, strict=True):
+                total = ContributionSums(conv)
+                total.add(layer.gathered(x, edges, nodes.to(x.device)))
+                sums[name] = total.dense().unflatten(1, (axis.size, -1)).sum(2).cpu()
+            advance(text=f"locating {name}")
+    return found
 
 
 # -- disassembling -----------------------------------------------------------------------------------------
 
 
+class GraphDisassembleOptions(TypedDict, total=False):
+    """Options of `disassemble`."""
+
+    task: Required[Annotated[Sequence[int | str], _CUT["task"]]]
+    thresholds: Annotated[Thresholds | None, _CUT["thresholds"]]
+    budget: Annotated[Budget | None, _CUT["budget"]]
+    select: Annotated[
+        Literal["mda", "random"], Opt(default="mda", help="Keep the relevant units, or as many at random")
+    ]
+    features: Annotated[bool, Opt(default=False, help="Cut features too; they are an input, as images are.")]
+    reject: Annotated[bool, _CUT["reject"]]
+    heal: Annotated[Literal["refit", "none"], _CUT["heal"]]
+    nodes: Annotated[
+        Any, Opt(default=None, help="Heal with these nodes; labels are not used.", unset="the task's that were located")
+    ]
+    ridge: Annotated[float, _CUT["ridge"]]
+    seed: Annotated[int, _CUT["seed"]]
+
+
+@verb(GraphDisassembleOptions)
 def disassemble(
-    model: nn.Module,
-    relevance: GraphRelevance,
-    *,
-    task: Sequence[int | str],
-    thresholds: Thresholds | None = None,
-    budget: Budget | None = None,
-    select: GraphSelect = "mda",
-    features: bool = False,
-    reject: bool = False,
-    heal: GraphHeal = "refit",
-    nodes: Any = None,
-    ridge: float = 1e-3,
-    seed: int = 0,
+    model: nn.Module, relevance: GraphRelevance, **options: Unpack[GraphDisassembleOptions]
 ) -> GraphComponent:
     """Cut out of a graph network the part that a task needs: channels and whole attention heads go.
 
     Args:
         model: The source that the relevances were located on; it comes back untouched.
         relevance: What `locate` returned.
-        task: Classes by name or index, in the order that the outputs shall have.
-        thresholds: Keep units by the paper's thresholds; default: those of the relevances.
-        budget: Keep the most relevant units that a budget allows, instead of thresholds.
-        select: Which units are kept: the relevant ones ("mda"), or as many of each axis at "random": a control.
-        features: Whether features may go too. They are an axis as any other, but an input, as images are.
-        reject: Keep one more output, the log-sum-exp of the source's other classes: "none of these".
-        heal: Repair without gradients: "refit" or "none".
-        nodes: Nodes to heal on, a mask or indices; labels are not used. Default: those that were located, of the
-            task's classes (with reject: of all).
-        ridge: Strength of the refit's prior, a share of the mean diagonal of its normal equations.
-        seed: Seed of select="random".
 
     Raises:
         TaskError: The task is empty or names a class that is unknown.
@@ -79,58 +191,46 @@ def disassemble(
         >>> part.manifest.selection.flops <= 0.5 * part.manifest.source.flops
         True
     """
-    check_choice("heal", heal, GraphHeal)
-    check_choice("select", select, GraphSelect)
-    if thresholds is not None and budget is not None:
+    if not isinstance(relevance, GraphRelevance):
         raise OptionError(
-            "option-conflict", "thresholds= and budget= were both given; a component is chosen by one of them"
+            "option-wrong-object",
+            f"what brickyard.gnn.locate returned is needed; as relevance a {type(relevance).__name__} was given",
         )
-    if not ridge >= 0:
-        raise OptionError("option-range", f"ridge={ridge!r} must be 0 or more")
-    if fingerprint(model) != relevance.source_sha256:
-        raise DataError(
-            "data-wrong-source",
-            f"the relevances belong to {relevance.source_name!r} with other weights: locate again, or give the model "
-            "that was located",
+    choice = Choice.of(relevance, options, lambda: relevance.graph(model, options["features"]))
+    graph: NodeGraph = choice.graph
+    keep, notes = _choose(choice)
+    network = cut(graph.network, keep)
+    own = _of(graph.data, relevance.nodes, choice.task)
+    healed = HealRecord(method="none", notes=tuple(notes))
+    if options["heal"] == "refit":
+        nodes = relevance.nodes if options["reject"] else own
+        if options["nodes"] is not None:
+            nodes = graph.data.chosen(options["nodes"], "the nodes to heal on")
+        report = refit(graph, keep, network, nodes, options["ridge"])
+        notes += report.notes
+        healed = HealRecord(
+            method="refit", images=len(nodes), ridge=options["ridge"], layers=report.layers, notes=tuple(notes)
         )
-    chosen = resolve_task(task, relevance.classes)
-    if reject and len(chosen) == len(relevance.classes):
-        raise TaskError(
-            "task-nothing-to-reject",
-            "reject=True was asked for a task of all the source's classes; no other class is left",
-        )
-    outputs = list(range(len(relevance.classes))) if reject else chosen
-    network, data = relevance.network, relevance.data
-    scores = relevance.scores(chosen, thresholds)
-    if not features:
-        del scores[FEATURES]
-    keep, notes = _by_thresholds(scores) if budget is None else (_by_budget(relevance, scores, outputs, budget), ())
-    if select == "random":
-        generator = torch.Generator().manual_seed(seed)
-        for name, units in keep.items():
-            order = torch.randperm(len(scores[name][0]), generator=generator)
-            keep[name] = order[: len(units)].sort().values
-    keep[network.axes()[-1].name] = torch.tensor(outputs)
-    keep = {axis.name: keep.get(axis.name, torch.arange(axis.units)) for axis in network.axes()}
-    small = cut(network, keep)
-    record = HealRecord(method="none", notes=notes)
-    own = relevance.nodes if reject else _of(data, relevance.nodes, chosen)
-    if heal == "refit":
-        at = own if nodes is None else data.chosen(nodes, "the nodes to heal on")
-        report = refit(network, small, keep, data, at, ridge)
-        record = HealRecord(
-            method="refit", images=len(at), ridge=ridge, layers=report.layers, notes=(*notes, *report.notes)
-        )
-    choice = None if budget is None else budget.record(select)
-    selection = SelectionRecord(
-        thresholds=(thresholds or relevance.thresholds).as_dict() if budget is None else None,
-        budget=choice,
-        parameters=sum(p.numel() for p in small.parameters()),
-        flops=small.flops(len(data.x), data.edge_index.shape[1]),
-    )
-    manifest = _manifest(relevance, keep, chosen, reject, selection, record)
-    statistics = _statistics(small, manifest, data, _of(data, relevance.nodes, chosen))
-    return GraphComponent(small, manifest.model_copy(update={"statistics": statistics}))
+    manifest = choice.manifest(keep, graph.costs, healed)
+    statistics = _statistics(network, manifest, graph.data, own)
+    return GraphComponent(network, manifest.model_copy(update={"statistics": statistics}))
+
+
+def _choose(choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
+    """The units to keep, and what a reader of the manifest should know."""
+    graph, options = choice.graph, choice.options
+    notes: list[str] = []
+    if options["budget"] is None:
+        keep, notes = by_thresholds(graph, choice.relevance, choice.task, choice.outputs)
+    else:
+        scores = mda_scores(choice.relevance, choice.task)
+        keep = by_budget(graph, graph.costs, scores, choice.outputs, options["budget"])
+    if options["select"] == "random":
+        generator = torch.Generator().manual_seed(options["seed"])
+        for axis in graph.free:
+            order = torch.randperm(axis.size, generator=generator)
+            keep[axis.name] = order[: len(keep[axis.name])].sort().values
+    return keep, notes
 
 
 def _of(data: NodeData, nodes: Tensor, classes: Sequence[int]) -> Tensor:
@@ -139,133 +239,39 @@ def _of(data: NodeData, nodes: Tensor, classes: Sequence[int]) -> Tensor:
     return nodes[torch.isin(data.labels[nodes].cpu(), torch.tensor(list(classes)))]
 
 
-def _by_thresholds(scores: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    keep: dict[str, Tensor] = {}
-    notes: list[str] = []
-    for name, (relevant, score) in scores.items():
-        if not relevant.any():
-            notes.append(f"axis {name!r} has no relevant channel; its best one was kept")
-            relevant = score == score.max()
-        keep[name] = relevant.nonzero().flatten()
-    return keep, tuple(notes)
-
-
-def _by_budget(
-    relevance: GraphRelevance, scores: dict[str, tuple[Tensor, Tensor]], outputs: Sequence[int], budget: Budget
-) -> dict[str, Tensor]:
-    """The most relevant units that fit; at least one an axis."""
-    if budget.round_to != 1:
-        raise OptionError(
-            "option-without-effect", "a budget's round_to= is for convolutions; leave it out for graph networks"
-        )
-    network, data = relevance.network, relevance.data
-    whole = network.flops(*_size(data)) if budget.resource == "flops" else relevance.parameters
-    last = {network.axes()[-1].name: torch.tensor(list(outputs))}
-    orders = {name: torch.argsort(score, descending=True, stable=True) for name, (_, score) in scores.items()}
-    ranked = sorted(
-        (-(1 - place / len(order)) if budget.uniform else -float(scores[name][1][order[place]]), name, place)
-        for name, order in orders.items()
-        for place in range(1, len(order))
-    )
-
-    def kept(count: int) -> dict[str, Tensor]:
-        more = [name for _, name, _ in ranked[:count]]
-        return {name: order[: 1 + more.count(name)].sort().values for name, order in orders.items()}
-
-    def cost(count: int) -> int:
-        small = cut(network, kept(count) | last)
-        return small.flops(*_size(data)) if budget.resource == "flops" else sum(p.numel() for p in small.parameters())
-
-    limit = budget.share * whole
-    if cost(0) > limit:
-        raise OptionError(
-            "option-budget-too-small",
-            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; one channel an axis "
-            f"already takes {cost(0) / whole:.3g}: raise the budget",
-        )
-    low, high = 0, len(ranked)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= limit else (low, middle - 1)
-    return kept(low)
-
-
-def _size(data: NodeData) -> tuple[int, int]:
-    return len(data.x), data.edge_index.shape[1]
-
-
-def _manifest(
-    relevance: GraphRelevance,
-    keep: dict[str, Tensor],
-    task: Sequence[int],
-    reject: bool,
-    selection: SelectionRecord,
-    heal: HealRecord,
-) -> ComponentManifest:
-    axes = relevance.network.axes()
-    return ComponentManifest(
-        classes=tuple(relevance.classes[k] for k in task),
-        task=tuple(task),
-        reject=reject,
-        input_shape=(relevance.data.x.shape[1],),
-        source=SourceRecord(
-            name=relevance.source_name,
-            sha256=relevance.source_sha256,
-            classes=relevance.classes,
-            parameters=relevance.parameters,
-            flops=relevance.network.flops(*_size(relevance.data)),
-        ),
-        axes={axis.name: AxisRecord(size=axis.units, kept=tuple(keep[axis.name].tolist())) for axis in axes},
-        output_axis=axes[-1].name,
-        located=relevance.record,
-        selection=selection,
-        heal=heal,
-        versions=made_with(),
-        created=today(),
-    )
-
-
 def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeData, nodes: Tensor) -> Statistics:
     """What scaling may need, at nodes of the component's own classes."""
     assert data.labels is not None
-    edges = Edges.of(data.edge_index, len(data.x))
-    x = data.x[:, network.columns]
     with torch.no_grad():
-        for layer in network.steps():
-            entering, x = x, layer(x, edges)
-    logits = task_logits(manifest, x)[nodes, : len(manifest.classes)].double().cpu()
+        ((_, layer, entering, edges),) = deque(network.walk(data.x, data.edge_index), maxlen=1)
+        logits = GraphComponent(network, manifest).head(layer(entering, edges))[nodes].double().cpu()
     labels = torch.tensor([manifest.task.index(k) for k in data.labels[nodes].tolist()])
-    return statistics_of(logits, labels, entering[nodes].abs().double().mean().item())
+    return statistics_of(logits[:, : len(manifest.classes)], labels, entering[nodes].abs().double().mean().item())
 
 
 # -- assembling --------------------------------------------------------------------------------------------
 
 
-def assemble(
-    components: Sequence[GraphComponent],
-    *,
-    form: GraphForm = "parallel",
-    shared_input: bool = True,
-    scaling: str = "none",
-    data: Any = None,
-    nodes: Any = None,
-    on_duplicate: Duplicates = "error",
-    **options: Any,
-) -> GraphAssembly:
+class GraphAssembleOptions(TypedDict, total=False):
+    """Options of `assemble`; more are those of the scaling."""
+
+    form: Annotated[Literal["parallel", "padded"], Opt(default="parallel", help="Run the parts in this form")]
+    shared_input: Annotated[
+        bool, Opt(default=True, help="Give all parts one table of features; False: as `disjoint` lays them.")
+    ]
+    scaling: Annotated[str, _JOIN["scaling"]]
+    data: Annotated[Any, Opt(default=None, help="Calibrate with this graph; labels index the assembly's classes.")]
+    nodes: Annotated[Any, Opt(default=None, help="Calibrate with these of its nodes, which must not be scored.")]
+    on_duplicate: Annotated[Duplicates, _JOIN["on_duplicate"]]
+
+
+@verb(GraphAssembleOptions, more=True)
+def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssembly:
     """Join components of graph networks into one classifier, without training.
 
     Args:
         components: The parts.
-        form: "parallel": the parts run one after the other; "padded": one network with the parts side by side on every
-            axis, zeros between them (parameter linking and alignment padding; layers of the same kinds).
-        shared_input: All parts read the same table of features (one graph). Without it each part has columns of its
-            own, for sources from different graphs: give `disjoint([...])` to the assembly.
-        scaling: How logits become comparable: a name in `brickyard.scaling.SCALINGS` that reads no features.
-        data: For few-shot scalings, a graph with labels that are indices into the assembly's classes.
-        nodes: Which of its nodes to use, a mask or indices; they must not be scored.
-        on_duplicate: When two parts know a class of the same name: "error", "average" or "max" of their scaled
-            logits, or "rename" the later ones.
-        **options: Options of the scaling.
+        **options: Those of the scaling too.
 
     Raises:
         TaskError: Two parts know a class of the same name.
@@ -282,37 +288,35 @@ def assemble(
         >>> assemble(parts, scaling="affine", data=graph, nodes=range(40)).manifest.scaling.images
         40
     """
-    check_choice("form", form, GraphForm)
+    scaling, data, shared, form = (options[name] for name in ("scaling", "data", "shared_input", "form"))
     parts = list(components)
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise OptionError(
-            "option-wrong-object",
-            f"graph components to assemble are needed; {kinds} was given: make some with disassemble",
+            "option-wrong-object", f"assemble needs graph components, got {kinds}; create some with disassemble"
         )
-    if find(scaling).gated:
+    if find(scaling, data, "data").gated:
         known = ", ".join(name for name, entry in SCALINGS.items() if not entry.gated)
-        raise OptionError("option-choice", f"scaling={scaling!r} reads features of images; graph networks have {known}")
-    manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate)
-    manifest = manifest.model_copy(update={"shared_input": shared_input})
-    widths = {part.input_shape[0] for part in manifest.parts}
-    if shared_input and len(widths) > 1:
+        raise OptionError("option-choice", f"scaling={scaling!r} reads image features; graph networks support {known}")
+    manifest = assembly_manifest([part.manifest for part in parts], form, options["on_duplicate"])
+    manifest = manifest.model_copy(update={"shared_input": shared})
+    widths = sorted({part.input_shape[0] for part in manifest.parts})
+    if shared and len(widths) > 1:
         raise SurgeryError(
             "surgery-input-mismatch",
-            f"the parts' sources take {' and '.join(map(str, sorted(widths)))} features, which is no one table; give "
+            f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table; give "
             "shared_input=False, and disjoint([...]) of their graphs to the assembly",
         )
-    columns = columns_of(manifest.parts, shared_input)
-    steps = [part.network.steps() for part in parts]
-    networks = [GraphNetwork(s, p.network.names, c) for s, p, c in zip(steps, parts, columns, strict=True)]
-    if form == "padded":
-        networks = [join(networks, columns)]
-    assembly = GraphAssembly(networks, manifest)
-    find(scaling, data, "data")
+    columns = columns_of(manifest.parts, shared)
+    networks = [
+        GraphNetwork(part.network.steps(), part.network.names, own) for part, own in zip(parts, columns, strict=True)
+    ]
+    assembly = GraphAssembly([join(networks, columns)] if form == "padded" else networks, manifest)
     evidence = Evidence(manifest)
     if data is not None:
-        evidence = _evidence(assembly, NodeData.of(data), nodes)
-    return assembly.with_scaling(*scale(scaling, evidence, options))
+        evidence = _evidence(assembly, NodeData.of(data), options["nodes"])
+    more = {name: value for name, value in options.items() if name not in GraphAssembleOptions.__annotations__}
+    return assembly.with_scaling(*scale(scaling, evidence, more))
 
 
 def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
@@ -322,12 +326,7 @@ def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
         )
     chosen = data.chosen(nodes, "the nodes to scale with")
     targets = data.labels[chosen].long().cpu()
-    if int(targets.min()) < 0 or int(targets.max()) >= len(assembly.classes):
-        raise DataError(
-            "data-label-out-of-range",
-            f"labels run from {int(targets.min())} to {int(targets.max())}; they are indices into the assembly's "
-            f"{len(assembly.classes)} classes",
-        )
+    assembly.outputs.check_labels(targets, len(assembly.classes))
     with torch.no_grad():
         logits = assembly.side_by_side(data.x, data.edge_index)[chosen].double().cpu()
     owners = torch.tensor([assembly.manifest.owners[k][0] for k in targets.tolist()])

@@ -3,8 +3,8 @@
 A node gathers its neighbours' features in one or several ways: the normalised sum of a GCN, the mean of GraphSAGE, its
 own features, or a sum weighted by an attention head. Channel j of what it gathers is multiplied by W[i, j] and summed:
 the linear form that contributions need. Ways whose results are added are like the positions of a kernel; heads whose
-results are concatenated are like the groups of a grouped convolution. So `brickyard.relevance._contribution` and
-`brickyard.healing._heal`, which know convolutions, serve graph networks as they are.
+results are concatenated are like the groups of a grouped convolution. So locating and the refit, which know
+convolutions, serve graph networks as they are.
 
 Attention is held folded: the score of a head is a vector times the layer's *input*, so that outputs can be cut without
 a change of the attention.
@@ -12,7 +12,8 @@ a change of the attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -58,25 +59,22 @@ class NodeData:
         if isinstance(data, cls):
             return data
         if isinstance(data, tuple | list) and len(data) in (2, 3):
-            parts = (*data, None)[:3]
-            found = cls(*parts)
+            found = cls(*data)
         elif hasattr(data, "x") and hasattr(data, "edge_index"):
             found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
         else:
             raise DataError(
                 "data-type",
-                f"a graph is needed: (x, edge_index), (x, edge_index, labels) or a torch_geometric Data; a "
-                f"{type(data).__name__} was given",
+                f"a graph must be (x, edge_index), (x, edge_index, labels) or a torch_geometric Data, got a "
+                f"{type(data).__name__}",
             )
         if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
-            raise DataError(
-                "data-graph", "the features of a graph are a floating-point tensor (nodes, features); give such a one"
-            )
+            raise DataError("data-graph", "features of a graph must be a floating-point tensor (nodes, features)")
         Edges.of(found.edge_index, len(found.x))
         if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
             raise DataError(
                 "data-label-mismatch",
-                f"labels are one whole number a node; {tuple(found.labels.shape)} for {len(found.x)} nodes",
+                f"labels must be one integer per node, got {tuple(found.labels.shape)} for {len(found.x)} nodes",
             )
         return found
 
@@ -89,16 +87,14 @@ class NodeData:
         found = torch.as_tensor(nodes).cpu()
         if found.dtype == torch.bool:
             if found.shape != (len(self.x),):
-                raise DataError(
-                    "data-graph", f"{what}: a mask of shape {tuple(found.shape)} was given for {len(self.x)} nodes"
-                )
+                raise DataError("data-graph", f"{what}: a mask {tuple(found.shape)} was given for {len(self.x)} nodes")
             found = found.nonzero().flatten()
         if found.ndim != 1 or not len(found) or found.is_floating_point():
-            raise DataError("data-graph", f"{what}: a mask or a list of node indices with at least one node is needed")
+            raise DataError("data-graph", f"{what}: give a mask or a list of node indices, with at least one node")
         if int(found.min()) < 0 or int(found.max()) >= len(self.x):
             raise DataError(
                 "data-index-out-of-range",
-                f"{what}: nodes {int(found.min())} to {int(found.max())}; the graph has {len(self.x)}",
+                f"{what}: got nodes {int(found.min())} to {int(found.max())}, but the graph has {len(self.x)}",
             )
         return found.long()
 
@@ -157,15 +153,13 @@ class Edges:
         Raises:
             DataError: They are not, or a number is no node.
         """
-        whole = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
-        if not whole or edge_index.ndim != 2 or len(edge_index) != 2:
-            raise DataError(
-                "data-graph", "edge_index is a tensor (2, edges) of whole numbers; give the graph's edges in that form"
-            )
+        known = isinstance(edge_index, Tensor) and edge_index.dtype in (torch.int64, torch.int32)
+        if not known or edge_index.ndim != 2 or len(edge_index) != 2:
+            raise DataError("data-graph", "edge_index must be a tensor (2, edges) of integers")
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
             raise DataError(
                 "data-index-out-of-range",
-                f"edge_index names nodes {int(edge_index.min())} to {int(edge_index.max())}, and there are {count}",
+                f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}, but there are {count}",
             )
         return cls(edge_index[0].long(), edge_index[1].long(), count)
 
@@ -247,9 +241,27 @@ class GraphLayerSpec(Frozen):
         return self.gather[0] == "attention"
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the layer's tensors."""
+        ways = len(self.gather)
+        bias = {"bias": (self.width,)} if self.bias else {}
+        heads = {name: (self.groups * ways, self.inputs) for name in ("source", "target") if self.attends}
+        return {"weight": (self.groups, ways, self.outputs, self.inputs), **bias, **heads}
+
+    @property
     def width(self) -> int:
         """Output channels in all."""
         return self.groups * self.outputs
+
+    @property
+    def units(self) -> int:
+        """How many things can be kept or dropped: whole heads where there are several side by side, else channels."""
+        return self.groups if self.groups > 1 else self.outputs
+
+    def channels(self, units: Tensor) -> Tensor:
+        """The output channels of some units."""
+        size = self.width // self.units
+        return (units.unsqueeze(1) * size + torch.arange(size)).flatten()
 
 
 class NodeLayer(nn.Module):
@@ -271,7 +283,7 @@ class NodeLayer(nn.Module):
     def __init__(self, spec: GraphLayerSpec, tensors: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.spec = spec
-        found = tensors or {name: torch.zeros(shape) for name, shape in shapes(spec).items()}
+        found = tensors or {name: torch.zeros(shape) for name, shape in spec.shapes.items()}
         for name in ("weight", "bias", "source", "target"):
             value = found.get(name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
@@ -306,9 +318,7 @@ class NodeLayer(nn.Module):
             else:
                 found.append(y)
         total = torch.cat(found, 1)
-        if self.bias is not None:
-            total = total + self.bias
-        return total
+        return total if self.bias is None else total + self.bias
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(nodes, inputs) -> (nodes, groups * outputs)."""
@@ -327,52 +337,26 @@ class NodeLayer(nn.Module):
         return stacked.transpose(2, 3).flatten(1, 2).unsqueeze(2)
 
     def convolution(self) -> nn.Conv2d:
-        """The layer's linear form without its bias, as a convolution over what is gathered."""
+        """The layer's linear form as a convolution over what is gathered."""
         spec = self.spec
         inputs, outputs = spec.groups * spec.inputs, spec.width
         weight = self.weight.detach().permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)  # (G Q, P, 1, K)
         kernel = (1, len(spec.gather))
         conv = nn.Conv2d(inputs, outputs, kernel, groups=spec.groups, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return conv
 
     def take(self, conv: nn.Conv2d) -> None:
-        """Set the weights to those of a `convolution`."""
+        """Set the numbers to those of a `convolution`."""
         value = conv.weight.detach().squeeze(2).unflatten(0, (self.spec.groups, -1)).permute(0, 3, 1, 2)
         self.weight.data.copy_(value)
-
-
-def shapes(spec: GraphLayerSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a layer's tensors."""
-    heads = spec.groups * len(spec.gather)
-    found: dict[str, tuple[int, ...]] = {"weight": (spec.groups, len(spec.gather), spec.outputs, spec.inputs)}
-    if spec.bias:
-        found["bias"] = (spec.width,)
-    if spec.attends:
-        found |= {"source": (heads, spec.inputs), "target": (heads, spec.inputs)}
-    return found
+        if self.bias is not None and conv.bias is not None:
+            self.bias.data.copy_(conv.bias)
 
 
 # -- networks ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Channels that layers write and read.
-
-    Attributes:
-        name: The layer that writes it, or "features".
-        units: How many things can be kept or dropped: channels, or whole attention heads.
-        size: Channels of each.
-    """
-
-    name: str
-    units: int
-    size: int = 1
-
-    def channels(self, units: Tensor) -> Tensor:
-        """The channels of some units."""
-        return (units.unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
 
 
 class GraphNetwork(nn.Module):
@@ -399,37 +383,25 @@ class GraphNetwork(nn.Module):
         """The layers."""
         return [layer for layer in self.layers if isinstance(layer, NodeLayer)]
 
-    def axes(self) -> list[Axis]:
-        """The features, and what each layer writes; the last is the classes."""
-        found = [Axis(FEATURES, self.steps()[0].spec.inputs)]
-        for name, layer in zip(self.names, self.steps(), strict=True):
-            spec = layer.spec
-            found.append(Axis(name, spec.groups, spec.outputs) if spec.groups > 1 else Axis(name, spec.outputs))
-        return found
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Logits of all nodes."""
+    def walk(self, x: Tensor, edge_index: Tensor) -> Iterator[tuple[str, NodeLayer, Tensor, Edges]]:
+        """Run layer by layer: the name of each, itself, what it reads at all nodes, and the edges."""
         edges = Edges.of(edge_index, len(x))
         if int(self.columns.max()) >= x.shape[1]:
             raise DataError(
                 "data-graph",
-                f"feature {int(self.columns.max())} is read, and the nodes have {x.shape[1]}: give the features that "
-                "the source was trained on",
+                f"the network reads feature {int(self.columns.max())}, but the nodes have only "
+                f"{x.shape[1]}; give the features the source was trained on",
             )
         x = x[:, self.columns]
-        for layer in self.steps():
-            x = layer(x, edges)
-        return x
+        for index, (name, layer) in enumerate(zip(self.names, self.steps(), strict=True)):
+            x = self.layers[index - 1](x, edges) if index else x
+            yield name, layer, x, edges
 
-    def flops(self, nodes: int, edges: int) -> int:
-        """Floating-point operations for a graph of so many nodes and edges, two a multiply-add."""
-        total = 0
-        for layer in self.steps():
-            spec, ways = layer.spec, len(layer.spec.gather)
-            total += 2 * nodes * spec.width * ways * spec.inputs
-            total += 2 * edges * spec.width * sum(name != "self" for name in spec.gather)
-            total += 4 * nodes * spec.inputs * spec.groups * ways if spec.attends else 0
-        return total
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits of all nodes."""
+        ((_, layer, entering, edges),) = deque(self.walk(x, edge_index), maxlen=1)
+        found: Tensor = layer(entering, edges)
+        return found
 
 
 def random_network(
@@ -437,18 +409,12 @@ def random_network(
 ) -> GraphNetwork:
     """A network of two layers with random numbers, for tests of your own.
 
-    Args:
-        kind: What the layers are.
-        features: Features a node.
-        hidden: Channels between the layers; for "gat" of each head.
-        classes: Classes.
-        heads: Attention heads of the first layer.
-        seed: Seed of the numbers.
+    Between them are `hidden` channels; for "gat", as many of each of the `heads`.
 
     Example:
         >>> from brickyard.gnn import random_network
-        >>> [axis.name for axis in random_network("gat", 12, 4, 3).axes()]
-        ['features', 'conv1', 'conv2']
+        >>> random_network("gat", 12, 4, 3).names
+        ('conv1', 'conv2')
     """
     gather: tuple[Gather, ...] = {"gcn": ("gcn",), "sage": ("mean", "self"), "gat": ("attention",)}[kind]  # type: ignore[assignment]
     groups = heads if kind == "gat" else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwor
 from brickyard.network._untouched import as_before
 
 KNOWN = "GCNConv, SAGEConv (mean or sum), GATConv and Linear, with BatchNorm, ReLU, ELU and dropout between"
+_HOMES = ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
 _SAME = 1e-3  # of the spread of the logits: what a source in float32 may differ by
-_SKIPPED = {F.dropout, torch.dropout, "contiguous"}
-_ENDS = {F.log_softmax, torch.log_softmax, F.softmax, torch.softmax, "log_softmax", "softmax"}
-_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", F.elu: "elu"}
+_SKIPPED = {F.dropout, torch.dropout, "contiguous", nn.Dropout, nn.Identity}
+_ENDS = {F.log_softmax, torch.log_softmax, F.softmax, torch.softmax, "log_softmax", "softmax", nn.LogSoftmax}
+_ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "relu", nn.ReLU: "relu"}
+_ACTIVATIONS |= {F.elu: "elu", nn.ELU: "elu"}
 
 
 def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
@@ -47,10 +49,10 @@ def read_network(model: nn.Module, data: NodeData, original: Any = None) -> Grap
     except ImportError:
         raise OptionError(
             "option-missing-package",
-            "sources of PyTorch Geometric need it: pip install 'brickyard[graphs]' (components run without)",
+            "PyTorch Geometric sources need that package: pip install 'brickyard[graphs]' (components run without it)",
         ) from None
     if not isinstance(model, nn.Module):
-        raise TraceError("trace-not-module", f"a source is a torch.nn.Module; a {type(model).__name__} was given")
+        raise TraceError("trace-not-module", f"a source must be a torch.nn.Module, got {type(model).__name__}")
     with as_before(model):
         network = _Reading(model).network()
         _compare(model, network, data, original)
@@ -70,7 +72,7 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             ) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
-        raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits a node")
+        raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits per node")
     theirs, ours = said.double(), found.double()
     if bool((theirs.exp().sum(1) - 1).abs().max() < 1e-4):  # it ends in a log-softmax
         ours = ours.log_softmax(1)
@@ -80,8 +82,9 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
     if not gap <= _SAME * max(spread, 1e-12):
         raise TraceError(
             "trace-mismatch",
-            f"{type(model).__name__} was read as {', '.join(network.names)}, and says something else: logits differ by "
-            f"{gap:.2g} at a spread of {spread:.2g}. A layer has an option that is not known; known are {KNOWN}",
+            f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something "
+            f"else: logits differ by {gap:.2g} at a spread of {spread:.2g}. A layer has an "
+            f"unsupported option; supported are {KNOWN}",
         )
 
 
@@ -95,12 +98,8 @@ class _Tracer(fx.Tracer):
     """Stops at the layers of both libraries."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        home = type(m).__module__
-        if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            return False
-        return home.startswith(
-            ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
-        )
+        holds = isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return not holds and type(m).__module__.startswith(_HOMES)
 
 
 @dataclass
@@ -124,29 +123,25 @@ class _Reading:
         for node in self._chain():
             self._step(node)
         if not self.found:
-            raise TraceError("trace-graph-layers", f"{self.kind} has no layer that is known; known are {KNOWN}")
+            raise TraceError("trace-graph-layers", f"{self.kind} has no supported layer; supported are {KNOWN}")
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
+            why = "concatenates heads" if last.groups > 1 else f"is followed by {last.activation}"
             raise TraceError(
                 "trace-graph-layers",
-                f"{self.kind}: its last layer {self.found[-1].name!r} "
-                + ("concatenates heads" if last.groups > 1 else f"is followed by {last.activation}")
-                + "; a classifier ends in one logit a class (GATConv: concat=False, or one head)",
+                f"{self.kind}: its last layer {self.found[-1].name!r} {why}; a classifier ends in one logit per class "
+                "(GATConv: concat=False, or one head)",
             )
         layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
         names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
-        return GraphNetwork(layers, names, torch.arange(layers[0].spec.inputs)).to(
-            self.found[0].tensors["weight"].device
-        )
+        columns = torch.arange(layers[0].spec.inputs, device=layers[0].weight.device)
+        return GraphNetwork(layers, names, columns)
 
     def _chain(self) -> list[fx.Node]:
         """The steps from the features to the logits."""
+        given = inspect.signature(self.model.forward).parameters.values()
+        optional = {p.name: p.default for p in given if p.default is not p.empty}
         try:
-            optional = {
-                p.name: p.default
-                for p in inspect.signature(self.model.forward).parameters.values()
-                if p.default is not p.empty
-            }
             graph = _Tracer().trace(self.model, concrete_args=optional or None)
         except Exception as error:
             raise TraceError("trace-control-flow", f"{self.kind} cannot be traced: {first_line(error)}") from None
@@ -159,7 +154,7 @@ class _Reading:
             output = output.args[0] if output.args else None
         if not isinstance(output, fx.Node):
             raise TraceError(
-                "trace-graph-layers", f"{self.kind} does not lead from the features to one output step by step"
+                "trace-graph-layers", f"{self.kind} does not lead step by step from the features to one output"
             )
         return chain[::-1]
 
@@ -171,42 +166,26 @@ class _Reading:
             raise self._unknown(node, "joins two values")
         if self.ended:
             raise self._unknown(node, "comes after a softmax")
-        if node.op == "call_module":
-            self._module(str(node.target), self.model.get_submodule(str(node.target)), node)
-        elif node.target in _ENDS:
+        module: Any = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind: Any = node.target if module is None else type(module)
+        numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
+        if kind in _ENDS:
             self.ended = True
-        elif node.target in _ACTIVATIONS:
-            numbers = [value for value in (*node.args[1:2], *node.kwargs.values()) if type(value) in (int, float)]
-            if any(value != 1 for value in numbers):
+        elif kind in _ACTIVATIONS:
+            if any(value != 1 for value in (*numbers, getattr(module, "alpha", 1))):
                 raise self._unknown(node, "has an alpha other than 1")
-            self._activate(_ACTIVATIONS[node.target], node)
-        elif node.target not in _SKIPPED:
-            raise self._unknown(node, "is not known")
-
-    def _module(self, name: str, module: nn.Module, node: fx.Node) -> None:
-        kind = type(module)
-        if kind in (nn.Dropout, nn.Identity):
-            return
-        if kind in (nn.ReLU, nn.ELU):
-            if getattr(module, "alpha", 1.0) != 1.0:
-                raise self._unknown(node, "has an alpha other than 1")
-            self._activate("relu" if kind is nn.ReLU else "elu", node)
-        elif kind.__name__ in ("BatchNorm1d", "BatchNorm"):
-            self._fold(module if kind is nn.BatchNorm1d else module.module, node)  # type: ignore[arg-type]
-        elif kind is nn.LogSoftmax:
-            self.ended = True
-        elif kind.__name__ in _LAYERS and kind.__module__.startswith(("torch.nn", "torch_geometric.nn")):
-            if name in (one.name for one in self.found):
+            if not self.found or self.found[-1].spec.activation != "none":
+                raise self._unknown(node, "does not follow a layer")
+            self.found[-1].spec = self.found[-1].spec.model_copy(update={"activation": _ACTIVATIONS[kind]})
+        elif module is not None and kind.__name__ in ("BatchNorm1d", "BatchNorm"):
+            self._fold(module if kind is nn.BatchNorm1d else module.module, node)
+        elif module is not None and kind.__name__ in _LAYERS and kind.__module__.startswith(_HOMES):
+            if str(node.target) in [one.name for one in self.found]:
                 raise self._unknown(node, "runs twice")
-            spec, tensors = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
-            self.found.append(_Found(name, spec, {key: value.detach() for key, value in tensors.items()}))
-        else:
+            read = _LAYERS[kind.__name__](module, lambda why: self._unknown(node, why))
+            self.found.append(_Found(str(node.target), *read))
+        elif kind not in _SKIPPED:
             raise self._unknown(node, "is not known")
-
-    def _activate(self, activation: str, node: fx.Node) -> None:
-        if not self.found or self.found[-1].spec.activation != "none":
-            raise self._unknown(node, "does not follow a layer")
-        self.found[-1].spec = self.found[-1].spec.model_copy(update={"activation": activation})
 
     def _fold(self, norm: nn.BatchNorm1d, node: fx.Node) -> None:
         """Put a batch norm into the layer before it."""
@@ -226,7 +205,7 @@ class _Reading:
             what = f"layer {node.target!r} ({type(module).__name__})"
         else:
             what = f"operation {getattr(node.target, '__name__', node.target)!r}"
-        return TraceError("trace-graph-layers", f"{self.kind}: {what} {why}; known are {KNOWN}")
+        return TraceError("trace-graph-layers", f"{self.kind}: {what} {why}; supported are {KNOWN}")
 
 
 def _is_feature(node: fx.Node, name: str = "x") -> bool:
@@ -248,25 +227,25 @@ def _check(module: nn.Module, refuse: Refuse, **expected: Any) -> None:
             raise refuse(f"has {name}={found!r}, which is not known")
 
 
-def _with_bias(spec: GraphLayerSpec, tensors: dict[str, Tensor], bias: Tensor | None) -> Read:
-    if bias is None:
-        return spec.model_copy(update={"bias": False}), tensors
-    return spec, {**tensors, "bias": bias}
+def _read(gather: Sequence[Gather], weight: Tensor, bias: Tensor | None, **more: Any) -> Read:
+    """A layer with a weight (groups, ways, outputs, inputs), and what attention has more."""
+    groups, _, outputs, inputs = weight.shape
+    given: dict[str, Tensor | None] = {"weight": weight, "bias": bias}
+    given |= {name: more.pop(name, None) for name in ("source", "target")}
+    more |= {"groups": groups, "outputs": outputs, "inputs": inputs, "bias": bias is not None}
+    tensors = {name: value.detach() for name, value in given.items() if value is not None}
+    return GraphLayerSpec(gather=tuple(gather), **more), tensors
 
 
 def _linear(module: Any, refuse: Refuse) -> Read:
-    outputs, inputs = module.weight.shape
-    spec = GraphLayerSpec(gather=("self",), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": module.weight[None, None]}, module.bias)
+    return _read(["self"], module.weight[None, None], module.bias)
 
 
 def _gcn(module: Any, refuse: Refuse) -> Read:
     _check(module, refuse, aggr="add", flow="source_to_target", improved=False)
     if module.normalize and not module.add_self_loops:
         raise refuse("has add_self_loops=False with normalize=True, which is not known")
-    outputs, inputs = module.lin.weight.shape
-    spec = GraphLayerSpec(gather=("gcn" if module.normalize else "sum",), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": module.lin.weight[None, None]}, module.bias)
+    return _read(["gcn" if module.normalize else "sum"], module.lin.weight[None, None], module.bias)
 
 
 def _sage(module: Any, refuse: Refuse) -> Read:
@@ -274,39 +253,25 @@ def _sage(module: Any, refuse: Refuse) -> Read:
     if module.aggr not in ways:
         raise refuse(f"has aggr={module.aggr!r}; contributions need a sum or a mean")
     _check(module, refuse, flow="source_to_target", normalize=False, project=False)
-    outputs, inputs = module.lin_l.weight.shape
-    weights = [module.lin_l.weight]
-    gather: list[Gather] = [ways[module.aggr]]
+    gather, weights = [ways[module.aggr]], [module.lin_l.weight]
     if module.root_weight:
-        weights.append(module.lin_r.weight)
-        gather.append("self")
-    spec = GraphLayerSpec(gather=tuple(gather), outputs=outputs, inputs=inputs)
-    return _with_bias(spec, {"weight": torch.stack(weights)[None]}, module.lin_l.bias)
+        gather, weights = [*gather, "self"], [*weights, module.lin_r.weight]
+    return _read(gather, torch.stack(weights)[None], module.lin_l.bias)
 
 
 def _gat(module: Any, refuse: Refuse) -> Read:
     _check(module, refuse, aggr="add", flow="source_to_target", res=None, edge_dim=None)
     if module.lin is None:
         raise refuse("has two kinds of nodes, which is not known")
-    heads, outputs = module.heads, module.out_channels
-    weight = module.lin.weight.unflatten(0, (heads, outputs))  # (H, C, P)
-    folded = {
-        name: torch.einsum("hc,hcp->hp", getattr(module, f"att_{short}")[0], weight)
-        for name, short in (("source", "src"), ("target", "dst"))
-    }
-    options = {"slope": module.negative_slope, "loops": module.add_self_loops}
+    heads = module.heads
+    weight = module.lin.weight.unflatten(0, (heads, module.out_channels))  # (H, C, P)
+    more: dict[str, Any] = {"slope": module.negative_slope, "loops": module.add_self_loops}
+    for name, short in (("source", "src"), ("target", "dst")):
+        more[name] = torch.einsum("hc,hcp->hp", getattr(module, f"att_{short}")[0], weight)
     if module.concat:
-        groups, ways, weight = heads, 1, weight.unsqueeze(1)
-    else:
-        groups, ways, weight = 1, heads, weight.unsqueeze(0) / heads
-    gather: list[Gather] = ["attention"] * ways
-    spec = GraphLayerSpec(gather=tuple(gather), groups=groups, outputs=outputs, inputs=weight.shape[-1], **options)
-    return _with_bias(spec, {"weight": weight, **folded}, module.bias)
+        return _read(["attention"], weight.unsqueeze(1), module.bias, **more)
+    return _read(["attention"] * heads, weight.unsqueeze(0) / heads, module.bias, **more)
 
 
-_LAYERS: dict[str, Callable[[Any, Refuse], Read]] = {
-    "Linear": _linear,
-    "GCNConv": _gcn,
-    "SAGEConv": _sage,
-    "GATConv": _gat,
-}
+_LAYERS: dict[str, Callable[[Any, Refuse], Read]]
+_LAYERS = {"Linear": _linear, "GCNConv": _gcn, "SAGEConv": _sage, "GATConv": _gat}

@@ -1,19 +1,83 @@
-"""Cut graph networks, join them, and repair them: the only place that changes weights."""
+"""Axes of graph networks, and all that changes weights: cutting, joining and repair."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from brickyard.axes._graph import OUTPUT, Axes, Axis
 from brickyard.base._errors import SurgeryError
-from brickyard.gnn._network import Edges, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer, shapes
-from brickyard.healing._heal import ROUNDS, keep_better
-from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import blocks, exact
+from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
+from brickyard.healing._heal import Job, Tail
+from brickyard.healing._heal import refit as refit_layer
+from brickyard.healing._least_squares import HealReport
+from brickyard.healing._streams import Intercept
+from brickyard.relevance._allocation import LayerRecord
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
+from brickyard.surgery._cost import Cost, Costs, Term
+
+
+class NodeGraph(Axes):
+    """A graph network with its axes: the features, and what each layer writes, channels or whole attention heads.
+
+    Attributes:
+        network: The source as it was read.
+        data: The graph that it is for.
+        layers: For each layer what it reads and writes, in units of the axes.
+        costs: What it costs on this graph when some units are kept.
+
+    Args:
+        network: The source as it was read.
+        data: The graph that it is for.
+        parameters: Numbers in the source itself: reading folds some of them.
+        features: Whether features may be cut.
+    """
+
+    def __init__(self, network: GraphNetwork, data: NodeData, parameters: int, features: bool = True) -> None:
+        self.network, self.data, self.parameters = network, data, parameters
+        self.input_name, self.input_shape = FEATURES, (data.x.shape[1],)
+        specs = [layer.spec for layer in network.steps()]
+        names, sizes = (FEATURES, *network.names), [specs[0].inputs, *(spec.units for spec in specs)]
+        why = {names[-1]: (OUTPUT,)} | ({} if features else {FEATURES: ("features are an input",)})
+        self.axes = tuple(
+            Axis(name, size, sum(sizes[:i]), (name,), names[i + 1 : i + 2], (), why.get(name, ()), name == names[-1])
+            for i, (name, size) in enumerate(zip(names, sizes, strict=True))
+        )
+        numbers = np.arange(self.channels)
+        self.layers = {
+            after.name: LayerRecord(
+                reads=numbers[before.channels],
+                writes=np.repeat(numbers[after.channels], spec.width // spec.units),
+                linear=spec.gather == ("self",),
+            )
+            for before, after, spec in zip(self.axes, self.axes[1:], specs, strict=False)
+        }
+        terms = [
+            term for spec, layer in zip(specs, self.layers.values(), strict=True) for term in self._terms(spec, layer)
+        ]
+        self.costs = Costs(terms)
+        flops = self.costs(np.ones(self.channels, dtype=np.bool_)).flops
+        self.costs.whole = Cost(flops, parameters)
+
+    def _terms(self, spec: GraphLayerSpec, layer: LayerRecord) -> list[Term]:
+        """What a layer costs: its weights, what nodes gather, and the scores of attention."""
+        nodes, edges, ways = len(self.data.x), self.data.edge_index.shape[1], len(spec.gather)
+        reads = np.repeat(layer.reads, spec.inputs // len(layer.reads))
+        gathers = sum(name != "self" for name in spec.gather)
+        found = [
+            Term(layer.writes, reads, 2 * nodes * ways, ways, 0),
+            Term(layer.writes, None, 2 * edges * gathers, 0, int(spec.bias)),
+        ]
+        if spec.attends and spec.groups > 1:
+            found.append(Term(np.unique(layer.writes), reads, 4 * nodes, 2, 0))
+        elif spec.attends:
+            found.append(Term(reads, None, 4 * nodes * ways, 2 * ways, 0))
+        return found
 
 
 def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
@@ -25,24 +89,22 @@ def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
         network: The source.
         keep: For each axis, the units to keep, in the order that they shall have.
     """
-    axes = network.axes()
-    units = [keep.get(axis.name, torch.arange(axis.units)) for axis in axes]
+    reads = features = keep.get(FEATURES, torch.arange(network.steps()[0].spec.inputs))
     layers: list[NodeLayer] = []
-    for i, layer in enumerate(network.steps()):
-        spec = layer.spec
-        reads, writes = axes[i].channels(units[i]), axes[i + 1].channels(units[i + 1])
-        heads = spec.groups > 1
-        chosen = units[i + 1] if heads else torch.arange(1)
-        rows = torch.arange(spec.outputs) if heads else units[i + 1]
-        own = layer.tensors()
-        found = {"weight": own["weight"][chosen][:, :, rows][..., reads]}
-        if "bias" in own:
+    for name, layer in zip(network.names, network.steps(), strict=True):
+        spec, own = layer.spec, layer.tensors()
+        units = keep.get(name, torch.arange(spec.units))
+        groups, rows = (units, torch.arange(spec.outputs)) if spec.groups > 1 else (torch.arange(1), units)
+        writes = spec.channels(units)
+        found = {"weight": own["weight"][groups][:, :, rows][..., reads]}
+        if spec.bias:
             found["bias"] = own["bias"][writes]
-        for name in ("source", "target") if spec.attends else ():
-            found[name] = (own[name][chosen] if heads else own[name])[:, reads]
-        changes = {"groups": len(chosen), "outputs": len(rows), "inputs": len(reads)}
+        for key in ("source", "target") if spec.attends else ():
+            found[key] = (own[key][groups] if spec.groups > 1 else own[key])[:, reads]
+        changes = {"groups": len(groups), "outputs": len(rows), "inputs": len(reads)}
         layers.append(NodeLayer(spec.model_copy(update=changes), found))
-    return GraphNetwork(layers, network.names, network.columns[units[0]])
+        reads = writes
+    return GraphNetwork(layers, network.names, network.columns[features])
 
 
 # -- joining -----------------------------------------------------------------------------------------------
@@ -63,18 +125,16 @@ def join(networks: Sequence[GraphNetwork], columns: Sequence[Tensor]) -> GraphNe
     """
     read = torch.cat(list(columns)).unique()
     places = [torch.searchsorted(read, own) for own in columns]
-    layers: list[NodeLayer] = []
-    width = len(read)
-    kinds = [[layer.spec for layer in network.steps()] for network in networks]
-    if len({len(specs) for specs in kinds}) > 1:
+    counts = [len(network.names) for network in networks]
+    if len(set(counts)) > 1:
         raise SurgeryError(
             "surgery-not-paddable",
-            f"networks of {', '.join(str(len(k)) for k in kinds)} layers cannot be padded; use parallel",
+            f"networks of {', '.join(map(str, counts))} layers cannot be padded; use parallel",
         )
+    layers: list[NodeLayer] = []
     for i, name in enumerate(networks[0].names):
-        parts = [network.steps()[i] for network in networks]
-        layer, places = _joined(name, parts, places, width)
-        width = layer.spec.width
+        width = layers[-1].spec.width if layers else len(read)
+        layer, places = _joined(name, [network.steps()[i] for network in networks], places, width)
         layers.append(layer)
     return GraphNetwork(layers, networks[0].names, read)
 
@@ -83,28 +143,9 @@ def _joined(
     name: str, parts: Sequence[NodeLayer], reads: Sequence[Tensor], inputs: int
 ) -> tuple[NodeLayer, list[Tensor]]:
     """The parts' layers as one, and where the output channels of each part are."""
-    specs = [part.spec for part in parts]
-    kinds = {(s.attends or s.gather, s.activation, s.slope, s.loops) for s in specs}
-    first = specs[0]
-    grouped = any(s.groups > 1 for s in specs)  # heads whose outputs lie side by side
-    if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
-        raise SurgeryError(
-            "surgery-not-paddable",
-            f"layer {name!r} is of several kinds in the parts, which cannot be padded; use parallel",
-        )
-    ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
-    spec = GraphLayerSpec(
-        gather=(first.gather[0],) * ways if first.attends else first.gather,
-        groups=sum(s.groups for s in specs) if grouped else 1,
-        outputs=max(s.outputs for s in specs) if grouped else sum(s.outputs for s in specs),
-        inputs=inputs,
-        bias=any(s.bias for s in specs),
-        activation=first.activation,
-        slope=first.slope,
-        loops=first.loops,
-    )
+    spec = _joined_spec(name, [part.spec for part in parts], inputs)
     like = parts[0].weight
-    found = {key: like.new_zeros(shape) for key, shape in shapes(spec).items()}
+    found = {key: like.new_zeros(shape) for key, shape in spec.shapes.items()}
     writes: list[Tensor] = []
     group = way = row = head = 0
     for part, read in zip(parts, reads, strict=True):
@@ -113,14 +154,14 @@ def _joined(
         rows = torch.arange(row, row + s.outputs)
         found["weight"][groups[:, None, None, None], gathers[:, None, None], rows[:, None], read] = own["weight"]
         out = (groups[:, None] * spec.outputs + rows).flatten()
-        if "bias" in own:
+        if s.bias:
             found["bias"][out] = own["bias"]
         for key in ("source", "target") if s.attends else ():
             heads = torch.arange(head, head + len(own[key]))
             found[key][heads[:, None], read] = own[key]
         writes.append(out)
         head += s.groups * len(s.gather)
-        if grouped:
+        if spec.groups > 1:
             group += s.groups
         else:
             row += s.outputs
@@ -128,77 +169,52 @@ def _joined(
     return NodeLayer(spec, found), writes
 
 
+def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> GraphLayerSpec:
+    """The layer that layers lie side by side in."""
+    first = specs[0]
+    kinds = {(s.attends or s.gather, s.activation, s.slope, s.loops) for s in specs}
+    grouped = any(s.groups > 1 for s in specs)  # heads whose outputs lie side by side
+    if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
+        raise SurgeryError(
+            "surgery-not-paddable",
+            f"layer {name!r} is of different kinds in the parts, so it cannot be padded; use form='parallel'",
+        )
+    ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
+    changes = {
+        "gather": (first.gather[0],) * ways if first.attends else first.gather,
+        "groups": sum(s.groups for s in specs) if grouped else 1,
+        "outputs": max(s.outputs for s in specs) if grouped else sum(s.outputs for s in specs),
+        "inputs": inputs,
+        "bias": any(s.bias for s in specs),
+    }
+    return first.model_copy(update=changes)
+
+
 # -- repair ------------------------------------------------------------------------------------------------
 
 
 def refit(
-    source: GraphNetwork, network: GraphNetwork, keep: Mapping[str, Tensor], data: NodeData, nodes: Tensor, ridge: float
+    graph: NodeGraph, keep: Mapping[str, Tensor], network: GraphNetwork, nodes: Tensor, ridge: float
 ) -> HealReport:
-    """Repair a cut network in place: ridge least squares layer by layer at some nodes.
+    """Repair a cut network in place: the refit of `brickyard.healing._heal`, layer by layer, at some nodes.
 
     Args:
-        source: What it was cut from.
+        graph: The source; labels of its graph are not used.
+        keep: The keep-set that the network was cut with.
         network: The cut network.
-        keep: The keep-set that it was cut with.
-        data: The graph; labels are not used.
         nodes: Nodes to repair on.
         ridge: Strength of the prior, a share of the mean diagonal of the normal equations.
     """
-    report = HealReport()
-    edges = Edges.of(data.edge_index, len(data.x))
-    nodes = nodes.to(data.x.device)
-    theirs, ours = data.x[:, source.columns], data.x[:, network.columns]
-    axes = source.axes()[1:]
-    pairs = zip(source.names, source.steps(), network.steps(), axes, strict=True)
-    with torch.no_grad(), bar("healing (refit)", len(axes)) as advance:
-        for name, whole, layer, axis in pairs:
-            rows = axis.channels(keep.get(axis.name, torch.arange(axis.units)))
-            goal = whole.linear(theirs, edges)[nodes][:, rows]
-            report.layers += _refit_layer(name, layer, ours, edges, nodes, goal, ridge, report)
-            theirs, ours = whole(theirs, edges), layer(ours, edges)
+    report, data, nodes = HealReport(), graph.data, nodes.to(graph.data.x.device)
+    both = zip(graph.network.walk(data.x, data.edge_index), network.walk(data.x, data.edge_index), strict=True)
+    with torch.no_grad(), bar("healing (refit)", len(network.names)) as advance:
+        for (name, whole, theirs, edges), (_, layer, ours, _) in both:
+            rows = whole.spec.channels(keep.get(name, torch.arange(whole.spec.units)))
+            goal = whole.linear(theirs, edges)[nodes][:, rows, None, None]
+            conv, tail = layer.convolution(), Tail(rectified=layer.spec.activation == "relu")
+            shift = Intercept(None if conv.bias is None else conv.bias.data)
+            goals = partial(iter, [({}, layer.gathered(ours, edges, nodes), goal)])
+            report.layers += refit_layer(Job(name, conv, shift, tail, len(nodes), goals, Ranks()), ridge, report)
+            layer.take(conv)
             advance(text=f"healing {name}")
     return report
-
-
-def _refit_layer(
-    name: str, layer: NodeLayer, x: Tensor, edges: Edges, nodes: Tensor, goal: Tensor, ridge: float, report: HealReport
-) -> bool:
-    conv = layer.convolution()
-    places = [conv.weight] if layer.bias is None else [conv.weight, layer.bias]
-    before = [value.clone() for value in places]
-    sliced = before[0]
-    inputs = layer.gathered(x, edges, nodes)
-    equations = equations_for(conv, len(nodes), layer.bias is not None, Ranks())
-    rectified = layer.spec.activation == "relu"
-    for turn in range(1 + ROUNDS):
-        output = conv(inputs)[:, :, 0, 0]
-        output = output if layer.bias is None else output + layer.bias
-        wanted = torch.where(goal > 0, goal, output.clamp(max=0)) if turn and rectified else goal
-        missing = (wanted - output)[:, :, None, None]
-        if turn == 0 and bool(missing.square().sum() <= 1e-10 * goal.square().sum()):
-            return False
-        for block, residual in blocks(conv, inputs, missing):
-            equations.add(block, residual)
-        solution = equations.solve(ridge, conv.weight - sliced, name, report)
-        if solution is None:
-            if turn == 0:
-                return False
-            break
-        change, shift = solution
-        conv.weight.add_(change.reshape(conv.weight.shape).to(conv.weight.dtype))
-        if shift is not None and layer.bias is not None:
-            layer.bias.add_(shift.to(layer.bias.dtype))
-        if not rectified or not equations.again():
-            break
-    after = [value.clone() for value in places]
-    errors: list[Tensor] = []
-    for state in (before, after):
-        for place, value in zip(places, state, strict=True):
-            place.copy_(value)
-        found = exact(conv, inputs)[:, :, 0, 0]
-        found = found if layer.bias is None else found + layer.bias.double()
-        found, wanted = (found.clamp(min=0), goal.clamp(min=0)) if rectified else (found, goal)
-        errors.append((wanted.double() - found).square().sum(0))
-    better = keep_better(name, places, before, torch.stack(errors), report)
-    layer.take(conv)
-    return better

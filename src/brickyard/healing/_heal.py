@@ -1,29 +1,29 @@
 """Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
 
-The source and the cut network run side by side over the same images. At every layer the cut network's inputs
-are what they really are after the repairs so far, and the target is what the source's layer gives for the
-channels that were kept.
+The source and the cut network run side by side over the same images. At every layer, the cut network's inputs already
+include the repairs so far, and the target is the output of the source's layer on the channels that were kept.
 
-refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch,
-so memory is (inputs * kernel)^2 numbers and not the number of images; where there are fewer positions than
-inputs, the same solution comes from the products between positions. The prior is the sliced weights.
+refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch, so memory
+is (inputs * kernel)^2 numbers, whatever the number of images; with fewer positions than inputs, the same solution is
+computed from the products between positions. The prior is the sliced weights.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
-where that is positive, else the copy's own where it is negative, else zero. Each round can only lower it.
+if that is positive; otherwise the copy's own if it is negative; otherwise zero. No round can raise it.
 
-In the end both sets of numbers are compared in float64 on the same images, output by output, behind the ReLU where one
-follows: an output whose error the refit did not lower (by rounding, or because the first solution is the best before
-the ReLU and not behind it) keeps the weights that it was cut with.
+Finally, both sets of weights are compared in float64 on the same images, output by output, behind the ReLU if one
+follows. An output whose error the refit did not lower (by rounding, or because the first solution is optimal before the
+ReLU but not behind it) keeps the weights that it was cut with.
 
-moments: the scale and shift of each output channel that give it the source's mean and variance.
+moments: scales and shifts each output channel to the source's mean and variance.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,16 +36,16 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import Stream, blocks, exact, intercept_of
+from brickyard.healing._streams import Intercept, Stream, blocks, exact, intercept_of
 from brickyard.network._layer_types import find_mixing, mixing_of
-from brickyard.network._mixing import NORMS, UNFOLD
+from brickyard.network._mixing import NORMS, UNFOLD, Mixing
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 _SAME = 1e-10  # a residual below this share of the target's energy is rounding
-_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share of it is rounding
+_GAIN = 1e-6  # a refit that lowers an output's error by a smaller share is rounding
 _ADD = ("add", "iadd", "add_", "tensor_add")
 _RELU = ("relu", "relu_")
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
@@ -59,7 +59,7 @@ def heal_network(
     Args:
         graph: The source's graph.
         keep: The keep-set that the network was cut with.
-        network: The cut network; its steps have the names of the source's.
+        network: The cut network; its steps have the same names as the source's.
         batches: Preprocessed images, (batch, channels, height, width) each.
         method: "refit", "moments" or "none".
         ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
@@ -73,36 +73,39 @@ def heal_network(
     ranks = Ranks.current()
     images = sum(map(len, batches))
     batches = ranks.mine(batches)
-    repair = _refit if method == "refit" else _match_moments
+    repair = refit if method == "refit" else _match_moments
     source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
     layers = _repairable(graph, network, report)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for index, node in layers:
             rows = _kept_rows(graph, keep, node.target)
-            job = _Job(index, node, rows, source, copy, images, ranks)
+            layer, shift, tail = network.layer(node.target), intercept_of(network, node), _tail(network, index, node)
+            goals = partial(_goals, source, copy, index, node, tail, rows)
+            job = Job(node.target, layer, shift, tail, images * source.positions(node), goals, ranks, network)
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
 
 
 @dataclass(frozen=True)
-class _Tail:
+class Tail:
     """What a layer's output goes through on its way to the next nonlinearity.
 
     Attributes:
+        name: The value that is the layer's output.
         steps: A batch norm, and a sum with a shortcut that is known by then; either, both, or none.
         scale: What they multiply the layer's output by, (channels,).
         rectified: Whether a ReLU follows.
     """
 
+    name: str = ""
     steps: tuple[Node, ...] = ()
     scale: Tensor | None = None
     rectified: bool = False
 
-    def run(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """What the steps make of a layer's output; no value is changed in place."""
-        found = {**values, node.name: output}
-        name = node.name
+    def run(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """What a network's steps make of a layer's output; no value is changed in place."""
+        name, found = self.name, {**values, self.name: output}
         for step in self.steps:
             if step.op == "function":
                 one, other = (found[ref.node] for ref in step.args)
@@ -113,10 +116,9 @@ class _Tail:
         result: Tensor = found[name]
         return result
 
-    def exact(self, network: Network, node: Node, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+    def exact(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
         """The same in float64, for the output of a layer in float64."""
-        found = {**values, node.name: output}
-        name = node.name
+        name, found = self.name, {**values, self.name: output}
         for step in self.steps:
             value: Tensor = found[name]
             layer = network.layer(step.target) if step.op == "layer" else None
@@ -133,10 +135,10 @@ class _Tail:
         return result
 
 
-def _tail(network: Network, index: int, node: Node) -> _Tail:
+def _tail(network: Network, index: int, node: Node) -> Tail:
     """The steps behind the layer at `index`, as far as they can be seen through."""
     known = {step.name for step in network.nodes[:index]}
-    seen = _Tail()
+    seen = Tail(node.name)
     fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
     name = node.name
     while True:
@@ -159,7 +161,7 @@ def _tail(network: Network, index: int, node: Node) -> _Tail:
         elif not isinstance(layer, nn.Identity | nn.Dropout):
             return seen
         fresh = fresh and isinstance(layer, nn.Identity | nn.Dropout)
-        seen = _Tail((*seen.steps, user), scale)
+        seen = Tail(node.name, (*seen.steps, user), scale)
         name = user.name
 
 
@@ -187,49 +189,47 @@ def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | N
     return None if labels is None else positions(Part(graph, keep), labels)
 
 
-class _Job:
-    """One layer to repair, with the images that it is repaired on.
+@dataclass(frozen=True)
+class Job:
+    """One layer to repair, with what it is repaired on.
 
     Attributes:
         name: Its dotted name.
         layer: The layer in the cut network.
         intercept: Where a shift of its outputs can go.
         tail: What its output goes through next.
-        images: How many images there are, in all processes.
-        positions: For each of them, how many outputs of each channel there are.
-        ranks: The processes that have a share of them each.
+        positions: How many outputs of each channel there are, in all processes.
+        goals: For each batch: values that the tail needs, the layer's inputs, and what its tail should give.
+        ranks: The processes that have a share of the batches each.
+        network: The cut network, whose steps the tail names.
     """
 
-    def __init__(
-        self,
-        index: int,
-        node: Node,
-        rows: NDArray[np.int64] | None,
-        source: Stream,
-        copy: Stream,
-        images: int,
-        ranks: Ranks,
-    ) -> None:
-        self.name, self.layer, self.images, self.ranks = node.target, copy.network.layer(node.target), images, ranks
-        self.mixing = mixing_of(self.layer)
-        self.intercept = intercept_of(copy.network, node)
-        self.tail = _tail(copy.network, index, node)
-        self._index, self._node, self._source, self._copy = index, node, source, copy
-        self.positions = source.positions(node)
-        self._rows = None if rows is None else torch.from_numpy(rows)
+    name: str
+    layer: nn.Module
+    intercept: Intercept
+    tail: Tail
+    positions: int
+    goals: Callable[[], Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor]]]
+    ranks: Ranks
+    network: Any = None
+
+    @property
+    def mixing(self) -> Mixing:
+        """What answers for the layer."""
+        return mixing_of(self.layer)
 
     def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each batch: the layer's inputs, its outputs, and what these lack.
+        """For each batch, yield the layer's inputs, its outputs, and the residuals (target minus output).
 
-        They should be what the source's layer gives; and where they are added to a shortcut that is off already, make
-        up for that too. With `rectified`, as far as it matters behind the ReLU.
+        The target is the output of the source's layer; if that is added to a shortcut that has an error already, the
+        target makes up for that too. With `rectified`, the residual is what matters behind the ReLU.
 
         Raises:
             DataError: They are not finite.
         """
-        for ours, x, goal in self._goals():
+        for ours, x, goal in self.goals():
             output = self.layer(x)
-            found = self.tail.run(self._copy.network, self._node, output, ours)
+            found = self.tail.run(self.network, output, ours)
             if rectified:
                 goal = torch.where(goal > 0, goal, found.clamp(max=0))
             missing = goal - found
@@ -238,30 +238,29 @@ class _Job:
             if not bool(torch.isfinite(missing).all()):
                 raise DataError(
                     "data-overflow",
-                    f"outputs of layer {self.name!r} are not finite on the images to heal with: "
-                    "values overflow there or earlier; check the weights and the preprocessing, or "
-                    "use a source in float32 or float64",
+                    f"outputs of layer {self.name!r} are not finite on the data to heal with: numbers overflow there "
+                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
+                    "float64",
                 )
             yield x, output, missing
 
     def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays.
+        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays set.
 
-        They are those behind the tail, and behind the ReLU where one follows.
+        They are measured behind the tail, and behind the ReLU if one follows.
         """
-        node, network = self._node, self._copy.network
         rows = self.mixing.rows
         totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
-        for ours, x, goal in self._goals():
+        for ours, x, goal in self.goals():
             names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
-            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images at once
+            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images per block
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
                 values = {name: ours[name][some] for name in names}
                 wanted = goal[some].double()
                 for index, state in enumerate(states):
                     self.put(state)
-                    found = self.tail.exact(network, node, exact(self.layer, x[some]), values)
+                    found = self.tail.exact(self.network, exact(self.layer, x[some]), values)
                     if self.tail.rectified:
                         found, wanted = found.clamp(min=0), wanted.clamp(min=0)
                     totals[index] += self.mixing.by_output((wanted - found).square()).sum(1)
@@ -269,28 +268,30 @@ class _Job:
         return totals
 
     def state(self) -> list[Tensor]:
-        """A copy of the numbers that a repair changes; outputs lie along their first dimension."""
+        """Copy the numbers that a repair changes; outputs lie along their first dimension."""
         return [self.mixing.rows.clone(), *self.intercept.values()]
 
     def put(self, state: Sequence[Tensor]) -> None:
-        """Take other numbers."""
         self.mixing.set_rows(state[0])
         self.intercept.put(state[1:])
 
-    def _goals(self) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """For each batch: the copy's values before the layer, the layer's inputs, and what its tail should give."""
-        node, index = self._node, self._index
-        for ours, theirs in zip(self._copy.before(index), self._source.before(index), strict=True):
-            goal = self.tail.run(self._source.network, node, self._source.network.step(node, theirs), theirs)
-            if self._rows is not None:
-                goal = goal.index_select(self.mixing.channel_dim, self._rows.to(goal.device))
-            yield ours, ours[node.args[0].node], goal
+
+def _goals(
+    source: Stream, copy: Stream, index: int, node: Node, tail: Tail, rows: NDArray[np.int64] | None
+) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """The goals of a layer of a traced network: what the source's layer gives, in the rows that are kept."""
+    for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
+        goal = tail.run(source.network, source.network.step(node, theirs), theirs)
+        if rows is not None:
+            dim = mixing_of(source.network.layer(node.target)).channel_dim
+            goal = goal.index_select(dim, torch.from_numpy(rows).to(goal.device))
+        yield ours, ours[node.args[0].node], goal
 
 
 # -- moments -----------------------------------------------------------------------------------------------
 
 
-def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
+def _match_moments(job: Job, ridge: float, report: HealReport) -> bool:
     mixing, intercept, name = job.mixing, job.intercept, job.name
     rows = mixing.rows
     sums = torch.zeros(5, len(rows), dtype=torch.float64, device=rows.device)
@@ -318,11 +319,12 @@ def _match_moments(job: _Job, ridge: float, report: HealReport) -> bool:
 # -- refit -------------------------------------------------------------------------------------------------
 
 
-def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
+def refit(job: Job, ridge: float, report: HealReport) -> bool:
+    """Refit one layer in place; whether any of its outputs changed."""
     layer, mixing, intercept = job.layer, job.mixing, job.intercept
     before = job.state()
     sliced = before[0]
-    equations = equations_for(layer, job.images * job.positions, bool(intercept), job.ranks)
+    equations = equations_for(layer, job.positions, bool(intercept), job.ranks)
     for turn in range(1 + ROUNDS):
         found = job.residuals(rectified=turn > 0)
         first = list(itertools.islice(found, 1))
@@ -351,19 +353,12 @@ def _refit(job: _Job, ridge: float, report: HealReport) -> bool:
 def keep_better(
     name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
 ) -> bool:
-    """Take back what a refit did to outputs whose error it did not lower.
+    """Undo a refit for outputs whose error it did not lower; return whether any output stays refitted.
 
-    Args:
-        name: The layer.
-        places: The numbers that were refitted; outputs lie along their first dimension.
-        before: What they were.
-        errors: Squared errors before and after, (2, outputs).
-        report: Where it is noted.
-
-    Returns:
-        Whether any output stays refitted.
+    Outputs lie along the first dimension of the refitted tensors `places` and of `before`, their previous values.
+    `errors` are the squared errors before and after, (2, outputs).
     """
-    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # also where it is not a number
+    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # true for NaN too
     if not bool(worse.any()):
         return True
     for place, value in zip(places, before, strict=True):
@@ -376,7 +371,7 @@ def keep_better(
 
 
 def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
-    """Whether a layer's output is what it should be, on the first batch of each process."""
+    """Whether a layer's output is already right, on the first batch of each process."""
     energy = torch.zeros(2, dtype=torch.float64)
     for _, output, missing in first:
         energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])

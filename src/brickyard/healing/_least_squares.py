@@ -19,7 +19,7 @@ Solution = tuple[Tensor, Tensor | None]
 
 @dataclass
 class HealReport:
-    """What was repaired, and what was seen on the way."""
+    """How many layers were repaired, with notes."""
 
     layers: int = 0
     notes: list[str] = field(default_factory=list)
@@ -45,13 +45,13 @@ class _NormalEquations:
             self.gram += x @ x.transpose(1, 2)
 
     def again(self) -> bool:
-        """Take other residuals of the same inputs from now on, if that can be done."""
+        """Switch to other residuals of the same inputs; return whether that is possible."""
         self.cross.zero_()
         self._complete = True
         return True
 
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
-        """The solution, or None where there is none; `moved`: how far weights are from the prior by now."""
+        """Return the solution, or None if there is none; `moved` is how far weights have moved from the prior."""
         self._ranks.add(self.cross)
         if not self._complete:
             self._ranks.add(self.gram)
@@ -79,16 +79,15 @@ class _FewPositions:
         self.residuals = [rows.new_zeros(groups, len(rows) // groups, 0)]
 
     def add(self, x: Tensor, residual: Tensor) -> None:
-        """Add a block: inputs (G, n, N), residuals (G, q, N)."""
         self.inputs.append(x.clone())
         self.residuals.append(residual.clone())
 
     def again(self) -> bool:
-        """It would have to hold all inputs again."""
+        """Not possible: it would have to hold all inputs again."""
         return False
 
     def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
-        """The solution: an unpenalised shift is what makes both sides' means agree."""
+        """Return the solution; an unpenalised shift makes both sides' means agree."""
         x, r = (self._ranks.joined(torch.cat(parts, 2).double()) for parts in (self.inputs, self.residuals))
         scale = _scale(x.square().sum((1, 2)) / x.shape[1], name, report)
         x_mean, r_mean = x.mean(2, keepdim=True), r.mean(2, keepdim=True)
@@ -105,14 +104,14 @@ class _FewPositions:
 
 
 def equations_for(layer: nn.Module, positions: int, with_shift: bool, ranks: Ranks) -> _NormalEquations | _FewPositions:
-    """The equations of a layer's refit, in the form that is small for so many positions."""
+    """Choose the form of a layer's refit equations that is smaller for this many positions."""
     mixing = mixing_of(layer)
     few = positions < mixing.rows[0].numel()
     return (_FewPositions if few else _NormalEquations)(mixing, with_shift, ranks)
 
 
 def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:
-    """The mean energy of a group's inputs; one where they are all zeros, which is noted."""
+    """The mean energy of a group's inputs; 1, with a note, if they are all zeros."""
     dead = int((scale <= 0).sum())
     if dead:
         report.notes.append(f"layer {name!r}: {dead} of {len(scale)} groups have only zeros as input")
@@ -122,7 +121,7 @@ def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:
 def _solved(
     gram: Tensor, penalty: Tensor, right: Tensor, pull: Tensor, ridge: float, name: str, report: HealReport
 ) -> Tensor | None:
-    """Solve (gram + ridge * penalty) z = right - ridge * pull a group, with a stronger ridge where that is singular."""
+    """Solve (gram + ridge * penalty) z = right - ridge * pull per group, with a stronger ridge if that is singular."""
     if not bool(torch.isfinite(gram).all()) or not bool(torch.isfinite(right).all()):
         report.notes.append(f"layer {name!r}: its equations overflow; it was left as it was cut")
         return None

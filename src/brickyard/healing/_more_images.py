@@ -1,4 +1,4 @@
-"""Shifted copies of images, where a layer has few positions to learn from for its many inputs."""
+"""Shifted copies of images, for layers with few positions to learn from for their many inputs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from brickyard.healing._streams import MEMORY, peak_bytes
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
 
-ENOUGH = 5  # positions for each input of a layer
+ENOUGH = 5  # positions per input of a layer
 MOST = 4  # times the images, the originals included
 
 
 def copies_needed(graph: Graph, images: int) -> int:
-    """How many times the images are needed, themselves included, so that every layer has enough positions.
+    """How often to use `images` images, including the originals, so that every layer has enough positions.
 
-    It is also kept to what can be held in memory, where going through the images is cheap.
-
-    Args:
-        graph: The source's graph.
-        images: How many images there are.
+    The number is limited to what fits in memory, where a pass over the images is cheap.
     """
     needed = 1
     for _, node, layer in iter_layers(graph.network):

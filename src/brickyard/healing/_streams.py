@@ -1,4 +1,4 @@
-"""Two networks side by side over the same images, and what enters each layer."""
+"""Two networks side by side over the same images, and the inputs of each layer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from brickyard.network._layer_types import mixing_of
 from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, refs
 
-MEMORY = 1 << 30  # bytes of activations that may be held; beyond it they are computed again for every layer
+MEMORY = 1 << 30  # bytes of activations to hold; beyond that, they are recomputed for every layer
 
 
 # -- the two networks, side by side ------------------------------------------------------------------------
 
 
 class Stream:
-    """Values of all batches just before some step; held where they fit, computed again where not."""
+    """The values of all batches just before some step; kept if they fit in memory, otherwise recomputed."""
 
     def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
         self.network = network
@@ -32,11 +32,11 @@ class Stream:
         self._held = [{self._start: batch} for batch in batches] if fits else None
 
     def positions(self, node: Node) -> int:
-        """How many outputs of each channel a layer has for one image."""
+        """A layer's outputs per channel and image."""
         return int(self._shapes[node.name][0].numel()) // len(mixing_of(self.network.layer(node.target)).rows)
 
     def before(self, index: int) -> Iterator[dict[str, Tensor]]:
-        """Values of each batch before step `index`; positions only grow."""
+        """Yield the values of each batch before step `index`, which may only grow."""
         if self._held is None:
             for batch in self._batches:
                 values = {self._start: batch}
@@ -50,7 +50,7 @@ class Stream:
 
 
 def peak_bytes(graph: Graph) -> int:
-    """The most bytes of live values that one image has at any step."""
+    """The peak size of one image's live values at any step, in bytes."""
     nodes = graph.network.nodes
     live = peak = 0
     sizes: dict[str, int] = {}
@@ -67,7 +67,7 @@ def peak_bytes(graph: Graph) -> int:
 
 @dataclass(frozen=True)
 class Intercept:
-    """Where a shift of a layer's output can go: its bias, or the running mean of the batch norm behind it."""
+    """Where a layer's output can be shifted: its bias, or the running mean of the batch norm behind it."""
 
     bias: Tensor | None = None
     running_mean: Tensor | None = None
@@ -80,16 +80,14 @@ class Intercept:
         return tuple(value for value in (self.bias, self.running_mean) if value is not None)
 
     def values(self) -> list[Tensor]:
-        """A copy of what `add` changes."""
+        """Copy what `add` changes."""
         return [value.clone() for value in self._tensors]
 
     def put(self, values: Sequence[Tensor]) -> None:
-        """Take back what `values` gave."""
         for place, value in zip(self._tensors, values, strict=True):
             place.copy_(value)
 
     def add(self, shift: Tensor) -> None:
-        """Shift the output of the layer."""
         if self.bias is not None:
             self.bias.add_(shift.to(self.bias.dtype))
         elif self.running_mean is not None:
@@ -97,7 +95,7 @@ class Intercept:
 
 
 def intercept_of(network: Network, node: Node) -> Intercept:
-    """Where a shift of a layer's output can go in a network."""
+    """Find where a layer's output can be shifted."""
     layer = network.layer(node.target)
     if isinstance(layer.bias, Tensor):
         return Intercept(bias=layer.bias.data)
@@ -105,21 +103,21 @@ def intercept_of(network: Network, node: Node) -> Intercept:
     if len(users) == 1 and users[0].op == "layer":
         norm = network.layer(users[0].target)
         uses = sum(other.target == users[0].target for other in network.nodes if other.op == "layer")
-        outputs = len(mixing_of(layer).rows)  # a norm over positions has another number
+        outputs = len(mixing_of(layer).rows)  # a norm over positions has another length
         if isinstance(norm, NORMS) and norm.running_mean is not None and uses == 1 and norm.num_features == outputs:
             return Intercept(running_mean=norm.running_mean)
     return Intercept()
 
 
 def exact(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer gives, computed in float64."""
+    """Compute a layer's output in float64."""
     numbers = {name: value.double() for name, value in layer.named_parameters(recurse=False)}
     found: Tensor = torch.func.functional_call(layer, numbers, (x.double(),))
     return found
 
 
 def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs as (G, n, N) and residuals as (G, q, N), a few images at a time; in float32 where they are in halves."""
-    if x.element_size() < 4:  # sums of products in half precision are no equations
+    """Yield inputs (G, n, N) and residuals (G, q, N) for a few images at a time; half precision becomes float32."""
+    if x.element_size() < 4:  # sums of products need more than half precision
         x, residual = x.float(), residual.float()
     return mixing_of(layer).blocks(x, residual)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift and mirror each image on its own, (batch, channels, height, width); what comes in is 0."""
+    """Shift and mirror each image independently, (batch, channels, height, width); uncovered areas are 0."""
     count, _, height, width = x.shape
     reach = max(1, width // SHIFT)
     shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
@@ -19,17 +19,14 @@ def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirror.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
 
 
-REACH = 1 / 8  # of the height and width: the farthest shift
-SHIFT = 8  # an image is shifted by up to its size divided by this
+REACH = 1 / 8  # largest shift, as a share of height and width
+SHIFT = 8  # images are shifted by up to their size divided by this
 
 
 def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tensor]:
-    """The batches, and further ones in which every image is shifted on its own; edges are mirrored outwards.
+    """Return the batches, followed by copies in which every image is shifted independently; edges are reflected.
 
-    Args:
-        batches: Preprocessed images, (batch, channels, height, width) each.
-        copies: How many times the images are wanted, themselves included.
-        seed: Seed of the shifts.
+    `copies` is how many times to use the images, including the originals.
     """
     generator = torch.Generator().manual_seed(seed)
     return [*batches, *(_shifted(batch, generator) for _ in range(copies - 1) for batch in batches)]
@@ -45,7 +42,7 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def windows(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """From each image the window of a size that starts at its own row and column, `top` and `left`, (count, 1) each."""
+    """Cut a window of `size` from each image, starting at its own row `top` and column `left`, (count, 1) each."""
     count, channels = images.shape[:2]
     rows = (top + torch.arange(size[0])).reshape(count, 1, size[0], 1)
     columns = (left + torch.arange(size[1])).reshape(count, 1, 1, size[1])

@@ -1,7 +1,6 @@
-"""Labelled images in the forms that users have them: tensor pairs, data sets, data loaders, streams of batches.
+"""Labelled images from tensor pairs, data sets, data loaders or streams of batches.
 
-Whatever the form, images are given as they are before `Preprocessing`, and labels are indices into the
-source's classes.
+In every form, images are raw (before `Preprocessing`), and labels are indices into the source's classes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (imag
 
 
 def class_names(data: DataLike) -> tuple[str, ...] | None:
-    """The class names that a data set carries in `.classes`, if it does."""
+    """Return the class names in a data set's `.classes`, if it has any."""
     names = getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None)
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
 
@@ -36,12 +35,12 @@ class Images:
     Args:
         data: `(images, labels)` tensors or arrays, a map-style `Dataset` of (image, label), a `DataLoader`, or
             an iterable of (images, labels) batches, which is read once and held in memory.
-        preprocessing: What is done to the images before a network takes them.
-        what: How messages call the data.
-        label_dims: Dimensions of labels: 1 for the index of a class, 2 for (images, classes).
+        preprocessing: How to preprocess the images for a network.
+        what: What messages call the data.
+        label_dims: Dimensions of labels: 1 for class indices, 2 for (images, classes).
 
     Raises:
-        DataError: The data have another form, or images and labels do not belong together.
+        DataError: The data have another form, or images and labels do not match.
     """
 
     def __init__(
@@ -62,14 +61,14 @@ class Images:
             data = data if isinstance(data.dataset, IterableDataset) else data.dataset
         self._open(data)
         if len(self) == 0:
-            raise DataError("data-no-images", f"{what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{what}: no images found; give at least one per class")
 
     def _open(self, data: DataLike) -> None:
         if isinstance(data, str | bytes | dict):
-            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
             raise DataError(
-                "data-no-labels", f"{self.what} has no labels; {FORMS}, with labels that are the indices of the classes"
+                "data-no-labels", f"{self.what}: no labels found; {FORMS}, with labels that are class indices"
             )
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
@@ -81,11 +80,11 @@ class Images:
         elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
             self._dataset = data
         elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            own = isinstance(data, DataLoader)  # a loader draws a seed from the global generator whenever it starts
+            own = isinstance(data, DataLoader)  # every start of a loader draws a seed from the global generator
             with torch.random.fork_rng([], enabled=own):
                 self._tensors = self._read(data)
         else:
-            raise DataError("data-type", f"{self.what} is a {type(data).__name__}; {FORMS}")
+            raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
 
     def _pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         for what, value in (("images", images), ("labels", labels)):
@@ -111,12 +110,12 @@ class Images:
         for batch in self._each(batches):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise DataError(
-                    "data-type", f"{self.what} yields a {type(batch).__name__}; (images, labels) pairs are needed"
+                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
                 )
             images.append(self._tensor(batch[0]))
             labels.append(self._tensor(batch[1]))
         if not images:
-            raise DataError("data-no-images", f"{self.what} has no image; give at least one a class")
+            raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
         single = self.label_dims - 1
         if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
@@ -125,19 +124,17 @@ class Images:
         except RuntimeError as error:
             raise DataError(
                 "data-not-batchable",
-                f"{self.what} cannot be put together: {first_line(error)}; give batches of images of one size with as "
-                "many labels",
+                f"{self.what} cannot be put together: {first_line(error)}; give images of one size, a label for each",
             ) from None
 
     def _tensor(self, value: Any) -> Tensor:
-        """A tensor or an array, or numbers in lists, as a tensor."""
+        """Convert a tensor, an array or nested lists of numbers to a tensor."""
         try:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
+            why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
             raise DataError(
-                "data-type",
-                f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}; give "
-                "images as numbers, and as label the index of the class",
+                "data-type", f"{why}; give images as numbers, and as label the index of the class"
             ) from None
 
     def __len__(self) -> int:
@@ -146,10 +143,10 @@ class Images:
         return len(cast(Any, self._dataset))
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images as given, with labels, in the order of `indices`.
+        """Yield batches of images as given, with labels, in the order of `indices`.
 
         Raises:
-            DataError: Images are not finite or not 4-D, labels are not whole numbers, or sizes differ.
+            DataError: Images are not finite or not 4-D, labels are not integers, or sizes differ.
         """
         order = list(range(len(self))) if indices is None else list(indices)
         for images, labels in self._batches(order, batch_size):
@@ -168,17 +165,17 @@ class Images:
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
-            generator=torch.Generator().manual_seed(0),  # else it draws from the global one
+            generator=torch.Generator().manual_seed(0),  # the default draws from the global one
         )
         for batch in self._each(loader):
             if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
                 raise DataError(
-                    "data-type", f"{self.what} yields {type(batch).__name__}; (image tensor, label) pairs are needed"
+                    "data-type", f"{self.what}: expected (image tensor, label) pairs, got {type(batch).__name__}"
                 )
             yield self._pair(batch[0], self._tensor(batch[1]))
 
     def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a user's own data, whose failures are told as ours."""
+        """Iterate over a user's own data, and turn its failures into ours."""
         found = iter(batches)
         while True:
             try:
@@ -189,28 +186,25 @@ class Images:
                 raise
             except Exception as error:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
-                raise DataError(
-                    "data-not-batchable",
-                    f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}, which "
-                    "must give (image tensor, label) pairs",
-                ) from error
+                why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
+                raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
             yield batch
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of preprocessed images with labels, on the device and in the type of `like`."""
+        """Yield batches of preprocessed images with labels, with the device and type of `like`."""
         for images, labels in self.raw(indices, batch_size):
             x = preprocess(images, self.preprocessing)
             yield (x if like is None else x.to(like.device, like.dtype)), labels
 
     def example(self, like: Tensor | None = None) -> Tensor:
-        """Two preprocessed images, (2, channels, height, width)."""
+        """Return two preprocessed images, (2, channels, height, width)."""
         x, _ = next(self.batches([0], 1, like))
         return torch.cat([x, x])
 
     def all_labels(self) -> Tensor:
-        """Labels of all images, one row an image; data sets without ready labels are read once."""
+        """Return the labels of all images, one row per image; data sets without ready labels are read once."""
         if self._tensors is not None:
             return self._tensors[1]
         for name in ("targets", "labels"):

@@ -1,6 +1,6 @@
-"""Image data by a short text: `digits`, a folder of images, a parquet file, or an idx pair.
+"""Image data from a short text: `digits`, a folder of images, a parquet file, or a pair of idx files.
 
-All of it is raw: uint8 images of one size, labels, class names. A text may end in options:
+All data are raw: uint8 images of one size, labels, class names. The text may end in options:
 `digits?split=test&classes=0-2,7`.
 """
 
@@ -23,27 +23,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brickyard.base._classes import parse_classes
+from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._messages import first_line
+from brickyard.base._lazy import package
+from brickyard.base._messages import first_line, writable
 from brickyard.inputs._decoding import crop, decode_image
 
-MAX_BYTES = 8 << 30  # that a compressed idx file may become
+MAX_BYTES = 8 << 30  # largest decompressed idx file
 MAX_CLASSES = 1_000_000
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):
@@ -56,7 +46,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         name: What messages and manifests call the data.
 
     Raises:
-        DataError: The parts do not fit each other.
+        DataError: The parts do not match.
 
     Example:
         >>> import torch
@@ -68,28 +58,26 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
-            raise DataError("data-type", f"{name}: images and labels must be tensors, and labels whole numbers")
+            raise DataError("data-type", f"{name}: images and labels must be tensors, and labels must be integers")
         self.images = images
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
         if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
-            raise DataError(
-                "data-shape",
-                f"{name}: images of shape {tuple(images.shape)} and type {images.dtype} with labels of shape "
-                f"{tuple(labels.shape)}; give uint8 images (images, channels, height, width) and one label an image",
+            found = (
+                f"images of shape {tuple(images.shape)} and type {images.dtype}, labels of shape {tuple(labels.shape)}"
             )
+            wanted = "give uint8 images (images, channels, height, width) and one label an image"
+            raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
             raise DataError(
                 "data-class-names",
-                f"{name}: two classes have one name among {', '.join(self.classes[:8])}; names must differ",
+                f"{name}: class names must be unique, but two are equal among {', '.join(self.classes[:8])}",
             )
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise DataError(
-                "data-label-out-of-range",
-                f"{name}: labels run from {int(labels.min())} to {int(labels.max())} and there are {len(self.classes)} "
-                "class names; give labels that count the names from 0, and leave out images without a label",
-            )
+            found = f"labels run from {int(labels.min())} to {int(labels.max())}, for {len(self.classes)} class names"
+            advice = "give labels that count the names from 0, and leave out images without a label"
+            raise DataError("data-label-out-of-range", f"{name}: {found}; {advice}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,10 +86,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
-        """The images at these places, or where a mask is true.
+        """Select the images at these indices, or where a mask is true.
 
         Raises:
-            DataError: There is no such place.
+            DataError: An index is out of range.
         """
         chosen = torch.as_tensor(indices)
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
@@ -109,54 +97,48 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         chosen = chosen.long()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             raise DataError(
-                "data-index-out-of-range",
-                f"{self.name} has images 0 to {len(self) - 1}; {int(chosen.max())} was asked for",
+                "data-index-out-of-range", f"{self.name} has images 0 to {len(self) - 1}, got index {int(chosen.max())}"
             )
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
-        """The images of some classes; labels and class names stay.
+        """Select the images of some classes; labels and class names stay the same.
 
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.base._classes import resolve_task
-
         wanted = torch.tensor(resolve_task(classes, self.classes))
         return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
-        """The images of some classes, which become classes 0, 1, ... in this order.
+        """Select the images of some classes, which become classes 0, 1, ... in this order.
 
         Raises:
             TaskError: A class is unknown.
         """
-        from brickyard.base._classes import resolve_task
-
         wanted = resolve_task(classes, self.classes)
         part = self.of_classes(wanted)
         labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
         return ImageData(part.images, labels, [self.classes[k] for k in wanted], self.name)
 
     def shuffled(self, seed: int = 0) -> ImageData:
-        """The same images in an order drawn with a seed."""
+        """Return the same images in random order."""
         return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-        """Two parts: `fraction` of every class's images, and the rest; both in an order drawn with the seed.
+        """Split into `fraction` of every class's images and the rest, both in random order.
 
         Raises:
             OptionError: The fraction is not between 0 and 1.
         """
         if not 0 < fraction < 1:
-            raise OptionError("option-range", f"a split at {fraction!r} was asked for; give a fraction between 0 and 1")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        labels = self.labels[order]
+            raise OptionError("option-range", f"a split must be a fraction between 0 and 1, got {fraction!r}")
+        mixed = self.shuffled(seed)
         first = torch.zeros(len(self), dtype=torch.bool)
         for k in range(len(self.classes)):
-            places = (labels == k).nonzero().flatten()
+            places = (mixed.labels == k).nonzero().flatten()
             first[places[: round(fraction * len(places))]] = True
-        return self.subset(order[first]), self.subset(order[~first])
+        return mixed.subset(first), mixed.subset(~first)
 
 
 def load_data(
@@ -169,14 +151,13 @@ def load_data(
     """Load image data.
 
     Args:
-        spec: `digits` (scikit-learn's, embedded); a folder with one sub-folder a class, or with `train` and
+        spec: `digits` (scikit-learn's, included); a folder with one sub-folder per class, or with `train` and
             `test` (or `val`) folders of that kind; a `.parquet` file in the Hugging Face layout or a folder with
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
-            follow a question mark: `split` (which must then be there), and `classes` to keep only some (they keep
-            their numbers).
-        split: "train" or "test", where the text does not say it.
+            follow a question mark: `split` (which must exist), and `classes` to keep only some (labels stay the same).
+        split: "train" or "test", unless the text specifies it.
         size: Height and width for image folders: images are resized and cropped to it.
-        max_images: At most so many images, drawn with a fixed seed.
+        max_images: Maximum number of images, drawn with a fixed seed.
 
     Raises:
         DataError: The data cannot be read.
@@ -188,27 +169,34 @@ def load_data(
         torch.Size([161, 1, 8, 8])
     """
     if not str(spec).strip():
-        raise OptionError("option-empty", "data '' was asked for; give digits, or the path of a folder or a file")
-    place, _, query = (str(spec), "", "") if _exists(Path(str(spec))) else str(spec).rpartition("?")
-    place, query = (place, query) if place else (query, "")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+        raise OptionError(
+            "option-empty", "data must not be empty, got ''; give digits, or the path of a folder or a file"
+        )
+    place, options = place_and_options(str(spec))
     unknown = set(options) - {"split", "classes"}
     if unknown:
         raise OptionError(
-            "option-unknown-name", f"data {spec!s}: option {sorted(unknown)[0]!r} is not known; use split= or classes="
+            "option-unknown-name", f"data {spec!s}: unknown option {sorted(unknown)[0]!r}; use split= or classes="
         )
     data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
     if max_images is not None and max_images < 1:
-        raise OptionError("option-range", f"max_images={max_images} was asked for; give 1 or more")
+        raise OptionError("option-range", f"max_images must be 1 or more, got {max_images}")
     if max_images is not None and len(data) > max_images:
         data = data.shuffled(0).subset(range(max_images))
     return data
 
 
+def place_and_options(text: str) -> tuple[str, dict[str, str]]:
+    """The path that a text of data starts with, and the options that follow a question mark."""
+    place, _, query = (text, "", "") if _exists(Path(text)) else text.rpartition("?")
+    place, query = (place, query) if place else (query, "")
+    return place, dict(parse_qsl(query, keep_blank_values=True))
+
+
 def _exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a text that cannot be a path is none."""
+    """Whether the file or folder exists; a text that cannot be a path does not."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -220,10 +208,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
         return _digits(split)
     path = Path(place)
     if not _exists(path):
-        raise DataError(
-            "data-missing",
-            f"data {place!r} was asked for, and there is no such file or folder; give a path, or 'digits'",
-        )
+        raise DataError("data-missing", f"there is no file or folder at {place!r}; give a path, or 'digits'")
     if path.suffix == ".parquet":
         return _parquet(path)
     if (path / f"{split}.parquet").is_file():
@@ -238,7 +223,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
         return _folder(path, split, size, asked)
     raise DataError(
         "data-unknown-format",
-        f"data {place!r} is neither an image folder, a parquet file nor an idx file; give one of these",
+        f"data {place!r} must be an image folder, a parquet file or an idx file; give one of these",
     )
 
 
@@ -251,7 +236,7 @@ def _digits(split: str) -> ImageData:
     whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
     parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
     if split not in parts:
-        raise OptionError("option-choice", f"split {split!r} of digits was asked for; use train or test")
+        raise OptionError("option-choice", f"digits has no split {split!r}; use train or test")
     return parts[split]
 
 
@@ -259,10 +244,7 @@ def _digits(split: str) -> ImageData:
 
 
 def _parquet(path: Path) -> ImageData:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise OptionError("option-missing-package", f"{path} needs pyarrow; pip install 'brickyard[parquet]'") from None
+    pq = package("pyarrow.parquet", "parquet", str(path))
     try:
         with pq.ParquetFile(path) as file:
             columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata
@@ -270,20 +252,20 @@ def _parquet(path: Path) -> ImageData:
             label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
             if image is None or label is None:
                 raise DataError(
-                    "data-unknown-format", f"{path} has columns {', '.join(columns)}; 'image' and 'label' are needed"
+                    "data-unknown-format", f"{path} must have columns 'image' and 'label', got {', '.join(columns)}"
                 )
             pictures, values = _rows(file, path, image, label)
     except DataError:
         raise
     except Exception as error:  # what pyarrow raises for damaged files differs by version
         raise DataError(
-            "data-damaged-file", f"{path} cannot be read as parquet: {first_line(error)}; get it again"
+            "data-damaged-file", f"cannot read {path} as parquet: {first_line(error)}; get a fresh copy"
         ) from None
     count = max(values, default=0) + 1
     if not values or count > MAX_CLASSES:
         raise DataError(
             "data-label-out-of-range",
-            f"{path} has {len(values)} images, and labels to {count - 1}; give some, and labels from 0",
+            f"{path} has {len(values)} images and labels up to {count - 1}; give at least one image, and labels from 0",
         )
     names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
     labels = torch.tensor(values, dtype=torch.long)
@@ -291,22 +273,19 @@ def _parquet(path: Path) -> ImageData:
 
 
 def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], list[int]]:
-    """Images and labels, a few hundred rows at a time: a column that says one thing a million times is small."""
+    """Read images and labels a few hundred rows at a time: a highly repetitive column is small only when compressed."""
     pictures: list[Tensor] = []
     values: list[int] = []
     for batch in file.iter_batches(batch_size=256, columns=[image, label]):
         for content, value in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
             index = len(values)
             if not isinstance(value, int) or abs(value) >> 62:
-                raise DataError(
-                    "data-label-mismatch",
-                    f"{path}: its column {label!r} must hold a whole number in each row, and row {index} holds "
-                    f"{str(value)[:40]!r}; leave out images without a label",
-                )
+                why = f"{path}: column {label!r} must hold whole numbers, and row {index} holds {str(value)[:40]!r}"
+                raise DataError("data-label-mismatch", f"{why}; leave out images without a label")
             found = content.get("bytes") if isinstance(content, dict) else content
             if not isinstance(found, bytes):
                 raise DataError(
-                    "data-unreadable-image", f"{path}: image {index} holds no bytes; embed the images in the file"
+                    "data-unreadable-image", f"{path}: image {index} has no bytes; embed the images in the file"
                 )
             pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
             values.append(int(value))
@@ -326,8 +305,7 @@ def _idx(path: Path) -> ImageData:
     if labels_path == path:
         raise DataError(
             "data-unknown-format",
-            f"{path} was asked for, and its name says of no images; give the file of images, such as "
-            "train-images-idx3-ubyte.gz, with train-labels-idx1-ubyte.gz beside it",
+            f"{path} was asked for, and its name says of no images; give train-images-idx3-ubyte.gz or the like",
         )
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
@@ -337,12 +315,12 @@ def _idx(path: Path) -> ImageData:
 
 
 def labels_beside(images: Path) -> Path:
-    """Where the labels of an idx file of images are; the same path where its name says of no images."""
+    """The path of the labels for an idx file of images; the same path if its name does not mention images."""
     return images.with_name(images.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
 
 
 def _read_idx(path: Path, ndim: int) -> Tensor:
-    """Numbers of an idx file: as many as its header says and no more, however much a compressed file holds."""
+    """Read exactly as many numbers as an idx file's header declares, however much a compressed file holds."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(4 + 4 * ndim)
@@ -356,39 +334,39 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
                 content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
         raise DataError(
-            "data-damaged-file", f"{path} cannot be read as an idx file: {first_line(error)}; get it again"
+            "data-damaged-file", f"cannot read {path} as an idx file: {first_line(error)}; get a fresh copy"
         ) from None
     if not whole or len(content) != size:
-        raise DataError(
-            "data-damaged-file",
-            f"{path} is no whole idx file of bytes with {ndim} dimensions ( {MAX_BYTES >> 30} GiB at most): it starts "
-            f"with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}; get it again",
-        )
+        why = f"{path} is no whole idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
+        found = f"it starts with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}"
+        raise DataError("data-damaged-file", f"{why}: {found}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 # -- image folders -------------------------------------------------------------------------------------------
 
 
+def split_folder(path: Path, split: str) -> Path | None:
+    """The folder of a split, if there is one; "val" serves as "test"."""
+    names = (split, "val") if split == "test" else (split,)
+    return next((path / name for name in names if name and (path / name).is_dir()), None)
+
+
 def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
     """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
-    for name in (split, "val") if split == "test" else (split,):
-        if name and (path / name).is_dir():
-            path = path / name
-            break
-    else:
-        if asked:
-            there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
-            raise DataError(
-                "data-missing", f"split {split!r} of {path} was asked for; its folders are {there}: name one of them"
-            )
+    found = split_folder(path, split)
+    if found is None and asked:
+        there = ", ".join(sorted(item.name for item in path.iterdir() if item.is_dir())[:5]) or "none"
+        raise DataError("data-missing", f"{path} has no split {split!r}; its folders are {there}: name one of them")
+    path = found or path
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
-        if any("\ud800" <= sign <= "\udfff" for sign in name):
+        if not writable(name):
             raise DataError(
-                "data-class-names", f"{path} has a folder whose name is no UTF-8, {name!r}; rename it: it names a class"
+                "data-class-names",
+                f"{path} has a folder whose name is not valid UTF-8, {name!r}; rename it, because it names a class",
             )
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
@@ -396,24 +374,23 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
                 pictures.append(picture if size is None else crop(picture, size))
                 labels.append(k)
     if not pictures:
-        found = ", ".join(map(repr, classes[:5])) or "no sub-folder"
-        raise DataError(
-            "data-no-images",
-            f"{path} was asked for, split {split!r}, and it holds no images in class folders ({found}); put each "
-            "class's images into a folder of its own, directly and as .png, .jpg or the like",
-        )
+        there = ", ".join(map(repr, classes[:5])) or "no sub-folder"
+        why = f"{path} was asked for, split {split!r}, and it holds no images in class folders ({there})"
+        advice = "put each class's images into a folder of its own, directly and as .png, .jpg or the like"
+        raise DataError("data-no-images", f"{why}; {advice}")
     return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
 
 
 def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
-    """One tensor; grey pictures become colour where others are."""
+    """Stack pictures into one tensor; grey ones become colour if others are."""
     if not pictures:
-        raise DataError("data-no-images", f"{name} holds no image")
+        raise DataError("data-no-images", f"{name} holds no images")
     sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
         raise DataError(
-            "data-not-batchable", f"{name}: images have {len(sizes)} sizes ({found} ...); give a size to bring them to"
+            "data-not-batchable",
+            f"{name}: images have {len(sizes)} different sizes ({found} ...); give a size to resize them to",
         )
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]

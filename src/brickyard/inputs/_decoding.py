@@ -1,4 +1,4 @@
-"""Image files to pixels, within bounds."""
+"""Bounded decoding of image files to pixels."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line
 from brickyard.inputs._preprocessing import check_images, resize
 
-MAX_PIXELS = 80_000_000  # of one picture; what its header says is compared before anything is decoded
-MAX_SIDE = 65_535  # of its height and width: resizing makes a matrix from the longer one
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: some decoders start other programs
+MAX_PIXELS = 80_000_000  # per picture; its header is checked before anything is decoded
+MAX_SIDE = 65_535  # of height or width: resizing builds a matrix from the longer one
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: some decoders start external programs
 
 
 def decode_image(source: Any, name: str | None = None) -> Tensor:
-    """A picture as a uint8 tensor (channels, height, width): one channel where it is grey, else three.
+    """Decode a picture to a uint8 tensor (channels, height, width): one channel if it is grey, otherwise three.
 
-    It is turned as its EXIF data says. Of an animation the first frame is taken. 16 bits become 8 by the range 0 to
-    65535; what is transparent becomes white; CMYK and palettes become colour. Floating point is refused: its range is
-    not known. A picture of more than `MAX_PIXELS` pixels, or with a side above `MAX_SIDE`, is refused before it is
-    decoded.
+    It is rotated according to its EXIF data. Animations yield their first frame. 16 bits become 8, from the range 0 to
+    65535; transparent areas become white; CMYK and palettes become colour. Floating point is rejected, since its range
+    is unknown. A picture with more than `MAX_PIXELS` pixels, or a side above `MAX_SIDE`, is rejected before decoding.
 
     Args:
         source: A path, a file object, or a PIL image.
-        name: How messages call it.
+        name: What messages call it.
 
     Raises:
-        DataError: It is no picture, is cut off, or is unreasonably large.
+        DataError: It is not a picture, is truncated, or is unreasonably large.
 
     Example:
         >>> from PIL import Image
@@ -54,38 +53,31 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
             with image if opened else contextlib.nullcontext():
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                    raise DataError(
-                        "data-image-too-large",
-                        f"image {name} is too large: {width} x {height} pixels, and {MAX_PIXELS:,} in all and "
-                        f"{MAX_SIDE:,} a side are the limit; make it smaller first",
-                    )
+                    raise _too_large(name, f"{width} x {height} pixels")
                 image.load()
                 array = _pixels(image)
     except DataError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, where it is lower
-        raise DataError(
-            "data-image-too-large",
-            f"image {name} is too large: it has more pixels than Pillow opens, and {MAX_PIXELS:,} is the limit; make "
-            "it smaller first",
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            "data-unreadable-image",
-            f"image {name} cannot be read: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; repair it or leave "
-            "it out",
-        ) from None
+        raise _too_large(name, "it has more pixels than Pillow opens") from None
     except Exception as error:  # decoders raise all sorts of errors on damaged files
+        if isinstance(error, UnidentifiedImageError):
+            error = ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
         raise DataError(
-            "data-unreadable-image", f"image {name} cannot be read: {first_line(error)}; repair it or leave it out"
+            "data-unreadable-image", f"cannot read image {name}: {first_line(error)}; repair it, or leave it out"
         ) from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
+def _too_large(name: str, found: str) -> DataError:
+    limits = f"{MAX_PIXELS:,} in all and {MAX_SIDE:,} a side are the limit"
+    return DataError("data-image-too-large", f"image {name} is too large: {found}, and {limits}; make it smaller first")
+
+
 def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    form = image.format  # turning forgets it
+    form = image.format  # rotating drops it
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit numbers
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit values
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"its numbers run from {wide.min()} to {wide.max()}, and 0 to 65535 is what is known")
@@ -102,7 +94,7 @@ def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize until it just covers `size`, then cut out the middle."""
+    """Resize until the picture just covers `size`, then crop the centre."""
     height, width = picture.shape[1:]
     factor = max(size[0] / height, size[1] / width)
     cover = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
@@ -115,7 +107,7 @@ COLOURS = (1, 3)  # channels of a picture
 
 
 def read_images(images: Any, batch_size: int) -> list[Tensor]:
-    """Images in any of the forms that `Predictor.predict_proba` takes, as raw batches."""
+    """Convert images in any form that `Predictor.predict_proba` takes to raw batches."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
         last = images.shape[3] in COLOURS and images.shape[1] not in COLOURS
         images = _tensor(images.transpose(0, 3, 1, 2) if last else images)
@@ -129,30 +121,25 @@ def read_images(images: Any, batch_size: int) -> list[Tensor]:
 
 def _picture(item: Any) -> Tensor:
     """One picture as (1, channels, height, width)."""
-    if isinstance(item, Tensor) and item.ndim == 3:
-        batch = item.unsqueeze(0)
-        check_images(batch, "the image")
-        return batch
     if isinstance(item, np.ndarray) and item.ndim in (2, 3):
         array = item if item.ndim == 3 else item[:, :, None]
-        batch = _tensor(array.transpose(2, 0, 1)).unsqueeze(0)
+        item = _tensor(array.transpose(2, 0, 1))
+    if isinstance(item, Tensor) and item.ndim == 3:
+        batch = item.unsqueeze(0)
         check_images(batch, "the image")
         return batch
     if isinstance(item, str | Path) or hasattr(item, "convert"):
         return decode_image(item).unsqueeze(0)
     shape = f" of shape {tuple(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
-    raise DataError(
-        "data-type",
-        f"an image is a {type(item).__name__}{shape}; give a path, a PIL image, an array (height, width[, channels]) "
-        "or a tensor (channels, height, width)",
-    )
+    forms = "a path, a PIL image, an array (height, width[, channels]) or a tensor (channels, height, width)"
+    raise DataError("data-type", f"an image is a {type(item).__name__}{shape}; give {forms}")
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """A copy of an array as a tensor, whatever its strides."""
+    """Copy an array with any strides to a tensor."""
     try:
         return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
         raise DataError(
-            "data-type", f"an array of {array.dtype} was given; give uint8 in 0..255 or floating point in [0, 1]"
+            "data-type", f"an array must be uint8 in 0..255 or floating point in [0, 1], got {array.dtype}"
         ) from None

@@ -1,8 +1,8 @@
-"""From raw images to what a network takes: scale, channels, size, normalisation.
+"""From raw images to a network's input: scale, channels, size, normalisation.
 
-Only tensor operations that exporters trace, with any batch size and, where a size is asked for, any image size.
-Resizing is two matrix products, one a side of the image: the weights depend on the sizes alone, so no operator for
-antialiasing is needed.
+Only tensor operations that exporters can trace are used, for any batch size and, if a size is set, any image size.
+Resizing is two matrix products, one per side of the image: the weights depend only on the sizes, so no antialiasing
+operator is needed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
-    """Bring raw images to what a network takes.
+    """Turn raw images into a network's input.
 
     Args:
         images: (B, C, H, W), uint8 in 0..255 or floating point in [0, 1].
-        how: What to do; the default changes nothing but the scale of uint8 images.
+        how: The preprocessing; the default only scales uint8 images.
 
     Returns:
-        (B, C', H', W'), float64 for float64 images, else float32.
+        (B, C', H', W'), float64 for float64 images, otherwise float32.
 
     Raises:
-        DataError: The images are not 4-D, of another type, or have channels that `how` cannot use.
+        DataError: The images are not 4-D, have another type, or have channels that `how` cannot use.
 
     Example:
         >>> import torch
@@ -51,55 +51,53 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) as floating point: uint8 divided by 255, other numbers as they are.
+    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are.
 
     Raises:
         DataError: The images are not 4-D, or neither uint8 nor floating point.
     """
     if not isinstance(images, Tensor):
-        raise DataError(
-            "data-type", f"images as a tensor are needed; a {type(images).__name__} was given: give a torch.Tensor"
-        )
+        raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
         raise DataError(
-            "data-shape", f"images of shape {tuple(images.shape)}; give 4 dimensions: (batch, channels, height, width)"
+            "data-shape",
+            f"images must have 4 dimensions (batch, channels, height, width), got shape {tuple(images.shape)}",
         )
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
-        raise DataError("data-type", f"images of type {images.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
+        raise DataError("data-type", f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}")
     return images if images.dtype == torch.float64 else images.to(torch.float32)
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Refuse images that are not (B, C, H, W), are none, or hold NaN or infinity.
+    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity.
 
     Raises:
-        DataError: Names `what`, the problem, and the first image that has it.
+        DataError: Names `what`, the problem, and the first affected image.
     """
     if images.dim() != 4 or images.numel() == 0:
         raise DataError(
             "data-shape",
-            f"{what}: images of shape {tuple(images.shape)}; give at least one image, "
-            "as (batch, channels, height, width)",
+            f"{what}: images of shape {tuple(images.shape)}; give at least one image (batch, channels, height, width)",
         )
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
     if bool(bad.any()):
-        raise DataError(
-            "data-not-finite",
-            f"{what}: {int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index "
-            f"{int(bad.nonzero()[0])}; remove or repair them",
+        found = (
+            f"{int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index {int(bad.nonzero()[0])}"
         )
+        raise DataError("data-not-finite", f"{what}: {found}; remove or repair them")
 
 
 def _to_channels(x: Tensor, channels: int) -> Tensor:
-    """Grey (B, 1, H, W) to colour by repetition, colour (B, 3, H, W) to grey by luma."""
+    """Convert grey (B, 1, H, W) to colour by repetition, or colour (B, 3, H, W) to grey by luma."""
     found = x.shape[1]
     if found not in (1, 3):
         raise DataError(
-            "data-wrong-size", f"images with {found} channels cannot become {channels}; give 1 (grey) or 3 (RGB)"
+            "data-wrong-size",
+            f"images with {found} channels cannot be converted to {channels}; give 1 (grey) or 3 (RGB)",
         )
     if found == channels:
         return x
@@ -111,8 +109,9 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 
 def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
-    height, width = x.shape[2], x.shape[3]
-    if not (_known(height) and _known(width)):
+    sides: tuple[Any, Any] = x.shape[2], x.shape[3]
+    height, width = sides
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # an exporter leaves it open
         return _from_any_size(x, size, fit)
     if (height, width) == size:
         return x
@@ -123,9 +122,9 @@ def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, ALL)) -> Tensor:
-    """Bilinear, antialiased resize of floating point images (B, C, H, W) to (B, C, *size).
+    """Resize floating-point images (B, C, H, W) to (B, C, *size), bilinear and antialiased.
 
-    Of the result, `part` (rows, columns) is made and no more: what is cut off costs nothing.
+    Only `part` (rows, columns) of the result is computed, so whatever is cropped costs nothing.
     """
     height, width = int(x.shape[2]), int(x.shape[3])
     rows, columns = part
@@ -133,16 +132,11 @@ def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, A
     return x[..., rows, :] if height == size[0] else _resampling(height, size[0], x, rows) @ x  # (B, C, H', W')
 
 
-def _known(side: Any) -> bool:
-    """Whether a side of the image is a number, and not one that an exporter leaves open."""
-    return not isinstance(side, torch.SymInt)
-
-
 def _from_any_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
-    """The same as `_to_size` for images whose sides are known only when the exported network runs.
+    """Do the same as `_to_size` for images whose sides are known only when the exported network runs.
 
-    Nothing may branch on them: padding is a matrix product too, and the sizes choose between the matrices. The matrix
-    for a side that needs no change is the unit matrix, so that the pixels stay exactly what they are.
+    No branch may depend on them: padding is a matrix product too, and the sizes select between the matrices. For a side
+    that needs no change the matrix is the identity, so its pixels stay exactly the same.
     """
     height, width = x.shape[2], x.shape[3]
     across, down = _resampling(width, size[1], x), _resampling(height, size[0], x)
@@ -161,7 +155,7 @@ def _number(side: int, like: Tensor) -> Tensor:
 def _resampling(before: int, after: int, like: Tensor, part: slice = ALL) -> Tensor:
     """The matrix (after, before), or some of its rows, that resamples one side: a triangle around each new pixel.
 
-    Its half width is one old pixel, or one new pixel where that is larger; rows sum to 1.
+    Its half-width is one old or one new pixel, whichever is larger; rows sum to 1.
     """
     scale = _number(before, like) / after
     reach = scale.clamp(min=1.0)
@@ -172,7 +166,7 @@ def _resampling(before: int, after: int, like: Tensor, part: slice = ALL) -> Ten
 
 
 def _padding(before: int, after: int, like: Tensor) -> Tensor:
-    """The matrix (after, before) that puts one side into the middle of a longer one."""
+    """The matrix (after, before) that centres one side in a longer one."""
     start = ((after - _number(before, like)) / 2).floor()
     old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :]
     new = torch.arange(after, dtype=torch.float64, device=like.device)[:, None]
@@ -180,13 +174,9 @@ def _padding(before: int, after: int, like: Tensor) -> Tensor:
 
 
 def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the mean and divide by the standard deviation, a channel; one number serves all."""
+    """Subtract the mean and divide by the standard deviation per channel; a single number serves all channels."""
     if len(mean) not in (1, x.shape[1]):
-        raise DataError(
-            "data-wrong-size",
-            f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}; "
-            f"give as many numbers as channels, or set channels={len(mean)}",
-        )
-    shift = torch.tensor(mean, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
-    scale = torch.tensor(std, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1)
+        why = f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}"
+        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels, or set channels={len(mean)}")
+    shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1) for v in (mean, std))
     return (x - shift) / scale

@@ -1,4 +1,4 @@
-"""A network as data: its steps, the tables of layers and functions, fusing, identity, storage of its numbers."""
+"""A network as data: its steps, the tables of layers and functions, fusing, identity, stored weights."""
 
 from __future__ import annotations
 

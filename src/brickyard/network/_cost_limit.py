@@ -1,9 +1,9 @@
-"""What a network may cost: counted operation by operation on the meta device, before a number is computed.
+"""Limits a network's cost, counted operation by operation on the meta device before anything is computed.
 
-A file of two kilobytes can describe a network that would run for a year. So the loader runs it without numbers first.
-One image may take `FLOOR` multiply-adds in all, and for each number in the file as many as an image has positions (and
-`RATIO` where that is more): a convolution that is not preceded by upsampling needs no more. A number that is read or
-written counts as `WORD` multiply-adds, so that memory is bounded with time.
+A two-kilobyte file can describe a network that would run for a year, so the loader first runs it without weights. Each
+image may take `FLOOR` multiply-adds in all, plus, for each number in the file, as many as an image has positions (or
+`RATIO` if that is more): a convolution needs no more unless it follows upsampling. Each number read or written counts
+as `WORD` multiply-adds, so memory is bounded along with time.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from brickyard.network._torch_private import TorchDispatchMode
 FLOOR = 1 << 32
 RATIO = 1 << 16
 WORD = 32
-MAX_STEP = 1 << 28  # numbers in one value of one image
-MAX_PIECES = 1 << 14  # that one step cuts a value into
-BATCH = 2  # images that run through on the meta device
+MAX_STEP = 1 << 28  # numbers per value and image
+MAX_PIECES = 1 << 14  # pieces that one step may cut a value into
+BATCH = 2  # images to run on the meta device
 
 
 class Bounds(TorchDispatchMode):
-    """Counts what runs in its `with` block on the meta device, and stops what costs too much.
+    """Counts what runs in its `with` block on the meta device, and stops anything too costly.
 
     Args:
-        numbers: How many numbers the file holds, or None for no bound but that on pieces.
+        numbers: How many numbers the file holds, or None for no limit except that on pieces.
 
     Example:
         >>> import torch
@@ -57,13 +57,13 @@ class Bounds(TorchDispatchMode):
         self.wrote: set[int] = set()
 
     def run(self, network: Network, shape: tuple[int, ...]) -> Any:
-        """Run a network without numbers on two images, of the type of its parameters; note whether it changes these.
+        """Run a network without weights on two images of its parameters' type; note whether it changes its parameters.
 
         Raises:
-            FileError: It costs too much, or writes into its own tensors.
+            FileError: It costs too much, or writes to its own tensors.
         """
         self._positions = math.prod(shape[1:])
-        self.wrote.clear()  # memory of another network may lie there by now
+        self.wrote.clear()  # another network's memory may be there by now
         if math.prod(shape) > MAX_STEP:
             raise FileError("file-too-costly", _too_large(math.prod(shape)))
         images = torch.empty(BATCH, *shape, device="meta", dtype=kind(network).dtype)
@@ -84,7 +84,7 @@ class Bounds(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func._schema.is_mutable:
             self._note_writes(func, args, kwargs or {})
-        if "batch_norm" in name and True in args[5:6]:  # in training it writes into its statistics
+        if "batch_norm" in name and True in args[5:6]:  # in training it updates its statistics
             self.wrote.update(_place(value) for value in _tensors(args[3:5]))
         inputs, outputs = list(_tensors((*args, *(kwargs or {}).values()))), list(_tensors([result]))
         largest = max((value.numel() for value in outputs), default=0) // BATCH
@@ -104,7 +104,7 @@ class Bounds(TorchDispatchMode):
         return result
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Remember the memory that is written into."""
+        """Remember the memory that is written to."""
         for index, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[index] if index < len(args) else kwargs.get(argument.name)
@@ -112,7 +112,7 @@ class Bounds(TorchDispatchMode):
 
 
 def _place(value: Tensor) -> int:
-    """What tells the memory of one tensor from that of others."""
+    """Identify a tensor's memory."""
     return int(value.untyped_storage()._cdata)
 
 
@@ -121,7 +121,7 @@ def _too_large(numbers: int) -> str:
 
 
 def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
-    """Refuse to cut a value into very many, each of which takes memory even without numbers."""
+    """Reject cutting a value into very many pieces, each of which takes memory even without data."""
     if name not in ("unbind", "split", "chunk", "tensor_split", "split_with_sizes"):
         return
     value = args[0]
@@ -140,14 +140,14 @@ def _check_pieces(name: str, args: Any, kwargs: Any) -> None:
 
 
 def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
-    """Multiply-adds of an operation beyond those that its inputs and outputs take by themselves."""
+    """Multiply-adds of an operation beyond those counted for its inputs and outputs."""
     made = outputs[0].numel() if outputs else 0
     if name in ("convolution", "_convolution"):
         weight = args[1]
         inside = int(math.prod(weight.shape[1:]))
-        if len(args) > 6 and args[6]:  # transposed: the kernel is laid down at each input position
+        if len(args) > 6 and args[6]:  # transposed: the kernel is applied at each input position
             made = args[0].numel()
-        if weight.dtype not in (torch.float32, torch.bfloat16):  # such are unfolded: each position's inputs are copied
+        if weight.dtype not in (torch.float32, torch.bfloat16):  # these are unfolded: each position's inputs are copied
             made_once = made // max(1, weight.shape[0]) * inside * max(1, args[8] if len(args) > 8 else 1)
             if made_once // BATCH > MAX_STEP:
                 raise FileError("file-too-costly", _too_large(made_once // BATCH))

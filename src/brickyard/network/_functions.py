@@ -1,6 +1,6 @@
 """The table of functions that a network may call between its layers, and what each does to channels.
 
-A function that is not in the table pins the channels that it touches and cannot be written to a file.
+A function outside the table pins the channels it touches, and cannot be written to a file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Function:
 
     Attributes:
         name: The name in files.
-        call: What runs.
-        role: What it does to channels: as for layers, and: binary (joins two values number by number),
-            reduce (sums or averages some dimensions), attend (sums of products of activations), pad, number
-            (gives sizes or other plain numbers, no tensor).
-        same: Other callables that mean the same and take the same arguments.
-        methods: Names of tensor methods that mean the same and take the same arguments.
+        call: The function to run.
+        role: What it does to channels: as for layers, or binary (joins two values element by element), reduce (sums
+            or averages some dimensions), attend (sums products of activations), pad, number (returns sizes or other
+            plain numbers, no tensor).
+        same: Equivalent callables that take the same arguments.
+        methods: Names of equivalent tensor methods that take the same arguments.
     """
 
     name: str
@@ -48,19 +48,19 @@ def _shape(x: torch.Tensor) -> torch.Size:
 
 
 def _take(x: torch.Tensor, dim: int, places: Sequence[int]) -> torch.Tensor:
-    """The entries at some places along a dimension, in that order."""
+    """Take the entries at some positions along a dimension, in that order."""
     if not places or min(places) < 0 or max(places) >= x.shape[dim]:
         raise IndexError(f"places {list(places)[:4]}... do not lie in a dimension of size {x.shape[dim]}")
     return x.index_select(dim, torch.tensor(list(places), device=x.device))
 
 
 def _mean_of(x: torch.Tensor, dim: int | tuple[int, ...] | None, keepdim: bool, share: float) -> torch.Tensor:
-    """A mean over numbers of which only a share is in `x`; the others are zero."""
+    """Average over numbers of which only a share is in `x`; the others are zero."""
     return x.mean(dim, keepdim) * share
 
 
 def _guarded(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """An operator for tensors and sizes only: Python's own also repeats lists, formats texts and makes huge numbers.
+    """Limit an operator to tensors and sizes: Python's own also repeats lists, formats strings and makes huge numbers.
 
     Lists of sizes may be joined.
     """
@@ -231,7 +231,7 @@ _BY_METHOD = {method: entry.name for entry in FUNCTIONS.values() for method in e
 
 
 def function_name(call: Callable[..., Any]) -> str | None:
-    """The name in the table of a function found in a model, or None."""
+    """The table's name for a function found in a model, or None."""
     try:
         return _BY_CALLABLE.get(call)
     except TypeError:  # not hashable
@@ -239,5 +239,5 @@ def function_name(call: Callable[..., Any]) -> str | None:
 
 
 def method_name(method: str) -> str | None:
-    """The name in the table of a tensor method found in a model, or None."""
+    """The table's name for a tensor method found in a model, or None."""
     return _BY_METHOD.get(method)

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution or linear layer before it: the same outputs for inference, fewer steps."""
+"""Folding batch norm into the convolution or linear layer before it: the same outputs for inference, in fewer steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from brickyard.network._network import Network, Node, Ref, kind, refs, step_shap
 
 
 def quick(network: Network, input_shape: Sequence[int]) -> Network:
-    """A network without the norms that its other layers can take up, laid out in memory as it runs fastest."""
+    """Fuse a network's norms into other layers where possible, and use the fastest memory layout."""
     like = kind(network)
     example = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     fused = fuse(network, example)
@@ -25,11 +25,11 @@ def quick(network: Network, input_shape: Sequence[int]) -> Network:
 
 
 def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
-    """How images should lie in memory so that a network is fast: channels last on a CPU, where it runs so.
+    """The memory layout of images that makes a network fast: channels last on a CPU, if it runs that way.
 
-    Networks that look at strides (a `view` of feature maps) run on contiguous images only.
+    Networks that depend on strides (a `view` of feature maps) run only on contiguous images.
     """
-    deep = any(value.ndim > 4 for value in network.parameters())  # these have no such layout
+    deep = any(value.ndim > 4 for value in network.parameters())  # these lack that layout
     if example.device.type != "cpu" or example.dtype != torch.float32 or deep:
         return torch.contiguous_format
     try:
@@ -41,16 +41,16 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
 
 
 def fuse(network: Network, example: Tensor) -> Network:
-    """A copy in which every norm over a batch that directly follows a layer is part of that layer.
+    """Return a copy in which every batch norm that directly follows a layer is part of that layer.
 
-    A norm with statistics of its own computes `s (y - mean) + b` in evaluation mode, with
-    `s = weight / sqrt(var + eps)`; for `y = W x + c` that is `(s W) x + s (c - mean) + b`. A norm that does not follow
-    a layer directly, follows one whose output goes elsewhere too, or treats another dimension than the one that the
-    layer writes, stays.
+    A norm with its own statistics computes `s (y - mean) + b` in evaluation mode, with
+    `s = weight / sqrt(var + eps)`; for `y = W x + c` that is `(s W) x + s (c - mean) + b`. A norm stays if it does not
+    directly follow a layer, if that layer's output is also used elsewhere, or if it normalises a dimension other than
+    the one the layer writes.
 
     Args:
-        network: The network; it is left as it is.
-        example: Images that it takes.
+        network: The network; it is left unchanged.
+        example: Example images.
     """
     shapes = step_shapes(network, example.clone())
     uses = Counter(name for node in network.nodes for name in refs(node))
@@ -81,7 +81,7 @@ def _foldable(
     uses: Counter[str],
     runs: Counter[str],
 ) -> Node | None:
-    """The layer that a step can be folded into, if it is such a norm."""
+    """The layer that a step can be folded into, or None if the step is not such a norm."""
     if node.op != "layer" or len(node.args) != 1 or not isinstance(node.args[0], Ref):
         return None
     norm, before = network.layer(node.target), steps[node.args[0].node]

@@ -1,4 +1,4 @@
-"""Which model this is, whatever torch has wrapped around it."""
+"""A model's identity, whatever torch has wrapped around it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from brickyard.base._errors import TraceError
 from brickyard.network._torch_private import child, hooked
 
-_QUANTISED = (".quantized.", ".quantizable.")  # in the names of the modules where torch has its quantised layers
+_QUANTISED = (".quantized.", ".quantizable.")  # in the names of torch's modules of quantised layers
 
 
 def source_of(model: Any) -> nn.Module:
-    """The network itself, without what torch wraps around one (`torch.compile`, data parallelism); it has numbers.
+    """Unwrap a network from anything torch puts around it (`torch.compile`, data parallelism), and check its weights.
 
     Raises:
-        TraceError: It is no module, or one whose numbers are missing or not floating point, or that is no Python.
+        TraceError: It is not a module, its weights are missing or not floating point, or it is not Python code.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
@@ -66,7 +66,7 @@ def source_of(model: Any) -> nn.Module:
 
 
 def wrapped(model: nn.Module) -> nn.Module | None:
-    """What a wrapper of torch's wraps, or None; one with hooks of its own is not seen through."""
+    """The module inside one of torch's wrappers, or None; a wrapper with hooks of its own is not unwrapped."""
     if hooked(model):
         return None
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -78,10 +78,10 @@ def wrapped(model: nn.Module) -> nn.Module | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and numbers of a model's weights, whatever torch has wrapped around it.
+    """SHA-256 of the names, types, shapes and values of a model's weights, whatever torch has wrapped around it.
 
     Raises:
-        TraceError: It is no module, or has no numbers.
+        TraceError: It is not a module, or has no weights.
     """
     model = source_of(model)
     digest = hashlib.sha256()
@@ -94,7 +94,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def weights_like(model: nn.Module) -> Tensor:
-    """A tensor on the device and in the type of a model's weights."""
+    """A tensor with the device and type of a model's weights."""
     if isinstance(model, nn.Module):
         for value in model.parameters():
             if value.is_floating_point():

@@ -1,9 +1,9 @@
 """The table of layer types: for each, what it does to channels, its constructor arguments and its tensors.
 
-Adding a layer type is adding one `LayerType` to `LAYER_TYPES`. A module whose exact class is not in the
-table is never guessed at: it runs as it is, its channels are pinned, and it cannot be written to a file.
+To add a layer type, add one `LayerType` to `LAYER_TYPES`. A module whose exact class is not in the table is never
+guessed at: it runs unchanged, its channels are pinned, and it cannot be written to a file.
 
-Nothing here knows graphs, classes or files.
+Nothing here depends on graphs, classes or files.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ MAX_LIST = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LayerType:
-    """All that is known of one layer type.
+    """The entry of one layer type.
 
     Attributes:
-        cls: The module class; only this very class, not its subclasses.
+        cls: The module class; subclasses do not count.
         role: What it does to channels; `layer_role` refines it for a given module.
         config: Constructor arguments, each read from the attribute of the same name.
         dims: For each tensor with channels, what its leading dimensions index.
         resize: `(config, out, in)` -> config with that many output and input channels.
-        mixing: For a layer that mixes channels, what answers all else that is asked of it; it also says its `dims`.
+        mixing: For a layer that mixes channels, the class that answers everything else, including its `dims`.
     """
 
     cls: type[nn.Module]
@@ -57,7 +57,7 @@ class LayerType:
 
     @property
     def name(self) -> str:
-        """The name in files: the class's own."""
+        """The name in files: that of the class."""
         return self.cls.__name__
 
 
@@ -168,18 +168,18 @@ _BY_CLASS = {entry.cls: entry for entry in LAYER_TYPES.values()}
 
 
 def find_type(module: nn.Module) -> LayerType | None:
-    """The table entry of a module's exact class, or None."""
+    """The table entry for a module's exact class, or None."""
     return _BY_CLASS.get(type(module))
 
 
 def find_mixing(module: nn.Module | None) -> Mixing | None:
-    """What answers for a layer that mixes channels; None for any other module."""
+    """The `Mixing` of a layer that mixes channels; None for any other module."""
     entry = _BY_CLASS.get(type(module))  # type: ignore[arg-type]
     return None if entry is None or entry.mixing is None else entry.mixing(module)
 
 
 def mixing_of(module: nn.Module) -> Mixing:
-    """As `find_mixing`, where there is one.
+    """Like `find_mixing`, but never None.
 
     Raises:
         SurgeryError: The module does not mix channels in a known way.
@@ -193,7 +193,7 @@ def mixing_of(module: nn.Module) -> Mixing:
 
 
 def layer_role(module: nn.Module) -> Role:
-    """The role of this very module: a convolution that is cut by whole groups follows, as a depthwise one does."""
+    """The role of this particular module: a convolution that is cut by whole groups follows, like a depthwise one."""
     mixing = find_mixing(module)
     if mixing is not None and mixing.by_groups:
         return "follow"
@@ -211,7 +211,7 @@ def tensor_dims(module: nn.Module) -> Dims:
 
 
 def describe_layer(module: nn.Module) -> Config:
-    """The constructor arguments of a module as JSON values."""
+    """A module's constructor arguments as JSON values."""
     entry = _BY_CLASS[type(module)]
     config = {key: _plain(getattr(module, key)) for key in entry.config}
     if "bias" in config:
@@ -230,9 +230,9 @@ def _tuples(value: Any) -> Any:
 
 
 def _usual(key: str, value: Any) -> bool:
-    """Whether an argument is a number, a flat list of numbers, or a word where words are taken.
+    """Whether an argument is a number, a flat list of numbers, or, where words are accepted, a word.
 
-    Torch computes with arguments before it looks at them, and Python's operators format texts and repeat lists.
+    Torch computes with arguments before checking them, and Python's operators format strings and repeat lists.
     """
     if isinstance(value, str):
         return key in WORDS and len(value) <= MAX_WORD
@@ -242,10 +242,10 @@ def _usual(key: str, value: Any) -> bool:
 
 
 def build_layer(kind: str, config: Config) -> nn.Module:
-    """Make a layer on the meta device: shapes, no numbers, no random state used.
+    """Build a layer on the meta device, without weights or use of random state.
 
     Raises:
-        FileError: The type is not in the table, or the arguments do not make such a layer.
+        FileError: The type is not in the table, or the arguments do not fit it.
     """
     entry = LAYER_TYPES.get(kind)
     if entry is None:

@@ -1,10 +1,10 @@
-"""How layers mix channels: one class for each kind of layer, which answers all that is asked of such a layer.
+"""How layers mix channels: one class per kind of layer, which answers everything asked of such a layer.
 
-Every layer here gives `y[q, o] = sum_p sum_k rows[q, p, k] x[p, i]`, where kernel offset k of output position o meets
-input position i. A linear layer has one offset; a transposed convolution is a convolution, with its kernel turned
-round, of its input spread out with zeros between.
+Every layer here computes `y[q, o] = sum_p sum_k rows[q, p, k] x[p, i]`, where kernel offset k of output position o
+meets input position i. A linear layer has one offset; a transposed convolution is a convolution, with its kernel
+reversed, of its input spread out with zeros in between.
 
-Nothing here knows graphs, classes or files.
+Nothing here depends on graphs, classes or files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
 Config = dict[str, Any]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-UNFOLD = 1 << 24  # numbers in one block of unfolded inputs
+UNFOLD = 1 << 24  # numbers per block of unfolded inputs
 _PLANE = 1 << 12  # pixels up to which window sums are one matrix product
 
 
 class Mixing(ABC):
-    """What can be asked of one layer that mixes channels.
+    """Answers questions about one layer that mixes channels.
 
     In a grouped layer, "inputs" are those of each output's own group.
 
@@ -48,16 +48,16 @@ class Mixing(ABC):
     @classmethod
     @abstractmethod
     def resize(cls, config: Config, out: int, in_: int) -> Config:
-        """Constructor arguments for that many output and input channels, as they are cut."""
+        """Constructor arguments for a cut with this many output and input channels."""
 
     @property
     def groups(self) -> int:
-        """How many groups of channels are mixed apart from each other."""
+        """How many groups of channels are mixed separately."""
         return 1
 
     @property
     def by_groups(self) -> bool:
-        """Whether the layer is cut by whole groups, or else alike in every group."""
+        """Whether the layer is cut by whole groups rather than alike in every group."""
         return False
 
     @property
@@ -67,16 +67,16 @@ class Mixing(ABC):
 
     @property
     def rows(self) -> Tensor:
-        """The weights, (outputs, inputs, *kernel); they may or may not lie in the layer's own memory."""
+        """The weights, (outputs, inputs, *kernel), which may share the layer's memory."""
         rows: Tensor = self.layer.weight.detach()
         return rows
 
     def weight_of(self, rows: Tensor) -> Tensor:
-        """What the layer's own weight is for these rows."""
+        """Convert these rows to the layer's own weight."""
         return rows
 
     def set_rows(self, rows: Tensor) -> None:
-        """Give the layer other weights, in place."""
+        """Set the layer's weights, in place."""
         self.layer.weight.data.copy_(self.weight_of(rows.reshape(self.rows.shape)))
 
     @property
@@ -87,11 +87,11 @@ class Mixing(ABC):
 
     @abstractmethod
     def window_sums(self, x: Tensor) -> Tensor:
-        """Sums of the layer's input over output positions, one for each kernel offset: (B, P, K)."""
+        """Sums of the layer's input over output positions, one per kernel offset: (B, P, K)."""
 
     @abstractmethod
     def blocks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """What each output reads, (G, inputs * K, N), and outputs (G, outputs / G, N), a few images at a time."""
+        """Yield what each output reads, (G, inputs * K, N), and outputs (G, outputs / G, N), a few images at a time."""
 
     @abstractmethod
     def by_output(self, y: Tensor) -> Tensor:
@@ -99,11 +99,11 @@ class Mixing(ABC):
 
     @abstractmethod
     def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        """Operations of one (output, input) pair for one image, two per multiply-add; x and y: input and output."""
+        """Operations per image of one (output, input) pair, two per multiply-add; x and y are input and output."""
 
 
 class Linear(Mixing):
-    """A linear layer: every position by itself."""
+    """A linear layer: every position on its own."""
 
     channel_dim = -1
     linear = True
@@ -146,7 +146,7 @@ class Convolution(Mixing):
 
     @staticmethod
     def _by_groups(in_channels: int, out_channels: int, groups: int) -> bool:
-        """Many narrow groups, or one output in each, are cut as wholes."""
+        """Whether to cut whole groups: many narrow ones, or ones with a single output."""
         return groups > 1 and (groups >= in_channels // groups or groups == out_channels)
 
     @classmethod
@@ -214,7 +214,7 @@ class Convolution(Mixing):
         return _unfolded(self._padded(x), self.layer.kernel_size, self.layer.dilation, self.layer.stride)
 
     def _walk(self, d: int, size: int) -> _Walk:
-        """Along dimension d of an input of that size, which is padded already where the padding is not zeros."""
+        """Walk along dimension d of an input of this size, already padded unless the padding is zeros."""
         layer = self.layer
         reach = layer.dilation[d] * (layer.kernel_size[d] - 1)
         if layer.padding_mode != "zeros" or layer.padding == "valid":
@@ -234,7 +234,7 @@ class Convolution(Mixing):
 
 
 class Transposed(Convolution):
-    """A transposed convolution in any number of dimensions; one in groups is cut by whole groups."""
+    """A transposed convolution in any number of dimensions; a grouped one is cut by whole groups."""
 
     @staticmethod
     def _by_groups(in_channels: int, out_channels: int, groups: int) -> bool:
@@ -249,12 +249,12 @@ class Transposed(Convolution):
         return self.weight_of(self.layer.weight.detach())
 
     def weight_of(self, rows: Tensor) -> Tensor:
-        """(out, in / groups, *kernel) as (in, out / groups, *kernel), or back, with the kernel turned round."""
+        """Convert (out, in / groups, *kernel) to (in, out / groups, *kernel), or back, with the kernel reversed."""
         found: Tensor = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         return found.flip(tuple(range(2, rows.ndim))).contiguous()
 
     def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        return super().pair_flops(y, x)  # the kernel is laid down at each input position
+        return super().pair_flops(y, x)  # the kernel is applied at each input position
 
     def _columns(self, x: Tensor) -> Tensor:
         layer = self.layer

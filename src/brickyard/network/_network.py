@@ -1,7 +1,7 @@
 """A network as an ordinary module that runs a list of steps, and the same network as data.
 
-The list of steps is what tracing finds and what files hold. Running it needs no generated code: each step
-looks its function or layer up in a whitelist. Nothing here knows axes, classes or scores.
+Tracing finds this list of steps, and files store it. Running it needs no generated code: each step looks up its
+function or layer in a whitelist. Nothing here depends on axes, classes or scores.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _MAX_DOTS = 32  # in the name of a layer
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Stands, among a step's arguments, for the value of an earlier step."""
+    """A reference, among a step's arguments, to the value of an earlier step."""
 
     node: str
 
 
 @dataclass(frozen=True)
 class Node:
-    """One step. `target` is a layer's or tensor's dotted name, or a function's name in the table."""
+    """One step. `target` is the dotted name of a layer or tensor, or a function's name in the table."""
 
     name: str
     op: NodeOp
@@ -67,13 +67,13 @@ def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
 
 
 def with_refs(node: Node, change: Callable[[Ref], Any]) -> Node:
-    """The step with every reference replaced."""
+    """Return the step with every reference replaced."""
     args, kwargs = map_refs((node.args, dict(node.kwargs)), change)
     return replace(node, args=args, kwargs=kwargs)
 
 
 def refs(node: Node) -> list[str]:
-    """Names of the steps whose values this one uses, in order, repeats included."""
+    """Names of the steps whose values this one uses, in order and with repeats."""
     found: list[str] = []
     map_refs((node.args, dict(node.kwargs)), lambda ref: found.append(ref.node))
     return found
@@ -81,7 +81,7 @@ def refs(node: Node) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A step made ready to run many times: most are one layer of one value, or a call with flat arguments."""
+    """A step prepared for many runs: most are one layer of one value, or a call with flat arguments."""
 
     node: Node
     name: str
@@ -98,18 +98,18 @@ def _planned(node: Node, dead: tuple[str, ...], foreign: Mapping[str, Callable[.
         return _Planned(node, node.name, dead, layer=tuple(node.target.split(".")), source=node.args[0].node)
     flat = all(isinstance(value, Ref | int | float | str) or value is None for value in node.args)
     if node.op == "function" and flat and not node.kwargs and node.target not in foreign:
-        found = FUNCTIONS.get(node.target)  # a name that is not in the table is refused elsewhere
+        found = FUNCTIONS.get(node.target)  # unknown names are rejected elsewhere
         args = tuple((isinstance(value, Ref), value) for value in node.args)
         return _Planned(node, node.name, dead, call=found.call if found else None, args=args)
     return _Planned(node, node.name, dead)
 
 
 class _Group(nn.Module):
-    """A bare container, so that layers keep the dotted names they had in the source."""
+    """A bare container, so that layers keep their dotted names from the source."""
 
 
 class Network(nn.Module):
-    """Runs its steps in order; layers and tensors live under their dotted names.
+    """Runs its steps in order; layers and tensors are stored under their dotted names.
 
     Args:
         nodes: The steps; the first is the input, the last the output.
@@ -139,7 +139,7 @@ class Network(nn.Module):
         self._plan = tuple(
             _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
         )
-        for name, layer in sorted(layers.items(), key=lambda item: item[0].count(".")):  # a layer may hold others
+        for name, layer in sorted(layers.items(), key=lambda item: item[0].count(".")):  # a layer may contain others
             parent, leaf = self._home(name)
             parent.add_module(leaf, layer)
         for name, tensor in (tensors or {}).items():
@@ -188,20 +188,20 @@ class Network(nn.Module):
         return dict(self._foreign)
 
     def layer(self, name: str) -> nn.Module:
-        """The layer of that dotted name."""
+        """The layer with this dotted name."""
         module: nn.Module = self
         for part in name.split("."):
             module = module._modules[part]  # type: ignore[assignment]
         return module
 
     def tensor(self, name: str) -> Tensor:
-        """The bare parameter or buffer of that dotted name."""
+        """The bare parameter or buffer with this dotted name."""
         group, _, leaf = name.rpartition(".")
         value: Tensor = getattr(self.get_submodule(group), leaf)
         return value
 
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:
-        """The value of one step, given those of the earlier ones."""
+        """Compute the value of one step from those of earlier ones."""
         args = map_refs(node.args, lambda ref: values[ref.node])
         kwargs = map_refs(dict(node.kwargs), lambda ref: values[ref.node])
         if node.op == "function":
@@ -214,7 +214,7 @@ class Network(nn.Module):
         return args[0]  # output
 
     def taken(self, x: Tensor) -> Tensor:
-        """The images to start with: a copy, where a network from a file would write into its caller's."""
+        """The images to start with: a copy, if a network from a file would overwrite its caller's."""
         return x if self.keeps_input else x.clone()
 
     def dead_after(self, index: int) -> tuple[str, ...]:
@@ -231,9 +231,9 @@ class Network(nn.Module):
                 del values[name]
 
     def walk(self, x: Tensor) -> Iterator[tuple[int, Node, dict[str, Any]]]:
-        """Run step by step: before each comes its place, the step, and all values that are still needed.
+        """Run step by step: before each step, yield its position, the step, and all values still needed.
 
-        The values are one mapping, in which the output stands when the walk has ended.
+        The values are one mapping, which holds the output once the walk has ended.
         """
         values: dict[str, Any] = {self._steps[0].name: self.taken(x)}
         for index, node in enumerate(self._steps):
@@ -241,7 +241,6 @@ class Network(nn.Module):
             self.advance(values, index, index + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all steps."""
         x = self.taken(x)
         values: dict[str, Any] = {self._steps[0].name: x}
         for step in self._plan[1:]:
@@ -293,7 +292,7 @@ class Network(nn.Module):
 
     @classmethod
     def from_spec(cls: type[NetworkT], spec: NetworkSpec) -> NetworkT:
-        """Build a network on the meta device: shapes and no numbers.
+        """Build a network on the meta device, without weights.
 
         Raises:
             FileError: A step, layer or argument is not allowed, or the steps do not fit together.
@@ -312,7 +311,7 @@ class Network(nn.Module):
 
 
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
-    """For each step, the values that nothing later needs."""
+    """For each step, the values that no later step needs."""
     last: dict[str, int] = {}
     for index, node in enumerate(nodes):
         last[node.name] = index
@@ -407,7 +406,7 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
         return [_from_json(item, where, depth + 1) for item in value]
     if isinstance(value, str) and (
         len(value) > _MAX_TEXT or "%" in value
-    ):  # Python's operators format and repeat texts
+    ):  # Python's operators format and repeat strings
         raise FileError(
             "file-unknown-operation",
             f"step {told(where, 80)!r} has the string {told(value, 40)!r}, which is not a valid argument of a function",
@@ -430,21 +429,21 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
 
 
 def iter_layers(network: Network) -> Iterator[tuple[int, Node, nn.Module]]:
-    """The steps that are layers: position, step, layer; in order."""
+    """Yield the steps that are layers, in order: position, step, layer."""
     for index, node in enumerate(network.nodes):
         if node.op == "layer":
             yield index, node, network.layer(node.target)
 
 
 def kind(module: nn.Module) -> Tensor:
-    """A tensor of the type and on the device of a module's parameters; of torch's usual ones where it has none."""
+    """A tensor with the type and device of a module's parameters, or torch's defaults if it has none."""
     for value in module.parameters():
         return value
     return torch.zeros(0)
 
 
 def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
-    """The value of every step on an example, with tensors replaced by meta tensors."""
+    """Every step's value on an example, with meta tensors for tensors."""
     shapes: dict[str, Any] = {}
     values: dict[str, Any] = {network.nodes[0].name: example}
     shapes[network.nodes[0].name] = _bones(example)

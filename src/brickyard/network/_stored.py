@@ -1,7 +1,8 @@
-"""A network's numbers in files: matched against its steps, and filled in."""
+"""A network's weights in files: matched to its steps, and filled in."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
@@ -25,7 +26,7 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
 def stored_network(
     spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
 ) -> Network:
-    """Build a network, check that it runs from the image to the right number of outputs, and fill it."""
+    """Build a network, check that it runs from the image to the right number of outputs, and fill in its weights."""
     network = Network.from_spec(spec)
     if len(shape) != 3:
         raise FileError("file-inconsistent", f"its input shape must be (channels, height, width), got {shape}")
@@ -44,12 +45,37 @@ def stored_network(
     return network
 
 
+def taken(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...] = (), dtype: torch.dtype | None = None
+) -> Tensor:
+    """Take a tensor out of those of a file.
+
+    Args:
+        tensors: The tensors; it is removed.
+        name: Its name.
+        shape: Its shape; empty: any.
+        dtype: Its type; None: any floating-point type.
+
+    Raises:
+        FileError: There is no such tensor.
+    """
+    value = tensors.pop(name, None)
+    fits = value is not None and (value.is_floating_point() if dtype is None else value.dtype == dtype)
+    if value is None or not fits or (shape and tuple(value.shape) != shape):
+        found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
+        raise FileError(
+            "file-tensor-mismatch",
+            f"tensor {name!r} is {found}; {shape or 'numbers'} of {dtype or 'floating-point numbers'} is expected",
+        )
+    return value
+
+
 def count_numbers(tensors: dict[str, Tensor]) -> int:
     return sum(value.numel() for value in tensors.values())
 
 
 def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Give the tensors of a module without numbers the types of floating-point numbers that those of the file have."""
+    """Convert a module without weights to the floating-point types of the file's tensors."""
     state = module.state_dict()
     for name, blank in state.items():
         value = tensors.get(prefix + name)
@@ -59,7 +85,7 @@ def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
 
 
 def fill_in(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Give a module without numbers those of the file."""
+    """Fill a module with the file's weights."""
     state: dict[str, Tensor] = {}
     for name, blank in module.state_dict().items():
         value = tensors.pop(prefix + name, None)

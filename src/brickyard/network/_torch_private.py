@@ -1,4 +1,4 @@
-"""What is used of torch beyond its documented interface: when torch changes, this is the place to mend."""
+"""Every use of torch beyond its documented interface: if torch changes, fix it here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NO_FORWARD = nn.modules.module._forward_unimplemented
 
 
 def stored(module: nn.Module) -> dict[str, Tensor | None]:
-    """A module's own parameters and buffers, by their names in it."""
+    """A module's own parameters and buffers, by their names in the module."""
     return {**module._parameters, **module._buffers}
 
 
 def store(module: nn.Module, name: str, value: Tensor | None) -> None:
-    """Put a tensor in the place of one of a module's own parameters or buffers, without any check."""
+    """Replace one of a module's own parameters or buffers, without any check."""
     if name in module._parameters:
         module._parameters[name] = None if value is None else nn.Parameter(value, value.is_floating_point())
     else:
@@ -28,25 +28,24 @@ def store(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 
 def own_buffers(module: nn.Module) -> list[Tensor]:
-    """A module's own buffers."""
     return [value for value in module._buffers.values() if value is not None]
 
 
 def child(module: nn.Module, name: str) -> nn.Module | None:
-    """A module's direct child, whatever attribute hides it."""
+    """A module's direct child, even if an attribute hides it."""
     return module._modules.get(name)
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether something runs before or after a module's forward."""
+    """Whether anything runs before or after a module's forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def version_of(value: Tensor) -> int | None:
-    """How often a tensor's numbers were changed, or None where torch does not count."""
+    """How often a tensor has been changed, or None if torch does not count."""
     return None if value.is_inference() else value._version
 
 
 def padding_around(layer: Any) -> Any:
-    """A convolution's padding as `F.pad` takes it: the last dimension first, both sides."""
+    """A convolution's padding in the form of `F.pad`: last dimension first, both sides."""
     return layer._reversed_padding_repeated_twice

@@ -1,4 +1,4 @@
-"""The caller's model as it was: modes, weights and generators are put back."""
+"""Restores the caller's model: modes, weights and generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brickyard.network._torch_private import own_buffers, version_of
 
 
 class _Held:
-    """A module as it was before anything ran it."""
+    """A module's state before anything ran it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.count = 1
@@ -31,7 +31,7 @@ class _Held:
         self.buffers = [(b, b.detach().clone(), version_of(b)) for b in own_buffers(module)]
 
     def restore(self) -> None:
-        """Put back what running it has changed: attributes, what they contain, numbers of buffers, the mode."""
+        """Restore what running it has changed: attributes and their contents, buffers, the mode."""
         module = self.module
         for name in vars(module).keys() - self.attributes.keys():
             del vars(module)[name]
@@ -49,7 +49,7 @@ class _Held:
 
 
 def _same(value: Any, before: Any) -> bool:
-    """Whether a container holds the very same things."""
+    """Whether a container holds the very same objects."""
     if isinstance(value, set):
         return bool(value == before)
     if isinstance(value, list):
@@ -57,15 +57,15 @@ def _same(value: Any, before: Any) -> bool:
     return list(value) == list(before) and all(value[key] is before[key] for key in before)
 
 
-_held: dict[int, _Held] = {}  # modules that some thread runs; the last one to finish puts them back
+_held: dict[int, _Held] = {}  # modules that some thread runs; the last one to finish restores them
 _holding = threading.RLock()
 
 
 @contextmanager
 def as_before(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and back all that running it changes, whatever happens.
+    """Put a model in evaluation mode, and always restore whatever running it changes.
 
-    Several threads may have a model at once; what `torch.compile` put in place of its forward is left aside.
+    Several threads may use a model at once; a forward compiled by `torch.compile` is bypassed.
     """
     modules = list(model.modules())
     with _holding:
@@ -74,7 +74,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
                 _held[id(module)].count += 1
                 continue
             _held[id(module)] = _Held(module)
-        for module in modules:  # when all are known: some show the mode of another one
+        for module in modules:  # only once all are known: some show another's mode
             module.training = False
             if vars(module).get("_compiled_call_impl") is not None:
                 vars(module)["_compiled_call_impl"] = None

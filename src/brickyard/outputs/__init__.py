@@ -1,4 +1,4 @@
-"""What a classifier's outputs mean: one class a kind of answer, found by the name that manifests store."""
+"""What a classifier's outputs mean: one class per kind of answer, looked up by the name that manifests store."""
 
 from __future__ import annotations
 

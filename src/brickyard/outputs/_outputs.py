@@ -1,8 +1,8 @@
 """What a classifier's outputs mean.
 
-Logits are numbers; whether they stand for one of many classes, or for several at once, is said here and nowhere else.
-Every kind of answer is one class, registered under the name that manifests store. All other code asks it: which images
-belong to a class, how an answer is read and joined with another part's, whether it is right, and what training lowers.
+Whether logits stand for one of many classes or for several at once is defined here and nowhere else. Each kind of
+answer is one class, registered under the name that manifests store. All other code asks it which images belong to a
+class, how to read an answer, join it with another part's and judge it, and what training minimises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from brickyard.base._messages import brief, near
 
 
 class Cases(NamedTuple):
-    """What answers are judged on: one case for each image and class of which it is known whether it is there.
+    """The cases that answers are judged on: one for each image and class whose presence is known.
 
     Attributes:
         images: The image of each case, (cases,), in order.
@@ -32,15 +32,15 @@ class Cases(NamedTuple):
     wanted: Tensor
 
     def of(self, classes: Tensor) -> Cases:
-        """The same cases where class k is called `classes[k]`."""
+        """Return the same cases with class k renamed to `classes[k]`."""
         return self._replace(classes=classes[self.classes])
 
 
 class Outputs:
-    """A kind of answer. What a kind must say raises `NotImplementedError` here; the rest is right for most.
+    """A kind of answer. Methods that every kind must define raise `NotImplementedError`; the others suit most kinds.
 
-    Labels are those of a source. Targets are the same labels in the order of a model's own classes; what no case is
-    made of is not known, or none of the model's classes.
+    Labels are those of a source. Targets are the same labels in the order of a model's own classes; a target without
+    a case is unknown, or none of the model's classes.
 
     Attributes:
         label_dims: Dimensions of the labels of a batch: 1 for (images,), 2 for (images, classes).
@@ -53,10 +53,10 @@ class Outputs:
     # -- labels ----------------------------------------------------------------------------------------
 
     def check_labels(self, labels: Tensor, count: int) -> None:
-        """Check labels of a source with so many classes.
+        """Check labels of a source with `count` classes.
 
         Raises:
-            DataError: They are no labels of this kind.
+            DataError: They are not labels of this kind.
         """
         raise NotImplementedError
 
@@ -65,34 +65,34 @@ class Outputs:
         raise NotImplementedError
 
     def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
-        """Labels as a model with `count` classes counts them.
+        """Renumber labels for a model with `count` classes.
 
         Args:
             labels: Labels of a source.
-            places: For each class of the source the model's class, or -1.
-            count: How many classes the model has.
+            places: The model's class for each class of the source, or -1.
+            count: The number of the model's classes.
 
         Returns:
-            One row an image, of one shape whatever the source, so that those of several sources can follow each other.
+            One row per image, of the same shape for every source, so that several sources can be concatenated.
         """
         raise NotImplementedError
 
     def cases(self, targets: Tensor) -> Cases:
-        """What is known from targets."""
+        """Turn targets into cases."""
         raise NotImplementedError
 
     # -- the network -----------------------------------------------------------------------------------
 
     def read_from(self, k: int) -> list[int]:
-        """The source's outputs that say something about class k: there its relevance starts."""
+        """The source's outputs that concern class k: the starting points of its relevance."""
         return [k]
 
     def kept(self, task: Sequence[int], count: int, reject: bool) -> list[int]:
-        """The outputs, of a source of so many classes, that a component's network keeps."""
+        """The outputs that a component's network keeps, of a source with `count` classes."""
         return list(range(count)) if reject else [place for k in task for place in self.read_from(k)]
 
     def head(self, logits: Tensor, task: Tensor, others: Tensor | None) -> Tensor:
-        """Logits of all the source's classes -> the task's; with `others`, one more that stands for those."""
+        """Map logits of all the source's classes to the task's; with `others`, add one output for those."""
         return logits.index_select(1, task)
 
     # -- answers ---------------------------------------------------------------------------------------
@@ -102,40 +102,40 @@ class Outputs:
         raise NotImplementedError
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """The logarithms of `probabilities`, which say how confident an answer is."""
+        """The logarithms of `probabilities`: how confident each answer is."""
         raise NotImplementedError
 
     def says(self, logits: Tensor) -> Tensor:
-        """Which classes each image is answered as: bool, (images, classes)."""
+        """Which classes the answer to each image includes: bool, (images, classes)."""
         raise NotImplementedError
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
-        """The answer to each image in class names."""
+        """The answer to each image as class names."""
         raise NotImplementedError
 
     def names_in(self, answer: Any) -> set[str]:
-        """The class names in one answer of `named`, or in one that a user wants."""
+        """The class names in one answer, from `named` or from a user."""
         raise NotImplementedError
 
     def right(self, logits: Tensor, cases: Cases) -> Tensor:
-        """Whether each case is answered right: bool, (cases,)."""
+        """Whether each case is answered correctly: bool, (cases,)."""
         return self.says(logits)[cases.images, cases.classes] == cases.wanted
 
     # -- several parts ---------------------------------------------------------------------------------
 
     def normalised(self, logits: Tensor) -> Tensor:
-        """A part's logits on a scale that parts share without calibration."""
+        """A part's logits on a scale shared by all parts without calibration."""
         return logits
 
     def joined(self, logits: Tensor, members: Sequence[Sequence[int]], highest: bool) -> Tensor:
-        """Logits of all parts side by side -> one a class: the highest of its members, or their mean."""
+        """Reduce the logits of all parts, side by side, to one per class: the highest of its members, or their mean."""
         columns = [logits[:, list(member)] for member in members]
         return torch.stack([column.amax(1) if highest else column.mean(1) for column in columns], 1)
 
     # -- training --------------------------------------------------------------------------------------
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What training lowers, ()."""
+        """The loss that training minimises, ()."""
         raise NotImplementedError
 
     def taught(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -158,10 +158,10 @@ def outputs(name: str) -> Callable[[KindT], KindT]:
 
 
 def find_outputs(name: str) -> Outputs:
-    """The kind of that name.
+    """Look up a kind of answer by name.
 
     Raises:
-        OptionError: There is none.
+        OptionError: The name is unknown.
     """
     if not isinstance(name, str) or name not in OUTPUTS:
         hint = near(name, list(OUTPUTS)) if isinstance(name, str) else ""
@@ -177,7 +177,7 @@ def check_outputs(name: str) -> None:
     """Check the kind that a file names.
 
     Raises:
-        FileError: There is none of that name.
+        FileError: The name is unknown.
     """
     if name not in OUTPUTS:
         raise FileError(
@@ -189,7 +189,7 @@ def check_outputs(name: str) -> None:
 
 @outputs("one")
 class OneOfMany(Outputs):
-    """One of many classes: softmax. A label is the index of a class; -1 and others beyond the classes are none."""
+    """One of many classes: softmax. A label is a class index; -1 and indices beyond the classes mean no class."""
 
     exclusive = True
 

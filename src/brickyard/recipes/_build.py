@@ -45,13 +45,8 @@ class Planned:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
-        return {
-            "step": self.step.name,
-            "outputs": list(self.step.outputs),
-            "status": self.status,
-            "reasons": list(self.reasons),
-            "key": self.key,
-        }
+        about = {"step": self.step.name, "outputs": list(self.step.outputs), "status": self.status}
+        return {**about, "reasons": list(self.reasons), "key": self.key}
 
 
 class Made(Frozen):
@@ -140,9 +135,6 @@ def build(
         return job.run(say)
 
 
-# -- running -----------------------------------------------------------------------------------------------
-
-
 class _Build:
     """One build of one recipe."""
 
@@ -153,7 +145,7 @@ class _Build:
         self.state = self._read_state()
         self.prints = Fingerprints(file.folder, self.state.files)
         self.work = Work(file, self.folder, self.prints, trust)
-        self.steps = self.work.steps()
+        self.steps = list(self.work.steps())
 
     def _read_state(self) -> State:
         place = self.folder / STATE
@@ -165,7 +157,9 @@ class _Build:
             if self.force:
                 return State()
             problem = first_problem(error) if isinstance(error, ValidationError) else error
-            raise FileError("file-damaged", f"{place} cannot be used: {problem}; --force builds all again") from None
+            raise FileError(
+                "file-damaged", f"{place} cannot be used: {problem}; rebuild everything with --force"
+            ) from None
 
     def changed(self) -> bool:
         """Whether the folder is no longer as it was when the plan was made."""
@@ -187,15 +181,14 @@ class _Build:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 held = lock_folder(self.folder)
             except BlockingIOError:
-                raise FileError(
-                    "file-busy",
-                    f"{self.folder} is being built by another process; wait until it has ended, or give another "
-                    "outputs.folder",
-                ) from None
+                why = (
+                    f"{self.folder} is being built by another process; wait for its end, or give another outputs.folder"
+                )
+                raise FileError("file-busy", why) from None
             except OSError as error:
                 raise FileError(
                     "file-not-writable",
-                    f"folder {self.folder} cannot be made: {error.strerror or error}; give another outputs.folder",
+                    f"cannot create folder {self.folder}: {error.strerror or error}; give another outputs.folder",
                 ) from None
             yield
         finally:
@@ -253,9 +246,7 @@ class _Build:
         self._claim([name for item in planned if item.status == "run" for name in item.step.outputs])
         for name in self.work.unweighted():
             say(f"source {name} has no weights: its network stays as it is drawn; give sources.{name}.weights")
-        done: dict[str, str] = {}
-        for item in planned:
-            done[item.step.name] = self._run_step(item, say)
+        done = {item.step.name: self._run_step(item, say) for item in planned}
         left = sorted(set(self.state.owned) - {name for step in self.steps for name in step.outputs})
         left = [name for name in left if (self.folder / name).is_file()]
         for name in left:
@@ -283,7 +274,7 @@ class _Build:
             step.run()
         except OSError as error:
             raise FileError(
-                "file-system", f"{step.name} in {self.folder}: {error}; see to the folder, and build again"
+                "file-system", f"{step.name} in {self.folder} failed: {error}; check the folder, and build again"
             ) from error
         except BrickyardError as error:
             if str(error).startswith(f"{self.file.path}:"):
@@ -313,7 +304,8 @@ class _Build:
             if path.is_dir() or (path.exists() and name not in self.state.owned and not self.force):
                 raise FileError(
                     "file-exists",
-                    f"{path} exists and is not from a build; give another outputs.folder, or --force to overwrite it",
+                    f"{path} exists and was not created by a build; give another outputs.folder, or "
+                    "--force to overwrite it",
                 )
         mine = {step.name for step in self.steps}
         steps = {name: made for name, made in self.state.steps.items() if name in mine}

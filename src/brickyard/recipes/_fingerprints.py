@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from brickyard.base._errors import FileError, reading_code
 
@@ -32,9 +31,9 @@ def data_files(place: Path, split: str) -> list[Path]:
     Where it is not plain which of them it reads, all are named: a change that does not matter costs time, one that is
     missed costs a wrong result.
     """
-    if place.is_file():
-        from brickyard.inputs._datasets import labels_beside
+    from brickyard.inputs._datasets import labels_beside, split_folder
 
+    if place.is_file():
         labels = labels_beside(place)
         return sorted({place, *([labels] if labels.is_file() else [])})
     parquet = place / f"{split}.parquet"
@@ -44,11 +43,7 @@ def data_files(place: Path, split: str) -> list[Path]:
     idx = [path for kind in ("images-idx3", "labels-idx1") for path in place.glob(f"{stem}-{kind}-ubyte*")]
     if idx:
         return sorted(path for path in idx if path.is_file())
-    for name in (split, "val") if split == "test" else (split,):
-        if (place / name).is_dir():
-            place = place / name
-            break
-    return sorted(path for path in place.glob("*/*") if path.is_file())
+    return sorted(path for path in (split_folder(place, split) or place).glob("*/*") if path.is_file())
 
 
 class Fingerprints:
@@ -80,7 +75,7 @@ class Fingerprints:
                     before = (*stamp, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise FileError(
-                reading_code(error), f"{path} cannot be read: {error.strerror or error}; check the path"
+                reading_code(error), f"cannot read {path}: {error.strerror or error}; check the path"
             ) from None
         self.known[name] = self.used[name] = before
         return before[3]
@@ -95,9 +90,9 @@ class Fingerprints:
         Raises:
             FileError: A file cannot be read.
         """
-        place, _, query = (text, "", "") if Path(text).exists() else text.rpartition("?")
-        place, query = (place, query) if place else (query, "")
-        options = dict(parse_qsl(query))
+        from brickyard.inputs._datasets import place_and_options
+
+        place, options = place_and_options(text)
         split = options.get("split", split)
         if place == "digits":
             content = f"digits of scikit-learn {version('scikit-learn')}"

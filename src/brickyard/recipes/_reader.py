@@ -6,7 +6,6 @@ object of YAML's own; size, depth and repetition are bounded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -53,12 +52,15 @@ def load_recipe(path: str | Path) -> RecipeFile:
     """
     path = given_path(path, "the recipe")
     content = _content(path)
-    reader = _Reader(path)
-    value = reader.mapping(_composed(path, content), Recipe, (), "the recipe")
+    reader, node = _Reader(path), _composed(path, content)
+    if node is None:
+        raise OptionError(
+            "option-recipe-invalid", f"{path}:1:1: the recipe is empty; start with 'brickyard: {VERSION}'"
+        )
     try:
-        recipe = Recipe.model_validate(value)
+        recipe = Recipe.model_validate(reader.value(node, Recipe, ()))
     except ValidationError as error:
-        raise OptionError("option-recipe-invalid", _first(path, reader.marks, value, error)) from None
+        raise OptionError("option-recipe-invalid", _first(path, reader.marks, error)) from None
     found = RecipeFile(path, recipe, content, reader.marks)
     for place, text in problems_of(found):
         raise found.problem(place, text)
@@ -71,12 +73,10 @@ def _content(path: Path) -> bytes:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise FileError(
-            reading_code(error), f"recipe {path} cannot be read: {error.strerror or error}; check the path"
+            reading_code(error), f"cannot read recipe {path}: {error.strerror or error}; check the path"
         ) from None
     if len(content) > MAX_BYTES:
-        raise FileError(
-            "file-too-large", f"recipe {path} is larger than {MAX_BYTES >> 10} KiB; a recipe is a short text"
-        )
+        raise FileError("file-too-large", f"recipe {path} is larger than {MAX_BYTES >> 10} KiB; make it shorter")
     return content
 
 
@@ -84,42 +84,33 @@ def _composed(path: Path, content: bytes) -> Any:
     """The file as YAML nodes, after a look at its events: depth, aliases and tags are bounded."""
     import yaml
 
-    def refuse(mark: Any, text: str) -> FileError:
-        return FileError("file-recipe-syntax", f"{path}:{mark.line + 1}:{mark.column + 1}: {told(text, 800)}")
+    def refuse(text: str, mark: Any = None) -> FileError:
+        place = f"recipe {path} {told(text, 800)}" if mark is None else _told(path, mark, text)
+        return FileError("file-recipe-syntax", place)
 
     try:
         text = content.decode("utf-8-sig")
         if STAND_IN in text:
-            raise FileError(
-                "file-recipe-syntax", f"recipe {path} has the character U+E000, which is no text; remove it"
-            )
+            raise refuse("has the character U+E000, which is no text; remove it")
         text = INNER.sub(STAND_IN, text)
         depth = aliases = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             aliases += isinstance(event, yaml.AliasEvent)
             if depth > MAX_DEPTH:
-                raise refuse(event.start_mark, f"the recipe is nested deeper than {MAX_DEPTH}; a recipe needs five")
+                raise refuse(f"the recipe is nested deeper than {MAX_DEPTH}; it needs five", event.start_mark)
             if aliases > MAX_ALIASES:
-                raise refuse(event.start_mark, f"the recipe has more than {MAX_ALIASES} aliases; write values out")
-            if getattr(event, "tag", None) not in (None, "!"):
-                raise refuse(event.start_mark, f"the tag {event.tag!r} was given; a recipe has plain values, no tags")
+                raise refuse(f"the recipe has more than {MAX_ALIASES} aliases; write values out", event.start_mark)
+            if (tag := getattr(event, "tag", None)) not in (None, "!"):
+                raise refuse(f"the tag {tag!r} was given; a recipe has plain values", event.start_mark)
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        raise FileError(
-            "file-recipe-syntax", f"recipe {path} is no text in UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        text = " ".join(str(part) for part in (error.problem, error.context) if part)
-        if mark is None:
-            raise FileError("file-recipe-syntax", f"recipe {path} is not YAML: {text}") from None
-        raise refuse(mark, f"the recipe is not YAML: {_text(text)}; check indentation, colons and quotes") from None
+        raise refuse(f"is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise FileError("file-recipe-syntax", f"recipe {path} is not YAML: {told(error)}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        parts = [part for part in (getattr(error, "problem", None), getattr(error, "context", None)) if part]
+        why = f"is not YAML: {_text(' '.join(map(str, parts)) or str(error))}; check indentation, colons and quotes"
+        raise refuse(f"the recipe {why}" if mark else why, mark) from None
 
 
 class _Reader:
@@ -128,98 +119,65 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.marks: dict[Place, tuple[int, int]] = {}
-        self.nodes = 0
 
     def fail(self, node: Any, text: str) -> OptionError:
-        return OptionError(
-            "option-recipe-invalid",
-            f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {told(text, 800)}",
-        )
+        return OptionError("option-recipe-invalid", _told(self.path, node.start_mark, text))
 
     def note(self, place: Place, node: Any) -> None:
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
+        if len(self.marks) >= MAX_NODES:
             raise self.fail(node, f"the recipe has more than {MAX_NODES:,} values; it must be smaller")
         if len(place) > MAX_DEPTH:
             raise self.fail(node, f"the recipe is nested deeper than {MAX_DEPTH}; a recipe needs five")
         self.marks[place] = (node.start_mark.line + 1, node.start_mark.column + 1)
 
-    def mapping(self, node: Any, model: type[BaseModel] | None, place: Place, what: str) -> dict[str, Any]:
-        """A mapping whose keys are those of a model, or names (model=None: of texts)."""
-        import yaml
-
-        if node is None:
-            raise OptionError(
-                "option-recipe-invalid", f"{self.path}:1:1: {what} is empty; start with 'brickyard: {VERSION}'"
-            )
-        self.note(place, node)
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"{what} is {_kind(node)}; a mapping of keys and values is needed")
-        known = None if model is None else {key_of(name): item for name, item in model.model_fields.items()}
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self.fail(key_node, f"{what} has {_kind(key_node)} as a key; keys are texts")
-            key = _text(key_node.value)
-            if key in found:
-                line, column = self.marks[(*place, key, "key")]
-                raise self.fail(key_node, f"{what} has the key {key!r} twice (also at {line}:{column}); leave one out")
-            if known is not None and key not in known:
-                raise self.fail(key_node, f"{what} has the key {key!r}, which is not known{nearest(key, known)}")
-            self.note((*place, key, "key"), key_node)
-            annotation = None if known is None else known[key].annotation
-            found[key] = self.value(value_node, annotation, (*place, key))
-        return found
-
     def value(self, node: Any, annotation: Any, place: Place) -> Any:
-        import yaml
-
+        """A node as a text, a list, or a mapping from names or from the keys of a section, as its field has it."""
         what = dotted(place)
-        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
-            raise self.fail(node, f"{what} has no value; give one, or leave the key out")
-        names, model = _holds(annotation)
-        if names and (model is not None or isinstance(node, yaml.MappingNode)):
-            if model is None:
-                return self.mapping(node, None, place, what)
-            self.note(place, node)
-            if not isinstance(node, yaml.MappingNode):
-                raise self.fail(node, f"{what} is {_kind(node)}; a mapping from names is needed, such as 'a: {{...}}'")
-            return self.named(node, model, place, what)
-        if model is not None:
-            return self.mapping(node, model, place, what)
         self.note(place, node)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, None, (*place, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
+        if node.tag == "tag:yaml.org,2002:null":
+            raise self.fail(node, f"{what} has no value; give one, or leave the key out")
+        names, section = _holds(annotation)
+        if node.id == "mapping" and (names or section):
+            return self.mapping(node, names, section, place)
+        if node.id == "mapping":
             raise self.fail(node, f"{what} is a mapping; a value or a list is needed")
+        if section:
+            wanted = "from names is needed, such as 'a: {...}'" if names else "of keys and values is needed"
+            raise self.fail(node, f"{what} is {_kind(node)}; a mapping {wanted}")
+        if node.id == "sequence":
+            return [self.value(item, None, (*place, index)) for index, item in enumerate(node.value)]
         return _text(node.value)
 
-    def named(self, node: Any, model: type[BaseModel], place: Place, what: str) -> dict[str, Any]:
-        """A mapping from names, which become file names, to sections."""
+    def mapping(self, node: Any, names: bool, section: type[BaseModel] | None, place: Place) -> dict[str, Any]:
+        """A mapping from names (those of sections become file names), or from the keys of a section."""
+        what = dotted(place)
+        fields = {} if section is None else section.model_fields
+        known = {key_of(name): field.annotation for name, field in fields.items()}
         found: dict[str, Any] = {}
+        twins: dict[str, str] = {}  # keys as they are written, without a difference of capitals
         for key_node, value_node in node.value:
-            key = getattr(key_node, "value", None)
-            if not isinstance(key, str) or not NAME.fullmatch(key) or RESERVED.fullmatch(key):
-                raise self.fail(
-                    key_node,
-                    f"{what} has the name {str(key)[:80]!r}, which is no safe file name; use letters, digits, dots, "
-                    "dashes and underscores (64 at most, the first one a letter or digit)",
-                )
-            twin = next((other for other in found if other.casefold() == key.casefold()), None)
-            if twin is not None:
+            if key_node.id != "scalar":
+                raise self.fail(key_node, f"{what} has {_kind(key_node)} as a key; keys are texts")
+            key = _text(key_node.value)
+            if (twin := twins.setdefault(key.casefold(), key)) in found:
                 line, column = self.marks[(*place, twin, "key")]
-                raise self.fail(
-                    key_node,
-                    f"{what} has the name {key!r} twice (also {twin!r} at {line}:{column}); names must differ in more "
-                    "than capitals",
-                )
+                also = f"also at {line}:{column}" if twin == key else f"also {twin!r} at {line}:{column}"
+                raise self.fail(key_node, f"{what} has {key!r} twice ({also}); names must differ in more than capitals")
+            if not names and key not in known:
+                raise self.fail(key_node, f"{what} has the key {key!r}, which is not known{nearest(key, known)}")
+            if names and section and (not NAME.fullmatch(key) or RESERVED.fullmatch(key)):
+                allowed = "use at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+                raise self.fail(key_node, f"{what} has the name {key[:80]!r}, which is no safe file name; {allowed}")
             self.note((*place, key, "key"), key_node)
-            if value_node.tag == "tag:yaml.org,2002:null":
-                raise self.fail(value_node, f"{dotted((*place, key))} has no value; give its keys")
-            found[key] = self.mapping(value_node, model, (*place, key), dotted((*place, key)))
-        if not found:
+            found[key] = self.value(value_node, section if names else known[key], (*place, key))
+        if names and section and not found:
             raise self.fail(node, f"{what} is empty; name at least one")
         return found
+
+
+def _told(path: Path, mark: Any, text: str) -> str:
+    """A message with a place of the file before it."""
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: {told(text, 800)}"
 
 
 def _text(value: str) -> str:
@@ -232,17 +190,15 @@ def _kind(node: Any) -> str:
 
 def _holds(annotation: Any) -> tuple[bool, type[BaseModel] | None]:
     """Whether a field is a mapping from names, and which section it holds, if any."""
-    options = [annotation, *get_args(annotation)]
-    for option in options:
+    for option in (annotation, *get_args(annotation)):
         if get_origin(option) is dict:
-            inner = get_args(option)[1]
-            return True, inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+            return True, _holds(get_args(option)[1])[1]
         if isinstance(option, type) and issubclass(option, BaseModel):
             return False, option
     return False, None
 
 
-def _first(path: Path, marks: dict[Place, tuple[int, int]], value: Any, error: ValidationError) -> str:
+def _first(path: Path, marks: dict[Place, tuple[int, int]], error: ValidationError) -> str:
     """The problem that comes first in the file."""
     found = []
     for problem in error.errors(include_url=False):
@@ -253,13 +209,4 @@ def _first(path: Path, marks: dict[Place, tuple[int, int]], value: Any, error: V
         found.append((marks.get(holder, (1, 1)), place, problem))
     (line, column), place, problem = min(found, key=lambda item: item[0])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{path}:{line}:{column}: {told(said(place, problem, _found(value, place)), 800)}{more}"
-
-
-def _found(value: Any, place: Sequence[str | int]) -> Any:
-    for part in place:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            return value
-    return value
+    return f"{path}:{line}:{column}: {told(said(place, problem, problem['input']), 800)}{more}"

@@ -12,9 +12,6 @@ from brickyard.recipes._schema import Recipe
 Place = tuple[str | int, ...]
 
 
-# -- reading -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RecipeFile:
     """A recipe that was read, with the place of everything in its file.
@@ -41,14 +38,15 @@ class RecipeFile:
 
     def told(self, place: Place, text: str) -> str:
         """A message with a place of the recipe before it."""
-        return f"{_at(self.path, self.marks, place)}: {told(text, 800)}"
+        while place and place not in self.marks:
+            place = place[:-1]
+        line, column = self.marks.get(place, (1, 1))
+        return f"{self.path}:{line}:{column}: {told(text, 800)}"
 
     def resolved(self, text: str) -> str:
         """A text of a source or of data, with its path taken from the recipe's folder."""
-        kind = text.partition("?")[0]
-        if kind == "digits" or text.startswith(("zoo:", "torchvision:", "timm:")):
-            return text
-        return str(self.folder / text)
+        named = text.partition("?")[0] == "digits" or text.startswith(("zoo:", "torchvision:", "timm:"))
+        return text if named else str(self.folder / text)
 
 
 def key_of(name: str) -> str:
@@ -57,10 +55,3 @@ def key_of(name: str) -> str:
 
 def dotted(place: Place) -> str:
     return ".".join(str(part) for part in place if part != "key") or "the recipe"
-
-
-def _at(path: Path, marks: dict[Place, tuple[int, int]], place: Place) -> str:
-    while place and place not in marks:
-        place = place[:-1]
-    line, column = marks.get(place, (1, 1))
-    return f"{path}:{line}:{column}"

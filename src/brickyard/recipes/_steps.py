@@ -33,6 +33,12 @@ NOTES = ".build"  # a folder for what a step that was stopped has done so far
 ASSEMBLY = "assembly.safetensors"
 CARD = "README.md"
 TABLES = ("scores.json", "scores.csv", "scores.md")
+WHOLE_SCORES = "scores/assembly.json"  # no component is called so
+
+_source_file = "sources/{}.safetensors".format
+_relevance_file = "relevance/{}.safetensors".format
+_component_file = "components/{}.safetensors".format
+_component_scores = "scores/components/{}.json".format
 
 Say = Callable[[object], None]
 Status = Literal["run", "up to date"]
@@ -75,11 +81,8 @@ class Work:
         self._sources: dict[str, tuple[Source, ImageData]] = {}
         self._scored: dict[str, tuple[ImageData, str | None]] = {}
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> Iterator[Step]:
         """All steps, in an order in which they can run."""
-        return list(self._steps())
-
-    def _steps(self) -> Iterator[Step]:
         recipe = self.recipe
         for name in recipe.used:
             if recipe.sources[name].train is not None:
@@ -91,18 +94,18 @@ class Work:
         if recipe.assembly is not None:
             yield self._assemble()
         if recipe.evaluate is not None:
-            subjects = [*recipe.components, *(["assembly"] if recipe.assembly is not None else [])]
             for name in recipe.components:
-                yield self._evaluate(name, _component_scores(name), [name])
+                yield self._evaluate(name)
             if recipe.assembly is not None:
-                yield self._evaluate("assembly", "scores/assembly.json", list(recipe.parts))
-            yield self._tables(subjects)
+                yield self._evaluate(None)
+            yield self._tables()
         yield from self._cards()
         copy = self.folder / "recipe.yaml"
         if copy.resolve() != self.file.path.resolve():
-            sha = hashlib.sha256(self.file.content).hexdigest()
-            needs = {"file of the recipe": sha}
-            yield Step("copy the recipe", ("recipe.yaml",), (), needs, lambda: self._write("recipe.yaml", None))
+            needs = {"file of the recipe": hashlib.sha256(self.file.content).hexdigest()}
+            yield Step(
+                "copy the recipe", ("recipe.yaml",), (), needs, lambda: self._write("recipe.yaml", self.file.content)
+            )
 
     def unweighted(self) -> list[str]:
         """The sources that were never trained, as far as the recipe says."""
@@ -116,10 +119,9 @@ class Work:
         return {"Brickyard": __version__, "PyTorch": version("torch")}
 
     def _images_need(self, text: str, split: str) -> dict[str, str]:
-        found = self._hashes.get((text, split))
-        if found is None:
-            found = self._hashes[text, split] = self.prints.data(self.file.resolved(text), split)
-        return {f"images {text} ({split})": found}
+        if (text, split) not in self._hashes:
+            self._hashes[text, split] = self.prints.data(self.file.resolved(text), split)
+        return {f"images {text} ({split})": self._hashes[text, split]}
 
     def _source_need(self, name: str) -> dict[str, str]:
         """What a source is made of, but for one that is trained: that is an input."""
@@ -131,11 +133,8 @@ class Work:
         if ".py:" in source.network:
             paths.append(Path(source.network.rpartition(":")[0]))
             if not self.trust:
-                raise self.file.problem(
-                    ("sources", name, "network"),
-                    f"sources.{name}.network is {source.network!r}: building runs that file's code; read it, then give "
-                    "--trust-code",
-                )
+                why = f"sources.{name}.network runs the code of {source.network!r}; read it, then give --trust-code"
+                raise self.file.problem(("sources", name, "network"), why)
         elif ":" not in source.network:
             paths.append(Path(source.network))
         for path in paths:
@@ -148,8 +147,8 @@ class Work:
 
     def _trained(self, *names: str) -> tuple[str, ...]:
         """The files of sources that are trained."""
-        wanted = dict.fromkeys(names)
-        return tuple(_source_file(name) for name in wanted if self.recipe.sources[name].train is not None)
+        trained = [name for name in dict.fromkeys(names) if self.recipe.sources[name].train is not None]
+        return tuple(map(_source_file, trained))
 
     def _of(self, *components: str) -> list[str]:
         """The sources of components, each once."""
@@ -200,18 +199,14 @@ class Work:
         said = self.recipe.sources[name].preprocessing
         return None if said is None else said.value()
 
-    def _component(self, name: str) -> Component:
-        from brickyard._files import loaded
-        from brickyard.component._component import Component
-
-        found: Component = loaded(self.folder / _component_file(name), Component)
-        return found
-
-    def _assembled(self) -> Assembly:
+    def _model(self, name: str | None) -> Component | Assembly:
+        """A component, or the assembly."""
         from brickyard._files import loaded
         from brickyard.assembly._assembly import Assembly
+        from brickyard.component._component import Component
 
-        found: Assembly = loaded(self.folder / ASSEMBLY, Assembly)
+        place, kind = (ASSEMBLY, Assembly) if name is None else (_component_file(name), Component)
+        found: Component | Assembly = loaded(self.folder / place, kind)
         return found
 
     def _scores_of(self, place: str) -> Scores:
@@ -223,16 +218,13 @@ class Work:
     def all_scores(self) -> dict[str, Any]:
         """The scores by name, as JSON values."""
         place = self.folder / TABLES[0]
-        if self.recipe.evaluate is None or not place.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        return found
+        there = self.recipe.evaluate is not None and place.is_file()
+        return dict(json.loads(place.read_text(encoding="utf-8"))) if there else {}
 
-    def _write(self, name: str, text: str | None) -> None:
-        """Write a text, or the recipe."""
+    def _write(self, name: str, content: str | bytes) -> None:
         from brickyard.storage._atomic import write_content
 
-        write_content(self.folder / name, self.file.content if text is None else text, overwrite=True)
+        write_content(self.folder / name, content, overwrite=True)
 
     # -- train, locate, cut
 
@@ -277,11 +269,8 @@ class Work:
                 try:
                     task.update(resolve_task(parse_classes(said_task, source.classes), source.classes))
                 except TaskError as error:
-                    raise self.file.problem(
-                        ("components", part, "task"),
-                        f"components.{part}.task cannot be used: {error}. Ranges count the source's classes from 0; "
-                        "names go by commas",
-                    ) from None
+                    why = f"components.{part}.task cannot be used: {error}. Ranges count from 0; names go by commas"
+                    raise self.file.problem(("components", part, "task"), why) from None
             relevance = locate(
                 source.model,
                 images,
@@ -337,7 +326,7 @@ class Work:
 
             images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few else None
             whole = assemble(
-                [self._component(name) for name in parts],
+                [self._model(name) for name in parts],
                 images=images,
                 source=self._source(sources[0])[0].model if union else None,
                 **{**options, "shots": options.get("shots") if few else None},
@@ -350,10 +339,12 @@ class Work:
         inputs = (*(self._trained(*sources) if few or union else ()), *map(_component_file, parts))
         return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))
 
-    def _evaluate(self, name: str, place: str, parts: list[str]) -> Step:
+    def _evaluate(self, name: str | None) -> Step:
+        """Score a component, or the assembly."""
         said = self.recipe.evaluate
         assert said is not None
-        whole = place == "scores/assembly.json"
+        parts = self.recipe.parts if name is None else (name,)
+        place = WHOLE_SCORES if name is None else _component_scores(name)
         origins = [self.recipe.components[part].source for part in parts]
         sources = self._of(*parts)
 
@@ -364,22 +355,20 @@ class Work:
             images = [self._test_images(origin)[0] for origin in origins]
             models: list[Any] = [self._source(origin)[0].model for origin in origins]
             notes = [note for origin in sources if (note := self._test_images(origin)[1])]
-            if whole:
-                scores = evaluate(self._assembled(), images, source=models, **options)
-            else:
-                scores = evaluate(self._component(name), images[0], source=models[0], **options)
+            given = (images, models) if name is None else (images[0], models[0])
+            scores = evaluate(self._model(name), given[0], source=given[1], **options)
             scores = scores.model_copy(update={"notes": (*scores.notes, *notes)})
             scores.to_json(self.folder / place)
 
         needs = self._all_needs(sources, images=True) | _options(said.said("data"))
         for origin in sources:
             needs |= self._images_need(said.of(origin), "test")
-        inputs = (*self._trained(*sources), ASSEMBLY if whole else _component_file(name))
-        title = f"evaluate {'the assembly' if whole else name}"
-        return Step(title, (place,), inputs, needs, run, ("evaluate",))
+        inputs = (*self._trained(*sources), ASSEMBLY if name is None else _component_file(name))
+        return Step(f"evaluate {name or 'the assembly'}", (place,), inputs, needs, run, ("evaluate",))
 
-    def _tables(self, subjects: Sequence[str]) -> Step:
-        places = {name: _scores_file(name, self.recipe.assembly is not None) for name in subjects}
+    def _tables(self) -> Step:
+        places = {name: _component_scores(name) for name in self.recipe.components}
+        places |= {} if self.recipe.assembly is None else {"assembly": WHOLE_SCORES}
 
         def run() -> None:
             from brickyard.reports._cards import score_table
@@ -410,17 +399,16 @@ class Work:
         parts = list(recipe.parts) if name is None else [name]
         model = ASSEMBLY if name is None else _component_file(name)
         scored = {} if recipe.evaluate is None else {part: _component_scores(part) for part in parts}
-        if recipe.evaluate is not None and name is None:
-            scored["assembly"] = "scores/assembly.json"
         data = None
         if recipe.evaluate is not None:
+            scored |= {"assembly": WHOLE_SCORES} if name is None else {}
             data = " and ".join(dict.fromkeys(_called(recipe.evaluate.of(name)) for name in self._of(*parts)))
 
         def run() -> None:
             from brickyard.reports._cards import model_card
 
             text = model_card(
-                self._assembled() if name is None else self._component(name),
+                self._model(name),
                 {key: self._scores_of(file) for key, file in scored.items()},
                 recipe.license,
                 title=recipe.name if name is None or place == CARD else f"{recipe.name or 'Component'}: {name}",
@@ -433,26 +421,6 @@ class Work:
         said = {"name": recipe.name, "license": recipe.license, "scored on": data}
         needs = {"Brickyard": __version__} | {key: value for key, value in said.items() if value is not None}
         return Step(title, (place,), (model, *scored.values()), needs, run)
-
-
-def _source_file(name: str) -> str:
-    return f"sources/{name}.safetensors"
-
-
-def _relevance_file(name: str) -> str:
-    return f"relevance/{name}.safetensors"
-
-
-def _component_file(name: str) -> str:
-    return f"components/{name}.safetensors"
-
-
-def _component_scores(name: str) -> str:
-    return f"scores/components/{name}.json"
-
-
-def _scores_file(name: str, assembled: bool) -> str:
-    return "scores/assembly.json" if assembled and name == "assembly" else _component_scores(name)
 
 
 def _options(said: dict[str, Any]) -> dict[str, str]:
@@ -480,14 +448,11 @@ def _shared_images(training: ImageData, scored: ImageData, source: str) -> str |
 
     known = set(hashes(training))
     count = sum(item in known for item in hashes(scored))
-    if count and count == len(scored):
-        raise DataError(
-            "data-seen-in-training",
-            f"all {count} images to score of source {source!r} are among its training images; images that were used to "
-            "locate, heal or scale are not scored: give others at evaluate.data",
-        )
     if not count:
         return None
+    if count == len(scored):
+        why = f"all {count} images to score of source {source!r} are among its training images"
+        raise DataError("data-seen-in-training", f"{why}; give others at evaluate.data")
     return f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
 
 

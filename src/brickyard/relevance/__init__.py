@@ -1,1 +1,1 @@
-"""Which channels matter to which class: relative contribution, and component locating from it."""
+"""Which channels matter for each class: relative contribution, and component locating based on it."""

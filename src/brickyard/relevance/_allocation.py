@@ -15,13 +15,13 @@ from brickyard.base._options import Thresholds
 from brickyard.relevance._contribution import ContributionSums
 
 EPSILON = 1e-5
-_BLOCK = 1 << 17  # numbers in a block of rows of S
+_BLOCK = 1 << 17  # numbers per block of rows of S
 TIE = 1e-4  # weight of the tie-break: below one count among the outputs of all but very wide layers
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What locating needs to know of a layer: its channel numbers, and whether it is linear."""
+    """What locating needs to know about a layer: its channel indices, and whether it is linear."""
 
     reads: np.ndarray[Any, np.dtype[np.int64]]
     writes: np.ndarray[Any, np.dtype[np.int64]]
@@ -30,7 +30,7 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Allocation:
-    """One class's relevances: by layer (`hard`), and by channel number.
+    """One class's relevances: per layer (`hard`), and per channel index.
 
     `soft` is u; `score` is u with ties broken by the contributions behind the counts.
     """
@@ -42,7 +42,7 @@ class Allocation:
 
 
 def normalised(sums: Tensor) -> Tensor:
-    """Contribution aggregation: sums (..., out, in) to [0, 1] over the inputs of each output."""
+    """Contribution aggregation: scale sums (..., out, in) to [0, 1] over the inputs of each output."""
     low, high = sums.amin(-1, keepdim=True), sums.amax(-1, keepdim=True)
     return (sums - low) / (high - low + EPSILON)
 
@@ -55,8 +55,8 @@ def allocate(
 ) -> Allocation:
     """Contribution allocation: walk back from the classifier to the image.
 
-    A layer counts the relevant outputs that a strong contribution links to each of its inputs (parameter
-    linking). A channel is relevant when any of its readers finds it so.
+    For each of its inputs, a layer counts the relevant outputs linked to it by a strong contribution (parameter
+    linking). A channel is relevant if any of its readers finds it relevant.
 
     Args:
         layers: The layers in network order.
@@ -93,10 +93,7 @@ def allocate(
 
 
 def _linked(sums: Tensor | ContributionSums, written: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """For each input, how many of the written outputs a strong contribution links to it, and the contributions' sum.
-
-    Rows of S are made a block at a time.
-    """
+    """For each input, count the written outputs linked to it by a strong contribution, and sum the contributions."""
     inputs = sums.shape[1]
     counts, shares = torch.zeros(2, inputs, dtype=torch.float64)
     for rows in torch.nonzero(written).flatten().split(max(1, _BLOCK // inputs)):

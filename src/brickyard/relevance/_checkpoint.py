@@ -1,7 +1,7 @@
-"""What locating has done so far, in a folder: one file a class, and one for the source's confidences.
+"""Progress of locating, kept in a folder: one file per class, and one for the source's confidences.
 
-A call that was stopped goes on from there. Every file says which call it belongs to: one with another source, other
-images or other options is refused, not mixed in.
+An interrupted call resumes from there. Every file records the call it belongs to: files of a call with another source,
+other images or other options are rejected.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ from pathlib import Path
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.base._errors import FileError
 from brickyard.inputs._batches import Images
 from brickyard.relevance._relevance import Relevance
-from brickyard.storage._atomic import clear_stages
-from brickyard.storage._safefile import read, write
+from brickyard.storage._notes import Notes
 
 
 class Notebook:
     """Finished work of one call of `locate`.
 
     Args:
-        folder: Where it is; made where it is missing. None: nothing is written or found.
-        relevance: What is being filled: source and options are part of every file's key.
-        images: The images; so are the first of each class.
+        folder: Where to keep it; created if missing. None: nothing is written or found.
+        relevance: The relevances being filled: their source and options are part of every file's key.
+        images: The images; the first of each class are part of the key too.
 
     Raises:
-        FileError: The folder cannot be made.
+        FileError: The folder cannot be created.
     """
 
     def __init__(self, folder: str | Path | None, relevance: Relevance, images: Images) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._notes = None if folder is None else Notes(Path(folder), "notebook")
         self._images = images
         self._about = {
             "source": relevance.source_sha256,
@@ -44,35 +42,25 @@ class Notebook:
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
         }
-        if relevance.outputs != "one":  # as folders have it that were written before there were others
+        if relevance.outputs != "one":  # as in folders written before there were other kinds
             self._about["outputs"] = relevance.outputs
-        if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FileError(
-                    "file-not-writable", f"cannot create folder {self._folder}: {error}; give another resume="
-                ) from None
-            clear_stages(self._folder)  # where all is done, nothing more is written that would clear them away
 
     def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> bool:
-        """Put a class that is done into the relevances; false where it is not done."""
+        """Load a finished class into the relevances; return False if it is not finished."""
         found = self._read(f"class-{k:05d}", indices)
         if found is not None:
             relevance.put(k, found, graph)
         return found is not None
 
     def write(self, k: int, indices: Sequence[int], relevance: Relevance) -> None:
-        """Keep a class that is done."""
         self._write(f"class-{k:05d}", indices, relevance.take(k))
 
     def recall_numbers(self, indices: Sequence[int]) -> Tensor | None:
-        """The confidences for these images, where they are known."""
+        """Return the confidences for these images, if known."""
         found = self._read("confidences", indices)
         return None if found is None else found["confidences"]
 
     def write_numbers(self, indices: Sequence[int], confidences: Tensor) -> None:
-        """Keep the confidences."""
         self._write("confidences", indices, {"confidences": confidences})
 
     def _key(self, indices: Sequence[int]) -> str:
@@ -82,18 +70,9 @@ class Notebook:
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _read(self, name: str, indices: Sequence[int]) -> dict[str, Tensor] | None:
-        if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
-            return None
-        text, tensors = read(path)
-        if text.get("kind") != "notebook" or text.get("key") != self._key(indices):
-            raise FileError(
-                "file-resume-mismatch",
-                f"{path} is from another call, with another source, other images or other options; "
-                "give another folder, or delete this one to start again",
-            )
-        return tensors
+        found = None if self._notes is None else self._notes.read(name, lambda: self._key(indices))
+        return None if found is None else found[1]
 
     def _write(self, name: str, indices: Sequence[int], tensors: dict[str, Tensor]) -> None:
-        if self._folder is not None:
-            text = {"kind": "notebook", "key": self._key(indices)}
-            write(self._folder / f"{name}.safetensors", tensors, text, overwrite=True)
+        if self._notes is not None:
+            self._notes.write(name, self._key(indices), tensors)

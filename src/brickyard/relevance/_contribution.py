@@ -1,9 +1,8 @@
 """How much each input channel of a layer contributes to each of its output channels.
 
-This is the paper's relative contribution (its section 3.1), without ever building the hidden maps.
-
-The sum of a hidden map over its positions is linear in the kernel: `s[b,q,p] = sum_k c[q,p,k] U[b,p,k]`, where
-`U[b,p,k]` is the sum of the padded input over the positions that kernel offset k visits.
+This is the paper's relative contribution (section 3.1), computed without building the hidden maps. The sum of a hidden
+map over its positions is linear in the kernel: `s[b,q,p] = sum_k c[q,p,k] U[b,p,k]`, where `U[b,p,k]` is the sum of the
+padded input over the positions that kernel offset k visits.
 """
 
 from __future__ import annotations
@@ -18,14 +17,9 @@ from brickyard.network._layer_types import mixing_of
 
 
 def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
-    """Clamped contributions of every convolution and linear layer, summed over images of one class.
+    """Sum the clamped contributions of every layer that reads and writes channels: S by layer name.
 
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the class, (batch, channels, height, width) each.
-
-    Returns:
-        For each layer that reads and writes channels, its S.
+    `batches` are preprocessed images of one class, (batch, channels, height, width) each.
     """
     network = graph.network
     sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
@@ -39,18 +33,14 @@ def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Contributio
     return sums
 
 
-_BLOCK = 1 << 18  # numbers held at once in an (inputs, images, outputs) block: what fits a core's own cache
+_BLOCK = 1 << 18  # numbers per (inputs, images, outputs) block, to fit a core's own cache
 
 
 def window_sums(module: nn.Module, x: Tensor) -> Tensor:
-    """Sums of a layer's input over output positions, one a kernel offset.
-
-    Args:
-        module: A layer that mixes channels.
-        x: Its input, (B, P, H, W) or (B, ..., P).
+    """Sum the input (B, P, H, W) or (B, ..., P) of a layer that mixes channels over output positions.
 
     Returns:
-        U of shape (B, P, K): K is the kernel's height times width, 1 for a linear layer.
+        U, (B, P, K), where K is the kernel's height times width, or 1 for a linear layer.
     """
     return mixing_of(module).window_sums(x)
 
@@ -58,8 +48,8 @@ def window_sums(module: nn.Module, x: Tensor) -> Tensor:
 def contributions(module: nn.Module, x: Tensor) -> Tensor:
     """Summed hidden maps of each image, (B, Q, P / groups): positions summed, nothing clamped, no bias.
 
-    Summed over p they are the layer's own output without bias, summed over its positions. For tests and small
-    cases: memory is B * Q * P numbers.
+    Their sum over p is the layer's own output without bias, summed over positions. For tests and small cases: memory
+    is B * Q * P numbers.
     """
     mixing = mixing_of(module)
     groups = zip(mixing.window_sums(x).chunk(mixing.groups, 1), mixing.kernel.chunk(mixing.groups, 0), strict=True)
@@ -69,16 +59,16 @@ def contributions(module: nn.Module, x: Tensor) -> Tensor:
 class ContributionSums:
     """`S[q,p]` of one layer: clamped contributions, summed over images, batch by batch, in float64.
 
-    Where a kernel has one position, `max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)`: two sums an input
-    say all, and rows of S are made when they are asked for. Otherwise S is held, inputs first. Memory beyond it is a
-    fixed block.
+    For a kernel with one position, `max(w u, 0) = max(w, 0) max(u, 0) + max(-w, 0) max(-u, 0)`: two sums per input
+    suffice, and rows of S are computed on request. Otherwise S is held, inputs first. Beyond that, memory is a fixed
+    block.
 
     Args:
         module: A convolution or linear layer. In a grouped convolution, inputs are those of each output's own group.
 
     Attributes:
         shape: (Q, P / groups).
-        totals: What is summed; sums of several processes may be added up. (2, P) or (groups, P / groups, Q / groups).
+        totals: The running sums, which can be added up across processes; (2, P) or (groups, P / groups, Q / groups).
     """
 
     totals: Tensor
@@ -95,7 +85,7 @@ class ContributionSums:
 
     def add(self, x: Tensor) -> None:
         """Add a batch: the layer's input, (B, P, H, W) or (B, ..., P)."""
-        if x.element_size() < 4:  # a sum over an image overflows float16, and bfloat16 adds no small numbers to large
+        if x.element_size() < 4:  # sums over an image overflow float16, and bfloat16 drops small addends
             x = x.float()
         sums = self._mixing.window_sums(x)
         if self._pointwise:
@@ -124,5 +114,4 @@ class ContributionSums:
         return found
 
     def dense(self) -> Tensor:
-        """All of S."""
         return self[torch.arange(self.shape[0], device=self.totals.device)]

@@ -1,4 +1,4 @@
-"""Component locating: from a source and some images to relevances (the paper's sections 3.1 to 3.3)."""
+"""Component locating: from a source and sample images to relevances (the paper's sections 3.1 to 3.3)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from brickyard.base._classes import resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
-from brickyard.base._options import LocateOptions, Thresholds
+from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names
 from brickyard.network._fusing import quick_layout
-from brickyard.network._identity import fingerprint, source_of, weights_like
+from brickyard.network._identity import source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
@@ -31,29 +31,29 @@ from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
 
 MOST_LETTERS = 1024  # of a name, as in files
-KEEP_BYTES = 1 << 28  # sums are kept in memory up to this size unless asked otherwise
+KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
 
 
 @steady
 @verb(LocateOptions)
 def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Relevance:
-    """Find out which channels matter for which class.
+    """Find out which channels matter for each class.
 
     Args:
         model: The source: a classifier that takes one image batch and returns (batch, classes).
         data: Training images: `(images, labels)`, a data set, a `DataLoader`, or an iterable of batches.
             Labels are indices into the source's classes.
 
-    In a process group (`torchrun`, or one of your own) every process calls this with the same arguments. Each works
-    on its share of the images, and all return the same relevances.
+    In a process group (`torchrun`, or one of your own), every process makes the same call. Each works on its share of
+    the images, and all return the same relevances.
 
     Returns:
-        The relevances, with a memory of the images that they come from.
+        The relevances, which remember the images they come from.
 
     Raises:
         TraceError: The model cannot be traced, or its weights are missing or not finite.
         DataError: A class has no image, or images or labels do not fit the model.
-        TaskError: `task` names an unknown class, or `classes` are not one usable name an output.
+        TaskError: `task` names an unknown class, or `classes` does not have one usable name per output.
         OptionError: An option has a value that cannot be used.
         FileError: `resume` holds the work of another call, or cannot be written.
         ProcessError: Another process of the group has stopped.
@@ -74,7 +74,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
-    like = weights_like(graph.network)  # half-precision networks are worked on in float32
+    like = weights_like(graph.network)  # half-precision networks are processed in float32
     relevance = _blank(model, graph, images, data, options)
     layout = quick_layout(graph.network, example.to(like.dtype))
     notebook = Notebook(resume, relevance, images)
@@ -88,28 +88,27 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
 
 
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
-    """Relevances of which no class is located yet."""
+    """Create relevances with no class located yet."""
     classes, task, choose, keep_sums = options["classes"], options["task"], options["choose"], options["keep_sums"]
-    names = _names(class_names(data) if classes is None else classes, graph.output_width)
+    names = output_names(class_names(data) if classes is None else classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
-    return Relevance(
+    record = LocateRecord(
+        choose=choose,
+        per_class=None if choose == "all" else options["per_class"],
+        seed=options["seed"],
+        images=(0,) * len(names),
+        data=str(getattr(data, "name", type(data).__name__)),
+    )
+    return Relevance.blank(
+        model,
+        graph,
+        _layer_records(graph),
+        options,
+        record,
         classes=names,
         task=tuple(wanted),
-        thresholds=options["thresholds"] or Thresholds(),
-        layers=_layer_records(graph),
-        axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
-        record=LocateRecord(
-            choose=choose,
-            per_class=None if choose == "all" else options["per_class"],
-            seed=options["seed"],
-            images=(0,) * len(names),
-            data=str(getattr(data, "name", type(data).__name__)),
-        ),
         preprocessing=images.preprocessing,
-        input_shape=graph.input_shape,
-        source_sha256=fingerprint(model),
-        source_name=options["name"] or type(model).__name__,
         outputs=options["outputs"],
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
@@ -117,7 +116,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
 
 @dataclass(frozen=True)
 class _Run:
-    """What all of one call's work needs."""
+    """State shared by the steps of one call."""
 
     graph: Graph
     outputs: Outputs
@@ -129,17 +128,16 @@ class _Run:
     layout: torch.memory_format
 
     def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
-        """Preprocessed images, as they lie in memory to be fastest."""
+        """Preprocessed images, in the fastest memory layout."""
         for x, _ in self.images.batches(indices, self.batch_size, self.like):
             yield x.contiguous(memory_format=self.layout)
 
     def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        """Indices batch by batch."""
         return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
 
 def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None:
-    """Locate every class, as many at once as there are processes: images are dealt out, each sum has an owner."""
+    """Locate all classes, one per process at a time: images are dealt out, and each sum has an owner."""
     ranks = run.ranks
     done = torch.tensor([int(run.notebook.recall(k, chosen[k], relevance, run.graph)) for k in chosen])
     ranks.add(done)  # processes on several machines may see different folders
@@ -170,7 +168,7 @@ def _check_name(name: Any) -> None:
         )
 
 
-def _names(classes: Any, count: int) -> tuple[str, ...]:
+def output_names(classes: Any, count: int) -> tuple[str, ...]:
     if classes is None:
         return tuple(map(str, range(count)))
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
@@ -210,7 +208,7 @@ def _layer_records(graph: Graph) -> dict[str, LayerRecord]:
 
 
 def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
-    """For each class to locate, the indices of the images to use."""
+    """Choose the images to use for each class to locate, as indices."""
     names, record, per_class = relevance.classes, relevance.record, relevance.record.per_class
     labels = run.images.all_labels()
     run.outputs.check_labels(labels, len(names))
@@ -245,7 +243,7 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
 
 
 def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:
-    """The source's log-probability that each image belongs to the class given for it, (images,) in float64."""
+    """The source's log-probability that each image belongs to its given class, (images,) in float64."""
     found = torch.zeros(len(indices), dtype=torch.float64)
     starts = range(0, len(indices), run.batch_size)
     with bar("choosing images", len(indices)) as advance, torch.inference_mode():

@@ -1,17 +1,17 @@
-"""Relevances: which channels of a source matter for which class, and how contributions become relevances."""
+"""Relevances: which channels of a source matter for each class, and how contributions become relevances."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brickyard.axes._graph import Graph, trace
+from brickyard.axes._graph import Axes, Graph, trace
 from brickyard.base._checks import check_kind, given_path
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._messages import shown
@@ -19,7 +19,7 @@ from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, validated
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.network._stored import check_all_used
+from brickyard.network._stored import check_all_used, taken
 from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
@@ -28,7 +28,6 @@ from brickyard.storage._safefile import write
 
 
 def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
-    """Write relevances. See `Relevance.save`."""
     tensors: dict[str, Tensor] = {"scores": relevance.scores}
     for name, layer in relevance.layers.items():
         tensors[f"hard.{name}"] = relevance.hard_masks[name]
@@ -60,13 +59,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     count = len(file.classes)
 
     def take(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        value = tensors.pop(name, None)
-        if value is None or value.dtype != dtype or (shape and tuple(value.shape) != shape):
-            found = "missing" if value is None else f"{tuple(value.shape)} of {value.dtype}"
-            raise FileError(
-                "file-tensor-mismatch", f"tensor {name!r} is {found}; expected {shape or 'numbers'} of {dtype}"
-            )
-        return value
+        return taken(tensors, name, shape, dtype)
 
     layers: dict[str, LayerRecord] = {}
     hard: dict[str, Tensor] = {}
@@ -102,7 +95,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def _check_text(file: RelevanceFile) -> None:
-    """Check what the text alone can show.
+    """Check the consistency of a file's text alone.
 
     Raises:
         FileError: It contradicts itself.
@@ -123,27 +116,22 @@ def _check_text(file: RelevanceFile) -> None:
 
 
 @dataclass(eq=False, kw_only=True)
-class Relevance:
-    """Which channels matter for which class; made by `locate`, saved and loaded as safetensors.
+class Relevances:
+    """Which channels matter for which class, whatever kind of network they belong to.
 
     Attributes:
         classes: Names of the source's classes.
         task: Indices of the classes that were located.
         thresholds: What `hard` and `relevant` use.
-        record: Which images were used.
-        preprocessing: What was done to them before the source took them.
-        input_shape: (channels, height, width) that the source takes.
+        record: What they were located with.
+        preprocessing: What was done to images before the source took them.
+        input_shape: The shape of one input that the source takes.
         source_sha256: Fingerprint of the source's weights.
-        source_name: What the source is called.
+        source_name: The source's name.
         outputs: The kind of its outputs, as in `brickyard.outputs.OUTPUTS`.
-
-    Example:
-        >>> import brickyard as by, torch
-        >>> from brickyard.testing import chain
-        >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
-        >>> relevance.contribution("conv2").shape, relevance.axis("conv1").shape
-        (torch.Size([4, 8, 6]), torch.Size([4, 6]))
     """
+
+    sum_dtype: ClassVar[torch.dtype] = torch.float32
 
     classes: tuple[str, ...]
     task: tuple[int, ...]
@@ -151,7 +139,7 @@ class Relevance:
     layers: dict[str, LayerRecord]
     axes: dict[str, tuple[int, int]]
     record: LocateRecord
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     input_shape: tuple[int, ...]
     source_sha256: str
     source_name: str
@@ -159,17 +147,31 @@ class Relevance:
     outputs: str = "one"
     hard_masks: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _graph: Graph | None = field(default=None, repr=False)
-    _images: Images | None = field(default=None, repr=False)
-    _indices: list[int] = field(default_factory=list, repr=False)
+    _graph: Any = field(default=None, repr=False)
 
-    # -- filling it ------------------------------------------------------------------------------------
+    @classmethod
+    def blank(
+        cls,
+        model: nn.Module,
+        graph: Axes,
+        layers: dict[str, LayerRecord],
+        options: Any,
+        record: LocateRecord,
+        **more: Any,
+    ) -> Self:
+        """Relevances of which no class is located yet."""
+        return cls(
+            thresholds=options["thresholds"] or Thresholds(),
+            layers=layers,
+            axes={axis.name: (axis.start, axis.size) for axis in graph.axes},
+            record=record,
+            input_shape=graph.input_shape,
+            source_sha256=fingerprint(model),
+            source_name=options["name"] or type(model).__name__,
+            **more,
+        )
 
-    def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
-        """Remember the images and the graph, in memory only."""
-        self._images, self._indices, self._graph = images, indices, graph
-
-    def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Graph) -> None:
+    def add_class(self, k: int, sums: Mapping[str, Tensor] | Mapping[str, ContributionSums], graph: Axes) -> None:
         """Turn one class's contribution sums into its relevances."""
         self._prepare(graph)
         if self.sums is not None:
@@ -180,16 +182,143 @@ class Relevance:
             self.hard_masks[name][k] = mask
         self.scores[:, k] = torch.stack([found.relevant.double(), found.soft, found.score])
 
-    def _prepare(self, graph: Graph) -> None:
+    def _prepare(self, graph: Axes) -> None:
         if self.hard_masks:
             return
         self.scores = torch.zeros(3, len(self.classes), graph.channels, dtype=torch.float64)
         for name, layer in self.layers.items():
             self.hard_masks[name] = torch.zeros(len(self.classes), len(layer.reads), dtype=torch.bool)
             if self.sums is not None:
-                self.sums[name] = torch.zeros(
-                    len(self.classes), len(layer.writes), len(layer.reads), dtype=torch.float32
-                )
+                shape = (len(self.classes), len(layer.writes), len(layer.reads))
+                self.sums[name] = torch.zeros(shape, dtype=self.sum_dtype)
+
+    def _start(self, k: int, graph: Axes) -> tuple[Tensor, Tensor]:
+        """(channels that are relevant before any layer says so, channels that count as written for class k)."""
+        pinned = torch.zeros(graph.channels, dtype=torch.bool)
+        for axis in graph.axes:
+            if axis.pinned and not axis.output:
+                pinned[axis.channels] = True
+        written = pinned.clone()
+        if graph.output is not None:
+            written[[graph.output.start + place for place in find_outputs(self.outputs).read_from(k)]] = True
+        return pinned, written
+
+    def _layer(self, name: str) -> LayerRecord:
+        if name not in self.layers:
+            raise OptionError(
+                "option-not-located", f"no relevances for layer {name!r}; they exist for {', '.join(self.layers)}"
+            )
+        return self.layers[name]
+
+    def hard(self, layer: str) -> Tensor:
+        """Relevant input channels of a layer: bool, (classes, in_channels).
+
+        Raises:
+            OptionError: The layer is unknown.
+        """
+        self._layer(layer)
+        return self.hard_masks[layer]
+
+    def sum(self, layer: str) -> Tensor:
+        """S, the clamped contributions summed over the images of each class: (classes, out, in).
+
+        Raises:
+            OptionError: The layer is unknown, or sums were not kept.
+        """
+        self._layer(layer)
+        if self.sums is None:
+            raise OptionError(
+                "option-sums-not-kept",
+                f"contributions of {layer!r} need sums, which were not kept; locate again with keep_sums=True",
+            )
+        return self.sums[layer]
+
+    def contribution(self, layer: str) -> Tensor:
+        """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
+
+        Raises:
+            OptionError: The layer is unknown, or sums were not kept.
+        """
+        return normalised(self.sum(layer).double()).float()
+
+    def axis(self, name: str) -> Tensor:
+        """Soft relevance in [0, 1] of an axis's channels, the highest over its readers: (classes, channels).
+
+        Raises:
+            OptionError: The axis is unknown.
+        """
+        start, size = self._axis(name)
+        return self.scores[1, :, start : start + size].float()
+
+    def relevant(self, name: str) -> Tensor:
+        """Channels of an axis that any reader finds relevant: bool, (classes, channels)."""
+        start, size = self._axis(name)
+        return self.scores[0, :, start : start + size].bool()
+
+    def _axis(self, name: str) -> tuple[int, int]:
+        if name not in self.axes:
+            raise OptionError(
+                "option-not-located", f"no relevances for axis {name!r}; they exist for {', '.join(self.axes)}"
+            )
+        return self.axes[name]
+
+    def check_source(self, model: nn.Module) -> None:
+        """Check that a model is the one that was located.
+
+        Raises:
+            DataError: Its weights are others.
+        """
+        found = fingerprint(model)
+        if found != self.source_sha256:
+            raise DataError(
+                "data-wrong-source",
+                f"the relevances belong to {self.source_name!r} with weights "
+                f"{self.source_sha256[:12]}, but this model has {found[:12]}; locate again, or give "
+                "the model that was located",
+            )
+
+    def with_thresholds(self, thresholds: Thresholds, graph: Axes) -> Self:
+        """The relevances under other thresholds, from the same sums.
+
+        Raises:
+            OptionError: Sums were not kept.
+        """
+        check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
+        if thresholds == self.thresholds:
+            return self
+        check_kind("graph", graph or "nothing", Axes, "give what relevance.graph(model) returns")
+        if self.sums is None:
+            raise OptionError(
+                "option-sums-not-kept",
+                f"thresholds {thresholds} need sums, which were not kept; the relevances were made "
+                f"with {self.thresholds}. Locate again with the new thresholds, or with "
+                "keep_sums=True",
+            )
+        other = replace(self, thresholds=thresholds, sums=None, hard_masks={}, _graph=graph)
+        for k in self.task:
+            other.add_class(k, {name: value[k].double() for name, value in self.sums.items()}, graph)
+        other.sums = self.sums
+        return other
+
+
+@dataclass(eq=False, kw_only=True)
+class Relevance(Relevances):
+    """Which channels matter for which class; made by `locate`, saved and loaded as safetensors; see `Relevances`.
+
+    Example:
+        >>> import brickyard as by, torch
+        >>> from brickyard.testing import chain
+        >>> relevance = by.locate(chain(), (torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
+        >>> relevance.contribution("conv2").shape, relevance.axis("conv1").shape
+        (torch.Size([4, 8, 6]), torch.Size([4, 6]))
+    """
+
+    _images: Images | None = field(default=None, repr=False)
+    _indices: list[int] = field(default_factory=list, repr=False)
+
+    def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
+        """Remember the images and the graph, in memory only."""
+        self._images, self._indices, self._graph = images, indices, graph
 
     def take(self, k: int) -> dict[str, Tensor]:
         """All that is known of one class."""
@@ -227,135 +356,30 @@ class Relevance:
                 ranks.add(sent)
                 value.copy_(sent)
 
-    def _start(self, k: int, graph: Graph) -> tuple[Tensor, Tensor]:
-        """(channels that are relevant before any layer says so, channels that count as written for class k)."""
-        pinned = torch.zeros(graph.channels, dtype=torch.bool)
-        for axis in graph.axes:
-            if axis.pinned and not axis.output:
-                pinned[axis.channels] = True
-        written = pinned.clone()
-        if graph.output is not None:
-            written[[graph.output.start + place for place in find_outputs(self.outputs).read_from(k)]] = True
-        return pinned, written
-
-    # -- reading it ------------------------------------------------------------------------------------
-
-    def _layer(self, name: str) -> LayerRecord:
-        if name not in self.layers:
-            raise OptionError(
-                "option-not-located", f"no relevances for layer {name!r}; they exist for {', '.join(self.layers)}"
-            )
-        return self.layers[name]
-
-    def hard(self, layer: str) -> Tensor:
-        """Relevant input channels of a layer: bool, (classes, in_channels).
-
-        Raises:
-            OptionError: There is no such layer.
-        """
-        self._layer(layer)
-        return self.hard_masks[layer]
-
-    def sum(self, layer: str) -> Tensor:
-        """S, the clamped contributions summed over the images of each class: (classes, out, in).
-
-        Raises:
-            OptionError: There is no such layer, or sums were not kept.
-        """
-        self._layer(layer)
-        if self.sums is None:
-            raise OptionError(
-                "option-sums-not-kept",
-                f"contributions of {layer!r} need sums, which were not kept; locate again with keep_sums=True",
-            )
-        return self.sums[layer]
-
-    def contribution(self, layer: str) -> Tensor:
-        """Relative contributions r in [0, 1] (contribution aggregation): (classes, out, in).
-
-        Raises:
-            OptionError: There is no such layer, or sums were not kept.
-        """
-        return normalised(self.sum(layer).double()).float()
-
-    def axis(self, name: str) -> Tensor:
-        """Soft relevance in [0, 1] of an axis's channels: (classes, channels), the highest of any reader.
-
-        Raises:
-            OptionError: There is no such axis.
-        """
-        start, size = self._axis(name)
-        return self.scores[1, :, start : start + size].float()
-
-    def relevant(self, name: str) -> Tensor:
-        """Relevant channels of an axis: bool, (classes, channels); relevant is what any reader finds so."""
-        start, size = self._axis(name)
-        return self.scores[0, :, start : start + size].bool()
-
-    def _axis(self, name: str) -> tuple[int, int]:
-        if name not in self.axes:
-            raise OptionError(
-                "option-not-located", f"no relevances for axis {name!r}; they exist for {', '.join(self.axes)}"
-            )
-        return self.axes[name]
-
     def images(self) -> tuple[Images, list[int]] | None:
         """The images that were used and their indices, or None after loading from a file."""
         return None if self._images is None else (self._images, list(self._indices))
 
     def graph(self, model: nn.Module) -> Graph:
-        """The graph of the model that was located, traced again where it is not at hand.
+        """Return the graph of the located model, tracing it again if needed.
 
         Raises:
-            DataError: The model's weights are not those that were located.
+            DataError: The model's weights differ from those that were located.
         """
-        found = fingerprint(model)
-        if found != self.source_sha256:
-            raise DataError(
-                "data-wrong-source",
-                f"the relevances belong to {self.source_name!r} with weights "
-                f"{self.source_sha256[:12]}, but this model has {found[:12]}; locate again, or give "
-                "the model that was located",
-            )
+        self.check_source(model)
         if self._graph is None:
             generator = torch.Generator().manual_seed(0)
             like = weights_like(model)
             example = torch.randn(2, *self.input_shape, generator=generator).to(like.device, like.dtype)
             self._graph = trace(model, example)
-        return self._graph
-
-    def with_thresholds(self, thresholds: Thresholds, graph: Graph) -> Relevance:
-        """The relevances under other thresholds, from the same sums.
-
-        Raises:
-            OptionError: Sums were not kept.
-        """
-        check_kind("thresholds", thresholds, Thresholds, "give brickyard.Thresholds(alpha=..., beta=...)")
-        if thresholds == self.thresholds:
-            return self
-        check_kind("graph", graph or "nothing", Graph, "give what relevance.graph(model) returns")
-        if self.sums is None:
-            raise OptionError(
-                "option-sums-not-kept",
-                f"thresholds {thresholds} need sums, which were not kept; the relevances were made "
-                f"with {self.thresholds}. Locate again with the new thresholds, or with "
-                "keep_sums=True",
-            )
-        other = Relevance(**{**self._public(), "thresholds": thresholds, "sums": None, "hard_masks": {}})
-        for k in self.task:
-            other.add_class(k, {name: value[k].double() for name, value in self.sums.items()}, graph)
-        other.sums = self.sums
-        other._images, other._indices, other._graph = self._images, self._indices, graph
-        return other
-
-    def _public(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        graph: Graph = self._graph
+        return graph
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the relevances to a safetensors file, atomically.
 
         Raises:
-            FileError: The file exists and `overwrite` is false, or cannot be written.
+            FileError: The file exists and `overwrite` is false, or it cannot be written.
         """
         return save_relevance(self, given_path(path, "the file to write"), overwrite=overwrite)
 

@@ -39,9 +39,8 @@ class Ranks:
     @classmethod
     def current(cls) -> Ranks:
         """This process in the default group, or alone."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(dist.get_rank(), dist.get_world_size())
+        grouped = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if grouped else cls()
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """Those that this process takes, dealt out one by one."""
@@ -98,11 +97,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessError(
-            "process-stopped",
-            f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped "
-            f"({first_line(error)[:200]}); start all of them again",
-        ) from None
+        why = f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped"
+        raise ProcessError("process-stopped", f"{why} ({first_line(error)[:200]}); start all of them again") from None
 
 
 def process_count() -> int:
@@ -118,11 +114,8 @@ def _from_environment(name: str, default: str, most: int) -> int:
     """
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
-        raise ProcessError(
-            "process-environment",
-            f"the environment says {name}={text!r}, and a whole number from 0 to {most} is needed; unset {name}, or "
-            "start all processes with torchrun",
-        )
+        why = f"{name}={text!r} in the environment is no whole number from 0 to {most}"
+        raise ProcessError("process-environment", f"{why}; unset it, or start all processes with torchrun")
     return int(text)
 
 
@@ -144,8 +137,7 @@ def joined() -> Iterator[Callable[[], bool]]:
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
             "process-not-joined",
-            f"processes that the environment describes did not find each other ({first_line(error)[:200]}); "
-            "start all of them with torchrun",
+            f"processes did not find each other ({first_line(error)[:200]}); start all of them with torchrun",
         ) from None
 
     def first_to_fail() -> bool:

@@ -1,4 +1,4 @@
-"""From relevances to keep-sets: by the paper's thresholds, or by a budget."""
+"""Channels to keep within a budget, ranked by a score."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brickyard.axes._graph import Graph
+from brickyard.axes._graph import Axes
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Budget
 from brickyard.selection._thresholds import kept_outputs
-from brickyard.surgery._cost import CostModel, Mask, keep_mask
+from brickyard.surgery._cost import Costs, Mask, keep_mask
 
 
-def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
+def by_budget(graph: Axes, costs: Costs, scores: Tensor, outputs: Sequence[int], budget: Budget) -> dict[str, Tensor]:
     """Keep the channels with the highest scores that the budget allows; it is met from below.
 
     Args:
-        graph: The source's graph.
+        graph: The source's axes.
+        costs: What the source costs with some channels.
         scores: One number for every channel of all axes.
         outputs: The class outputs to keep, in order.
         budget: The budget.
 
     Raises:
-        OptionError: Even one channel (or `round_to`) an axis costs more than the budget.
+        OptionError: Even one channel (or `round_to`) per axis exceeds the budget.
     """
     fixed = kept_outputs(graph, outputs)
-    cost_model = CostModel(graph)
-    limit = budget.share * getattr(cost_model(np.ones(graph.channels, dtype=np.bool_)), budget.resource)
+    limit = budget.share * getattr(costs.whole, budget.resource)
     mask = keep_mask(graph, fixed)
     for axis in graph.free:
         mask[axis.channels] = False
@@ -46,7 +46,7 @@ def by_budget(graph: Graph, scores: Tensor, outputs: Sequence[int], budget: Budg
     candidates.sort(key=lambda candidate: candidate[:2])
 
     def cost(chosen: Mask) -> int:
-        return int(getattr(cost_model(chosen), budget.resource))
+        return int(getattr(costs(chosen), budget.resource))
 
     check_enough(cost(mask), limit, budget)
     mask = _fill(mask, [block for _, _, block in candidates], cost, limit)
@@ -67,7 +67,7 @@ def check_enough(least: float, limit: float, budget: Budget) -> None:
 
 
 def _fill(mask: Mask, ranked: Sequence[NDArray[np.int64]], cost: Callable[[Mask], int], limit: float) -> Mask:
-    """The longest prefix of the ranking that fits, then whatever else still fits."""
+    """Take the longest prefix of the ranking that fits, then whatever else still fits."""
     low, high = 0, len(ranked)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,12 +1,12 @@
 """Which channels a budget should keep, by the damage that the refit cannot repair.
 
-For a layer that reads channels x and gives y = W x, the normal equations H = sum x x^T say what the best other
-weights could do without some channels D: the squared error that is left is tr(W_D (H^-1_DD)^-1 W_D^T), and the best
-weights are W - W_D (H^-1_DD)^-1 H^-1_D (block elimination; the surgeon of Hassibi and Stork, 1993, for channels). Going
-backwards, the cheapest channels first, gives for every axis an order, and weights at each length.
+For a layer that reads channels x and returns y = W x, the normal equations H = sum x x^T give the best weights without
+channels D, W - W_D (H^-1_DD)^-1 H^-1_D, and the remaining squared error, tr(W_D (H^-1_DD)^-1 W_D^T) (block elimination;
+the surgeon of Hassibi and Stork, 1993, for channels). Eliminating the cheapest channels first yields an order for every
+axis, and weights at each length.
 
-How much an axis may lose is then measured: at some lengths, with the weights above in its readers and all else whole,
-how far the task's logits move. A budget is spent where a saved operation costs the least of that.
+To decide how much each axis may lose, we measure how far the task's logits move at some lengths of each axis, when only
+the layers that read it use the updated weights. The budget is then spent where it saves operations at the least damage.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from brickyard.surgery._join import cut
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of an axis at which damage is measured
-STEPS = 64  # eliminations an axis, at most; wider axes lose several channels at once
-WIDEST = 6144  # inputs of a layer whose normal equations are inverted; wider ones are judged by energy
+STEPS = 64  # eliminations per axis at most; wider axes lose several channels at once
+WIDEST = 6144  # largest number of inputs whose normal equations are inverted; wider layers are judged by energy
 RIDGE = 1e-3
-MEASURED = 256  # images that damage is measured on, at most
+MEASURED = 256  # images to measure damage on, at most
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What cutting one axis costs.
+    """The cost of cutting one axis.
 
     Attributes:
-        order: Those of its channels that are there, the last to go first.
-        damage: For each number of channels that are kept, 0 to all of these, the squared error of the task's logits
-            as a share of their energy.
+        order: The axis's present channels, the last to go first.
+        damage: For each number of kept channels, from 0 to all of these, the squared error of the task's logits as a
+            share of their energy.
     """
 
     order: NDArray[np.int64]
@@ -56,14 +56,9 @@ class Curve:
 
 
 class _Reader:
-    """A layer that reads channels of an axis, while they are eliminated.
+    """A layer (step `node` at `position` in `network`) that reads channels of an axis, while they are eliminated.
 
-    Args:
-        node: Its step.
-        position: Where that is.
-        columns: For each channel of the axis, its columns among the layer's inputs.
-        network: Where it runs.
-        equations: Its normal equations.
+    `columns` lists, for each channel of the axis, its columns among the layer's inputs.
     """
 
     def __init__(
@@ -77,14 +72,14 @@ class _Reader:
         self.intercept = intercept_of(network, node)
 
     def costs(self, channels: Tensor) -> Tensor:
-        """The error that losing each channel leaves, as a share of the output's variance."""
+        """The error left by losing each channel, as a share of the output's variance."""
         found = [self.columns[channel] for channel in channels.tolist()]
         if len({len(columns) for columns in found}) == 1:
             return self._cost(torch.stack(found))
         return torch.cat([self._cost(columns.unsqueeze(0)) for columns in found])
 
     def _cost(self, columns: Tensor) -> Tensor:
-        """For blocks of equally many columns, (C, b) -> (C,)."""
+        """For blocks of equally many columns: (C, b) -> (C,)."""
         weight = self.weight[:, columns]  # (Q, C, b)
         if self.inverse.ndim == 1:
             return (weight.square() / self.inverse[columns]).sum((0, 2)) / self.energy
@@ -94,7 +89,7 @@ class _Reader:
         return error / self.energy
 
     def eliminate(self, channels: Tensor) -> None:
-        """Take channels out: the rest makes up for them as well as it can."""
+        """Remove channels and let the rest compensate as well as possible."""
         gone = torch.cat([self.columns[channel] for channel in channels.tolist()])
         if not len(gone):
             return
@@ -111,13 +106,10 @@ class _Reader:
 def damage_curves(
     graph: Graph, batches: Sequence[Tensor], keep: KeepSet, network: Network | None = None
 ) -> dict[str, Curve]:
-    """Order the channels of every free axis, and measure what losing them costs.
+    """Order the channels of every free axis, and measure the cost of losing them.
 
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the task, (batch, channels, height, width) each; labels are not needed.
-        keep: What is left of the source, with the task's class outputs.
-        network: The network that was cut with it; default: cut now.
+    `batches` are preprocessed images of the task, (batch, channels, height, width) each; labels are not needed. `keep`
+    is what is left of the source, with the task's class outputs; `network` is what was cut with it (default: cut now).
     """
     part = Part(graph, keep)
     copy = cut(graph, keep) if network is None else network
@@ -145,7 +137,7 @@ def damage_curves(
 
 @dataclass(frozen=True)
 class _Equations:
-    """What is known of a layer's inputs.
+    """Statistics of a layer's inputs.
 
     Attributes:
         inverse: Inverse of the centred normal equations (inputs, inputs), or of their diagonal (inputs,).
@@ -159,7 +151,7 @@ class _Equations:
 
 
 def _readers(network: Network) -> list[tuple[int, Node]]:
-    """Layers that mix channels, where they first run."""
+    """The layers that mix channels, each at its first step."""
     found: dict[str, tuple[int, Node]] = {}
     for index, node, layer in iter_layers(network):
         if layer_role(layer) == "mix":
@@ -168,7 +160,7 @@ def _readers(network: Network) -> list[tuple[int, Node]]:
 
 
 def _equations(stream: Stream, index: int, node: Node) -> _Equations:
-    """From the source's own activations; in groups that are cut alike, of their mean."""
+    """Compute them from the source's own activations; average over groups that are cut alike."""
     layer = stream.network.layer(node.target)
     mixing = mixing_of(layer)
     outputs, inputs = mixing.rows.flatten(1).shape
@@ -195,12 +187,12 @@ def _equations(stream: Stream, index: int, node: Node) -> _Equations:
 
 
 def _left(part: Part, axis: Axis) -> NDArray[np.int64]:
-    """The channels of an axis that are left, in order."""
+    """The remaining channels of an axis, in order."""
     return np.flatnonzero(part.rank[axis.channels] >= 0)
 
 
 def _columns(part: Part, axis: Axis, layer: str) -> list[Tensor] | None:
-    """For each channel that is left the columns of the cut layer's weight that read it; None where it reads none."""
+    """For each remaining channel, the columns of the cut layer's weight that read it; None if there are none."""
     reads = part.graph.at(layer, "in")
     if reads is None or not ((reads >= axis.start) & (reads < axis.start + axis.size)).any():
         return None
@@ -214,7 +206,7 @@ def _columns(part: Part, axis: Axis, layer: str) -> list[Tensor] | None:
 
 
 def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measure) -> Curve:
-    """Eliminate channel after channel, and measure at some lengths."""
+    """Eliminate channel after channel, and measure the damage at some lengths."""
     size = len(channels)
     alive = torch.arange(size)
     gone: list[int] = []
@@ -238,7 +230,7 @@ def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measur
 
 
 class _Measure:
-    """How far the logits move when the readers have the weights that they have been given so far."""
+    """Measures how far the logits move with the readers' current weights."""
 
     def __init__(
         self, readers: list[_Reader], network: Network, batches: Sequence[Tensor], whole: Sequence[Tensor]
@@ -252,7 +244,7 @@ class _Measure:
             self._before.append(values)
 
     def __call__(self) -> float:
-        """The squared error of the logits, as a share of their energy."""
+        """Return the squared error of the logits, as a share of their energy."""
         before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in self.readers]
         for reader in self.readers:
             self._set(reader)
@@ -270,7 +262,6 @@ class _Measure:
 
     @staticmethod
     def _set(reader: _Reader) -> None:
-        """Put a reader's weights into its layer."""
         rows = reader.mixing.rows
         shift = (rows.double().flatten(1).cpu() - reader.weight) @ reader.mean
         reader.mixing.set_rows(reader.weight)
@@ -278,30 +269,23 @@ class _Measure:
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Logits up to what all classes share; for one class, up to what all images share."""
+    """Remove from the logits what all classes share; for a single class, what all images share."""
     return logits - logits.mean(1 if logits.shape[1] > 1 else 0, keepdim=True)
 
 
-STAGE = 0.8  # of what a stage starts from, about, is left after it
+STAGE = 0.8  # approximate share left after each stage
 
 
 def by_damage(
     graph: Graph, batches: Sequence[Tensor], outputs: Sequence[int], budget: Budget, ridge: float
 ) -> dict[str, Tensor]:
-    """Keep the channels whose loss the refit cannot repair: see `eliminating`.
+    """Keep the channels whose loss the refit cannot repair; see the module.
 
-    The way down is gone in stages. Each one starts from what is left and refitted, since what the loss of a channel
-    costs depends on what else is gone.
-
-    Args:
-        graph: The source's graph.
-        batches: Preprocessed images of the task.
-        outputs: The class outputs to keep, in order.
-        budget: The budget.
-        ridge: Strength of the refit's prior between the stages.
+    Channels are removed in stages. Each starts from the remainder, refitted with the prior `ridge`, since the cost of
+    losing a channel depends on what else is gone. `outputs` are the class outputs to keep, in order.
 
     Raises:
-        OptionError: Even one channel an axis costs more than the budget.
+        OptionError: Even one channel per axis exceeds the budget.
     """
     keep = {**graph.everything(), **kept_outputs(graph, outputs)}
     network: Network | None = None
@@ -319,12 +303,12 @@ def by_damage(
 def by_curves(
     graph: Graph, curves: Mapping[str, Curve], keep: dict[str, Tensor], limit: int, budget: Budget
 ) -> dict[str, Tensor]:
-    """Cut down to `limit` operations (or parameters) where a saved one costs the least damage.
+    """Cut down to `limit` operations (or parameters) at the least damage per unit saved.
 
-    Channels go, some of one axis at a time, until the budget is met; then whatever still fits comes back.
+    Channels of one axis at a time are removed until the budget is met; then whatever still fits comes back.
 
     Raises:
-        OptionError: Even one channel an axis costs more than the budget.
+        OptionError: Even one channel per axis exceeds the budget.
     """
     cost_model = CostModel(graph)
 
@@ -340,7 +324,7 @@ def by_curves(
     check_enough(cost(least), limit, budget)
 
     def cheapest(name: str) -> tuple[float, int]:
-        """The least damage for each unit that some next cut of an axis saves, and how many channels that leaves."""
+        """The least damage per unit saved by any next cut of an axis, and how many channels that cut leaves."""
         axis, curve, now = axes[name], curves[name], kept[name]
         found = []
         for step in (1, 2, 4):
@@ -356,7 +340,7 @@ def by_curves(
     heapq.heapify(queue)
     while spent > limit:
         _, _, name = heapq.heappop(queue)
-        ratio, left = cheapest(name)  # what it saves has changed since
+        ratio, left = cheapest(name)  # its savings have changed since
         if queue and ratio > queue[0][0]:
             heapq.heappush(queue, (ratio, left, name))
             continue
@@ -381,7 +365,7 @@ def _take_back(
     limit: float,
     round_to: int,
 ) -> None:
-    """Bring back channels, `round_to` at a time, while they fit, the most damaging losses first."""
+    """Restore channels, `round_to` at a time, while they fit, the most damaging losses first."""
     while True:
         short = {name: k for name, k in kept.items() if k < len(curves[name].order)}
         more = {name: min(len(curves[name].order), k + round_to) for name, k in short.items()}

@@ -1,7 +1,7 @@
-"""What a budget can rank channels by: the relevances, measured damage, and the controls that they are compared with.
+"""Criteria by which a budget can rank channels: relevances, measured damage, and controls to compare them with.
 
-Each is one registered function of what is known of a task (`Evidence`). It gives one number per channel of every axis;
-within an axis, channels with higher numbers are kept. One that divides the budget itself gives the channels to keep.
+Each is one registered function of what is known of a task (`Evidence`). It returns one number per channel of every
+axis; the highest within an axis are kept. A criterion that divides the budget itself returns the channels to keep.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
 from brickyard.selection._damage import by_damage
 from brickyard.selection._thresholds import mda_scores
+from brickyard.surgery._cost import CostModel
 
-RANKED = 64  # images that ranks are measured on
+RANKED = 64  # images to measure ranks on
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at.
+    """What a criterion may use.
 
     Attributes:
         graph: The source's graph.
-        batches: Preprocessed images of the task; none where the criterion needs none.
+        batches: Preprocessed images of the task; empty if the criterion needs none.
         outputs: The class outputs to keep.
-        seed: For what it draws.
-        relevance: What was located.
+        seed: Seed of its random draws.
+        relevance: The located relevances.
         task: The task's classes.
-        budget: What may be kept.
+        budget: How much may be kept.
         ridge: The prior of the refit that follows.
     """
 
@@ -53,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion: its function, whether it needs images, and whether it gives the channels to keep, not scores."""
+    """A criterion: its function, whether it needs images, and whether it returns channels rather than scores."""
 
     name: str
     help: str
@@ -63,8 +64,12 @@ class Criterion:
 
     def keep(self, evidence: Evidence) -> dict[str, Tensor]:
         """The channels to keep of every axis, within the budget."""
-        found = self.call(evidence)
-        return found if self.keeps else by_budget(evidence.graph, found, evidence.outputs, evidence.budget)
+        found: Any = self.call(evidence)
+        if not self.keeps:
+            costs = CostModel(evidence.graph)
+            found = by_budget(evidence.graph, costs, found, evidence.outputs, evidence.budget)
+        keep: dict[str, Tensor] = found
+        return keep
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -73,7 +78,7 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(
     name: str, *, help: str, images: bool = True, keeps: bool = False
 ) -> Callable[[Callable[[Evidence], Any]], Callable[[Evidence], Any]]:
-    """Register a criterion under a name, with one sentence for all that lists the choices."""
+    """Register a criterion under a name, with one sentence of help for every list of choices."""
 
     def register(call: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
         CRITERIA[name] = Criterion(name, help, call, images, keeps)
@@ -84,14 +89,14 @@ def criterion(
 
 @criterion("mda", help="the relevances of the task's classes, as in the paper", images=False)
 def relevances(evidence: Evidence) -> Tensor:
-    """The relevance of a channel for the task: the highest of its classes'."""
+    """Highest relevance of a channel for any class of the task."""
     assert evidence.relevance is not None
     return mda_scores(evidence.relevance, evidence.task)
 
 
 @criterion("damage", help="what the refit cannot repair, measured; the slowest and most accurate", keeps=True)
 def damage(evidence: Evidence) -> dict[str, Tensor]:
-    """The channels whose loss the refit cannot repair."""
+    """Channels whose loss the refit cannot repair."""
     return by_damage(evidence.graph, evidence.batches, evidence.outputs, evidence.budget, evidence.ridge)
 
 
@@ -128,7 +133,7 @@ def median_distance(evidence: Evidence) -> Tensor:
 def feature_rank(evidence: Evidence) -> Tensor:
     """HRank (Lin et al., 2020, arXiv 2002.10179): mean rank of a channel's values (height, width) as a matrix.
 
-    Measured where layers read them, on the first images; single values have rank 1 where they are not 0.
+    It is measured where layers read the channel, on the first images; single values have rank 1 unless they are 0.
     """
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
@@ -148,7 +153,7 @@ def feature_rank(evidence: Evidence) -> Tensor:
 
 @criterion("activation", help="the mean size of a channel's values")
 def activation(evidence: Evidence) -> Tensor:
-    """Mean size of a channel's values where layers read them."""
+    """Mean magnitude of a channel's values where layers read them."""
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     with torch.no_grad():
@@ -161,7 +166,7 @@ def activation(evidence: Evidence) -> Tensor:
 def taylor(evidence: Evidence) -> Tensor:
     """First-order change of the loss without a channel (Molchanov et al., 2017): |sum of value times gradient|.
 
-    The loss is the cross-entropy of the task's logits, the source's own answers being right.
+    The loss is the cross-entropy of the task's logits, with the source's own answers as labels.
     """
     graph = evidence.graph
     scores = torch.zeros(graph.channels, dtype=torch.float64)
@@ -189,9 +194,9 @@ def random(evidence: Evidence) -> Tensor:
 def _read(
     graph: Graph, batches: Sequence[Tensor], answers: list[Tensor] | None = None
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """What every layer reads on every batch: channel numbers, values, the dimension that holds the channels.
+    """Yield what every layer reads on every batch: channel indices, values, and the dimension that holds channels.
 
-    The network's outputs are added to `answers`.
+    The network's outputs are appended to `answers`.
     """
     for batch in batches:
         for _, node, values in graph.network.walk(batch):
@@ -204,7 +209,7 @@ def _read(
 
 
 def _per_channel(x: Tensor, dim: int, channels: int) -> Tensor:
-    """Sizes of the sums over positions, summed over images (and over groups that are cut alike): (channels,)."""
+    """Magnitudes of the sums over positions, summed over images (and over groups that are cut alike): (channels,)."""
     if x.ndim > 2:
         x = x.flatten(1, -2).sum(1) if dim == -1 else x.flatten(2).sum(2)
     return x.abs().sum(0).double().cpu().reshape(-1, channels).sum(0)

@@ -1,4 +1,4 @@
-"""Keep-sets by the paper's thresholds."""
+"""Channels to keep by the paper's thresholds."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from brickyard.axes._graph import Graph
-from brickyard.relevance._relevance import Relevance
+from brickyard.axes._graph import Axes
+from brickyard.relevance._relevance import Relevances
 
 
 def by_thresholds(
-    graph: Graph, relevance: Relevance, task: Sequence[int], outputs: Sequence[int]
+    graph: Axes, relevance: Relevances, task: Sequence[int], outputs: Sequence[int]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Keep what is relevant for any class of the task; where nothing is, the best channel.
+    """Keep the channels relevant to any class of the task; if an axis has none, keep its best channel.
 
     Returns:
-        The keep-set, and notes on axes where no channel was relevant.
+        The keep-set, and notes on axes without a relevant channel.
     """
     keep = kept_outputs(graph, outputs)
     scores = mda_scores(relevance, task)
@@ -31,10 +31,10 @@ def by_thresholds(
     return keep, notes
 
 
-def kept_outputs(graph: Graph, outputs: Sequence[int]) -> dict[str, Tensor]:
+def kept_outputs(graph: Axes, outputs: Sequence[int]) -> dict[str, Tensor]:
     return {} if graph.output is None else {graph.output.name: torch.tensor(list(outputs))}
 
 
-def mda_scores(relevance: Relevance, task: Sequence[int]) -> Tensor:
+def mda_scores(relevance: Relevances, task: Sequence[int]) -> Tensor:
     """The highest relevance for any class of the task, one number for every channel of all axes."""
     return relevance.scores[2, list(task)].amax(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError, OptionError, TaskError
-from brickyard.base._messages import brief, told
+from brickyard.base._lazy import package
+from brickyard.base._messages import brief, near, told
 from brickyard.base._records import Frozen, Name, Preprocessing, first_problem, validated
 from brickyard.sources import _zoo as zoo
 
@@ -95,36 +96,38 @@ def load_source(
     if not isinstance(spec, str):
         raise OptionError(
             "option-type",
-            f"source {brief(spec)} is a {type(spec).__name__}; give a text, such as zoo:resnet20?classes=10, or the "
-            "path of a file that `brickyard train` wrote",
+            f"source {brief(spec)} is a {type(spec).__name__}; give a text such as zoo:resnet20?classes=10, or a path",
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
+    tensors, said = ({}, None) if weights is None else read_weights(Path(weights))
+    text = said or SourceText(arch="auto")
+    names = classes or text.classes
     kind, colon, rest = spec.partition(":")
-    if kind == "zoo" and colon:
-        return _zoo(spec, rest, weights, classes, preprocessing)
-    text = None
-    tensors: dict[str, Tensor] = {}
-    if weights is not None:
-        tensors, text = read_weights(Path(weights))
-    classes = classes or (text.classes if text else ())
-    if kind == "torchvision" and colon:
-        model, found = _torchvision(rest, len(classes) or _rows_of_last(tensors)), IMAGENET
-    elif kind == "timm" and colon:
-        model, found = _timm(rest, len(classes) or _rows_of_last(tensors))
+    title, known, kind = spec, text.input_shape, kind if colon else ""
+    if kind == "zoo":
+        title, model, found, usual = _zoo(spec, rest, weights, tensors, said, classes)
+        known = known or usual
+        title = title if weights is None else f"{title} ({Path(weights).stem})"
+    elif kind == "torchvision":
+        model, found = _torchvision(rest, len(names) or _rows_of_last(tensors)), IMAGENET
+    elif kind == "timm":
+        model, found = _timm(rest, len(names) or _rows_of_last(tensors))
     elif ".py:" in spec:
-        model, found = _own(spec, classes), Preprocessing()
+        model, found = _own(spec, names), Preprocessing()
+        title = Path(spec).name  # where the file is, is nobody's business
     else:
+        forms = (
+            "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a file that `brickyard train` wrote"
+        )
         raise OptionError(
             "option-source-unknown",
-            f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, "
-            f"or a .safetensors file that `brickyard train` wrote. The zoo has {', '.join(zoo.available())}",
+            f"source {spec!r} is not understood; give {forms}. The zoo has {', '.join(zoo.available())}",
         )
     if tensors:
         _fill(model, tensors, weights)
-    how = preprocessing or (text.preprocessing if text else None) or found
-    title = Path(spec).name if ".py:" in spec else spec  # where the file is, is nobody's business
-    return _source(model, title, classes, how, _shape(how, text.input_shape if text else None))
+    how = preprocessing or text.preprocessing or found
+    return _source(model, title, names, how, _shape(how, known))
 
 
 def _source(
@@ -138,13 +141,13 @@ def _source(
         except Exception as error:
             raise OptionError(
                 "option-source-size",
-                f"source {name!r} fails on images of shape {shape}: {error}; give the size that it takes (--size)",
+                f"source {name!r} fails on images of shape {shape}: {error}; give the size it takes (--size)",
             ) from None
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
             "task-class-count",
-            f"source {name!r} has {outputs} outputs and {len(names)} class names were given; give as many",
+            f"source {name!r} has {outputs} outputs, but got {len(names)} class names; give one per output",
         )
     return Source(model, name, names, how, shape)
 
@@ -160,34 +163,27 @@ def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int,
 
 
 def _zoo(
-    spec: str | Path,
+    spec: str,
     rest: str,
     weights: str | Path | None,
+    tensors: dict[str, Tensor],
+    said: SourceText | None,
     classes: Sequence[str] | None,
-    preprocessing: Preprocessing | None,
-) -> Source:
+) -> tuple[str, nn.Module, Preprocessing, tuple[int, int, int]]:
+    """The name of a network of the zoo, the network, and what it usually takes."""
     name, options = network_options(rest)
-    tensors: dict[str, Tensor] = {}
-    text = None
-    if weights is not None:
-        tensors, text = read_weights(Path(weights))
-    if name == "auto":
-        if weights is None:
-            raise OptionError(
-                "option-requires-option",
-                "zoo:auto takes the network's name from its weights; give --weights, or zoo:NAME",
-            )
-        if text is None:
-            raise FileError(
-                "file-weights-mismatch",
-                f"{weights} does not say which network it is for; give zoo:NAME, torchvision:NAME, timm:NAME or your "
-                "own code as the source, and the file with --weights",
-            )
-        name = text.arch
-    if text is not None:
-        options = {**text.options, **options}
-        if "classes" not in options and text.classes:
-            options["classes"] = len(text.classes)
+    if name == "auto" and weights is None:
+        raise OptionError(
+            "option-requires-option", "zoo:auto reads the network's name from its weights; give --weights, or zoo:NAME"
+        )
+    if name == "auto" and said is None:
+        raise FileError(
+            "file-weights-mismatch",
+            f"{weights} does not say which network it is for; give that as the source, and the file with --weights",
+        )
+    if said is not None:
+        name = said.arch if name == "auto" else name
+        options = {**({"classes": len(said.classes)} if said.classes else {}), **said.options, **options}
     if classes:
         options.setdefault("classes", len(classes))
     if tensors:
@@ -195,23 +191,16 @@ def _zoo(
     if "classes" not in options:
         raise OptionError(
             "option-source-undetermined",
-            f"{spec}: the number of classes is not known; give zoo:{name}?classes=NUMBER or weights",
+            f"{spec}: the number of classes is unknown; give zoo:{name}?classes=NUMBER or weights",
         )
-    count, width = options.pop("classes"), options.pop("width", 1.0)
-    numbers: dict[str, Any] = {"classes": count, "width": width, **options}  # checked by build
     if tensors:  # before memory is taken for what the file only tells of
         with zoo.weightless():
-            _check_fit(zoo.build(name, **numbers), tensors, weights)
-    model = _seeded(lambda: zoo.build(name, **numbers))
-    if tensors:
-        _fill(model, tensors, weights)
-    known = (text.input_shape if text else None) or zoo.input_shape(name, options)
-    how = preprocessing or (text.preprocessing if text else None)
-    if how is None:
-        trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and known[0] == 3
-        how = CIFAR if trained_on_cifar else Preprocessing()
-    title = f"{name} ({Path(weights).stem})" if weights is not None else name
-    return _source(model, title, classes or (text.classes if text else ()), how, _shape(how, known))
+            _check_fit(zoo.build(name, **options), tensors, weights)
+    with seeded():
+        model = zoo.build(name, **options)
+    shape = zoo.input_shape(name, options)
+    trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
+    return name, model, CIFAR if trained_on_cifar else Preprocessing(), shape
 
 
 def network_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -221,56 +210,42 @@ def network_options(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _number(text: str) -> float | int | str:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _torchvision(name: str, classes: int | None) -> nn.Module:
-    try:
-        import torchvision.models as models
-    except ImportError:
-        raise OptionError(
-            "option-missing-package", f"torchvision:{name} needs torchvision; pip install 'brickyard[torchvision]'"
-        ) from None
-    if name not in models.list_models(module=models):
-        near = _near(name, models.list_models(module=models))
+    models = package("torchvision.models", "torchvision", f"torchvision:{name}")
+    known = models.list_models(module=models)
+    if name not in known:
         raise OptionError(
             "option-source-unknown",
-            f"torchvision has no classifier {name!r}; {near}see torchvision.models.list_models()",
+            f"torchvision has no classifier {name!r}{near(name, known) or '.'} See torchvision.models.list_models()",
         )
-    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    return _seeded(lambda: models.get_model(name, weights=None, **options))
+    with seeded():
+        model: nn.Module = models.get_model(name, weights=None, **_outputs(classes))
+    return model
 
 
 def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
-    try:
-        import timm
-    except ImportError:
-        raise OptionError("option-missing-package", f"timm:{name} needs timm; pip install 'brickyard[timm]'") from None
+    timm = package("timm", "timm", f"timm:{name}")
     if not timm.is_model(name):
         raise OptionError(
             "option-source-unknown",
-            f"timm has no model {name!r}; {_near(name, timm.list_models())}see timm.list_models()",
+            f"timm has no model {name!r}{near(name, timm.list_models()) or '.'} See timm.list_models()",
         )
-    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    model = _seeded(lambda: timm.create_model(name, pretrained=False, **options))
+    with seeded():
+        model = timm.create_model(name, pretrained=False, **_outputs(classes))
     config = getattr(model, "pretrained_cfg", None) or {}
     _, height, width = config.get("input_size", (3, 224, 224))
     mean, std = config.get("mean"), config.get("std")
-    how = Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
-    return model, how
+    return model, Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    """A hint where a name is like one that is known."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {found[0]!r}? Or " if found else ""
+def _outputs(classes: int | None) -> dict[str, int]:
+    return {} if classes is None else {"num_classes": classes}
 
 
 def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
@@ -279,51 +254,44 @@ def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
     return len(biases[-1]) if biases else None
 
 
-def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """Build with initial weights of a fixed seed; the global random state stays as it is."""
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Draw initial weights from a seed in this block; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make()
+        torch.manual_seed(seed)
+        yield
 
 
-def _own(spec: str, classes: Sequence[str] | None) -> nn.Module:
+def _own(spec: str, classes: Sequence[str]) -> nn.Module:
     """Run the user's own function; its file is code that the user named."""
+
+    def refused(text: str) -> OptionError:
+        return OptionError("option-source-code", f"source {spec!r}{text}")
+
     place, _, function = spec.rpartition(":")
     path = Path(place)
     if not path.is_file():
-        raise OptionError(
-            "option-source-code", f"source {spec!r}: there is no file {place!r}; give path/to/file.py:function"
-        )
+        raise refused(f": there is no file {place!r}; give path/to/file.py:function")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None:
-        raise OptionError("option-source-code", f"source {spec!r}: {place!r} is no Python file")
+        raise refused(f": {place!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise OptionError(
-            "option-source-code",
-            f"source {spec!r}: {path.name} cannot be run: {type(error).__name__}: {error}; mend the file",
-        ) from error
+        raise refused(f": {path.name} cannot be run: {type(error).__name__}: {error}; mend the file") from error
     make = getattr(module, function, None)
     if not callable(make):
         names = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
-        raise OptionError(
-            "option-source-code", f"source {spec!r}: {path.name} has no function {function!r}; it has {names or 'none'}"
-        )
+        raise refused(f": {path.name} has no function {function!r}; it has {names or 'none'}")
     takes_classes = "classes" in inspect.signature(make).parameters and classes
     try:
-        model = make(classes=len(classes)) if takes_classes and classes else make()
+        model = make(classes=len(classes)) if takes_classes else make()
     except Exception as error:
-        raise OptionError(
-            "option-source-code",
-            f"source {spec!r} failed: {type(error).__name__}: {error}; it is called without arguments, or with "
-            "classes=NUMBER where it takes that and class names are given",
-        ) from error
+        how = "it is called without arguments, or with classes=NUMBER where it takes that and class names are given"
+        raise refused(f" failed: {type(error).__name__}: {error}; {how}") from error
     if not isinstance(model, nn.Module):
-        raise OptionError(
-            "option-source-code", f"source {spec!r} returned a {type(model).__name__}; return a torch.nn.Module"
-        )
+        raise refused(f" returned a {type(model).__name__}; return a torch.nn.Module")
     return model
 
 
@@ -341,35 +309,36 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
     except (OSError, ValueError):  # a path that no system takes
         there, found = False, "there is no such file"
     if not there:
-        raise FileError("file-missing", f"weights {path} cannot be read: {found}; check the path")
+        raise FileError("file-missing", f"cannot read weights {path}: {found}; check the path")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if KEY in metadata:
-                return load_file(path), _text(json.loads(metadata[KEY]), path)
+                text = validated(SourceText, json.loads(metadata[KEY]), f"what {path} says of its network")
+                return load_file(path), text
             return load_file(path), _beside(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FileError("file-damaged", f"weights {path} cannot be read: {told(error)}; get them again") from None
+        raise FileError("file-damaged", f"cannot read weights {path}: {told(error)}; get a fresh copy") from None
     except FileError:
         raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
-        raise FileError(
-            "file-weights-unsafe",
-            f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)}); "
-            "nothing in them was run. Save model.state_dict() alone, or a .safetensors file",
-        ) from None
+        why = f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)})"
+        advice = "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
+        raise FileError("file-weights-unsafe", f"{why}; {advice}") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FileError("file-weights-not-plain", f"weights {path} hold no table of tensors; save model.state_dict()")
+        raise FileError(
+            "file-weights-not-plain", f"weights {path} must be a dictionary of tensors; save model.state_dict()"
+        )
     for key, value in found.items():
         if not isinstance(key, str) or not _plain(value):
             raise FileError(
                 "file-weights-not-plain",
-                f"weights {path}: {told(repr(key), 80)} is no plain tensor with a name and numbers of its own",
+                f"weights {path}: {told(repr(key), 80)} is not a plain named tensor with its own values",
             )
     return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
 
@@ -389,32 +358,15 @@ def _beside(path: Path) -> SourceText | None:
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError("file-damaged", f"{place} cannot be read: {error}") from None
+        raise FileError("file-damaged", f"cannot read {place}: {error}") from None
     if not isinstance(found, dict) or "arch" not in found:
         return None
-    how = None
-    if isinstance(found.get("mean"), list) and found.get("mean") and found.get("std"):
-        size = found.get("size", 32)
-        how = {
-            "size": (size, size),
-            "channels": len(found["mean"]),
-            "mean": found["mean"],
-            "std": found["std"],
-        }
-    options = {"width": found["width"]} if "width" in found else {}
-    return _text(
-        {
-            "arch": found["arch"],
-            "options": options,
-            "classes": found.get("classes", ()),
-            "preprocessing": how,
-        },
-        place,
-    )
-
-
-def _text(value: Any, path: Path) -> SourceText:
-    return validated(SourceText, value, f"what {path} says of its network")
+    how, mean = None, found.get("mean")
+    if isinstance(mean, list) and mean and found.get("std"):
+        how = {"size": (found.get("size", 32),) * 2, "channels": len(mean), "mean": mean, "std": found["std"]}
+    said = {"arch": found["arch"], "classes": found.get("classes", ()), "preprocessing": how}
+    said["options"] = {key: found[key] for key in ("width",) if key in found}
+    return validated(SourceText, said, f"what {place} says of its network")
 
 
 def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
@@ -433,11 +385,8 @@ def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path
         if keys
     ]
     if problems:
-        raise FileError(
-            "file-weights-mismatch",
-            f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}. Check the name, width "
-            "and class count of the source",
-        )
+        why = f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}"
+        raise FileError("file-weights-mismatch", f"{why}. Check the name, width and class count of the source")
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
@@ -446,8 +395,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     if broken:
         raise FileError(
             "file-not-finite",
-            f"weights {weights} have numbers that are not finite in "
-            f"{', '.join(broken[:4])}; get them again, or train anew",
+            f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}; get them again",
         )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
@@ -472,18 +420,10 @@ def save_source(
     from brickyard.storage._atomic import write_atomically
 
     try:
-        text = SourceText(
-            arch=arch,
-            options=options or {},
-            classes=source.classes,
-            preprocessing=source.preprocessing,
-            input_shape=source.input_shape,
-            scores=scores or {},
-        )
+        own = {key: getattr(source, key) for key in ("classes", "preprocessing", "input_shape")}
+        text = SourceText(arch=arch, options=options or {}, scores=scores or {}, **own)
     except ValidationError as error:
-        raise OptionError(
-            "option-type", f"what is to be written with {path} cannot be: {first_problem(error)}"
-        ) from None
+        raise OptionError("option-type", f"cannot write the description of {path}: {first_problem(error)}") from None
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in source.model.state_dict().items()}
     path = Path(path)
     metadata = {KEY: text.model_dump_json()}

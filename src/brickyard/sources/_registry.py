@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from brickyard.base._checks import is_number
 from brickyard.base._errors import OptionError
+from brickyard.base._messages import near
 
 Builder = Callable[..., nn.Module]
 BuilderT = TypeVar("BuilderT", bound=Builder)
@@ -47,7 +48,7 @@ def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
         taken = [one for one in (name, *aliases) if one in _ENTRIES or one in _ALIASES]
         if taken:
             raise OptionError(
-                "option-duplicate", f"zoo network {taken[0]!r} is registered already; choose another name"
+                "option-duplicate", f"zoo network {taken[0]!r} is already registered; choose another name"
             )
         parameters = list(inspect.signature(make).parameters.values())[2:]
         defaults = {one.name: one.default for one in parameters}
@@ -72,10 +73,9 @@ def entry(name: str) -> Entry:
     """
     found = _ENTRIES.get(_ALIASES.get(name, name))
     if found is None:
-        near = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = near(name, [*_ENTRIES, *_ALIASES]) or "."
         raise OptionError(
-            "option-source-unknown", f"no zoo network is called {name!r}; {hint}Known: {', '.join(available())}"
+            "option-source-unknown", f"no zoo network is called {name!r}{hint} Known: {', '.join(available())}"
         )
     return found
 
@@ -104,10 +104,9 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
         torch.Size([2, 10])
     """
     found = entry(name)
-    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
-        raise OptionError("option-range", f"{name}: classes={classes!r}; give a whole number from 1 to {MAX_CLASSES}")
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= MAX_WIDTH:
-        raise OptionError("option-range", f"{name}: width={width!r}; give a number above 0 and at most {MAX_WIDTH:g}")
+    _check_count(name, "classes", classes, MAX_CLASSES)
+    if not is_number(width) or not 0 < width <= MAX_WIDTH:
+        raise OptionError("option-range", f"{name}: width must be above 0 and at most {MAX_WIDTH:g}, got {width!r}")
     unknown = sorted(set(options) - set(found.defaults))
     if unknown:
         known = ", ".join(["width", *found.defaults])
@@ -116,16 +115,17 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
         )
     for key, value in options.items():
         if isinstance(found.defaults[key], str) and not isinstance(value, str):
-            raise OptionError("option-type", f"{name}: {key}={value!r} is not a word such as {found.defaults[key]!r}")
+            raise OptionError(
+                "option-type", f"{name}: {key} must be a word such as {found.defaults[key]!r}, got {value!r}"
+            )
     for key in ("channels", "size"):
-        _check_count(name, key, options.get(key, 3 if key == "channels" else 32))
+        _check_count(name, key, options.get(key, 1), 4096)
     return found.make(classes, float(width), **options)
 
 
-def _check_count(name: str, key: str, value: object) -> None:
-    """Refuse a number of channels or pixels that is not a number from 1 to 4096."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to 4096")
+def _check_count(name: str, key: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to {most}")
 
 
 def scaled(count: int, width: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +25,16 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
         FileError: It is a folder, or exists and `force` is false, or is an input, or its folder does not exist.
     """
     if path.is_dir():
-        raise FileError(
-            "file-path-invalid", f"{path} is a folder, and a file is to be written; give the name of a file"
-        )
+        raise FileError("file-path-invalid", f"the output must be a file, but {path} is a folder; give a file name")
     if os.path.lexists(path) and not force:  # a link that leads nowhere too
         raise FileError("file-exists", f"{path} exists; give another path, or --force to overwrite it")
     if path.exists() and any(Path(place).exists() and path.samefile(place) for place in inputs if place):
         raise FileError(
-            "file-path-invalid", f"{path} is to be written and is read too; inputs are never changed: give another path"
+            "file-path-invalid", f"{path} is both an input and the output; inputs are never changed: give another path"
         )
     if not path.parent.is_dir():
         raise FileError(
-            "file-path-invalid", f"{path} cannot be written: there is no folder {path.parent}; make it first"
+            "file-path-invalid", f"cannot write {path}: folder {path.parent} does not exist; create it first"
         )
 
 
@@ -47,7 +46,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
         raise OptionError(
-            "option-syntax", f"{option} {text!r} was given; numbers by commas are needed, such as 0.5,0.5,0.5"
+            "option-syntax", f"{option} must be comma-separated numbers such as 0.5,0.5,0.5, got {text!r}"
         ) from None
 
 
@@ -57,17 +56,13 @@ def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Pre
 
     if mean is None and std is None and size is None:
         return None
-    fit, _, sides = (size or "").rpartition(":")
+    fit = (size or "").rpartition(":")[0]
     values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     if size is not None:
-        parts = sides.split("x")
-        if (
-            fit not in ("", "pad", "resize")
-            or len(parts) > 2
-            or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts)
-        ):
-            raise OptionError("option-syntax", f"--size {size!r} was given; give 32, 32x48 or pad:32")
-        values |= {"size": (int(parts[0]), int(parts[-1])), "fit": fit or "resize"}
+        parts = re.fullmatch(r"(?:pad:|resize:|:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+        if parts is None:
+            raise OptionError("option-syntax", f"--size must be given as 32, 32x48 or pad:32, got {size!r}")
+        values |= {"size": (int(parts[1]), int(parts[2] or parts[1])), "fit": fit or "resize"}
     return Preprocessing(**values)
 
 
@@ -89,8 +84,7 @@ def source_of(
     odd = [name for name in classes or () if not name or not writable(name)]
     if odd:
         raise OptionError(
-            "option-syntax",
-            f"class name {odd[0]!r} was given, which is empty or no UTF-8; give another with --class-names",
+            "option-syntax", f"class name {odd[0]!r} is empty or not valid UTF-8; give another with --class-names"
         )
     own: Preprocessing | None = None
     if how is not None:
@@ -146,21 +140,18 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     if not places.keys() & set(data.classes):
         if len(data.classes) == len(classes):
             return data
+        theirs, ours = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, classes))
         raise DataError(
             "data-unknown-class",
-            f"{data.name} has {len(data.classes)} classes ({', '.join(data.classes[:5])} ...), the source "
-            f"{len(classes)} ({', '.join(classes[:5])} ...), and no name agrees; give --class-names, or other images",
+            f"{data.name} has {theirs}, the source {ours}, and no name agrees; give --class-names, or other images",
         )
     known = data.of_classes([name for name in data.classes if name in places])
     labels = known.labels.clone()
     for k, name in enumerate(data.classes):
         labels[known.labels == k] = places.get(name, -1)
     if not len(known):
-        raise DataError(
-            "data-no-task-class",
-            f"{data.name} has {len(data):,} images, and none of a class that the source knows "
-            f"({', '.join(classes[:5])} ...); give images of these classes",
-        )
+        why = f"{data.name} has {len(data):,} images, none of a class of the source ({', '.join(classes[:5])} ...)"
+        raise DataError("data-no-task-class", f"{why}; give images of these classes")
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
@@ -174,9 +165,7 @@ def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], op
         OptionError: There are not as many as parts.
     """
     if len(specs) != len(parts):
-        raise OptionError(
-            "option-count", f"{len(parts)} parts need {option} {len(parts)} times; it was given {len(specs)} times"
-        )
+        raise OptionError("option-count", f"{len(parts)} parts need {option} {len(parts)} times, got {len(specs)}")
     return [
         fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
     ]

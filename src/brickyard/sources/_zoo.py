@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.base._errors import OptionError
 from brickyard.sources import _zoo_googlenet, _zoo_plain, _zoo_resnet  # noqa: F401  # they fill the table
@@ -34,19 +34,11 @@ def weightless() -> Iterator[None]:
         yield
 
 
-def shapes_of(model: nn.Module) -> Shapes:
-    """The shape of every tensor of a model's state, by key."""
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
 def shapes(name: str, classes: int, width: float = 1.0, **options: Any) -> Shapes:
-    """The shapes that `build` would give, at no cost in memory.
-
-    Raises:
-        OptionError: As `build`.
-    """
+    """The shape of every tensor of the network that `build` would give, by key, at no cost in memory."""
     with weightless():
-        return shapes_of(build(name, classes, width, **options))
+        state = build(name, classes, width, **options).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def input_shape(name: str, options: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -69,8 +61,8 @@ def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, 
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if "shortcut" in known and "shortcut" not in options and any(".shortcut." in key for key in found):
         options["shortcut"] = "B"
-    few = shapes(name, 1, **_without(options, "classes", "width"))
-    many = shapes(name, 2, **_without(options, "classes", "width"))
+    rest = {key: value for key, value in options.items() if key not in ("classes", "width")}
+    few, many = shapes(name, 1, **rest), shapes(name, 2, **rest)
     heads = [key for key in few if few[key] != many[key]]
     if "classes" not in options:
         options["classes"] = _dimension(name, "classes", found, heads[:1], 0)
@@ -82,38 +74,32 @@ def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, 
     return options
 
 
-def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in names}
-
-
 def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int) -> int:
     for key in keys:
         if len(found.get(key, ())) > axis:
             return found[key][axis]
     raise OptionError(
         "option-source-undetermined",
-        f"{name}: the number of {option} is not given and the weights hold no usable "
-        f"{' or '.join(map(repr, keys))} to read it from; give zoo:{name}?{option}=NUMBER",
+        f"{name}: the weights do not say the number of {option}; give zoo:{name}?{option}=NUMBER",
     )
 
 
 def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
     """The simplest width whose shapes equal those found, else the one that the widest layer says."""
-    rest = _without(options, "classes", "width")
+    rest = {key: value for key, value in options.items() if key not in ("classes", "width")}
     full = shapes(name, options["classes"], **rest)
     inner = [key for key in full if len(full[key]) == 4 and len(found.get(key, ())) == 4]
     if not inner:
         raise OptionError(
             "option-source-undetermined",
-            f"{name}: the width is not given and the weights share no convolution with this network; "
-            f"give zoo:{name}?width=NUMBER, or the name of another network",
+            f"{name}: the weights share no convolution with it; give zoo:{name}?width=NUMBER, or another network",
         )
     widest = max(inner, key=lambda key: full[key][0])
     exact = found[widest][0] / full[widest][0]
     if not math.isfinite(exact) or exact <= 0:
         raise OptionError(
             "option-source-undetermined",
-            f"{name}: {widest!r} has {found[widest][0]} rows, so there is no width to read off",
+            f"{name}: {widest!r} has {found[widest][0]} rows, so the width cannot be inferred from it",
         )
     for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
         if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():

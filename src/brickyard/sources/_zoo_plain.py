@@ -46,7 +46,7 @@ class LeNet5(nn.Module):
         side = ((size - 4) // 2 - 4) // 2
         if side < 1:
             raise OptionError(
-                "option-source-size", f"lenet5: size={size} leaves no pixel after its layers; give 16 or more"
+                "option-source-size", f"lenet5: size={size} leaves no pixels after its layers; give 16 or more"
             )
         self.conv1 = nn.Conv2d(channels, first, 5)
         self.pool1 = nn.MaxPool2d(2)

@@ -73,7 +73,9 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int, classes: int, width: float, channels: int, shortcut: str) -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
-            raise OptionError("option-choice", f"shortcut={shortcut!r}; give 'A' (padding) or 'B' (1x1 convolution)")
+            raise OptionError(
+                "option-choice", f"shortcut must be 'A' (padding) or 'B' (1x1 convolution), got {shortcut!r}"
+            )
         counts = [scaled(count, width) for count in (16, 32, 64)]
         self.conv1 = conv(channels, counts[0], 3)
         self.bn1 = nn.BatchNorm2d(counts[0])

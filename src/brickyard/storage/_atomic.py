@@ -37,6 +37,20 @@ def check_free(path: Path, overwrite: bool) -> None:
         )
 
 
+def make_folder(folder: Path, advice: str) -> None:
+    """Make a folder, and those that it is in, where they are missing.
+
+    Raises:
+        FileError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; {advice}"
+        ) from None
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Let `write` fill a file in a folder of its own beside `path`, then rename it; nothing is left after a failure.
 
@@ -50,7 +64,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     special = path.exists() and not path.is_file()  # a folder, a device, a pipe
     if special or not path.parent.is_dir():
         raise FileError(
-            "file-path-invalid", f"{path} cannot be written: {path if special else path.parent} is no place for a file"
+            "file-path-invalid",
+            f"cannot write {path}: {path if special else path.parent} is not a valid place for a file",
         )
     stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
     place, held = stage / path.name, None
@@ -67,7 +82,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
         flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or error
-        raise FileError("file-not-writable", f"{path} cannot be written: {what}; {advice(error)}") from error
+        raise FileError("file-not-writable", f"cannot write {path}: {what}; {advice(error)}") from error
     finally:
         try:
             surely(lambda: _clear_stage(stage))

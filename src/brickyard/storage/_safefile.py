@@ -48,7 +48,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise FileError(
-                "file-not-finite", f"tensor {name!r} has numbers that are not finite; nothing was written to {path}"
+                "file-not-finite", f"tensor {name!r} has values that are not finite; nothing was written to {path}"
             )
     metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
@@ -66,36 +66,31 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
-                raise FileError(
-                    "file-wrong-kind",
-                    f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances. "
-                    "Weights of a source go with --weights",
-                )
+                why = f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances"
+                raise FileError("file-wrong-kind", f"{why}. Weights of a source go with --weights")
             text = _json(path, metadata[KEY])
             tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
         raise FileError(
-            "file-not-safetensors", f"{path} is not a whole safetensors file: {told(error)}; get it again"
+            "file-not-safetensors", f"{path} is not a complete safetensors file: {told(error)}; get a fresh copy"
         ) from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
             raise FileError(
                 "file-tensor-mismatch",
-                f"{path}: tensor {told(name)!r} is of {value.dtype}, which our files do not hold",
+                f"{path}: tensor {told(name)!r} has type {value.dtype}, which Brickyard files do not use",
             )
         if value.is_floating_point() and not _finite(value):
-            raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has numbers that are not finite")
+            raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has values that are not finite")
     return text, tensors
 
 
 def _own(path: Path, name: str, value: Tensor) -> Tensor:
     """A copy that is aligned: kernels may round otherwise where numbers are not, as in the file."""
     if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
-        raise FileError(
-            "file-tensor-mismatch", f"{path}: tensor {told(name)!r} has bytes that are neither true nor false"
-        )
+        raise FileError("file-tensor-mismatch", f"{path}: tensor {told(name)!r} has bytes other than true and false")
     return value.clone()
 
 
@@ -111,18 +106,18 @@ def _check_header(path: Path) -> None:
             if not stat.S_ISREG(status.st_mode):
                 raise FileError(
                     "file-missing",
-                    f"{path} cannot be read: it is no file but a folder, a pipe or a device; check the path",
+                    f"cannot read {path}: it is a folder, a pipe or a device, not a file; check the path",
                 )
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise FileError(reading_code(error), f"{path} cannot be read: {why}; check the path") from None
+        raise FileError(reading_code(error), f"cannot read {path}: {why}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
         raise FileError(
             "file-not-safetensors",
-            f"{path} is not a safetensors file, or is cut off: {size} bytes, header of {length}; get it again",
+            f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}; get a fresh copy",
         )
 
 
@@ -138,16 +133,16 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
             raise ValueError("half a character is not allowed")
     except (ValueError, RecursionError) as error:
-        raise FileError("file-manifest-invalid", f"{path} has a text that is not JSON: {told(error)}") from None
+        raise FileError("file-manifest-invalid", f"{path} has metadata that is not valid JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise FileError(
-            "file-wrong-kind", f"{path} has a text without a format version; it was not written by Brickyard"
+            "file-wrong-kind", f"{path} has metadata without a format version; it was not written by Brickyard"
         )
     if value["format"] != FORMAT_VERSION:
+        found = told(value["format"], 20)
         raise FileError(
             "file-newer-version",
-            f"{path} has format version {told(value['format'], 20)}; this Brickyard reads version {FORMAT_VERSION}: "
-            "install a version that fits",
+            f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}: install a version that fits",
         )
     return {key: item for key, item in value.items() if key != "format"}
 

@@ -1,14 +1,15 @@
-"""What a network costs when only some of its channels are kept: counted, not measured."""
+"""The cost of a network that keeps only some of its channels: counted, not measured."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brickyard.axes._graph import Graph
+from brickyard.axes._graph import Axes, Graph
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import find_mixing, layer_role
 from brickyard.network._network import Node, iter_layers, refs
@@ -18,14 +19,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations for one image (two a multiply-add) and parameters."""
+    """Floating-point operations per image (two per multiply-add) and parameters."""
 
     flops: int
     parameters: int
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """One layer's cost: `flops` and `parameters` times kept outputs (times kept inputs)."""
 
     writes: NDArray[np.int64]
@@ -35,12 +36,35 @@ class _Term:
     bias: int
 
 
-class CostModel:
-    """What a network costs when only some channels are kept; counts, no measuring."""
+class Costs:
+    """What a network costs when only some channels are kept; counts, no measuring.
+
+    Args:
+        terms: The costs of its layers.
+        whole: What its source costs.
+    """
+
+    def __init__(self, terms: Iterable[Term] = (), whole: Cost | None = None) -> None:
+        self._terms = list(terms)
+        self._fixed = Cost(0, 0)
+        self.whole = whole or self._fixed
+
+    def __call__(self, mask: Mask) -> Cost:
+        """The cost of a network that keeps the channels where `mask` (over all channels) is true."""
+        flops, parameters = self._fixed.flops, self._fixed.parameters
+        for term in self._terms:
+            written = int(mask[term.writes].sum())
+            pairs = written if term.reads is None else written * int(mask[term.reads].sum())
+            flops += term.flops * pairs
+            parameters += term.parameters * pairs + term.bias * written
+        return Cost(flops, parameters)
+
+
+class CostModel(Costs):
+    """The costs of a traced network."""
 
     def __init__(self, graph: Graph) -> None:
-        self._terms: list[_Term] = []
-        self._fixed = Cost(0, 0)
+        super().__init__()
         seen: set[str] = set()
         for _, node, module in iter_layers(graph.network):
             self._add(graph, node, module, counted=node.target in seen)
@@ -56,10 +80,11 @@ class CostModel:
             if follow is None:
                 self._fixed = Cost(self._fixed.flops, self._fixed.parameters + value.numel())
             else:
-                self._terms.append(_Term(follow, None, 0, value.numel() // len(follow), 0))
+                self._terms.append(Term(follow, None, 0, value.numel() // len(follow), 0))
+        self.whole = self(np.ones(graph.channels, dtype=np.bool_))
 
     def _add(self, graph: Graph, node: Node, module: nn.Module, counted: bool) -> None:
-        """Count a layer; one that runs twice costs its operations again but not its parameters."""
+        """Count a layer; running it again adds operations but no parameters."""
         name, mixing = node.target, find_mixing(module)
         pair = 0 if mixing is None else mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name])
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
@@ -69,17 +94,17 @@ class CostModel:
             assert writes is not None
             assert reads is not None
             kernel = 0 if counted else own[0].numel() // (len(writes) * len(reads))
-            self._terms.append(_Term(writes, reads, pair, kernel, len(own) - 1 if own else 0))
+            self._terms.append(Term(writes, reads, pair, kernel, len(own) - 1 if own else 0))
         elif role == "follow":
             follow = graph.at(name, "follow")
             assert follow is not None
             flops = 0 if mixing is None else pair * mixing.rows.shape[1]
-            self._terms.append(_Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
+            self._terms.append(Term(follow, None, flops, sum(p.numel() for p in own) // len(follow), 0))
         else:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
     def _add_product(self, graph: Graph, node: Node) -> None:
-        """Count a sum of products of activations, for each channel along which it lies."""
+        """Count a sum of products of activations, per channel along which it lies."""
         operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
         result = graph.shapes[node.name].shape
         batch = graph.shapes[graph.network.nodes[0].name].shape[0]
@@ -98,20 +123,10 @@ class CostModel:
         if labels is None or labels.size < 2:
             self._fixed = Cost(self._fixed.flops + total, self._fixed.parameters)
         else:
-            self._terms.append(_Term(labels.reshape(-1), None, total // labels.size, 0, 0))
-
-    def __call__(self, mask: Mask) -> Cost:
-        """The cost of a network that keeps the channels where `mask` (over all channels) is true."""
-        flops, parameters = self._fixed.flops, self._fixed.parameters
-        for term in self._terms:
-            written = int(mask[term.writes].sum())
-            pairs = written if term.reads is None else written * int(mask[term.reads].sum())
-            flops += term.flops * pairs
-            parameters += term.parameters * pairs + term.bias * written
-        return Cost(flops, parameters)
+            self._terms.append(Term(labels.reshape(-1), None, total // labels.size, 0, 0))
 
 
-def keep_mask(graph: Graph, keep: dict[str, Tensor]) -> Mask:
+def keep_mask(graph: Axes, keep: Mapping[str, Tensor]) -> Mask:
     """A keep-set as a mask over all channels."""
     mask = np.ones(graph.channels, dtype=np.bool_)
     for axis in graph.axes:

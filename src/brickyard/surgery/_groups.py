@@ -1,4 +1,4 @@
-"""Parts side by side as groups of one convolution: alignment padding without products by zero."""
+"""Parts side by side as groups of one convolution: alignment padding without multiplications by zero."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from brickyard.surgery._union import lay_over
 
 
 def join_as_groups(parts: Sequence[Part], *, shared_input: bool = True) -> tuple[Network, tuple[str, ...]]:
-    """As `join`, with parts brought to equal channel counts, and convolutions in groups where parts lie one by one.
+    """Join parts as `join` does, with equal channel counts, and grouped convolutions where parts lie one by one.
 
-    A convolution that reads a concatenation of axes has the parts' channels in turns, and stays as it is.
+    A convolution that reads a concatenation of axes has the parts' channels interleaved, and stays unchanged.
 
     Returns:
         The network, and notes on what was padded and grouped.
@@ -42,7 +42,7 @@ def join_as_groups(parts: Sequence[Part], *, shared_input: bool = True) -> tuple
 
 
 def _evened(parts: Sequence[Part]) -> tuple[list[Part], int]:
-    """The parts with as many channels on every axis, and how many were added; class outputs stay."""
+    """Pad the parts to equal channel counts on every axis except the class outputs; also return how many were added."""
     added = 0
     keeps: list[dict[str, Tensor]] = [dict(part.keep) for part in parts]
     for axis in parts[0].graph.free:
@@ -62,7 +62,7 @@ def _evened(parts: Sequence[Part]) -> tuple[list[Part], int]:
 
 
 def _group(mixing: Mixing, count: int) -> bool:
-    """Make a convolution a grouped one where its weights allow; says whether they did."""
+    """Turn a convolution into a grouped one if its weights allow; return whether they do."""
     rows = mixing.rows
     outputs, inputs = rows.shape[:2]
     if outputs % count or inputs % count:

@@ -1,8 +1,8 @@
-"""Cut a network, or lay several side by side: both build one network from parts.
+"""Cutting a network and laying several side by side: both build one network from parts.
 
-A step of several parts runs once, on channels that lie side by side, wherever that gives what each part alone
-gives. Where it does not (a norm over all channels, an unknown operation), each part's channels are taken out,
-the step runs once for each part with that part's own weights, and the results are laid side by side again.
+A step of several parts runs once, on channels that lie side by side, if that gives the same results as each part
+alone. Otherwise (a norm over all channels, an unknown operation), each part's channels are extracted, the step runs
+once per part with that part's own weights, and the results are laid side by side again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from brickyard.surgery._weights import made_layer, made_tensor, number_of
 
 
 def cut(graph: Graph, keep: KeepSet) -> Network:
-    """A new network with only the kept channels; the graph's own network is not touched.
+    """Build a new network with only the kept channels; the graph's own network is left unchanged.
 
     Raises:
         SurgeryError: The keep-set does not fit the graph.
@@ -41,10 +41,10 @@ def cut(graph: Graph, keep: KeepSet) -> Network:
 
 
 def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
-    """One network that computes the parts side by side on every channel axis.
+    """Build one network that computes the parts side by side on every channel axis.
 
-    The class outputs lie part after part. With `shared_input` all parts read the same image; otherwise the
-    input has the parts' images one after another along its channels.
+    Class outputs follow each other, part by part. With `shared_input`, all parts read the same image; otherwise the
+    input holds the parts' images, one after another along its channels.
 
     Raises:
         SurgeryError: The parts' graphs differ, or their class outputs cannot be laid side by side.
@@ -60,7 +60,7 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
 
 
 class _Builder:
-    """Adds steps one by one; each runs once for all parts, or once for each."""
+    """Adds steps one by one; each runs either once for all parts, or once per part."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -78,11 +78,9 @@ class _Builder:
         self._sizes: dict[tuple[str, int], str] = {}
 
     def network(self) -> Network:
-        """What was built."""
         return Network(self._nodes, self._layers, self._tensors, self._foreign).eval()
 
     def add(self, node: Node) -> None:
-        """Add a step of the source."""
         if node.op == "input" or any(name in self._live for name in refs(node)):
             self._live.add(node.name)
         if not self._runs_apart(node):
@@ -100,7 +98,7 @@ class _Builder:
             self._use(replace(made, name=name, target=own), node.target, plan)
 
     def _use(self, node: Node, target: str, plan: Plan) -> None:
-        """Add a step with what it needs: the layer or tensor is the source's `target` as the plan makes it."""
+        """Add a step and the layer or tensor it needs: the source's `target`, as the plan makes it."""
         self._nodes.append(node)
         if node.op == "layer" and node.target not in self._layers:
             self._layers[node.target] = made_layer(plan, target)
@@ -132,10 +130,10 @@ class _Builder:
         return layer_role(layer) != "mix" and not all(self._same_numbers(node.target, key) for key in keys)
 
     def _breaks_layout(self, node: Node) -> bool:
-        """Whether moving channels that lie side by side gives another order than the result is planned to have.
+        """Whether moving channels that lie side by side results in an order other than the planned one.
 
-        Entries of one run stay together, part after part. That fails where a boundary between joined or cut-off
-        pieces lies within a run, and where the order is turned round.
+        Entries of one run stay together, part after part. That fails if a boundary between joined or cut-off pieces
+        lies within a run, or the order is reversed.
         """
         if node.target == "flip":
             dims = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
@@ -171,11 +169,11 @@ class _Builder:
         )
 
     def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
-        """The first part's channel numbers along a dimension of a step's value."""
+        """The first part's channel indices along a dimension of a step's value."""
         return np.zeros(0, dtype=np.int64) if dim is None else self.plan.along(self._steps[name], dim)[0]
 
     def _is_lost(self, name: str) -> bool:
-        """Whether a value exists for each part by itself and cannot be laid side by side."""
+        """Whether a value exists only for each part by itself and cannot be laid side by side."""
         if self.plan.dim(self._steps[name]) is None:
             return name in self._live or name in self.apart
         return name in self.apart and self._shared(name)
@@ -192,7 +190,6 @@ class _Builder:
     # -- from one to the other -------------------------------------------------------------------------
 
     def _together(self, ref: Ref) -> Ref:
-        """A value of all parts."""
         name = ref.node
         if name not in self.apart:
             return ref
@@ -211,7 +208,6 @@ class _Builder:
         return Ref(self._joined[name])
 
     def _of_part(self, number: int, ref: Ref) -> Ref:
-        """The value of one part."""
         name = ref.node
         if (name, number) in self._sizes:
             return Ref(self._sizes[name, number])
@@ -241,14 +237,14 @@ class _Builder:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether a step's value is a tensor or holds some."""
+    """Whether a step's value is or contains a tensor."""
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return any(_is_value(item) for item in value)
     return isinstance(value, Tensor)
 
 
 def _own(network: Network, target: str) -> Callable[..., Any]:
-    """A foreign module is copied, so that training a component leaves its source alone."""
+    """Copy a foreign module, so that training a component leaves its source unchanged."""
     call = network.foreign[target]
     return copy.deepcopy(call) if isinstance(call, nn.Module) else call
 
@@ -257,7 +253,7 @@ def check_same(parts: Sequence[Part]) -> None:
     """Check that parts can be laid side by side.
 
     Raises:
-        SurgeryError: They are of different architectures, or their class outputs cannot be cut.
+        SurgeryError: Their architectures differ, or their class outputs cannot be cut.
     """
     first = parts[0].graph
     for part in parts:
@@ -289,7 +285,7 @@ def _same_sizes(a: Graph, b: Graph) -> bool:
 def _check_shapes(builder: _Builder, network: Network) -> None:
     """Run the result on the meta device and compare every value's shape with the plan."""
     if network.foreign:
-        return  # what it calls may not run there
+        return  # foreign callables may not run there
     plan = builder.plan
     channels, height, width = plan.first.input_shape
     channels *= 1 if plan.shared_input else len(plan.parts)

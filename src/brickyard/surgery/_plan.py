@@ -1,4 +1,4 @@
-"""What is kept of each network, and where it goes when several are laid side by side."""
+"""What each network keeps, and where it goes when several are laid side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KeepSet = Mapping[str, Tensor]
 
 
 def check_keep(graph: Graph, keep: KeepSet) -> None:
-    """Check a keep-set: known axes, valid channels, none twice, at least one, pinned axes whole.
+    """Check a keep-set: known axes, valid channels without duplicates, at least one per axis, pinned axes whole.
 
     Raises:
         SurgeryError: It does not fit the graph.
@@ -50,10 +50,10 @@ class Part:
     """A graph and what is kept of it.
 
     Attributes:
-        graph: The source's graph; its network may be on the meta device when `network` is given.
+        graph: The source's graph; its network may be on the meta device if `network` is given.
         keep: The keep-set.
-        network: Where the numbers are: None for the source's own network (they are sliced), or the already
-            cut network (they are taken as they are).
+        network: Where the weights come from: None for the source's own network (they are sliced), or the network
+            already cut (they are used as they are).
     """
 
     graph: Graph
@@ -62,7 +62,7 @@ class Part:
 
     @cached_property
     def rank(self) -> NDArray[np.int64]:
-        """For every channel of the source, its place in its axis's keep-set, or -1."""
+        """For every channel of the source, its position in its axis's keep-set, or -1."""
         rank = np.full(self.graph.channels, -1, dtype=np.int64)
         for axis in self.graph.axes:
             channels = self.keep.get(axis.name)
@@ -72,7 +72,7 @@ class Part:
 
 
 def positions(part: Part, labels: Labels) -> NDArray[np.int64]:
-    """Places along a dimension that are kept: in place order, or in task order for the class outputs."""
+    """Kept positions along a dimension, in ascending order, or in task order for the class outputs."""
     rank = part.rank[labels]
     kept = np.flatnonzero(rank >= 0)
     if is_output(part.graph.output, labels):
@@ -90,7 +90,7 @@ class Layout:
     """How the kept entries of several parts lie along one dimension of the result.
 
     Attributes:
-        kept: For each part, places in its source that are kept.
+        kept: For each part, the kept positions in its source.
         targets: For each part, where they go.
         shared: Whether all parts have the very same entries: those of the image that all read.
     """
@@ -101,15 +101,14 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Entries in the result."""
         return len(self.kept[0]) if self.shared else sum(map(len, self.kept))
 
 
 class Plan:
-    """Where everything goes when parts are laid side by side; nothing is built yet.
+    """Decides where everything goes when parts are laid side by side; builds nothing.
 
     Args:
-        parts: The parts; the first one's graph gives the steps.
+        parts: The parts; the first one's graph provides the steps.
         shared_input: Whether all parts read the same image, or each has its own among the input's channels.
     """
 
@@ -121,18 +120,17 @@ class Plan:
         self._image = self.first.at(self.first.network.nodes[0].name, "out")
 
     def alone(self, number: int) -> Plan:
-        """The plan of one part by itself."""
         return Plan([self.parts[number]], self.shared_input)
 
     def is_image(self, labels: Labels) -> bool:
-        """Whether all these channels are the image's."""
+        """Whether all these channels belong to the image."""
         return self._image is not None and bool(np.isin(labels, self._image).all())
 
     def layout(self, labels: Sequence[Labels]) -> Layout:
-        """The layout of a dimension whose channel numbers are given for each part.
+        """The layout of a dimension, given its channel indices for each part.
 
-        The class outputs and the image lie part after part. So does every run of one axis; runs lie in the order of
-        the source's: so a concatenation of two layouts is the layout of the concatenation.
+        The class outputs and the image lie part after part, and so does every run of one axis. Runs keep the source's
+        order, so a concatenation of two layouts is the layout of the concatenation.
         """
         if self.shared_input and self.is_image(labels[0]):
             whole = [np.arange(len(own)) for own in labels]
@@ -148,7 +146,7 @@ class Plan:
         return Layout(kept, np.split(order, np.cumsum(sizes)[:-1]))
 
     def runs(self, labels: Labels) -> NDArray[np.int64]:
-        """For each entry of a dimension, the number of its run: entries of one axis whose channels do not go back."""
+        """For each entry of a dimension, the index of its run: entries of one axis whose channels never decrease."""
         axis = np.searchsorted(self._starts, labels, side="right")
         return np.concatenate([[0], np.cumsum((axis[1:] != axis[:-1]) | (labels[1:] < labels[:-1]))])
 
@@ -160,13 +158,13 @@ class Plan:
         return self.layout([own for own in found if own is not None]).targets
 
     def along(self, node: Node, dim: int, piece: int | None = None) -> list[Labels]:
-        """For each part, the channel numbers along a dimension of a step's value."""
+        """For each part, the channel indices along a dimension of a step's value."""
         return [_along(part.graph, node, dim, piece) for part in self.parts]
 
     def kept(self, node: Node, dim: int, stop: int | None = None, piece: int | None = None) -> int:
-        """How many entries (before `stop`) of a dimension of a step's value the result has.
+        """How many entries (before `stop`) of a dimension of a step's value remain in the result.
 
-        `piece` picks one of the values of a step that gives several.
+        `piece` selects one value of a step that returns several.
         """
         return self.layout([labels[:stop] for labels in self.along(node, dim, piece)]).size
 
@@ -179,7 +177,7 @@ class Plan:
         return {} if new == self.first.shapes[node.name].shape[dim] else {dim: new}
 
     def dim(self, node: Node) -> int | None:
-        """The dimension of a step's value along which its channels lie, or None if there is none."""
+        """The dimension of a step's value along which its channels lie, or None."""
         labels = self.first.labels(node)
         if not isinstance(labels, np.ndarray):
             return None

@@ -1,4 +1,4 @@
-"""Rewrite the constants of steps that depend on channel counts: views, splits, slices, channel padding."""
+"""Rewriting constants of steps that depend on channel counts: views, splits, slices, channel padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from brickyard.surgery._plan import Plan
 
 
 def rewritten(plan: Plan, node: Node) -> Node:
-    """The step with its constants changed to fit the result."""
+    """Return the step with its constants adapted to the result."""
     if node.op != "function" or node.target not in FUNCTIONS:
         return node
     if FUNCTIONS[node.target].role == "move" and plan.first.counts & set(refs(node)):
@@ -29,7 +29,7 @@ def _reshape(plan: Plan, node: Node) -> Node:
     if not changed:
         return node
     sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-    free = -1 not in sizes  # a size that is computed, from the batch for one, is left to be found
+    free = -1 not in sizes  # a computed size (from the batch, say) is left to be inferred
     new = tuple(
         size if size == -1 or dim not in changed else -1 if free and isinstance(size, Ref) else changed[dim]
         for dim, size in enumerate(sizes)
@@ -46,7 +46,7 @@ def _unflatten(plan: Plan, node: Node) -> Node:
 
 
 def _split(plan: Plan, node: Node) -> Node:
-    """Split at the places where the source splits, counted in kept channels."""
+    """Split at the source's boundaries, counted in kept channels."""
     source, pieces = plan.first.labels(_producer(plan, node)), plan.first.labels(node)
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     if not isinstance(source, np.ndarray) or not isinstance(pieces, tuple) or source.shape[dim] == 1:
@@ -68,7 +68,7 @@ def _getitem(plan: Plan, node: Node) -> Node:
     index = node.args[1]
     moved: dict[int, slice] = {}
     for dim, part in indexed_dims(index, source.ndim):
-        plain = isinstance(part, slice) and part.step in (None, 1)  # others pick by place, and nothing there is cut
+        plain = isinstance(part, slice) and part.step in (None, 1)  # others index positions, and nothing there is cut
         if plain and source.shape[dim] > 1 and (part.start, part.stop) != (None, None):
             start, stop, _ = concrete(plan, part).indices(plan.first.shapes[producer.name].shape[dim])
             moved[id(part)] = slice(plan.kept(producer, dim, start), plan.kept(producer, dim, stop))
@@ -104,12 +104,12 @@ def _producer(plan: Plan, node: Node) -> Node:
 
 
 def concrete(plan: Plan, value: Any) -> Any:
-    """Sizes that the network computes, as they were on the example."""
+    """Sizes that the network computes, with their values on the example."""
     return map_refs(value, lambda ref: plan.first.shapes[ref.node])
 
 
 def _take(plan: Plan, node: Node) -> Node:
-    """The same channels in the same order, counted in what is kept."""
+    """Take the same channels in the same order, renumbered to what is kept."""
     dim, order = node.args[1], np.asarray(node.args[2])
     if plan.dim(node) != dim:
         return node
@@ -125,7 +125,7 @@ def _take(plan: Plan, node: Node) -> Node:
 
 
 def _mean(plan: Plan, node: Node) -> Node:
-    """A mean over channels counts the dropped ones as zeros."""
+    """Average over channels, counting the dropped ones as zeros."""
     producer = _producer(plan, node)
     if node.name not in plan.first.sums or not plan.changed(producer):
         return node

@@ -17,18 +17,18 @@ from brickyard.surgery._weights import dim_labels, number_of
 
 
 def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple[str, ...]]:
-    """One component with the union of the channels of parts that were cut from one source.
+    """Build one component with the union of the channels of parts that were cut from one source.
 
     Args:
         parts: The parts, each with its cut network.
-        source: The source's graph. With it the union has the source's weights. Without it, weights between
+        source: The source's graph. With it, the union has the source's weights. Without it, weights between
             channels that no single part keeps together are zero.
 
     Returns:
-        The network, and notes on weights that are not known.
+        The network, and notes on unknown weights.
 
     Raises:
-        SurgeryError: The parts are of different sources, or their weights disagree where they overlap.
+        SurgeryError: The parts come from different sources, or their weights disagree where they overlap.
     """
     graph = parts[0].graph
     if any(p.graph.network.nodes != graph.network.nodes or p.graph.names != graph.names for p in parts):
@@ -55,10 +55,10 @@ def overlay(parts: Sequence[Part], source: Graph | None) -> tuple[Network, tuple
 
 
 def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Network, int]:
-    """A network that keeps all that the parts keep, with their numbers, and how many numbers none of them has.
+    """Build a network with everything that the parts keep; also return how many of its weights no part has.
 
     Raises:
-        SurgeryError: The parts' numbers disagree where they overlap.
+        SurgeryError: The parts' weights disagree where they overlap.
     """
     whole, network = Part(graph, keep), cut(graph, keep)
     names = (*graph.network.layer_names, *graph.network.tensor_names)
@@ -66,7 +66,7 @@ def lay_over(parts: Sequence[Part], graph: Graph, keep: KeepSet) -> tuple[Networ
 
 
 def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str) -> int:
-    """Fill one layer or bare tensor of a union; returns how many of its numbers no part knows."""
+    """Fill one layer or bare tensor of a union; return how many of its weights no part knows."""
     bare = name in network.tensor_names
     keys = [""] if bare else list(stored(network.layer(name)))
     unknown = 0
@@ -100,7 +100,7 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
 
 
 def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -> Tensor:
-    """Where the part's entries along a dimension lie in the union's."""
+    """The positions of the part's entries along a dimension of the union."""
     labels = dim_labels(whole, name, key, dim)
     if labels is None:
         return torch.arange(size)

@@ -1,4 +1,4 @@
-"""Build the layers and tensors of the result: kept numbers at their places, zeros elsewhere."""
+"""Building the layers and tensors of the result: kept weights in their positions, zeros elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Indices = Sequence[list[NDArray[np.int64]] | None]
 
 
 def made_layer(plan: Plan, name: str) -> nn.Module:
-    """The layer of the result: resized, and filled with the parts' numbers."""
+    """Build a layer of the result: resized, and filled with the parts' weights."""
     module = plan.first.network.layer(name)
     entry = find_type(module)
     assert entry is not None
@@ -43,7 +43,7 @@ def made_layer(plan: Plan, name: str) -> nn.Module:
 
 
 def made_tensor(plan: Plan, name: str) -> Tensor:
-    """The bare parameter or buffer of the result."""
+    """Build a bare parameter or buffer of the result."""
     first = number_of(plan.parts[0], name, "")
     indices = [plan.places(name, "follow", dim) for dim in range(first.ndim)]
     shape = [size if places is None else _total(places) for places, size in zip(indices, first.shape, strict=True)]
@@ -52,14 +52,14 @@ def made_tensor(plan: Plan, name: str) -> Tensor:
 
 
 def number_of(part: Part, name: str, key: str) -> Tensor:
-    """A part's own tensor: `key` of a layer, or with an empty key a bare tensor."""
+    """A part's own tensor: `key` of a layer, or a bare tensor if the key is empty."""
     network = part.network or part.graph.network
     value: Tensor = getattr(network.layer(name), key) if key else network.tensor(name)
     return value
 
 
 def dim_labels(part: Part, name: str, key: str, dim: int) -> Labels | None:
-    """Channel numbers along a dimension of a layer's or bare tensor in the part's source."""
+    """Channel indices along a dimension of a layer's or bare tensor in the part's source."""
     if not key:
         return part.graph.at(name, "follow", dim)
     roles = tensor_dims(part.graph.network.layer(name)).get(key, ())
@@ -75,7 +75,7 @@ def _total(places: list[NDArray[np.int64]]) -> int:
 
 
 def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: Indices) -> Tensor:
-    """Put the kept numbers of each part at their places."""
+    """Put the kept weights of each part in their positions."""
     values = [number_of(part, name, key).detach() for part in plan.parts]
     if all(places is None for places in indices):
         if any(not torch.equal(value, values[0]) for value in values[1:]) and values[0].is_floating_point():
@@ -97,7 +97,6 @@ def _blended(plan: Plan, name: str, key: str, shape: tuple[int, ...], indices: I
 
 
 def _sliced(part: Part, value: Tensor, name: str, key: str) -> Tensor:
-    """The kept entries of a source's tensor."""
     for dim in range(value.ndim):
         labels = dim_labels(part, name, key, dim)
         if labels is not None:

@@ -39,19 +39,20 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
         if how.features:
             raise OptionError(
                 "option-teacher-source",
-                "features of a teacher were asked for, and only a source's channels are known to be its component's; "
-                "give the component's own source as teacher, or features=0",
+                "features need the component's own source as teacher, because only its channels "
+                "are known to match; give that source, or features=0",
             )
         return named_teacher(teacher, student.classes, student.reject)
     if not isinstance(teacher, nn.Module):
         raise OptionError(
             "option-wrong-object",
-            f"a {type(teacher).__name__} was given as teacher; give a component, an assembly or a source",
+            f"the teacher must be a component, an assembly or a source, got {type(teacher).__name__}",
         )
     if not isinstance(student, Component):
         raise OptionError(
             "option-teacher-classes",
-            "a plain network does not know class names; give an assembly a component or an assembly",
+            "an assembly needs a teacher that knows class names, and a plain network does not; "
+            "give a component or an assembly",
         )
     return SourceTeacher(teacher, student, features=how.features > 0)
 
@@ -97,8 +98,9 @@ class SourceTeacher:
         if found != manifest.source.sha256:
             raise OptionError(
                 "option-teacher-source",
-                f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}; the "
-                f"network given as teacher has {found[:12]}: give its own source, a component or an assembly",
+                f"the component was cut from {manifest.source.name!r} with weights "
+                f"{manifest.source.sha256[:12]}, but the teacher network has {found[:12]}; give its "
+                "own source, a component or an assembly",
             )
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
@@ -113,8 +115,8 @@ class SourceTeacher:
             if labels is None or not place:
                 raise OptionError(
                     "option-teacher-source",
-                    "features of the source were asked for, and what its classifier reads has no channels that are "
-                    "known to be the component's; leave features out",
+                    "features need channels known to match the component's, and the input of the "
+                    "source's classifier has none; leave features out",
                 )
             keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))

@@ -67,12 +67,13 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     """
     if not isinstance(model, Component | Assembly):
         raise OptionError(
-            "option-wrong-object", f"a component or an assembly is trained; a {type(model).__name__} was given: cut one"
+            "option-wrong-object",
+            f"finetune needs a component or an assembly, got {type(model).__name__}; cut a component first",
         )
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
         raise OptionError(
-            "option-requires-option", "a distillation was given without a teacher; give teacher=, or leave it out"
+            "option-requires-option", "distillation needs a teacher, and none was given; give teacher=, or leave it out"
         )
     folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
@@ -148,8 +149,8 @@ class _Examples:
         elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
             raise DataError(
                 "data-type",
-                f"{what} of {len(parts)} parts are needed, in a list with one entry a part (None where there are "
-                f"none); a {type(images).__name__} was given",
+                f"{what} must be a list with one entry for each of the {len(parts)} parts (None for "
+                f"a part without images), got {type(images).__name__}",
             )
         outputs = model.outputs
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
@@ -167,7 +168,7 @@ class _Examples:
         if not any(len(places) for _, places, _ in found):
             raise DataError(
                 "data-no-task-class",
-                f"none of {what} belongs to a class of {', '.join(model.classes[:8])}; give some that do",
+                f"none of {what} belongs to one of the classes {', '.join(model.classes[:8])}; give some that do",
             )
         owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
         return cls(pools, owners, numbers, answers, outputs)
@@ -210,7 +211,7 @@ def _divided(
         held_out = _Examples.of(model, validation, "the validation images")
     elif not 0 <= validation <= 0.5:
         raise OptionError(
-            "option-range", f"validation={validation!r} was given; give a share in [0, 0.5], or labelled images"
+            "option-range", f"validation must be a fraction in [0, 0.5] or labelled images, got {validation!r}"
         )
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
@@ -222,7 +223,7 @@ def _divided(
         if out.any():
             examples, held_out = examples.some(~out), examples.some(out)
     if len(examples) < 2:
-        raise DataError("data-too-few", f"{len(examples)} images are left to train on; give two or more")
+        raise DataError("data-too-few", f"training needs at least two images, and {len(examples)} remain; give more")
     return examples, held_out
 
 
@@ -257,8 +258,9 @@ def _one_batch(images: list[Tensor]) -> Tensor:
     if len(shapes) > 1:
         raise DataError(
             "data-not-batchable",
-            f"images of the shapes {', '.join(map(str, sorted(shapes)))} reach one part after its preprocessing; give "
-            "images of one shape, or parts whose preprocessing has a size and channels",
+            "images must have one shape per part after preprocessing, got "
+            f"{', '.join(map(str, sorted(shapes)))}; give images of one shape, or parts whose "
+            "preprocessing has a size and channels",
         )
     return torch.cat(images)
 

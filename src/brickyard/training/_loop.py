@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._errors import FileError, OptionError
+from brickyard.base._errors import OptionError
 from brickyard.base._options import TrainingOptions
 from brickyard.network._untouched import as_before
 from brickyard.runtime._progress import bar
-from brickyard.storage._safefile import read, write
+from brickyard.storage._notes import Notes
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -72,8 +72,9 @@ def fit(
     """
     run = _Run(model, count, training)
     about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
-    notes = None if resume is None else _Notes(resume, f"{about} {count} {key}")
-    if (kept := None if notes is None else notes.read()) is not None:
+    key = f"{about} {count} {key}"
+    notes = None if resume is None else Notes(resume, "training")
+    if notes is not None and (kept := notes.read("training", lambda: key)) is not None:
         run.restore(*kept)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -96,7 +97,7 @@ def fit(
                         run.scored(score(), run.epoch)
                 if notes is not None:
                     run.random = torch.get_rng_state()
-                    notes.write(*run.state())
+                    notes.write("training", key, *run.state())
     if run.best_state is not None:
         model.load_state_dict(run.best_state)
     model.eval()
@@ -116,8 +117,7 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
         if not torch.isfinite(value):
             raise OptionError(
                 "option-training-diverged",
-                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); give a lower lr than "
-                f"{run.training.rate:g}",
+                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); lower lr={run.training.rate:g}",
             )
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
@@ -180,14 +180,11 @@ class _Run:
         self.scores.append(value)
 
     def patience_is_over(self) -> bool:
-        return (
-            self.training.patience is not None
-            and bool(self.scores)
-            and (self.epoch - self.best >= self.training.patience)
-        )
+        patience = self.training.patience
+        return patience is not None and bool(self.scores) and self.epoch - self.best >= patience
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The whole state as data."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All of it as data."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in (self.best_state or {}).items()}
         for place, values in self.optimizer.state_dict()["state"].items():
@@ -195,15 +192,8 @@ class _Run:
         tensors["random.order"] = self.generator.get_state()
         if self.random is not None:
             tensors["random.torch"] = self.random
-        text = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "best": self.best,
-            "losses": self.losses,
-            "scores": self.scores,
-            "scaler": self.scaler.state_dict(),
-        }
-        return text, tensors
+        text = {name: getattr(self, name) for name in ("step", "epoch", "best", "losses", "scores")}
+        return tensors, {**text, "scaler": self.scaler.state_dict()}
 
     def restore(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Continue from a result of `state`."""
@@ -223,34 +213,6 @@ class _Run:
         self.scaler.load_state_dict(text["scaler"])
         self.generator.set_state(tensors["random.order"])
         self.random = tensors.get("random.torch")
-
-
-class _Notes:
-    """The state after the last epoch, stored in a folder."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.path, self.key = folder / "training.safetensors", key
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                "file-not-writable", f"the folder {folder} cannot be made: {error}; give another resume="
-            ) from None
-
-    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        if not self.path.exists():
-            return None
-        text, tensors = read(self.path)
-        if text.get("kind") != "training" or text.get("key") != self.key:
-            raise FileError(
-                "file-resume-mismatch",
-                f"{self.path} is from another training: another model, other images or other options; give another "
-                "folder, or delete this one to start again",
-            )
-        return text, tensors
-
-    def write(self, text: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        write(self.path, tensors, {"kind": "training", "key": self.key, **text}, overwrite=True)
 
 
 def _mixed(training: TrainingOptions, device: str) -> torch.dtype | None:

@@ -21,7 +21,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
-from brickyard.sources._loading import Source, network_options, save_source
+from brickyard.sources._loading import Source, network_options, save_source, seeded
 from brickyard.training._distillation import lesson_loss, named_teacher
 from brickyard.training._loop import fit
 
@@ -46,15 +46,14 @@ def device_named(name: str) -> torch.device:
         reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
         raise OptionError(
             "option-device",
-            f"device {brief(name)} cannot be used here ({reason}); give cpu, or cuda where PyTorch sees a GPU",
+            f"device {brief(name)} cannot be used here ({reason}); use cpu, or cuda if PyTorch sees a GPU",
         ) from None
     return device
 
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
-    """Build a zoo network with initial weights drawn from a seed, leaving the global random state unchanged."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """A network of the zoo with initial weights drawn from a seed; the global random state stays as it is."""
+    with seeded(seed):
         return zoo.build(name, classes, width, **options)
 
 
@@ -114,8 +113,7 @@ def train(
         if logits.ndim != 2 or logits.shape[1] <= last:
             raise DataError(
                 "data-label-out-of-range",
-                f"{data.name} has labels to {last}, the model outputs of shape "
-                f"{tuple(logits.shape)}; give it one output a class",
+                f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}; give one output a class",
             )
         if taught is None:
             return ONE.loss(logits, labels)
@@ -200,11 +198,9 @@ def train_source(
     how, place = preprocessing, device_named(device)
     name, options = network_options(network.removeprefix("zoo:"))
     if "classes" in options:
-        raise OptionError(
-            "option-conflict",
-            f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}, "
-            "which make the outputs; leave it out, or choose classes of the data",
-        )
+        why = f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}"
+        advice = "these make the outputs: leave it out, or choose classes of the data"
+        raise OptionError("option-conflict", f"{why}; {advice}")
     channels = options.setdefault("channels", images.images.shape[1])
     side = (how.size if how else None) or (32, 32)
     if "size" in zoo.entry(name).defaults:
@@ -224,21 +220,11 @@ def train_source(
     except RuntimeError as error:
         raise OptionError(
             "option-source-size",
-            f"{name} does not take images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
+            f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
         ) from None
-    found = train(
-        model.to(place),
-        images,
-        preprocessing=how,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        augment=augment,
-        seed=seed,
-        teacher=teacher,
-        distillation=distillation,
-    )
-    scores = {"train_accuracy": found}
+    schedule: Any = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment, "seed": seed}
+    teaching: Any = {"teacher": teacher, "distillation": distillation}
+    scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **schedule, **teaching)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
     source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))

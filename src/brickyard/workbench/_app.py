@@ -142,9 +142,7 @@ def _questions(app: FastAPI, bench: Bench) -> None:
     @app.get("/api/assemblies/{key}/file")
     def _file(key: str, kind: str) -> Response:
         if kind not in KINDS:
-            raise OptionError(
-                "option-choice", f"a file of kind {kind[:40]!r} was asked for; use one of {', '.join(KINDS)}"
-            )
+            raise OptionError("option-choice", f"the file's kind must be one of {', '.join(KINDS)}, got {kind[:40]!r}")
         content, name = bench.file(key, kind)
         return Response(
             content, media_type=KINDS[kind], headers={"content-disposition": f'attachment; filename="{name}"'}
@@ -186,7 +184,8 @@ def _form(request: Request, limits: Limits) -> Any:
     kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
     if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
         raise OptionError(
-            "option-plan-invalid", "a form of kind multipart/form-data is needed; use the workbench's own page"
+            "option-plan-invalid",
+            "the request must be a form of type multipart/form-data; use the workbench's own page",
         )
     return request.form(max_files=limits.files, max_fields=1)
 
@@ -204,7 +203,9 @@ def _place(field: str) -> tuple[int, int]:
     """Part and class from a field's name, such as "0.2"."""
     part, _, place = field.partition(".")
     if not (part.isascii() and part.isdigit() and place.isascii() and place.isdigit() and len(field) < 12):
-        raise DataError("data-type", f"labelled pictures are fields BRICK.CLASS, such as 0.2; {field[:40]!r} was given")
+        raise DataError(
+            "data-type", f"labelled pictures must be in fields named BRICK.CLASS, such as 0.2, got {field[:40]!r}"
+        )
     return int(part), int(place)
 
 
@@ -214,6 +215,6 @@ async def _content(item: Any, limits: Limits) -> tuple[str, bytes]:
     content: bytes = await item.read(limits.file_bytes + 1)
     if len(content) > limits.file_bytes:
         raise DataError(
-            "data-image-too-large", f"{name!r} is too large: {limits.file_bytes >> 20} MiB is the limit of one picture"
+            "data-image-too-large", f"{name!r} is too large; the limit is {limits.file_bytes >> 20} MiB per picture"
         )
     return name, content

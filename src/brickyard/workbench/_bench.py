@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.base._options import SCALINGS as SCALING_HELP
 from brickyard.base._options import AssembleOptions
-from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._records import AssemblyManifest, AxisRecord, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import kept_text, selection_text
 from brickyard.component._predictor import REJECT
@@ -105,13 +105,11 @@ class Plan:
             raise OptionError("option-plan-invalid", f"a plan is an object with bricks, {', '.join(known)}")
         bricks = value.get("bricks")
         if not isinstance(bricks, list) or not all(isinstance(name, str) for name in bricks):
-            raise OptionError("option-plan-invalid", "the bricks of a plan are a list of names")
+            raise OptionError("option-plan-invalid", "the bricks of a plan must be a list of names")
         if len(bricks) > limits.bricks:
-            raise OptionError(
-                "option-range", f"{len(bricks)} bricks were asked for; {limits.bricks} is the limit of one classifier"
-            )
+            raise OptionError("option-range", f"a classifier has at most {limits.bricks} bricks, got {len(bricks)}")
         if len(set(bricks)) != len(bricks):
-            raise OptionError("option-plan-invalid", "a brick is in the plan twice; take one of them out")
+            raise OptionError("option-plan-invalid", "a brick is in the plan twice; remove one of them")
         options = {name: one.check(value.get(name, one.default)) for name, one in known.items()}
         return cls(tuple(bricks), options)
 
@@ -126,7 +124,7 @@ class Kept:
 
 
 class Bench:
-    """All that the page's requests do, one at a time.
+    """All that the page's requests do, one at a time; what cannot be done is a BrickyardError that says why.
 
     Args:
         yard: A yard, or the path of one.
@@ -166,20 +164,11 @@ class Bench:
                 {"name": name, "text": s.help, "few_shot": s.few_shot, "gated": s.gated} for name, s in SCALINGS.items()
             ],
             "options": [_control(option) for option in form_options().values()],
-            "limits": {
-                "file_bytes": self.limits.file_bytes,
-                "files": self.limits.files,
-                "body_bytes": self.limits.body_bytes,
-                "bricks": self.limits.bricks,
-            },
+            "limits": {name: getattr(self.limits, name) for name in ("file_bytes", "files", "body_bytes", "bricks")},
         }
 
     def manifest(self, name: str) -> ComponentManifest:
-        """The manifest of a brick.
-
-        Raises:
-            FileError: There is no such brick, or it cannot be read.
-        """
+        """The manifest of a brick."""
         key = name, self.yard.entry(name).sha256
         if key not in self._manifests:
             self._manifests[key] = self._component(name).manifest
@@ -195,17 +184,10 @@ class Bench:
         """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""
         with self._turn():
             manifest = self.manifest(name)
-        axes: list[dict[str, Any]] = []
-        for axis, record in manifest.axes.items():
-            count = min(record.size, CELLS)
-            kept, size = [0] * count, [0] * count
-            chosen = set(record.kept)
-            for channel in range(record.size):
-                cell = channel * count // record.size
-                size[cell] += 1
-                kept[cell] += channel in chosen
-            cells = [round(k / s, 3) for k, s in zip(kept, size, strict=True)]
-            axes.append({"name": axis, "size": record.size, "kept": len(record.kept), "cells": cells})
+        axes = [
+            {"name": axis, "size": record.size, "kept": len(record.kept), "cells": _cells(record)}
+            for axis, record in manifest.axes.items()
+        ]
         return {
             "name": name,
             "classes": manifest.classes,
@@ -221,11 +203,7 @@ class Bench:
         }
 
     def sample(self, name: str) -> bytes:
-        """The bytes of a sample picture.
-
-        Raises:
-            FileError: There is none of that name.
-        """
+        """The bytes of a sample picture."""
         found = pictures.sample_paths(self._samples).get(name)
         content = b""
         if found is not None:
@@ -234,7 +212,7 @@ class Bench:
                 with open(place, "rb") as file:
                     content = file.read(self.limits.file_bytes + 1)
         if not 0 < len(content) <= self.limits.file_bytes:
-            raise FileError("file-missing", "there is no such sample in the yard, or it is too large; reload the page")
+            raise FileError("file-missing", "the yard has no such sample, or it is too large; reload the page")
         return content
 
     def sample_thumbnail(self, name: str) -> bytes:
@@ -246,11 +224,7 @@ class Bench:
     # -- plans ---------------------------------------------------------------------------------------------
 
     def plan(self, plan: Plan) -> dict[str, Any]:
-        """What a plan would give: classes, costs, what its bricks share, and which forms are possible.
-
-        Raises:
-            FileError: A brick is not in the yard.
-        """
+        """What a plan would give: classes, costs, what its bricks share, and which forms are possible."""
         with self._turn():
             entries = [self.yard.entry(name) for name in plan.bricks]
             parts = [self.manifest(name) for name in plan.bricks]
@@ -280,12 +254,9 @@ class Bench:
         Args:
             plan: What to build.
             labelled: Names and bytes of labelled pictures, by part and by class of the part.
-
-        Raises:
-            BrickyardError: The library says why it cannot be done.
         """
         if not plan.bricks:
-            raise OptionError("option-empty", "no brick is in the tray; add one or more first")
+            raise OptionError("option-empty", "the tray is empty; add one or more bricks first")
         with self._turn():
             parts = [self._component(name) for name in plan.bricks]
             images = self._labelled([part.manifest for part in parts], labelled)
@@ -313,13 +284,9 @@ class Bench:
         }
 
     def kept(self, name: str) -> Kept:
-        """A classifier that was built before.
-
-        Raises:
-            GoneError: It is not kept any more.
-        """
+        """A classifier that was built before."""
         if name not in self._kept:
-            raise GoneError("workbench-gone", "this classifier is not kept any more; assemble it again")
+            raise GoneError("workbench-gone", "this classifier is no longer kept; assemble it again")
         self._kept.move_to_end(name)
         return self._kept[name]
 
@@ -328,7 +295,7 @@ class Bench:
     ) -> list[tuple[Tensor, Tensor] | None] | None:
         if not labelled:
             return None
-        end = _Deadline(self.limits.work_seconds)
+        end = time.monotonic() + self.limits.work_seconds
         pictures.check_all((item for items in labelled.values() for item in items), self.limits)
         found: list[tuple[Tensor, Tensor] | None] = []
         for index, part in enumerate(parts):
@@ -339,40 +306,36 @@ class Bench:
                 if not own:
                     raise DataError(
                         "data-class-without-images",
-                        f"class {name!r} has no picture; give at least one a class, better five",
+                        f"class {name!r} has no picture; give at least one per class, preferably five",
                     )
-                for title, content in own:
-                    end.check()
-                    picture = pictures.decode(content, title, self.limits)
-                    shown.append(pictures.fitted(pictures.shrunk(picture, parts), parts))
-                    labels.append(part.task[place])
+                shown += [self._picture(title, content, parts, end) for title, content in own]
+                labels += [part.task[place]] * len(own)
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
             raise DataError(
-                "data-unknown-class", f"pictures were given for brick {min(labelled)[0]}, which has no such class"
+                "data-unknown-class", f"pictures were given for a class that brick {min(labelled)[0]} does not have"
             )
         return found
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
-        """What a classifier says to pictures, and what each of its bricks says by itself.
-
-        Raises:
-            BrickyardError: It is not kept any more, or a picture cannot be used.
-        """
+        """What a classifier says to pictures, and what each of its bricks says by itself."""
         with self._turn():
             kept = self.kept(name)
             pictures.check_all(shown, self.limits)
-            end = _Deadline(self.limits.work_seconds)
-            answers: list[dict[str, Any]] = []
-            for title, content in shown:
-                end.check()
-                answers.append(self._answer(kept, title, content))
-            return answers
+            end = time.monotonic() + self.limits.work_seconds
+            return [self._answer(kept, title, content, end) for title, content in shown]
 
-    def _answer(self, kept: Kept, title: str, content: bytes) -> dict[str, Any]:
-        parts = kept.assembly.manifest.parts
+    def _picture(self, title: str, content: bytes, parts: Sequence[ComponentManifest], end: float) -> Tensor:
+        """A picture as the parts can take it; none is begun after the end of a request's time."""
+        if time.monotonic() > end:
+            raise BusyError(
+                "workbench-too-slow", "the pictures take too long to process; send fewer at once, or shrink them first"
+            )
         picture = pictures.decode(content, title, self.limits)
-        image = pictures.fitted(pictures.shrunk(picture, parts), parts)
+        return pictures.fitted(pictures.shrunk(picture, parts), parts)
+
+    def _answer(self, kept: Kept, title: str, content: bytes, end: float) -> dict[str, Any]:
+        image = self._picture(title, content, kept.assembly.manifest.parts, end)
         chances = kept.assembly.predict_proba([image])[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)
@@ -413,18 +376,12 @@ class Bench:
             return path.read_bytes(), title
 
 
-class _Deadline:
-    """The time after which nothing more of a request is begun."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    def check(self) -> None:
-        """Raise BusyError after that time."""
-        if time.monotonic() > self.end:
-            raise BusyError(
-                "workbench-too-slow", "the pictures take too long; send fewer at once, or make them smaller first"
-            )
+def _cells(record: AxisRecord) -> list[float]:
+    """For each of a few runs of channels, the share that is kept."""
+    count = min(record.size, CELLS)
+    kept = Counter(channel * count // record.size for channel in record.kept)
+    starts = [-(-cell * record.size // count) for cell in range(count + 1)]
+    return [round(kept[cell] / (starts[cell + 1] - starts[cell]), 3) for cell in range(count)]
 
 
 def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     if pieces(content) > PIECES:
         raise DataError(
             "data-image-too-large",
-            f"{name!r} is no picture that is worth its trouble: it has more than {PIECES:,} pieces; save it again",
+            f"{name!r} is not a usable picture: it has more than {PIECES:,} pieces; save it again",
         )
     try:
         with warnings.catch_warnings():
@@ -46,24 +46,23 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     except Image.DecompressionBombError:
         raise DataError(
             "data-image-too-large",
-            f"{name!r} has far too many pixels; {limits.pixels / 1e6:g} million is the limit: make it smaller first",
+            f"{name!r} has far too many pixels; the limit is {limits.pixels / 1000000.0:g} million: shrink it first",
         ) from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         raise DataError(
-            "data-unreadable-image", f"{name!r} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP"
+            "data-unreadable-image", f"{name!r} is not a readable picture; give a PNG, JPEG, WebP, GIF or BMP"
         ) from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
+        most = f"{limits.pixels / 1e6:g} million is the limit, and {limits.side:,} for a side"
         raise DataError(
-            "data-image-too-large",
-            f"{name!r} has {width} x {height} pixels; {limits.pixels / 1e6:g} million is the limit, and "
-            f"{limits.side:,} for a side: make it smaller first",
+            "data-image-too-large", f"{name!r} has {width} x {height} pixels; {most}: make it smaller first"
         )
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
         raise DataError(
             "data-image-too-large",
-            f"{name!r} goes over its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
+            f"{name!r} scans its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
         )
     return image
 
@@ -79,11 +78,8 @@ def check_all(shown: Iterable[tuple[str, bytes]], limits: Limits) -> None:
         image = checked(content, name, limits)
         total += image.width * image.height
     if total > limits.all_pixels:
-        raise DataError(
-            "data-image-too-large",
-            f"the pictures have {total / 1e6:,.0f} million pixels together; {limits.all_pixels / 1e6:g} million is the "
-            "limit of one request: send fewer, or make them smaller first",
-        )
+        why = f"the pictures have {total / 1e6:,.0f} million pixels together; {limits.all_pixels / 1e6:g} million"
+        raise DataError("data-image-too-large", f"{why} is the limit of one request: send fewer, or make them smaller")
 
 
 def decode(content: bytes, name: str, limits: Limits) -> Tensor:

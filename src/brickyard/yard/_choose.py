@@ -1,12 +1,16 @@
-"""Which components of a yard to assemble a classifier of some classes from, and why."""
+"""Which components of a yard to assemble a classifier of some classes from, and why.
+
+The choice is an exact cover of the wanted classes. SciPy's `milp` (the solver HiGHS) finds the best one and proves it.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
+from brickyard.base._checks import is_whole
 from brickyard.base._errors import OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.yard._index import Entry
@@ -31,44 +35,64 @@ def choose(
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)
     for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (not is_whole(value) or value < 1):
             raise OptionError(
-                "option-range", f"{limit}={value!r} is no whole number above 0; give one, or leave it out"
+                "option-range", f"{limit} must be a positive integer, got {value!r}; correct it, or leave it out"
             )
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
             "task-not-in-yard",
-            f"no component in the yard has {_named('the class', missing)}"
-            f"{_near_names(missing, known)}; cut components for them and add these to the yard",
+            "no component in the yard has "
+            f"{_named('the class', missing)}{_near_names(missing, known)}; cut components that do, "
+            "and add them to the yard",
         )
     parts = [Part(e.name, e.classes, _loss(e), e.parameters, e.flops) for e in entries]
-    found = cover(parts, wanted, max_parameters=max_parameters, max_flops=max_flops)
-    if not found.parts:
-        free = cover(parts, wanted) if max_parameters is not None or max_flops is not None else found
-        raise TaskError("task-not-coverable", _why_none(wanted, free.parts, found.complete, max_parameters, max_flops))
+    try:
+        found = cover(parts, wanted, max_parameters=max_parameters, max_flops=max_flops)
+        free = found or cover(parts, wanted)
+    except StoppedError:
+        raise TaskError(
+            "task-not-coverable",
+            f"no best choice of components was found for {_named('the class', wanted)}: the search was stopped after "
+            f"{NODES:,} steps; ask for fewer classes, or remove components that you do not need from the yard",
+        ) from None
+    if not found:
+        raise TaskError("task-not-coverable", _why_none(wanted, free, max_parameters, max_flops))
     owners = {name: [e for e in entries if name in e.classes] for name in wanted}
     by_name = {entry.name: entry for entry in entries}
-    return [_choice(by_name[part.name], owners, found.complete) for part in found.parts]
+    return [_choice(by_name[part.name], owners) for part in found]
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Check that classes are given as a list.
+
+    Raises:
+        OptionError: They are not.
+    """
+    if isinstance(classes, str):
+        raise OptionError(
+            "option-type",
+            f"classes must be a list of names, got the string {classes!r}; give a list, such as [{classes!r}]",
+        )
+    if not isinstance(classes, Iterable):
+        raise OptionError(
+            "option-type", f"classes must be a list of names, got {brief(classes)} of type {type(classes).__name__}"
+        )
 
 
 def _checked(classes: Sequence[str]) -> list[str]:
     """Wanted classes, each once."""
-    if isinstance(classes, str):
-        raise OptionError(
-            "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
-        )
-    if not isinstance(classes, Iterable):
-        raise OptionError(
-            "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
-        )
+    check_names(classes)
     wanted = list(classes)
     if wrong := [name for name in wanted if not isinstance(name, str)]:
-        raise OptionError("option-type", f"classes are chosen by name; {wrong[0]!r} was given: give texts")
+        raise OptionError("option-type", f"classes must be names, got {wrong[0]!r}; give strings")
     if not wanted:
-        raise TaskError("task-empty", "components for no classes were asked for; name at least one")
+        raise TaskError("task-empty", "classes is empty; name at least one class")
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
-        raise TaskError("task-duplicate-class", f"{_named('the class', twice)} was asked for twice; name each once")
+        raise TaskError(
+            "task-duplicate-class", f"classes lists {_named('the class', twice)} more than once; name each once"
+        )
     return wanted
 
 
@@ -84,14 +108,7 @@ def _near_names(missing: Sequence[str], known: set[str]) -> str:
     return f" ({'; '.join(hints)})" if hints else ""
 
 
-def _why_none(
-    wanted: Sequence[str], free: Sequence[Part], complete: bool, max_parameters: int | None, max_flops: int | None
-) -> str:
-    if not complete:
-        return (
-            f"no choice of components was found for {_named('the class', wanted)}, and there are too many to look at "
-            "all; ask for fewer classes, or raise the limits"
-        )
+def _why_none(wanted: Sequence[str], free: Sequence[Part], max_parameters: int | None, max_flops: int | None) -> str:
     if not free:
         return (
             f"no choice of components has each of {_named('the class', wanted)} once and no class twice: their classes "
@@ -112,7 +129,7 @@ def _loss(entry: Entry) -> int:
     return round(1000 * (1 - (1 / len(entry.classes) if entry.accuracy is None else entry.accuracy)))
 
 
-def _choice(entry: Entry, owners: dict[str, list[Entry]], complete: bool) -> Choice:
+def _choice(entry: Entry, owners: dict[str, list[Entry]]) -> Choice:
     """Why a component was chosen, in a line."""
     own = tuple(name for name in owners if name in entry.classes)
     extra = [name for name in entry.classes if name not in owners]
@@ -125,19 +142,15 @@ def _choice(entry: Entry, owners: dict[str, list[Entry]], complete: bool) -> Cho
         why.append(f"chosen over {others:,} other{'s' if others > 1 else ''} with some of these classes")
     if extra:
         names = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-        why.append(
-            f"also brings {names}, not asked for" + (": no choice brings fewer such classes" if complete else "")
-        )
+        why.append(f"also brings {names}, not asked for: no choice brings fewer such classes")
     else:
         why.append("all its classes are wanted")
     why.append("accuracy not known" if entry.accuracy is None else f"accuracy {entry.accuracy:.1%}")
     why.append(f"{entry.parameters:,} parameters")
-    if not complete:
-        why.append("the search was stopped early, so there may be a better choice")
     return Choice(entry, own, "; ".join(why))
 
 
-MAX_STEPS = 3_000_000  # parts looked at, in one search: about a second
+NODES = 2_000  # of the search tree, for one answer of the solver
 
 
 @dataclass(frozen=True)
@@ -151,25 +164,8 @@ class Part:
     flops: int
 
 
-@dataclass(frozen=True)
-class Cover:
-    """The parts that were found, and whether the search was complete, so that there is no better choice."""
-
-    parts: tuple[Part, ...]
-    complete: bool
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    part: Part
-    mask: int  # all its classes, as bits
-    wanted: int  # the wanted ones among them
-    cost: tuple[int, int, int, int, int]  # unwanted classes, parts, loss, parameters, FLOPs: what is added up
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Its cost, divided among the wanted classes that it covers."""
-        return tuple(value / self.wanted.bit_count() for value in self.cost)
+class StoppedError(Exception):
+    """The solver reached its limit before it had proved anything."""
 
 
 def cover(
@@ -178,125 +174,133 @@ def cover(
     *,
     max_parameters: int | None = None,
     max_flops: int | None = None,
-    max_steps: int = MAX_STEPS,
-) -> Cover:
+    nodes: int = NODES,
+) -> list[Part]:
     """Find the best parts that have each wanted class exactly once, and no other class twice.
 
     Best means: fewest classes that are not wanted, then fewest parts, then the smallest loss (summed over the wanted
-    classes), then fewest parameters, then fewest FLOPs, then the first in the alphabet. Limits count sums.
+    classes), then fewest parameters, then fewest FLOPs, then the first in the alphabet (their sorted names are compared
+    one by one). Each of these is solved for in turn, with the totals found before as limits. Limits count sums.
 
     Args:
         parts: What there is to choose from.
         wanted: Names of the classes, each once.
         max_parameters: Most parameters in all.
         max_flops: Most FLOPs in all.
-        max_steps: After so many looks at parts, the best that was found by then is returned.
+        nodes: Nodes of the search tree that the solver may open for one answer.
 
     Returns:
-        The parts, in the order of the wanted classes; none where there is no choice, or none was found.
+        The parts, in the order of the wanted classes; none where there is no choice.
+
+    Raises:
+        StoppedError: The solver opened so many nodes without a proof.
 
     Example:
         >>> from brickyard.yard._choose import Part, cover
         >>> parts = [Part("ab", ("a", "b"), 20, 9, 9), Part("b", ("b",), 0, 5, 5), Part("a", ("a",), 0, 5, 5)]
-        >>> [part.name for part in cover(parts, ["a", "b"]).parts]
+        >>> [part.name for part in cover(parts, ["a", "b"])]
         ['ab']
-        >>> [part.name for part in cover(parts, ["a", "b"], max_parameters=8).parts]
+        >>> [part.name for part in cover(parts, ["a", "b"], max_parameters=8)]
         []
     """
-    limits = (math.inf, math.inf, math.inf, _limit(max_parameters), _limit(max_flops))
-    candidates = _candidates(parts, wanted, limits)
-    best, complete = _search(candidates, len(wanted), limits, max_steps, (0, 1, 2, 3, 4))
-    if best is None and not complete:  # another order may come upon one that fits
-        best, complete = _search(candidates, len(wanted), limits, max_steps, (3, 4, 1, 0, 2))
+    candidates = _candidates(parts, wanted, limited=max_parameters is not None or max_flops is not None)
+    if not set(wanted) <= {name for part, _ in candidates for name in part.classes}:
+        return []
+    program = _Program([part.classes for part, _ in candidates], wanted, nodes)
+    costs = [list(values) for values in zip(*(costs for _, costs in candidates), strict=True)]
+    for values, limit in ((costs[3], max_parameters), (costs[4], max_flops)):
+        if limit is not None:
+            program.limit(values, limit)
+    found: list[int] = []
+    for values in costs:
+        best = program.solve(values)
+        if best is None:
+            return []
+        found = best
+        program.limit(values, sum(values[k] for k in found))
     place = {name: k for k, name in enumerate(wanted)}
-    found = sorted(best or (), key=lambda part: min(place[name] for name in part.classes if name in place))
-    return Cover(tuple(found), complete)
+    chosen = [candidates[k][0] for k in program.first(found)]
+    return sorted(chosen, key=lambda part: min(place[name] for name in part.classes if name in place))
 
 
-def _limit(value: int | None) -> float:
-    return math.inf if value is None else value
+def _candidates(parts: Sequence[Part], wanted: Sequence[str], limited: bool) -> list[tuple[Part, tuple[int, ...]]]:
+    """Parts that may be in the best cover, by name, with what each adds: other classes, parts, loss, both sizes.
 
-
-def _candidates(parts: Sequence[Part], wanted: Sequence[str], limits: Sequence[float]) -> list[_Candidate]:
-    """Parts that may be in the best cover: of those with the same classes, only those that none beats in everything."""
+    Of those with the same classes: without limits the best, with limits all that no other beats in everything.
+    """
     asked = set(wanted)
-    bits = {name: 1 << k for k, name in enumerate(wanted)}
-    groups: dict[int, list[_Candidate]] = {}
+    groups: dict[frozenset[str], list[tuple[Part, tuple[int, ...]]]] = {}
     for part in sorted(parts, key=lambda part: (part.loss, part.parameters, part.flops, part.name)):
-        if len(set(part.classes)) < len(part.classes) or asked.isdisjoint(part.classes):
+        classes = frozenset(part.classes)
+        own = len(classes & asked)
+        if len(classes) < len(part.classes) or not own:
             continue
-        mask = 0
-        for name in part.classes:
-            mask |= bits.setdefault(name, 1 << len(bits))
-        own = mask & ((1 << len(wanted)) - 1)
-        count = own.bit_count()
-        cost = (mask.bit_count() - count, 1, part.loss * count, part.parameters, part.flops)
-        if any(value > limit for value, limit in zip(cost, limits, strict=True)):
-            continue
-        group = groups.setdefault(mask, [])
-        if not any(all(a <= b for a, b in zip(other.cost, cost, strict=True)) for other in group):
-            group.append(_Candidate(part, mask, own, cost))
-    if all(limit == math.inf for limit in limits):
-        groups = {mask: group[:1] for mask, group in groups.items()}
-    return [candidate for group in groups.values() for candidate in group]
+        costs = (len(classes) - own, 1, part.loss * own, part.parameters, part.flops)
+        group = groups.setdefault(classes, [])
+        if not any(not limited or all(a <= b for a, b in zip(other, costs, strict=True)) for _, other in group):
+            group.append((part, costs))
+    return sorted((found for group in groups.values() for found in group), key=lambda found: found[0].name)
 
 
-def _search(
-    candidates: Sequence[_Candidate], count: int, limits: Sequence[float], max_steps: int, order: Sequence[int]
-) -> tuple[tuple[Part, ...] | None, bool]:
-    """The best cover, and whether all were looked at. Candidates are tried in the order of those shares of cost."""
+class _Program:
+    """Exact cover as an integer program: a variable of 0 or 1 for each candidate, a row for each class."""
 
-    def first(candidate: _Candidate) -> tuple[tuple[float, ...], str]:
-        shares = candidate.shares
-        return tuple(shares[k] for k in order), candidate.part.name
+    def __init__(self, classes: Sequence[tuple[str, ...]], wanted: Sequence[str], nodes: int) -> None:
+        import numpy as np
+        from scipy.sparse import csr_array
 
-    having: list[list[_Candidate]] = [[] for _ in range(count)]
-    for candidate in sorted(candidates, key=first):
-        for k in _bits(candidate.wanted):
-            having[k].append(candidate)
-    if not all(having):
-        return None, True
-    # No cover adds less for class k than this: every part's cost, divided among the classes that it covers.
-    least = [[min(shares) for shares in zip(*(c.shares for c in group), strict=True)] for group in having]
-    best: tuple[tuple[int, ...], list[str], tuple[_Candidate, ...]] | None = None
-    stack: list[tuple[int, int, tuple[int, ...], tuple[_Candidate, ...]]] = [((1 << count) - 1, 0, (0,) * 5, ())]
-    steps = 0
-    while stack:
-        left, used, cost, chosen = stack.pop()
-        if not left:
-            names = sorted(c.part.name for c in chosen)
-            if best is None or (cost, names) < best[:2]:
-                best = (cost, names, chosen)
-            continue
-        open_classes = list(_bits(left))
-        bound = tuple(
-            value + math.ceil(sum(least[k][i] for k in open_classes) * (1 - 1e-9) - 1e-6)
-            for i, value in enumerate(cost)
-        )
-        if (best is not None and bound > best[0]) or any(b > most for b, most in zip(bound, limits, strict=True)):
-            continue
-        if steps > max_steps:
-            return (tuple(c.part for c in best[2]) if best else None), False
-        fitting: list[_Candidate] | None = None
-        for k in open_classes:
-            fit = [c for c in having[k] if not c.mask & used]
-            steps += len(having[k]) + 1
-            if fitting is None or len(fit) < len(fitting):
-                fitting = fit
-            if len(fitting) <= 1:
-                break
-        for c in reversed(fitting or []):
-            total = tuple(a + b for a, b in zip(cost, c.cost, strict=True))
-            if any(value > most for value, most in zip(total, limits, strict=True)):
-                continue
-            stack.append((left & ~c.wanted, used | c.mask, total, (*chosen, c)))
-    return (tuple(c.part for c in best[2]) if best else None), True
+        self.count, self.nodes = len(classes), nodes
+        rows = {name: k for k, name in enumerate(wanted)}
+        pairs = [(rows.setdefault(name, len(rows)), k) for k, names in enumerate(classes) for name in names]
+        matrix = csr_array((np.ones(len(pairs)), np.array(pairs).T), (len(rows), self.count))
+        least = np.arange(len(rows)) < len(wanted)  # each wanted class once, each other at most once
+        self.constraints: list[Any] = [(matrix, least, 1)]
+        self.limits: list[tuple[list[int], int]] = []
+
+    def limit(self, values: list[int], most: int) -> None:
+        """Let the chosen values add up to no more than this."""
+        self.limits.append((values, most))
+        scale = _scale(values)
+        self.constraints.append(([value / scale for value in values], -float("inf"), most / scale))
+
+    def _some(self, indices: Iterable[int], least: float, most: float) -> tuple[Any, float, float]:
+        """A constraint: between so many of these are chosen."""
+        chosen = set(indices)
+        return [float(k in chosen) for k in range(self.count)], least, most
+
+    def solve(self, values: Sequence[int], *more: Any) -> list[int] | None:
+        """The cover with the smallest sum of values; None where there is none."""
+        from scipy.optimize import milp
+
+        options = {"node_limit": self.nodes, "mip_rel_gap": 0}
+        scale = _scale(values)
+        costs = [value / scale for value in values]
+        while True:
+            constraints = [*self.constraints, *more]
+            result = milp(costs, integrality=1, bounds=(0, 1), constraints=constraints, options=options)
+            if result.status == 2:
+                return None
+            if result.status:
+                raise StoppedError(result.message)
+            found = [k for k, value in enumerate(result.x) if value > 0.5]
+            if all(sum(values[k] for k in found) <= most for values, most in self.limits):
+                return found
+            # Floating point took large numbers for small enough; this is no cover, and the search goes on without it.
+            self.constraints.append(self._some(found, 0, len(found) - 1))
+
+    def first(self, found: list[int]) -> list[int]:
+        """Of all covers within the limits, the one whose candidates come first; all have as many as `found`."""
+        if self.solve(range(self.count), self._some(found, 0, len(found) - 1)) is None:
+            return found  # there is no other
+        place = 0
+        while place < len(found):
+            before = found[:place]
+            earlier = self._some(set(range(found[place])).difference(before), 1, place + len(found))
+            better = self.solve(range(self.count), self._some(before, place, place), earlier)
+            place, found = (place + 1, found) if better is None else (place, better)
+        return found
 
 
-def _bits(mask: int) -> list[int]:
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
+def _scale(values: Sequence[int]) -> float:
+    """What to divide values by so that the solver, which allows for errors of 1e-6, still tells them apart."""
+    return max(1, max(values) / 1e6)

@@ -1,17 +1,26 @@
-"""What a yard knows of its components: entries, read from files or from the index, which is checked by hand.
+"""What a yard knows of its components: entries, read from their files, or from an index of these in SQLite.
 
-An index of ten thousand entries is read in a fraction of a second, without torch. It is only believed if everything in
-it has the right form.
+SQLite commits changes whole or not at all, undoes one whose process was killed, and lets others read meanwhile. Kept by
+hand is what it does not give:
+
+- Turns of processes that write (`Yard._lock`): a turn is a file and its row together, and lasts while the index is made
+  again. A wait for SQLite's own lock cannot be interrupted.
+- Distrust. The index is a cache that anyone may have written: a database is opened only if neither it nor its journal
+  could lead SQLite to another file; it must have our table and nothing else; and every value is checked. Where
+  anything is not as it should be, the index is made again from the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import sqlite3
 import stat
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +30,23 @@ if TYPE_CHECKING:
     from brickyard.base._records import ComponentManifest, NetworkSpec
 
 
-INDEX = "index.json"
-INDEX_VERSION = 1
+INDEX, JOURNAL, LOGS = "index.sqlite", "index.sqlite-journal", ("-wal", "-shm")
+STAGE = ".adding"  # a folder for files that are prepared; cleared by who writes next
+OLD_INDEX = "index.json"  # of earlier versions; it is taken over
 MAX_INDEX = 1 << 28
+MAX_TEXT = 1 << 26  # of one value
 MAX_NUMBER = 1 << 62  # bytes, parameters, FLOPs
-KIND = "brickyard yard"
+BUSY = 30  # seconds that a process may take to commit or read
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ARCHITECTURE = re.compile(r"[0-9a-f]{12}|")
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 WIDTHS = ("out_features", "out_channels")  # arguments that say how many outputs a layer has
+OTHER_FILES = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names another file, which SQLite would delete
+SCHEMA = (
+    "CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT, bytes INTEGER, classes TEXT, reject INTEGER, source TEXT, "
+    "source_sha256 TEXT, parameters INTEGER, flops INTEGER, accuracy REAL, input_shape TEXT, architecture TEXT, "
+    "changed INTEGER, why TEXT) WITHOUT ROWID"
+)
 
 Stamp = tuple[int, int]  # a file's size and time of change, in bytes and nanoseconds
 
@@ -75,32 +91,8 @@ class Entry:
         return {**asdict(self), "classes": list(self.classes), "input_shape": list(self.input_shape)}
 
 
-@dataclass(frozen=True)
-class Record:
-    """An entry, and when its file was last changed, in nanoseconds."""
-
-    entry: Entry
-    changed: int
-
-
-@dataclass
-class Shelf:
-    """Records of components by name, and of files that hold none: size and time of change, and why."""
-
-    records: dict[str, Record] = field(default_factory=dict)
-    others: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
-
-    def take(self, name: str, stamp: Stamp, other: Shelf) -> bool:
-        """Take over what another shelf knows of a file, if the file has not changed; whether it did."""
-        record = other.records.get(name)
-        if record is not None and (record.entry.bytes, record.changed) == stamp:
-            self.records[name] = record
-            return True
-        left_out = other.others.get(name)
-        if left_out is not None and left_out[0] == stamp:
-            self.others[name] = left_out
-            return True
-        return False
+Known = dict[str, tuple[Stamp, Entry | str]]  # by name: the file's stamp, and its entry, or why it has none
+Read = tuple[tuple[int, ...], Known]  # what differs between two states of an index, and what it says
 
 
 def is_name(name: object) -> bool:
@@ -108,90 +100,187 @@ def is_name(name: object) -> bool:
     return isinstance(name, str) and NAME.fullmatch(name) is not None and not name.endswith(".safetensors")
 
 
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Size and time of change, as SQLite's numbers of 64 bits."""
+    return status.st_size, status.st_mtime_ns % (1 << 63)
+
+
 # -- the index ---------------------------------------------------------------------------------------------
 
 
-def written(shelf: Shelf) -> bytes:
-    """The text of an index."""
-    rows = [[*vars(e).values(), record.changed] for _, record in sorted(shelf.records.items()) for e in (record.entry,)]
-    others = [[name, *stamp, why] for name, (stamp, why) in sorted(shelf.others.items())]
-    value = {"kind": KIND, "format": INDEX_VERSION, "components": rows, "others": others}
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+def read_index(path: Path, last: Read | None = None) -> Read | None:
+    """What an index says; None where it cannot be read or anything in it is not as it should be.
 
-
-def read_index(path: Path) -> Shelf | None:
-    """What an index says, or None where it cannot be read or anything in it is not as it should be."""
+    Args:
+        path: The index.
+        last: What was read last; returned again where nothing was written since.
+    """
     try:
-        place = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(place, "rb") as file:
-            status = os.fstat(place)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_INDEX:
+        size = path.lstat().st_size
+        with contextlib.closing(_opened(path)) as base:
+            base.execute("PRAGMA query_only = ON")
+            if base.execute("SELECT type, name, sql FROM sqlite_master").fetchmany(2) != [("table", "files", SCHEMA)]:
                 return None
-            data = file.read(MAX_INDEX)
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-        if SURROGATE.search(data):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a character is an error
-        return _shelf(value)
-    except (OSError, ValueError, TypeError, RecursionError):
+            base.execute("BEGIN")
+            state = _state(path, base.execute("PRAGMA user_version").fetchone()[0])
+            if last is not None and last[0] == state:
+                return last
+            return state, _checked(base.execute("SELECT * FROM files"), size)
+    except (sqlite3.Error, OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
+def write_index(path: Path, known: Known, before: Known | None) -> Read:
+    """Write what differs from what the index says now; the yard's lock must be held.
+
+    Args:
+        path: The index.
+        known: What it is to say.
+        before: What it says; None makes it anew.
+
+    Returns:
+        What `read_index` would read.
+
+    Raises:
+        sqlite3.Error: It cannot be written.
+        OSError: The same.
+    """
+    if before is not None:
+        try:
+            return _state(path, _commit(path, known, before)), known
+        except (sqlite3.DatabaseError, ValueError) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 255
+            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
+                raise
+    fresh = path.with_name(STAGE) / INDEX
+    fresh.parent.mkdir(exist_ok=True)
+    fresh.unlink(missing_ok=True)
+    fresh.touch(0o666)  # SQLite would not let a group write, whatever the umask says
+    written = _commit(fresh, known, None)
+    for end in ("-journal", *LOGS):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    os.replace(fresh, path)
+    return _state(path, written), known
 
 
-def _shelf(value: Any) -> Shelf | None:
-    if not isinstance(value, dict) or set(value) != {"kind", "format", "components", "others"}:
-        return None
-    version = value["format"]
-    if value["kind"] != KIND or type(version) is not int or version != INDEX_VERSION:
-        return None
-    rows, others = value["components"], value["others"]
-    if type(rows) is not list or type(others) is not list:
-        return None
-    shelf = Shelf()
-    for row in rows:
-        record = _record(row)
-        if record is None or record.entry.name in shelf.records:
-            return None
-        shelf.records[record.entry.name] = record
-    for row in others:
-        if type(row) is not list or [type(item) for item in row] != [str, int, int, str] or not is_name(row[0]):
-            return None
-        shelf.others[row[0]] = (row[1], row[2]), row[3]
-    return None if shelf.others.keys() & shelf.records.keys() else shelf
+def _commit(path: Path, known: Known, before: Known | None) -> int:
+    """Write what differs into a database, which is empty where nothing was before; the number of the commit."""
+    written = int.from_bytes(os.urandom(4)) >> 1
+    old = before or {}
+    rows = [_row(name, *found) for name, found in known.items() if old.get(name) != found]
+    with contextlib.closing(_opened(path)) as base:
+        base.execute("BEGIN IMMEDIATE")
+        with base:
+            if before is None:
+                base.execute(SCHEMA)
+            base.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in old.keys() - known.keys()])
+            base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 14)})", rows)
+            base.execute(f"PRAGMA user_version = {written}")
+    return written
 
 
-def _record(row: Any) -> Record | None:
-    """One line of the index; None if anything in it is not as it should be."""
-    if type(row) is not list or len(row) != 13:
-        return None
-    name, sha, size, classes, reject, source, source_sha, parameters, flops, accuracy, shape, architecture, changed = (
-        row
-    )
-    for text in (name, sha, source, source_sha, architecture):
-        if type(text) is not str:
-            return None
-    for number in (size, parameters, flops):
-        if type(number) is not int or not 0 <= number <= MAX_NUMBER:
-            return None
-    if type(changed) is not int or type(reject) is not bool or not source:
-        return None
-    if not is_name(name) or not SHA256.fullmatch(sha) or not SHA256.fullmatch(source_sha):
-        return None
-    if not ARCHITECTURE.fullmatch(architecture):
-        return None
-    if type(classes) is not list or not classes or not all(type(item) is str and item for item in classes):
-        return None
-    if type(shape) is not list or not all(type(item) is int and item > 0 for item in shape):
-        return None
-    if accuracy is not None and (type(accuracy) not in (int, float) or not 0 <= accuracy <= 1):
-        return None
-    entry = Entry(
-        name, sha, size, tuple(classes), reject, source, source_sha, parameters, flops, accuracy, tuple(shape),
-        architecture,
-    )  # fmt: skip
-    return Record(entry, changed)
+def _state(path: Path, written: int) -> tuple[int, ...]:
+    """What differs between two states of an index; `written` is drawn anew by every commit of ours."""
+    status = path.lstat()
+    return status.st_ino, *stamp_of(status), written
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection to an index that is there.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It, its journal or its name is not what SQLite may be let at.
+    """
+    _check_plain(path)
+    if any(os.path.lexists(f"{path}{end}") for end in LOGS):
+        raise ValueError("no index of ours has these")
+    with contextlib.suppress(FileNotFoundError):  # it comes and goes with a commit
+        _check_plain(path.with_name(JOURNAL))
+        with path.with_name(JOURNAL).open("rb") as journal:
+            journal.seek(max(0, os.fstat(journal.fileno()).st_size - len(OTHER_FILES)))
+            if journal.read() == OTHER_FILES:
+                raise ValueError("the journal names another file")
+    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", BUSY, isolation_level=None, uri=True)
+    base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_TEXT)
+    base.execute("PRAGMA trusted_schema = OFF")
+    return base
+
+
+def _check_plain(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_INDEX:
+        raise ValueError("no plain file, or too large")
+
+
+def _row(name: str, stamp: Stamp, found: Entry | str) -> tuple[Any, ...]:
+    """A row of the index; see `SCHEMA`."""
+    if isinstance(found, str):
+        return (name, None, stamp[0], *[None] * 9, stamp[1], found)
+    texts = {"classes": json.dumps(found.classes), "input_shape": json.dumps(found.input_shape)}
+    return (*{**vars(found), **texts}.values(), stamp[1], None)
+
+
+def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
+    """What the rows of an index of that size say.
+
+    Raises:
+        ValueError: A row is not as it should be, or there is more of them than the file has room for.
+    """
+    known: Known = {}
+    for *values, changed, why in rows:
+        name, number = values[0], values[2]
+        size -= len(values[3]) + len(values[5]) + len(values[10]) if why is None else len(why)
+        if size < 0 or name in known or type(number) is not int or type(changed) is not int:
+            raise ValueError("no row of an index, or pages of it are read twice")
+        if why is None:
+            values[3], values[10] = json.loads(values[3]), json.loads(values[10])
+            values[4] = {0: False, 1: True}.get(values[4])
+            known[name] = (number, changed), _entry(values)
+        elif is_name(name) and type(why) is str and {values[1], *values[3:]} == {None}:
+            known[name] = (number, changed), why
+        else:
+            raise ValueError("no row of an index")
+    return known
+
+
+def _entry(values: list[Any]) -> Entry:
+    """An entry of its values.
+
+    Raises:
+        ValueError: One is not as it should be.
+    """
+    name, sha, size, classes, reject, source, source_sha, parameters, flops, accuracy, shape, architecture = values
+    if not (
+        is_name(name)
+        and all(type(text) is str for text in (sha, source, source_sha, architecture))
+        and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (size, parameters, flops))
+        and (type(reject), type(classes), type(shape)) == (bool, list, list)
+        and SHA256.fullmatch(sha)
+        and SHA256.fullmatch(source_sha)
+        and ARCHITECTURE.fullmatch(architecture)
+        and source
+        and classes
+        and all(type(item) is str and item for item in classes)
+        and all(type(side) is int and side > 0 for side in shape)
+        and (accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1))
+    ):
+        raise ValueError("no entry")
+    "".join((source, *classes)).encode("utf-8")  # half a character is an error
+    sizes = parameters, flops, accuracy
+    return Entry(name, sha, size, tuple(classes), reject, source, source_sha, *sizes, tuple(shape), architecture)
+
+
+def read_old_index(path: Path) -> Known:
+    """What the index of an earlier version says of components; nothing where it is not believed."""
+    try:
+        _check_plain(path)
+        value = json.loads(path.read_bytes())
+        if (value["kind"], value["format"]) != ("brickyard yard", 1):
+            return {}
+        return {row[0]: ((row[2], row[12]), _entry(row[:12])) for row in value["components"]}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return {}
 
 
 # -- files -------------------------------------------------------------------------------------------------
@@ -211,16 +300,20 @@ def read_entry(path: Path, name: str) -> Entry:
     manifest = text.get("manifest")
     kind = manifest.get("kind", "component") if isinstance(manifest, dict) else text.get("kind", "nothing")
     if kind != "component":
-        raise FileError("file-wrong-kind", f"{path} holds a file of kind {str(kind)[:40]!r}; a yard takes components")
+        raise FileError(
+            "file-wrong-kind", f"{path} holds a file of kind {str(kind)[:40]!r}; a yard takes components only"
+        )
     file = validated(ComponentFile, text, f"{path}: its text")
     found = file.manifest
     if max(found.selection.parameters, found.selection.flops) > MAX_NUMBER:
-        raise FileError("file-too-large", f"{path} tells of more than {MAX_NUMBER:,} parameters or FLOPs; get it again")
+        raise FileError(
+            "file-too-large", f"{path} claims more than {MAX_NUMBER:,} parameters or FLOPs; get a fresh copy"
+        )
     try:
         architecture = "" if file.skeleton is None else _architecture(file.skeleton, found)
     except (ValueError, RecursionError):
         raise FileError(
-            "file-too-large", f"{path} has steps whose arguments are nested too deep; get it again"
+            "file-too-large", f"{path} has steps whose arguments are nested too deeply; get a fresh copy"
         ) from None
     return Entry(
         name=name,
@@ -248,9 +341,7 @@ def sha256_of(path: Path) -> tuple[str, int]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     except OSError as error:
-        raise FileError(
-            reading_code(error), f"{path} cannot be read: {error.strerror or error}; check the path"
-        ) from None
+        raise FileError(reading_code(error), f"cannot read {path}: {error.strerror or error}; check the path") from None
 
 
 def _accuracy(manifest: ComponentManifest) -> float | None:

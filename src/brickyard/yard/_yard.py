@@ -1,4 +1,4 @@
-"""A yard: a folder of components with an index that is made again from the files whenever it does not fit them.
+"""A yard: a folder of components with an index that follows the files.
 
 The files are the truth: everything in the index comes from their manifests, and a file that was changed, added or
 removed behind the yard's back (its size or time of change differ) is read again. Processes that write take turns
@@ -11,9 +11,10 @@ import contextlib
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,18 +24,23 @@ from brickyard.base._checks import given_path, whole
 from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
 from brickyard.base._messages import brief
 from brickyard.runtime._progress import bar
-from brickyard.yard._choose import Choice, choose
+from brickyard.yard._choose import Choice, check_names, choose
 from brickyard.yard._index import (
     INDEX,
+    JOURNAL,
+    OLD_INDEX,
+    STAGE,
     Entry,
-    Record,
-    Shelf,
+    Known,
+    Read,
     Stamp,
     is_name,
     read_entry,
     read_index,
+    read_old_index,
     sha256_of,
-    written,
+    stamp_of,
+    write_index,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +51,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 SAMPLES = "samples"  # a folder in a yard for pictures to try components with
-LOCK, STAGE = ".lock", ".adding"  # beside the index: who writes holds the lock, and prepares files in the folder
+LOCK = ".lock"  # who writes holds it
 MAX_NAME = 35  # of names that are made here
 
 
@@ -91,16 +97,17 @@ class Yard:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(
-                    "file-not-writable", f"the yard {path} cannot be made: {error.strerror or error}; choose another"
+                    "file-not-writable",
+                    f"cannot create the yard {path}: {error.strerror or error}; choose another path",
                 ) from None
         if not self.path.is_dir():
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
                 "file-missing",
-                f"the yard {path} {found}; give a folder of components, or make one: with create=True, or with "
-                "`brickyard yard add` on the command line",
+                f"the yard {path} {found}; give a folder of components, or create one with "
+                "create=True, or with `brickyard yard add` on the command line",
             )
-        self._known: tuple[tuple[int, int, int], Shelf] | None = None  # the index as it was last read
+        self._last: Read | None = None  # the index as it was last read
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class Yard:
         What the index tells of files of the same size and time of change is taken from it; others are read. Files
         that hold no component are left out: see `verify`.
         """
-        return [record.entry for _, record in sorted(self._shelf().records.items())]
+        return sorted(_entries(self._known()), key=lambda entry: entry.name)
 
     def entry(self, name: str) -> Entry:
         """The component of that name.
@@ -118,10 +125,11 @@ class Yard:
         Raises:
             FileError: There is none; the message has names that are near.
         """
-        shelf = self._shelf()
-        if name in shelf.records:
-            return shelf.records[name].entry
-        raise self._missing(name, shelf)
+        known = self._known()
+        _, found = known.get(name, (None, None))
+        if isinstance(found, Entry):
+            return found
+        raise self._missing(name, known)
 
     def load(self, name: str) -> Component:
         """Read a component.
@@ -137,12 +145,13 @@ class Yard:
         if found != expected.sha256:
             raise FileError(
                 "file-tampered",
-                f"{path} was changed: its sha256 is {found[:12]}, and the index of the yard says "
-                f"{expected.sha256[:12]}; get it again, or delete {self.path / INDEX} if it is as you want it",
+                f"{path} was changed: its sha256 is {found[:12]}, but the yard's index says "
+                f"{expected.sha256[:12]}; get a fresh copy, or delete {self.path / INDEX} if the "
+                "change is intended",
             )
         part = load(path)
         if not isinstance(part, Component):
-            raise FileError("file-wrong-kind", f"{path} holds no component; remove it from the yard")
+            raise FileError("file-wrong-kind", f"{path} does not hold a component; remove it from the yard")
         return part
 
     def search(
@@ -169,24 +178,20 @@ class Yard:
         Raises:
             OptionError: `min_accuracy` is not in [0, 1], or `classes` is one text.
         """
-        if isinstance(classes, str):
-            raise OptionError(
-                "option-type", f"classes={classes!r} is one text; give a list of names, such as [{classes!r}]"
-            )
-        if not isinstance(classes, Iterable):
-            raise OptionError(
-                "option-type", f"classes={brief(classes)} is a {type(classes).__name__}; give a list of names"
-            )
+        check_names(classes)
         for what, given in (("source", source), ("text", text)):
             if given is not None and not isinstance(given, str):
                 raise OptionError(
-                    "option-type", f"{what}={brief(given)} is a {type(given).__name__}; give a text, or leave it out"
+                    "option-type",
+                    f"{what} must be a string, got {brief(given)} of type {type(given).__name__}; "
+                    "correct it, or leave it out",
                 )
         max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
         max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
         if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
             raise OptionError(
-                "option-range", f"min_accuracy={brief(min_accuracy)} is not in [0, 1]; 0.9 is 90 % of the images"
+                "option-range",
+                f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 % of the images",
             )
         words = (text or "").casefold().split()
 
@@ -212,7 +217,7 @@ class Yard:
         no other class is in two. Of all such choices it is the one that brings the fewest classes that were not
         asked for; of those the one with the fewest components; then the one with the most right answers, by
         the accuracies in the manifests to 0.1 points (where none is known: those of a guess); then the
-        smallest. In yards where looking at all choices would take long, the search stops early, and the reasons say so.
+        smallest; then the one whose names come first in the alphabet. The choice is proved to be the best.
 
         Args:
             classes: Names of the wanted classes.
@@ -224,7 +229,7 @@ class Yard:
 
         Raises:
             TaskError: No class is wanted or one twice, nothing covers one (the message has names that are near), or no
-                choice is within the limits.
+                choice is within the limits, or the search for the best one was stopped since it takes too long.
             OptionError: A limit is no whole number above 0, or `classes` is one text.
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
@@ -288,31 +293,33 @@ class Yard:
                 to or locked.
             OptionError: `item` is neither a component nor a path.
         """
+        from brickyard.storage._atomic import flush_folder
+
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is no name for a component; use letters, digits, '.', '_' and '-', beginning with a "
-                f"letter or a digit, without {SUFFIX}",
+                f"{name!r} is not a valid component name; use letters, digits, '.', '_' and '-', "
+                f"starting with a letter or a digit, without {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
             made = read_entry(staged, "new")
-            shelf, fits = self._current(Shelf())
-            for record in shelf.records.values():
-                if record.entry.sha256 == made.sha256:
+            known, fits = self._current({})
+            for entry in _entries(known):
+                if entry.sha256 == made.sha256:
                     if not fits:  # the process that added it was killed before the index told of it
-                        self._save(shelf)
-                    return record.entry
-            name = name or _new_name(made, shelf, self.path)
-            if name in shelf.records or os.path.lexists(self._file(name)):
+                        self._save(known)
+                    return entry
+            name = name or _new_name(made, known, self.path)
+            if name in known or os.path.lexists(self._file(name)):
                 raise FileError(
                     "file-exists",
-                    f"{name!r} is taken in {self.path} by other content; give another name, or remove it first",
+                    f"{name!r} already exists in {self.path} with other content; give another name, or remove it first",
                 )
             os.replace(staged, self._file(name))
+            flush_folder(self.path)
             entry = replace(made, name=name)
-            shelf.records[name] = Record(entry, self._file(name).stat().st_mtime_ns)
-            self._save(shelf)
+            self._save({**known, name: (stamp_of(self._file(name).lstat()), entry)})
             return entry
 
     def remove(self, name: str) -> None:
@@ -324,12 +331,11 @@ class Yard:
         from brickyard.storage._atomic import flush_folder
 
         with self._lock():
-            shelf = self._shelf(save=False)
-            if name not in shelf.records and name not in shelf.others:
-                raise self._missing(name, shelf)
-            shelf.records.pop(name, None)
-            shelf.others.pop(name, None)
-            self._save(shelf)  # first: an index that tells of a file that is gone would be wrong, the other way is not
+            known, _ = self._current({})
+            if name not in known:
+                raise self._missing(name, known)
+            del known[name]
+            self._save(known)  # first: an index that tells of a file that is gone would be wrong, the other way is not
             self._file(name).unlink(missing_ok=True)
             flush_folder(self.path)
 
@@ -339,37 +345,37 @@ class Yard:
         Returns:
             Problems, sorted by name: components that are missing, changed or do not load, and foreign files.
         """
-        shelf = self._index() or Shelf()
+        known = self._index() or {}
         files, foreign = self._scan()
         problems = [Problem(name, "is no file of a component; move it out of the yard") for name in foreign]
-        names = sorted(files.keys() | shelf.records.keys())
+        names = sorted(files.keys() | {entry.name for entry in _entries(known)})
         with bar("checking components", len(names)) as advance:
             for name in names:
                 if name not in files:
                     what: str | None = "its file is missing; add it again"
                 else:
-                    what = self._problem(name, shelf, files[name])
+                    what = self._problem(name, files[name], *known.get(name, (None, None)))
                 problems += [] if what is None else [Problem(name, what)]
                 advance()
         return sorted(problems, key=lambda problem: problem.name)
 
-    def _problem(self, name: str, shelf: Shelf, stamp: Stamp) -> str | None:
+    def _problem(self, name: str, stamp: Stamp, seen: Stamp | None, told: Entry | str | None) -> str | None:
+        """What is wrong with a file of which the index told when its stamp was as it was seen."""
         from brickyard._files import load
 
-        path, record = self._file(name), shelf.records.get(name)
+        path = self._file(name)
         try:
             found = read_entry(path, name)
             load(path)
         except BrickyardError as error:
-            changed = record is not None and _differs(path, record.entry)
+            changed = isinstance(told, Entry) and _differs(path, told)
             return f"{'was changed since it was added, and ' if changed else ''}does not load: {error}"
-        left_out = name in shelf.others and shelf.others[name][0] == stamp
-        if not left_out and (record is None or record.entry == found):
+        if told is None or told == found or (isinstance(told, str) and seen != stamp):
             return None
-        if record is not None and record.entry.sha256 != found.sha256:
+        if isinstance(told, Entry) and told.sha256 != found.sha256:
             return (
                 f"was changed since it was added: its sha256 is {found.sha256[:12]}, and the index says "
-                f"{record.entry.sha256[:12]}"
+                f"{told.sha256[:12]}"
             )
         return f"the index tells otherwise of it than its manifest; delete {INDEX}, and it is made again"
 
@@ -378,17 +384,18 @@ class Yard:
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
 
-    def _missing(self, name: str, shelf: Shelf) -> FileError:
-        if name in shelf.others:
+    def _missing(self, name: str, known: Known) -> FileError:
+        if name in known:
             return FileError(
                 "file-component-unusable",
-                f"{name!r} in {self.path} is no component that can be used: {shelf.others[name][1]}",
+                f"{name!r} in {self.path} is no component that can be used: {known[name][1]}",
             )
-        near = get_close_matches(str(name).removesuffix(SUFFIX), sorted(shelf.records), 3, 0.5)
+        names = sorted(entry.name for entry in _entries(known))
+        near = get_close_matches(str(name).removesuffix(SUFFIX), names, 3, 0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "list the yard to see what there is"
         return FileError(
             "file-unknown-component",
-            f"there is no component {name!r} among the {len(shelf.records):,} in {self.path}; {hint}",
+            f"there is no component {name!r} among the {len(names):,} in {self.path}; {hint}",
         )
 
     def _scan(self) -> tuple[dict[str, Stamp], list[str]]:
@@ -403,82 +410,63 @@ class Yard:
                         with contextlib.suppress(FileNotFoundError):  # removed in this moment
                             status = item.stat(follow_symlinks=False)
                             if stat.S_ISREG(status.st_mode):
-                                files[name] = status.st_size, status.st_mtime_ns
+                                files[name] = stamp_of(status)
                                 continue
-                    if not item.name.startswith(".") and item.name not in (INDEX, SAMPLES):
+                    if not item.name.startswith(".") and item.name not in (INDEX, JOURNAL, OLD_INDEX, SAMPLES):
                         foreign.append(os.fsencode(item.name).decode("utf-8", "replace"))
         except OSError as error:
             raise FileError(
-                reading_code(error), f"the yard {self.path} cannot be read: {error.strerror or error}"
+                reading_code(error), f"cannot read the yard {self.path}: {error.strerror or error}"
             ) from None
         return files, foreign
 
-    def _index(self) -> Shelf | None:
+    def _index(self) -> Known | None:
         """What the index says, or None where there is none or it cannot be believed."""
-        try:
-            seen = _seen(self.path / INDEX)
-        except OSError:
-            return None
-        if self._known is None or self._known[0] != seen:
-            shelf = read_index(self.path / INDEX)
-            if shelf is None:
-                return None
-            self._known = seen, shelf
-        return self._known[1]
+        self._last = read_index(self.path / INDEX, self._last)
+        return None if self._last is None else self._last[1]
 
-    def _shelf(self, *, save: bool = True) -> Shelf:
-        """What is in the yard now; `save` writes the index if it said otherwise and no other process is writing."""
-        shelf, fits = self._current(Shelf())
-        if save and not fits:
+    def _known(self) -> Known:
+        """What is in the yard now; the index is written if it said otherwise and no other process is writing."""
+        known, fits = self._current({})
+        if not fits:
             # A yard that may not be written to can still be read.
             with contextlib.suppress(FileError), self._lock(wait=False) as free:
                 if free:
-                    shelf, _ = self._current(shelf)
-                    self._save(shelf)
-        return shelf
+                    known, _ = self._current(known)
+                    self._save(known)
+        return known
 
-    def _current(self, read: Shelf) -> tuple[Shelf, bool]:
+    def _current(self, read: Known) -> tuple[Known, bool]:
         """What is in the yard now, and whether the index says so. `read` is what was read from files before."""
         index = self._index()
-        known = [shelf for shelf in (index, read) if shelf is not None]
+        known = {**(read_old_index(self.path / OLD_INDEX) if index is None else index), **read}
         files, _ = self._scan()
-        current = Shelf()
-        unknown: list[str] = []
-        for name, stamp in files.items():
-            if not any(current.take(name, stamp, shelf) for shelf in known):
-                unknown.append(name)
-        fits = not unknown and index is not None and len(files) == len(index.records) + len(index.others)
+        current = {name: known[name] for name, stamp in files.items() if name in known and known[name][0] == stamp}
+        unknown = sorted(files.keys() - current.keys())
         with bar("reading components", len(unknown)) as advance:
-            for name in sorted(unknown):
-                self._read(name, files[name], current)
+            for name in unknown:
+                current |= self._read(name, files[name])
                 advance()
-        return current, fits or (index is None and not files)
+        return current, current == (index or {})
 
-    def _read(self, name: str, stamp: Stamp, shelf: Shelf) -> None:
-        """Put what a file says onto the shelf."""
+    def _read(self, name: str, stamp: Stamp) -> Known:
+        """What a file says; nothing where it is gone."""
         path = self._file(name)
         try:
             entry = read_entry(path, name)
-            status = path.lstat()
-            if (status.st_size, status.st_mtime_ns) != stamp or entry.bytes != stamp[0]:
-                raise FileError("file-busy", f"{path} changed while it was read; try again")
-            shelf.records[name] = Record(entry, stamp[1])
-        except FileNotFoundError:
-            return
+            if stamp_of(path.lstat()) != stamp or entry.bytes != stamp[0]:
+                raise FileError("file-busy", f"{path} changed while it was being read; try again")
+            return {name: (stamp, entry)}
         except (BrickyardError, OSError) as error:
-            if os.path.lexists(path):
-                again = stamp if os.access(path, os.R_OK) else (0, 0)  # permissions may change, and the stamp not
-                shelf.others[name] = again, str(error)[:1000].encode("utf-8", "replace").decode("utf-8")
+            if not os.path.lexists(path):
+                return {}
+            again = stamp if os.access(path, os.R_OK) else (0, 0)  # permissions may change, and the stamp not
+            return {name: (again, str(error)[:1000].encode("utf-8", "replace").decode("utf-8"))}
 
-    def _save(self, shelf: Shelf) -> None:
+    def _save(self, known: Known) -> None:
         """Write the index; the lock must be held."""
-        from brickyard.storage._atomic import flush_folder, write_content
-
-        staged = self._stage() / INDEX
-        write_content(staged, written(shelf), overwrite=True)
-        os.replace(staged, self.path / INDEX)
-        flush_folder(self.path)  # a component that was added has its name there too
-        self._known = _seen(self.path / INDEX), shelf
+        self._last = write_index(self.path / INDEX, known, self._index())
+        (self.path / OLD_INDEX).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _lock(self, *, wait: bool = True) -> Iterator[bool]:
@@ -488,40 +476,35 @@ class Yard:
         """
         from brickyard.storage._atomic import advice, surely
 
-        what = f"the yard {self.path} cannot be locked for writing"
-        try:
-            import fcntl
-        except ImportError:
-            raise FileError("file-not-writable", f"{what}: this system has no file locks; use Linux or macOS") from None
-        try:
-            place = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise FileError(
-                "file-not-writable", f"{what}: {error.strerror or error}; make it writable, or copy it"
-            ) from None
-        try:
+        with contextlib.ExitStack() as held:
             try:
+                import fcntl
+
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                place = os.open(self.path / LOCK, flags, 0o666)
+                held.callback(os.close, place)
                 fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return
-            except OSError as error:
+            except (ImportError, OSError) as error:
+                why = getattr(error, "strerror", None) or "this system has no file locks"
                 raise FileError(
-                    "file-not-writable", f"{what}: {error.strerror or error}; keep it on a disk that can lock files"
+                    "file-not-writable",
+                    f"the yard {self.path} cannot be locked for writing: {why}; make it writable, or copy it to a disk "
+                    "that can lock files",
                 ) from None
             try:
                 self._clear()
                 yield True
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
+                why = getattr(error, "strerror", None) or error
                 raise FileError(
-                    "file-not-writable",
-                    f"the yard {self.path} cannot be written to: {error.strerror or error}; {advice(error)}",
+                    "file-not-writable", f"the yard {self.path} cannot be written to: {why}; {advice(error)}"
                 ) from error
             finally:
                 with contextlib.suppress(OSError):
                     surely(self._clear)
-        finally:
-            os.close(place)
 
     def _clear(self) -> None:
         """Remove what was being prepared; the lock must be held."""
@@ -543,21 +526,17 @@ class Yard:
         if isinstance(item, Component):
             return item.save(staged, overwrite=True)
         if not isinstance(item, str | Path):
-            raise OptionError(
-                "option-wrong-object", f"a component or a path is added to a yard; a {type(item).__name__} was given"
-            )
+            raise OptionError("option-wrong-object", f"a yard takes a component or a path, got {type(item).__name__}")
         path = Path(item)
         if not path.is_file():
             raise FileError(
-                "file-missing",
-                f"{path} cannot be added: {'it is no file' if path.exists() else 'there is no such file'}",
+                "file-missing", f"cannot add {path}: {'it is no file' if path.exists() else 'there is no such file'}"
             )
         try:
             shutil.copyfile(path, staged)
         except OSError as error:
             raise FileError(
-                "file-not-writable",
-                f"{path} cannot be copied to {self.path}: {error.strerror or error}; {advice(error)}",
+                "file-not-writable", f"cannot copy {path} to {self.path}: {error.strerror or error}; {advice(error)}"
             ) from None
         try:
             found = load(staged)
@@ -567,17 +546,15 @@ class Yard:
             kind = type(found).__name__.lower()
             raise FileError(
                 "file-wrong-kind",
-                f"{path} holds a file of kind {kind}; a yard takes components: give its parts one by one",
+                f"{path} holds a file of kind {kind}; a yard takes components only: give its parts one by one",
             )
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
         return staged
 
 
-def _seen(path: Path) -> tuple[int, int, int]:
-    """What differs between a file and another one that took its place."""
-    status = path.lstat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _entries(known: Known) -> list[Entry]:
+    return [found for _, found in known.values() if isinstance(found, Entry)]
 
 
 def _differs(path: Path, entry: Entry) -> bool:
@@ -592,7 +569,7 @@ def _is_source(entry: Entry, source: str) -> bool:
     return by_hash or entry.source.casefold() == source.casefold()
 
 
-def _new_name(entry: Entry, shelf: Shelf, folder: Path) -> str:
+def _new_name(entry: Entry, known: Known, folder: Path) -> str:
     """A free name, made of classes and source."""
     names = [name for name in map(_slug, entry.classes[:20]) if name]
     source = _slug(entry.source.rpartition(":")[2].removesuffix(SUFFIX))
@@ -606,7 +583,7 @@ def _new_name(entry: Entry, shelf: Shelf, folder: Path) -> str:
     if not is_name(first):
         first = "component"
     name, number = first, 2
-    while name in shelf.records or os.path.lexists(folder / f"{name}{SUFFIX}"):
+    while name in known or os.path.lexists(folder / f"{name}{SUFFIX}"):
         name, number = f"{first}-{number}", number + 1
     return name
 
