@@ -280,7 +280,7 @@ def test_duplicates_are_shown_and_decided(page) -> None:
         button(page, f"Add brick {name}").click()
     expect(page.locator("#duplicate-names")).to_have_text("“2” is in digits-012 and digits-23")
     button(page, "Assemble").click()
-    expect(page.locator("#tray-error")).to_contain_text("class '2' is in part 0")
+    expect(page.locator("#tray-error")).to_contain_text("class '2' is in both part 0")
     page.get_by_label("average the scores").check()
     assembled(page, 2)
     expect(page.locator("#made")).to_contain_text("knows 4 classes")
