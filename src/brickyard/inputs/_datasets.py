@@ -292,7 +292,7 @@ def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[st
 def _idx(path: Path) -> ImageData:
     labels_path = labels_beside(path)
     if labels_path == path:
-        why = f"{path} was asked for, and its name says of no images; give train-images-idx3-ubyte.gz or the like"
+        why = f"{path} was asked for, and its name says of no images; give the file of images"
         raise DataError("data-unknown-format", why)
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
