@@ -115,7 +115,7 @@ def _from_environment(name: str, default: str, most: int) -> int:
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         why = f"{name}={text!r} in the environment is no whole number from 0 to {most}"
-        raise ProcessError("process-environment", f"{why}; unset it, or start all processes with torchrun")
+        raise ProcessError("process-environment", f"{why}; unset {name}, or start all processes with torchrun")
     return int(text)
 
 
