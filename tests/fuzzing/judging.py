@@ -197,7 +197,7 @@ class Judge:
             text = verdict.message
             if not text or len(text) > 2000 or not all(c.isprintable() for c in text):
                 return f"message is not one printable line of moderate length: {text[:200]!r}"
-            if "allocat" in text or "out of memory" in text:
+            if "allocate " in text or "out of memory" in text:
                 return f"asked for too much memory: {text[:200]}"
         return ""
 

@@ -192,6 +192,7 @@ def opt(default: Any, **known: Any) -> Any:
     return field(default=default, metadata={"opt": Opt(default=default, **known)})
 
 
+@functools.cache
 def declared(holder: Any) -> dict[str, Opt]:
     """List the options that a `TypedDict` or a dataclass declares, by name and in order.
 
