@@ -21,7 +21,7 @@ import yaml
 import brickyard as by
 from brickyard.testing import chain
 from conftest import needed_package, python_blocks, run_blocks
-from test_cli import COMMANDS
+from shell import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

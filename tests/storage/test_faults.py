@@ -24,9 +24,9 @@ from brickyard.storage._atomic import lock_folder, write_content
 from brickyard.testing import chain
 from brickyard.yard._yard import Yard
 from errors import refused
-from test_cli import run
+from shell import run
 
-FAULTS = Path(__file__).parent / "faults"
+FAULTS = Path(__file__).parents[1] / "faults"
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 RECIPE = """\
 brickyard: 1

@@ -302,7 +302,7 @@ def test_export_from_the_command_line(tmp_path) -> None:
 
 
 def test_the_page_runs(tmp_path, monkeypatch) -> None:
-    page = Path(__file__).parent.parent / "docs" / "export.md"
+    page = Path(__file__).parents[2] / "docs" / "export.md"
     blocks = python_blocks(page)
     assert len(blocks) == 3
     assert sum(bool(line) for line in blocks[0].splitlines()) <= 8

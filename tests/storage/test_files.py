@@ -227,7 +227,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path, honest) -> Non
 def test_the_published_schema_is_current() -> None:
     from brickyard.base._records import file_schema
 
-    published = Path(__file__).parent.parent / "docs" / "format.schema.json"
+    published = Path(__file__).parents[2] / "docs" / "format.schema.json"
     assert json.loads(published.read_text()) == json.loads(json.dumps(file_schema()))
 
 

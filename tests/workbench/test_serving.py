@@ -29,11 +29,11 @@ from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
 from conftest import calls, needed_package
 from errors import refused
-from test_cli import run
+from shell import run
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
-sys.path.insert(0, str(Path(__file__).parent / "serving"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
 import drawn_requests as drawn
 from drawn_requests import HOST, ORDERS, SECRET, Asked, ask, built, form, small_yard, upload

@@ -9,24 +9,11 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli._app import app
 from brickyard.inputs._datasets import load_data
 from brickyard.sources._loading import load_source
-
-COMMANDS = [
-    *("demo", "train", "locate", "disassemble", "assemble", "finetune", "distil"),
-    *("evaluate", "show", "predict"),
-    *("routes", "report", "export", "push", "yard", "build", "workbench"),
-]
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
+from shell import COMMANDS, run, save_folder
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +37,6 @@ def work(tmp_path_factory):
         )
     run("assemble", folder / "a.safetensors", folder / "b.safetensors", "-o", folder / "ab.safetensors")
     return folder
-
-
-def save_folder(data, path) -> None:
-    """An image folder, one sub-folder a class."""
-    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-        place = path / data.classes[label]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(place / f"{i}.png")
 
 
 SLOW = {"torch", "numpy", "PIL", "sklearn", "scipy", "yaml", "safetensors"}

@@ -33,7 +33,7 @@ from brickyard.selection._importance import CRITERIA as RANKINGS
 from brickyard.selection._importance import criterion
 from brickyard.testing import chain
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VERBS = {
     by.locate: LocateOptions,
     by.disassemble: DisassembleOptions,

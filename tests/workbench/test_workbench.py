@@ -21,7 +21,7 @@ from PIL import Image
 import brickyard as by
 from brickyard.assembly._labelled import shared_signals
 from brickyard.inputs._datasets import load_data
-from test_cli import run
+from shell import run
 from workbench_yard import HOSTILE, make_yard
 
 if os.environ.get("CI") != "true":

@@ -30,7 +30,7 @@ from brickyard.yard._index import INDEX, Entry, read_index, stamp_of, write_inde
 from brickyard.yard._yard import Problem, Yard
 from conftest import rewritten
 from errors import refused
-from test_cli import run
+from shell import run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 CLASSES = ["cat", "dog", "hen", "pig"]

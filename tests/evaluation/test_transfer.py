@@ -22,7 +22,7 @@ from brickyard.inputs._datasets import ImageData
 from brickyard.testing import Residual, chain, randomised
 from brickyard.yard._yard import Yard
 from errors import refused
-from test_cli import run
+from shell import run
 
 GENERATOR = torch.Generator().manual_seed(1)
 DATA = (torch.rand(24, 3, 8, 8, generator=GENERATOR), torch.arange(24) % 4)

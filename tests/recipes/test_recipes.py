@@ -27,7 +27,7 @@ from brickyard.recipes._reader import MAX_BYTES, load_recipe
 from brickyard.recipes._schema import Recipe
 from brickyard.reports._cards import model_card, score_table
 from errors import refused
-from test_cli import run, save_folder
+from shell import run, save_folder
 
 RECIPE = """\
 brickyard: 1
@@ -713,7 +713,7 @@ def test_the_command(again) -> None:
 
 
 def test_the_documented_recipe_builds_and_every_key_is_documented(tmp_path) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
     assert len(blocks) == 1
     path = write(tmp_path, blocks[0])
