@@ -160,7 +160,7 @@ WRONG = [
     ("  low: {source", "  assembly: {source", "6:3", "inconsistent", ""),
     ("parts: [low, high]", "parts: [low, hihg]", "8:25", "inconsistent", "'high'"),
     ("parts: [low, high]", "parts: [low, low]", "8:25", "inconsistent", ""),
-    ("parts: [low, high]", "scaling: mahalanobi", "8:21", "inconsistent", "'mahalanobis'"),
+    ("parts: [low, high]", "scaling: mahalanobi", "8:21", "invalid", "'mahalanobis'"),
     ("parts: [low, high]", "form: union", "8:18", "inconsistent", ""),
     ("parts: [low, high]", "form: padding", "8:18", "invalid", "'padded'"),
     ("parts: [low, high]", "votes: true", "8:19", "inconsistent", ""),
