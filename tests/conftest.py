@@ -21,6 +21,18 @@ torch.set_num_threads(1)  # the networks here are tiny: more threads only wait f
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="Run the slow tests too, as CI does.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("CI") == "true" or config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: it runs in CI, and with --slow"))
+
+
 def needed(path: Path, what: str) -> Path:
     """The path; where it is missing the test is skipped with its reason, and fails in CI."""
     if path.exists():

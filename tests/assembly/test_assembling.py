@@ -326,7 +326,7 @@ def test_features_are_what_the_classifier_reads(make) -> None:
     model = randomised(make())
     graph = trace(model, DATA[0][:2])
     with torch.no_grad():
-        features, _, output = observe(graph.network, reader(graph.network), DATA[0])
+        features, _, output = observe(graph.network, reader(graph.network, 3)[0], DATA[0])
         assert torch.equal(output, graph.network(DATA[0]))
         last = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
         seen: list[torch.Tensor] = []
@@ -338,7 +338,7 @@ def test_features_are_what_the_classifier_reads(make) -> None:
     deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
     with torch.no_grad():
         network = trace(deep, DATA[0][:2]).network
-        features, _, _ = observe(network, reader(network), DATA[0])
+        features, _, _ = observe(network, reader(network, 3)[0], DATA[0])
         torch.testing.assert_close(features, deep[0](DATA[0]).mean((2, 3)))
 
 
