@@ -169,7 +169,7 @@ def test_two_builds_of_a_commit_are_the_same_bytes(checkout, released, tmp_path,
         path.chmod(0o700 if path.is_dir() else 0o600)
     stray = other / "src" / "brickyard" / "stray.pkl"
     stray.write_bytes(b"stray")
-    with (other / "src" / "brickyard" / "errors.py").open("a") as file:
+    with (other / "src" / "brickyard" / "testing.py").open("a") as file:
         file.write("\n")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     before = os.umask(0o077)

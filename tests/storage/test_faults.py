@@ -276,7 +276,7 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(number, code, tmp_path) -> 
 
 LOADING = """
 import sys, time
-from brickyard import stopping
+from brickyard.cli import _signals as stopping
 stopping.listen()
 print("loading", flush=True)
 try:

@@ -541,7 +541,7 @@ def test_only_this_machine_is_let_in_without_a_token(yard, monkeypatch) -> None:
             pass
 
     monkeypatch.setattr(module, "server", lambda app: Nothing())
-    import brickyard.workbench as package
+    from brickyard.workbench import _app as package
 
     monkeypatch.setattr(package, "create_app", lambda yard, *, token, hosts: made.append(token))
     for host in ("127.0.0.1", "localhost", "0.0.0.0"):

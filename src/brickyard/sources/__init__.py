@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from brickyard.sources._loading import save_source as save_source
     from brickyard.sources._registry import register as register
     from brickyard.sources._zoo import available as available
+    from brickyard.sources._zoo import build as build
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "sources._loading": "Source load_source save_source",
         "sources._registry": "register",
-        "sources._zoo": "available",
+        "sources._zoo": "available build",
     },
 )

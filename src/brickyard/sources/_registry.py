@@ -98,8 +98,8 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
 
     Example:
         >>> import torch
-        >>> from brickyard.sources import zoo
-        >>> net = zoo.build("resnet20", classes=10, width=0.5).eval()
+        >>> from brickyard.sources import build
+        >>> net = build("resnet20", classes=10, width=0.5).eval()
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
