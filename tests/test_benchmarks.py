@@ -66,6 +66,7 @@ def test_a_number_that_was_changed_shows(benchmark: ModuleType, tmp_path: Path) 
     assert text(tmp_path / "compression.md") != text(RESULTS / "compression.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark", ["graphs"], indirect=True)
 def test_two_halves_of_a_graph_network_are_assembled_as_recorded(
     benchmark: ModuleType, shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -138,6 +138,7 @@ class Silent(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["[gone](nowhere.md)", "[gone](yard.md#nowhere)"])
 def test_a_broken_link_stops_the_build(fault, tmp_path) -> None:
     """The control: a build that warns of nothing would pass with any links."""
@@ -265,6 +266,7 @@ def shape(printed: str) -> list[str]:
     return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+)?[kM]?", "#", printed).split()
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_says_what_it_says() -> None:
     """Run anew, every cell gives outputs of the same kinds, and the scores that the text speaks of."""
     nbformat, nbclient = needed_package("nbformat"), needed_package("nbclient")

@@ -67,6 +67,7 @@ def made(folder: Path, seed: int = 0, images: Tensor = DATA[0]) -> dict[str, str
     return hashes
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_here_and_in_another_process(tmp_path) -> None:
     first, second = made(tmp_path / "1"), made(tmp_path / "2")
     assert first == second
@@ -398,6 +399,7 @@ def raised(seen) -> list[str]:
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     data=st.data(),

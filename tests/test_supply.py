@@ -55,6 +55,7 @@ def test_extras_and_markers_are_followed() -> None:
         supply.closure("no-such-thing")
 
 
+@pytest.mark.slow
 def test_the_bill_names_all_that_is_shipped_and_nothing_else() -> None:
     bill = supply.bill()
     assert bill == supply.bill()
@@ -160,6 +161,7 @@ def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_builds_of_a_commit_are_the_same_bytes(checkout, released, tmp_path, capsys, monkeypatch) -> None:
     """In another folder, at another time, with other permissions, beside files that are not of the commit."""
     other = tmp_path / "elsewhere" / "b"

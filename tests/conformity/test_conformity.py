@@ -17,6 +17,7 @@ def test_the_slice_has_ten_architectures_and_none_is_named_twice() -> None:
     assert len({entry.title for entry in models.MODELS}) == len(models.MODELS) == 51
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", FAST, ids=lambda entry: entry.name)
 def test_architecture(entry: models.Entry, tmp_path: Path) -> None:
     pytest.importorskip(entry.library)

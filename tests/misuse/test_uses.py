@@ -222,6 +222,7 @@ def test_a_component_made_in_inference_mode_trains() -> None:
     assert all(value.grad is not None for value in component.parameters())
 
 
+@pytest.mark.slow
 def test_threads_give_what_one_gives() -> None:
     """Several threads locate and cut one model at once, while another one runs a model of its own."""
     source = used_source()

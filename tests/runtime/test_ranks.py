@@ -71,6 +71,7 @@ def by_hand(*arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_any_number_of_processes_gives_the_same(count) -> None:
     processes = group(count, __file__)
@@ -101,6 +102,7 @@ def test_a_killed_process_ends_the_others_with_one_error() -> None:
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_under_torchrun(tmp_path) -> None:
     source, plain, together = (tmp_path / f"{name}.safetensors" for name in ("source", "plain", "together"))
     by_hand("train", "lenet5?width=0.5", "--data", "digits", "--epochs", 1, "-o", source)

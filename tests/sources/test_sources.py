@@ -64,6 +64,7 @@ def grey(mean: float, std: float) -> by.Preprocessing:
     return by.Preprocessing(size=(32, 32), fit="pad", channels=3, mean=(mean,), std=(std,))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(("spec", "weights", "data", "published", "how"), SHARED_MODELS)
 def test_shared_weights_load_and_reach_their_accuracy(spec, weights, data, published, how, shared) -> None:
@@ -86,6 +87,7 @@ def test_fashion(shared, fashion) -> None:
     assert images.classes[9] == "Ankle boot"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("weights", ["resnet20-cifar10", "googlenet-w25-cifar10"])
 def test_cut_and_padded_on_trained_residual_and_concatenating_nets(weights, shared) -> None:

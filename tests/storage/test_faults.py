@@ -64,12 +64,14 @@ def faults(*arguments: object) -> tuple[int, dict[str, Any]]:
 QUICK = ("save a component", "save an assembly", "save relevances", "add to a yard", "remove from a yard")
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_the_old_file_or_the_new_one() -> None:
     code, found = faults("kill", "--points", 24, "--only", *QUICK, "locate and resume")
     assert (code, found["problems"]) == (0, [])
     assert sum(job["kills"] for name, job in found["kill"].items() if name != "seconds") == 24
 
 
+@pytest.mark.slow
 def test_files_written_carelessly_are_found_half_written() -> None:
     """The control: the same kills find what they look for where files are written under their final names."""
     code, found = faults("kill", "--points", 12, "--only", *QUICK[:3], "--careless")
@@ -77,6 +79,7 @@ def test_files_written_carelessly_are_found_half_written() -> None:
     assert any("neither the old file nor the new one" in problem for problem in found["problems"])
 
 
+@pytest.mark.slow
 def test_many_writers_lose_and_double_nothing() -> None:
     code, found = faults("writers", "--writers", 3, "--adds", 30)
     assert (code, found["problems"]) == (0, [])
@@ -84,12 +87,14 @@ def test_many_writers_lose_and_double_nothing() -> None:
     assert found["writers"]["lists read"] > 10
 
 
+@pytest.mark.slow
 def test_writers_without_the_lock_lose_components() -> None:
     code, found = faults("writers", "--writers", 3, "--adds", 30, "--careless")
     assert code == 1
     assert any(problem.startswith("lost") for problem in found["problems"])
 
 
+@pytest.mark.slow
 def test_every_call_may_fail_or_be_interrupted() -> None:
     jobs = ("save a component", "add to a yard", "report")
     code, found = faults("failing", "--only", *jobs, "--calls", 6)

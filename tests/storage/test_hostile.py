@@ -610,6 +610,7 @@ def test_the_judge_sees_what_is_wrong(known: dict[str, Seed], tmp_path: Path, mo
     assert "created" in differs(seed.content, other)
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_fuzzer(tmp_path: Path) -> None:
     """`python tests/fuzzing --count 200000` reads many more."""
     assert threading.active_count() < 50

@@ -468,6 +468,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
     yard = Yard(tmp_path / "yard", create=True)
     part = by.load(files["a"])
@@ -496,6 +497,7 @@ def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
     assert len(listed(yard)) == 12
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files, tmp_path) -> None:
     """Killed before the new file is in its place, after it, in the middle of a commit to the index, and after it."""
     by.load(files["b"]).with_scores({"new": 1}).save(tmp_path / "new.safetensors")

@@ -192,7 +192,6 @@ def opt(default: Any, **known: Any) -> Any:
     return field(default=default, metadata={"opt": Opt(default=default, **known)})
 
 
-@functools.cache
 def declared(holder: Any) -> dict[str, Opt]:
     """List the options that a `TypedDict` or a dataclass declares, by name and in order.
 
@@ -202,6 +201,11 @@ def declared(holder: Any) -> dict[str, Opt]:
         >>> declared(DisassembleOptions)["heal_images"].default
         400
     """
+    return _declared(holder)
+
+
+@functools.cache
+def _declared(holder: Any) -> dict[str, Opt]:
     hints = get_type_hints(holder, include_extras=True)
     made = {item.name: item.metadata["opt"] for item in fields(holder)} if is_dataclass(holder) else {}
     found: dict[str, Opt] = {}
