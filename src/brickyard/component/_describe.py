@@ -36,7 +36,7 @@ def kept_text(manifest: ComponentManifest) -> str:
 def selection_text(manifest: ComponentManifest) -> str:
     chosen = manifest.selection
     if chosen.budget is not None:
-        return f"budget, {chosen.budget}"
+        return "budget, " + ", ".join(f"{name} {value}" for name, value in chosen.budget.items())
     if chosen.thresholds is not None:
         return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
     return "hand"
