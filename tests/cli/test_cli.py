@@ -288,7 +288,7 @@ def test_routes_and_report_say_what_the_files_say(work, tmp_path) -> None:
     assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page.read_text(encoding="utf-8")
     for arguments, message in [
         (("report", relevance, "-o", page), "exists"),
-        (("report", work / "ab.safetensors", *["--data", "digits"] * 3, "-o", tmp_path / "x.html"), "2 parts in all"),
+        (("report", work / "ab.safetensors", *["--data", "digits"] * 3, "-o", tmp_path / "x.html"), "2 parts"),
         (("report", relevance, "--faithfulness", "-o", tmp_path / "x.html"), "needs the source"),
     ]:
         assert message in run(*arguments, code=1).output
