@@ -287,9 +287,9 @@ def test_routes_and_report_say_what_the_files_say(work, tmp_path) -> None:
     row = measured["rows"][-1]
     assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page.read_text(encoding="utf-8")
     for arguments, message in [
-        (("report", relevance, "-o", page), "exists"),
+        (("report", relevance, "-o", page), page.name),
         (("report", work / "ab.safetensors", *["--data", "digits"] * 3, "-o", tmp_path / "x.html"), "2 parts"),
-        (("report", relevance, "--faithfulness", "-o", tmp_path / "x.html"), "needs the source"),
+        (("report", relevance, "--faithfulness", "-o", tmp_path / "x.html"), "--source"),
     ]:
         assert message in run(*arguments, code=1).output
     assert not (tmp_path / "x.html").exists()
