@@ -267,14 +267,15 @@ def shape(printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_and_says_what_it_says() -> None:
+def test_the_tutorial_runs_and_says_what_it_says(tmp_path: Path) -> None:
     """Run anew, every cell gives outputs of the same kinds, and the scores that the text speaks of."""
     nbformat, nbclient = needed_package("nbformat"), needed_package("nbclient")
     path = DOCS / "tutorial.ipynb"
     book = nbformat.read(path, as_version=4)
     before = [[output.output_type for output in cell.get("outputs", ())] for cell in book.cells]
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
-    nbclient.NotebookClient(book, timeout=1500, kernel_name="python3").execute()
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=1500, kernel_name="python3", resources=where).execute()
     again = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
     kinds = [{output.output_type for output in cell.get("outputs", ())} for cell in book.cells]
     assert kinds == [set(one) for one in before]
