@@ -138,6 +138,10 @@ class Outputs:
         """The loss that training minimises, ()."""
         raise NotImplementedError
 
+    def own_targets(self, logits: Tensor) -> Tensor:
+        """A model's own answers as targets of `loss`, one row per image."""
+        return self.says(logits).to(logits.dtype)
+
     def taught(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """How far a student's logits are from its teacher's, ()."""
         return F.mse_loss(logits, teacher)
@@ -237,6 +241,9 @@ class OneOfMany(Outputs):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets)
+
+    def own_targets(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
 
     def taught(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """`t^2 * KL(softmax(z_T / t) || softmax(z / t))`."""

@@ -25,11 +25,9 @@ def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Contributio
     sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
     with torch.inference_mode():
         for images in batches:
-            values = {network.nodes[0].name: images}
-            for index, node in enumerate(network.nodes):
+            for _, node, values in network.walk(images):
                 if node.op == "layer" and node.target in sums:
                     sums[node.target].add(values[node.args[0].node])
-                network.advance(values, index, index + 1)
     return sums
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
 from brickyard.base._options import Budget
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
+from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
 from brickyard.selection._damage import by_damage
@@ -166,9 +166,10 @@ def activation(evidence: Evidence) -> Tensor:
 def taylor(evidence: Evidence) -> Tensor:
     """First-order change of the loss without a channel (Molchanov et al., 2017): |sum of value times gradient|.
 
-    The loss is the cross-entropy of the task's logits, with the source's own answers as labels.
+    The loss is that of the task's logits, with the source's own answers as labels.
     """
     graph = evidence.graph
+    kind = find_outputs("one" if evidence.relevance is None else evidence.relevance.outputs)
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for batch in evidence.batches:
         with torch.enable_grad():
@@ -176,7 +177,7 @@ def taylor(evidence: Evidence) -> Tensor:
             found = _read(graph, [batch.clone().requires_grad_()], answer)
             read = [(reads, x, dim) for reads, x, dim in found if x.requires_grad]
             logits = answer[0][:, list(evidence.outputs)]
-            loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+            loss = kind.loss(logits, kind.own_targets(logits.detach())) * len(batch)
             slopes = torch.autograd.grad(loss, [x for _, x, _ in read], allow_unused=True)
         for (channels, x, dim), slope in zip(read, slopes, strict=True):
             if slope is not None:
