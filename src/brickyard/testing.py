@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.axes._graph import Graph
-from brickyard.network._layer_types import mixing_of
+from brickyard.surgery._verify import zeroed_output as zeroed_output
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -137,55 +135,3 @@ def randomised(model: ModuleT, seed: int = 0) -> ModuleT:
             else:
                 value.copy_(noise * 0.3 + (1.0 if name.endswith("weight") else 0.1))
     return model.eval()
-
-
-def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What a cut must equal: the whole network, with dropped channels zero wherever a layer reads them.
-
-    Args:
-        graph: A traced source.
-        keep: The keep-set; axes left out stay whole.
-        x: Images as the source takes them.
-
-    Returns:
-        The source's outputs, reordered and restricted to those that are kept.
-
-    Example:
-        >>> import torch
-        >>> from brickyard.axes import trace
-        >>> from brickyard.surgery import cut
-        >>> from brickyard.testing import chain, zeroed_output
-        >>> x = torch.rand(2, 3, 8, 8)
-        >>> graph = trace(chain(), x)
-        >>> keep = {"conv1": torch.tensor([0, 2, 5])}
-        >>> torch.allclose(cut(graph, keep)(x), zeroed_output(graph, keep, x), atol=1e-6)
-        True
-    """
-    kept = torch.ones(graph.channels, dtype=torch.bool)
-    for name, channels in keep.items():
-        axis = graph.axis(name)
-        kept[axis.channels] = False
-        kept[axis.start + channels] = True
-    network = graph.network
-    values: dict[str, Any] = {network.nodes[0].name: x}
-    for node in network.nodes:
-        if node.op == "input":
-            continue
-        if node.name in graph.sums:
-            name = node.args[0].node
-            mask = kept[torch.from_numpy(graph.sums[node.name])].to(values[name].dtype)
-            values[node.name] = network.step(node, {**values, name: values[name] * mask})
-            continue
-        reads = graph.at(node.target, "in") if node.op == "layer" else None
-        if reads is None:
-            values[node.name] = network.step(node, values)
-            continue
-        mixing = mixing_of(network.layer(node.target))
-        read = values[node.args[0].node]
-        mask = kept[torch.from_numpy(reads)].to(read.dtype).repeat(mixing.groups)  # groups are cut alike
-        shape = [1] * read.ndim
-        shape[mixing.channel_dim] = len(mask)
-        values[node.name] = mixing.layer(read * mask.reshape(shape))
-    output: Tensor = values[network.nodes[-1].name]
-    chosen = keep.get(graph.output.name) if graph.output is not None else None
-    return output if chosen is None else output[:, chosen]

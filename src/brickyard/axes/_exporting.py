@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from brickyard.axes._lowering import Draft
+from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name
 from brickyard.network._network import Node, Ref
 
@@ -124,6 +125,8 @@ def _plain(value: Any, same: dict[str, Ref]) -> Any:
 
 def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     """Add one operator as a function inside or outside the table."""
+    if step.name in same:
+        return
     args, operator = _plain(step.args, same), step.target
     kwargs = {key: _plain(value, same) for key, value in step.kwargs.items()}
     assert callable(operator)
@@ -148,10 +151,23 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
     elif known is None:
         known = _SAME.get(name)
+    if known is not None and _returns_more(step, known):
+        users = list(step.users)
+        if any(user.args[1:] != (0,) for user in users):
+            known = None
+        else:  # as adaptive_max_pool2d, whose second value holds places: the table's function returns the first alone
+            same.update((user.name, Ref(step.name)) for user in users)
     if known is None:
         known = f"{operator} ({step.name})"
         draft.foreign[known] = operator
+    else:
+        args, kwargs = canonical(known, args, kwargs)
     draft.nodes.append(Node(step.name, "function", known, args, kwargs))
+
+
+def _returns_more(step: fx.Node, known: str) -> bool:
+    """Whether an operator returns several values, where the table's function returns one tensor."""
+    return isinstance(step.meta.get("val"), tuple | list) and known not in ("chunk", "split", "unbind")
 
 
 def _subscript(name: str, args: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
 from brickyard.axes._labels import Labeller
 from brickyard.axes._tracing import read_network
+from brickyard.base._errors import TraceError
+from brickyard.base._messages import first_line
 from brickyard.base._records import Pinned
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
@@ -148,15 +150,16 @@ class Graph(Axes):
         output_width: How many class outputs there are.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: channel numbers of values whose channels the step sums up or averages.
-        counts: Steps whose value is a number that was computed from a count of channels.
+        counts: Steps whose value is a number that was computed from a count of channels, and not from the batch.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+    def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
         self.network = network
         self.shapes = shapes
+        self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
         self.input_shape = tuple(shapes[self.input_name].shape[1:])
-        labeller = Labeller(network, shapes)
+        labeller = Labeller(network, shapes, other)
         _pin_shared_weights(network, labeller)
         self.output_width = int(shapes[network.nodes[-1].name].shape[1])
         output_atoms = _output_atoms(labeller, network)
@@ -167,7 +170,7 @@ class Graph(Axes):
         ]
         self._at = {(record.owner, record.role, record.dim): record.atoms for record in reversed(self.dims)}
         self.apart = frozenset(labeller.apart)
-        self.counts = frozenset(labeller.counts)
+        self.counts = frozenset(labeller.counts - labeller.by_batch)
         self.sums = {name: number[labels] for name, labels in labeller.sums.items()}
         self._labels = {name: _renumber(value, number) for name, value in labeller.labels.items()}
 
@@ -189,6 +192,11 @@ class Graph(Axes):
     def at(self, owner: str, role: DimRole, dim: int = 0) -> Labels | None:
         """Channel indices along a dimension of a layer or bare tensor, or None."""
         return self._at.get((owner, role, dim))
+
+    def batch_dims(self, node: Node) -> tuple[int, ...]:
+        """The dimensions of a step's value whose size changes with the batch."""
+        sizes = zip(self.shapes[node.name].shape, self._other[node.name].shape, strict=True)
+        return tuple(dim for dim, (size, more) in enumerate(sizes) if size != more)
 
     def labels(self, node: Node) -> Any:
         """Channel indices of a step's value: an array as `labels.Labeller` creates them, a tuple, or None."""
@@ -278,8 +286,23 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
 
 
 def analyse(network: Network, example: Tensor) -> Graph:
-    """Find the channel axes of a network, which may be on the meta device."""
-    return Graph(network, step_shapes(network, example))
+    """Find the channel axes of a network, which may be on the meta device.
+
+    Every step is seen on a second size of batch too: what changes with it is not a count of channels.
+
+    Raises:
+        TraceError: A step holds the size of the batch as a constant.
+    """
+    shapes = step_shapes(network, example)
+    try:
+        more = step_shapes(network, torch.cat([example, example[:1]]))
+    except Exception as error:
+        raise TraceError(
+            "trace-batch",
+            f"the network runs on {len(example)} images and fails on {len(example) + 1} ({first_line(error)}): its "
+            "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
+        ) from error
+    return Graph(network, shapes, more)
 
 
 def _no_axis(name: str) -> Axis:

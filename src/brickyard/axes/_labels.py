@@ -32,9 +32,22 @@ from brickyard.axes._atoms import (
     lying_dims,
     settled,
 )
+from brickyard.axes._shapes import (
+    arranged,
+    fits,
+    has_tensors,
+    implicit_dim,
+    leaves,
+    letters,
+    many,
+    plain_slice,
+    same_numbers,
+    tensor_refs,
+)
+from brickyard.network._arguments import argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import find_mixing, layer_role, mixing_of
-from brickyard.network._network import Network, Node, Ref, map_refs
+from brickyard.network._network import Network, Node, Ref, map_refs, refs
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,19 @@ class Labeller:
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: labels of values whose channels the step sums, counting dropped ones as zeros.
         counts: Steps whose value is a number computed from a count of channels.
+        by_batch: Steps whose value is a number that changes with the size of the batch.
 
     Args:
         network: The network.
         shapes: The value of every step on an example, with tensors replaced by meta tensors.
+        other: The same on an example of another batch size.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any]) -> None:
+    def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
         self.network = network
         self.shapes = shapes
+        self._other = shapes if other is None else other
+        self.by_batch = {name for name, value in shapes.items() if not same_numbers(value, self._other[name])}
         self.atoms = Atoms()
         self.labels: dict[str, Any] = {}
         self.dims: list[DimRecord] = []
@@ -88,7 +105,7 @@ class Labeller:
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         for position, node in enumerate(network.nodes):
             self.position, self._step = position, node.name
-            self.labels[node.name] = self._label(node)
+            self.labels[node.name] = self._followed(node)
         self._step = ""
         self._tie_spread()
         for record in self.dims:
@@ -149,7 +166,7 @@ class Labeller:
 
     def _pin_counts(self, node: Node) -> None:
         """Pin what a number counts if that number must not change with the cut."""
-        if self.counts & {ref.node for ref in _tensor_refs(node)}:
+        if self.counts & {ref.node for ref in tensor_refs(node)}:
             self._pin_all(node, f"{self._title(node)} uses a number computed from a count of channels")
 
     def _title(self, node: Node) -> str:
@@ -213,6 +230,27 @@ class Labeller:
 
     # -- one step --------------------------------------------------------------------------------------
 
+    def _along_batch(self, labels: Any, name: str) -> bool:
+        """Whether channels lie along a dimension whose size changes with the batch."""
+        if not isinstance(labels, np.ndarray):
+            return False
+        sizes = zip(labels.shape, self.shapes[name].shape, self._other[name].shape, strict=True)
+        return any(long > 1 and size != more for long, size, more in sizes)
+
+    def _followed(self, node: Node) -> Any:
+        """A step's labels, or None with its channels pinned: nothing that is not understood is ever cut."""
+        try:
+            found = self._label(node)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            found = None
+            self._pin_all(node, f"{self._title(node)} has arguments that could not be followed")
+        if fits(found, self.shapes[node.name]) and not self._along_batch(found, node.name):
+            return found
+        for labels in found if isinstance(found, tuple) else (found,):
+            self.pin(labels, f"{self._title(node)} has channels that could not be followed")
+        self._pin_all(node, f"{self._title(node)} has channels that could not be followed")
+        return None
+
     def _label(self, node: Node) -> Any:
         if node.op == "input":
             channels = self.atoms.fresh(self.shapes[node.name].shape[1])
@@ -229,7 +267,7 @@ class Labeller:
             self._pin_all(node, f"{node.target} is not an operation that Brickyard knows")
             return None
         role = FUNCTIONS[node.target].role
-        if not any(isinstance(item, Tensor) for item in _leaves(self.shapes[node.name])):
+        if not any(isinstance(item, Tensor) for item in leaves(self.shapes[node.name])):
             self._count(node)
             return None
         found = getattr(self, f"_{role}")(node)
@@ -239,7 +277,7 @@ class Labeller:
 
     def _count(self, node: Node) -> None:
         """Record a plain number that changes with a cut: the size of a channel dimension, or one derived from it."""
-        inputs = _tensor_refs(node)
+        inputs = tensor_refs(node)
         if not inputs:
             return
         first = inputs[0].node
@@ -247,7 +285,7 @@ class Labeller:
         if node.target == "shape" or (node.target == "size" and len(node.args) + len(node.kwargs) == 1):
             self._size_of[node.name] = first
         elif node.target == "size":
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+            dim = argument(node, "dim")
             if labels is not None and int(dim) % labels.ndim in lying_dims(labels, self.shapes[first].shape):
                 self.counts.add(node.name)
         elif node.target == "getitem" and first in self._size_of:
@@ -314,22 +352,19 @@ class Labeller:
         elif isinstance(module, nn.GroupNorm):
             dims = range(1, ndim)
         else:
-            dim = 1 if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type]
+            dim = implicit_dim(ndim) if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type]
             dims = range(dim, dim + 1)
         return self._mixed_over(node, labels, dims)
 
     # -- roles -----------------------------------------------------------------------------------------
 
     def _pointwise(self, node: Node) -> Labels | None:
-        tensors = [ref for ref in _tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
+        tensors = [ref for ref in tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
         self._pin_counts(node)
         return self._meeting(node, tensors)
 
     def _binary(self, node: Node) -> Labels | None:
-        operands = list(node.args[:2])
-        if node.kwargs or len(node.args) > 2:
-            operands += [*node.args[2:], *node.kwargs.values()]
-        tensors = [x for x in operands if isinstance(x, Ref) and isinstance(self.shapes[x.node], Tensor)]
+        tensors = [x for x in tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
         self._pin_counts(node)
         return self._meeting(node, tensors)
 
@@ -386,12 +421,12 @@ class Labeller:
 
     def _attend(self, node: Node) -> Labels | None:
         """Handle a sum of products: channels stay along dimensions that are not summed over."""
-        operands = [x for x in _tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
-        letters = _letters(node, [self.shapes[x.node].ndim for x in operands])
-        if letters is None:
+        operands = [x for x in tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
+        terms = letters(node, [self.shapes[x.node].ndim for x in operands])
+        if terms is None:
             self._pin_all(node, f"{self._title(node)} is not followed in this form")
             return None
-        *inputs, result = letters
+        *inputs, result = terms
         found: list[_Operand] = []
         for x, own in zip(operands, inputs, strict=True):
             labels, shape = self._of(x), tuple(self.shapes[x.node].shape)
@@ -402,7 +437,7 @@ class Labeller:
                     self.pin(labels, f"{self._title(node)} mixes channels")
                     labels = None
                 else:
-                    labels = _arranged(self._tied_over(labels, inside), own, result)
+                    labels = arranged(self._tied_over(labels, inside), own, result)
             sizes = tuple(shape[own.index(letter)] if letter in own else 1 for letter in result)
             found.append(_Operand(x, labels, sizes, tuple(map(own.find, result))))
         return self._joined(node, found)
@@ -413,10 +448,11 @@ class Labeller:
 
     def _move(self, node: Node) -> Any:
         """Apply the step to the labels as it applies to the numbers."""
-        source = self._of(node.args[0]) if isinstance(node.args[0], Ref) else None
-        if source is None and isinstance(node.args[0], Ref) and isinstance(self.labels.get(node.args[0].node), tuple):
+        if node.target == "getitem" and isinstance(self.labels.get(refs(node)[0]), tuple):
             return self.labels[node.args[0].node][self._concrete(node.args[1])]
-        used = [ref for ref in _tensor_refs(node) if _has_tensors(self.shapes[ref.node])]
+        used = [ref for ref in tensor_refs(node) if has_tensors(self.shapes[ref.node])]
+        if node.target == "getitem" and len(used) > 1:
+            return self._picked(node, used[1:])
         if node.target in ("expand_as", "reshape_as", "view_as"):
             used = used[:1]  # the other one only provides its shape
         if all(self.labels.get(ref.node) is None for ref in used):
@@ -424,7 +460,7 @@ class Labeller:
 
         def expanded(ref: Ref) -> Any:
             value = self.shapes[ref.node]
-            if isinstance(value, tuple | list) and _has_tensors(value):
+            if isinstance(value, tuple | list) and has_tensors(value):
                 found = self.labels.get(ref.node) or [None] * len(value)
                 return [whole(labels, item) for labels, item in zip(found, value, strict=True)]
             return whole(self._of(ref), value) if isinstance(value, Tensor) else value
@@ -450,10 +486,28 @@ class Labeller:
             return tuple(self._settled(compress(item.numpy())) for item in moved)
         labels = self._settled(compress(moved.numpy()))
         if node.target in ("cat", "stack"):
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+            dim = argument(node, "dim", 0)
             if sum(size > 1 for size in labels.shape) > 1:
                 labels = self._tied_over(labels, [dim % labels.ndim])
         return labels
+
+    def _picked(self, node: Node, places: Sequence[Ref]) -> Labels | None:
+        """Handle a subscript that holds tensors: which places they name is not known, and may differ by image."""
+        for ref in places:
+            if ref.node in self._bare:
+                self._whole.add(self._bare[ref.node])
+        masks = any(self.shapes[ref.node].dtype is torch.bool for ref in places)
+        if masks or places[0].node == node.args[0].node or self._of(node.args[0]) is None:
+            return None
+        self._pin_places(node)
+        labels = self._of(node.args[0])
+        shape, result = self.shapes[node.args[0].node].shape, self.shapes[node.name].shape
+        lying = lying_dims(labels, shape) if labels is not None else ()
+        picked = {d for d, part in indexed_dims(node.args[1], len(shape)) if not plain_slice(part)}
+        before = all(d < min(picked) for d in lying)  # such dimensions keep their places
+        if labels is None or len(lying) != 1 or not before or result[lying[0]] != shape[lying[0]]:
+            return None
+        return self._place(labels.reshape(-1), len(result), lying[0])
 
     def _pin_places(self, node: Node) -> None:
         """Tie, or pin, channels that a step selects by position in a way that no cut can preserve."""
@@ -461,9 +515,9 @@ class Labeller:
         if labels is None:
             return
         if node.target == "getitem":
-            picked = [d for d, index in indexed_dims(node.args[1], labels.ndim) if not _plain_slice(index)]
+            picked = [d for d, index in indexed_dims(node.args[1], labels.ndim) if not plain_slice(index)]
         elif node.target in ("roll", "unbind"):
-            dims = node.args[-1] if len(node.args) > 1 else node.kwargs.get("dims", node.kwargs.get("dim", 0))
+            dims = argument(node, "dims" if node.target == "roll" else "dim", 0)
             picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
         elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self._title(node)):
             picked = [1]
@@ -479,11 +533,8 @@ class Labeller:
         labels = self._of(node.args[0])
         if labels is None:
             return None
-        place = 2 if node.target == "norm" else 1
-        dims = node.args[place] if len(node.args) > place else node.kwargs.get("dim")
-        keep = bool(node.args[place + 1] if len(node.args) > place + 1 else node.kwargs.get("keepdim", False))
-        dims = self._concrete(dims)
-        if dims is None or isinstance(dims, torch.dtype):
+        dims, keep = self._concrete(argument(node, "dim")), bool(argument(node, "keepdim", False))
+        if dims is None or dims == () or dims == []:
             reduced = list(range(labels.ndim))
         else:
             reduced = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
@@ -505,13 +556,12 @@ class Labeller:
         if labels is None:
             return None
         shape = self.shapes[node.args[0].node].shape
-        amounts = list(self._concrete(node.args[1] if len(node.args) > 1 else node.kwargs["pad"]))
+        amounts = list(self._concrete(argument(node, "pad")))
         for back, (left, right) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
             dim = labels.ndim - 1 - back
             if (labels.shape[dim] == 1 and dim != 1) or (left, right) == (0, 0):
                 continue
-            mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-            value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
+            mode, value = argument(node, "mode", "constant"), argument(node, "value", 0)
             one_dim = all(size == 1 for d, size in enumerate(labels.shape) if d != dim)
             if mode != "constant" or value not in (0, None) or min(left, right) < 0 or not one_dim:
                 self.pin(labels, f"{self._title(node)} pads channels with something else than zeros")
@@ -524,58 +574,12 @@ class Labeller:
 
     def _pin(self, node: Node) -> Labels | None:
         if node.op == "function" and node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
-            place, default = (2, 1) if node.target == "normalize" else (1, -1)
-            dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
-            return self._mixed_over(node, self._of(node.args[0]), [int(dim) % len(self.shapes[node.name].shape)])
+            ndim = len(self.shapes[node.name].shape)
+            dim = argument(node, "dim", 1 if node.target == "normalize" else None)
+            dims = [d % ndim for d in ([implicit_dim(ndim)] if dim is None else dim if many(dim) else [dim])]
+            return self._mixed_over(node, self._of(node.args[0]), dims)
         self._pin_all(node, f"{self._title(node)} mixes channels")
         labels = self._of(node.args[0])
         return labels if node.target in ("layer_norm", "group_norm", "batch_norm") else None
 
     _number = _pin
-
-
-def _plain_slice(index: Any) -> bool:
-    return isinstance(index, slice) and index.step in (None, 1)
-
-
-def _tensor_refs(node: Node) -> list[Ref]:
-    found: list[Ref] = []
-    map_refs((node.args, dict(node.kwargs)), found.append)
-    return found
-
-
-def _letters(node: Node, ndims: Sequence[int]) -> list[str] | None:
-    """Assign one letter per dimension to each operand and the result; letters missing there are summed over."""
-    if node.target == "einsum":
-        equation = str(node.args[0]).replace(" ", "")
-        inputs, arrow, result = equation.partition("->")
-        found = [*inputs.split(","), result]
-        plain = arrow and "." not in equation and all(len(set(term)) == len(term) for term in found)
-        return found if plain and [*map(len, found[:-1])] == list(ndims) else None
-    batch = "".join(chr(ord("A") + d) for d in range(max(ndims) - 2))
-    if min(ndims) < 2 or len(ndims) < 2:
-        return None
-    if node.target == "matmul":
-        (a, b) = (batch[len(batch) - (n - 2) :] for n in ndims)
-        return [a + "ik", b + "kj", batch + "ij"]
-    q, k, v, *masks = (batch[len(batch) - (n - 2) :] for n in ndims)
-    return [q + "nd", k + "md", v + "me", *(mask + "nm" for mask in masks), batch + "ne"]
-
-
-def _arranged(labels: Labels, own: str, result: str) -> Labels:
-    """Reorder dimensions by the result's letters, with size one for missing letters; the others are dropped."""
-    kept = [letter for letter in result if letter in own]
-    first = labels[tuple(slice(None) if letter in kept else 0 for letter in own)]
-    order = [letter for letter in own if letter in kept]
-    moved = first.transpose([order.index(letter) for letter in kept])
-    return moved.reshape([moved.shape[kept.index(letter)] if letter in kept else 1 for letter in result])
-
-
-def _has_tensors(value: Any) -> bool:
-    return any(isinstance(item, Tensor) for item in _leaves(value))
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]

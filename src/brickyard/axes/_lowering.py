@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # use no values of their input
 _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
+_MOST_PLACES = 4096
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
 
 
@@ -96,6 +97,8 @@ def _fold(draft: Draft) -> None:
             if trained & set(inputs):
                 trained.add(node.name)
             continue
+        node = _with_places(node, known)
+        inputs = refs(node)
         for name in inputs:
             if name in computed and isinstance(known[name], Tensor) and name not in placed:
                 placed.add(name)
@@ -104,6 +107,20 @@ def _fold(draft: Draft) -> None:
         plain = {name: known[name] for name in inputs if name in computed and not isinstance(known[name], Tensor)}
         nodes.append(with_refs(node, partial(_plain_value, plain)) if plain else node)
     draft.nodes = nodes
+
+
+def _with_places(node: Node, known: Mapping[str, Any]) -> Node:
+    """Write places along a dimension as numbers where a subscript takes them from a buffer."""
+    if node.op != "function" or node.target != "getitem" or len(node.args) != 2:
+        return node
+
+    def plain(ref: Ref) -> Any:
+        value = known.get(ref.node)
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim != 1 or len(value) > _MOST_PLACES:
+            return ref
+        return (value.nonzero().flatten() if value.dtype is torch.bool else value).tolist()
+
+    return replace(node, args=(node.args[0], map_refs(node.args[1], plain)))
 
 
 def _plain_value(values: Mapping[str, Any], ref: Ref) -> Any:

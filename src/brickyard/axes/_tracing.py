@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.base._errors import BrickyardError, TraceError
+from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
@@ -131,10 +132,54 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
-        expected = _call(model, example)
-        network = lowered(_trace(model, example))
-        found = network(example)
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        _call(model, example.clone())
+        network = lowered(_trace(model, example.clone()))
+        _check_equal(model, network, _three_images(example))
+    return network
+
+
+def _three_images(example: Tensor) -> Tensor:
+    """Images of one shape and range that differ from each other: those given, or mirrored, or drawn."""
+    first = example[:1]
+    found = [first]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(2, *first.shape[1:], generator=generator, dtype=torch.float64)
+    low, high = (float(value) for value in first.double().aminmax())
+    drawn = (low + drawn * ((high - low) or 1.0)).to(first)
+    for image in (*example[1:].split(1), first.flip(-1), first.flip(-2), *drawn.split(1)):
+        if len(found) < 3 and not any(torch.equal(image, other) for other in found):
+            found.append(image)
+    return torch.cat(found)
+
+
+def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
+    """Compare what was read with the model, on three different images, and on each of two alone.
+
+    Raises:
+        TraceError: They differ, or the model's answer for an image depends on the others of its batch.
+    """
+    name = type(model).__name__
+    expected = _call(model, images.clone())
+    for place in (0, len(images) - 1):
+        alone = _call(model, images[place : place + 1].clone())
+        if not _close(alone[0], expected[place], 1e-3):
+            raise TraceError(
+                "trace-batch",
+                f"the answer of {name} for an image depends on the other images of its batch: alone it differs from "
+                f"its answer among {len(images)} by up to {float((alone[0] - expected[place]).abs().max()):.2g}; make "
+                "the forward treat every image by itself",
+            )
+    try:
+        found = network(images)
+        same = found.shape == expected.shape and _close(found, expected, 1e-4)
+        same = same and _close(network(images[:1])[0], expected[0], 1e-3)
+    except Exception as error:
+        raise TraceError(
+            "trace-batch",
+            f"{name} as it was read runs on the example and fails on {len(images)} images or one ({_text(error)}): its "
+            "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
+        ) from error
+    if not same:
         watched = [n or type(m).__name__ for n, m in model.named_modules() if hooked(m)]
         seen = f"forward hooks of {watched[0]!r}" if watched else "numbers in Python, random state"
         raise TraceError(
@@ -143,7 +188,13 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
             f"depends on something that tracing does not see ({seen}); "
             f"{'remove them, or ' if watched else ''}make that part a layer of its own",
         )
-    return network
+
+
+def _close(found: Tensor, expected: Tensor, share: float) -> bool:
+    """Whether outputs are equal but for rounding, as a share of the largest."""
+    if found.dtype in (torch.float16, torch.bfloat16):
+        share = max(share, 3e-2)
+    return torch.allclose(found, expected, rtol=share, atol=share * float(expected.abs().max().clamp(min=0.1)))
 
 
 def _call(model: nn.Module, example: Tensor) -> Tensor:
@@ -335,7 +386,7 @@ def _function_node(
         target = f"{title} ({step.name})"
         foreign[target] = call
         return Node(step.name, "function", target, args, kwargs)
-    return Node(step.name, "function", name, args, kwargs)
+    return Node(step.name, "function", name, *canonical(name, args, kwargs))
 
 
 def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -354,8 +405,8 @@ def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], di
 
     args = tuple(plain(value) for value in step.args)
     kwargs = {key: plain(value) for key, value in step.kwargs.items()}
-    if not args and "input" in kwargs:
-        args = (kwargs.pop("input"),)
+    if step.op == "call_module" and not args and len(kwargs) == 1:  # layers name their one input as they like
+        args = (kwargs.popitem()[1],)
     return args, kwargs
 
 

@@ -123,6 +123,7 @@ CODES: dict[str, str] = {
     "task-range": "A range of classes runs backwards or past the last class.",
     "task-type": "A task or the class names are not a list of names or indices.",
     "task-unknown-class": "The class is unknown to the source or model; use one of the names listed.",
+    "trace-batch": "The forward method depends on the size of the batch or on its other images; make it treat every image by itself.",
     "trace-control-flow": "The forward method cannot be traced, as when its control flow depends on tensor values; move that part into a layer of its own.",
     "trace-example": "The example input is not a floating-point batch of images; give two images as the model takes them.",
     "trace-forward-inputs": "The forward method does not take exactly one batch of images; wrap the model in a module that does.",

@@ -42,6 +42,7 @@ from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.selection._thresholds import by_thresholds
 from brickyard.surgery._cost import CostModel, Costs, keep_mask
 from brickyard.surgery._join import cut
+from brickyard.surgery._verify import check_cut, drawn_images
 
 
 @steady
@@ -73,6 +74,7 @@ def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[Disass
     job = _job(model, relevance, options)
     keep, notes = _choose(job)
     network = cut(job.choice.graph, keep)
+    check_cut(job.choice.graph, keep, network, job.batches[0][:2] if job.batches else drawn_images(job.choice.graph))
     healed = _heal(job, keep, network, notes)
     _narrow(network, weights_like(model).dtype)
     return _describe(job, keep, network, healed)

@@ -29,7 +29,7 @@ class Stream:
         self._batches = batches
         self._position = 0
         fits = peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
-        self._held = [{self._start: batch} for batch in batches] if fits else None
+        self._held = [{self._start: network.taken(batch)} for batch in batches] if fits else None
 
     def positions(self, node: Node) -> int:
         """A layer's outputs per channel and image."""
@@ -39,7 +39,7 @@ class Stream:
         """Yield the values of each batch before step `index`, which may only grow."""
         if self._held is None:
             for batch in self._batches:
-                values = {self._start: batch}
+                values = {self._start: self.network.taken(batch)}
                 self.network.advance(values, 0, index)
                 yield values
             return

@@ -42,6 +42,11 @@ class Function:
     same: tuple[Callable[..., Any], ...] = ()
     methods: tuple[str, ...] = ()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it overwrites what it is given."""
+        return self.name.endswith("_") or self.name in ("iadd", "imul")
+
 
 def _shape(x: torch.Tensor) -> torch.Size:
     return x.shape
@@ -140,6 +145,8 @@ _BINARY = (
     Function("tensor_div", torch.div, "binary", (torch.true_divide,), ("div",)),
     _method("add_", "binary"),
     _method("mul_", "binary"),
+    _method("sub_", "binary"),
+    _method("div_", "binary"),
     _method("addcmul", "binary", torch.addcmul),
     _method("maximum", "binary", torch.maximum),
     _method("minimum", "binary", torch.minimum),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from brickyard.base._errors import FileError, SurgeryError
 from brickyard.base._messages import told
 from brickyard.base._records import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
+from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
 
@@ -134,7 +135,7 @@ class Network(nn.Module):
         self._layer_names = tuple(layers)
         self._tensor_names = tuple(tensors or {})
         self._foreign = dict(foreign or {})
-        self.keeps_input = True
+        self.keeps_input = _keeps_input(self._steps, layers)
         self._dead = _last_uses(self._steps)
         self._plan = tuple(
             _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
@@ -310,6 +311,31 @@ class Network(nn.Module):
             raise FileError("file-network-invalid", f"the network's names are inconsistent: {error}") from None
 
 
+_VIEWS = {"detach", "contiguous", "float", "dropout", "dropout2d"}  # which may return their input
+
+
+def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool:
+    """Whether no step can overwrite the images: none that works in place is given them or a view of them."""
+    views = {nodes[0].name}
+    for node in nodes[1:]:
+        given = views & set(refs(node))
+        if not given:
+            continue
+        if node.op == "layer":
+            layer = layers[node.target]
+            in_place, same = getattr(layer, "inplace", False), isinstance(layer, nn.Identity | nn.Flatten | nn.Dropout)
+        else:
+            entry = FUNCTIONS.get(node.target)  # a function outside the table may do anything
+            named = entry is not None and "inplace" in ORDER[node.target]
+            in_place = entry is None or entry.in_place or (named and bool(argument(node, "inplace", False)))
+            same = entry is not None and (entry.role == "move" or node.target in _VIEWS)
+        if in_place and node.op != "output":
+            return False
+        if same:
+            views.add(node.name)
+    return True
+
+
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
     """For each step, the values that no later step needs."""
     last: dict[str, int] = {}
@@ -445,7 +471,7 @@ def kind(module: nn.Module) -> Tensor:
 def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
     """Every step's value on an example, with meta tensors for tensors."""
     shapes: dict[str, Any] = {}
-    values: dict[str, Any] = {network.nodes[0].name: example}
+    values: dict[str, Any] = {network.nodes[0].name: network.taken(example)}
     shapes[network.nodes[0].name] = _bones(example)
     with torch.no_grad():
         for index, node in enumerate(network.nodes):

@@ -11,6 +11,8 @@ from brickyard.base._records import NetworkSpec
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network
 
+_PLACES = (torch.int64, torch.int32, torch.uint8, torch.bool)  # of bare tensors that index others
+
 
 def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
     state = {} if module is None else module.state_dict()
@@ -75,11 +77,15 @@ def count_numbers(tensors: dict[str, Tensor]) -> int:
 
 
 def match_types(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Convert a module without weights to the floating-point types of the file's tensors."""
+    """Convert a module without weights to the types of the file's tensors."""
     state = module.state_dict()
+    bare = set(module.tensor_names) if isinstance(module, Network) else set()
+    trained = {name for name, _ in module.named_parameters()}
     for name, blank in state.items():
         value = tensors.get(prefix + name)
-        if value is not None and value.is_floating_point() and blank.is_floating_point():
+        if value is None or not blank.is_floating_point():
+            continue
+        if value.is_floating_point() or (name in bare - trained and value.dtype in _PLACES):
             state[name] = blank.to(value.dtype)
     module.load_state_dict(state, strict=True, assign=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from brickyard.axes._atoms import indexed_dims
+from brickyard.network._arguments import argument, listed
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._network import Node, Ref, map_refs, refs, with_refs
 from brickyard.surgery._plan import Plan
@@ -28,7 +29,12 @@ def _reshape(plan: Plan, node: Node) -> Node:
     changed = plan.changed(node)
     if not changed:
         return node
-    sizes = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+    sizes = listed(node, "shape" if node.target == "reshape" else "size")
+    if len(sizes) == 1 and isinstance(sizes[0], Ref) and not isinstance(plan.first.shapes[sizes[0].node], int):
+        by_batch = plan.first.batch_dims(node)
+        if len(by_batch) > 1 or (by_batch and node.target == "expand"):
+            return node  # sizes that follow the batch and the cut by themselves
+        sizes = [-1 if dim in by_batch else size for dim, size in enumerate(plan.first.shapes[node.name].shape)]
     free = -1 not in sizes  # a computed size (from the batch, say) is left to be inferred
     new = tuple(
         size if size == -1 or dim not in changed else -1 if free and isinstance(size, Ref) else changed[dim]
@@ -48,7 +54,7 @@ def _unflatten(plan: Plan, node: Node) -> Node:
 def _split(plan: Plan, node: Node) -> Node:
     """Split at the source's boundaries, counted in kept channels."""
     source, pieces = plan.first.labels(_producer(plan, node)), plan.first.labels(node)
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    dim = argument(node, "dim", 0)
     if not isinstance(source, np.ndarray) or not isinstance(pieces, tuple) or source.shape[dim] == 1:
         return node
     dim = dim % source.ndim
@@ -84,7 +90,7 @@ def _pad(plan: Plan, node: Node) -> Node:
     if not isinstance(labels, np.ndarray):
         return node
     by_name = len(node.args) == 1
-    amounts = list(concrete(plan, node.kwargs["pad"] if by_name else node.args[1]))
+    amounts = list(concrete(plan, argument(node, "pad")))
     before = list(amounts)
     for back in range(len(amounts) // 2):
         dim = labels.ndim - 1 - back
@@ -132,10 +138,9 @@ def _mean(plan: Plan, node: Node) -> Node:
     dim = plan.dim(producer)
     assert dim is not None
     share = plan.kept(producer, dim) / int(plan.first.shapes[producer.name].shape[dim])
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    dims, keep = argument(node, "dim"), argument(node, "keepdim", False)
     if node.target == "mean_of":
-        share *= node.args[3]
+        share *= argument(node, "share")
     return Node(node.name, "function", "mean_of", (node.args[0], dims, keep, share))
 
 
