@@ -162,7 +162,7 @@ class Graph(Axes):
         labeller = Labeller(network, shapes, other)
         _pin_shared_weights(network, labeller)
         self.output_width = int(shapes[network.nodes[-1].name].shape[1])
-        output_atoms = _output_atoms(labeller, network)
+        output_atoms = _output_atoms(labeller, network, self.output_width)
         number, self.axes = _number_atoms(labeller, output_atoms)
         self.dims = [
             DimRecord(record.owner, record.role, number[record.atoms], record.position, record.dim)
@@ -330,14 +330,14 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
                     labeller.pin(record.atoms, f"layers {', '.join(names)} share their weights")
 
 
-def _output_atoms(labeller: Labeller, network: Network) -> set[int]:
-    """Representatives of the class outputs, pinned because the task chooses them."""
+def _output_atoms(labeller: Labeller, network: Network, width: int) -> set[int]:
+    """Representatives of the class outputs, pinned because the task chooses them; none if two share a channel."""
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
     labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
-    plain = roots.shape == (1, len(np.unique(roots)))
+    plain = roots.shape == (1, width) and len(np.unique(roots)) == width
     return set(roots.reshape(-1).tolist()) if plain else set()
 
 

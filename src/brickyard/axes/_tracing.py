@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import threading
@@ -326,7 +327,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
                 draft.layers.setdefault(target, shared_layer(module))
                 nodes.append(Node(step.name, "layer", target, args, kwargs))
             else:
-                draft.foreign[target] = module
+                draft.foreign[target] = draft.foreign.get(target) or _own_copy(module)
                 nodes.append(Node(step.name, "function", target, args, kwargs))
         elif step.op == "get_attr":
             draft.tensors[target] = _attribute(model, target)
@@ -423,6 +424,18 @@ def shared_layer(module: nn.Module) -> nn.Module:
         value = getattr(module, name)
         store(found, name, None if value is None else _ordinary(value))
     return found.requires_grad_(False)
+
+
+def _own_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module outside the table, in evaluation mode, that shares its weights where it can.
+
+    It becomes part of the network, which moves and converts its parts; the model's own module stays as it is.
+    """
+    shared: dict[int, Any] = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, shared).eval()
+    except Exception:  # a module may hold anything; one that cannot be copied is used as it is
+        return module
 
 
 def _ordinary(value: Tensor) -> Tensor:

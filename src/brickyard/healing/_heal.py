@@ -1,7 +1,8 @@
 """Closed-form repair of a cut network, layer by layer from the image to the classifier, without gradients.
 
 The source and the cut network run side by side over the same images. At every layer, the cut network's inputs already
-include the repairs so far, and the target is the output of the source's layer on the channels that were kept.
+include the repairs so far, and the target is the output of the source's layer on the channels that were kept. A layer
+that runs several times is repaired once, at its first run, on the inputs of all its runs.
 
 refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch, so memory
 is (inputs * kernel)^2 numbers, whatever the number of images; with fewer positions than inputs, the same solution is
@@ -36,7 +37,7 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import Intercept, Stream, blocks, exact, intercept_of
+from brickyard.healing._streams import Intercept, Stream, blocks, exact, intercept_of, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import NORMS, UNFOLD, Mixing
 from brickyard.network._network import Network, Node, Ref, refs
@@ -75,13 +76,17 @@ def heal_network(
     batches = ranks.mine(batches)
     repair = refit if method == "refit" else _match_moments
     source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
-    layers = _repairable(graph, network, report)
+    layers = _repairable(network)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
-        for index, node in layers:
-            rows = _kept_rows(graph, keep, node.target)
-            layer, shift, tail = network.layer(node.target), intercept_of(network, node), _tail(network, index, node)
-            goals = partial(_goals, source, copy, index, node, tail, rows)
-            job = Job(node.target, layer, shift, tail, images * source.positions(node), goals, ranks, network)
+        for runs in layers:
+            index, node = runs[0]
+            rows, layer = _kept_rows(graph, keep, node.target), network.layer(node.target)
+            once = len(runs) == 1
+            shift = intercept_of(network, node) if once else own_bias(layer)
+            tail = _tail(network, index, node) if once else Tail()
+            goals = partial(_goals, source, copy, runs, tail, rows)
+            count = images * sum(source.positions(run) for _, run in runs)
+            job = Job(node.target, layer, shift, tail, count, goals, ranks, network)
             report.layers += repair(job, ridge, report)
             advance(text=f"healing {node.target}")
     return report
@@ -165,21 +170,17 @@ def _tail(network: Network, index: int, node: Node) -> Tail:
         name = user.name
 
 
-def _repairable(graph: Graph, network: Network, report: HealReport) -> list[tuple[int, Node]]:
-    """Convolutions and linear layers that run once."""
-    found: list[tuple[int, Node]] = []
-    used: dict[str, int] = {}
-    for node in network.nodes:
-        if node.op == "layer":
-            used[node.target] = used.get(node.target, 0) + 1
+_Runs = Sequence[tuple[int, Node]]
+"""All steps that run one layer, with their positions."""
+
+
+def _repairable(network: Network) -> list[_Runs]:
+    """Convolutions and linear layers, by their first run."""
+    found: dict[str, list[tuple[int, Node]]] = {}
     for index, node in enumerate(network.nodes):
-        if node.op != "layer" or find_mixing(network.layer(node.target)) is None:
-            continue
-        if used[node.target] == 1:
-            found.append((index, node))
-        elif f"layer {node.target!r} runs {used[node.target]} times and was not healed" not in report.notes:
-            report.notes.append(f"layer {node.target!r} runs {used[node.target]} times and was not healed")
-    return found
+        if node.op == "layer" and find_mixing(network.layer(node.target)) is not None:
+            found.setdefault(node.target, []).append((index, node))
+    return list(found.values())
 
 
 def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | None:
@@ -277,15 +278,19 @@ class Job:
 
 
 def _goals(
-    source: Stream, copy: Stream, index: int, node: Node, tail: Tail, rows: NDArray[np.int64] | None
+    source: Stream, copy: Stream, runs: _Runs, tail: Tail, rows: NDArray[np.int64] | None
 ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """The goals of a layer of a traced network: what the source's layer gives, in the rows that are kept."""
-    for ours, theirs in zip(copy.before(index), source.before(index), strict=True):
-        goal = tail.run(source.network, source.network.step(node, theirs), theirs)
-        if rows is not None:
-            dim = mixing_of(source.network.layer(node.target)).channel_dim
-            goal = goal.index_select(dim, torch.from_numpy(rows).to(goal.device))
-        yield ours, ours[node.args[0].node], goal
+    """The goals of a layer of a traced network: what the source's layer gives in every run, in the rows kept."""
+    first = runs[0][0]
+    for before in zip(copy.before(first), source.before(first), strict=True):
+        for index, node in runs:
+            pairs = zip((copy, source), before, strict=True)
+            ours, theirs = (stream.ahead(values, first, index) for stream, values in pairs)
+            goal = tail.run(source.network, source.network.step(node, theirs), theirs)
+            if rows is not None:
+                dim = mixing_of(source.network.layer(node.target)).channel_dim
+                goal = goal.index_select(dim, torch.from_numpy(rows).to(goal.device))
+            yield ours, ours[node.args[0].node], goal
 
 
 # -- moments -----------------------------------------------------------------------------------------------

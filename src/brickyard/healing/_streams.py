@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,20 @@ class Stream:
             self.network.advance(values, self._position, index)
         self._position = index
         yield from self._held
+
+    def ahead(self, values: dict[str, Tensor], index: int, stop: int) -> dict[str, Tensor]:
+        """The values before a later step, from those before step `index`, which stay as they are."""
+        if stop == index:
+            return values
+        found = {name: _cloned(value) for name, value in values.items()}
+        self.network.advance(found, index, stop)
+        return found
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return type(value)(map(_cloned, value))
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def peak_bytes(graph: Graph) -> int:
@@ -94,11 +109,16 @@ class Intercept:
             self.running_mean.sub_(shift.to(self.running_mean.dtype))
 
 
+def own_bias(layer: nn.Module) -> Intercept:
+    """A layer's bias, where it has one."""
+    return Intercept(bias=layer.bias.data) if isinstance(layer.bias, Tensor) else Intercept()
+
+
 def intercept_of(network: Network, node: Node) -> Intercept:
     """Find where a layer's output can be shifted."""
     layer = network.layer(node.target)
-    if isinstance(layer.bias, Tensor):
-        return Intercept(bias=layer.bias.data)
+    if own := own_bias(layer):
+        return own
     users = [other for other in network.nodes if node.name in refs(other)]
     if len(users) == 1 and users[0].op == "layer":
         norm = network.layer(users[0].target)

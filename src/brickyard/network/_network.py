@@ -20,6 +20,7 @@ from brickyard.base._records import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
+from brickyard.network._torch_private import adopt, child, stored, taken_names
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -140,32 +141,29 @@ class Network(nn.Module):
         self._plan = tuple(
             _planned(node, dead, self._foreign) for node, dead in zip(self._steps, self._dead, strict=True)
         )
-        for name, layer in sorted(layers.items(), key=lambda item: item[0].count(".")):  # a layer may contain others
-            parent, leaf = self._home(name)
-            parent.add_module(leaf, layer)
+        modules = {**layers, **{name: call for name, call in self._foreign.items() if isinstance(call, nn.Module)}}
+        for name, layer in sorted(modules.items(), key=lambda item: item[0].count(".")):  # a layer may contain others
+            adopt(*self.home(name), layer)
         for name, tensor in (tensors or {}).items():
-            parent, leaf = self._home(name)
-            if isinstance(tensor, nn.Parameter):
-                parent.register_parameter(leaf, tensor)
-            else:
-                parent.register_buffer(leaf, tensor)
+            parent, leaf = self.home(name)
+            if leaf in taken_names(parent):
+                raise SurgeryError("surgery-name-taken", f"tensor {name!r} cannot be stored: a layer has that name")
+            adopt(parent, leaf, tensor)
 
-    def _home(self, name: str) -> tuple[nn.Module, str]:
+    def home(self, name: str) -> tuple[nn.Module, str]:
+        """Where a layer or tensor with this dotted name lies: its parent, and its name there."""
         *groups, leaf = name.split(".")
         parent: nn.Module = self
         for group in groups:
-            if group not in parent._modules:
-                if not group or hasattr(parent, group):
-                    raise SurgeryError(
-                        "surgery-name-taken",
-                        f"layer {name!r} cannot be stored: {group!r} is not available as an attribute name",
-                    )
-                parent.add_module(group, _Group())
-            parent = parent._modules[group]  # type: ignore[assignment]
-        if not leaf or hasattr(parent, leaf):
-            raise SurgeryError(
-                "surgery-name-taken", f"layer {name!r} cannot be stored: {leaf!r} is not available as an attribute name"
-            )
+            inner = child(parent, group)
+            if inner is None:
+                if not group or group in taken_names(parent):
+                    raise SurgeryError("surgery-name-taken", f"{name!r} cannot be stored: {group!r} is a tensor's name")
+                inner = _Group()
+                adopt(parent, group, inner)
+            parent = inner
+        if not leaf:
+            raise SurgeryError("surgery-name-taken", f"{name!r} cannot be stored: a name must not end with a dot")
         return parent, leaf
 
     @property
@@ -197,8 +195,8 @@ class Network(nn.Module):
 
     def tensor(self, name: str) -> Tensor:
         """The bare parameter or buffer with this dotted name."""
-        group, _, leaf = name.rpartition(".")
-        value: Tensor = getattr(self.get_submodule(group), leaf)
+        parent, leaf = self.home(name)
+        value: Tensor = stored(parent)[leaf]  # type: ignore[assignment]
         return value
 
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:

@@ -36,6 +36,21 @@ def child(module: nn.Module, name: str) -> nn.Module | None:
     return module._modules.get(name)
 
 
+def adopt(parent: nn.Module, name: str, value: nn.Module | Tensor) -> None:
+    """Put a module or tensor under a name, even if an attribute hides it: `layer`, `training`, `forward`."""
+    if isinstance(value, nn.Module):
+        parent._modules[name] = value
+    elif isinstance(value, nn.Parameter):
+        parent._parameters[name] = value
+    else:
+        parent._buffers[name] = value
+
+
+def taken_names(module: nn.Module) -> set[str]:
+    """The names of a module's own parameters and buffers, and of its direct children."""
+    return {*module._parameters, *module._buffers, *module._modules}
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether anything runs before or after a module's forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from brickyard.axes._graph import Axes, Graph
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import find_mixing, layer_role
-from brickyard.network._network import Node, iter_layers, refs
+from brickyard.network._network import Node, iter_layers, kind, map_refs, refs
 
 Mask = NDArray[np.bool_]
+_WEIGHTED = frozenset({"linear", *(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3))})
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class CostModel(Costs):
         for node in graph.network.nodes:
             if node.op == "function" and node.target in FUNCTIONS and FUNCTIONS[node.target].role == "attend":
                 self._add_product(graph, node)
+            elif node.op == "function" and (node.target in graph.network.foreign or node.target in _WEIGHTED):
+                self._add_unknown(graph, node, counted=node.target in seen)
+                seen.add(node.target)
         for name in graph.network.tensor_names:
             value = graph.network.tensor(name)
             follow = next((x for d in range(value.ndim) if (x := graph.at(name, "follow", d)) is not None), None)
@@ -103,6 +111,18 @@ class CostModel(Costs):
         else:
             self._fixed = Cost(self._fixed.flops, self._fixed.parameters + sum(p.numel() for p in own))
 
+    def _add_unknown(self, graph: Graph, node: Node, counted: bool) -> None:
+        """Count a step that is kept whole, by running it on zeros; running it again adds no parameters."""
+        call = graph.network.foreign.get(node.target) or FUNCTIONS[node.target].call
+        like, batch = kind(graph.network), graph.shapes[graph.network.nodes[0].name].shape[0]
+        args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: _zeros(graph.shapes[ref.node], like))
+        unsuitable = contextlib.suppress(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), unsuitable:
+            call(*args, **kwargs)  # what runs until zeros do not suit it is counted
+        own = call.parameters() if isinstance(call, nn.Module) and not counted else ()
+        parameters = self._fixed.parameters + sum(value.numel() for value in own)
+        self._fixed = Cost(self._fixed.flops + counter.get_total_flops() // batch, parameters)
+
     def _add_product(self, graph: Graph, node: Node) -> None:
         """Count a sum of products of activations, per channel along which it lies."""
         operands = [graph.shapes[name] for name in refs(node) if isinstance(graph.shapes[name], Tensor)]
@@ -124,6 +144,15 @@ class CostModel(Costs):
             self._fixed = Cost(self._fixed.flops + total, self._fixed.parameters)
         else:
             self._terms.append(Term(labels.reshape(-1), None, total // labels.size, 0, 0))
+
+
+def _zeros(value: Any, like: Tensor) -> Any:
+    """A step's value on an example, with zeros for its numbers."""
+    if isinstance(value, Tensor):
+        return torch.zeros(value.shape, dtype=value.dtype, device=like.device)
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return type(value)(_zeros(item, like) for item in value)
+    return value
 
 
 def keep_mask(graph: Axes, keep: Mapping[str, Tensor]) -> Mask:

@@ -109,5 +109,5 @@ def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -
 
 
 def _set(network: Network, name: str, key: str, value: Tensor) -> None:
-    group, _, leaf = (name, "", key) if key else name.rpartition(".")
-    store(network.get_submodule(group), leaf, value)
+    parent, leaf = (network.layer(name), key) if key else network.home(name)
+    store(parent, leaf, value)
