@@ -13,10 +13,14 @@ from brickyard.base._messages import brief, near
 def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
     """Parse strings such as "0-2,7" or "cat,dog" to classes: by name where possible, otherwise by index and range.
 
+    Where every class is named by a number, numbers and ranges are names and never indices: a folder of classes "0" to
+    "10" has its outputs in the order 0, 1, 10, 2.
+
     Raises:
         TaskError: A range runs backwards or beyond the classes.
     """
     found: list[int | str] = []
+    numbered = all(map(_is_number, names))
     for text in texts:
         for item in [text] if text in names else text.split(","):
             item = item.strip()
@@ -29,16 +33,54 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
                         "task-range",
                         f"range {item!r} runs backwards; write {last}-{first}, or list the classes in order",
                     )
+                if numbered:
+                    found += map(str, range(int(first), int(last) + 1)) if int(last) < _MOST else [item]
+                    continue
                 if int(last) >= len(names):
                     raise TaskError(
                         "task-range", f"range {item!r} goes beyond the classes 0 to {len(names) - 1}; end it there"
                     )
                 found += range(int(first), int(last) + 1)
-            elif _is_number(item):
+            elif _is_number(item) and not numbered:
                 found.append(int(item))
             elif item:
                 found.append(item)
     return found
+
+
+def ordered_names(given: Any) -> Any:
+    """Class names given as a dictionary, in the order of the outputs; anything else as it is.
+
+    Both ways round are in use: name to index (torchvision's `class_to_idx`) and index to name (`id2label`, `names`).
+
+    Raises:
+        TaskError: The dictionary does not number the classes 0, 1, 2, ...
+
+    Example:
+        >>> from brickyard.base._classes import ordered_names
+        >>> ordered_names({"dog": 1, "cat": 0}), ordered_names({"0": "cat", "1": "dog"})
+        (['cat', 'dog'], ['cat', 'dog'])
+    """
+    if not isinstance(given, Mapping):
+        return given
+    for pairs in (given.items(), [(name, place) for place, name in given.items()]):
+        places = {_place(place): name for name, place in pairs}
+        if len(places) == len(given) and set(places) == set(range(len(given))):
+            return [places[place] for place in range(len(given))]
+    raise TaskError(
+        "task-class-name",
+        f"class names given as a dictionary must number the classes from 0 to {len(given) - 1}, each once: name to "
+        f"index or index to name; got {brief(dict(given))}",
+    )
+
+
+def _place(value: Any) -> int | None:
+    if isinstance(value, str):
+        return int(value) if _is_number(value) else None
+    return int(value) if is_whole(value) else None
+
+
+_MOST = 1 << 20  # classes
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._checks import given_path
-from brickyard.base._errors import FileError
+from brickyard.base._errors import DataError, FileError
+from brickyard.base._messages import first_line
 from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
@@ -113,7 +114,17 @@ class Component(Cut, Predictor):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the task's classes for preprocessed images."""
-        return self.head(self.network(x))
+        try:
+            return self.head(self.network(x))
+        except (RuntimeError, IndexError, ValueError) as error:
+            wanted, given = self.manifest.input_shape, tuple(x.shape[1:])
+            if given == wanted:
+                raise
+            raise DataError(
+                "data-wrong-size",
+                f"the component was cut from a source that was read at {wanted}, and images of {given} do not fit it: "
+                f"{first_line(error)}; resize them, or locate and cut at that size",
+            ) from error
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the features of preprocessed images, the values they are averages of, and the network's output."""

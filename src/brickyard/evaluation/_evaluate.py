@@ -72,14 +72,15 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
             "with disassemble or assemble, or load one",
         )
     sources = sources_of(model, options["source"])
-    if isinstance(model, Component):
-        answered = _component(model, data, sources[0], batch_size)
-    else:
-        answered = _assembly(model, data, sources, batch_size)
-    sizes = _sizes(model, answered.name)
-    if options["latency"]:
-        for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
-            sizes[name]["latency"] = dict(value.__dict__)
+    with as_before(model):
+        if isinstance(model, Component):
+            answered = _component(model, data, sources[0], batch_size)
+        else:
+            answered = _assembly(model, data, sources, batch_size)
+        sizes = _sizes(model, answered.name)
+        if options["latency"]:
+            for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
+                sizes[name]["latency"] = dict(value.__dict__)
     return scored(model.classes, answered, sizes)
 
 

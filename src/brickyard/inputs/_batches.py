@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
@@ -25,7 +26,7 @@ FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (imag
 
 def class_names(data: DataLike) -> tuple[str, ...] | None:
     """Return the class names in a data set's `.classes`, if it has any."""
-    names = getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None)
+    names = ordered_names(getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None))
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
 
 

@@ -25,7 +25,7 @@ class Notebook:
     Args:
         folder: Where to keep it; created if missing. None: nothing is written or found.
         relevance: The relevances being filled: their source and options are part of every file's key.
-        images: The images; the first of each class are part of the key too.
+        images: The images; those that are used are part of the key too.
 
     Raises:
         FileError: The folder cannot be created.
@@ -64,9 +64,10 @@ class Notebook:
         self._write("confidences", indices, {"confidences": confidences})
 
     def _key(self, indices: Sequence[int]) -> str:
-        image, _ = next(self._images.raw(indices[:1]))
-        first = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()
-        about = json.dumps([self._about, list(indices), first], sort_keys=True)
+        digest = hashlib.sha256()
+        for images, _ in self._images.raw(indices):
+            digest.update(images.cpu().contiguous().numpy().tobytes())
+        about = json.dumps([self._about, list(indices), digest.hexdigest()], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _read(self, name: str, indices: Sequence[int]) -> dict[str, Tensor] | None:

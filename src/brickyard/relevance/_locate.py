@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph, trace
 from brickyard.base._checks import check_kind, given_path, is_whole
-from brickyard.base._classes import resolve_task
+from brickyard.base._classes import ordered_names, resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
@@ -171,6 +171,7 @@ def _check_name(name: Any) -> None:
 def output_names(classes: Any, count: int) -> tuple[str, ...]:
     if classes is None:
         return tuple(map(str, range(count)))
+    classes = ordered_names(classes)
     if isinstance(classes, str | bytes | set | frozenset) or not isinstance(classes, Iterable):
         raise TaskError(
             "task-type",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import inspect
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -19,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._lazy import package
 from brickyard.base._messages import brief, near, told
@@ -102,7 +106,7 @@ def load_source(
         weights, spec = weights or spec, "zoo:auto"
     tensors, said = ({}, None) if weights is None else read_weights(Path(weights))
     text = said or SourceText(arch="auto")
-    names = classes or text.classes
+    names = ordered_names(classes) or text.classes
     kind, colon, rest = spec.partition(":")
     title, known, kind = spec, text.input_shape, kind if colon else ""
     if kind == "zoo":
@@ -272,12 +276,14 @@ def _own(spec: str, classes: Sequence[str]) -> nn.Module:
     path = Path(place)
     if not path.is_file():
         raise refused(f": there is no file {place!r}; give path/to/file.py:function")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    alone = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]  # files of one name are many
+    module_spec = importlib.util.spec_from_file_location(f"{path.stem}_{alone}", path)
     if module_spec is None or module_spec.loader is None:
         raise refused(f": {place!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
+        with _importable(path, module):
+            module_spec.loader.exec_module(module)
     except Exception as error:
         raise refused(f": {path.name} cannot be run: {type(error).__name__}: {error}; mend the file") from error
     make = getattr(module, function, None)
@@ -286,13 +292,32 @@ def _own(spec: str, classes: Sequence[str]) -> nn.Module:
         raise refused(f": {path.name} has no function {function!r}; it has {names or 'none'}")
     takes_classes = "classes" in inspect.signature(make).parameters and classes
     try:
-        model = make(classes=len(classes)) if takes_classes else make()
+        with _importable(path, module):
+            model = make(classes=len(classes)) if takes_classes else make()
     except Exception as error:
         how = "it is called without arguments, or with classes=NUMBER where it takes that and class names are given"
         raise refused(f" failed: {type(error).__name__}: {error}; {how}") from error
     if not isinstance(model, nn.Module):
         raise refused(f" returned a {type(model).__name__}; return a torch.nn.Module")
     return model
+
+
+@contextlib.contextmanager
+def _importable(path: Path, module: ModuleType) -> Iterator[None]:
+    """Let a file import its neighbours, as it can where Python is started beside it.
+
+    They are forgotten afterwards: another file may have neighbours of the same names.
+    """
+    folder, known = str(path.resolve().parent), set(sys.modules)
+    sys.path.insert(0, folder)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - known - {module.__name__}:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(folder + os.sep):
+                del sys.modules[name]
 
 
 # -- weights -------------------------------------------------------------------------------------------------
