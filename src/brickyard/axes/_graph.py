@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
+from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
 from brickyard.axes._tracing import read_network
 from brickyard.base._errors import TraceError
@@ -150,11 +151,13 @@ class Graph(Axes):
         output_width: How many class outputs there are.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: channel numbers of values whose channels the step sums up or averages.
+        ending: What turns the network's logits into the model's outputs and was left out, such as "softmax", or "".
         counts: Steps whose value is a number that was computed from a count of channels, and not from the batch.
     """
 
     def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
         self.network = network
+        self.ending = ""
         self.shapes = shapes
         self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
@@ -242,6 +245,8 @@ class Graph(Axes):
 def trace(model: nn.Module, example: Tensor) -> Graph:
     """Trace a model and find its channel axes.
 
+    Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it.
+
     Args:
         model: A classifier that takes one image batch and returns (batch, classes).
         example: Example images, (batch, channels, height, width); two are enough.
@@ -266,7 +271,11 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     """
     if isinstance(example, Tensor) and example.ndim == 4:
         example = torch.cat([example, example])[:2]
-    return analyse(*_precise(read_network(model, example), example))
+    network, example = _precise(read_network(model, example), example)
+    network, ending = with_logits(network, example)
+    graph = analyse(network, example)
+    graph.ending = ending
+    return graph
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:

@@ -58,6 +58,10 @@ class ProcessError(BrickyardError):
     """One of several cooperating processes has stopped."""
 
 
+class BrickyardWarning(UserWarning):
+    """What was done is right, and is probably not what was meant."""
+
+
 def reading_code(error: Exception) -> str:
     """The code of a failed read, depending on whether the file is missing or unreadable."""
     return "file-missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else "file-unreadable"

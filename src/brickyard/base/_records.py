@@ -157,13 +157,21 @@ class Pinned(Frozen):
 
 
 class LocateRecord(Frozen):
-    """Which images the relevances came from."""
+    """Which images the relevances came from, and what was seen of the source on them.
+
+    Attributes:
+        ending: What the source's logits went through and was left out: "softmax", "log_softmax", "sigmoid", or
+            "probabilities".
+        right: How many of the images the source answers correctly, and how many it was asked.
+    """
 
     choose: Literal["confident", "random", "all"]
     per_class: Count | None
     seed: Annotated[int, Field(ge=-(1 << 64), le=1 << 64)]
     images: tuple[Count, ...]
     data: str = ""
+    ending: str | None = None
+    right: tuple[Count, Count] | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}

@@ -20,6 +20,8 @@ def describe(manifest: ComponentManifest) -> str:
         f"  heal         {_heal(manifest)}",
         f"  kept         {kept_text(manifest)}",
     ]
+    if manifest.located is not None and manifest.located.ending is not None:
+        lines.append(f"  outputs      logits, taken before the source's {manifest.located.ending}")
     if manifest.tuned is not None:
         lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]

@@ -38,7 +38,7 @@ class Notebook:
             "source": relevance.source_sha256,
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
-            "record": relevance.record.model_dump(mode="json", exclude={"images"}),
+            "record": relevance.record.model_dump(mode="json", exclude={"images", "ending", "right"}),
             "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
         }

@@ -7,7 +7,7 @@ padded input over the positions that kernel offset k visits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,15 @@ from brickyard.axes._graph import Graph
 from brickyard.network._layer_types import mixing_of
 
 
-def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, ContributionSums]:
+def class_sums(
+    graph: Graph, batches: Iterable[Tensor], seen: Callable[[Tensor], None] | None = None
+) -> dict[str, ContributionSums]:
     """Sum the clamped contributions of every layer that reads and writes channels: S by layer name.
 
-    `batches` are preprocessed images of one class, (batch, channels, height, width) each.
+    Args:
+        graph: The source.
+        batches: Preprocessed images of one class, (batch, channels, height, width) each.
+        seen: What is told the source's logits for each batch, (batch, classes).
     """
     network = graph.network
     sums = {mixer.name: ContributionSums(network.layer(mixer.name)) for mixer in graph.mixers()}
@@ -28,6 +33,8 @@ def class_sums(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Contributio
             for _, node, values in network.walk(images):
                 if node.op == "layer" and node.target in sums:
                     sums[node.target].add(values[node.args[0].node])
+            if seen is not None:
+                seen(values[node.name])
     return sums
 
 

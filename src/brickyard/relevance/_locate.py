@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -13,7 +16,7 @@ from brickyard.axes._graph import Graph, trace
 from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import ordered_names, resolve_task
 from brickyard.base._declare import verb
-from brickyard.base._errors import DataError, OptionError, TaskError
+from brickyard.base._errors import BrickyardWarning, DataError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
@@ -31,6 +34,7 @@ from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
 
 MOST_LETTERS = 1024  # of a name, as in files
+FEW = 20  # images that say nothing about how good a source is
 KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
 
 
@@ -83,8 +87,24 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     counts = tuple(len(chosen.get(k, ())) for k in range(len(relevance.classes)))
     relevance.record = relevance.record.model_copy(update={"images": counts})
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
-    _fill(run, relevance, chosen)
+    right = _fill(run, relevance, chosen)
+    relevance.record = relevance.record.model_copy(update={"right": right})
+    _warn(relevance)
     return relevance
+
+
+def _warn(relevance: Relevance) -> None:
+    """Say when a source is no better than chance on the images, and what that may come from."""
+    right, asked = relevance.record.right or (0, 0)
+    chance = 1 / len(relevance.classes)
+    if asked >= FEW and right <= asked * chance + 2 * math.sqrt(asked * chance * (1 - chance)):
+        warnings.warn(
+            f"{relevance.source_name} answers {right:,} of {asked:,} images correctly, no better than chance "
+            f"({chance:.1%}): check the preprocessing, the order of the classes, labels that start at 1, and whether "
+            "the trained weights were loaded",
+            BrickyardWarning,
+            stacklevel=6,
+        )
 
 
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
@@ -99,6 +119,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         seed=options["seed"],
         images=(0,) * len(names),
         data=str(getattr(data, "name", type(data).__name__)),
+        ending=graph.ending or None,
     )
     return Relevance.blank(
         model,
@@ -136,9 +157,18 @@ class _Run:
         return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
 
-def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None:
-    """Locate all classes, one per process at a time: images are dealt out, and each sum has an owner."""
+def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> tuple[int, int]:
+    """Locate all classes, one per process at a time: images are dealt out, and each sum has an owner.
+
+    Returns:
+        How many images the source answers correctly, and how many it was asked now.
+    """
     ranks = run.ranks
+    right = torch.zeros(2, dtype=torch.int64)
+
+    def count(k: int, logits: Tensor) -> None:
+        right.add_(torch.tensor([int(run.outputs.says(logits)[:, k].sum()), len(logits)]))
+
     done = torch.tensor([int(run.notebook.recall(k, chosen[k], relevance, run.graph)) for k in chosen])
     ranks.add(done)  # processes on several machines may see different folders
     left = [k for k, known in zip(chosen, done.tolist(), strict=True) if known < ranks.count]
@@ -149,7 +179,7 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
             deals = [(k, part) for k in block for part in run.split(chosen[k])]
             for owner, k in enumerate(block):
                 parts = [part for at, part in ranks.mine(deals) if at == k]
-                sums = class_sums(run.graph, (x for part in parts for x in run.batches(part)))
+                sums = class_sums(run.graph, (x for part in parts for x in run.batches(part)), partial(count, k))
                 for value in sums.values():
                     ranks.add_for(owner, value.totals)
                 if owner == ranks.rank:
@@ -157,6 +187,8 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> None
                     run.notebook.write(k, chosen[k], relevance)
                 advance(text=f"locating {relevance.classes[k]}")
     relevance.gather(left, ranks, run.graph)
+    ranks.add(right)
+    return int(right[0]), int(right[1])
 
 
 def _check_name(name: Any) -> None:

@@ -385,6 +385,11 @@ class Relevance(Relevances):
 
     def __str__(self) -> str:
         lines = [f"relevance of {self.source_name}: {len(self.task)} of {len(self.classes)} classes"]
+        if self.record.right is not None and self.record.right[1]:
+            right, asked = self.record.right
+            lines.append(f"  source: {right / asked:.1%} of {asked:,} images right")
+        if self.record.ending is not None:
+            lines.append(f"  logits: taken before the source's {self.record.ending}")
         for name, mask in self.hard_masks.items():
             share = mask[list(self.task)].float().mean().item()
             lines.append(f"  {name}: {mask.shape[1]} inputs, {share:.0%} relevant for a class on average")
