@@ -17,6 +17,7 @@ from brickyard.base._records import (
     AssemblyManifest,
     ComponentManifest,
     NetworkSpec,
+    Preprocessing,
     ScalingRecord,
     validated,
 )
@@ -163,6 +164,11 @@ class Assembly(Joined, Predictor):
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
         self.eval()
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """How each part prepares raw images."""
+        return tuple(part.preprocessing for part in self.manifest.parts)
 
     @property
     def reject(self) -> bool:

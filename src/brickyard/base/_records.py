@@ -47,6 +47,8 @@ class Preprocessing(Frozen):
             the luma weights of ITU-R BT.601.
         mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
         std: Per-channel standard deviation, in [0, 1] units; needs `mean`.
+        unknown: Whether the source was located on images that something else had prepared: neither uint8 nor in
+            [0, 1]. Pictures cannot be brought into that form, and are refused.
 
     Example:
         >>> from brickyard import Preprocessing
@@ -59,6 +61,7 @@ class Preprocessing(Frozen):
     channels: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    unknown: bool = False
 
     def __init__(self, **values: Any) -> None:
         """See the class.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brickyard.base._checks import given_path
 from brickyard.base._errors import DataError, FileError
 from brickyard.base._messages import first_line
-from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, validated
+from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, Preprocessing, validated
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
@@ -111,6 +111,15 @@ class Component(Cut, Predictor):
     def reject(self) -> bool:
         """Whether a last output stands for the source's other classes."""
         return self.manifest.reject
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """How raw images are prepared."""
+        return (self.manifest.preprocessing,)
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
+        """Return the same component with another way to prepare raw images, as where its source's was unknown."""
+        return self.with_manifest(preprocessing=preprocessing)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the task's classes for preprocessed images."""

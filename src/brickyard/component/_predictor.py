@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from brickyard.base._checks import whole
 from brickyard.base._errors import BrickyardError, DataError
 from brickyard.base._messages import brief, first_line
+from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import read_images
+from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import Outputs
 
@@ -34,6 +37,11 @@ class Predictor(nn.Module):
     @property
     def reject(self) -> bool:
         """Whether a last output stands for "none of these"."""
+        raise NotImplementedError
+
+    @property
+    def preprocessings(self) -> Sequence[Preprocessing]:
+        """How each of its networks prepares raw images."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
@@ -88,6 +96,8 @@ class Predictor(nn.Module):
             )
         with as_before(self), torch.inference_mode():
             batches = read_images(images, batch_size)
+            for batch, one in itertools.product(batches, self.preprocessings):
+                check_raw(batch, one, "the images")
             return [how(run_images(self.logits, batch, "the images").double()) for batch in batches]
 
     def score(self, images: Any, names: Sequence[Any], batch_size: int = 64) -> float:

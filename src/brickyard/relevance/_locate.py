@@ -89,6 +89,10 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
     right = _fill(run, relevance, chosen)
     relevance.record = relevance.record.model_copy(update={"right": right})
+    prepared = torch.tensor(int(not images.all_raw))
+    run.ranks.add(prepared)
+    if int(prepared):
+        relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
     _warn(relevance)
     return relevance
 
