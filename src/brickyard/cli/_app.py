@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,7 +22,8 @@ from brickyard.cli import _serve as serving
 from brickyard.cli import _signals as stopping
 from brickyard.cli import _train as tuning
 from brickyard.cli import _yard as yard
-from brickyard.cli._output import exit_code
+from brickyard.cli._options import Json, reshape
+from brickyard.cli._output import Result, emit, exit_code
 
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 
@@ -50,16 +52,18 @@ def _options(
     pass
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn Brickyard's errors and Ctrl-C into a message and an exit code."""
+def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
+    """Add --json to a command and print its result; turn Brickyard's errors and Ctrl-C into a message and a code."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, as_json: bool = False, **kwargs: Any) -> None:
         try:
-            if os.environ.get("WORLD_SIZE", "1") not in ("0", "1"):
-                _shared(command, *args, **kwargs)
-            else:
-                command(*args, **kwargs)
+            several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
+            result = _shared(command, *args, **kwargs) if several else command(*args, **kwargs)
+            if result is not None:
+                emit(result, as_json)
+                if result.code:
+                    raise typer.Exit(result.code)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
@@ -72,16 +76,21 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             )
             raise typer.Exit(exit_code(told)) from None
 
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [item.replace(annotation=hints[item.name]) for item in inspect.signature(command).parameters.values()]
+    if hints["return"] is Result:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
+    reshape(run, parameters)
     return run
 
 
-def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) -> Result | None:
     """Run a command as one of the processes started by `torchrun`; only the first to fail reports its error."""
     from brickyard.runtime._processes import joined, process_count
 
     if process_count() < 2:
-        command(*args, **kwargs)
-        return
+        return command(*args, **kwargs)
     with joined() as first_to_fail:
         try:
             if command.__name__ not in _SHARED:
@@ -91,7 +100,7 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
                     f"{name} runs in a single process, but torchrun started several; run it without "
                     f"torchrun, which works only with {', '.join(_SHARED)}",
                 )
-            command(*args, **kwargs)
+            return command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt):
             if not first_to_fail():
                 raise typer.Exit(1) from None

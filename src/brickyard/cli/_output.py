@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,32 @@ from brickyard.cli._signals import no_reader, seen, tell
 from brickyard.runtime._progress import fits, put, speaks
 
 
-def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What a command prints: a value with --json, a text without (nothing if it is empty); and its exit code."""
+
+    value: dict[str, Any]
+    text: object
+    code: int = 0
+
+
+def emit(result: Result, as_json: bool) -> None:
     """Print a result as JSON or text.
 
     Raises:
         BrokenPipeError: The reader has closed the pipe.
         FileError: Standard output cannot be written.
     """
-    if not speaks():
+    line = _json(result.value) if as_json else str(result.text)
+    if not speaks() or not line:
         return
     if sys.stdout is None:
         raise FileError(
             "file-not-writable",
             "cannot print the result: standard output is closed; open it, or redirect it to /dev/null",
         )
-    line = _json(value) if as_json else str(text)
     if as_json and not fits(line, sys.stdout):
-        line = json.dumps(value, allow_nan=False)
+        line = json.dumps(result.value, allow_nan=False)
     try:
         put(line, sys.stdout)
     except BrokenPipeError:
@@ -69,3 +79,11 @@ def loaded(path: Path, *kinds: type) -> Any:
     from brickyard import _files
 
     return _files.loaded(path, *kinds)
+
+
+def model(path: Path) -> Any:
+    """The component or assembly in a file."""
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.component._component import Component
+
+    return loaded(path, Component, Assembly)

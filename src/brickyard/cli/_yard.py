@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
 from brickyard.base._errors import BrickyardError, OptionError
-from brickyard.cli._options import Data, Json, Seed
-from brickyard.cli._output import emit
+from brickyard.base._options import Seed
+from brickyard.cli._options import Data, with_options
+from brickyard.cli._output import Result
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import data_of
 
@@ -29,13 +30,10 @@ YARD = Path("yard")
 
 
 def yard_add(
-    files: Annotated[list[Path], typer.Argument(help="Component files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Component files.")],
     place: Place = YARD,
-    name: Annotated[
-        str | None, typer.Option(help="Name in the yard. Default: classes and source.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    name: Annotated[str | None, typer.Option(help="Name in the yard. Default: classes and source.")] = None,
+) -> Result:
     """Copy components into a yard. Creates the yard if it does not exist."""
     from brickyard.yard._yard import Yard
 
@@ -56,26 +54,23 @@ def yard_add(
         if lines:
             say("\n".join([*lines, "what comes after these was not added:"]))
         raise
-    emit({"yard": str(place), "added": added}, as_json, "\n".join(lines))
+    return Result({"yard": str(place), "added": added}, "\n".join(lines))
 
 
-def yard_list(place: Place = YARD, as_json: Json = False) -> None:
+def yard_list(place: Place = YARD) -> Result:
     """List all components of a yard."""
     from brickyard.yard._yard import Yard
 
-    entries = Yard(place).entries()
-    _emit_entries(place, entries, as_json, f"no components in {place}; add some with: brickyard yard add FILE")
+    return _listed(place, Yard(place).entries(), _nothing(place))
 
 
 def yard_search(
     text: Annotated[
-        list[str] | None,
-        typer.Argument(help="Words to find in names, classes, sources and architectures.", show_default=False),
+        list[str] | None, typer.Argument(help="Words to find in names, classes, sources and architectures.")
     ] = None,
     place: Place = YARD,
     classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Require this class; may be repeated to require several.", show_default=False),
+        list[str] | None, typer.Option("--class", help="Require this class; may be repeated to require several.")
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="Require this source: its name, or a prefix of its SHA-256.")
@@ -83,8 +78,7 @@ def yard_search(
     max_parameters: Annotated[int | None, typer.Option(help="Require at most this many parameters.", min=1)] = None,
     max_flops: Annotated[int | None, typer.Option(help="Require at most this many FLOPs per image.", min=1)] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Require at least this accuracy, in [0, 1].")] = None,
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """List the components that meet all criteria."""
     from brickyard.yard._yard import Yard
 
@@ -97,15 +91,13 @@ def yard_search(
         min_accuracy=min_accuracy,
         text=" ".join(text or ()),
     )
-    count = len(yard.entries())
-    _emit_entries(place, entries, as_json, f"none of the {count:,} components in {place} fits; ask for less")
+    return _listed(place, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
 
 
 def yard_show(
-    name: Annotated[str, typer.Argument(help="Component name.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Component name.")],
     place: Place = YARD,
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Show the index entry of a component."""
     from brickyard.yard._yard import Yard
 
@@ -124,9 +116,14 @@ def yard_show(
         "sha256": entry.sha256,
     }
     lines = [entry.name, *(f"  {key:<12} {value}" for key, value in rows.items())]
-    emit({**entry.as_dict(), "path": str(path)}, as_json, "\n".join(lines))
+    return Result({**entry.as_dict(), "path": str(path)}, "\n".join(lines))
 
 
+class _RankOptions(TypedDict, total=False):
+    seed: Seed
+
+
+@with_options(_RankOptions)
 def yard_rank(
     data: Data,
     context: typer.Context,
@@ -134,9 +131,8 @@ def yard_rank(
     place: Place = YARD,
     score: Annotated[str, typer.Option(help="Rank by this score: logme or h-score.")] = "logme",
     per_class: Annotated[int, typer.Option(help="Use at most this many images per class.", min=1)] = 100,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
+    **options: Any,
+) -> Result:
     """Rank components as feature extractors for a new task. Needs a few labelled images of it."""
     from brickyard.base._records import Preprocessing
     from brickyard.yard._yard import Yard
@@ -152,10 +148,9 @@ def yard_rank(
     # Pictures of several sizes are brought to the largest one that a component takes.
     how = Preprocessing(size=(max(s[0] for s in sides), max(s[1] for s in sides))) if sides else None
     images = data_of(data, how)
-    found = yard.rank(images, score=score, per_class=per_class, seed=seed)  # type: ignore[arg-type]
-    if not found and not as_json:
-        say(f"no components in {place}; add some with: brickyard yard add FILE")
-        return
+    found = yard.rank(images, score=score, per_class=per_class, **options)  # type: ignore[arg-type]
+    if not found:
+        say(_nothing(place))
     value = {
         "yard": str(place),
         "data": images.name,
@@ -165,14 +160,13 @@ def yard_rank(
             {"score": rank.score, "features": rank.size, "why": rank.why, **rank.entry.as_dict()} for rank in found
         ],
     }
-    emit(value, as_json, _ranks(found, score))
+    return Result(value, _ranks(found, score) if found else "")
 
 
 def yard_rm(
-    names: Annotated[list[str], typer.Argument(help="Component names.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="Component names.")],
     place: Place = YARD,
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Delete components from a yard."""
     from brickyard.yard._yard import Yard
 
@@ -186,10 +180,10 @@ def yard_rm(
         if removed:
             say(f"removed {', '.join(removed)}; what comes after these is still there:")
         raise
-    emit({"yard": str(place), "removed": removed}, as_json, f"removed {', '.join(removed)}")
+    return Result({"yard": str(place), "removed": removed}, f"removed {', '.join(removed)}")
 
 
-def yard_verify(place: Place = YARD, as_json: Json = False) -> None:
+def yard_verify(place: Place = YARD) -> Result:
     """Check all components of a yard. Reads every file and compares it with the index; exits with 1 on a problem."""
     from brickyard.yard._yard import Yard
 
@@ -198,17 +192,11 @@ def yard_verify(place: Place = YARD, as_json: Json = False) -> None:
     count = len(yard.entries())
     lines = [f"{plain(problem.name)}: {plain(problem.what)}" for problem in problems]
     lines.append(f"{count:,} components in {plain(str(place))}, {len(problems) or 'no'} problems")
-    value = {
-        "yard": str(place),
-        "components": count,
-        "problems": [{"name": problem.name, "what": problem.what} for problem in problems],
-    }
-    emit(value, as_json, "\n".join(lines))
-    if problems:
-        raise typer.Exit(1)
+    value = {"yard": str(place), "components": count, "problems": [vars(problem) for problem in problems]}
+    return Result(value, "\n".join(lines), code=1 if problems else 0)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., Result]] = {
     "add": yard_add,
     "list": yard_list,
     "search": yard_search,
@@ -224,11 +212,15 @@ def plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
-def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: str) -> None:
-    if not entries and not as_json:
+def _nothing(place: Path) -> str:
+    return f"no components in {place}; add some with: brickyard yard add FILE"
+
+
+def _listed(place: Path, entries: Sequence[Entry], none: str) -> Result:
+    if not entries:
         say(none)
-        return
-    emit({"yard": str(place), "entries": [entry.as_dict() for entry in entries]}, as_json, _table(entries))
+    value = {"yard": str(place), "entries": [entry.as_dict() for entry in entries]}
+    return Result(value, _table(entries) if entries else "")
 
 
 def _table(entries: Sequence[Entry]) -> str:
@@ -280,37 +272,23 @@ def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple
         right: Right-aligned columns.
         shorten: Columns that may be shortened, in this order, each with its minimum width.
     """
-    widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
     over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
     for column, least in shorten:
         cut = max(0, min(over, widths[column] - least))
         widths[column] -= cut
         over -= cut
-    return "\n".join(
-        "  ".join(
-            _filled(cell, width, right=k in right) for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    )
 
+    def cell(text: str, column: int) -> str:
+        width = widths[column]
+        if cell_len(text) > width:
+            text = set_cell_size(text, width - 1).rstrip() + "…"
+        space = " " * (width - cell_len(text))
+        return space + text if column in right else text + space
 
-def _columns(text: str) -> int:
-    """Count the terminal columns that a text takes."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _filled(text: str, width: int, right: bool) -> str:
-    """Shorten or pad a text to a number of columns."""
-    if _columns(text) > width:
-        while text and _columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    space = " " * (width - _columns(text))
-    return space + text if right else text + space
+    return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in table)
 
 
 def _short(value: int) -> str:
