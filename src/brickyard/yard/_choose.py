@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from brickyard.base._checks import is_whole
+from brickyard.base._checks import whole
 from brickyard.base._errors import OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.yard._index import Entry
@@ -35,10 +35,8 @@ def choose(
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)
     for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
-        if value is not None and (not is_whole(value) or value < 1):
-            raise OptionError(
-                "option-range", f"{limit} must be a positive integer, got {value!r}; correct it, or leave it out"
-            )
+        if value is not None:
+            whole(limit, value)
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
@@ -70,14 +68,10 @@ def check_names(classes: Sequence[str]) -> None:
     Raises:
         OptionError: They are not.
     """
-    if isinstance(classes, str):
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise OptionError(
             "option-type",
-            f"classes must be a list of names, got the string {classes!r}; give a list, such as [{classes!r}]",
-        )
-    if not isinstance(classes, Iterable):
-        raise OptionError(
-            "option-type", f"classes must be a list of names, got {brief(classes)} of type {type(classes).__name__}"
+            f"classes must be a list of names such as ['cat'], got {brief(classes)} of type {type(classes).__name__}",
         )
 
 
@@ -85,8 +79,9 @@ def _checked(classes: Sequence[str]) -> list[str]:
     """Wanted classes, each once."""
     check_names(classes)
     wanted = list(classes)
-    if wrong := [name for name in wanted if not isinstance(name, str)]:
-        raise OptionError("option-type", f"classes must be names, got {wrong[0]!r}; give strings")
+    for name in wanted:
+        if not isinstance(name, str):
+            raise OptionError("option-type", f"classes must be names, got {name!r}; give strings")
     if not wanted:
         raise TaskError("task-empty", "classes is empty; name at least one class")
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):

@@ -19,7 +19,7 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,12 +146,8 @@ def write_index(path: Path, known: Known, before: Known | None) -> Read:
         OSError: The same.
     """
     if before is not None:
-        try:
+        with contextlib.suppress(sqlite3.Error, ValueError):  # what cannot be changed is made anew
             return _state(path, _commit(path, known, before)), known
-        except (sqlite3.DatabaseError, ValueError) as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 255
-            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
-                raise
     fresh = path.with_name(STAGE) / INDEX
     fresh.parent.mkdir(exist_ok=True)
     fresh.unlink(missing_ok=True)
@@ -395,16 +391,12 @@ def _last_layers(skeleton: NetworkSpec) -> set[str]:
     return found
 
 
-def _references(value: Any) -> list[str]:
+def _references(value: Any) -> Iterator[str]:
     """Names of the steps in a step's arguments."""
-    found: list[str] = []
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("node"), str):
-                found.append(item["node"])
-            waiting += item.values()
-        elif isinstance(item, list | tuple):
-            waiting += item
-    return found
+    if isinstance(value, dict):
+        if isinstance(value.get("node"), str):
+            yield value["node"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _references(item)
