@@ -209,4 +209,4 @@ def _first(path: Path, marks: dict[Place, tuple[int, int]], error: ValidationErr
         found.append((marks.get(holder, (1, 1)), place, problem))
     (line, column), place, problem = min(found, key=lambda item: item[0])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{path}:{line}:{column}: {told(said(place, problem, problem['input']), 800)}{more}"
+    return f"{path}:{line}:{column}: {told(said(place, problem), 800)}{more}"

@@ -245,10 +245,9 @@ class Work:
             made = train_source(said.network, images, preprocessing=how, **options)
             made.save(self.folder / _source_file(name), overwrite=True)
 
-        needs = self._versions() | self._images_need(said.data, "train")
-        needs |= _options(said.said())
-        preprocessing = self.recipe.sources[name].preprocessing
-        needs |= {} if preprocessing is None else {"preprocessing": json.dumps(preprocessing.said())}
+        needs = self._versions() | self._images_need(said.data, "train") | _options(said.said())
+        if (preprocessing := self.recipe.sources[name].preprocessing) is not None:
+            needs["preprocessing"] = json.dumps(preprocessing.said())
         return Step(f"train {name}", (_source_file(name),), (), needs, run, ("sources", name, "train"))
 
     def _locate(self, name: str) -> Step:

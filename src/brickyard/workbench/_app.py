@@ -8,22 +8,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+
 from brickyard.base._errors import BrickyardError, DataError, OptionError
 from brickyard.base._messages import shown
 from brickyard.workbench._bench import Bench, BusyError, GoneError, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
 from brickyard.workbench._limits import Limits
 from brickyard.yard._yard import Yard
-
-try:
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.concurrency import run_in_threadpool
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, Response
-except ImportError:
-    raise OptionError(
-        "option-missing-package", "the workbench needs FastAPI; pip install 'brickyard[workbench]'"
-    ) from None
 
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
