@@ -116,13 +116,7 @@ def _source(name: str, classes: range, digits: ImageData, path: Path, say: Say) 
 
 
 def _component(
-    source: Source,
-    classes: range,
-    task: list[str],
-    digits: ImageData,
-    test: ImageData,
-    folder: Path,
-    say: Say,
+    source: Source, classes: range, task: list[str], digits: ImageData, test: ImageData, folder: Path, say: Say
 ) -> tuple[Component, Relevance, Scores]:
     images, held_out = (data.renumbered(list(classes)) for data in (digits, test))
     relevance = locate(source.model, images, preprocessing=HOW, name=source.name)

@@ -82,12 +82,7 @@ def locate(
 
 
 def _located(
-    spec: str,
-    data: str,
-    weights: Path | None,
-    task: list[str] | None,
-    names: str | None,
-    options: dict[str, Any],
+    spec: str, data: str, weights: Path | None, task: list[str] | None, names: str | None, options: dict[str, Any]
 ) -> tuple[Source, Relevance]:
     from brickyard.base._classes import parse_classes
     from brickyard.relevance._locate import locate as find
@@ -138,12 +133,9 @@ def disassemble(
     images = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
-        used = {*flat(declarations.DisassembleOptions)} - ({*thresholds} if limited else {*()})
-        locating = {**flat(words.PreprocessingOptions), **flat(declarations.LocateOptions)}
-        why = f"{relevance} was already located, and a budget needs no threshold"
-        check_effect(
-            f"{why}; give --data without --relevance, or", **{k: options[k] for k in locating if k not in used}
-        )
+        used = flat(declarations.DisassembleOptions)
+        idle = {name: value for name, value in options.items() if name not in used} | (thresholds if limited else {})
+        check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
         origin = resolve.source_of(source, weights, names, found.preprocessing)
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)

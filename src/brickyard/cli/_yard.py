@@ -18,6 +18,7 @@ from brickyard.sources._resolve import data_of
 if TYPE_CHECKING:
     from brickyard.yard._index import Entry
     from brickyard.yard._ranking import Rank
+    from brickyard.yard._yard import Yard
 
 
 HELP = "Manage components in a folder with an index."
@@ -35,11 +36,9 @@ def yard_add(
     name: Annotated[str | None, typer.Option(help="Name in the yard. Default: classes and source.")] = None,
 ) -> Result:
     """Copy components into a yard. Creates the yard if it does not exist."""
-    from brickyard.yard._yard import Yard
-
     if name is not None and len(files) != 1:
         raise OptionError("option-count", f"--name {name!r} applies to a single file, got {len(files)} files")
-    yard = Yard(place, create=True)
+    yard = _yard(place, create=True)
     before = {entry.name for entry in yard.entries()}
     added: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -59,9 +58,7 @@ def yard_add(
 
 def yard_list(place: Place = YARD) -> Result:
     """List all components of a yard."""
-    from brickyard.yard._yard import Yard
-
-    return _listed(place, Yard(place).entries(), _nothing(place))
+    return _listed(place, _yard(place).entries(), _nothing(place))
 
 
 def yard_search(
@@ -80,9 +77,7 @@ def yard_search(
     min_accuracy: Annotated[float | None, typer.Option(help="Require at least this accuracy, in [0, 1].")] = None,
 ) -> Result:
     """List the components that meet all criteria."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     entries = yard.search(
         classes=classes or (),
         source=source,
@@ -94,14 +89,9 @@ def yard_search(
     return _listed(place, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
 
 
-def yard_show(
-    name: Annotated[str, typer.Argument(help="Component name.")],
-    place: Place = YARD,
-) -> Result:
+def yard_show(name: Annotated[str, typer.Argument(help="Component name.")], place: Place = YARD) -> Result:
     """Show the index entry of a component."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     entry = yard.entry(name)
     path = yard.path / f"{entry.name}.safetensors"
     rows = {
@@ -135,14 +125,13 @@ def yard_rank(
 ) -> Result:
     """Rank components as feature extractors for a new task. Needs a few labelled images of it."""
     from brickyard.base._records import Preprocessing
-    from brickyard.yard._yard import Yard
 
     if folder is not None:
         given = context.get_parameter_source("place")
         if given is not None and given.name == "COMMANDLINE" and folder != place:
             raise OptionError("option-conflict", f"got two yards, {folder} and --yard {place}; give one")
         place = folder
-    yard = Yard(place)
+    yard = _yard(place)
     entries = yard.entries()
     sides = [entry.input_shape[1:] for entry in entries if len(entry.input_shape) == 3]
     # Pictures of several sizes are brought to the largest one that a component takes.
@@ -163,14 +152,9 @@ def yard_rank(
     return Result(value, _ranks(found, score) if found else "")
 
 
-def yard_rm(
-    names: Annotated[list[str], typer.Argument(help="Component names.")],
-    place: Place = YARD,
-) -> Result:
+def yard_rm(names: Annotated[list[str], typer.Argument(help="Component names.")], place: Place = YARD) -> Result:
     """Delete components from a yard."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     removed: list[str] = []
     try:
         for name in dict.fromkeys(names):
@@ -185,9 +169,7 @@ def yard_rm(
 
 def yard_verify(place: Place = YARD) -> Result:
     """Check all components of a yard. Reads every file and compares it with the index; exits with 1 on a problem."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     problems = yard.verify()
     count = len(yard.entries())
     lines = [f"{plain(problem.name)}: {plain(problem.what)}" for problem in problems]
@@ -210,6 +192,12 @@ COMMANDS: dict[str, Callable[..., Result]] = {
 def plain(text: str) -> str:
     """Make text from a file safe for a terminal, without control sequences."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _yard(place: Path, create: bool = False) -> Yard:
+    from brickyard.yard._yard import Yard
+
+    return Yard(place, create=create)
 
 
 def _nothing(place: Path) -> str:

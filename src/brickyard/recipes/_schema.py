@@ -13,13 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._messages import near
-from brickyard.base._options import (
-    AssembleOptions,
-    DisassembleOptions,
-    EvaluateOptions,
-    LocateOptions,
-    TrainingOptions,
-)
+from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions, TrainingOptions
 from brickyard.base._records import Frozen, Preprocessing
 
 VERSION = 1

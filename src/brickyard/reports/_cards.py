@@ -105,11 +105,7 @@ def _title(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 
 def _front_matter(
-    title: str,
-    parts: Sequence[ComponentManifest],
-    tables: Mapping[str, Scores],
-    license: str | None,
-    data: str | None,
+    title: str, parts: Sequence[ComponentManifest], tables: Mapping[str, Scores], license: str | None, data: str | None
 ) -> str:
     import yaml
 

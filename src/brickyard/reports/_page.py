@@ -72,13 +72,7 @@ def report(
     return _page(title, entries)
 
 
-def write_report(
-    path: str | Path,
-    items: Sequence[Item],
-    *,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
+def write_report(path: str | Path, items: Sequence[Item], *, overwrite: bool = False, **options: Any) -> Path:
     """Write `report` to a file, atomically.
 
     Raises:

@@ -266,9 +266,7 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
         _paint_rows(ax, rows, picture.height + 50, across)
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         write_atomically(
-            path,
-            lambda place: figure.savefig(place, format=kind, dpi=110, metadata=metadata),
-            overwrite=overwrite,
+            path, lambda place: figure.savefig(place, format=kind, dpi=110, metadata=metadata), overwrite=overwrite
         )
     return path
 

@@ -67,12 +67,7 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         ) from None
 
 
-def source_of(
-    spec: str,
-    weights: Path | None,
-    names: str | Sequence[str] | None,
-    how: Preprocessing | None,
-) -> Source:
+def source_of(spec: str, weights: Path | None, names: str | Sequence[str] | None, how: Preprocessing | None) -> Source:
     """A source, with class names from options or from its weights.
 
     What `how` leaves open (size, mean, channels) stays as the source has it.

@@ -11,9 +11,4 @@ if TYPE_CHECKING:
 
 package("fastapi", "workbench", "the workbench")
 
-__all__, __getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "workbench._app": "create_app",
-    },
-)
+__all__, __getattr__, __dir__ = lazy_exports(__name__, {"workbench._app": "create_app"})

@@ -42,11 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 def create_app(
-    yard: Yard | Path | str,
-    *,
-    token: str | None = None,
-    hosts: Sequence[str] = LOCAL,
-    limits: Limits | None = None,
+    yard: Yard | Path | str, *, token: str | None = None, hosts: Sequence[str] = LOCAL, limits: Limits | None = None
 ) -> FastAPI:
     """The workbench as an ASGI application.
 

@@ -26,11 +26,7 @@ class Choice:
 
 
 def choose(
-    entries: Sequence[Entry],
-    classes: Sequence[str],
-    *,
-    max_parameters: int | None = None,
-    max_flops: int | None = None,
+    entries: Sequence[Entry], classes: Sequence[str], *, max_parameters: int | None = None, max_flops: int | None = None
 ) -> list[Choice]:
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)

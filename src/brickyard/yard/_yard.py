@@ -370,8 +370,7 @@ class Yard:
     def _missing(self, name: str, known: Known) -> FileError:
         if name in known:
             return FileError(
-                "file-component-unusable",
-                f"{name!r} in {self.path} is no component that can be used: {known[name][1]}",
+                "file-component-unusable", f"{name!r} in {self.path} is no component that can be used: {known[name][1]}"
             )
         names = sorted(entry.name for entry in _entries(known))
         hint = near(str(name).removesuffix(SUFFIX), names) or "; list the yard to see what there is"
