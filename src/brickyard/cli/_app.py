@@ -97,8 +97,7 @@ def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) ->
                 name = command.__name__.replace("_", " ")
                 raise OptionError(
                     "option-several-processes",
-                    f"{name} runs in a single process, but torchrun started several; run it without "
-                    f"torchrun, which works only with {', '.join(_SHARED)}",
+                    f"{name} runs in one process, but torchrun started several; use it with {', '.join(_SHARED)}",
                 )
             return command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt):

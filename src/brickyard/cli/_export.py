@@ -31,8 +31,7 @@ def export(
         pickled = output.suffix in (".pt2", ".pt", ".pth")
         why = ": a program of torch.export holds pickled parts, which Brickyard does not write" if pickled else ""
         raise OptionError(
-            "option-suffix",
-            f"the suffix of {output} is not a supported format{why}; use .onnx, or .safetensors for the state dict",
+            "option-suffix", f"{output} has no supported suffix{why}; use .onnx, or .safetensors for the state dict"
         )
     if output.suffix == ".safetensors":
         check_effect("it applies to ONNX only, not to a state dict", data=data, uint8=uint8, channels=channels)

@@ -35,8 +35,7 @@ def emit(result: Result, as_json: bool) -> None:
         return
     if sys.stdout is None:
         raise FileError(
-            "file-not-writable",
-            "cannot print the result: standard output is closed; open it, or redirect it to /dev/null",
+            "file-not-writable", "cannot print the result: standard output is closed; redirect it to /dev/null"
         )
     if as_json and not fits(line, sys.stdout):
         line = json.dumps(result.value, allow_nan=False)
@@ -48,8 +47,7 @@ def emit(result: Result, as_json: bool) -> None:
         with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
             no_reader()
         raise FileError(
-            "file-not-writable",
-            f"cannot print the result: {error.strerror or error}; free some space, or redirect the output",
+            "file-not-writable", f"cannot print the result: {error.strerror or error}; redirect it, or free some space"
         ) from None
 
 

@@ -115,10 +115,7 @@ def report(
     resolve.check_free(output, force, *paths, *specs, *(weights or []))
     items: list[Any] = [loaded(path) for path in files] + [loaded(path, Relevance) for path in relevance or []]
     if faithful and not (source and data and len(data) == 1):
-        raise OptionError(
-            "option-requires-option",
-            "--faithfulness needs --source, and --data exactly once; give both, or leave it out",
-        )
+        raise OptionError("option-requires-option", "--faithfulness needs --source and exactly one --data; give both")
     parts = [() if isinstance(item, Relevance) else item.manifest.parts for item in items]
     every = [part for own in parts for part in own]
     found = iter(resolve.labelled_images(data, every, "--data", split, max_images, shared=True) if data else [])

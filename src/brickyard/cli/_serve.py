@@ -64,6 +64,5 @@ def _bound(host: str, port: int) -> Any:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OptionError(
-            "option-address",
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; choose another port, or 0",
+            "option-address", f"cannot listen on --host {host} --port {port}: {error.strerror or error}; try --port 0"
         ) from None

@@ -262,7 +262,8 @@ class Work:
             from brickyard.relevance._locate import locate
 
             source, images = self._source(name)
-            notes = self.folder / NOTES / f"locate-{name}-{self._input_key(name, key)}"
+            trained = (self.prints.file(self.folder / place) for place in self._trained(name))
+            notes = self.folder / NOTES / f"locate-{name}-{digest(key, *trained)[:16]}"
             task: set[int] = set()
             for part, said_task in tasks.items():
                 try:
@@ -284,10 +285,6 @@ class Work:
             shutil.rmtree(notes, ignore_errors=True)
 
         return Step(f"locate {name}", (_relevance_file(name),), self._trained(name), needs, run, ("sources", name))
-
-    def _input_key(self, name: str, key: str) -> str:
-        """A name for the notes of locating: of all that it depends on, the trained source included."""
-        return digest(key, *(self.prints.file(self.folder / place) for place in self._trained(name)))[:16]
 
     def _cut(self, name: str) -> Step:
         said: ComponentRecipe = self.recipe.components[name]

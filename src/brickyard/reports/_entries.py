@@ -49,6 +49,12 @@ class Entry:
         return {Component: "component", Assembly: "assembly", Relevance: "relevance"}[type(self.item)]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Those that it answers with, or that were located."""
+        item = self.item
+        return tuple(item.classes[k] for k in item.task) if isinstance(item, Relevance) else item.classes
+
+    @property
     def parts(self) -> tuple[ComponentManifest, ...]:
         if isinstance(self.item, Relevance):
             return ()

@@ -189,9 +189,6 @@ def models_of(specs: Sequence[str], weights: Sequence[Path], hows: Sequence[Prep
         OptionError: There are some weights, but not as many as sources.
     """
     if weights and len(weights) != len(specs):
-        raise OptionError(
-            "option-count",
-            f"--weights was given {len(weights)} times for {len(specs)} sources; give it once per source",
-        )
+        raise OptionError("option-count", f"{len(specs)} sources need --weights {len(specs)} times, got {len(weights)}")
     places: Sequence[Path | None] = weights or [None] * len(specs)
     return [source_of(spec, place, None, how).model for spec, place, how in zip(specs, places, hows, strict=False)]

@@ -79,8 +79,7 @@ def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int
         if len(found.get(key, ())) > axis:
             return found[key][axis]
     raise OptionError(
-        "option-source-undetermined",
-        f"{name}: the weights do not say the number of {option}; give zoo:{name}?{option}=NUMBER",
+        "option-source-undetermined", f"{name}: the weights do not tell its {option}; give zoo:{name}?{option}=NUMBER"
     )
 
 
@@ -91,15 +90,13 @@ def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
     inner = [key for key in full if len(full[key]) == 4 and len(found.get(key, ())) == 4]
     if not inner:
         raise OptionError(
-            "option-source-undetermined",
-            f"{name}: the weights share no convolution with it; give zoo:{name}?width=NUMBER, or another network",
+            "option-source-undetermined", f"the weights share no convolution with {name}; give zoo:{name}?width=NUMBER"
         )
     widest = max(inner, key=lambda key: full[key][0])
     exact = found[widest][0] / full[widest][0]
     if not math.isfinite(exact) or exact <= 0:
         raise OptionError(
-            "option-source-undetermined",
-            f"{name}: {widest!r} has {found[widest][0]} rows, so the width cannot be inferred from it",
+            "option-source-undetermined", f"{name}: {widest!r} has {found[widest][0]} rows, which tells no width"
         )
     for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
         if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():

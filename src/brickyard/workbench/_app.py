@@ -175,8 +175,7 @@ def _form(request: Request, limits: Limits) -> Any:
     kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
     if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
         raise OptionError(
-            "option-plan-invalid",
-            "the request must be a form of type multipart/form-data; use the workbench's own page",
+            "option-plan-invalid", "the request must be multipart/form-data; use the workbench's own page"
         )
     return request.form(max_files=limits.files, max_fields=1)
 

@@ -306,7 +306,7 @@ class Bench:
                 if not own:
                     raise DataError(
                         "data-class-without-images",
-                        f"class {name!r} has no picture; give at least one per class, preferably five",
+                        f"class {name!r} has no picture; give at least one, preferably five",
                     )
                 shown += [self._picture(title, content, parts, end) for title, content in own]
                 labels += [part.task[place]] * len(own)

@@ -35,18 +35,14 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     """
     name = name[:80]
     if pieces(content) > PIECES:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} is not a usable picture: it has more than {PIECES:,} pieces; save it again",
-        )
+        raise DataError("data-image-too-large", f"{name!r} has more than {PIECES:,} pieces; save it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise DataError(
-            "data-image-too-large",
-            f"{name!r} has far too many pixels; the limit is {limits.pixels / 1000000.0:g} million: shrink it first",
+            "data-image-too-large", f"{name!r} has more than {limits.pixels / 1e6:g} million pixels; shrink it first"
         ) from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         raise DataError(
@@ -61,8 +57,7 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
         raise DataError(
-            "data-image-too-large",
-            f"{name!r} scans its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
+            "data-image-too-large", f"{name!r} scans its pixels {scans:,} times; save it as an ordinary JPEG"
         )
     return image
 

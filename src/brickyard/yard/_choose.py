@@ -37,9 +37,7 @@ def choose(
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
             "task-not-in-yard",
-            "no component in the yard has "
-            f"{_named('the class', missing)}{_near_names(missing, known)}; cut components that do, "
-            "and add them to the yard",
+            f"no component in the yard has {_named('the class', missing)}{_near_names(missing, known)}; cut one",
         )
     parts = [Part(e.name, e.classes, _loss(e), e.parameters, e.flops) for e in entries]
     try:
@@ -48,8 +46,8 @@ def choose(
     except StoppedError:
         raise TaskError(
             "task-not-coverable",
-            f"no best choice of components was found for {_named('the class', wanted)}: the search was stopped after "
-            f"{NODES:,} steps; ask for fewer classes, or remove components that you do not need from the yard",
+            f"the search for components with {_named('the class', wanted)} was stopped after {NODES:,} steps; ask for "
+            "fewer classes, or remove unneeded components from the yard",
         ) from None
     if not found:
         raise TaskError("task-not-coverable", _why_none(wanted, free, max_parameters, max_flops))

@@ -241,15 +241,10 @@ def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
 
 
 def _entry(values: list[Any]) -> Entry:
-    """An entry of its values.
-
-    Raises:
-        ValueError: One is not as it should be.
-    """
+    """An entry of its values; TypeError or ValueError where one is not as it should be."""
     name, sha, size, classes, reject, source, source_sha, parameters, flops, accuracy, shape, architecture = values
     if not (
         is_name(name)
-        and all(type(text) is str for text in (sha, source, source_sha, architecture))
         and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (size, parameters, flops))
         and (type(reject), type(classes), type(shape)) == (bool, list, list)
         and SHA256.fullmatch(sha)
@@ -257,12 +252,12 @@ def _entry(values: list[Any]) -> Entry:
         and ARCHITECTURE.fullmatch(architecture)
         and source
         and classes
-        and all(type(item) is str and item for item in classes)
+        and all(classes)
         and all(type(side) is int and side > 0 for side in shape)
         and (accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1))
     ):
         raise ValueError("no entry")
-    "".join((source, *classes)).encode("utf-8")  # half a character is an error
+    "".join((source, *classes)).encode("utf-8")  # what is no text, or half a character, is an error
     sizes = parameters, flops, accuracy
     return Entry(name, sha, size, tuple(classes), reject, source, source_sha, *sizes, tuple(shape), architecture)
 

@@ -98,8 +98,7 @@ class Yard:
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
                 "file-missing",
-                f"the yard {path} {found}; give a folder of components, or create one with create=True or `brickyard "
-                "yard add`",
+                f"the yard {path} {found}; give a folder, or create one with create=True or `brickyard yard add`",
             )
         self._last: Read | None = None  # the index as it was last read
 
@@ -177,8 +176,7 @@ class Yard:
                 whole(limit, value, 0)
         if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
             raise OptionError(
-                "option-range",
-                f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 % of the images",
+                "option-range", f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 %"
             )
         words = (text or "").casefold().split()
 
@@ -283,8 +281,7 @@ class Yard:
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is not a valid component name; use letters, digits, '.', '_' and '-', starting with a "
-                f"letter or a digit, without {SUFFIX}",
+                f"{name!r} is no valid name: use letters, digits, '.', '_', '-', a letter or digit first; no {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
@@ -297,10 +294,7 @@ class Yard:
                     return entry
             name = name or _new_name(made, known, self.path)
             if name in known or os.path.lexists(self._file(name)):
-                raise FileError(
-                    "file-exists",
-                    f"{name!r} already exists in {self.path} with other content; give another name, or remove it first",
-                )
+                raise FileError("file-exists", f"{name!r} exists in {self.path} with other content; give another name")
             os.replace(staged, self._file(name))
             flush_folder(self.path)
             entry = replace(made, name=name)
@@ -469,8 +463,7 @@ class Yard:
                 why = getattr(error, "strerror", None) or "this system has no file locks"
                 raise FileError(
                     "file-not-writable",
-                    f"the yard {self.path} cannot be locked for writing: {why}; make it writable, or copy it to a disk "
-                    "that can lock files",
+                    f"the yard {self.path} cannot be locked: {why}; make it writable, or move it to a disk with locks",
                 ) from None
             try:
                 self._clear()
