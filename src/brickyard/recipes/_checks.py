@@ -18,6 +18,8 @@ def said(place: Place, problem: Any) -> str:
     """A problem that pydantic found, in words."""
     if problem["type"] == "missing":
         return f"{dotted(place[:-1])} lacks the key {place[-1]!r}; add it"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{dotted(place)} is {problem['input']!r}; a mapping is needed"
     why = str(problem["msg"]).removeprefix("Value error, ")
     return f"{dotted(place)} is {problem['input']!r}; {why[:1].lower()}{why[1:]}"
 
@@ -99,15 +101,14 @@ def _there(path: Path, plain: bool = False) -> bool:
 
 
 def _data_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
-    path, _, options = text.rpartition("?") if "?" in text else (text, "", "")
-    if _there(file.folder / text):
-        path, options = text, ""
-    for item in filter(None, options.split("&")):
-        key = item.partition("=")[0]
+    from brickyard.inputs._datasets import place_and_options
+
+    path, options = place_and_options(file.resolved(text))
+    for key in options:
         if key not in ("split", "classes"):
             yield place, f"{dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
-    if path != "digits" and not _there(file.folder / path):
-        hint = near(path, ["digits"]) or "; check the path"
+    if path != "digits" and not _there(Path(path)):
+        hint = near(Path(path).name, ["digits"]) or "; check the path"
         yield place, f"{dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint}"
 
 

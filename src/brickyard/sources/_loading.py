@@ -95,7 +95,8 @@ def load_source(
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
     if not isinstance(spec, str):
         raise OptionError(
-            "option-type", f"a source is a path or a text such as zoo:resnet20?classes=10, got {brief(spec)}"
+            "option-type",
+            f"a source must be a path or a text such as zoo:cnn, got {brief(spec)} of type {type(spec).__name__}",
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
