@@ -6,22 +6,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from brickyard.cli._output import Result
 from brickyard.runtime._progress import say
 
 
 def build(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run and why, without running it.")
-    ] = False,
+    recipe: Annotated[Path, Argument(help="Recipe file (YAML).")],
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would run and why, without running it.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Run every step, and overwrite files not written by a build.")
+        bool, Option("--force", help="Run every step, and overwrite files not written by a build.")
     ] = False,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow running the Python files named as sources in the recipe.")
+        bool, Option("--trust-code", help="Allow running the Python files named as sources in the recipe.")
     ] = False,
 ) -> Result:
     """Build what a recipe describes. Runs only the steps whose results would change."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._errors import OptionError
 from brickyard.cli._options import DATA_HELP, File, Force, Output, check_effect
@@ -15,12 +15,12 @@ from brickyard.sources._resolve import check_free, data_of
 def export(
     file: File,
     output: Output,
-    data: Annotated[str | None, typer.Option(help=f"ONNX: also check the export on these images: {DATA_HELP}")] = None,
+    data: Annotated[str | None, Option(help=f"ONNX: also check the export on these images: {DATA_HELP}")] = None,
     uint8: Annotated[
-        bool, typer.Option("--uint8", help="ONNX: take uint8 images in 0..255 instead of floats in [0, 1].")
+        bool, Option("--uint8", help="ONNX: take uint8 images in 0..255 instead of floats in [0, 1].")
     ] = False,
     channels: Annotated[
-        int | None, typer.Option(help="ONNX: take raw images with this many channels, 1 or 3, and convert them.")
+        int | None, Option(help="ONNX: take raw images with this many channels, 1 or 3, and convert them.")
     ] = None,
     force: Force = False,
 ) -> Result:
@@ -49,12 +49,12 @@ def export(
 
 def push(
     file: File,
-    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub.", metavar="OWNER/NAME")],
+    repo: Annotated[str, Argument(help="Repository on the Hugging Face Hub.", metavar="OWNER/NAME")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Visibility of a newly created repository.")
+        bool | None, Option("--private/--public", help="Visibility of a newly created repository.")
     ] = None,
-    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a Brickyard model",
-    license: Annotated[str | None, typer.Option(help="License named in the card, such as apache-2.0.")] = None,
+    message: Annotated[str, Option(help="Commit message.")] = "Upload a Brickyard model",
+    license: Annotated[str | None, Option(help="License named in the card, such as apache-2.0.")] = None,
 ) -> Result:
     """Upload a component or an assembly to the Hugging Face Hub.
 

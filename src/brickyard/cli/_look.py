@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._declare import gathered
 from brickyard.base._errors import FileError, OptionError
@@ -21,14 +21,14 @@ from brickyard.sources import _resolve as resolve
 @with_options(EvaluateOptions)
 def evaluate(
     file: File,
-    data: Annotated[list[str], typer.Option(help=f"Test images, once per part: {DATA_HELP}")],
+    data: Annotated[list[str], Option(help=f"Test images, once per part: {DATA_HELP}")],
     source: Annotated[
-        list[str] | None, typer.Option(help="Compare with this source, once per part (rows base and restricted).")
+        list[str] | None, Option(help="Compare with this source, once per part (rows base and restricted).")
     ] = None,
     weights: words.AllWeights = None,
     split: words.Split = "test",
     max_images: words.MaxImages = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
+    csv: Annotated[Path | None, Option(help="Also write the rows to this CSV file.")] = None,
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -56,10 +56,10 @@ def evaluate(
 
 @with_options(words.PreprocessingOptions, only=("size",))
 def show(
-    item: Annotated[str, typer.Argument(help="File, or source such as zoo:resnet20.")],
+    item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
     weights: words.Weights = None,
     names: words.Names = None,
-    axes: Annotated[bool, typer.Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
+    axes: Annotated[bool, Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
     **options: Any,
 ) -> Result:
     """Show the contents of a file or the channel axes of a source."""
@@ -128,8 +128,8 @@ def _show_file(path: Path, axes: bool) -> Result:
 
 def predict(
     file: File,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(help="Print this many classes per image.", min=1)] = 3,
+    images: Annotated[list[Path], Argument(help="Image files.")],
+    top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
 ) -> Result:
     """Classify images."""
     from brickyard.component._predictor import REJECT
@@ -152,7 +152,7 @@ def predict(
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write files to this folder.")] = Path("demo-output"),
+    output: Annotated[Path, Option("--output", "-o", help="Write files to this folder.")] = Path("demo-output"),
 ) -> Result:
     """Build a digit classifier from two sources. Runs offline, in under two minutes."""
     from brickyard.cli._demo import run_demo

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base import _options as declarations
 from brickyard.base._declare import declared, flat, gathered
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from brickyard.sources._loading import Source
 
 FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed", *declared(words.PreprocessingOptions))
-Classes = Annotated[list[str] | None, typer.Option(help="Use only these classes.")]
+Classes = Annotated[list[str] | None, Option(help="Use only these classes.")]
 
 
 @with_options(words.PreprocessingOptions, declarations.TrainingOptions, only=FROM_SCRATCH, lr=0.1)
 def train(
-    network: Annotated[str, typer.Argument(help="Zoo network: NAME or NAME?width=0.5.")],
+    network: Annotated[str, Argument(help="Zoo network: NAME or NAME?width=0.5.")],
     data: Data,
     output: Output,
     classes: Classes = None,
@@ -63,7 +63,7 @@ def locate(
     data: Data,
     output: Output,
     weights: Weights = None,
-    task: Annotated[list[str] | None, typer.Option(help="Locate only these classes.")] = None,
+    task: Annotated[list[str] | None, Option(help="Locate only these classes.")] = None,
     names: words.Names = None,
     force: Force = False,
     **options: Any,
@@ -108,14 +108,12 @@ def _located(
 @with_options(words.PreprocessingOptions, declarations.DisassembleOptions, unset=(declarations.LocateOptions,))
 def disassemble(
     source: SourceSpec,
-    task: Annotated[
-        list[str], typer.Option(help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.')
-    ],
+    task: Annotated[list[str], Option(help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.')],
     output: Output,
     data: Annotated[
-        str | None, typer.Option(help="Training images for healing and, without --relevance, for locating.")
+        str | None, Option(help="Training images for healing and, without --relevance, for locating.")
     ] = None,
-    relevance: Annotated[Path | None, typer.Option(help="Use relevances written by `locate`.")] = None,
+    relevance: Annotated[Path | None, Option(help="Use relevances written by `locate`.")] = None,
     weights: Weights = None,
     names: words.Names = None,
     force: Force = False,
@@ -164,21 +162,19 @@ def disassemble(
 
 @with_options(declarations.AssembleOptions)
 def assemble(
-    files: Annotated[list[str], typer.Argument(help="Component or assembly files; with --yard, class names.")],
+    files: Annotated[list[str], Argument(help="Component or assembly files; with --yard, class names.")],
     output: Output,
-    yard: Annotated[
-        Path | None, typer.Option(help="Choose the best components for the classes from this yard.")
-    ] = None,
+    yard: Annotated[Path | None, Option(help="Choose the best components for the classes from this yard.")] = None,
     max_parameters: Annotated[
-        int | None, typer.Option(help="With --yard: limit the total parameters of the parts.", min=1)
+        int | None, Option(help="With --yard: limit the total parameters of the parts.", min=1)
     ] = None,
-    max_flops: Annotated[int | None, typer.Option(help="With --yard: limit the total FLOPs per image.", min=1)] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out this class; may be repeated.")] = None,
+    max_flops: Annotated[int | None, Option(help="With --yard: limit the total FLOPs per image.", min=1)] = None,
+    without: Annotated[list[str] | None, Option(help="Leave out this class; may be repeated.")] = None,
     images: Annotated[
-        list[str] | None, typer.Option(help="Labelled training images for few-shot scalings, once per part.")
+        list[str] | None, Option(help="Labelled training images for few-shot scalings, once per part.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="With --form union: fill in weights from the parts' common source.")
+        str | None, Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
     weights: Weights = None,
     force: Force = False,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 import typer
+from typer import Argument, Option
 from typer.models import OptionInfo
 
 from brickyard.base._declare import Opt, flat
@@ -19,20 +20,18 @@ DATA_HELP = (
     "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
 )
 
-File = Annotated[Path, typer.Argument(help="Component or assembly file.")]
-SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP)]
-Weights = Annotated[Path | None, typer.Option(help="Read weights from this file: .safetensors, or .pt/.pth/.bin.")]
-AllWeights = Annotated[
-    list[Path] | None, typer.Option("--weights", help="Read weights from this file, once per --source.")
-]
-Data = Annotated[str, typer.Option(help=f"Images: {DATA_HELP}")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Write the result to this file.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
-Names = Annotated[str | None, typer.Option("--class-names", help="Class names of the source, comma-separated.")]
-Split = Annotated[str, typer.Option(help="Use this split unless --data names one.")]
-MaxImages = Annotated[int | None, typer.Option(help="Use at most this many images per --data.", min=1)]
-Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+File = Annotated[Path, Argument(help="Component or assembly file.")]
+SourceSpec = Annotated[str, Argument(help=SOURCE_HELP)]
+Weights = Annotated[Path | None, Option(help="Read weights from this file: .safetensors, or .pt/.pth/.bin.")]
+AllWeights = Annotated[list[Path] | None, Option("--weights", help="Read weights from this file, once per --source.")]
+Data = Annotated[str, Option(help=f"Images: {DATA_HELP}")]
+Output = Annotated[Path, Option("--output", "-o", help="Write the result to this file.")]
+Force = Annotated[bool, Option("--force", help="Overwrite the output if it exists.")]
+Names = Annotated[str | None, Option("--class-names", help="Class names of the source, comma-separated.")]
+Split = Annotated[str, Option(help="Use this split unless --data names one.")]
+MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
+Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 @with_options(words.PreprocessingOptions, only=("size",))
 def routes(
     source: words.SourceSpec,
-    relevance: Annotated[Path, typer.Option(help="Use relevances written by `locate`.")],
+    relevance: Annotated[Path, Option(help="Use relevances written by `locate`.")],
     output: Output,
-    classes: Annotated[str, typer.Option(help='Draw up to six classes: "cat,dog" or "0-2".')],
-    data: Annotated[str | None, typer.Option(help=f"Also measure the routes on these test images: {DATA_HELP}")] = None,
+    classes: Annotated[str, Option(help='Draw up to six classes: "cat,dog" or "0-2".')],
+    data: Annotated[str | None, Option(help=f"Also measure the routes on these test images: {DATA_HELP}")] = None,
     weights: words.Weights = None,
     names: words.Names = None,
     split: words.Split = "test",
     max_images: words.MaxImages = None,
-    seeds: Annotated[int, typer.Option(help="Compare with this many random routes.", min=1)] = 5,
+    seeds: Annotated[int, Option(help="Compare with this many random routes.", min=1)] = 5,
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -89,21 +89,19 @@ def _measured(rows: Sequence[Faithfulness]) -> list[str]:
 
 
 def report(
-    files: Annotated[list[Path], typer.Argument(help="Component, assembly and relevance files.")],
+    files: Annotated[list[Path], Argument(help="Component, assembly and relevance files.")],
     output: Output,
-    data: Annotated[
-        list[str] | None, typer.Option(help=f"Test images, once in total or once per part: {DATA_HELP}")
-    ] = None,
-    relevance: Annotated[list[Path] | None, typer.Option(help="Add heat maps and routes of these relevances.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help=f"Compare with a source: {SOURCE_HELP}")] = None,
+    data: Annotated[list[str] | None, Option(help=f"Test images, once in total or once per part: {DATA_HELP}")] = None,
+    relevance: Annotated[list[Path] | None, Option(help="Add heat maps and routes of these relevances.")] = None,
+    source: Annotated[list[str] | None, Option(help=f"Compare with a source: {SOURCE_HELP}")] = None,
     weights: words.AllWeights = None,
     split: words.Split = "test",
     max_images: words.MaxImages = None,
     faithful: Annotated[
-        bool, typer.Option("--faithfulness", help="Also measure routes; needs --source and exactly one --data. Slow.")
+        bool, Option("--faithfulness", help="Also measure routes; needs --source and exactly one --data. Slow.")
     ] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Measure latency.")] = False,
-    title: Annotated[str, typer.Option(help="Set the page title.")] = "Brickyard report",
+    latency: Annotated[bool, Option("--latency", help="Measure latency.")] = False,
+    title: Annotated[str, Option(help="Set the page title.")] = "Brickyard report",
     force: Force = False,
 ) -> Result:
     """Write an HTML report on files. It shows scores, sizes, channels, relevances, routes and origins."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from brickyard.base._errors import OptionError
 from brickyard.runtime._progress import say
 
 
 def workbench(
-    yard: Annotated[Path, typer.Option(help="Folder of components.")],
+    yard: Annotated[Path, Option(help="Folder of components.")],
     host: Annotated[
-        str, typer.Option(help="Listen on this address; any but the local machine requires a token.")
+        str, Option(help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Listen on this port; 0 picks a free one.", min=0, max=65535)] = 8000,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    port: Annotated[int, Option(help="Listen on this port; 0 picks a free one.", min=0, max=65535)] = 8000,
+    open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Serve a local web page for building classifiers from a yard."""
     import secrets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
@@ -29,12 +29,12 @@ from brickyard.sources._resolve import check_free, labelled_images, source_of
 @with_options(FinetuneOptions)
 def finetune(
     file: File,
-    data: Annotated[list[str], typer.Option(help="Labelled training images; for an assembly, once per part.")],
+    data: Annotated[list[str], Option(help="Labelled training images; for an assembly, once per part.")],
     output: Output,
     teacher: Annotated[
-        Path | None, typer.Option(help="Distil from this component or assembly, which must know the classes.")
+        Path | None, Option(help="Distil from this component or assembly, which must know the classes.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Distil from the component's own source.")] = None,
+    source: Annotated[str | None, Option(help="Distil from the component's own source.")] = None,
     weights: Weights = None,
     device: Device = "cpu",
     force: Force = False,
@@ -69,8 +69,8 @@ def finetune(
     PreprocessingOptions, TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1
 )
 def distil(
-    network: Annotated[str, typer.Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
-    teacher: Annotated[Path, typer.Option(help="Distil from this component or assembly.")],
+    network: Annotated[str, Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
+    teacher: Annotated[Path, Option(help="Distil from this component or assembly.")],
     data: Data,
     output: Output,
     classes: Classes = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
+from typer import Argument, Option
 
 from brickyard.base._errors import BrickyardError, OptionError
 from brickyard.base._options import Seed
@@ -25,15 +26,15 @@ HELP = "Manage components in a folder with an index."
 WIDTH = 100  # of tables, in columns
 
 Place = Annotated[
-    Path, typer.Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
+    Path, Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
 ]
 YARD = Path("yard")
 
 
 def yard_add(
-    files: Annotated[list[Path], typer.Argument(help="Component files.")],
+    files: Annotated[list[Path], Argument(help="Component files.")],
     place: Place = YARD,
-    name: Annotated[str | None, typer.Option(help="Name in the yard. Default: classes and source.")] = None,
+    name: Annotated[str | None, Option(help="Name in the yard. Default: classes and source.")] = None,
 ) -> Result:
     """Copy components into a yard. Creates the yard if it does not exist."""
     if name is not None and len(files) != 1:
@@ -63,18 +64,16 @@ def yard_list(place: Place = YARD) -> Result:
 
 def yard_search(
     text: Annotated[
-        list[str] | None, typer.Argument(help="Words to find in names, classes, sources and architectures.")
+        list[str] | None, Argument(help="Words to find in names, classes, sources and architectures.")
     ] = None,
     place: Place = YARD,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", help="Require this class; may be repeated to require several.")
+        list[str] | None, Option("--class", help="Require this class; may be repeated to require several.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Require this source: its name, or a prefix of its SHA-256.")
-    ] = None,
-    max_parameters: Annotated[int | None, typer.Option(help="Require at most this many parameters.", min=1)] = None,
-    max_flops: Annotated[int | None, typer.Option(help="Require at most this many FLOPs per image.", min=1)] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Require at least this accuracy, in [0, 1].")] = None,
+    source: Annotated[str | None, Option(help="Require this source: its name, or a prefix of its SHA-256.")] = None,
+    max_parameters: Annotated[int | None, Option(help="Require at most this many parameters.", min=1)] = None,
+    max_flops: Annotated[int | None, Option(help="Require at most this many FLOPs per image.", min=1)] = None,
+    min_accuracy: Annotated[float | None, Option(help="Require at least this accuracy, in [0, 1].")] = None,
 ) -> Result:
     """List the components that meet all criteria."""
     yard = _yard(place)
@@ -89,7 +88,7 @@ def yard_search(
     return _listed(place, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
 
 
-def yard_show(name: Annotated[str, typer.Argument(help="Component name.")], place: Place = YARD) -> Result:
+def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Place = YARD) -> Result:
     """Show the index entry of a component."""
     yard = _yard(place)
     entry = yard.entry(name)
@@ -117,10 +116,10 @@ class _RankOptions(TypedDict, total=False):
 def yard_rank(
     data: Data,
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="Yard folder, same as --yard.")] = None,
+    folder: Annotated[Path | None, Argument(metavar="YARD", help="Yard folder, same as --yard.")] = None,
     place: Place = YARD,
-    score: Annotated[str, typer.Option(help="Rank by this score: logme or h-score.")] = "logme",
-    per_class: Annotated[int, typer.Option(help="Use at most this many images per class.", min=1)] = 100,
+    score: Annotated[str, Option(help="Rank by this score: logme or h-score.")] = "logme",
+    per_class: Annotated[int, Option(help="Use at most this many images per class.", min=1)] = 100,
     **options: Any,
 ) -> Result:
     """Rank components as feature extractors for a new task. Needs a few labelled images of it."""
@@ -152,7 +151,7 @@ def yard_rank(
     return Result(value, _ranks(found, score) if found else "")
 
 
-def yard_rm(names: Annotated[list[str], typer.Argument(help="Component names.")], place: Place = YARD) -> Result:
+def yard_rm(names: Annotated[list[str], Argument(help="Component names.")], place: Place = YARD) -> Result:
     """Delete components from a yard."""
     yard = _yard(place)
     removed: list[str] = []

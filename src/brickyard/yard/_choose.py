@@ -57,11 +57,7 @@ def choose(
 
 
 def check_names(classes: Sequence[str]) -> None:
-    """Check that classes are given as a list.
-
-    Raises:
-        OptionError: They are not.
-    """
+    """Check that classes are given as a list."""
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise OptionError(
             "option-type",
@@ -171,18 +167,11 @@ def cover(
     classes), then fewest parameters, then fewest FLOPs, then the first in the alphabet (their sorted names are compared
     one by one). Each of these is solved for in turn, with the totals found before as limits. Limits count sums.
 
-    Args:
-        parts: What there is to choose from.
-        wanted: Names of the classes, each once.
-        max_parameters: Most parameters in all.
-        max_flops: Most FLOPs in all.
-        nodes: Nodes of the search tree that the solver may open for one answer.
-
     Returns:
         The parts, in the order of the wanted classes; none where there is no choice.
 
     Raises:
-        StoppedError: The solver opened so many nodes without a proof.
+        StoppedError: The solver opened `nodes` nodes of its search tree for one answer without a proof.
 
     Example:
         >>> from brickyard.yard._choose import Part, cover

@@ -109,12 +109,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def read_index(path: Path, last: Read | None = None) -> Read | None:
-    """What an index says; None where it cannot be read or anything in it is not as it should be.
-
-    Args:
-        path: The index.
-        last: What was read last; returned again where nothing was written since.
-    """
+    """What an index says, or `last` where nothing was written since; None where anything is not as it should be."""
     try:
         size = path.lstat().st_size
         with contextlib.closing(_opened(path)) as base:
@@ -131,19 +126,13 @@ def read_index(path: Path, last: Read | None = None) -> Read | None:
 
 
 def write_index(path: Path, known: Known, before: Known | None) -> Read:
-    """Write what differs from what the index says now; the yard's lock must be held.
-
-    Args:
-        path: The index.
-        known: What it is to say.
-        before: What it says; None makes it anew.
+    """Write what differs from what the index said before, or make it anew; the yard's lock must be held.
 
     Returns:
         What `read_index` would read.
 
     Raises:
-        sqlite3.Error: It cannot be written.
-        OSError: The same.
+        sqlite3.Error, OSError: It cannot be written.
     """
     if before is not None:
         with contextlib.suppress(sqlite3.Error, ValueError):  # what cannot be changed is made anew
