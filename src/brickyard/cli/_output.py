@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from brickyard.base._errors import FileError
 from brickyard.cli._signals import no_reader, seen, tell
 from brickyard.runtime._progress import fits, put, speaks
+
+WIDTH = 100  # of tables, in columns
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,30 @@ def model(path: Path) -> Any:
     from brickyard.component._component import Component
 
     return loaded(path, Component, Assembly)
+
+
+def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Sequence[tuple[int, int]] = ()) -> str:
+    """Format a table as lines of at most 100 columns, shortening cells that are too long.
+
+    Args:
+        lines: Cells by line.
+        right: Right-aligned columns.
+        shorten: Columns that may be shortened, in this order, each with its minimum width.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    for column, least in shorten:
+        cut = max(0, min(over, widths[column] - least))
+        widths[column] -= cut
+        over -= cut
+
+    def cell(text: str, column: int) -> str:
+        width = widths[column]
+        if cell_len(text) > width:
+            text = set_cell_size(text, width - 1).rstrip() + "…"
+        space = " " * (width - cell_len(text))
+        return space + text if column in right else text + space
+
+    return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines)

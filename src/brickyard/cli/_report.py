@@ -10,7 +10,7 @@ from typer import Argument, Option
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
 from brickyard.cli._options import DATA_HELP, SOURCE_HELP, Force, Output, with_options
-from brickyard.cli._output import Result, loaded
+from brickyard.cli._output import Result, loaded, table
 from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def routes(
 
 
 def _measured(rows: Sequence[Faithfulness]) -> list[str]:
-    """Format the faithfulness of routes as the lines of a table."""
+    """Format the faithfulness of routes as a table."""
     lines: list[list[str]] = []
     for row in rows:
         title = f"{row.name}: {row.kept:,} of {row.channels:,} channels"
@@ -84,8 +84,7 @@ def _measured(rows: Sequence[Faithfulness]) -> list[str]:
         for name, answers in row.cases():
             figures = (answers.hits, answers.others, answers.auroc)
             lines.append([f"  {name}", *("" if value is None else f"{value:.1f}" for value in figures)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [table(lines)] if lines else []
 
 
 def report(

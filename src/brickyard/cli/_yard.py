@@ -12,7 +12,7 @@ from typer import Argument, Option
 from brickyard.base._errors import BrickyardError, OptionError
 from brickyard.base._options import Seed
 from brickyard.cli._options import Data, with_options
-from brickyard.cli._output import Result
+from brickyard.cli._output import Result, table
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import data_of
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 HELP = "Manage components in a folder with an index."
-WIDTH = 100  # of tables, in columns
 
 Place = Annotated[
     Path, Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
@@ -213,7 +212,7 @@ def _listed(place: Path, entries: Sequence[Entry], none: str) -> Result:
 def _table(entries: Sequence[Entry]) -> str:
     """Format entries as lines of at most 100 columns."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
-    table = [header] + [
+    lines = [header] + [
         [
             entry.name,
             _classes(entry),
@@ -225,13 +224,13 @@ def _table(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    return _lines(table, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
+    return table(lines, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
     """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
-    table = [header] + [
+    lines = [header] + [
         [
             rank.entry.name,
             "-" if rank.score is None else f"{rank.score:.4f}",
@@ -244,38 +243,11 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
         for rank in found
     ]
     reasons = [f"{rank.entry.name} has no score: {plain(rank.why)}" for rank in found if rank.score is None]
-    return "\n".join([_lines(table, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
+    return "\n".join([table(lines, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
 
 
 def _classes(entry: Entry) -> str:
     return ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else "")
-
-
-def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
-    """Format a table as lines of at most 100 columns, shortening cells that are too long.
-
-    Args:
-        table: Cells by line.
-        right: Right-aligned columns.
-        shorten: Columns that may be shortened, in this order, each with its minimum width.
-    """
-    from rich.cells import cell_len, set_cell_size
-
-    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
-    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
-    for column, least in shorten:
-        cut = max(0, min(over, widths[column] - least))
-        widths[column] -= cut
-        over -= cut
-
-    def cell(text: str, column: int) -> str:
-        width = widths[column]
-        if cell_len(text) > width:
-            text = set_cell_size(text, width - 1).rstrip() + "…"
-        space = " " * (width - cell_len(text))
-        return space + text if column in right else text + space
-
-    return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in table)
 
 
 def _short(value: int) -> str:

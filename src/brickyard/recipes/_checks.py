@@ -10,7 +10,7 @@ from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import near, nearest
 from brickyard.base._options import Budget, Thresholds
-from brickyard.recipes._recipe_file import Place, RecipeFile, dotted, key_of
+from brickyard.recipes._recipe_file import NAMED, Place, RecipeFile, dotted, key_of
 from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
 
 
@@ -71,7 +71,7 @@ def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tup
     path = text.rpartition(":")[0] if ".py:" in text else text
     if text.startswith("zoo:"):
         yield from _zoo_problems(place, text)
-    elif text.startswith(("torchvision:", "timm:")):
+    elif text.startswith(NAMED):
         return
     elif ".py:" not in text and not text.endswith(".safetensors"):
         forms = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:function, or a .safetensors file of a source"

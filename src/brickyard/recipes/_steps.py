@@ -16,7 +16,7 @@ from brickyard.base._declare import gathered
 from brickyard.base._errors import DataError, TaskError
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest
-from brickyard.recipes._recipe_file import RecipeFile
+from brickyard.recipes._recipe_file import NAMED, RecipeFile
 from brickyard.recipes._schema import ComponentRecipe
 
 if TYPE_CHECKING:
@@ -109,9 +109,8 @@ class Work:
 
     def unweighted(self) -> list[str]:
         """The sources that were never trained, as far as the recipe says."""
-        kinds = ("zoo:", "torchvision:", "timm:")
         sources = {name: self.recipe.sources[name] for name in self.recipe.used}
-        return [name for name, s in sources.items() if (s.network or "").startswith(kinds) and s.weights is None]
+        return [name for name, s in sources.items() if (s.network or "").startswith(NAMED) and s.weights is None]
 
     # -- what steps depend on
 

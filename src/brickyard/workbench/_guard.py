@@ -47,10 +47,8 @@ def is_local(host: str) -> bool:
         >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
         (True, True, False)
     """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 class RefusedError(Exception):
@@ -152,7 +150,7 @@ class Guard:
 
     def _check_host(self, request: Request) -> None:
         name = _hostname(request.headers.get("host", ""))
-        if name is None or not (name in self.hosts or (self.token is not None and _is_address(name))):
+        if name is None or not (name in self.hosts or (self.token is not None and _address(name))):
             raise RefusedError(421, "this host name is not one of the workbench's; open the address that it printed")
 
     def _welcome(self, request: Request) -> RedirectResponse | None:
@@ -215,23 +213,20 @@ def _check_origin(request: Request) -> None:
 
 
 def _netloc(origin: str) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
+    return None
 
 
 def _hostname(value: str) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         found = urlsplit(f"//{value}")
         return found.hostname if found.netloc == value and found.port != 0 and "@" not in value else None
-    except ValueError:
-        return None
+    return None
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """A host given in numbers."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name)
+    return None
