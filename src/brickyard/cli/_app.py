@@ -13,15 +13,7 @@ import typer
 
 from brickyard._version import __version__
 from brickyard.base._errors import BrickyardError, FileError, OptionError
-from brickyard.cli import _build as building
-from brickyard.cli import _export as exporting
-from brickyard.cli import _look as looking
-from brickyard.cli import _make as making
-from brickyard.cli import _report as reporting
-from brickyard.cli import _serve as serving
-from brickyard.cli import _signals as stopping
-from brickyard.cli import _train as tuning
-from brickyard.cli import _yard as yard
+from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
 from brickyard.cli._options import Json, reshape
 from brickyard.cli._output import Result, emit, exit_code
 
@@ -67,8 +59,8 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            stopping.no_reader()
-            raise typer.Exit(stopping.PIPE) from None
+            _signals.no_reader()
+            raise typer.Exit(_signals.PIPE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             told = FileError(
@@ -107,39 +99,26 @@ def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) ->
 
 
 for _command in (
-    looking.demo,
-    making.train,
-    making.locate,
-    making.disassemble,
-    making.assemble,
-    tuning.finetune,
-    tuning.distil,
-    looking.evaluate,
-    looking.show,
-    looking.predict,
-    reporting.routes,
-    reporting.report,
-    exporting.export,
-    exporting.push,
-    building.build,
-    serving.workbench,
+    *(_look.demo, _make.train, _make.locate, _make.disassemble, _make.assemble, _train.finetune, _train.distil),
+    *(_look.evaluate, _look.show, _look.predict, _report.routes, _report.report, _export.export, _export.push),
+    *(_build.build, _serve.workbench),
 ):
     app.command(_command.__name__)(_guarded(_command))
 
-_yard = typer.Typer(help=yard.HELP, no_args_is_help=True, rich_markup_mode=None)
-for _name, _command in yard.COMMANDS.items():
-    _yard.command(_name)(_guarded(_command))
-app.add_typer(_yard, name="yard")
+_yards = typer.Typer(help=_yard.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _other in _yard.COMMANDS:
+    _yards.command(_other.__name__.removeprefix("yard_"))(_guarded(_other))
+app.add_typer(_yards, name="yard")
 
 
 def main() -> None:
     """Run the command line."""
-    stopping.listen()
+    _signals.listen()
     try:
         app()
     except BaseException as error:
-        if stopping.seen() is None:
+        if _signals.seen() is None:
             raise
         sys.exit(exit_code(error))
     finally:
-        stopping.unheard()
+        _signals.unheard()

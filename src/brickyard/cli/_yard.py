@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
@@ -176,15 +176,7 @@ def yard_verify(place: Place = YARD) -> Result:
     return Result(value, "\n".join(lines), code=1 if problems else 0)
 
 
-COMMANDS: dict[str, Callable[..., Result]] = {
-    "add": yard_add,
-    "list": yard_list,
-    "search": yard_search,
-    "show": yard_show,
-    "rank": yard_rank,
-    "rm": yard_rm,
-    "verify": yard_verify,
-}
+COMMANDS = (yard_add, yard_list, yard_search, yard_show, yard_rank, yard_rm, yard_verify)
 
 
 def plain(text: str) -> str:
