@@ -10,33 +10,24 @@ from typer import Argument, Option
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
+from brickyard.cli import _options as words
 from brickyard.cli._make import FROM_SCRATCH, Classes, trained
-from brickyard.cli._options import (
-    Data,
-    Device,
-    File,
-    Force,
-    Output,
-    PreprocessingOptions,
-    Weights,
-    check_companion,
-    with_options,
-)
+from brickyard.cli._options import Data, Force, Output, check_companion, with_options
 from brickyard.cli._output import Result, loaded, model
 from brickyard.sources._resolve import check_free, labelled_images, source_of
 
 
 @with_options(FinetuneOptions)
 def finetune(
-    file: File,
+    file: words.File,
     data: Annotated[list[str], Option(help="Labelled training images; for an assembly, once per part.")],
     output: Output,
     teacher: Annotated[
         Path | None, Option(help="Distil from this component or assembly, which must know the classes.")
     ] = None,
     source: Annotated[str | None, Option(help="Distil from the component's own source.")] = None,
-    weights: Weights = None,
-    device: Device = "cpu",
+    weights: words.Weights = None,
+    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -66,7 +57,7 @@ def finetune(
 
 
 @with_options(
-    PreprocessingOptions, TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1
+    words.PreprocessingOptions, TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1
 )
 def distil(
     network: Annotated[str, Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
@@ -74,7 +65,7 @@ def distil(
     data: Data,
     output: Output,
     classes: Classes = None,
-    device: Device = "cpu",
+    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:

@@ -67,13 +67,7 @@ SectionT = TypeVar("SectionT", bound="Section")
 class Section(Frozen):
     """A part of a recipe; keys are written with dashes."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True)
 
     def said(self, *leave_out: str) -> dict[str, Any]:
         """The section as JSON values, defaults included, as a recipe spells its keys."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import tidy
+from brickyard.base._messages import brief, tidy
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -66,7 +66,7 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
     """Check the items, and give them numbers and names."""
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
-            "option-type", f"a report needs a list of components, assemblies and relevances, got {_given(items)}"
+            "option-type", f"a report needs a list of components, assemblies and relevances, got {brief(items)}"
         )
     for what, values in (("names", names), ("data", data)):
         if values is not None and len(values) != len(items):
@@ -84,10 +84,6 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"
         entries.append(entry)
     return entries
-
-
-def _given(items: object) -> str:
-    return "nothing" if items is None or isinstance(items, list | tuple) else f"a {type(items).__name__}"
 
 
 def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool) -> None:

@@ -55,7 +55,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 class SourceText(Frozen):
     """What a file of weights says of the network that they belong to."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore")
 
     arch: Name
     options: dict[str, float | int | str] = {}
