@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from brickyard._version import __version__
 from brickyard.base._errors import BrickyardError, FileError, OptionError
-from brickyard.cli import _build as building
-from brickyard.cli import _export as exporting
-from brickyard.cli import _look as looking
-from brickyard.cli import _make as making
-from brickyard.cli import _report as reporting
-from brickyard.cli import _serve as serving
-from brickyard.cli import _signals as stopping
-from brickyard.cli import _train as tuning
-from brickyard.cli import _yard as yard
-from brickyard.cli._output import exit_code
+from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
+from brickyard.cli._options import Json, reshape
+from brickyard.cli._output import Result, emit, exit_code
 
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 
@@ -50,21 +44,23 @@ def _options(
     pass
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn Brickyard's errors and Ctrl-C into a message and an exit code."""
+def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
+    """Add --json to a command and print its result; turn Brickyard's errors and Ctrl-C into a message and a code."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, as_json: bool = False, **kwargs: Any) -> None:
         try:
-            if os.environ.get("WORLD_SIZE", "1") not in ("0", "1"):
-                _shared(command, *args, **kwargs)
-            else:
-                command(*args, **kwargs)
+            several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
+            result = _shared(command, *args, **kwargs) if several else command(*args, **kwargs)
+            if result is not None:
+                emit(result, as_json)
+                if result.code:
+                    raise typer.Exit(result.code)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            stopping.no_reader()
-            raise typer.Exit(stopping.PIPE) from None
+            _signals.no_reader()
+            raise typer.Exit(_signals.PIPE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             told = FileError(
@@ -72,26 +68,30 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             )
             raise typer.Exit(exit_code(told)) from None
 
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [item.replace(annotation=hints[item.name]) for item in inspect.signature(command).parameters.values()]
+    if hints["return"] is Result:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
+    reshape(run, parameters)
     return run
 
 
-def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) -> Result | None:
     """Run a command as one of the processes started by `torchrun`; only the first to fail reports its error."""
     from brickyard.runtime._processes import joined, process_count
 
     if process_count() < 2:
-        command(*args, **kwargs)
-        return
+        return command(*args, **kwargs)
     with joined() as first_to_fail:
         try:
             if command.__name__ not in _SHARED:
                 name = command.__name__.replace("_", " ")
                 raise OptionError(
                     "option-several-processes",
-                    f"{name} runs in a single process, but torchrun started several; run it without "
-                    f"torchrun, which works only with {', '.join(_SHARED)}",
+                    f"{name} runs in one process, but torchrun started several; use it with {', '.join(_SHARED)}",
                 )
-            command(*args, **kwargs)
+            return command(*args, **kwargs)
         except (BrickyardError, KeyboardInterrupt):
             if not first_to_fail():
                 raise typer.Exit(1) from None
@@ -99,39 +99,26 @@ def _shared(command: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 
 
 for _command in (
-    looking.demo,
-    making.train,
-    making.locate,
-    making.disassemble,
-    making.assemble,
-    tuning.finetune,
-    tuning.distil,
-    looking.evaluate,
-    looking.show,
-    looking.predict,
-    reporting.routes,
-    reporting.report,
-    exporting.export,
-    exporting.push,
-    building.build,
-    serving.workbench,
+    *(_look.demo, _make.train, _make.locate, _make.disassemble, _make.assemble, _train.finetune, _train.distil),
+    *(_look.evaluate, _look.show, _look.predict, _report.routes, _report.report, _export.export, _export.push),
+    *(_build.build, _serve.workbench),
 ):
     app.command(_command.__name__)(_guarded(_command))
 
-_yard = typer.Typer(help=yard.HELP, no_args_is_help=True, rich_markup_mode=None)
-for _name, _command in yard.COMMANDS.items():
-    _yard.command(_name)(_guarded(_command))
-app.add_typer(_yard, name="yard")
+_yards = typer.Typer(help=_yard.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _other in _yard.COMMANDS:
+    _yards.command(_other.__name__.removeprefix("yard_"))(_guarded(_other))
+app.add_typer(_yards, name="yard")
 
 
 def main() -> None:
     """Run the command line."""
-    stopping.listen()
+    _signals.listen()
     try:
         app()
     except BaseException as error:
-        if stopping.seen() is None:
+        if _signals.seen() is None:
             raise
         sys.exit(exit_code(error))
     finally:
-        stopping.unheard()
+        _signals.unheard()

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from brickyard.cli._options import Json
-from brickyard.cli._output import emit
+from brickyard.cli._output import Result
 from brickyard.runtime._progress import say
-
-Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 
 
 def build(
-    recipe: Recipe,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run and why, without running it.")
-    ] = False,
+    recipe: Annotated[Path, Argument(help="Recipe file (YAML).")],
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would run and why, without running it.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Run every step, and overwrite files not written by a build.")
+        bool, Option("--force", help="Run every step, and overwrite files not written by a build.")
     ] = False,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Allow running the Python files named as sources in the recipe.")
+        bool, Option("--trust-code", help="Allow running the Python files named as sources in the recipe.")
     ] = False,
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Build what a recipe describes. Runs only the steps whose results would change."""
     from brickyard.recipes._build import build as run
     from brickyard.recipes._build import plan, plan_text
@@ -37,13 +32,9 @@ def build(
     if dry_run:
         planned = plan(file, force=force, trust=trust_code)
         value = {"recipe": str(recipe), "folder": str(folder), "steps": [item.as_dict() for item in planned]}
-        emit(value, as_json, plan_text(planned, folder))
-        return
+        return Result(value, plan_text(planned, folder))
     result = run(file, force=force, trust=trust_code, say=say)
-    counts = {
-        status: sum(step["status"] == status for step in result["steps"])
-        for status in ("ran", "unchanged", "up to date")
-    }
-    lines = [", ".join(f"{count} {status}" for status, count in counts.items() if count)]
-    lines += [f"{folder / name}" for step in result["steps"] for name in step["outputs"]]
-    emit(result, as_json, "\n".join(lines))
+    counts = Counter(step["status"] for step in result["steps"])
+    done = [f"{counts[status]} {status}" for status in ("ran", "unchanged", "up to date") if counts[status]]
+    written = [f"{folder / name}" for step in result["steps"] for name in step["outputs"]]
+    return Result(result, "\n".join([", ".join(done), *written]))

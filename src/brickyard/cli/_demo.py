@@ -25,7 +25,7 @@ from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.relevance._locate import locate
 from brickyard.relevance._relevance import Relevance
 from brickyard.sources._loading import Source, save_source
-from brickyard.storage._atomic import write_content
+from brickyard.storage._atomic import make_folder, write_content
 from brickyard.training._sources import build_seeded, train
 
 Say = Callable[[object], None]
@@ -50,12 +50,7 @@ def run_demo(folder: str | Path, *, say: Say = print) -> dict[str, Any]:
         FileError: The folder cannot be created, or a file cannot be written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            "file-not-writable", f"cannot create folder {folder}: {error}; choose another with -o"
-        ) from None
+    make_folder(folder, "choose another with -o")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # tiny networks: more threads wait for each other, and round differently
@@ -121,13 +116,7 @@ def _source(name: str, classes: range, digits: ImageData, path: Path, say: Say) 
 
 
 def _component(
-    source: Source,
-    classes: range,
-    task: list[str],
-    digits: ImageData,
-    test: ImageData,
-    folder: Path,
-    say: Say,
+    source: Source, classes: range, task: list[str], digits: ImageData, test: ImageData, folder: Path, say: Say
 ) -> tuple[Component, Relevance, Scores]:
     images, held_out = (data.renumbered(list(classes)) for data in (digits, test))
     relevance = locate(source.model, images, preprocessing=HOW, name=source.name)

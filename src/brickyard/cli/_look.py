@@ -5,101 +5,75 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._declare import gathered
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import EvaluateOptions
-from brickyard.cli._options import DATA_HELP, Force, Json, Names, Size, Split, Weights, with_options
-from brickyard.cli._output import emit, loaded
+from brickyard.cli import _options as words
+from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
+from brickyard.cli._output import Result, loaded, model
 from brickyard.runtime._progress import say, speaks
-from brickyard.sources._resolve import check_free, data_of, fitted, preprocessing_of, source_of
-
-File = Annotated[Path, typer.Argument(help="Component or assembly file.", show_default=False)]
+from brickyard.sources import _resolve as resolve
 
 
 @with_options(EvaluateOptions)
 def evaluate(
     file: File,
-    data: Annotated[list[str], typer.Option("--data", help=f"Test images, once per part: {DATA_HELP}")],
+    data: Annotated[list[str], Option(help=f"Test images, once per part: {DATA_HELP}")],
     source: Annotated[
-        list[str] | None,
-        typer.Option("--source", help="Compare with this source, once per part (rows base and restricted)."),
+        list[str] | None, Option(help="Compare with this source, once per part (rows base and restricted).")
     ] = None,
-    weights: Annotated[
-        list[Path] | None, typer.Option("--weights", help="Read weights from this file, once per --source.")
-    ] = None,
-    split: Split = "test",
-    max_images: Annotated[int | None, typer.Option(help="Score at most this many images per --data.", min=1)] = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
+    weights: words.AllWeights = None,
+    split: words.Split = "test",
+    max_images: words.MaxImages = None,
+    csv: Annotated[Path | None, Option(help="Also write the rows to this CSV file.")] = None,
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Score a component or an assembly on test images. With --source, compare it with its sources."""
-    from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.evaluation._evaluate import evaluate as score
 
     if csv is not None:
-        check_free(csv, force, file, *(source or []), *(weights or []))
-    model = loaded(file, Component, Assembly)
-    parts = model.manifest.parts
-    if len(data) not in (1, len(parts)):
-        raise OptionError("option-count", f"{file} has {len(parts)} parts; give --data once, or {len(parts)} times")
-    data = data if len(data) == len(parts) else data * len(parts)
-    images = [
-        fitted(data_of(spec, part.preprocessing, split, max_images), part.source.classes)
-        for spec, part in zip(data, parts, strict=True)
-    ]
-    specs: list[str] = list(source or [])
-    files: list[Path | None] = list(weights or [])
-    if specs and len(specs) != len(parts):
+        resolve.check_free(csv, force, file, *(source or []), *(weights or []))
+    scored = model(file)
+    parts = scored.manifest.parts
+    images: Any = resolve.labelled_images(data, parts, "--data", split, max_images, shared=True)
+    if source and len(source) != len(parts):
         raise OptionError(
             "option-count", f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all"
         )
-    if files and len(files) != len(specs):
-        raise OptionError(
-            "option-count", f"--weights was given {len(files)} times for {len(specs)} sources; give it once per source"
-        )
-    models: list[Any] = [
-        source_of(spec, place, None, part.preprocessing).model
-        for spec, place, part in zip(specs, files or [None] * len(specs), parts, strict=False)
-    ]
-    target: Any = images if isinstance(model, Assembly) else images[0]
-    origin: Any = (models or None) if isinstance(model, Assembly) else (models[0] if models else None)
-    scores = score(model, target, **gathered(EvaluateOptions, options), source=origin)
+    models: Any = resolve.models_of(source or [], weights or [], [part.preprocessing for part in parts]) or None
+    if isinstance(scored, Component):
+        images, models = images[0], models and models[0]
+    scores = score(scored, images, **gathered(EvaluateOptions, options), source=models)
     if csv is not None and speaks():
         scores.to_csv(csv, overwrite=force)
-    emit(scores.as_dict(), as_json, scores)
+    return Result(scores.as_dict(), scores)
 
 
+@with_options(words.PreprocessingOptions, only=("size",))
 def show(
-    item: Annotated[str, typer.Argument(help="File, or source such as zoo:resnet20.", show_default=False)],
-    weights: Weights = None,
-    names: Names = None,
-    size: Size = None,
-    axes: Annotated[bool, typer.Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
-    as_json: Json = False,
-) -> None:
+    item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
+    weights: words.Weights = None,
+    names: words.Names = None,
+    axes: Annotated[bool, Option("--axes", help="List the axes with their sizes and kept channels.")] = False,
+    **options: Any,
+) -> Result:
     """Show the contents of a file or the channel axes of a source."""
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
-        if weights is not None or names is not None or size is not None:
-            raise OptionError(
-                "option-without-effect",
-                f"--weights, --class-names and --size apply to sources only, and {item} is not a "
-                "source; leave them out",
-            )
-        _show_file(path, axes, as_json)
-        return
+        why = f"only a source takes it, and {item} is none"
+        check_effect(why, weights=weights, class_names=names, size=options["size"])
+        return _show_file(path, axes)
     import torch
 
     from brickyard.axes._graph import trace
 
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    source = source_of(spec, weights, names, preprocessing_of(None, None, size))
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options))
     graph = trace(source.model, torch.zeros(2, *source.input_shape))
     value = {
         "source": source.name,
@@ -110,7 +84,7 @@ def show(
             for a in graph.axes
         ],
     }
-    emit(value, as_json, f"{source.name}, {len(source.classes)} classes\n{graph}")
+    return Result(value, f"{source.name}, {len(source.classes)} classes\n{graph}")
 
 
 def _is_source(path: Path) -> bool:
@@ -126,11 +100,12 @@ def _is_source(path: Path) -> bool:
         return False
 
 
-def _show_file(path: Path, axes: bool, as_json: bool) -> None:
+def _show_file(path: Path, axes: bool) -> Result:
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
 
     found = loaded(path)
+    rows: dict[str, str] = {}
     if isinstance(found, Relevance):
         value: dict[str, Any] = {
             "kind": "relevance",
@@ -139,64 +114,47 @@ def _show_file(path: Path, axes: bool, as_json: bool) -> None:
             "images": list(found.record.images),
             "relevant": {name: found.relevant(name).sum(1).tolist() for name in found.axes},
         }
+        for name, (_, size) in found.axes.items():
+            count = int(found.relevant(name)[list(found.task)].any(0).sum())
+            rows[name] = f"{count:>5} of {size} relevant for some class"
     else:
         value = found.manifest.model_dump(mode="json")
-    lines = [str(found)]
-    if axes and isinstance(found, Component):
-        width = max(map(len, found.manifest.axes))
-        lines += [f"  {name:<{width}}  {len(a.kept):>5} of {a.size}" for name, a in found.manifest.axes.items()]
-    if axes and isinstance(found, Relevance):
-        width = max(map(len, found.axes))
-        task = list(found.task)
-        lines += [
-            f"  {name:<{width}}  {int(found.relevant(name)[task].any(0).sum()):>5} of {size} relevant for some class"
-            for name, (_, size) in found.axes.items()
-        ]
-    emit(value, as_json, "\n".join(lines))
+        if isinstance(found, Component):
+            rows = {name: f"{len(axis.kept):>5} of {axis.size}" for name, axis in found.manifest.axes.items()}
+    width = max(map(len, rows), default=0)
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows.items()] if axes else []
+    return Result(value, "\n".join([str(found), *lines]))
 
 
 def predict(
     file: File,
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Print this many classes per image.", min=1)] = 3,
-    as_json: Json = False,
-) -> None:
+    images: Annotated[list[Path], Argument(help="Image files.")],
+    top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
+) -> Result:
     """Classify images."""
-    from brickyard.assembly._assembly import Assembly
-    from brickyard.component._component import Component
     from brickyard.component._predictor import REJECT
 
-    model = loaded(file, Component, Assembly)
-    names = (*model.classes, REJECT)
-    missing = [path for path in images if not path.is_file()]
-    if missing:
-        found = "it is no plain file" if missing[0].exists() else "there is no such file"
-        raise FileError("file-missing", f"cannot read image {missing[0]}: {found}; check the path")
+    classifier = model(file)
+    names = (*classifier.classes, REJECT)
+    missing = next((path for path in images if not path.is_file()), None)
+    if missing is not None:
+        why = "it is no plain file" if missing.exists() else "there is no such file"
+        raise FileError("file-missing", f"cannot read image {missing}: {why}; check the path")
     answers: list[dict[str, Any]] = []
-    for path, probabilities in zip(images, model.predict_proba(images), strict=True):
+    lines: list[str] = []
+    for path, probabilities in zip(images, classifier.predict_proba(images), strict=True):
         best = probabilities.topk(min(top, len(probabilities)))
-        answers.append(
-            {
-                "image": str(path),
-                "classes": [
-                    {"name": names[k], "probability": round(p, 6)}
-                    for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                ],
-            }
-        )
-    lines = [
-        shown(f"{answer['image']}: " + ", ".join(f"{c['name']} {c['probability']:.1%}" for c in answer["classes"]), "")
-        for answer in answers
-    ]
-    emit({"predictions": answers}, as_json, "\n".join(lines))
+        found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
+        answers.append({"image": str(path), "classes": classes})
+        lines.append(shown(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in found), ""))
+    return Result({"predictions": answers}, "\n".join(lines))
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write files to this folder.")] = Path("demo-output"),
-    as_json: Json = False,
-) -> None:
+    output: Annotated[Path, Option("--output", "-o", help="Write files to this folder.")] = Path("demo-output"),
+) -> Result:
     """Build a digit classifier from two sources. Runs offline, in under two minutes."""
     from brickyard.cli._demo import run_demo
 
-    result = run_demo(output, say=say)
-    emit(result, as_json, f"files written to {output}")
+    return Result(run_demo(output, say=say), f"files written to {output}")

@@ -5,123 +5,72 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from brickyard.base import _options as declarations
 from brickyard.base._declare import declared, flat, gathered
 from brickyard.base._errors import OptionError
-from brickyard.base._options import (
-    AssembleOptions,
-    Budget,
-    DisassembleOptions,
-    LocateOptions,
-    Thresholds,
-    TrainingOptions,
-)
-from brickyard.cli._options import (
-    Classes,
-    Data,
-    Device,
-    Force,
-    Json,
-    Mean,
-    Names,
-    Output,
-    Size,
-    SourceSpec,
-    Std,
-    Task,
-    Weights,
-    only_for_locating,
-    with_options,
-)
-from brickyard.cli._output import emit, keep, loaded
+from brickyard.cli import _options as words
+from brickyard.cli._options import Data, Force, Output, SourceSpec, Weights, check_companion, check_effect, with_options
+from brickyard.cli._output import Result, keep, loaded, model
 from brickyard.runtime._progress import say
-from brickyard.sources._resolve import (
-    check_free,
-    data_of,
-    fitted,
-    labelled_images,
-    named_after,
-    preprocessing_of,
-    source_of,
-)
+from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
+FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed", *declared(words.PreprocessingOptions))
+Classes = Annotated[list[str] | None, Option(help="Use only these classes.")]
 
-FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed")  # of the options of training
 
-
-@with_options(TrainingOptions, only=FROM_SCRATCH, lr=0.1)
+@with_options(words.PreprocessingOptions, declarations.TrainingOptions, only=FROM_SCRATCH, lr=0.1)
 def train(
-    network: Annotated[str, typer.Argument(help="Zoo network: NAME or NAME?width=0.5.")],
+    network: Annotated[str, Argument(help="Zoo network: NAME or NAME?width=0.5.")],
     data: Data,
     output: Output,
     classes: Classes = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    device: Device = "cpu",
+    device: words.Device = "cpu",
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Train a small network from the zoo, to be used as a source."""
-    trained(network, data, output, classes, size, mean, std, force, as_json, device=device, **options)
+    return trained(network, data, output, classes, force, device=device, **options)
 
 
-def trained(
-    network: str,
-    data: str,
-    output: Path,
-    classes: list[str] | None,
-    size: str | None,
-    mean: str | None,
-    std: str | None,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def trained(network: str, data: str, output: Path, classes: list[str] | None, force: bool, **options: Any) -> Result:
     """Train a zoo network with options of `train_source`, and save it."""
     from brickyard.base._classes import parse_classes
     from brickyard.training._sources import train_source
 
-    check_free(output, force)
-    how = preprocessing_of(mean, std, size)
-    images = data_of(data, how)
+    resolve.check_free(output, force)
+    how = resolve.preprocessing_of(**{name: options.pop(name) for name in declared(words.PreprocessingOptions)})
+    images = resolve.data_of(data, how)
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
-    held_out = data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
+    held_out = resolve.data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
     made = train_source(network, images, preprocessing=how, held_out=held_out, **options)
     made.save(output, overwrite=force)
-    name, scores = made.arch, made.scores
-    text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items())
-    emit({"output": str(output), **scores}, as_json, f"{output}: {name}, {len(images.classes)} classes, {text}")
+    text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in made.scores.items())
+    text = f"{output}: {made.arch}, {len(images.classes)} classes, {text}"
+    return Result({"output": str(output), **made.scores}, text)
 
 
-@with_options(LocateOptions)
+@with_options(words.PreprocessingOptions, declarations.LocateOptions)
 def locate(
     source: SourceSpec,
     data: Data,
     output: Output,
     weights: Weights = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Locate only these classes.", show_default=False)
-    ] = None,
-    names: Names = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
+    task: Annotated[list[str] | None, Option(help="Locate only these classes.")] = None,
+    names: words.Names = None,
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Find the channels of a source that matter for each class."""
-    check_free(output, force, source, weights)
-    found, relevance = _located(source, data, weights, task, names, size, mean, std, options)
+    resolve.check_free(output, force, source, weights)
+    found, relevance = _located(source, data, weights, task, names, options)
     keep(relevance, output, force)
     value = {
         "output": str(output),
@@ -129,59 +78,72 @@ def locate(
         "classes": list(relevance.classes),
         "images": list(relevance.record.images),
     }
-    emit(value, as_json, f"{relevance}\n{output}")
+    return Result(value, f"{relevance}\n{output}")
 
 
-@with_options(DisassembleOptions, unset=(LocateOptions,))
+def _located(
+    spec: str, data: str, weights: Path | None, task: list[str] | None, names: str | None, options: dict[str, Any]
+) -> tuple[Source, Relevance]:
+    from brickyard.base._classes import parse_classes
+    from brickyard.relevance._locate import locate as find
+
+    how = resolve.preprocessing_of(**{name: options[name] for name in declared(words.PreprocessingOptions)})
+    source = resolve.source_of(spec, weights, names, how)
+    images = resolve.data_of(data, source.preprocessing)
+    source = resolve.named_after(source, images)
+    images = resolve.fitted(images, source.classes)
+    say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
+    relevance = find(
+        source.model,
+        images,
+        **gathered(declarations.LocateOptions, options),
+        classes=source.classes,
+        preprocessing=source.preprocessing,
+        task=parse_classes(task, source.classes) if task else None,
+        name=source.name,
+    )
+    return source, relevance
+
+
+@with_options(words.PreprocessingOptions, declarations.DisassembleOptions, unset=(declarations.LocateOptions,))
 def disassemble(
     source: SourceSpec,
-    task: Task,
+    task: Annotated[list[str], Option(help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.')],
     output: Output,
     data: Annotated[
-        str | None,
-        typer.Option("--data", help="Training images for healing and, without --relevance, for locating."),
+        str | None, Option(help="Training images for healing and, without --relevance, for locating.")
     ] = None,
-    relevance: Annotated[Path | None, typer.Option("--relevance", help="Use relevances written by `locate`.")] = None,
+    relevance: Annotated[Path | None, Option(help="Use relevances written by `locate`.")] = None,
     weights: Weights = None,
-    names: Names = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
+    names: words.Names = None,
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Cut a component for the given classes out of a source."""
     from brickyard.base._classes import parse_classes
     from brickyard.component._disassemble import disassemble as cut
     from brickyard.relevance._relevance import Relevance
 
-    check_free(output, force, source, weights, relevance)
-    asked = {name: options[name] for name in declared(Thresholds)}
-    budget = {name: options[name] for name in declared(Budget)}
-    idle = next((name for name, value in budget.items() if value is not None), None)
-    limited = budget["flops"] is not None or budget["parameters"] is not None
-    if idle is not None and not limited:
-        raise OptionError(
-            "option-requires-option",
-            f"--{idle.replace('_', '-')} {budget[idle]} is of a budget, and none was given; add --flops or "
-            "--parameters",
-        )
+    resolve.check_free(output, force, source, weights, relevance)
+    limited = options["flops"] is not None or options["parameters"] is not None
+    check_companion("--flops or --parameters", limited, **{key: options[key] for key in declared(declarations.Budget)})
+    thresholds = {name: options[name] for name in declared(declarations.Thresholds)}
     images = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
-        shared = {*declared(DisassembleOptions), *asked}
-        idle_here = {name: options[name] for name in flat(LocateOptions) if name not in shared}
-        only_for_locating(relevance, idle_here | {"size": size, "mean": mean, "std": std} | (asked if limited else {}))
-        origin = source_of(source, weights, names, found.preprocessing)
-        images = None if data is None else fitted(data_of(data, found.preprocessing), found.classes)
+        used = flat(declarations.DisassembleOptions)
+        idle = {name: value for name, value in options.items() if name not in used} | (thresholds if limited else {})
+        check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
+        origin = resolve.source_of(source, weights, names, found.preprocessing)
+        if data is not None:
+            images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
     elif data is None:
         raise OptionError("option-needs-data", "disassemble needs images or relevances; give --data or --relevance")
     else:
-        origin, found = _located(source, data, weights, task, names, size, mean, std, options)
+        origin, found = _located(source, data, weights, task, names, options)
     if limited:  # thresholds were for locating
-        options |= dict.fromkeys(asked)
-    chosen = gathered(DisassembleOptions, options, thresholds=found.thresholds)
+        options |= dict.fromkeys(thresholds)
+    chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
     component = cut(origin.model, found, **chosen, task=parse_classes(task, found.classes), images=images)
     keep(component, output, force)
     manifest = component.manifest
@@ -195,78 +157,47 @@ def disassemble(
         "pinned": [pin.model_dump() for pin in manifest.pinned],
         "notes": list(manifest.heal.notes),
     }
-    emit(value, as_json, f"{component}\n{output}")
+    return Result(value, f"{component}\n{output}")
 
 
-@with_options(AssembleOptions)
+@with_options(declarations.AssembleOptions)
 def assemble(
-    files: Annotated[
-        list[str],
-        typer.Argument(help="Component or assembly files; with --yard, class names.", show_default=False),
-    ],
+    files: Annotated[list[str], Argument(help="Component or assembly files; with --yard, class names.")],
     output: Output,
-    yard: Annotated[
-        Path | None,
-        typer.Option(help="Choose the best components for the classes from this yard.", show_default=False),
-    ] = None,
+    yard: Annotated[Path | None, Option(help="Choose the best components for the classes from this yard.")] = None,
     max_parameters: Annotated[
-        int | None,
-        typer.Option(help="With --yard: limit the total parameters of the parts.", min=1, show_default=False),
+        int | None, Option(help="With --yard: limit the total parameters of the parts.", min=1)
     ] = None,
-    max_flops: Annotated[
-        int | None, typer.Option(help="With --yard: limit the total FLOPs per image.", min=1, show_default=False)
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option("--without", help="Leave out this class; may be repeated.", show_default=False),
-    ] = None,
+    max_flops: Annotated[int | None, Option(help="With --yard: limit the total FLOPs per image.", min=1)] = None,
+    without: Annotated[list[str] | None, Option(help="Leave out this class; may be repeated.")] = None,
     images: Annotated[
-        list[str] | None,
-        typer.Option("--images", help="Labelled training images for few-shot scalings, once per part."),
+        list[str] | None, Option(help="Labelled training images for few-shot scalings, once per part.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="With --form union: fill in weights from the parts' common source.")
+        str | None, Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
     weights: Weights = None,
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Join components into one classifier."""
     from brickyard.assembly._assemble import assemble as join
-    from brickyard.assembly._assembly import Assembly
-    from brickyard.component._component import Component
 
-    check_free(output, force, source, weights, *files)
+    resolve.check_free(output, force, source, weights, *files)
+    check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
+    check_companion("--images, once per part", bool(images), shots=options["shots"])
+    check_companion("--source", source is not None, weights=weights)
+    if options["form"] != "union":
+        check_effect(f"it applies to --form union, and this is {options['form']}", source=source)
     chosen: list[str] = []
     if yard is not None:
         chosen, parts = _from_yard(yard, files, max_parameters, max_flops)
-    elif max_parameters is not None or max_flops is not None:
-        raise OptionError(
-            "option-requires-option",
-            "--max-parameters and --max-flops apply to components chosen from a yard; add --yard",
-        )
     else:
-        parts = [loaded(Path(path), Component, Assembly) for path in files]
-    shots, form = options["shots"], options["form"]
-    if shots is not None and not images:
-        raise OptionError(
-            "option-requires-option",
-            f"--shots {shots} is of labelled images, and none were given; add --images once per part",
-        )
-    if source is not None and form != "union":
-        raise OptionError(
-            "option-without-effect",
-            f"--source {source} would have no effect: it applies to --form union, and this is {form}",
-        )
-    if weights is not None and source is None:
-        raise OptionError(
-            "option-requires-option", f"--weights {weights} needs a source, and none was given; add --source"
-        )
+        parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
-    labelled = labelled_images(images, manifests, "--images") if images else None
-    model = None if source is None else source_of(source, weights, None, None).model
-    whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": model})
+    labelled = resolve.labelled_images(images, manifests, "--images") if images else None
+    origin = None if source is None else resolve.source_of(source, weights, None, None).model
+    whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
     whole.save(output, overwrite=force)
     value = {
         "output": str(output),
@@ -275,7 +206,7 @@ def assemble(
         "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
     }
-    emit(value, as_json, f"{whole}\n{output}")
+    return Result(value, f"{whole}\n{output}")
 
 
 def _from_yard(
@@ -291,35 +222,3 @@ def _from_yard(
         say(f"{choice.entry.name} for {plain(', '.join(choice.classes))}: {plain(choice.reason)}")
     names = [choice.entry.name for choice in choices]
     return names, [found.load(name) for name in names]
-
-
-def _located(
-    spec: str,
-    data: str,
-    weights: Path | None,
-    task: list[str] | None,
-    names: str | None,
-    size: str | None,
-    mean: str | None,
-    std: str | None,
-    options: dict[str, Any],
-) -> tuple[Source, Relevance]:
-    from brickyard.base._classes import parse_classes
-    from brickyard.relevance._locate import locate as find
-
-    how = preprocessing_of(mean, std, size)
-    source = source_of(spec, weights, names, how)
-    images = data_of(data, source.preprocessing)
-    source = named_after(source, images)
-    images = fitted(images, source.classes)
-    say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
-    relevance = find(
-        source.model,
-        images,
-        **gathered(LocateOptions, options),
-        classes=source.classes,
-        preprocessing=source.preprocessing,
-        task=parse_classes(task, source.classes) if task else None,
-        name=source.name,
-    )
-    return source, relevance

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 import typer
+from typer import Argument, Option
 from typer.models import OptionInfo
 
 from brickyard.base._declare import Opt, flat
@@ -20,39 +20,28 @@ DATA_HELP = (
     "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
 )
 
-SourceSpec = Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="Read weights from this file: .safetensors, or .pt/.pth/.bin.", show_default=False),
-]
-Data = Annotated[str, typer.Option("--data", help=f"Images: {DATA_HELP}", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Write the result to this file.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
-Task = Annotated[
-    list[str],
-    typer.Option(
-        "--task", help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.', show_default=False
-    ),
-]
-Classes = Annotated[list[str] | None, typer.Option("--classes", help="Use only these classes.", show_default=False)]
-Names = Annotated[
-    str | None,
-    typer.Option("--class-names", help="Class names of the source, comma-separated.", show_default=False),
-]
-Mean = Annotated[
-    str | None, typer.Option("--mean", help="Per-channel mean, comma-separated, each in [0, 1].", show_default=False)
-]
-Std = Annotated[
-    str | None, typer.Option("--std", help="Per-channel standard deviation, comma-separated.", show_default=False)
-]
-Size = Annotated[
-    str | None,
-    typer.Option("--size", help='Image size: 32, 32x48, or "pad:32" to pad smaller images.', show_default=False),
-]
-Split = Annotated[str, typer.Option(help="Use this split unless --data names one.")]
-Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.", min=-(2**63), max=2**63 - 1)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
-Device = Annotated[str, typer.Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
+File = Annotated[Path, Argument(help="Component or assembly file.")]
+SourceSpec = Annotated[str, Argument(help=SOURCE_HELP)]
+Weights = Annotated[Path | None, Option(help="Read weights from this file: .safetensors, or .pt/.pth/.bin.")]
+AllWeights = Annotated[list[Path] | None, Option("--weights", help="Read weights from this file, once per --source.")]
+Data = Annotated[str, Option(help=f"Images: {DATA_HELP}")]
+Output = Annotated[Path, Option("--output", "-o", help="Write the result to this file.")]
+Force = Annotated[bool, Option("--force", help="Overwrite the output if it exists.")]
+Names = Annotated[str | None, Option("--class-names", help="Class names of the source, comma-separated.")]
+Split = Annotated[str, Option(help="Use this split unless --data names one.")]
+MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
+Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+class PreprocessingOptions(TypedDict, total=False):
+    """What happens to raw images, as words; see `brickyard.sources._resolve.preprocessing_of`."""
+
+    size: Annotated[str | None, Opt(default=None, help="Image size: 32, 32x48, or pad:32 to pad smaller images.")]
+    mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated, each in [0, 1].")]
+    std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
 
 
 class _Declared(OptionInfo):
@@ -74,16 +63,38 @@ class _Declared(OptionInfo):
 def shell_option(option: Opt) -> inspect.Parameter:
     """Convert a declared option to a parameter that typer turns into a command-line option."""
     kind, default = option.plain, None if option.optional else option.default
-    words = [f"--{option.name.replace('_', '-')}"] if kind is not bool or not default else []
-    bounds: dict[str, Any] = {} if kind is not int else {key: int(value) for key, value in option.shell_bounds.items()}
-    shown = _Declared(option, words, default=..., show_default=default is not None, **bounds)
+    words = [typed(option.name)] if kind is not bool or not default else []
+    limits: dict[str, Any] = {}
+    if option.validate is not None:
+        limits["callback"] = _checked(option.validate)
+    elif kind is int:
+        limits = {key: int(value) for key, value in option.shell_bounds.items()}
+    shown = _Declared(option, words, default=..., show_default=default is not None, **limits)
     annotation = Annotated[kind if default is not None else kind | None, shown]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _checked(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A callback of typer's that tells of a value that is refused as a mistake in the use of a command."""
+
+    def check(value: Any) -> Any:
+        try:
+            return validate(value)
+        except OptionError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return check
+
+
+def reshape(command: Callable[..., Any], parameters: Sequence[inspect.Parameter], **more: Any) -> None:
+    """Give a command these parameters, and more annotations, as typer reads them."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters} | more
+
+
 def with_options(
     *holders: Any, only: tuple[str, ...] = (), unset: tuple[Any, ...] = (), **defaults: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[CommandT], CommandT]:
     """Replace the `**options` of a command by the options that verbs declare.
 
     Args:
@@ -93,44 +104,49 @@ def with_options(
         defaults: Defaults that differ for this command.
     """
 
-    def wrap(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
+    def wrap(command: CommandT) -> CommandT:
         hints = get_type_hints(command, include_extras=True)
         own = {
             name: item.replace(annotation=hints[name], kind=item.KEYWORD_ONLY)
-            for name, item in signature.parameters.items()
+            for name, item in inspect.signature(command).parameters.items()
             if item.kind is not item.VAR_KEYWORD
         }
         known = {name: one for holder in holders for name, one in flat(holder, *only).items()}
         for holder in unset:
             for name, one in flat(holder).items():
                 known.setdefault(name, replace(one, default=None, optional=True, unset=one.unset or one.value))
-        known = {
-            name: replace(one, default=defaults[name], optional=False, unset="") if name in defaults else one
-            for name, one in known.items()
-        }
-        more = {name: shell_option(one) for name, one in known.items() if name not in own}
-        last = {name: own.pop(name) for name in ("device", "force", "as_json") if name in own}
-
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            command(**given)
-
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own.values(), *more.values(), *last.values()], return_annotation=None
-        )
-        run.__annotations__ = {item.name: item.annotation for item in (*own.values(), *more.values(), *last.values())}
-        return run
+        for name, default in defaults.items():
+            known[name] = replace(known[name], default=default, optional=False, unset="")
+        more = [shell_option(one) for name, one in known.items() if name not in own]
+        last = [own.pop(name) for name in ("device", "force") if name in own]
+        reshape(command, [*own.values(), *more, *last], **{"return": hints["return"]})
+        return command
 
     return wrap
 
 
-def only_for_locating(path: Path, given: dict[str, Any]) -> None:
-    """Refuse options that have no effect on relevances from a file."""
-    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if idle:
-        raise OptionError(
-            "option-without-effect",
-            f"{', '.join(idle)} would have no effect: {path} was already located, and a budget "
-            "needs no threshold; leave it out, or give --data without --relevance",
-        )
+def typed(name: str) -> str:
+    """An option as one types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_companion(companion: str, there: bool, **words: Any) -> None:
+    """Refuse options that were given without another one that they need.
+
+    Raises:
+        OptionError: One was, and `companion` is not there.
+    """
+    for name, value in words.items():
+        if value and not there:
+            text = f"{typed(name)} {f'{value:g}' if isinstance(value, float) else value}"
+            raise OptionError("option-requires-option", f"{text} needs {companion}; add it, or leave this one out")
+
+
+def check_effect(why: str, **words: Any) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        OptionError: One was given.
+    """
+    if idle := [typed(name) for name, value in words.items() if value not in (None, False)]:
+        raise OptionError("option-without-effect", f"{', '.join(idle)} would have no effect: {why}; leave it out")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,34 @@ from brickyard.base._errors import FileError
 from brickyard.cli._signals import no_reader, seen, tell
 from brickyard.runtime._progress import fits, put, speaks
 
+WIDTH = 100  # of tables, in columns
 
-def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
+
+@dataclass(frozen=True)
+class Result:
+    """What a command prints: a value with --json, a text without (nothing if it is empty); and its exit code."""
+
+    value: dict[str, Any]
+    text: object
+    code: int = 0
+
+
+def emit(result: Result, as_json: bool) -> None:
     """Print a result as JSON or text.
 
     Raises:
         BrokenPipeError: The reader has closed the pipe.
         FileError: Standard output cannot be written.
     """
-    if not speaks():
+    line = _json(result.value) if as_json else str(result.text)
+    if not speaks() or not line:
         return
     if sys.stdout is None:
         raise FileError(
-            "file-not-writable",
-            "cannot print the result: standard output is closed; open it, or redirect it to /dev/null",
+            "file-not-writable", "cannot print the result: standard output is closed; redirect it to /dev/null"
         )
-    line = _json(value) if as_json else str(text)
     if as_json and not fits(line, sys.stdout):
-        line = json.dumps(value, allow_nan=False)
+        line = json.dumps(result.value, allow_nan=False)
     try:
         put(line, sys.stdout)
     except BrokenPipeError:
@@ -38,8 +50,7 @@ def emit(value: dict[str, Any], as_json: bool, text: object) -> None:
         with contextlib.suppress(OSError):  # what it still holds would be tried again at the end
             no_reader()
         raise FileError(
-            "file-not-writable",
-            f"cannot print the result: {error.strerror or error}; free some space, or redirect the output",
+            "file-not-writable", f"cannot print the result: {error.strerror or error}; redirect it, or free some space"
         ) from None
 
 
@@ -69,3 +80,38 @@ def loaded(path: Path, *kinds: type) -> Any:
     from brickyard import _files
 
     return _files.loaded(path, *kinds)
+
+
+def model(path: Path) -> Any:
+    """The component or assembly in a file."""
+    from brickyard.assembly._assembly import Assembly
+    from brickyard.component._component import Component
+
+    return loaded(path, Component, Assembly)
+
+
+def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Sequence[tuple[int, int]] = ()) -> str:
+    """Format a table as lines of at most 100 columns, shortening cells that are too long.
+
+    Args:
+        lines: Cells by line.
+        right: Right-aligned columns.
+        shorten: Columns that may be shortened, in this order, each with its minimum width.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    for column, least in shorten:
+        cut = max(0, min(over, widths[column] - least))
+        widths[column] -= cut
+        over -= cut
+
+    def cell(text: str, column: int) -> str:
+        width = widths[column]
+        if cell_len(text) > width:
+            text = set_cell_size(text, width - 1).rstrip() + "…"
+        space = " " * (width - cell_len(text))
+        return space + text if column in right else text + space
+
+    return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines)

@@ -5,32 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from brickyard.base._errors import OptionError
 from brickyard.runtime._progress import say
 
 
 def workbench(
-    yard: Annotated[Path, typer.Option("--yard", help="Folder of components.", show_default=False)],
+    yard: Annotated[Path, Option(help="Folder of components.")],
     host: Annotated[
-        str, typer.Option("--host", help="Listen on this address; any but the local machine requires a token.")
+        str, Option(help="Listen on this address; any but the local machine requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", help="Listen on this port; 0 picks a free one.", min=0, max=65535)
-    ] = 8000,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    port: Annotated[int, Option(help="Listen on this port; 0 picks a free one.", min=0, max=65535)] = 8000,
+    open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Serve a local web page for building classifiers from a yard."""
-    try:
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise OptionError(
-            "option-missing-package", "the workbench needs uvicorn; pip install 'brickyard[workbench]'"
-        ) from None
     import secrets
     import socket
 
+    from brickyard.base._lazy import package
+
+    package("uvicorn", "workbench", "the workbench")
     from brickyard.workbench._app import create_app
     from brickyard.workbench._guard import LOCAL, is_local
     from brickyard.workbench._server import server
@@ -69,6 +64,5 @@ def _bound(host: str, port: int) -> Any:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OptionError(
-            "option-address",
-            f"cannot listen on --host {host} --port {port}: {error.strerror or error}; choose another port, or 0",
+            "option-address", f"cannot listen on --host {host} --port {port}: {error.strerror or error}; try --port 0"
         ) from None

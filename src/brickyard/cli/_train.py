@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
-from brickyard.cli._make import FROM_SCRATCH, trained
-from brickyard.cli._options import (
-    Classes,
-    Data,
-    Device,
-    Force,
-    Json,
-    Mean,
-    Output,
-    Size,
-    Std,
-    Weights,
-    with_options,
-)
-from brickyard.cli._output import emit, loaded
+from brickyard.cli import _options as words
+from brickyard.cli._make import FROM_SCRATCH, Classes, trained
+from brickyard.cli._options import Data, Force, Output, check_companion, with_options
+from brickyard.cli._output import Result, loaded, model
 from brickyard.sources._resolve import check_free, labelled_images, source_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @with_options(FinetuneOptions)
 def finetune(
-    file: Annotated[Path, typer.Argument(help="Component or assembly file.", show_default=False)],
-    data: Annotated[
-        list[str],
-        typer.Option("--data", help="Labelled training images; for an assembly, once per part.", show_default=False),
-    ],
+    file: words.File,
+    data: Annotated[list[str], Option(help="Labelled training images; for an assembly, once per part.")],
     output: Output,
     teacher: Annotated[
-        Path | None, typer.Option(help="Distil from this component or assembly, which must know the classes.")
+        Path | None, Option(help="Distil from this component or assembly, which must know the classes.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Distil from the component's own source.")] = None,
-    weights: Weights = None,
-    device: Device = "cpu",
+    source: Annotated[str | None, Option(help="Distil from the component's own source.")] = None,
+    weights: words.Weights = None,
+    device: words.Device = "cpu",
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Fine-tune a component or an assembly on labelled images."""
-    from brickyard.assembly._assembly import Assembly
     from brickyard.component._component import Component
     from brickyard.component._predictor import Predictor
     from brickyard.training._finetune import finetune as tune
@@ -59,46 +40,35 @@ def finetune(
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
         raise OptionError("option-conflict", "--teacher and --source cannot be combined; give one of them")
-    if weights is not None and source is None:
-        raise OptionError(
-            "option-requires-option", f"--weights {weights} needs a source, and none was given; add --source"
-        )
-    if options["features"] and source is None:
-        raise OptionError(
-            "option-requires-option",
-            f"--features {options['features']:g} are of the component's source, and none was given; add --source",
-        )
+    check_companion("the component's --source", source is not None, weights=weights, features=options["features"])
     chosen = gathered(FinetuneOptions, options)
     place = device_named(device)
-    model = loaded(file, Component, Assembly).to(place)
-    images = labelled_images(data, model.manifest.parts, "--data")
-    teaching: nn.Module | None = None
+    student = model(file).to(place)
+    images = labelled_images(data, student.manifest.parts, "--data")
     if teacher is not None:
-        teaching = loaded(teacher, Predictor).to(place)
+        chosen["teacher"] = loaded(teacher, Predictor).to(place)
     elif source is not None:
-        teaching = source_of(source, weights, None, None).model.to(place)
-    if teaching is None:
+        chosen["teacher"] = source_of(source, weights, None, None).model.to(place)
+    else:
         chosen.pop("distillation", None)
-    better = tune(model, images if isinstance(model, Assembly) else images[0], **chosen, teacher=teaching)
+    better = tune(student, images[0] if isinstance(student, Component) else images, **chosen)
     better.save(output, overwrite=force)
-    emit({"output": str(output), **better.manifest.tuned.model_dump()}, as_json, f"{better}\n{output}")
+    return Result({"output": str(output), **better.manifest.tuned.model_dump()}, f"{better}\n{output}")
 
 
-@with_options(TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1)
+@with_options(
+    words.PreprocessingOptions, TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1
+)
 def distil(
-    network: Annotated[str, typer.Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
-    teacher: Annotated[Path, typer.Option(help="Distil from this component or assembly.")],
+    network: Annotated[str, Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
+    teacher: Annotated[Path, Option(help="Distil from this component or assembly.")],
     data: Data,
     output: Output,
     classes: Classes = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    device: Device = "cpu",
+    device: words.Device = "cpu",
     force: Force = False,
-    as_json: Json = False,
     **options: Any,
-) -> None:
+) -> Result:
     """Distil a component or an assembly into a small zoo network."""
     from brickyard.component._predictor import Predictor
     from brickyard.training._sources import device_named
@@ -107,4 +77,4 @@ def distil(
     options["distillation"] = Distillation(**{name: options.pop(name) for name in ("temperature", "weight")})
     options["teacher"] = loaded(teacher, Predictor).to(device_named(device))
     classes = classes or list(options["teacher"].classes)
-    trained(network, data, output, classes, size, mean, std, force, as_json, device=device, **options)
+    return trained(network, data, output, classes, force, device=device, **options)

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
+from typer import Argument, Option
 
 from brickyard.base._errors import BrickyardError, OptionError
-from brickyard.cli._options import Data, Json, Seed
-from brickyard.cli._output import emit
+from brickyard.base._options import Seed
+from brickyard.cli._options import Data, with_options
+from brickyard.cli._output import Result, table
 from brickyard.runtime._progress import say
 from brickyard.sources._resolve import data_of
 
 if TYPE_CHECKING:
     from brickyard.yard._index import Entry
     from brickyard.yard._ranking import Rank
+    from brickyard.yard._yard import Yard
 
 
 HELP = "Manage components in a folder with an index."
-WIDTH = 100  # of tables, in columns
 
 Place = Annotated[
-    Path, typer.Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
+    Path, Option("--yard", envvar="BRICKYARD_YARD", help="Yard folder. Default: ./yard.", show_default=False)
 ]
 YARD = Path("yard")
 
 
 def yard_add(
-    files: Annotated[list[Path], typer.Argument(help="Component files.", show_default=False)],
+    files: Annotated[list[Path], Argument(help="Component files.")],
     place: Place = YARD,
-    name: Annotated[
-        str | None, typer.Option(help="Name in the yard. Default: classes and source.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    name: Annotated[str | None, Option(help="Name in the yard. Default: classes and source.")] = None,
+) -> Result:
     """Copy components into a yard. Creates the yard if it does not exist."""
-    from brickyard.yard._yard import Yard
-
     if name is not None and len(files) != 1:
         raise OptionError("option-count", f"--name {name!r} applies to a single file, got {len(files)} files")
-    yard = Yard(place, create=True)
+    yard = _yard(place, create=True)
     before = {entry.name for entry in yard.entries()}
     added: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -56,39 +53,29 @@ def yard_add(
         if lines:
             say("\n".join([*lines, "what comes after these was not added:"]))
         raise
-    emit({"yard": str(place), "added": added}, as_json, "\n".join(lines))
+    return Result({"yard": str(place), "added": added}, "\n".join(lines))
 
 
-def yard_list(place: Place = YARD, as_json: Json = False) -> None:
+def yard_list(place: Place = YARD) -> Result:
     """List all components of a yard."""
-    from brickyard.yard._yard import Yard
-
-    entries = Yard(place).entries()
-    _emit_entries(place, entries, as_json, f"no components in {place}; add some with: brickyard yard add FILE")
+    return _listed(place, _yard(place).entries(), _nothing(place))
 
 
 def yard_search(
     text: Annotated[
-        list[str] | None,
-        typer.Argument(help="Words to find in names, classes, sources and architectures.", show_default=False),
+        list[str] | None, Argument(help="Words to find in names, classes, sources and architectures.")
     ] = None,
     place: Place = YARD,
     classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Require this class; may be repeated to require several.", show_default=False),
+        list[str] | None, Option("--class", help="Require this class; may be repeated to require several.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Require this source: its name, or a prefix of its SHA-256.")
-    ] = None,
-    max_parameters: Annotated[int | None, typer.Option(help="Require at most this many parameters.", min=1)] = None,
-    max_flops: Annotated[int | None, typer.Option(help="Require at most this many FLOPs per image.", min=1)] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Require at least this accuracy, in [0, 1].")] = None,
-    as_json: Json = False,
-) -> None:
+    source: Annotated[str | None, Option(help="Require this source: its name, or a prefix of its SHA-256.")] = None,
+    max_parameters: Annotated[int | None, Option(help="Require at most this many parameters.", min=1)] = None,
+    max_flops: Annotated[int | None, Option(help="Require at most this many FLOPs per image.", min=1)] = None,
+    min_accuracy: Annotated[float | None, Option(help="Require at least this accuracy, in [0, 1].")] = None,
+) -> Result:
     """List the components that meet all criteria."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     entries = yard.search(
         classes=classes or (),
         source=source,
@@ -97,19 +84,12 @@ def yard_search(
         min_accuracy=min_accuracy,
         text=" ".join(text or ()),
     )
-    count = len(yard.entries())
-    _emit_entries(place, entries, as_json, f"none of the {count:,} components in {place} fits; ask for less")
+    return _listed(place, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
 
 
-def yard_show(
-    name: Annotated[str, typer.Argument(help="Component name.", show_default=False)],
-    place: Place = YARD,
-    as_json: Json = False,
-) -> None:
+def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Place = YARD) -> Result:
     """Show the index entry of a component."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     entry = yard.entry(name)
     path = yard.path / f"{entry.name}.safetensors"
     rows = {
@@ -124,38 +104,40 @@ def yard_show(
         "sha256": entry.sha256,
     }
     lines = [entry.name, *(f"  {key:<12} {value}" for key, value in rows.items())]
-    emit({**entry.as_dict(), "path": str(path)}, as_json, "\n".join(lines))
+    return Result({**entry.as_dict(), "path": str(path)}, "\n".join(lines))
 
 
+class _RankOptions(TypedDict, total=False):
+    seed: Seed
+
+
+@with_options(_RankOptions)
 def yard_rank(
     data: Data,
     context: typer.Context,
-    folder: Annotated[Path | None, typer.Argument(metavar="YARD", help="Yard folder, same as --yard.")] = None,
+    folder: Annotated[Path | None, Argument(metavar="YARD", help="Yard folder, same as --yard.")] = None,
     place: Place = YARD,
-    score: Annotated[str, typer.Option(help="Rank by this score: logme or h-score.")] = "logme",
-    per_class: Annotated[int, typer.Option(help="Use at most this many images per class.", min=1)] = 100,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
+    score: Annotated[str, Option(help="Rank by this score: logme or h-score.")] = "logme",
+    per_class: Annotated[int, Option(help="Use at most this many images per class.", min=1)] = 100,
+    **options: Any,
+) -> Result:
     """Rank components as feature extractors for a new task. Needs a few labelled images of it."""
     from brickyard.base._records import Preprocessing
-    from brickyard.yard._yard import Yard
 
     if folder is not None:
         given = context.get_parameter_source("place")
         if given is not None and given.name == "COMMANDLINE" and folder != place:
             raise OptionError("option-conflict", f"got two yards, {folder} and --yard {place}; give one")
         place = folder
-    yard = Yard(place)
+    yard = _yard(place)
     entries = yard.entries()
     sides = [entry.input_shape[1:] for entry in entries if len(entry.input_shape) == 3]
     # Pictures of several sizes are brought to the largest one that a component takes.
     how = Preprocessing(size=(max(s[0] for s in sides), max(s[1] for s in sides))) if sides else None
     images = data_of(data, how)
-    found = yard.rank(images, score=score, per_class=per_class, seed=seed)  # type: ignore[arg-type]
-    if not found and not as_json:
-        say(f"no components in {place}; add some with: brickyard yard add FILE")
-        return
+    found = yard.rank(images, score=score, per_class=per_class, **options)  # type: ignore[arg-type]
+    if not found:
+        say(_nothing(place))
     value = {
         "yard": str(place),
         "data": images.name,
@@ -165,18 +147,12 @@ def yard_rank(
             {"score": rank.score, "features": rank.size, "why": rank.why, **rank.entry.as_dict()} for rank in found
         ],
     }
-    emit(value, as_json, _ranks(found, score))
+    return Result(value, _ranks(found, score) if found else "")
 
 
-def yard_rm(
-    names: Annotated[list[str], typer.Argument(help="Component names.", show_default=False)],
-    place: Place = YARD,
-    as_json: Json = False,
-) -> None:
+def yard_rm(names: Annotated[list[str], Argument(help="Component names.")], place: Place = YARD) -> Result:
     """Delete components from a yard."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     removed: list[str] = []
     try:
         for name in dict.fromkeys(names):
@@ -186,37 +162,21 @@ def yard_rm(
         if removed:
             say(f"removed {', '.join(removed)}; what comes after these is still there:")
         raise
-    emit({"yard": str(place), "removed": removed}, as_json, f"removed {', '.join(removed)}")
+    return Result({"yard": str(place), "removed": removed}, f"removed {', '.join(removed)}")
 
 
-def yard_verify(place: Place = YARD, as_json: Json = False) -> None:
+def yard_verify(place: Place = YARD) -> Result:
     """Check all components of a yard. Reads every file and compares it with the index; exits with 1 on a problem."""
-    from brickyard.yard._yard import Yard
-
-    yard = Yard(place)
+    yard = _yard(place)
     problems = yard.verify()
     count = len(yard.entries())
     lines = [f"{plain(problem.name)}: {plain(problem.what)}" for problem in problems]
     lines.append(f"{count:,} components in {plain(str(place))}, {len(problems) or 'no'} problems")
-    value = {
-        "yard": str(place),
-        "components": count,
-        "problems": [{"name": problem.name, "what": problem.what} for problem in problems],
-    }
-    emit(value, as_json, "\n".join(lines))
-    if problems:
-        raise typer.Exit(1)
+    value = {"yard": str(place), "components": count, "problems": [vars(problem) for problem in problems]}
+    return Result(value, "\n".join(lines), code=1 if problems else 0)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "add": yard_add,
-    "list": yard_list,
-    "search": yard_search,
-    "show": yard_show,
-    "rank": yard_rank,
-    "rm": yard_rm,
-    "verify": yard_verify,
-}
+COMMANDS = (yard_add, yard_list, yard_search, yard_show, yard_rank, yard_rm, yard_verify)
 
 
 def plain(text: str) -> str:
@@ -224,17 +184,27 @@ def plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
-def _emit_entries(place: Path, entries: Sequence[Entry], as_json: bool, none: str) -> None:
-    if not entries and not as_json:
+def _yard(place: Path, create: bool = False) -> Yard:
+    from brickyard.yard._yard import Yard
+
+    return Yard(place, create=create)
+
+
+def _nothing(place: Path) -> str:
+    return f"no components in {place}; add some with: brickyard yard add FILE"
+
+
+def _listed(place: Path, entries: Sequence[Entry], none: str) -> Result:
+    if not entries:
         say(none)
-        return
-    emit({"yard": str(place), "entries": [entry.as_dict() for entry in entries]}, as_json, _table(entries))
+    value = {"yard": str(place), "entries": [entry.as_dict() for entry in entries]}
+    return Result(value, _table(entries) if entries else "")
 
 
 def _table(entries: Sequence[Entry]) -> str:
     """Format entries as lines of at most 100 columns."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
-    table = [header] + [
+    lines = [header] + [
         [
             entry.name,
             _classes(entry),
@@ -246,13 +216,13 @@ def _table(entries: Sequence[Entry]) -> str:
         ]
         for entry in entries
     ]
-    return _lines(table, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
+    return table(lines, right=range(3, 6), shorten=((1, 10), (2, 8), (0, 35)))
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
     """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
-    table = [header] + [
+    lines = [header] + [
         [
             rank.entry.name,
             "-" if rank.score is None else f"{rank.score:.4f}",
@@ -265,52 +235,11 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
         for rank in found
     ]
     reasons = [f"{rank.entry.name} has no score: {plain(rank.why)}" for rank in found if rank.score is None]
-    return "\n".join([_lines(table, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
+    return "\n".join([table(lines, right=range(1, 5), shorten=((5, 10), (6, 8), (0, 35))), *reasons])
 
 
 def _classes(entry: Entry) -> str:
     return ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else "")
-
-
-def _lines(table: Sequence[Sequence[str]], right: range, shorten: Sequence[tuple[int, int]]) -> str:
-    """Format a table as lines of at most 100 columns, shortening cells that are too long.
-
-    Args:
-        table: Cells by line.
-        right: Right-aligned columns.
-        shorten: Columns that may be shortened, in this order, each with its minimum width.
-    """
-    widths = [max(_columns(line[k]) for line in table) for k in range(len(table[0]))]
-    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
-    for column, least in shorten:
-        cut = max(0, min(over, widths[column] - least))
-        widths[column] -= cut
-        over -= cut
-    return "\n".join(
-        "  ".join(
-            _filled(cell, width, right=k in right) for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    )
-
-
-def _columns(text: str) -> int:
-    """Count the terminal columns that a text takes."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _filled(text: str, width: int, right: bool) -> str:
-    """Shorten or pad a text to a number of columns."""
-    if _columns(text) > width:
-        while text and _columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    space = " " * (width - _columns(text))
-    return space + text if right else text + space
 
 
 def _short(value: int) -> str:

@@ -12,9 +12,5 @@ if TYPE_CHECKING:
     from brickyard.recipes._reader import load_recipe as load_recipe
 
 __all__, __getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "recipes._build": "build plan",
-        "recipes._reader": "load_recipe",
-    },
+    __name__, {"recipes._build": "build plan", "recipes._reader": "load_recipe"}
 )

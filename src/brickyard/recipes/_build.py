@@ -303,9 +303,7 @@ class _Build:
             path = self.folder / name
             if path.is_dir() or (path.exists() and name not in self.state.owned and not self.force):
                 raise FileError(
-                    "file-exists",
-                    f"{path} exists and was not created by a build; give another outputs.folder, or "
-                    "--force to overwrite it",
+                    "file-exists", f"{path} exists, but no build wrote it; give another outputs.folder, or --force"
                 )
         mine = {step.name for step in self.steps}
         steps = {name: made for name, made in self.state.steps.items() if name in mine}

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import nearest
+from brickyard.base._messages import near, nearest
 from brickyard.base._options import Budget, Thresholds
-from brickyard.recipes._recipe_file import Place, RecipeFile, dotted, key_of
+from brickyard.recipes._recipe_file import NAMED, Place, RecipeFile, dotted, key_of
 from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
 
-NEEDED = {
-    "int_parsing": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "int_type": "a whole number is needed",
-    "float_parsing": "a number is needed",
-    "float_type": "a number is needed",
-    "finite_number": "a finite number is needed",
-    "bool_parsing": "give true or false",
-    "bool_type": "give true or false",
-    "string_type": "a text is needed",
-    "tuple_type": "a list is needed",
-    "string_too_short": "a text is needed",
-    "too_short": "at least one is needed",
-    "dict_type": "one text, or a mapping from sources to texts, is needed",
-}
 
-
-def said(place: Place, problem: Any, found: Any) -> str:
-    what, kind, limits = dotted(place), problem["type"], problem.get("ctx", {})
-    if kind == "missing":
+def said(place: Place, problem: Any) -> str:
+    """A problem that pydantic found, in words."""
+    if problem["type"] == "missing":
         return f"{dotted(place[:-1])} lacks the key {place[-1]!r}; add it"
-    start = f"{what} is {found!r}"
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
-        close = difflib.get_close_matches(str(found), choices, 1, 0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{start}; use one of {', '.join(map(repr, choices))}{hint}"
-    if kind in NEEDED:
-        return f"{start}; {NEEDED[kind]}"
-    for name, text in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
-        if name in limits:
-            return f"{start}; it must be {text} {limits[name]:g}"
-    return f"{start}; {str(problem['msg']).removeprefix('Value error, ')}"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{dotted(place)} is {problem['input']!r}; a mapping is needed"
+    why = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{dotted(place)} is {problem['input']!r}; {why[:1].lower()}{why[1:]}"
 
 
 # -- what fits together ------------------------------------------------------------------------------------
@@ -94,19 +68,16 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
 
 
 def _network_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
-    what = dotted(place)
+    path = text.rpartition(":")[0] if ".py:" in text else text
     if text.startswith("zoo:"):
         yield from _zoo_problems(place, text)
-    elif not text.startswith(("torchvision:", "timm:")):
-        path = text.rpartition(":")[0] if ".py:" in text else text
-        if not (".py:" in text or text.endswith(".safetensors")):
-            yield (
-                place,
-                f"{what} is {text!r}, which is no source; give zoo:NAME, torchvision:NAME, timm:NAME, "
-                "file.py:function, or a .safetensors file of a source",
-            )
-        elif not _there(file.folder / path, plain=True):
-            yield place, f"{what} is {text!r}, and there is no file {path!r} in the recipe's folder; check the path"
+    elif text.startswith(NAMED):
+        return
+    elif ".py:" not in text and not text.endswith(".safetensors"):
+        forms = "zoo:NAME, torchvision:NAME, timm:NAME, file.py:function, or a .safetensors file of a source"
+        yield place, f"{dotted(place)} is {text!r}, which is no source; give {forms}"
+    elif not _there(file.folder / path, plain=True):
+        yield place, f"{dotted(place)} is {text!r}, and there is no file {path!r} in the recipe's folder"
 
 
 def _zoo_problems(place: Place, text: str) -> Iterator[tuple[Place, str]]:
@@ -130,19 +101,15 @@ def _there(path: Path, plain: bool = False) -> bool:
 
 
 def _data_problems(file: RecipeFile, place: Place, text: str) -> Iterator[tuple[Place, str]]:
-    path, _, options = text.rpartition("?") if "?" in text else (text, "", "")
-    if _there(file.folder / text):
-        path, options = text, ""
-    for item in filter(None, options.split("&")):
-        key = item.partition("=")[0]
+    from brickyard.inputs._datasets import place_and_options
+
+    path, options = place_and_options(file.resolved(text))
+    for key in options:
         if key not in ("split", "classes"):
             yield place, f"{dotted(place)} is {text!r} with the option {key!r}{nearest(key, ('split', 'classes'))}"
-    if path != "digits" and not _there(file.folder / path):
-        hint = "; did you mean 'digits'?" if difflib.get_close_matches(path, ["digits"], 1, 0.6) else ""
-        yield (
-            place,
-            f"{dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint or '; check the path'}",
-        )
+    if path != "digits" and not _there(Path(path)):
+        hint = near(Path(path).name, ["digits"]) or "; check the path"
+        yield place, f"{dotted(place)} is {text!r}, and there is no file or folder {path!r}{hint}"
 
 
 def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> Iterator[tuple[Place, str]]:
@@ -156,19 +123,14 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
     budget = [key for key in shares if getattr(part, key) is not None]
     if len(budget) > 1:
         yield (*place, "parameters"), f"{what} has 'flops' and 'parameters'; a budget is one of them: remove the other"
-    if budget:
-        for key in declared(Thresholds):
-            if getattr(part, key) is not None:
-                yield (
-                    (*place, key_of(key)),
-                    f"{what} has {budget[0]!r} and {key_of(key)!r}; a component is chosen by a budget or by "
-                    "thresholds: remove one",
-                )
-    else:
-        for key in ("select", *(key for key in declared(Budget) if key not in shares)):
-            if getattr(part, key) != ComponentRecipe.model_fields[key].default:
-                name = key_of(key)
-                yield (*place, name), f"{what}.{name} is for a budget, and none was given; add 'flops' or 'parameters'"
+    idle = declared(Thresholds) if budget else ("select", *(key for key in declared(Budget) if key not in shares))
+    for key in idle:
+        if getattr(part, key) != ComponentRecipe.model_fields[key].default:
+            name = key_of(key)
+            why = "is for a budget, and none was given; add 'flops' or 'parameters'"
+            if budget:
+                why = f"is a threshold, and {budget[0]!r} a budget; a component has one of them: remove the other"
+            yield (*place, name), f"{what}.{name} {why}"
 
 
 def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -184,11 +146,8 @@ def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     sources = {recipe.components[name].source for name in recipe.parts if name in recipe.components}
     options = dict(assembly)
     if options["form"] == "union" and len(sources) > 1:
-        yield (
-            ("assembly", "form"),
-            f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}; a union has one source: "
-            "use 'parallel'",
-        )
+        found = f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}"
+        yield ("assembly", "form"), f"{found}; a union has one source: use 'parallel'"
     if options["votes"] and not any(dict(part)["reject"] for part in recipe.components.values()):
         yield ("assembly", "votes"), "assembly.votes needs parts with 'reject: true'; add it to some, or remove votes"
 

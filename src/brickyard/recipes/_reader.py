@@ -131,19 +131,12 @@ class _Reader:
         self.marks[place] = (node.start_mark.line + 1, node.start_mark.column + 1)
 
     def value(self, node: Any, annotation: Any, place: Place) -> Any:
-        """A node as a text, a list, or a mapping from names or from the keys of a section, as its field has it."""
-        what = dotted(place)
+        """A node as a text, a list or a mapping; pydantic says whether its field may be one."""
         self.note(place, node)
         if node.tag == "tag:yaml.org,2002:null":
-            raise self.fail(node, f"{what} has no value; give one, or leave the key out")
-        names, section = _holds(annotation)
-        if node.id == "mapping" and (names or section):
-            return self.mapping(node, names, section, place)
+            raise self.fail(node, f"{dotted(place)} has no value; give one, or leave the key out")
         if node.id == "mapping":
-            raise self.fail(node, f"{what} is a mapping; a value or a list is needed")
-        if section:
-            wanted = "from names is needed, such as 'a: {...}'" if names else "of keys and values is needed"
-            raise self.fail(node, f"{what} is {_kind(node)}; a mapping {wanted}")
+            return self.mapping(node, *_holds(annotation), place)
         if node.id == "sequence":
             return [self.value(item, None, (*place, index)) for index, item in enumerate(node.value)]
         return _text(node.value)
@@ -157,7 +150,7 @@ class _Reader:
         twins: dict[str, str] = {}  # keys as they are written, without a difference of capitals
         for key_node, value_node in node.value:
             if key_node.id != "scalar":
-                raise self.fail(key_node, f"{what} has {_kind(key_node)} as a key; keys are texts")
+                raise self.fail(key_node, f"{what} has a list or a mapping as a key; keys are texts")
             key = _text(key_node.value)
             if (twin := twins.setdefault(key.casefold(), key)) in found:
                 line, column = self.marks[(*place, twin, "key")]
@@ -184,10 +177,6 @@ def _text(value: str) -> str:
     return value.replace(STAND_IN, "?")
 
 
-def _kind(node: Any) -> str:
-    return {"mapping": "a mapping", "sequence": "a list"}.get(node.id, f"the text {_text(str(node.value))[:60]!r}")
-
-
 def _holds(annotation: Any) -> tuple[bool, type[BaseModel] | None]:
     """Whether a field is a mapping from names, and which section it holds, if any."""
     for option in (annotation, *get_args(annotation)):
@@ -195,7 +184,7 @@ def _holds(annotation: Any) -> tuple[bool, type[BaseModel] | None]:
             return True, _holds(get_args(option)[1])[1]
         if isinstance(option, type) and issubclass(option, BaseModel):
             return False, option
-    return False, None
+    return True, None
 
 
 def _first(path: Path, marks: dict[Place, tuple[int, int]], error: ValidationError) -> str:
@@ -209,4 +198,4 @@ def _first(path: Path, marks: dict[Place, tuple[int, int]], error: ValidationErr
         found.append((marks.get(holder, (1, 1)), place, problem))
     (line, column), place, problem = min(found, key=lambda item: item[0])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{path}:{line}:{column}: {told(said(place, problem, problem['input']), 800)}{more}"
+    return f"{path}:{line}:{column}: {told(said(place, problem), 800)}{more}"

@@ -10,6 +10,7 @@ from brickyard.base._messages import told
 from brickyard.recipes._schema import Recipe
 
 Place = tuple[str | int, ...]
+NAMED = ("zoo:", "torchvision:", "timm:")  # how sources start that are no files
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RecipeFile:
 
     def resolved(self, text: str) -> str:
         """A text of a source or of data, with its path taken from the recipe's folder."""
-        named = text.partition("?")[0] == "digits" or text.startswith(("zoo:", "torchvision:", "timm:"))
+        named = text.partition("?")[0] == "digits" or text.startswith(NAMED)
         return text if named else str(self.folder / text)
 
 

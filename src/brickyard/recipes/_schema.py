@@ -13,13 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._messages import near
-from brickyard.base._options import (
-    AssembleOptions,
-    DisassembleOptions,
-    EvaluateOptions,
-    LocateOptions,
-    TrainingOptions,
-)
+from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions, TrainingOptions
 from brickyard.base._records import Frozen, Preprocessing
 
 VERSION = 1
@@ -73,13 +67,7 @@ SectionT = TypeVar("SectionT", bound="Section")
 class Section(Frozen):
     """A part of a recipe; keys are written with dashes."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-    )
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True)
 
     def said(self, *leave_out: str) -> dict[str, Any]:
         """The section as JSON values, defaults included, as a recipe spells its keys."""
@@ -96,7 +84,7 @@ class PreprocessingRecipe(Section):
 
     def value(self) -> Preprocessing:
         """The same as the library's own value."""
-        return Preprocessing(**{key: item for key, item in self.model_dump().items() if item is not None})
+        return Preprocessing(**self.model_dump(exclude_none=True))
 
 
 def options_of(holder: Any, *only: str, **defaults: Any) -> Callable[[type[SectionT]], type[SectionT]]:
@@ -104,14 +92,12 @@ def options_of(holder: Any, *only: str, **defaults: Any) -> Callable[[type[Secti
 
     def wrap(section: type[SectionT]) -> type[SectionT]:
         known = {name: one for name, one in flat(holder, *only).items() if one.plain is not Path}
-        fields: dict[str, Any] = {name: _field(replace(one, **_other(name, defaults))) for name, one in known.items()}
+        for name, default in defaults.items():
+            known[name] = replace(known[name], default=default, optional=False, unset="")
+        fields: dict[str, Any] = {name: _field(one) for name, one in known.items()}
         return create_model(section.__name__, __base__=section, __module__=__name__, __doc__=section.__doc__, **fields)
 
     return wrap
-
-
-def _other(name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    return {"default": defaults[name], "optional": False, "unset": ""} if name in defaults else {}
 
 
 def _field(one: Opt) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from brickyard.base._declare import gathered
 from brickyard.base._errors import DataError, TaskError
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest
-from brickyard.recipes._recipe_file import RecipeFile
+from brickyard.recipes._recipe_file import NAMED, RecipeFile
 from brickyard.recipes._schema import ComponentRecipe
 
 if TYPE_CHECKING:
@@ -109,9 +109,8 @@ class Work:
 
     def unweighted(self) -> list[str]:
         """The sources that were never trained, as far as the recipe says."""
-        kinds = ("zoo:", "torchvision:", "timm:")
         sources = {name: self.recipe.sources[name] for name in self.recipe.used}
-        return [name for name, s in sources.items() if (s.network or "").startswith(kinds) and s.weights is None]
+        return [name for name, s in sources.items() if (s.network or "").startswith(NAMED) and s.weights is None]
 
     # -- what steps depend on
 
@@ -245,10 +244,9 @@ class Work:
             made = train_source(said.network, images, preprocessing=how, **options)
             made.save(self.folder / _source_file(name), overwrite=True)
 
-        needs = self._versions() | self._images_need(said.data, "train")
-        needs |= _options(said.said())
-        preprocessing = self.recipe.sources[name].preprocessing
-        needs |= {} if preprocessing is None else {"preprocessing": json.dumps(preprocessing.said())}
+        needs = self._versions() | self._images_need(said.data, "train") | _options(said.said())
+        if (preprocessing := self.recipe.sources[name].preprocessing) is not None:
+            needs["preprocessing"] = json.dumps(preprocessing.said())
         return Step(f"train {name}", (_source_file(name),), (), needs, run, ("sources", name, "train"))
 
     def _locate(self, name: str) -> Step:
@@ -263,7 +261,8 @@ class Work:
             from brickyard.relevance._locate import locate
 
             source, images = self._source(name)
-            notes = self.folder / NOTES / f"locate-{name}-{self._input_key(name, key)}"
+            trained = (self.prints.file(self.folder / place) for place in self._trained(name))
+            notes = self.folder / NOTES / f"locate-{name}-{digest(key, *trained)[:16]}"
             task: set[int] = set()
             for part, said_task in tasks.items():
                 try:
@@ -285,10 +284,6 @@ class Work:
             shutil.rmtree(notes, ignore_errors=True)
 
         return Step(f"locate {name}", (_relevance_file(name),), self._trained(name), needs, run, ("sources", name))
-
-    def _input_key(self, name: str, key: str) -> str:
-        """A name for the notes of locating: of all that it depends on, the trained source included."""
-        return digest(key, *(self.prints.file(self.folder / place) for place in self._trained(name)))[:16]
 
     def _cut(self, name: str) -> Step:
         said: ComponentRecipe = self.recipe.components[name]

@@ -15,7 +15,7 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
-from brickyard.component._describe import share_text
+from brickyard.component._describe import selection_text, share_text
 from brickyard.evaluation._scores import Scores
 from brickyard.reports._templates import card_environment, markdown
 
@@ -105,11 +105,7 @@ def _title(manifest: ComponentManifest | AssemblyManifest) -> str:
 
 
 def _front_matter(
-    title: str,
-    parts: Sequence[ComponentManifest],
-    tables: Mapping[str, Scores],
-    license: str | None,
-    data: str | None,
+    title: str, parts: Sequence[ComponentManifest], tables: Mapping[str, Scores], license: str | None, data: str | None
 ) -> str:
     import yaml
 
@@ -156,14 +152,10 @@ def _size(parts: Sequence[ComponentManifest]) -> str:
 
 def _described(part: ComponentManifest, name: str) -> tuple[str, ComponentManifest, str, dict[str, str]]:
     """Describe a part: its name, how its channels were selected, and its share of its source."""
-    source, chosen = part.source, part.selection
-    how = "hand"
-    if chosen.budget is not None:
-        how = "budget, " + ", ".join(f"{key} {value}" for key, value in chosen.budget.items())
-    elif chosen.thresholds is not None:
-        how = "thresholds, " + ", ".join(f"{key} {value:g}" for key, value in chosen.thresholds.items())
-    parameters, flops = share_text(chosen.parameters, source.parameters), share_text(chosen.flops, source.flops)
-    return name, part, how, {"parameters": parameters, "flops": flops}
+    shares = {
+        key: share_text(getattr(part.selection, key), getattr(part.source, key)) for key in ("parameters", "flops")
+    }
+    return name, part, selection_text(part), shares
 
 
 def _table(name: str, scores: Scores) -> dict[str, Any]:

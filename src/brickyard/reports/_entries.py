@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import tidy
+from brickyard.base._messages import brief, tidy
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
@@ -38,6 +38,7 @@ class Entry:
     number: int
     name: str
     item: Item
+    images: Any = None
     scores: dict[str, Scores] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
     confusion: tuple[tuple[str, ...], Tensor] | None = None
@@ -47,6 +48,12 @@ class Entry:
     @property
     def kind(self) -> str:
         return {Component: "component", Assembly: "assembly", Relevance: "relevance"}[type(self.item)]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those that it answers with, or that were located."""
+        item = self.item
+        return tuple(item.classes[k] for k in item.task) if isinstance(item, Relevance) else item.classes
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
@@ -59,7 +66,7 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
     """Check the items, and give them numbers and names."""
     if not isinstance(items, list | tuple) or not items:
         raise OptionError(
-            "option-type", f"a report needs a list of components, assemblies and relevances, got {_given(items)}"
+            "option-type", f"a report needs a list of components, assemblies and relevances, got {brief(items)}"
         )
     for what, values in (("names", names), ("data", data)):
         if values is not None and len(values) != len(items):
@@ -73,29 +80,28 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
                 "option-wrong-object",
                 f"a report shows components, assemblies and relevances, got {type(item).__name__}",
             )
-        entry = Entry(place + 1, "", item)
+        entry = Entry(place + 1, "", item, None if data is None else data[place])
         entry.name = names[place] if names is not None else f"{entry.kind} {place + 1}"
         entries.append(entry)
     return entries
 
 
-def _given(items: object) -> str:
-    return "nothing" if items is None or isinstance(items, list | tuple) else f"a {type(items).__name__}"
-
-
-def score(entry: Entry, item: Component | Assembly, images: Any, known: dict[str, nn.Module], latency: bool) -> None:
+def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool) -> None:
     """Collect an item's scores: those stored in its file and, with images, those measured now."""
     for name, value in item.manifest.scores.items():
         try:
             entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
         except ValidationError:
             entry.other[name] = tidy(json.dumps(value, ensure_ascii=False), 300)
-    if images is None:
+    if entry.images is None:
         return
     own = [known.get(part.source.sha256) for part in entry.parts]
     source = own if isinstance(item, Assembly) else own[0]
-    entry.scores = {"measured for this page": evaluate(item, images, source=source, latency=latency), **entry.scores}
-    entry.confusion = _confusion(item, images)
+    entry.scores = {
+        "measured for this page": evaluate(item, entry.images, source=source, latency=latency),
+        **entry.scores,
+    }
+    entry.confusion = _confusion(item, entry.images)
 
 
 def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
@@ -118,10 +124,8 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
     return classes, counts.reshape(len(classes), len(classes))
 
 
-def find_routes(entry: Entry, entries: Sequence[Entry], images: Any, source: nn.Module | None) -> None:
+def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None) -> None:
     """Compute the routes of the page's classes and, with images and the source, their faithfulness."""
-    relevance = entry.item
-    assert isinstance(relevance, Relevance)
     if relevance.sums is None:
         return
     tasks = [k for other in entries for p in other.parts if p.source.sha256 == relevance.source_sha256 for k in p.task]
@@ -129,5 +133,5 @@ def find_routes(entry: Entry, entries: Sequence[Entry], images: Any, source: nn.
     chosen = wanted[:MOST_CLASSES]
     among = sum(isinstance(other.item, Relevance) for other in entries)
     entry.routes = routes(relevance, chosen, most_links=min(1500, LINKS // among))
-    if images is not None and source is not None:
-        entry.faithful = faithfulness(source, relevance, chosen, images)
+    if entry.images is not None and source is not None:
+        entry.faithful = faithfulness(source, relevance, chosen, entry.images)

@@ -63,22 +63,15 @@ def report(
     """
     entries = entries_of(items, names, data)
     known = {fingerprint(source): source for source in sources}
-    given = list(data) if data is not None else [None] * len(entries)
-    for entry, images in zip(entries, given, strict=True):
+    for entry in entries:
         if isinstance(entry.item, Relevance):
-            find_routes(entry, entries, images, known.get(entry.item.source_sha256))
+            find_routes(entry, entry.item, entries, known.get(entry.item.source_sha256))
         else:
-            score(entry, entry.item, images, known, latency)
+            score(entry, entry.item, known, latency)
     return _page(title, entries)
 
 
-def write_report(
-    path: str | Path,
-    items: Sequence[Item],
-    *,
-    overwrite: bool = False,
-    **options: Any,
-) -> Path:
+def write_report(path: str | Path, items: Sequence[Item], *, overwrite: bool = False, **options: Any) -> Path:
     """Write `report` to a file, atomically.
 
     Raises:

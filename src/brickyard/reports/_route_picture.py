@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brickyard.base._errors import OptionError
+from brickyard.base._lazy import package
 from brickyard.base._messages import tidy
 from brickyard.evaluation._faithfulness import Faithfulness
 from brickyard.reports._routes import Routes
+from brickyard.storage._atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,6 +220,16 @@ INK, IDLE, GREY = "#333333", "#d5d5d5", "#9a9a9a"
 ROW, PANEL = 15.0, 380.0
 
 
+def check_suffix(path: Path) -> None:
+    """Refuse a path that ends in neither .png nor .svg.
+
+    Raises:
+        OptionError: It does.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise OptionError("option-suffix", f"the picture's name must end in .png or .svg, got {path.name!r}")
+
+
 def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, overwrite: bool = False) -> Path:
     """Draw decision routes as PNG or SVG, depending on the suffix; identical routes give identical bytes.
 
@@ -230,21 +243,13 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
         OptionError: matplotlib is missing, or the path ends in neither .png nor .svg.
         FileError: The file exists and `overwrite` is false, or cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OptionError(
-            "option-missing-package", "pictures need matplotlib; pip install 'brickyard[plots]'"
-        ) from None
-    import warnings
-
-    from brickyard.storage._atomic import write_atomically
+    package("matplotlib", "plots", "a picture")
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise OptionError("option-suffix", f"the picture's name must end in .png or .svg, got {path.name!r}")
+    check_suffix(path)
     picture = placed(found)
     across = max(1, min(len(rows), int(picture.width // PANEL)))
     below = (8 + 7 * ROW) * -(-len(rows) // across) + 2 * ROW if rows else 0.0
@@ -261,9 +266,7 @@ def draw(found: Routes, path: str | Path, rows: Sequence[Faithfulness] = (), *, 
         _paint_rows(ax, rows, picture.height + 50, across)
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         write_atomically(
-            path,
-            lambda place: figure.savefig(place, format=kind, dpi=110, metadata=metadata),
-            overwrite=overwrite,
+            path, lambda place: figure.savefig(place, format=kind, dpi=110, metadata=metadata), overwrite=overwrite
         )
     return path
 

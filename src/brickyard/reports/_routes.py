@@ -272,11 +272,7 @@ def _links(relevance: Relevance, chosen: Sequence[int], stations: Sequence[Stati
 
 
 def _places(
-    relevance: Relevance,
-    numbers: NDArray[np.int64],
-    at: Mapping[str, int],
-    stations: Sequence[Station],
-    owner: int,
+    relevance: Relevance, numbers: NDArray[np.int64], at: Mapping[str, int], stations: Sequence[Station], owner: int
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
     """A class's bundles among a layer's channels, and the channels they hold, (bundles, channels of the layer)."""
     places: list[tuple[int, int]] = []

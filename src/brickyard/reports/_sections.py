@@ -10,7 +10,6 @@ from torch import Tensor
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._messages import tidy
-from brickyard.base._records import Preprocessing
 from brickyard.component._component import Component
 from brickyard.evaluation._scores import Scores
 from brickyard.relevance._allocation import normalised
@@ -44,8 +43,7 @@ def _overview(entries: Sequence[Entry]) -> Found:
     for entry in entries:
         item = entry.item
         if isinstance(item, Relevance):
-            located = [item.classes[k] for k in item.task]
-            rows.append({"entry": entry, "classes": located, "parameters": "", "flops": ""})
+            rows.append({"entry": entry, "parameters": "", "flops": ""})
             continue
         sources = {part.source.sha256: part.source for part in entry.parts}.values()
         flops = sum(part.selection.flops for part in entry.parts)
@@ -53,7 +51,7 @@ def _overview(entries: Sequence[Entry]) -> Found:
             flops = count_flops(item.network, item.manifest.input_shape)
         parameters = _share(count_parameters(item), sum(source.parameters for source in sources))
         flops_text = _share(flops, sum(source.flops for source in sources))
-        rows.append({"entry": entry, "classes": item.classes, "parameters": parameters, "flops": flops_text})
+        rows.append({"entry": entry, "parameters": parameters, "flops": flops_text})
     return {"rows": rows, "sized": any(row["parameters"] for row in rows)}
 
 
@@ -209,36 +207,6 @@ def _layer_map(relevance: Relevance, layer: str, shown: Sequence[int], names: Se
     return heat_map(values, names, f"inputs of layer {tidy(layer, 60)}", columns, float(values.max()) or 1.0)
 
 
-def _origins(entries: Sequence[Entry]) -> Found:
-    found: list[dict[str, Any]] = []
-    for entry in entries:
-        item = entry.item
-        row: dict[str, Any] = {"entry": entry, "relevance": None, "assembly": None}
-        row["parts"] = [(part, _preprocessing(part.preprocessing)) for part in entry.parts]
-        if isinstance(item, Assembly):
-            row["assembly"] = item.manifest
-        if isinstance(item, Relevance):
-            row |= {"relevance": item, "preprocessing": _preprocessing(item.preprocessing)}
-            row["classes"] = [item.classes[k] for k in item.task]
-        found.append(row)
-    return found
-
-
-def _preprocessing(how: Preprocessing) -> str:
-    words = []
-    if how.size is not None:
-        words.append(f"{how.size[0]}x{how.size[1]} ({how.fit})")
-    if how.channels is not None:
-        words.append("greyscale" if how.channels == 1 else "colour")
-    if how.mean is not None and how.std is not None:
-        words.append(f"mean {_numbers(how.mean)}, std {_numbers(how.std)}")
-    return "; ".join(words) or "none"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3g}" for value in values[:8])
-
-
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Entry]], Found]], ...] = (
     ("overview", "Overview", _overview),
     ("scores", "Scores", _scores),
@@ -247,5 +215,5 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Entry]], Found]], ...] = (
     ("routes", "Decision routes", _routes),
     ("kept", "Channels kept", _kept),
     ("relevance", "Channel relevance", _heat_maps),
-    ("origin", "Provenance", _origins),
+    ("origin", "Provenance", list),
 )

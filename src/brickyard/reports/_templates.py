@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from brickyard.base._messages import tidy
+from brickyard.base._records import Preprocessing
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
 
@@ -21,6 +22,7 @@ def page_environment() -> Environment:
     environment = _environment(autoescape=True, finalize=_clean)
     environment.filters.update(
         tidy=tidy,
+        preprocessing=_preprocessing,
         thousands=lambda value: f"{value:,}",
         fixed=lambda value, digits=1: f"{value:.{digits}f}",
         general=lambda value, digits=6: f"{value:.{digits}g}",
@@ -53,6 +55,18 @@ def _clean(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() else " " if c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
+
+
+def _preprocessing(how: Preprocessing) -> str:
+    words = []
+    if how.size is not None:
+        words.append(f"{how.size[0]}x{how.size[1]} ({how.fit})")
+    if how.channels is not None:
+        words.append("greyscale" if how.channels == 1 else "colour")
+    if how.mean is not None and how.std is not None:
+        mean, std = (" ".join(f"{value:.3g}" for value in values[:8]) for values in (how.mean, how.std))
+        words.append(f"mean {mean}, std {std}")
+    return "; ".join(words) or "none"
 
 
 def _line(text: str) -> str:

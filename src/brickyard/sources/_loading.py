@@ -59,7 +59,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 class SourceText(Frozen):
     """What a file of weights says of the network that they belong to."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore")
 
     arch: Name
     options: dict[str, float | int | str] = {}
@@ -100,7 +100,7 @@ def load_source(
     if not isinstance(spec, str):
         raise OptionError(
             "option-type",
-            f"source {brief(spec)} is a {type(spec).__name__}; give a text such as zoo:resnet20?classes=10, or a path",
+            f"a source must be a path or a text such as zoo:cnn, got {brief(spec)} of type {type(spec).__name__}",
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
@@ -144,14 +144,12 @@ def _source(
             outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
         except Exception as error:
             raise OptionError(
-                "option-source-size",
-                f"source {name!r} fails on images of shape {shape}: {error}; give the size it takes (--size)",
+                "option-source-size", f"source {name!r} fails on images of shape {shape}: {error}; give its --size"
             ) from None
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
-            "task-class-count",
-            f"source {name!r} has {outputs} outputs, but got {len(names)} class names; give one per output",
+            "task-class-count", f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
         )
     return Source(model, name, names, how, shape)
 
@@ -183,7 +181,7 @@ def _zoo(
     if name == "auto" and said is None:
         raise FileError(
             "file-weights-mismatch",
-            f"{weights} does not say which network it is for; give that as the source, and the file with --weights",
+            f"{weights} does not name its network; give that as the source, and the file with --weights",
         )
     if said is not None:
         name = said.arch if name == "auto" else name
@@ -194,8 +192,7 @@ def _zoo(
         options = zoo.infer_options(name, tensors, options)
     if "classes" not in options:
         raise OptionError(
-            "option-source-undetermined",
-            f"{spec}: the number of classes is unknown; give zoo:{name}?classes=NUMBER or weights",
+            "option-source-undetermined", f"{spec} has no class count; give zoo:{name}?classes=NUMBER, or weights"
         )
     if tensors:  # before memory is taken for what the file only tells of
         with zoo.weightless():
@@ -419,8 +416,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | No
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise FileError(
-            "file-not-finite",
-            f"weights {weights} have numbers that are not finite in {', '.join(broken[:4])}; get them again",
+            "file-not-finite", f"weights {weights} are not finite in {', '.join(broken[:4])}; get a fresh copy"
         )
     model.load_state_dict(tensors, strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}

@@ -27,34 +27,27 @@ class Entry:
     Attributes:
         name: What it is called.
         make: Builds it: `make(classes, width=1.0, **options)`.
-        summary: One line that says what it is.
         defaults: The options that it takes, with their defaults.
     """
 
     name: str
     make: Builder
-    summary: str
     defaults: dict[str, Any]
 
 
-_ENTRIES: dict[str, Entry] = {}
-_ALIASES: dict[str, str] = {}
+_ENTRIES: dict[str, Entry] = {}  # by all their names
 
 
 def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
     """Put a builder into the table, under a name and under the other names that files call it by."""
 
     def add(make: BuilderT) -> BuilderT:
-        taken = [one for one in (name, *aliases) if one in _ENTRIES or one in _ALIASES]
-        if taken:
-            raise OptionError(
-                "option-duplicate", f"zoo network {taken[0]!r} is already registered; choose another name"
-            )
+        for one in (name, *aliases):
+            if one in _ENTRIES:
+                raise OptionError("option-duplicate", f"zoo network {one!r} is already registered; choose another name")
         parameters = list(inspect.signature(make).parameters.values())[2:]
-        defaults = {one.name: one.default for one in parameters}
-        summary = (inspect.getdoc(make) or "").partition("\n")[0]
-        _ENTRIES[name] = Entry(name, make, summary, defaults)
-        _ALIASES.update(dict.fromkeys(aliases, name))
+        found = Entry(name, make, {one.name: one.default for one in parameters})
+        _ENTRIES.update(dict.fromkeys((name, *aliases), found))
         return make
 
     return add
@@ -62,7 +55,7 @@ def register(name: str, *aliases: str) -> Callable[[BuilderT], BuilderT]:
 
 def available() -> tuple[str, ...]:
     """The names of all networks in the zoo, sorted."""
-    return tuple(sorted(_ENTRIES))
+    return tuple(sorted({found.name for found in _ENTRIES.values()}))
 
 
 def entry(name: str) -> Entry:
@@ -71,13 +64,12 @@ def entry(name: str) -> Entry:
     Raises:
         OptionError: There is no network of that name.
     """
-    found = _ENTRIES.get(_ALIASES.get(name, name))
-    if found is None:
-        hint = near(name, [*_ENTRIES, *_ALIASES]) or "."
+    if name not in _ENTRIES:
+        hint = near(name, list(_ENTRIES)) or "."
         raise OptionError(
             "option-source-unknown", f"no zoo network is called {name!r}{hint} Known: {', '.join(available())}"
         )
-    return found
+    return _ENTRIES[name]
 
 
 def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from brickyard.base._messages import writable
 from brickyard.runtime._progress import say
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from brickyard.base._records import ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
     from brickyard.sources._loading import Source
@@ -38,40 +41,33 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
         )
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Numbers by commas."""
-    if text is None:
+def preprocessing_of(
+    *, size: str | None = None, mean: str | None = None, std: str | None = None
+) -> Preprocessing | None:
+    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
+    from brickyard.base._records import Preprocessing
+
+    if mean is None and std is None and size is None:
         return None
+    values: dict[str, Any] = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    if size is not None:
+        parts = re.fullmatch(r"(?:(pad|resize)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+        if parts is None:
+            raise OptionError("option-syntax", f"--size must be given as 32, 32x48 or pad:32, got {size!r}")
+        values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize"}
+    return Preprocessing(**values)
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
-        return tuple(float(item) for item in text.split(","))
+        return None if text is None else tuple(float(item) for item in text.split(","))
     except ValueError:
         raise OptionError(
             "option-syntax", f"{option} must be comma-separated numbers such as 0.5,0.5,0.5, got {text!r}"
         ) from None
 
 
-def preprocessing_of(mean: str | None, std: str | None, size: str | None) -> Preprocessing | None:
-    """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
-    from brickyard.base._records import Preprocessing
-
-    if mean is None and std is None and size is None:
-        return None
-    fit = (size or "").rpartition(":")[0]
-    values: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
-    if size is not None:
-        parts = re.fullmatch(r"(?:pad:|resize:|:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
-        if parts is None:
-            raise OptionError("option-syntax", f"--size must be given as 32, 32x48 or pad:32, got {size!r}")
-        values |= {"size": (int(parts[1]), int(parts[2] or parts[1])), "fit": fit or "resize"}
-    return Preprocessing(**values)
-
-
-def source_of(
-    spec: str,
-    weights: Path | None,
-    names: str | Sequence[str] | None,
-    how: Preprocessing | None,
-) -> Source:
+def source_of(spec: str, weights: Path | None, names: str | Sequence[str] | None, how: Preprocessing | None) -> Source:
     """A source, with class names from options or from its weights.
 
     What `how` leaves open (size, mean, channels) stays as the source has it.
@@ -86,17 +82,11 @@ def source_of(
         raise OptionError(
             "option-syntax", f"class name {odd[0]!r} is empty or not valid UTF-8; give another with --class-names"
         )
-    own: Preprocessing | None = None
     if how is not None:
-        try:
+        with contextlib.suppress(OptionError):  # it does not take its usual size: the size that was asked for decides
             own = load_source(spec, weights=weights, classes=classes).preprocessing
-        except OptionError:  # it does not take its usual size: the size that was asked for decides
-            own = None
-    if how is not None and own is not None:
-        given = {key: value for key, value in how.model_dump().items() if value is not None}
-        if how.size is None:
-            given.pop("fit", None)
-        how = own.model_copy(update=given)
+            given = how.model_dump(exclude_none=True, exclude={"fit"} if how.size is None else None)
+            how = own.model_copy(update=given)
     source = load_source(spec, weights=weights, classes=classes, preprocessing=how)
     if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
@@ -158,14 +148,47 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     return ImageData(known.images, labels, tuple(classes), data.name)
 
 
-def labelled_images(specs: Sequence[str], parts: Sequence[ComponentManifest], option: str) -> list[ImageData]:
+def labelled_images(
+    specs: Sequence[str],
+    parts: Sequence[ComponentManifest],
+    option: str,
+    split: str = "train",
+    most: int | None = None,
+    *,
+    shared: bool = False,
+) -> list[ImageData]:
     """Images for every part, with labels that count its source's classes.
+
+    Args:
+        specs: What to read, one per part.
+        parts: The parts.
+        option: What `specs` are called on the command line.
+        split: The split to read, unless a text names one.
+        most: Read at most this many of each.
+        shared: Allow one text for all parts.
 
     Raises:
         OptionError: There are not as many as parts.
     """
-    if len(specs) != len(parts):
-        raise OptionError("option-count", f"{len(parts)} parts need {option} {len(parts)} times, got {len(specs)}")
+    if len(specs) not in {len(parts), 1 if shared else len(parts)}:
+        once = "once, or " if shared else ""
+        raise OptionError(
+            "option-count", f"{len(parts)} parts need {option} {once}{len(parts)} times, got {len(specs)}"
+        )
+    each = specs if len(specs) == len(parts) else list(specs) * len(parts)
     return [
-        fitted(data_of(spec, part.preprocessing), part.source.classes) for spec, part in zip(specs, parts, strict=True)
+        fitted(data_of(spec, part.preprocessing, split, most), part.source.classes)
+        for spec, part in zip(each, parts, strict=True)
     ]
+
+
+def models_of(specs: Sequence[str], weights: Sequence[Path], hows: Sequence[Preprocessing | None]) -> list[nn.Module]:
+    """The networks of sources, with a file of weights for each or for none.
+
+    Raises:
+        OptionError: There are some weights, but not as many as sources.
+    """
+    if weights and len(weights) != len(specs):
+        raise OptionError("option-count", f"{len(specs)} sources need --weights {len(specs)} times, got {len(weights)}")
+    places: Sequence[Path | None] = weights or [None] * len(specs)
+    return [source_of(spec, place, None, how).model for spec, place, how in zip(specs, places, hows, strict=False)]

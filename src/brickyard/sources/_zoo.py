@@ -78,10 +78,11 @@ def _dimension(name: str, option: str, found: Shapes, keys: list[str], axis: int
     for key in keys:
         if len(found.get(key, ())) > axis:
             return found[key][axis]
-    raise OptionError(
-        "option-source-undetermined",
-        f"{name}: the weights do not say the number of {option}; give zoo:{name}?{option}=NUMBER",
-    )
+    raise _undetermined(f"the weights do not tell the {option} of {name}", name, option)
+
+
+def _undetermined(why: str, name: str, option: str) -> OptionError:
+    return OptionError("option-source-undetermined", f"{why}; give zoo:{name}?{option}=NUMBER")
 
 
 def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
@@ -90,17 +91,11 @@ def _width(name: str, found: Shapes, options: Mapping[str, Any]) -> float:
     full = shapes(name, options["classes"], **rest)
     inner = [key for key in full if len(full[key]) == 4 and len(found.get(key, ())) == 4]
     if not inner:
-        raise OptionError(
-            "option-source-undetermined",
-            f"{name}: the weights share no convolution with it; give zoo:{name}?width=NUMBER, or another network",
-        )
+        raise _undetermined(f"the weights share no convolution with {name}", name, "width")
     widest = max(inner, key=lambda key: full[key][0])
     exact = found[widest][0] / full[widest][0]
     if not math.isfinite(exact) or exact <= 0:
-        raise OptionError(
-            "option-source-undetermined",
-            f"{name}: {widest!r} has {found[widest][0]} rows, so the width cannot be inferred from it",
-        )
+        raise _undetermined(f"{widest!r} has {found[widest][0]} rows, which tells no width", name, "width")
     for width in (round(exact, 2), round(exact, 3), round(exact + 0.5e-3, 3), exact):
         if width > 0 and shapes(name, options["classes"], width, **rest).items() <= found.items():
             return width

@@ -8,22 +8,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+
 from brickyard.base._errors import BrickyardError, DataError, OptionError
 from brickyard.base._messages import shown
 from brickyard.workbench._bench import Bench, BusyError, GoneError, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
 from brickyard.workbench._limits import Limits
 from brickyard.yard._yard import Yard
-
-try:
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.concurrency import run_in_threadpool
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, Response
-except ImportError:
-    raise OptionError(
-        "option-missing-package", "the workbench needs FastAPI; pip install 'brickyard[workbench]'"
-    ) from None
 
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
 KINDS = {"safetensors": "application/octet-stream", "onnx": "application/octet-stream", "html": "text/html"}
@@ -47,11 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 def create_app(
-    yard: Yard | Path | str,
-    *,
-    token: str | None = None,
-    hosts: Sequence[str] = LOCAL,
-    limits: Limits | None = None,
+    yard: Yard | Path | str, *, token: str | None = None, hosts: Sequence[str] = LOCAL, limits: Limits | None = None
 ) -> FastAPI:
     """The workbench as an ASGI application.
 
@@ -184,8 +175,7 @@ def _form(request: Request, limits: Limits) -> Any:
     kind, size = request.headers.get("content-type", "").lower(), request.headers.get("content-length")
     if not kind.startswith("multipart/form-data") and (size is None or int(size) > 4 * PLAN_BYTES):
         raise OptionError(
-            "option-plan-invalid",
-            "the request must be a form of type multipart/form-data; use the workbench's own page",
+            "option-plan-invalid", "the request must be multipart/form-data; use the workbench's own page"
         )
     return request.form(max_files=limits.files, max_fields=1)
 

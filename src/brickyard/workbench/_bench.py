@@ -83,23 +83,14 @@ def _control(option: Opt) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built.
-
-    Attributes:
-        bricks: Names of components in the yard.
-        options: Options of `brickyard.assemble`.
-    """
+    """What is to be built: names of components in the yard, and options of `brickyard.assemble`."""
 
     bricks: tuple[str, ...]
     options: dict[str, Any]
 
     @classmethod
     def of(cls, value: Any, limits: Limits) -> Plan:
-        """Read what a page sends.
-
-        Raises:
-            OptionError: It is not of the right form.
-        """
+        """Read what a page sends."""
         known = form_options()
         if not isinstance(value, dict) or not set(value) <= {"bricks", *known}:
             raise OptionError("option-plan-invalid", f"a plan is an object with bricks, {', '.join(known)}")
@@ -124,12 +115,7 @@ class Kept:
 
 
 class Bench:
-    """All that the page's requests do, one at a time; what cannot be done is a BrickyardError that says why.
-
-    Args:
-        yard: A yard, or the path of one.
-        limits: Bounds.
-    """
+    """All that the page's requests do, one at a time; what cannot be done is a BrickyardError that says why."""
 
     def __init__(self, yard: Yard | Path | str, limits: Limits) -> None:
         self.yard = Yard(yard) if isinstance(yard, str | Path) else yard
@@ -306,7 +292,7 @@ class Bench:
                 if not own:
                     raise DataError(
                         "data-class-without-images",
-                        f"class {name!r} has no picture; give at least one per class, preferably five",
+                        f"class {name!r} has no picture; give at least one, preferably five",
                     )
                 shown += [self._picture(title, content, parts, end) for title, content in own]
                 labels += [part.task[place]] * len(own)

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from brickyard.workbench._limits import Limits
 
@@ -46,10 +47,8 @@ def is_local(host: str) -> bool:
         >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
         (True, True, False)
     """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 class RefusedError(Exception):
@@ -103,25 +102,29 @@ class Guard:
                 message = {**message, "headers": [*known, *added]}
             await send(message)
 
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        def answer(status: int, text: str) -> Awaitable[None]:
+            return JSONResponse({"error": text}, status, {"connection": "close"})(scope, receive, careful)
+
+        request = Request(scope)
         try:
-            _check_single(scope)
-            self._check_host(headers)
-            self._check_origin(scope, headers)
-            if await self._welcomed(scope, headers, careful):
+            _check_single(request)
+            self._check_host(request)
+            _check_origin(request)
+            if welcome := self._welcome(request):
+                await welcome(scope, receive, careful)
                 return
-            size = headers.get("content-length", "0")
+            size = request.headers.get("content-length", "0")
             if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self.limits.body_bytes:
                 raise RefusedError(413, self._too_large())
-            async with self._place(str(scope["method"]) not in ("GET", "HEAD")):
+            async with self._place(request.method not in ("GET", "HEAD")):
                 await self.app(scope, self._bounded(receive), careful)
         except RefusedError as refused:
-            await _answer(careful, refused.status, str(refused))
+            await answer(refused.status, str(refused))
         except LeftError:
             return  # nobody is there to answer to
         except Exception:
             if not started:
-                await _answer(careful, 500, "the workbench could not do this; its terminal says why")
+                await answer(500, "the workbench could not do this; its terminal says why")
             raise
 
     @contextlib.asynccontextmanager
@@ -145,38 +148,25 @@ class Guard:
             self.working -= 1
             self.uploading -= mine
 
-    def _check_host(self, headers: dict[str, str]) -> None:
-        name = _hostname(headers.get("host", ""))
-        if name is None or not (name in self.hosts or (self.token is not None and _is_address(name))):
+    def _check_host(self, request: Request) -> None:
+        name = _hostname(request.headers.get("host", ""))
+        if name is None or not (name in self.hosts or (self.token is not None and _address(name))):
             raise RefusedError(421, "this host name is not one of the workbench's; open the address that it printed")
 
-    def _check_origin(self, scope: Message, headers: dict[str, str]) -> None:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        path = str(scope["path"])
-        if scope["method"] in ("GET", "HEAD") and not path.startswith("/api/"):
-            return
-        own = origin is None or _netloc(origin) == headers.get("host", "").lower() != ""
-        if not own or site not in (None, "same-origin", "none"):
-            raise RefusedError(403, "the request comes from another page; use the workbench's own")
-
-    async def _welcomed(self, scope: Message, headers: dict[str, str], send: Send) -> bool:
-        """Whether the request is answered already: a first visit with a token gets a cookie."""
+    def _welcome(self, request: Request) -> RedirectResponse | None:
+        """Check the token; the answer to a first visit with one, which gets a cookie."""
         if self.token is None:
-            return False
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        asked = dict(query).get("token")
-        given = [asked, headers.get("x-brickyard-token"), _cookie(headers.get("cookie", ""))]
+            return None
+        asked = request.query_params.get("token")
+        given = [asked, request.headers.get("x-brickyard-token"), request.cookies.get(COOKIE)]
         right = [value is not None and hmac.compare_digest(value.encode(), self.token.encode()) for value in given]
         if not any(right):
             raise RefusedError(401, "a token is needed; open the whole address that the workbench printed")
-        if right[0] and scope["path"] == "/":
-            rest = urlencode([(k, v) for k, v in query if k != "token"])
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-            pairs = [(b"location", f"/{'?' + rest if rest else ''}".encode()), (b"set-cookie", cookie.encode())]
-            await send({"type": "http.response.start", "status": 303, "headers": pairs})
-            await send({"type": "http.response.body", "body": b""})
-            return True
-        return False
+        if not right[0] or request.scope["path"] != "/":
+            return None
+        rest = urlencode([(k, v) for k, v in request.query_params.multi_items() if k != "token"])
+        cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+        return RedirectResponse(f"/{'?' + rest if rest else ''}", 303, {"set-cookie": cookie})
 
     def _bounded(self, receive: Receive) -> Receive:
         """The request's body, until it is too large or takes too long."""
@@ -206,47 +196,37 @@ class Guard:
         return f"the request is too large: {self.limits.body_bytes >> 20} MiB is the limit; send fewer pictures at once"
 
 
-def _check_single(scope: Message) -> None:
+def _check_single(request: Request) -> None:
     """Refuse headers that say something twice: whoever reads the other one would think otherwise."""
-    names = [bytes(name).lower() for name, _ in scope["headers"]]
-    for name in (b"host", b"origin", b"content-length", b"x-brickyard-token"):
-        if names.count(name) > 1:
-            raise RefusedError(400, f"the request has the header {name.decode()} twice; send it once")
+    for name in ("host", "origin", "content-length", "x-brickyard-token"):
+        if len(request.headers.getlist(name)) > 1:
+            raise RefusedError(400, f"the request has the header {name} twice; send it once")
+
+
+def _check_origin(request: Request) -> None:
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if request.method in ("GET", "HEAD") and not str(request.scope["path"]).startswith("/api/"):
+        return
+    own = origin is None or _netloc(origin) == request.headers.get("host", "").lower() != ""
+    if not own or site not in (None, "same-origin", "none"):
+        raise RefusedError(403, "the request comes from another page; use the workbench's own")
 
 
 def _netloc(origin: str) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
-
-
-async def _answer(send: Send, status: int, text: str) -> None:
-    body = json.dumps({"error": text}).encode()
-    pairs = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*pairs, (b"connection", b"close")]})
-    await send({"type": "http.response.body", "body": body})
+    return None
 
 
 def _hostname(value: str) -> str | None:
-    try:
+    with contextlib.suppress(ValueError):
         found = urlsplit(f"//{value}")
         return found.hostname if found.netloc == value and found.port != 0 and "@" not in value else None
-    except ValueError:
-        return None
+    return None
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _cookie(text: str) -> str | None:
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return None
-    return found.value if found else None
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """A host given in numbers."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name)
+    return None

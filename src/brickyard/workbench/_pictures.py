@@ -34,45 +34,34 @@ def checked(content: bytes, name: str, limits: Limits) -> Image.Image:
         DataError: It is no picture, has more pixels than allowed, or is made to keep its reader busy.
     """
     name = name[:80]
+
+    def too_large(text: str) -> DataError:
+        return DataError("data-image-too-large", f"{name!r} {text}")
+
     if pieces(content) > PIECES:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} is not a usable picture: it has more than {PIECES:,} pieces; save it again",
-        )
+        raise too_large(f"has more than {PIECES:,} pieces; save it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} has far too many pixels; the limit is {limits.pixels / 1000000.0:g} million: shrink it first",
-        ) from None
+        raise too_large(f"has more than {limits.pixels / 1e6:g} million pixels; shrink it first") from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         raise DataError(
             "data-unreadable-image", f"{name!r} is not a readable picture; give a PNG, JPEG, WebP, GIF or BMP"
         ) from None
     width, height = image.size
     if width * height > limits.pixels or max(width, height) > limits.side:
-        most = f"{limits.pixels / 1e6:g} million is the limit, and {limits.side:,} for a side"
-        raise DataError(
-            "data-image-too-large", f"{name!r} has {width} x {height} pixels; {most}: make it smaller first"
-        )
+        most = f"{limits.pixels / 1e6:g} million, and {limits.side:,} for a side"
+        raise too_large(f"has {width} x {height} pixels; the limit is {most}: make it smaller first")
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if scans > SCANS or scans * width * height > SCANNED:
-        raise DataError(
-            "data-image-too-large",
-            f"{name!r} scans its pixels {scans:,} times; save it again as an ordinary JPEG or PNG",
-        )
+        raise too_large(f"scans its pixels {scans:,} times; save it again as an ordinary JPEG or PNG")
     return image
 
 
 def check_all(shown: Iterable[tuple[str, bytes]], limits: Limits) -> None:
-    """Refuse pictures of which one, or all together, are too large, before any is decoded.
-
-    Raises:
-        DataError: Says which, or how many pixels there are.
-    """
+    """Refuse pictures of which one, or all together, are too large, before any is decoded."""
     total = 0
     for name, content in shown:
         image = checked(content, name, limits)
@@ -83,11 +72,7 @@ def check_all(shown: Iterable[tuple[str, bytes]], limits: Limits) -> None:
 
 
 def decode(content: bytes, name: str, limits: Limits) -> Tensor:
-    """A picture (channels, height, width), uint8.
-
-    Raises:
-        DataError: It is no picture, or has more pixels than allowed.
-    """
+    """A picture that is `checked`, as (channels, height, width), uint8."""
     return decode_image(checked(content, name, limits), repr(name[:80]))
 
 

@@ -15,12 +15,7 @@ RATE = 32 << 10  # bytes a second that a client reads at least
 
 
 def server(app: Any, limits: Limits | None = None) -> uvicorn.Server:
-    """A server that serves an application and closes the connections of clients that are too slow.
-
-    Args:
-        app: An ASGI application.
-        limits: Bounds.
-    """
+    """A server that serves an ASGI application and closes the connections of clients that are too slow."""
     bounds = limits or Limits()
 
     class Connection(Patient):

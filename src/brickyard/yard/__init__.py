@@ -14,10 +14,5 @@ if TYPE_CHECKING:
     from brickyard.yard._yard import Yard as Yard
 
 __all__, __getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "yard._choose": "Choice",
-        "yard._ranking": "Rank ranked",
-        "yard._yard": "Problem Yard",
-    },
+    __name__, {"yard._choose": "Choice", "yard._ranking": "Rank ranked", "yard._yard": "Problem Yard"}
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from brickyard.base._checks import is_whole
+from brickyard.base._checks import whole
 from brickyard.base._errors import OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.yard._index import Entry
@@ -26,26 +26,18 @@ class Choice:
 
 
 def choose(
-    entries: Sequence[Entry],
-    classes: Sequence[str],
-    *,
-    max_parameters: int | None = None,
-    max_flops: int | None = None,
+    entries: Sequence[Entry], classes: Sequence[str], *, max_parameters: int | None = None, max_flops: int | None = None
 ) -> list[Choice]:
     """Choose among entries; see `Yard.choose`."""
     wanted = _checked(classes)
     for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
-        if value is not None and (not is_whole(value) or value < 1):
-            raise OptionError(
-                "option-range", f"{limit} must be a positive integer, got {value!r}; correct it, or leave it out"
-            )
+        if value is not None:
+            whole(limit, value)
     known = {name for entry in entries for name in entry.classes}
     if missing := [name for name in wanted if name not in known]:
         raise TaskError(
             "task-not-in-yard",
-            "no component in the yard has "
-            f"{_named('the class', missing)}{_near_names(missing, known)}; cut components that do, "
-            "and add them to the yard",
+            f"no component in the yard has {_named('the class', missing)}{_near_names(missing, known)}; cut one",
         )
     parts = [Part(e.name, e.classes, _loss(e), e.parameters, e.flops) for e in entries]
     try:
@@ -54,8 +46,8 @@ def choose(
     except StoppedError:
         raise TaskError(
             "task-not-coverable",
-            f"no best choice of components was found for {_named('the class', wanted)}: the search was stopped after "
-            f"{NODES:,} steps; ask for fewer classes, or remove components that you do not need from the yard",
+            f"the search for components with {_named('the class', wanted)} was stopped after {NODES:,} steps; ask for "
+            "fewer classes, or remove unneeded components from the yard",
         ) from None
     if not found:
         raise TaskError("task-not-coverable", _why_none(wanted, free, max_parameters, max_flops))
@@ -65,19 +57,11 @@ def choose(
 
 
 def check_names(classes: Sequence[str]) -> None:
-    """Check that classes are given as a list.
-
-    Raises:
-        OptionError: They are not.
-    """
-    if isinstance(classes, str):
+    """Check that classes are given as a list."""
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise OptionError(
             "option-type",
-            f"classes must be a list of names, got the string {classes!r}; give a list, such as [{classes!r}]",
-        )
-    if not isinstance(classes, Iterable):
-        raise OptionError(
-            "option-type", f"classes must be a list of names, got {brief(classes)} of type {type(classes).__name__}"
+            f"classes must be a list of names such as ['cat'], got {brief(classes)} of type {type(classes).__name__}",
         )
 
 
@@ -85,8 +69,9 @@ def _checked(classes: Sequence[str]) -> list[str]:
     """Wanted classes, each once."""
     check_names(classes)
     wanted = list(classes)
-    if wrong := [name for name in wanted if not isinstance(name, str)]:
-        raise OptionError("option-type", f"classes must be names, got {wrong[0]!r}; give strings")
+    for name in wanted:
+        if not isinstance(name, str):
+            raise OptionError("option-type", f"classes must be names, got {name!r}; give strings")
     if not wanted:
         raise TaskError("task-empty", "classes is empty; name at least one class")
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
@@ -182,18 +167,11 @@ def cover(
     classes), then fewest parameters, then fewest FLOPs, then the first in the alphabet (their sorted names are compared
     one by one). Each of these is solved for in turn, with the totals found before as limits. Limits count sums.
 
-    Args:
-        parts: What there is to choose from.
-        wanted: Names of the classes, each once.
-        max_parameters: Most parameters in all.
-        max_flops: Most FLOPs in all.
-        nodes: Nodes of the search tree that the solver may open for one answer.
-
     Returns:
         The parts, in the order of the wanted classes; none where there is no choice.
 
     Raises:
-        StoppedError: The solver opened so many nodes without a proof.
+        StoppedError: The solver opened `nodes` nodes of its search tree for one answer without a proof.
 
     Example:
         >>> from brickyard.yard._choose import Part, cover

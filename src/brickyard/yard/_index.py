@@ -19,7 +19,7 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,12 +109,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def read_index(path: Path, last: Read | None = None) -> Read | None:
-    """What an index says; None where it cannot be read or anything in it is not as it should be.
-
-    Args:
-        path: The index.
-        last: What was read last; returned again where nothing was written since.
-    """
+    """What an index says, or `last` where nothing was written since; None where anything is not as it should be."""
     try:
         size = path.lstat().st_size
         with contextlib.closing(_opened(path)) as base:
@@ -131,27 +126,17 @@ def read_index(path: Path, last: Read | None = None) -> Read | None:
 
 
 def write_index(path: Path, known: Known, before: Known | None) -> Read:
-    """Write what differs from what the index says now; the yard's lock must be held.
-
-    Args:
-        path: The index.
-        known: What it is to say.
-        before: What it says; None makes it anew.
+    """Write what differs from what the index said before, or make it anew; the yard's lock must be held.
 
     Returns:
         What `read_index` would read.
 
     Raises:
-        sqlite3.Error: It cannot be written.
-        OSError: The same.
+        sqlite3.Error, OSError: It cannot be written.
     """
     if before is not None:
-        try:
+        with contextlib.suppress(sqlite3.Error, ValueError):  # what cannot be changed is made anew
             return _state(path, _commit(path, known, before)), known
-        except (sqlite3.DatabaseError, ValueError) as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 255
-            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
-                raise
     fresh = path.with_name(STAGE) / INDEX
     fresh.parent.mkdir(exist_ok=True)
     fresh.unlink(missing_ok=True)
@@ -245,15 +230,10 @@ def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
 
 
 def _entry(values: list[Any]) -> Entry:
-    """An entry of its values.
-
-    Raises:
-        ValueError: One is not as it should be.
-    """
+    """An entry of its values; TypeError or ValueError where one is not as it should be."""
     name, sha, size, classes, reject, source, source_sha, parameters, flops, accuracy, shape, architecture = values
     if not (
         is_name(name)
-        and all(type(text) is str for text in (sha, source, source_sha, architecture))
         and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (size, parameters, flops))
         and (type(reject), type(classes), type(shape)) == (bool, list, list)
         and SHA256.fullmatch(sha)
@@ -261,12 +241,12 @@ def _entry(values: list[Any]) -> Entry:
         and ARCHITECTURE.fullmatch(architecture)
         and source
         and classes
-        and all(type(item) is str and item for item in classes)
+        and all(classes)
         and all(type(side) is int and side > 0 for side in shape)
         and (accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1))
     ):
         raise ValueError("no entry")
-    "".join((source, *classes)).encode("utf-8")  # half a character is an error
+    "".join((source, *classes)).encode("utf-8")  # what is no text, or half a character, is an error
     sizes = parameters, flops, accuracy
     return Entry(name, sha, size, tuple(classes), reject, source, source_sha, *sizes, tuple(shape), architecture)
 
@@ -395,16 +375,12 @@ def _last_layers(skeleton: NetworkSpec) -> set[str]:
     return found
 
 
-def _references(value: Any) -> list[str]:
+def _references(value: Any) -> Iterator[str]:
     """Names of the steps in a step's arguments."""
-    found: list[str] = []
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("node"), str):
-                found.append(item["node"])
-            waiting += item.values()
-        elif isinstance(item, list | tuple):
-            waiting += item
-    return found
+    if isinstance(value, dict):
+        if isinstance(value.get("node"), str):
+            yield value["node"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _references(item)

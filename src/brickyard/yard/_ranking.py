@@ -97,6 +97,6 @@ def _chosen(data: DataLike, per_class: int | None, seed: int) -> tuple[Tensor, T
     if len(sizes) > 1:
         raise DataError(
             "data-not-batchable",
-            f"the images have {len(sizes)} different shapes ({sorted(sizes)[:2]} ...); bring all to one size",
+            f"the images have {len(sizes)} shapes ({sorted(sizes)[:2]} ...); give images of one size",
         )
     return torch.cat([raw for raw, _ in parts]), torch.cat([part for _, part in parts]).cpu()

@@ -16,14 +16,14 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brickyard.base._checks import given_path, whole
+from brickyard.base._checks import check_kind, given_path, whole
 from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
-from brickyard.base._messages import brief
+from brickyard.base._messages import brief, near
 from brickyard.runtime._progress import bar
+from brickyard.storage._atomic import advice, flush_folder, make_folder, surely
 from brickyard.yard._choose import Choice, check_names, choose
 from brickyard.yard._index import (
     INDEX,
@@ -93,19 +93,12 @@ class Yard:
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = given_path(path, "the yard")
         if create:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FileError(
-                    "file-not-writable",
-                    f"cannot create the yard {path}: {error.strerror or error}; choose another path",
-                ) from None
+            make_folder(self.path, "choose another path for the yard")
         if not self.path.is_dir():
             found = "is a file" if self.path.exists() else "does not exist"
             raise FileError(
                 "file-missing",
-                f"the yard {path} {found}; give a folder of components, or create one with "
-                "create=True, or with `brickyard yard add` on the command line",
+                f"the yard {path} {found}; give a folder, or create one with create=True or `brickyard yard add`",
             )
         self._last: Read | None = None  # the index as it was last read
 
@@ -137,21 +130,18 @@ class Yard:
         Raises:
             FileError: There is none of that name, its content is not what the index says, or it does not load.
         """
-        from brickyard._files import load
+        from brickyard._files import loaded
         from brickyard.component._component import Component
 
-        expected, path = self.entry(name), self._file(name)
+        expected, path = self.entry(name).sha256, self._file(name)
         found = sha256_of(path)[0]
-        if found != expected.sha256:
+        if found != expected:
             raise FileError(
                 "file-tampered",
-                f"{path} was changed: its sha256 is {found[:12]}, but the yard's index says "
-                f"{expected.sha256[:12]}; get a fresh copy, or delete {self.path / INDEX} if the "
-                "change is intended",
+                f"{path} was changed: its sha256 is {found[:12]}, but the yard's index says {expected[:12]}; get a "
+                f"fresh copy, or delete {self.path / INDEX} if the change is intended",
             )
-        part = load(path)
-        if not isinstance(part, Component):
-            raise FileError("file-wrong-kind", f"{path} does not hold a component; remove it from the yard")
+        part: Component = loaded(path, Component)
         return part
 
     def search(
@@ -179,19 +169,14 @@ class Yard:
             OptionError: `min_accuracy` is not in [0, 1], or `classes` is one text.
         """
         check_names(classes)
-        for what, given in (("source", source), ("text", text)):
-            if given is not None and not isinstance(given, str):
-                raise OptionError(
-                    "option-type",
-                    f"{what} must be a string, got {brief(given)} of type {type(given).__name__}; "
-                    "correct it, or leave it out",
-                )
-        max_parameters = None if max_parameters is None else whole("max_parameters", max_parameters, 0)
-        max_flops = None if max_flops is None else whole("max_flops", max_flops, 0)
+        check_kind("source", source, str, "give a string, or leave it out")
+        check_kind("text", text, str, "give a string, or leave it out")
+        for limit, value in (("max_parameters", max_parameters), ("max_flops", max_flops)):
+            if value is not None:
+                whole(limit, value, 0)
         if min_accuracy is not None and not (isinstance(min_accuracy, int | float) and 0 <= min_accuracy <= 1):
             raise OptionError(
-                "option-range",
-                f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 % of the images",
+                "option-range", f"min_accuracy must be in [0, 1], got {brief(min_accuracy)}; 0.9 means 90 %"
             )
         words = (text or "").casefold().split()
 
@@ -293,13 +278,10 @@ class Yard:
                 to or locked.
             OptionError: `item` is neither a component nor a path.
         """
-        from brickyard.storage._atomic import flush_folder
-
         if name is not None and not is_name(name):
             raise FileError(
                 "file-path-invalid",
-                f"{name!r} is not a valid component name; use letters, digits, '.', '_' and '-', "
-                f"starting with a letter or a digit, without {SUFFIX}",
+                f"{name!r} is no valid name: use letters, digits, '.', '_', '-', a letter or digit first; no {SUFFIX}",
             )
         with self._lock():
             staged = self._staged(item)
@@ -312,10 +294,7 @@ class Yard:
                     return entry
             name = name or _new_name(made, known, self.path)
             if name in known or os.path.lexists(self._file(name)):
-                raise FileError(
-                    "file-exists",
-                    f"{name!r} already exists in {self.path} with other content; give another name, or remove it first",
-                )
+                raise FileError("file-exists", f"{name!r} exists in {self.path} with other content; give another name")
             os.replace(staged, self._file(name))
             flush_folder(self.path)
             entry = replace(made, name=name)
@@ -328,8 +307,6 @@ class Yard:
         Raises:
             FileError: There is none of that name, or the yard cannot be written to or locked.
         """
-        from brickyard.storage._atomic import flush_folder
-
         with self._lock():
             known, _ = self._current({})
             if name not in known:
@@ -387,15 +364,12 @@ class Yard:
     def _missing(self, name: str, known: Known) -> FileError:
         if name in known:
             return FileError(
-                "file-component-unusable",
-                f"{name!r} in {self.path} is no component that can be used: {known[name][1]}",
+                "file-component-unusable", f"{name!r} in {self.path} is no component that can be used: {known[name][1]}"
             )
         names = sorted(entry.name for entry in _entries(known))
-        near = get_close_matches(str(name).removesuffix(SUFFIX), names, 3, 0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "list the yard to see what there is"
+        hint = near(str(name).removesuffix(SUFFIX), names) or "; list the yard to see what there is"
         return FileError(
-            "file-unknown-component",
-            f"there is no component {name!r} among the {len(names):,} in {self.path}; {hint}",
+            "file-unknown-component", f"there is no component {name!r} among the {len(names):,} in {self.path}{hint}"
         )
 
     def _scan(self) -> tuple[dict[str, Stamp], list[str]]:
@@ -474,8 +448,6 @@ class Yard:
 
         What a process that was killed left behind is cleared away when the lock is taken.
         """
-        from brickyard.storage._atomic import advice, surely
-
         with contextlib.ExitStack() as held:
             try:
                 import fcntl
@@ -491,8 +463,7 @@ class Yard:
                 why = getattr(error, "strerror", None) or "this system has no file locks"
                 raise FileError(
                     "file-not-writable",
-                    f"the yard {self.path} cannot be locked for writing: {why}; make it writable, or copy it to a disk "
-                    "that can lock files",
+                    f"the yard {self.path} cannot be locked: {why}; make it writable, or move it to a disk with locks",
                 ) from None
             try:
                 self._clear()
@@ -511,18 +482,13 @@ class Yard:
         if os.path.lexists(self.path / STAGE):
             shutil.rmtree(self.path / STAGE)
 
-    def _stage(self) -> Path:
-        stage = self.path / STAGE
-        stage.mkdir(exist_ok=True)
-        return stage
-
     def _staged(self, item: Component | Path | str) -> Path:
         """A copy of what is added, in a folder inside the yard that is cleared away with the lock; it loads."""
-        from brickyard._files import load
+        from brickyard._files import loaded
         from brickyard.component._component import Component
-        from brickyard.storage._atomic import advice
 
-        staged = self._stage() / f"new{SUFFIX}"
+        staged = self.path / STAGE / f"new{SUFFIX}"
+        staged.parent.mkdir(exist_ok=True)
         if isinstance(item, Component):
             return item.save(staged, overwrite=True)
         if not isinstance(item, str | Path):
@@ -539,15 +505,9 @@ class Yard:
                 "file-not-writable", f"cannot copy {path} to {self.path}: {error.strerror or error}; {advice(error)}"
             ) from None
         try:
-            found = load(staged)
+            loaded(staged, Component)
         except FileError as error:
             raise FileError(error.code, str(error).replace(str(staged), str(path))) from None
-        if not isinstance(found, Component):
-            kind = type(found).__name__.lower()
-            raise FileError(
-                "file-wrong-kind",
-                f"{path} holds a file of kind {kind}; a yard takes components only: give its parts one by one",
-            )
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
         return staged
