@@ -26,7 +26,8 @@ import brickyard as by
 from brickyard.base._errors import BrickyardError
 from brickyard.network import _cost_limit as bounding
 from brickyard.recipes._reader import load_recipe
-from brickyard.sources._loading import load_source, read_weights
+from brickyard.sources._loading import load_source
+from brickyard.sources._weights import read_weights
 from brickyard.storage import _safefile as container
 from brickyard.yard._index import read_index
 from errors import refused

@@ -90,7 +90,7 @@ def show(
 def _is_source(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
-    from brickyard.sources._loading import KEY
+    from brickyard.sources._weights import KEY
 
     try:
         with safe_open(path, framework="pt") as file:

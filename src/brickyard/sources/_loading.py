@@ -6,30 +6,28 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._lazy import package
-from brickyard.base._messages import brief, near, told
-from brickyard.base._records import Frozen, Name, Preprocessing, first_problem, validated
+from brickyard.base._messages import brief, near
+from brickyard.base._records import Preprocessing, first_problem
 from brickyard.sources import _zoo as zoo
+from brickyard.sources._weights import KEY, SourceText, check_fit, class_count, fill, read_weights, renamed
 
-KEY = "brickyard-source"
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 IMAGENET = Preprocessing(size=(224, 224), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -53,28 +51,14 @@ class Source:
     input_shape: tuple[int, int, int]
 
 
-Size = Annotated[int, Field(ge=1, le=4096)]
-
-
-class SourceText(Frozen):
-    """What a file of weights says of the network that they belong to."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    arch: Name
-    options: dict[str, float | int | str] = {}
-    classes: tuple[Name, ...] = ()
-    preprocessing: Preprocessing | None = None
-    input_shape: tuple[Size, Size, Size] | None = None
-    scores: dict[str, float] = {}
-
-
 def load_source(
     spec: str | Path,
     *,
     weights: str | Path | None = None,
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    random_weights: bool = False,
+    averaged: bool = True,
 ) -> Source:
     """Load a trained classifier.
 
@@ -85,6 +69,8 @@ def load_source(
         weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only).
         classes: Class names; default: what the weights say, else "0", "1", ...
         preprocessing: What is done to raw images; default: what the weights or the library say.
+        random_weights: Whether a network without weights is meant.
+        averaged: Whether to take moving averages where a checkpoint holds them beside the weights of the last step.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -93,7 +79,7 @@ def load_source(
 
     Example:
         >>> from brickyard.sources import load_source
-        >>> load_source("zoo:lenet5?classes=4").input_shape
+        >>> load_source("zoo:lenet5?classes=4", random_weights=True).input_shape
         (3, 32, 32)
     """
     spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
@@ -104,7 +90,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    tensors, said = ({}, None) if weights is None else read_weights(Path(weights))
+    tensors, said = ({}, None) if weights is None else read_weights(Path(weights), averaged=averaged)
     text = said or SourceText(arch="auto")
     names = ordered_names(classes) or text.classes
     kind, colon, rest = spec.partition(":")
@@ -114,9 +100,9 @@ def load_source(
         known = known or usual
         title = title if weights is None else f"{title} ({Path(weights).stem})"
     elif kind == "torchvision":
-        model, found = _torchvision(rest, len(names) or _rows_of_last(tensors)), IMAGENET
+        model, found = _torchvision(rest, len(names), tensors), IMAGENET
     elif kind == "timm":
-        model, found = _timm(rest, len(names) or _rows_of_last(tensors))
+        model, found = _timm(rest, len(names), tensors)
     elif ".py:" in spec:
         model, found = _own(spec, names), Preprocessing()
         title = Path(spec).name  # where the file is, is nobody's business
@@ -129,7 +115,13 @@ def load_source(
             f"source {spec!r} is not understood; give {forms}. The zoo has {', '.join(zoo.available())}",
         )
     if tensors:
-        _fill(model, tensors, weights)
+        fill(model, tensors, weights)
+    elif kind and not random_weights:
+        raise OptionError(
+            "option-requires-option",
+            f"{spec} has no weights: a network with random weights would be cut; give weights, or --random-weights "
+            "(in Python random_weights=True) where that is what you want",
+        )
     how = preprocessing or text.preprocessing or found
     return _source(model, title, names, how, _shape(how, known))
 
@@ -196,7 +188,8 @@ def _zoo(
         )
     if tensors:  # before memory is taken for what the file only tells of
         with zoo.weightless():
-            _check_fit(zoo.build(name, **options), tensors, weights)
+            blank = zoo.build(name, **options)
+            check_fit(blank, renamed(tensors, blank.state_dict(), None), weights)
     with seeded():
         model = zoo.build(name, **options)
     shape = zoo.input_shape(name, options)
@@ -217,7 +210,7 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-def _torchvision(name: str, classes: int | None) -> nn.Module:
+def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> nn.Module:
     models = package("torchvision.models", "torchvision", f"torchvision:{name}")
     known = models.list_models(module=models)
     if name not in known:
@@ -225,20 +218,22 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
             "option-source-unknown",
             f"torchvision has no classifier {name!r}{near(name, known) or '.'} See torchvision.models.list_models()",
         )
+    count = classes or class_count(lambda: models.get_model(name, weights=None), tensors, None)
     with seeded():
-        model: nn.Module = models.get_model(name, weights=None, **_outputs(classes))
+        model: nn.Module = models.get_model(name, weights=None, **_outputs(count))
     return model
 
 
-def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
+def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
     timm = package("timm", "timm", f"timm:{name}")
     if not timm.is_model(name):
         raise OptionError(
             "option-source-unknown",
             f"timm has no model {name!r}{near(name, timm.list_models()) or '.'} See timm.list_models()",
         )
+    count = classes or class_count(lambda: timm.create_model(name, pretrained=False), tensors, None)
     with seeded():
-        model = timm.create_model(name, pretrained=False, **_outputs(classes))
+        model = timm.create_model(name, pretrained=False, **_outputs(count))
     config = getattr(model, "pretrained_cfg", None) or {}
     _, height, width = config.get("input_size", (3, 224, 224))
     mean, std = config.get("mean"), config.get("std")
@@ -247,12 +242,6 @@ def _timm(name: str, classes: int | None) -> tuple[nn.Module, Preprocessing]:
 
 def _outputs(classes: int | None) -> dict[str, int]:
     return {} if classes is None else {"num_classes": classes}
-
-
-def _rows_of_last(tensors: dict[str, Tensor]) -> int | None:
-    """The outputs of the last layer of some weights, where they show them."""
-    biases = [value for key, value in tensors.items() if key.endswith("bias") and value.ndim == 1]
-    return len(biases[-1]) if biases else None
 
 
 @contextlib.contextmanager
@@ -315,113 +304,6 @@ def _importable(path: Path, module: ModuleType) -> Iterator[None]:
         for name in set(sys.modules) - known - {module.__name__}:
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(folder + os.sep):
                 del sys.modules[name]
-
-
-# -- weights -------------------------------------------------------------------------------------------------
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], SourceText | None]:
-    """Tensors of a file of weights, and what it or the JSON file beside it says of the network.
-
-    Raises:
-        FileError: The file cannot be read, or holds something else than tensors.
-    """
-    try:
-        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
-    except (OSError, ValueError):  # a path that no system takes
-        there, found = False, "there is no such file"
-    if not there:
-        raise FileError("file-missing", f"cannot read weights {path}: {found}; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if KEY in metadata:
-                text = validated(SourceText, json.loads(metadata[KEY]), f"what {path} says of its network")
-                return load_file(path), text
-            return load_file(path), _beside(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise FileError("file-damaged", f"cannot read weights {path}: {told(error)}; get a fresh copy") from None
-    except FileError:
-        raise
-    except Exception as error:  # what torch raises for a refused pickle differs between versions
-        why = f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)})"
-        advice = "nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
-        raise FileError("file-weights-unsafe", f"{why}; {advice}") from None
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FileError(
-            "file-weights-not-plain", f"weights {path} must be a dictionary of tensors; save model.state_dict()"
-        )
-    for key, value in found.items():
-        if not isinstance(key, str) or not _plain(value):
-            raise FileError(
-                "file-weights-not-plain",
-                f"weights {path}: {told(repr(key), 80)} is not a plain named tensor with its own values",
-            )
-    return {key.removeprefix("module."): value for key, value in found.items()}, _beside(path)
-
-
-def _plain(value: Tensor) -> bool:
-    """Whether a tensor holds every number that its shape tells of."""
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def _beside(path: Path) -> SourceText | None:
-    """The JSON file beside the weights: arch, width, classes, mean, std."""
-    place = path.with_suffix(".json")
-    if not place.is_file():
-        return None
-    try:
-        found = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError("file-damaged", f"cannot read {place}: {error}") from None
-    if not isinstance(found, dict) or "arch" not in found:
-        return None
-    how, mean = None, found.get("mean")
-    if isinstance(mean, list) and mean and found.get("std"):
-        how = {"size": (found.get("size", 32),) * 2, "channels": len(mean), "mean": mean, "std": found["std"]}
-    said = {"arch": found["arch"], "classes": found.get("classes", ()), "preprocessing": how}
-    said["options"] = {key: found[key] for key in ("width",) if key in found}
-    return validated(SourceText, said, f"what {place} says of its network")
-
-
-def _check_fit(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
-    """Refuse weights that are not those of a network."""
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
-    extra = [key for key in tensors if key not in expected]
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected
-        if key in tensors and tensors[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-        for what, keys in (("missing", missing), ("not in the network", extra), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        why = f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}"
-        raise FileError("file-weights-mismatch", f"{why}. Check the name, width and class count of the source")
-
-
-def _fill(model: nn.Module, tensors: dict[str, Tensor], weights: str | Path | None) -> None:
-    _check_fit(model, tensors, weights)
-    broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
-        raise FileError(
-            "file-not-finite", f"weights {weights} are not finite in {', '.join(broken[:4])}; get a fresh copy"
-        )
-    model.load_state_dict(tensors, strict=False)
-    types = {value.dtype for value in tensors.values() if value.is_floating_point()}
-    if len(types) == 1:
-        model.to(types.pop())
 
 
 def save_source(

@@ -1,0 +1,247 @@
+"""Files of weights: what they hold, under which names, and whether they fit a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from brickyard.base._errors import FileError
+from brickyard.base._messages import told
+from brickyard.base._records import Frozen, Name, Preprocessing, validated
+from brickyard.runtime._progress import say
+
+KEY = "brickyard-source"
+# Where training scripts put the tensors; moving averages first, as timm evaluates them.
+AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict")
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "weights", "params")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+COUNTERS = ("total_ops", "total_params", "num_batches_tracked", "n_averaged")  # of tools, and of no use here
+
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+
+
+class SourceText(Frozen):
+    """What a file of weights says of the network that they belong to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    arch: Name
+    options: dict[str, float | int | str] = {}
+    classes: tuple[Name, ...] = ()
+    preprocessing: Preprocessing | None = None
+    input_shape: tuple[Size, Size, Size] | None = None
+    scores: dict[str, float] = {}
+
+
+def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor], SourceText | None]:
+    """Tensors of a file of weights, and what it or the JSON file beside it says of the network.
+
+    Args:
+        path: The file.
+        averaged: Whether to take moving averages where the file holds them beside the weights of the last step.
+
+    Raises:
+        FileError: The file cannot be read, or holds something else than tensors.
+    """
+    try:
+        there, found = path.is_file(), "it is no plain file" if path.exists() else "there is no such file"
+    except (OSError, ValueError):  # a path that no system takes
+        there, found = False, "there is no such file"
+    if not there:
+        raise FileError("file-missing", f"cannot read weights {path}: {found}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if KEY in metadata:
+                text = validated(SourceText, json.loads(metadata[KEY]), f"what {path} says of its network")
+                return load_file(path), text
+            return load_file(path), _beside(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise FileError("file-damaged", f"cannot read weights {path}: {told(error)}; get a fresh copy") from None
+    except FileError:
+        raise
+    except Exception as error:  # what torch raises for a refused pickle differs between versions
+        raise FileError("file-weights-unsafe", _unsafe(path, error)) from None
+    return _tensors_in(found, path, averaged), _beside(path)
+
+
+def _unsafe(path: Path, error: Exception) -> str:
+    """What a refused pickle holds, and how whoever trusts it takes the tensors out of it."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign is None:
+        why = f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)})"
+        return f"{why}; nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
+    return (
+        f"weights {path} hold an object of the class {foreign[1]} beside the tensors, and loading it could run code; "
+        "nothing in them was run. Where you trust the file, take the tensors out of it once: found = torch.load(path, "
+        "weights_only=False); torch.save(found['model'], new_path), with the key under which they lie"
+    )
+
+
+def _tensors_in(found: Any, path: Path, averaged: bool) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, from whichever entry holds them.
+
+    Raises:
+        FileError: It holds something else.
+    """
+    while isinstance(found, dict):
+        inner = {key: value for key, value in found.items() if isinstance(value, Mapping) and _has_tensors(value)}
+        means = next((key for key in AVERAGED if key in inner), None)
+        last = next((key for key in WRAPPERS if key in inner), None)
+        if means is None and last is None:
+            break
+        chosen = means if means is not None and (averaged or last is None) else last
+        if means is not None and last is not None:
+            flag = "" if averaged else "not "
+            say(f"{path.name} holds moving averages ({means}) beside the last weights ({last}): {flag}taken")
+        found = dict(inner[str(chosen)])
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        held = f"; it holds {', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else ""
+        raise FileError(
+            "file-weights-not-plain",
+            f"weights {path} must be a dictionary of tensors{told(held)}; save model.state_dict()",
+        )
+    for key, value in found.items():
+        if not isinstance(key, str) or not _plain(value):
+            raise FileError(
+                "file-weights-not-plain",
+                f"weights {path}: {told(repr(key), 80)} is not a plain named tensor with its own values",
+            )
+    return found
+
+
+def _has_tensors(value: Mapping[Any, Any], depth: int = 2) -> bool:
+    return any(isinstance(item, Tensor) for item in value.values()) or (
+        depth > 0 and any(isinstance(item, Mapping) and _has_tensors(item, depth - 1) for item in value.values())
+    )
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor holds every number that its shape tells of."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _beside(path: Path) -> SourceText | None:
+    """The JSON file beside the weights: arch, width, classes, mean, std."""
+    place = path.with_suffix(".json")
+    if not place.is_file():
+        return None
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError("file-damaged", f"cannot read {place}: {error}") from None
+    if not isinstance(found, dict) or "arch" not in found:
+        return None
+    how, mean = None, found.get("mean")
+    if isinstance(mean, list) and mean and found.get("std"):
+        how = {"size": (found.get("size", 32),) * 2, "channels": len(mean), "mean": mean, "std": found["std"]}
+    said = {"arch": found["arch"], "classes": found.get("classes", ()), "preprocessing": how}
+    said["options"] = {key: found[key] for key in ("width",) if key in found}
+    return validated(SourceText, said, f"what {place} says of its network")
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any) -> dict[str, Tensor]:
+    """Weights under a network's own names, where a wrapper put something before them; counters of tools are dropped.
+
+    What was changed is said.
+
+    Args:
+        tensors: The weights.
+        names: The names in the network.
+        weights: What messages call the file.
+    """
+    wanted = {name for name in names if not name.endswith("num_batches_tracked")}
+    found, removed = dict(tensors), ""
+    while not wanted <= found.keys():
+        shares = {prefix: sum(name.startswith(prefix) and name not in names for name in found) for prefix in PREFIXES}
+        prefix = max(shares, key=lambda one: shares[one])
+        if not shares[prefix]:
+            break
+        found = {name.removeprefix(prefix) if name not in names else name: value for name, value in found.items()}
+        removed += prefix
+    if not wanted <= found.keys():
+        found, removed = dict(tensors), ""
+    extra = [name for name in found if name not in names and name.rpartition(".")[2] in COUNTERS]
+    if removed:
+        say(f"{weights}: names without {removed!r} before them")
+    if extra:
+        say(f"{weights}: {len(extra)} values that are no weights left out: {', '.join(extra[:4])}")
+    return {name: value for name, value in found.items() if name not in extra}
+
+
+def class_count(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], weights: Any) -> int | None:
+    """How many classes weights have for a network of a library: the one size in which they differ from its own.
+
+    Args:
+        build: Makes the network as the library has it.
+        tensors: The weights.
+        weights: What messages call the file.
+
+    Returns:
+        The number of classes, or None where nothing differs or more than that does.
+    """
+    with torch.device("meta"):
+        own = build().state_dict()
+    found = renamed(tensors, own, None) if tensors else {}
+    other = {
+        int(found[name].shape[0])
+        for name, value in own.items()
+        if name in found
+        and found[name].ndim
+        and found[name].shape != value.shape
+        and found[name].shape[1:] == value.shape[1:]
+    }
+    return other.pop() if len(other) == 1 else None
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
+    """Refuse weights that are not those of a network."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
+    extra = [key for key in tensors if key not in expected]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
+        for key in expected
+        if key in tensors and tensors[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+        for what, keys in (("missing", missing), ("not in the network", extra), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        why = f"weights {weights} do not fit {type(model).__name__}: {told('; '.join(problems))}"
+        raise FileError("file-weights-mismatch", f"{why}. Check the name, width and class count of the source")
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
+    """Put weights into a network.
+
+    Raises:
+        FileError: They do not fit it, or are not finite.
+    """
+    tensors = renamed(tensors, model.state_dict(), weights)
+    check_fit(model, tensors, weights)
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise FileError(
+            "file-not-finite", f"weights {weights} are not finite in {', '.join(broken[:4])}; get a fresh copy"
+        )
+    model.load_state_dict(tensors, strict=False)
+    types = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    if len(types) == 1:
+        model.to(types.pop())
