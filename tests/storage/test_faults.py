@@ -373,12 +373,3 @@ def test_a_pipe_that_closes_is_no_error(part, tmp_path) -> None:
     read = shell("brickyard yard list | head -1", tmp_path)
     assert read.stdout.startswith("name")
     assert read.stderr == ""
-
-
-def test_a_result_that_cannot_be_printed_is_told(part, tmp_path) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    Yard(tmp_path / "yard", create=True).add(part, "one")
-    full = shell("brickyard yard list > /dev/full", tmp_path)
-    assert full.returncode == 1
-    assert re.fullmatch(r"brickyard: [^\n]*No space left on device[^\n]*\n", full.stderr)

@@ -234,8 +234,10 @@ def beside(end: str, content: bytes):
     return lambda yard: (yard.path / f"{INDEX}{end}").write_bytes(content)
 
 
-def without_its_end(yard: Yard) -> None:
-    os.truncate(yard.path / INDEX, 4096)
+def swapped(yard: Yard, old: bytes, new: bytes) -> None:
+    content = (yard.path / INDEX).read_bytes()
+    assert old in content
+    (yard.path / INDEX).write_bytes(content.replace(old, new))
 
 
 def one_page_twice(yard: Yard) -> None:
@@ -259,7 +261,7 @@ HOSTILE = {
     "empty": beside("", b""),
     "no database": beside("", b"{}" * 5000),
     "only a header": beside("", b"SQLite format 3\0" + bytes(84)),
-    "cut short": without_its_end,
+    "cut short": lambda yard: os.truncate(yard.path / INDEX, 4096),
     "one page twice": one_page_twice,
     "another's": statements("DROP TABLE files", "CREATE TABLE packages (name TEXT)"),
     "more tables": statements("CREATE TABLE more (x)"),
@@ -267,6 +269,7 @@ HOSTILE = {
     "view": statements("ALTER TABLE files RENAME TO x", "CREATE VIEW files AS SELECT * FROM x"),
     "other columns": statements("ALTER TABLE files ADD COLUMN more TEXT"),
     "other names": statements("ALTER TABLE files RENAME COLUMN flops TO operations"),
+    "another type": lambda yard: swapped(yard, b"why TEXT", b"why TXET"),
     "endless view": statements(
         "DROP TABLE files",
         "CREATE VIEW files AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
