@@ -148,29 +148,6 @@ def test_few_shot_scaling_from_the_command_line(work, tmp_path) -> None:
     assert not torch.equal(whole.matrix, torch.eye(4, dtype=torch.float64))
 
 
-def test_mistakes_are_one_clear_error_and_code_one(work, tmp_path) -> None:
-    source, relevance = work / "a.source.safetensors", work / "a.relevance.safetensors"
-    cut = ("disassemble", source, "--relevance", relevance, "--heal", "none", "-o", tmp_path / "x.safetensors")
-    (tmp_path / "foreign.safetensors").write_bytes(b"nothing at all")
-    for arguments, quoted in [
-        ((*cut, "--task", "0", "--flops", "0"), "flops"),
-        ((*cut, "--task", "0", "--alpha", "7"), "alpha"),
-        ((*cut[:2], "--task", "0", *cut[-2:]), "--relevance"),
-        ((*cut[:-4], "--task", "0", *cut[-2:]), "'refit'"),
-        (("show", tmp_path / "foreign.safetensors"), "foreign.safetensors"),
-        (("show", tmp_path / "nowhere.safetensors"), "nowhere.safetensors"),
-        (("evaluate", relevance, "--data", "digits"), "a.relevance.safetensors"),
-        (("evaluate", work / "a.safetensors", "--data", "/nowhere"), "/nowhere"),
-    ]:
-        result = run(*arguments, code=1)
-        assert quoted in result.stderr, (arguments, result.stderr)
-        assert result.stderr.startswith("brickyard: ") or "\nbrickyard: " in result.stderr
-        assert "Traceback" not in result.stderr
-        assert result.stdout == ""
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.safetensors"]
-    assert "--unknown" in run(*cut, "--task", "0", "--unknown", code=2).stderr
-
-
 def test_labels_follow_class_names(work, tmp_path) -> None:
     """The second source's classes 0, 1, 2 are the digits 7, 8, 9: labels of `digits` must not be taken as they are."""
     source = work / "b.source.safetensors"

@@ -24,7 +24,6 @@ from misuse.rows import (
     ZEROS,
     Loaded,
     Marker,
-    Place,
     Refused,
     Write,
     both,
@@ -49,15 +48,7 @@ def parquet(metadata: dict[str, str] | None = None, **columns: list[Any]) -> Wri
 
 
 def bad(write: Write, code: str, *quoted: str, spec: str = "", megabytes: float = 64) -> Refused:
-    def act(place: Place) -> Any:
-        write(place.folder)
-        return lambda: load_data(f"{place.folder}/{spec}")
-
-    return Refused(act, code, quoted, megabytes)
-
-
-def empty_name(place: Place) -> Any:
-    return lambda: load_data("")
+    return Refused(lambda place: load_data(f"{place.folder}/{spec}"), code, quoted, write, megabytes)
 
 
 def name_that_is_no_utf8(folder: Path) -> None:
@@ -108,10 +99,6 @@ def bad_idx(images: bytes, *quoted: str, end: str = "", most: float = 64) -> Ref
 
 def labels(code: str, *values: Any, quoted: tuple[str, ...]) -> Refused:
     return bad(parquet(image=[PICTURE] * len(values), label=list(values)), code, "train", *quoted)
-
-
-def of_folder(place: Place) -> Any:
-    return load_data(place.folder)
 
 
 SQUARE = (32, 32)
@@ -191,7 +178,7 @@ DATA: dict[str, Any] = {
     "a range with more numbers than memory": bad(folder_of(*TWO), "task-range", "'0-900000000'", "0 to 1", spec=HUGE),
     "a small raised two for a number": bad(folder_of(*TWO), "task-unknown-class", "'²'", "a, b", spec="?classes=²"),
     "a name longer than names may be": bad(nothing, "data-missing", "xxx", spec="x" * 300),
-    "no name at all": Refused(empty_name, "option-empty", ("''", "digits")),
+    "no name at all": Refused(lambda place: load_data(""), "option-empty", ("''", "digits")),
     "a text file": bad(put("x.txt", b"x"), "data-unknown-format", "x.txt", spec="x.txt"),
     "npz with pickled objects: nothing runs": bad(evil_npz, "data-unknown-format", "x.npz", spec="x.npz"),
     "pickled CIFAR batches: nothing runs": bad(evil_batches, "data-no-images", "'train'"),
@@ -237,5 +224,7 @@ DATA: dict[str, Any] = {
     "parquet of labels beyond 64 bits": labels("data-label-mismatch", float("inf"), quoted=("'label'", "inf")),
     "parquet with a text of names that nests too deep": Loaded(NESTED, (1, 1, 6, 9), [0], "0"),
     "parquet that is none": bad(put("train.parquet", b"PAR1 nothing PAR1"), "data-damaged-file", "train.parquet"),
-    "parquet without its package": without("pyarrow.parquet", of_folder, "train.parquet", "pyarrow", write=ONE),
+    "parquet without its package": without(
+        "pyarrow.parquet", lambda place: load_data(place.folder), "train.parquet", "pyarrow", write=ONE
+    ),
 }

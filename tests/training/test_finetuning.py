@@ -341,18 +341,6 @@ def test_wrong_uses_are_named_and_change_nothing(name, tmp_path) -> None:
     np.testing.assert_array_equal(states[2], np.random.get_state()[1])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"batch_size": 1}, {"lr": 0}, {"warmup": 1.0}, {"weight_decay": -1}, {"patience": 0}),
-        *({"optimizer": "lion"}, {"norms": "x"}, {"precision": "int8"}, {"seed": -1}, {"seed": None}),
-    ],
-)
-def test_schedules_are_checked(options) -> None:
-    with refused("option-choice" if options.keys() & {"optimizer", "norms", "precision"} else "option-range", *options):
-        TrainingOptions(**options)
-
-
 def test_a_success_changes_neither_model_nor_random_state() -> None:
     part = component(dtype=torch.float32)
     before, state = fingerprint(part), torch.get_rng_state()
