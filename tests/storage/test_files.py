@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 import brickyard as by
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 from errors import refused
+from shell import python
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 NETS = [chain, Residual, Branches, SqueezeExcite]
@@ -99,8 +98,7 @@ def test_a_file_loads_without_the_sources_class(tmp_path) -> None:
         "assert 'brickyard.testing' not in sys.modules and 'torchvision' not in sys.modules\n"
         "print(torch.equal(part(case['x']), case['y']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.stdout.strip() == "True", done.stderr
+    assert python(code, cwd=tmp_path) == "True\n"
 
 
 # -- hostile files -------------------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ import random
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from brickyard.yard._index import INDEX, Entry, read_index, stamp_of, write_inde
 from brickyard.yard._yard import Problem, Yard
 from conftest import rewritten
 from errors import refused
-from shell import run
+from shell import python, run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 CLASSES = ["cat", "dog", "hen", "pig"]
@@ -465,12 +463,6 @@ def test_where_locking_is_impossible_is_a_clear_error(yard, monkeypatch) -> None
 # -- many components -------------------------------------------------------------------------------------------
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 @pytest.mark.slow
 def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
     yard = Yard(tmp_path / "yard", create=True)
@@ -491,8 +483,7 @@ def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
         "os.close(go)\n"
         "print([os.waitpid(child, 0)[1] for child in children])\n"
     )
-    output, error = python(code, yard.path, tmp_path).communicate(timeout=60)
-    assert output == "[0, 0, 0]\n", error
+    assert python(code, yard.path, tmp_path) == "[0, 0, 0]\n"
     found = {yard.load(name).manifest.scores["number"] for name in names(yard)}
     assert found == set(range(12))
     assert len(names(yard)) == 12
@@ -527,8 +518,8 @@ def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files,
     )
     for when in ("replace", "write_index", "half", "after", "never"):
         shutil.copytree(yard.path, f"{yard.path}-{when}")
-    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=60)
-    assert output.split() == ["-9", "-9", "-9", "-9", "0"], error  # the last is the control
+    ends = python(code, yard.path, tmp_path / "new.safetensors").split()
+    assert ends == ["-9", "-9", "-9", "-9", "0"]  # the last is the control
     for when in ("replace", "write_index", "half", "after", "never"):
         left = Yard(f"{yard.path}-{when}")
         expected = ALL if when == "replace" else [*ALL, "new"]
@@ -579,8 +570,7 @@ def test_ten_thousand_components_are_listed_without_torch_and_without_their_file
         "Yard(sys.argv[1]).load('c00007')\n"
         "print('torch' in sys.modules, any(name.endswith('c00007.safetensors') for name in opened))\n"
     )
-    output, error = python(code, tmp_path).communicate(timeout=60)
-    assert output.splitlines() == ["10000 c09999 False 0", "True True"], error  # the second is the control
+    assert python(code, tmp_path).splitlines() == ["10000 c09999 False 0", "True True"]  # the second is the control
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
