@@ -360,17 +360,12 @@ def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
     assert slopes[1][0] / slopes[1][1] == pytest.approx(2 / 3)
 
 
-def coloured(count=48):
-    """Two sets of images whose sources are not to blame: one is red, one is green."""
-    generator = torch.Generator().manual_seed(5)
-    images = torch.rand(2, count, 3, 8, 8, generator=generator)
+def coloured_parts() -> tuple[list[by.Component], list]:
+    """Two sources and their images, which are not to blame: those of the one are red, those of the other green."""
+    images = torch.rand(2, 48, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     images[0, :, 0] += 1
     images[1, :, 1] += 1
-    return [(x / 2, torch.arange(count) % 4) for x in images]
-
-
-def coloured_parts() -> tuple[list[by.Component], list]:
-    sets = coloured()
+    sets = [(x / 2, torch.arange(48) % 4) for x in images]
     pair = []
     for seed, (data, names) in enumerate(zip(sets, NAMES, strict=True)):
         model = randomised(chain(widths=(8, 12)), seed)
