@@ -143,16 +143,21 @@ def test_errors_do_not_say_where_the_yard_is(app, yard, root) -> None:
     assert (answer.status, str(root) in answer.error, "yard" in answer.error) == (400, False, True)
 
 
-def test_a_folder_of_samples_that_is_a_link_is_not_followed(yard, root, tmp_path) -> None:
+def samples(app) -> list[str]:
+    return json.loads(ask(app, Asked(path=b"/api/yard", headers=(HOST,))).body)["samples"]
+
+
+def test_samples_that_are_links_are_not_followed(app, tmp_path) -> None:
+    link = Asked(path=b"/api/sample", query=b"name=link.png", headers=(HOST,))
+    assert (samples(app), ask(app, link).status) == (["a.png"], 400)
+    assert ask(app, drawn.only(link, query=b"name=a.png")).status == 200  # the control
     other = by.yard.Yard(tmp_path / "yard", create=True)
     elsewhere = tmp_path / "private"
     elsewhere.mkdir()
-    Image.new("L", (4, 4)).save(elsewhere / "me.png")
+    Image.new("L", (4, 4)).save(elsewhere / "link.png")
     (other.path / "samples").symlink_to(elsewhere, target_is_directory=True)
     assert pictures.sample_paths(elsewhere)  # the control: the pictures are fine
-    app = create_app(other)
-    assert json.loads(ask(app, Asked(path=b"/api/yard", headers=(HOST,))).body)["samples"] == []
-    assert ask(app, Asked(path=b"/api/sample", query=b"name=me.png", headers=(HOST,))).status == 400
+    assert (samples(create_app(other)), ask(create_app(other), link).status) == ([], 400)
 
 
 # -- what is sent --------------------------------------------------------------------------------------------

@@ -291,19 +291,6 @@ def test_unknown_bricks_and_paths_are_refused(page, digits_yard, tmp_path) -> No
         assert page.get(f"/static/{name}").status_code == 404
 
 
-def test_a_sample_that_is_a_link_is_not_shown(digits_yard, tmp_path) -> None:
-    secret = tmp_path / "secret.png"
-    secret.write_bytes(encoded(Image.new("L", (4, 4))))
-    link = digits_yard.path / "samples" / "z-link.png"
-    link.symlink_to(secret)
-    try:
-        page = TestClient(create_app(digits_yard), base_url=HERE)
-        assert "z-link.png" not in page.get("/api/yard").json()["samples"]
-        assert page.get("/api/sample?name=z-link.png").status_code == 400
-    finally:
-        link.unlink()
-
-
 @pytest.mark.parametrize(
     ("plan", "quoted"),
     [
