@@ -256,6 +256,7 @@ TEXTS: dict[str, tuple[Any, ...]] = {
     "forward reference": (set_([{"node": "output"}], *NODES, 1, "args"), NETWORK),
     "two inputs": (set_("input", *NODES, 1, "op"), NETWORK),
     "no steps": (set_([], *NODES), NETWORK),
+    "no output": (set_([], *NODES, -1, "args"), NETWORK, "output"),
     "missing layer": (lambda t: t["network"]["layers"].pop("conv1") and None, NETWORK, "'conv1'"),
     "another class": (set_(["1", "2"], "manifest", "classes"), MANIFEST),
     "hash": (set_("x", "manifest", "source", "sha256"), MANIFEST, "manifest.source.sha256"),
