@@ -104,6 +104,15 @@ def fashion() -> Path:
     return needed(Path(place), "Fashion-MNIST (BRICKYARD_FASHION)")
 
 
+@pytest.fixture(scope="session")
+def digits_yard(tmp_path_factory) -> Any:
+    """What `workbench_yard.make_yard` makes, once for all tests; nothing may change it."""
+    from workbench_yard import make_yard
+
+    torch.manual_seed(0)
+    return make_yard(tmp_path_factory.mktemp("yard"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

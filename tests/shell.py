@@ -1,6 +1,10 @@
-"""The command line in tests, and folders of images for it."""
+"""The command line in tests, programs in processes of their own, and folders of images."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
 
 from PIL import Image
 from typer.testing import CliRunner
@@ -18,6 +22,14 @@ def run(*arguments: object, code: int = 0):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output + repr(result.exception)
     return result
+
+
+def python(code: str, *arguments: object, **options: Any) -> str:
+    """What a program prints in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def save_folder(data, path) -> None:

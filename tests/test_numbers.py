@@ -7,8 +7,6 @@ import hashlib
 import itertools
 import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomis
 from brickyard.training._finetune import finetune
 from errors import refused
 from nets import Drawn, images, keep_sets, plans
+from shell import python
 
 ROOT = Path(__file__).parent.parent
 DATA = (torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 4)
@@ -83,8 +82,7 @@ def test_the_same_seed_gives_the_same_bytes_here_and_in_another_process(tmp_path
         "print(sorted(made(Path('made')).items()))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == repr(sorted(first.items())), done.stderr
+    assert python(code, cwd=tmp_path, env=environment).strip() == repr(sorted(first.items()))
 
 
 # -- types, threads, layouts, batches ------------------------------------------------------------------------
@@ -101,8 +99,7 @@ def component(make, dtype=torch.float32, threads: int = 1, batch_size: int = 64,
         part = by.disassemble(model, relevance, task=["1", "3"], budget=by.Budget(flops=0.5))
     finally:
         torch.set_num_threads(before)
-    with torch.no_grad():
-        return relevance, part, part.logits(DATA[0]).double()
+    return relevance, part, part.logits(DATA[0]).double()
 
 
 @cache
@@ -208,22 +205,21 @@ def alone(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
 @given(drawn=layers(), cut_at=st.integers(1, 3), last=st.booleans())
 def test_contributions_are_those_of_the_real_layer_with_all_else_at_zero(drawn, cut_at, last) -> None:
     layer, x = drawn
-    with torch.no_grad():
-        direct = alone(layer, x)
-        size = direct.abs().max().clamp_min(1e-300)
-        assert float((contributions(layer, x) - direct).abs().max() / size) <= 1e-10
-        output = (layer(x) - layer(torch.zeros_like(x))).movedim(-1 if isinstance(layer, nn.Linear) else 1, 1)
-        output = output.reshape(len(x), len(layer.weight), -1).sum(2)
-        assert float((contributions(layer, x).sum(2) - output).abs().max() / size) <= 1e-10
-        sums = ContributionSums(layer)
-        laid = x.contiguous(memory_format=torch.channels_last) if last and x.ndim == 4 else x
-        for batch in (laid[:cut_at], laid[cut_at:]):
-            if len(batch):
-                sums.add(batch)
-        clamped = direct.clamp_min(0).sum(0)
-        assert float((sums.dense() - clamped).abs().max() / size) <= 1e-10
-        if bool((direct < -1e-3 * size).any()):  # the control: without the clamp it is another number
-            assert float((sums.dense() - direct.sum(0)).abs().max() / size) > 1e-10
+    direct = alone(layer, x)
+    size = direct.abs().max().clamp_min(1e-300)
+    assert (contributions(layer, x) - direct).abs().max() <= 1e-10 * size
+    output = (layer(x) - layer(torch.zeros_like(x))).movedim(-1 if isinstance(layer, nn.Linear) else 1, 1)
+    output = output.reshape(len(x), len(layer.weight), -1).sum(2)
+    assert (contributions(layer, x).sum(2) - output).abs().max() <= 1e-10 * size
+    sums = ContributionSums(layer)
+    laid = x.contiguous(memory_format=torch.channels_last) if last and x.ndim == 4 else x
+    for batch in (laid[:cut_at], laid[cut_at:]):
+        if len(batch):
+            sums.add(batch)
+    clamped = direct.clamp_min(0).sum(0)
+    assert (sums.dense() - clamped).abs().max() <= 1e-10 * size
+    if bool((direct < -1e-3 * size).any()):  # the control: without the clamp it is another number
+        assert (sums.dense() - direct.sum(0)).abs().max() > 1e-10 * size
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -235,15 +231,13 @@ def test_sums_of_a_whole_network_are_those_of_what_its_layers_really_read(make) 
         layer.register_forward_hook(lambda _, given, __, name=name: read.update({name: given[0].clone()}))
         for name, layer in model.named_modules()
     ]
-    with torch.no_grad():
-        model(x)
+    model(x)
     for hook in hooks:
         hook.remove()
     found = class_sums(trace(model, x[:2]), x.split(4))
     assert len(found) >= 3
     for name, sums in found.items():
-        with torch.no_grad():
-            direct = alone(model.get_submodule(name), read[name]).clamp_min(0).sum(0)
+        direct = alone(model.get_submodule(name), read[name]).clamp_min(0).sum(0)
         assert far(sums.dense(), direct) <= 1e-10, name
 
 
@@ -293,26 +287,22 @@ def test_blocks_are_the_parts_after_training_one_of_them(form) -> None:
     trained = finetune(first, DATA, training=training, validation=0)
     whole = by.assemble([trained, second], form=form)
     x = DATA[0].double()
-    with torch.no_grad():
-        torch.testing.assert_close(whole(x), torch.cat([trained(x), second(x)], 1), rtol=1e-9, atol=1e-9)
-        assert far(whole(x)[:, :2], first(x)) > 1e-3  # it did train
-        before = by.assemble([first, second], form=form)(x)
-        torch.testing.assert_close(whole(x)[:, 2:], before[:, 2:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(whole(x), torch.cat([trained(x), second(x)], 1), rtol=1e-9, atol=1e-9)
+    assert far(whole(x)[:, :2], first(x)) > 1e-3  # it did train
+    before = by.assemble([first, second], form=form)(x)
+    torch.testing.assert_close(whole(x)[:, 2:], before[:, 2:], rtol=1e-9, atol=1e-9)
 
 
 def test_training_steps_on_one_part_leave_the_others_bits_alone() -> None:
-    with torch.no_grad():
-        before = by.assemble(pair())(DATA[0])
+    before = by.assemble(pair())(DATA[0])
     whole = stepped(free(by.assemble(pair())), 0, 2)
-    with torch.no_grad():
-        found = whole(DATA[0])
+    found = whole(DATA[0])
     assert far(found[:, :2], before[:, :2]) > 1e-3
     assert torch.equal(found[:, 2:], before[:, 2:])
 
 
 def test_weight_decay_moves_all_parts_but_frozen_ones() -> None:
-    with torch.no_grad():
-        before = by.assemble(pair())(DATA[0])
+    before = by.assemble(pair())(DATA[0])
     moved, kept = free(by.assemble(pair())), free(by.assemble(pair()))
     for parameter in kept.parts[1].parameters():
         parameter.requires_grad_(False)
@@ -337,8 +327,7 @@ def test_one_network_of_parts_trains_as_one_network(form) -> None:
 @pytest.mark.parametrize("form", ["grouped", "padded"])
 def test_one_part_trained_within_one_network_moves_the_others_from_the_second_step(form) -> None:
     """Once a number between the parts is not zero, one part reads the other, whose numbers then matter for its loss."""
-    with torch.no_grad():
-        before = by.assemble(pair(), form=form)(DATA[0])
+    before = by.assemble(pair(), form=form)(DATA[0])
     found = [stepped(free(by.assemble(pair(), form=form)), 0, 2, steps=steps)(DATA[0]).detach() for steps in (1, 3)]
     assert all(far(logits[:, :2], before[:, :2]) > 1e-3 for logits in found)
     assert far(found[0][:, 2:], before[:, 2:]) <= 1e-12

@@ -194,15 +194,22 @@ def test_a_state_dict_fits_its_model(path) -> None:
 # -- relevances --------------------------------------------------------------------------------------------
 
 
-def check_relevance(relevance: by.Relevance, expected: Expected, then: dict[str, Any]) -> list[str]:
-    """Everything that was written of it; what differs."""
+def numbers_of(relevance: by.Relevance) -> dict[str, Tensor]:
+    """Everything that is written of relevances, by name."""
     found = {"scores": relevance.scores}
-    for layer in then["layers"]:
+    for layer in relevance.layers:
         found[f"hard.{layer}"] = relevance.hard(layer)
-        if then["sums"]:
+        if relevance.sums is not None:
             found[f"contribution.{layer}"] = relevance.contribution(layer)
-    for axis in then["axes"]:
+    for axis in relevance.axes:
         found[f"axis.{axis}"], found[f"relevant.{axis}"] = relevance.axis(axis), relevance.relevant(axis)
+    return found
+
+
+def differs(relevance: by.Relevance, expected: Expected, then: dict[str, Any]) -> list[str]:
+    """What is not as it was written."""
+    assert (list(relevance.layers), list(relevance.axes)) == (then["layers"], then["axes"])
+    found = numbers_of(relevance)
     assert found.keys() == expected.keys()
     return [key for key, value in found.items() if not expected.agrees(key, value)]
 
@@ -215,12 +222,12 @@ def test_relevances_say_what_they_said(name, tmp_path) -> None:
     assert list(relevance.classes) == then["classes"]
     assert list(relevance.task) == then["task"]
     assert relevance.source_name == then["source"]
-    assert check_relevance(relevance, expected, then) == []
+    assert differs(relevance, expected, then) == []
     if not then["sums"]:
         with refused("option-sums-not-kept"):
             relevance.contribution(then["layers"][0])
     other = by.load(with_another_number(path, tmp_path / "other.safetensors", "scores", int(relevance.scores.argmax())))
-    assert "scores" in check_relevance(other, expected, then)
+    assert "scores" in differs(other, expected, then)
 
 
 def source_of(expected: Expected) -> nn.Module:
@@ -264,13 +271,13 @@ def test_an_interrupted_locate_goes_on(tmp_path) -> None:
     options: dict[str, Any] = {"classes": then["classes"], "per_class": 6}
     folder = Path(shutil.copytree(HERE / "notebook", tmp_path / "notebook"))
     assert not (folder / "class-00003.safetensors").exists()
-    assert check_relevance(by.locate(source, data, resume=folder, **options), expected, then) == []
+    assert differs(by.locate(source, data, resume=folder, **options), expected, then) == []
     assert (folder / "class-00003.safetensors").exists()
     with refused("file-resume-mismatch"):
         by.locate(source, data, resume=folder, **options | {"per_class": 5})
     done = folder / "class-00001.safetensors"  # the control: what is done is read, and not done again
     with_another_number(done, done, "scores", int(tensors_of(done)[0]["scores"].argmax()))
-    assert check_relevance(by.locate(source, data, resume=folder, **options), expected, then) != []
+    assert differs(by.locate(source, data, resume=folder, **options), expected, then) != []
 
 
 # -- a yard ------------------------------------------------------------------------------------------------

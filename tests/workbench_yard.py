@@ -1,9 +1,18 @@
-"""A small yard of digits for the tests of the workbench."""
+"""A small yard of digits for the tests of the workbench, its command and servers, and pictures to send."""
 
 from __future__ import annotations
 
+import io
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -36,3 +45,42 @@ def make_yard(folder: Path) -> Yard:
         place = int((test.labels == k).nonzero()[1])
         Image.fromarray(test.images[place, 0].numpy()).save(folder / "samples" / f"digit-{k}.png")
     return yard
+
+
+def encoded(picture: torch.Tensor | np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """A file of a picture: a tensor (1, height, width), an array, or as Pillow has it."""
+    out = io.BytesIO()
+    picture = picture[0].numpy() if isinstance(picture, torch.Tensor) else picture
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(out, kind, **options)
+    return out.getvalue()
+
+
+@contextmanager
+def commanded(yard: Yard, *options: str) -> Iterator[str]:
+    """The first line that `brickyard workbench` says."""
+    command = [sys.executable, "-m", "brickyard", "workbench", "--yard", str(yard.path), "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server.stderr.readline()
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def serving(app: Any, limits: Any, plain: bool = False) -> Iterator[int]:
+    """The port of a server; `plain` takes away how it drops slow clients."""
+    import uvicorn
+
+    from brickyard.workbench._server import server
+
+    place = socket.create_server(("127.0.0.1", 0))
+    ordinary = {"http": "h11", "log_level": "critical", "limit_concurrency": limits.connections}
+    found = uvicorn.Server(uvicorn.Config(app, **ordinary)) if plain else server(app, limits)
+    thread = threading.Thread(target=found.run, kwargs={"sockets": [place]})
+    thread.start()
+    try:
+        yield place.getsockname()[1]
+    finally:
+        found.should_exit = found.force_exit = True
+        thread.join(60)
+        place.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
 from brickyard.evaluation._roc import Roc
 from brickyard.inputs._preprocessing import preprocess
-from brickyard.runtime._profiling import Latency
+from brickyard.runtime._profiling import Latency, measure_latency
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import SCALINGS, _discriminant, scale
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
@@ -39,35 +40,33 @@ def parts(make=chain, tasks=((2, 0), (1, 3, 2)), preprocessing=(None, None), **o
 @pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize("reject", [False, True])
 @pytest.mark.parametrize("how", [(None, None), [by.Preprocessing(mean=(m,) * 3, std=(0.2,) * 3) for m in (0.5, 0.1)]])
-def test_each_block_is_its_part_in_every_form(make, reject, how) -> None:
+def test_each_block_is_its_part_in_every_form(make, reject, how, monkeypatch) -> None:
+    monkeypatch.setattr("brickyard.assembly._forms.measure_latency", partial(measure_latency, runs=1))
     pair = parts(make, preprocessing=how, reject=reject)
     x = DATA[0]
-    with torch.no_grad():
-        alone = [part(part.preprocess(x))[:, : len(part.classes)] for part in pair]
-        for form in ("parallel", "padded", "grouped", "auto"):
-            whole = by.assemble(pair, form=form)
-            assert whole.classes == ("c", "a", "f", "h", "g")
-            torch.testing.assert_close(whole(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
-            swapped = by.assemble(pair[::-1], form=form)
-            torch.testing.assert_close(swapped(x), torch.cat(alone[::-1], 1), rtol=1e-4, atol=1e-4)
-            assert not torch.allclose(swapped(x)[:, :2], whole(x)[:, :2])
-        assert torch.equal(by.assemble(pair)(x), torch.cat(alone, 1))
+    alone = [part(part.preprocess(x))[:, : len(part.classes)] for part in pair]
+    for form in ("parallel", "padded", "grouped", "auto"):
+        whole = by.assemble(pair, form=form)
+        assert whole.classes == ("c", "a", "f", "h", "g")
+        torch.testing.assert_close(whole(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
+        swapped = by.assemble(pair[::-1], form=form)
+        torch.testing.assert_close(swapped(x), torch.cat(alone[::-1], 1), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(swapped(x)[:, :2], whole(x)[:, :2])
+    assert torch.equal(by.assemble(pair)(x), torch.cat(alone, 1))
 
 
 def test_one_part_assembled_is_the_part() -> None:
     part = parts()[0]
-    with torch.no_grad():
-        for form in ("parallel", "padded", "grouped", "union"):
-            assert torch.allclose(by.assemble([part], form=form)(DATA[0]), part(DATA[0]), atol=1e-6)
+    for form in ("parallel", "padded", "grouped", "union"):
+        assert torch.allclose(by.assemble([part], form=form)(DATA[0]), part(DATA[0]), atol=1e-6)
 
 
 def test_raw_bytes_and_fractions_are_the_same_images() -> None:
     pair = parts(preprocessing=(by.Preprocessing(mean=(0.5,), std=(0.2,)), None))
     raw = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    with torch.no_grad():
-        whole = by.assemble(pair)
-        assert torch.equal(whole(raw), whole(raw.float() / 255))
-        assert torch.allclose(whole(raw)[:, :2], pair[0]((raw.float() / 255 - 0.5) / 0.2), atol=1e-5)
+    whole = by.assemble(pair)
+    assert torch.equal(whole(raw), whole(raw.float() / 255))
+    assert torch.allclose(whole(raw)[:, :2], pair[0]((raw.float() / 255 - 0.5) / 0.2), atol=1e-5)
 
 
 def test_parts_of_different_architectures_and_sizes() -> None:
@@ -75,9 +74,8 @@ def test_parts_of_different_architectures_and_sizes() -> None:
     b = parts(Residual, preprocessing=(None, by.Preprocessing(size=(8, 8), fit="pad")))[1]
     image = torch.rand(3, 3, 6, 6)
     whole = by.assemble([a, b])
-    with torch.no_grad():
-        expected = [p(preprocess(image, p.manifest.preprocessing)) for p in (a, b)]
-        assert torch.equal(whole(image), torch.cat(expected, 1))
+    expected = [p(preprocess(image, p.manifest.preprocessing)) for p in (a, b)]
+    assert torch.equal(whole(image), torch.cat(expected, 1))
     with refused("surgery-not-paddable", "form='parallel'"):
         by.assemble([a, b], form="padded")
 
@@ -118,11 +116,10 @@ def test_fused_assemblies_and_parts_give_the_same_and_come_back_from_files(make,
     whole = by.assemble(pair, form=form, scaling="logit-mean")
     fast = whole.fused()
     again = by.load(fast.save(tmp_path / "fast.safetensors"))
-    with torch.no_grad():
-        for model in (fast, again, again.fused()):
-            torch.testing.assert_close(model(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
-        part = pair[0].fused()
-        torch.testing.assert_close(part(DATA[0]), pair[0](DATA[0]), rtol=1e-4, atol=1e-4)
+    for model in (fast, again, again.fused()):
+        torch.testing.assert_close(model(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+    part = pair[0].fused()
+    torch.testing.assert_close(part(DATA[0]), pair[0](DATA[0]), rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in whole.modules())
     for found in (whole, pair[0]):
@@ -135,9 +132,8 @@ def test_fused_assemblies_and_parts_give_the_same_and_come_back_from_files(make,
 def test_a_gated_assembly_is_fused_with_its_gate() -> None:
     whole = by.assemble(parts(), scaling="mahalanobis")
     fast = whole.fused()
-    with torch.no_grad():
-        torch.testing.assert_close(fast(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(by.assemble(parts())(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(by.assemble(parts())(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -148,9 +144,8 @@ def test_union_of_parts_of_one_source(make) -> None:
     pair = [by.disassemble(model, relevance, task=list(task), heal="none") for task in tasks]
     whole = by.assemble(pair, form="union", source=model)
     together = by.disassemble(model, relevance, task=["c", "a", "d"], heal="none")
-    with torch.no_grad():
-        assert torch.equal(whole(DATA[0]), together(DATA[0]))
-        assert whole.classes == together.classes
+    assert torch.equal(whole(DATA[0]), together(DATA[0]))
+    assert whole.classes == together.classes
     count = sum(p.numel() for p in whole.parameters())
     assert count == sum(p.numel() for p in together.parameters())
     assert count <= sum(p.numel() for part in pair for p in part.parameters())
@@ -183,16 +178,15 @@ def test_duplicate_class_names() -> None:
     b = by.disassemble(other, by.locate(other, data, classes=["u", "cat", "v", "w"], name="Other"), task=["v", "cat"])
     with refused("task-class-in-two-parts", "'cat'", "part 0 (Sequential)", "part 1 (Other)"):
         by.assemble([a, b])
-    with torch.no_grad():
-        x, y = a(data[0]), b(data[0])
-        average = by.assemble([a, b], on_duplicate="average")
-        assert average.classes == ("cat", "dog", "v")
-        assert torch.allclose(average(data[0]), torch.stack([(x[:, 0] + y[:, 1]) / 2, x[:, 1], y[:, 0]], 1))
-        highest = by.assemble([a, b], on_duplicate="max")
-        assert torch.equal(highest(data[0]), torch.stack([torch.maximum(x[:, 0], y[:, 1]), x[:, 1], y[:, 0]], 1))
-        renamed = by.assemble([a, b], on_duplicate="rename")
-        assert renamed.classes == ("cat", "dog", "v", "cat (Other)")
-        assert torch.equal(renamed(data[0]), torch.cat([x, y], 1))
+    x, y = a(data[0]), b(data[0])
+    average = by.assemble([a, b], on_duplicate="average")
+    assert average.classes == ("cat", "dog", "v")
+    assert torch.allclose(average(data[0]), torch.stack([(x[:, 0] + y[:, 1]) / 2, x[:, 1], y[:, 0]], 1))
+    highest = by.assemble([a, b], on_duplicate="max")
+    assert torch.equal(highest(data[0]), torch.stack([torch.maximum(x[:, 0], y[:, 1]), x[:, 1], y[:, 0]], 1))
+    renamed = by.assemble([a, b], on_duplicate="rename")
+    assert renamed.classes == ("cat", "dog", "v", "cat (Other)")
+    assert torch.equal(renamed(data[0]), torch.cat([x, y], 1))
 
 
 # -- scaling -------------------------------------------------------------------------------------------------
@@ -207,15 +201,13 @@ def test_logit_mean_divides_by_the_mean_winning_logit() -> None:
         usable = [v for v in relevant if v is not None and v > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
         factors += [1 / (v if v is not None and v > 0 else fallback) for v in relevant]
-    with torch.no_grad():
-        expected = by.assemble(pair)(DATA[0]) * torch.tensor(factors)
-        torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-5, atol=1e-5)
+    expected = by.assemble(pair)(DATA[0]) * torch.tensor(factors)
+    torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_are_measured_on_the_component() -> None:
     part = parts()[0]
-    with torch.no_grad():
-        logits = part(DATA[0]).double()
+    logits = part(DATA[0]).double()
     for output, k in enumerate(part.manifest.task):
         own = logits[k == DATA[1]]
         right = own[own.argmax(1) == output][:, output]
@@ -239,10 +231,9 @@ def test_a_class_that_is_never_right_does_not_break_the_scale() -> None:
 def test_log_probability_uses_the_reject_output() -> None:
     pair = parts(reject=True)
     whole = by.assemble(pair, scaling="log-probability")
-    with torch.no_grad():
-        expected = torch.cat([p(DATA[0]).log_softmax(1)[:, :-1] for p in pair], 1)
-        torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-6, atol=1e-6)
-        assert not torch.allclose(expected, by.assemble(pair)(DATA[0]))
+    expected = torch.cat([p(DATA[0]).log_softmax(1)[:, :-1] for p in pair], 1)
+    torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(expected, by.assemble(pair)(DATA[0]))
 
 
 def test_magnitude_is_relative_to_the_mean() -> None:
@@ -336,29 +327,27 @@ def test_features_are_what_the_classifier_reads(make) -> None:
     read = seen[-1]
     torch.testing.assert_close(features, read if read.ndim == 2 else read.mean((2, 3)))
     deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, 2))
-    with torch.no_grad():
-        network = trace(deep, DATA[0][:2]).network
-        features, _, _ = observe(network, reader(network, 3)[0], DATA[0])
-        torch.testing.assert_close(features, deep[0](DATA[0]).mean((2, 3)))
+    network = trace(deep, DATA[0][:2]).network
+    features, _, _ = observe(network, reader(network, 3)[0], DATA[0])
+    torch.testing.assert_close(features, deep[0](DATA[0]).mean((2, 3)))
 
 
 def test_mahalanobis_lowers_what_is_far() -> None:
     pair = parts()
     x = DATA[0]
     plain, whole = by.assemble(pair), by.assemble(pair, scaling="mahalanobis")
-    with torch.no_grad():
-        margins, far = [], []
-        for part in pair:
-            features, _, logits = part.observe(x)
-            inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
-            best = logits[inside].topk(2, 1).values
-            margins.append(float((best[:, 0] - best[:, 1]).mean()))
-            assert part.manifest.statistics.margin == pytest.approx(margins[-1], rel=1e-4)
-            far.append(part.familiarity(features))
-        lost = 0.3 * min(margins) * torch.stack([far[0]] * 2 + [far[1]] * 3, 1)
-        torch.testing.assert_close(whole(x), plain(x) - lost, rtol=1e-4, atol=1e-5)
-        assert float(lost.min()) > 0
-        assert torch.equal(by.assemble(pair, scaling="mahalanobis", weight=0.0)(x), plain(x))
+    margins, far = [], []
+    for part in pair:
+        features, _, logits = part.observe(x)
+        inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
+        best = logits[inside].topk(2, 1).values
+        margins.append((best[:, 0] - best[:, 1]).mean().item())
+        assert part.manifest.statistics.margin == pytest.approx(margins[-1], rel=1e-4)
+        far.append(part.familiarity(features))
+    lost = 0.3 * min(margins) * torch.stack([far[0]] * 2 + [far[1]] * 3, 1)
+    torch.testing.assert_close(whole(x), plain(x) - lost, rtol=1e-4, atol=1e-5)
+    assert lost.min() > 0
+    assert torch.equal(by.assemble(pair, scaling="mahalanobis", weight=0.0)(x), plain(x))
 
 
 def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
@@ -371,17 +360,12 @@ def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
     assert slopes[1][0] / slopes[1][1] == pytest.approx(2 / 3)
 
 
-def coloured(count=48):
-    """Two sets of images whose sources are not to blame: one is red, one is green."""
-    generator = torch.Generator().manual_seed(5)
-    images = torch.rand(2, count, 3, 8, 8, generator=generator)
+def coloured_parts() -> tuple[list[by.Component], list]:
+    """Two sources and their images, which are not to blame: those of the one are red, those of the other green."""
+    images = torch.rand(2, 48, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     images[0, :, 0] += 1
     images[1, :, 1] += 1
-    return [(x / 2, torch.arange(count) % 4) for x in images]
-
-
-def coloured_parts() -> tuple[list[by.Component], list]:
-    sets = coloured()
+    sets = [(x / 2, torch.arange(48) % 4) for x in images]
     pair = []
     for seed, (data, names) in enumerate(zip(sets, NAMES, strict=True)):
         model = randomised(chain(widths=(8, 12)), seed)
@@ -408,9 +392,8 @@ def test_lda_with_an_endless_prior_is_mahalanobis() -> None:
     held = by.assemble(pair, scaling="lda", images=sets, strength=1e12)
     free = by.assemble(pair, scaling="lda", images=sets)
     expected = by.assemble(pair, scaling="mahalanobis")
-    with torch.no_grad():
-        torch.testing.assert_close(held(sets[0][0]), expected(sets[0][0]), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(free(sets[0][0]), expected(sets[0][0]), atol=1e-2)
+    torch.testing.assert_close(held(sets[0][0]), expected(sets[0][0]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(free(sets[0][0]), expected(sets[0][0]), atol=1e-2)
 
 
 def test_the_discriminant_is_scored_without_the_image_itself() -> None:
@@ -448,16 +431,15 @@ def voters() -> list[by.Component]:
 def test_a_part_votes_on_classes_that_its_source_knows() -> None:
     pair = voters()
     x = DATA[0]
-    with torch.no_grad():
-        first, second = (part.network(x) for part in pair)  # all classes of their sources
-        whole = by.assemble(pair, votes=True)
-        assert whole.classes == ("a", "b", "c", "x")
-        expected = [(first[:, 0] + second[:, 3]) / 2, first[:, 1], (second[:, 1] + first[:, 2]) / 2, second[:, 2]]
-        torch.testing.assert_close(whole(x), torch.stack(expected, 1))
-        assert not torch.allclose(whole(x), by.assemble(pair)(x), atol=1e-3)
-        torch.testing.assert_close(by.assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
-        swapped = by.assemble(pair[::-1], votes=True)
-        torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1]], whole(x))
+    first, second = (part.network(x) for part in pair)  # all classes of their sources
+    whole = by.assemble(pair, votes=True)
+    assert whole.classes == ("a", "b", "c", "x")
+    expected = [(first[:, 0] + second[:, 3]) / 2, first[:, 1], (second[:, 1] + first[:, 2]) / 2, second[:, 2]]
+    torch.testing.assert_close(whole(x), torch.stack(expected, 1))
+    assert not torch.allclose(whole(x), by.assemble(pair)(x), atol=1e-3)
+    torch.testing.assert_close(by.assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
+    swapped = by.assemble(pair[::-1], votes=True)
+    torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1]], whole(x))
     for reject in (True, False):
         with refused("task-no-votes", "votes=True"):
             by.assemble(parts(reject=reject), votes=True)
@@ -473,9 +455,8 @@ def test_scalings_know_of_votes(scaling) -> None:
     if few:
         held = by.assemble(pair, votes=True, scaling=scaling, images=images, strength=1e12)
         plain = by.assemble(pair, votes=True, scaling="mahalanobis" if scaling == "lda" else "none")
-        with torch.no_grad():
-            torch.testing.assert_close(held(DATA[0]), plain(DATA[0]), rtol=1e-3, atol=1e-3)
-            assert not torch.allclose(whole(DATA[0]), plain(DATA[0]), atol=1e-3)
+        torch.testing.assert_close(held(DATA[0]), plain(DATA[0]), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(whole(DATA[0]), plain(DATA[0]), atol=1e-3)
 
 
 def test_scores_of_an_assembly_with_votes() -> None:
@@ -527,8 +508,7 @@ def test_scores_of_a_component() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[2, 0])
     scores = by.evaluate(part, DATA, source=model, latency=False)
-    with torch.no_grad():
-        whole, own = model(DATA[0]), part(DATA[0])
+    whole, own = model(DATA[0]), part(DATA[0])
     inside = (DATA[1] == 2) | (DATA[1] == 0)
     target = torch.where(DATA[1] == 2, 0, 1)[inside]
     expected = {
@@ -553,13 +533,12 @@ def test_auroc_of_a_single_class() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[1], heal="none")
     scores = by.evaluate(part, DATA, source=model, latency=False)
-    with torch.no_grad():
-        whole = model(DATA[0]).double()
-        score = {
-            "component": part(DATA[0])[:, 0].double(),
-            "restricted": whole[:, 1],
-            "base": whole[:, 1] - whole.logsumexp(1),
-        }
+    whole = model(DATA[0]).double()
+    score = {
+        "component": part(DATA[0])[:, 0].double(),
+        "restricted": whole[:, 1],
+        "base": whole[:, 1] - whole.logsumexp(1),
+    }
     for name, value in score.items():
         pairs = value[DATA[1] == 1].unsqueeze(1) - value[DATA[1] != 1].unsqueeze(0)
         area = 100 * float((pairs > 0).double().mean() + 0.5 * (pairs == 0).double().mean())
@@ -584,15 +563,14 @@ def test_scores_of_an_assembly() -> None:
     whole = by.assemble(pair)
     scores = by.evaluate(whole, [DATA, DATA], source=sources, latency=False)
     right = {"base": [], "oracle": [], "assembled": []}
-    with torch.no_grad():
-        for image, label in zip(*DATA, strict=True):
-            for index, part in enumerate(pair):
-                if int(label) not in part.manifest.task:
-                    continue
-                place = part.manifest.task.index(int(label))
-                right["base"].append(int(sources[index](image[None]).argmax()) == int(label))
-                right["oracle"].append(int(part(image[None]).argmax()) == place)
-                right["assembled"].append(int(whole(image[None]).argmax()) == place + 2 * index)
+    for image, label in zip(*DATA, strict=True):
+        for index, part in enumerate(pair):
+            if int(label) not in part.manifest.task:
+                continue
+            place = part.manifest.task.index(int(label))
+            right["base"].append(int(sources[index](image[None]).argmax()) == int(label))
+            right["oracle"].append(int(part(image[None]).argmax()) == place)
+            right["assembled"].append(int(whole(image[None]).argmax()) == place + 2 * index)
     for name, found in right.items():
         assert scores.row(name).images == len(found) == 60
         assert scores.row(name).accuracy == pytest.approx(100 * sum(found) / len(found))
@@ -661,9 +639,8 @@ def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
     ):
         batch = torch.export.Dim("batch", min=1, max=1024)
         program = torch.export.export(model, (DATA[0][:2],), dynamic_shapes=({0: batch},))
-        with torch.no_grad():
-            torch.testing.assert_close(program.module()(DATA[0]), model(DATA[0]), rtol=1e-5, atol=1e-5)
-            assert not torch.equal(program.module()(DATA[0] + 1), model(DATA[0]))
+        torch.testing.assert_close(program.module()(DATA[0]), model(DATA[0]), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(program.module()(DATA[0] + 1), model(DATA[0]))
 
 
 @pytest.mark.parametrize("form", ["parallel", "padded", "grouped", "union"])
@@ -676,25 +653,7 @@ def test_every_form_compiles_as_one_graph(form) -> None:
     whole = by.assemble([by.disassemble(model, relevance, task=task, heal=heal) for task in tasks], form=form)
     for made in (whole, whole.fused()):
         compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(DATA[0]), made(DATA[0]), rtol=1e-5, atol=1e-5)
-
-
-def test_copies_types_and_modes() -> None:
-    import copy
-
-    part = parts(reject=True)[0]
-    twin = copy.deepcopy(part)
-    with torch.no_grad():
-        assert torch.equal(twin(DATA[0]), part(DATA[0]))
-        for p in twin.parameters():
-            p.add_(0.1)
-        assert not torch.equal(twin(DATA[0]), part(DATA[0]))
-        wide = copy.deepcopy(part).double()
-        torch.testing.assert_close(wide(DATA[0].double()).float(), part(DATA[0]), rtol=1e-4, atol=1e-4)
-    part.train()
-    part.predict(DATA[0][:3])
-    assert all(module.training for module in part.modules())
+        torch.testing.assert_close(compiled(DATA[0]), made(DATA[0]), rtol=1e-5, atol=1e-5)
 
 
 # -- classes that come and go --------------------------------------------------------------------------------
@@ -762,11 +721,10 @@ def test_scores_leave_out_images_of_a_class_that_was_removed() -> None:
     row = scores.row("assembled")
     assert row.images == len(right) == 36
     assert row.accuracy == pytest.approx(100 * float(torch.stack(right).double().mean()))
-    with torch.no_grad():
-        found = [
-            torch.ones(12, dtype=torch.bool),
-            *(sources[1].eval()(second[i])[:, [1, 3]].argmax(1) == i for i in (0, 1)),
-        ]
+    found = [
+        torch.ones(12, dtype=torch.bool),
+        *(sources[1].eval()(second[i])[:, [1, 3]].argmax(1) == i for i in (0, 1)),
+    ]
     assert scores.row("restricted").accuracy == pytest.approx(100 * float(torch.cat(found).double().mean()))
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import brickyard as by
 from brickyard.base._declare import checked, declared, flat
@@ -24,7 +21,6 @@ from brickyard.base._options import (
     FinetuneOptions,
     LocateOptions,
 )
-from brickyard.cli._app import app
 from brickyard.recipes._schema import AssemblyRecipe, ComponentRecipe
 from brickyard.scaling._scale import Scale
 from brickyard.scaling._strategies import SCALINGS as STRATEGIES
@@ -32,6 +28,7 @@ from brickyard.scaling._strategies import scaling
 from brickyard.selection._importance import CRITERIA as RANKINGS
 from brickyard.selection._importance import criterion
 from brickyard.testing import chain
+from shell import python, run
 
 ROOT = Path(__file__).parents[2]
 VERBS = {
@@ -42,18 +39,9 @@ VERBS = {
     by.finetune: FinetuneOptions,
 }
 
-# Run in a process of its own: ADDED is declared before anything reads the declaration.
+# What is found of an option everywhere. In a process of its own it is declared first, before anything reads that.
 EVERYWHERE = """
 import inspect, json, sys, tempfile
-from typing import Annotated, Any
-from brickyard.base import _options
-from brickyard.base._declare import Opt
-
-holder, recipe, added = getattr(_options, sys.argv[1]), sys.argv[2], sys.argv[3] == "added"
-if added:
-    help = "Sharpen the result by this much."
-    option = Opt(default=0.25, least=0, most=1, help=help)
-    holder.__annotations__["sharpness"] = Annotated[float, option]
 
 import brickyard as by
 from brickyard.base._errors import OptionError
@@ -63,12 +51,8 @@ from brickyard.workbench._bench import Bench, Plan
 from brickyard.workbench._limits import Limits
 from typer.testing import CliRunner
 
-sys.path.insert(0, sys.argv[4])
+sys.path.insert(0, TOOLS)
 import options_table
-
-verb = getattr(by, sys.argv[5])
-section = getattr(_schema, recipe)
-own = {"source": "a", "task": "0"} if recipe == "ComponentRecipe" else {}
 
 def refused(call):
     try:
@@ -77,50 +61,60 @@ def refused(call):
         return type(error).__name__
     return ""
 
-given = {"relevance": None} if sys.argv[5] == "disassemble" else {}
-bench = Bench(tempfile.mkdtemp(), Limits())
-parameter = inspect.signature(verb).parameters.get("sharpness")
-field = section.model_fields.get("sharpness")
-shown = CliRunner().invoke(app, [sys.argv[5], "--help"]).output
-print(json.dumps({
-    "signature": None if parameter is None else parameter.default,
-    "docstring": "Sharpen the result" in verb.__doc__,
-    "help": "--sharpness" in shown and "Sharpen the result" in shown,
-    "schema": None if field is None else field.default,
-    "table": "| `sharpness` | Sharpen the result by this much. | `0.25` |" in options_table.options_page(),
-    "recipes": "| `sharpness` |" in options_table.recipes_page((options_table.DOCS / "recipes.md").read_text()),
-    "form": [item["default"] for item in bench.overview()["options"] if item["name"] == "sharpness"],
-    "call": refused(lambda: verb(None, **given, **({"task": [0]} if given else {}), sharpness=2)),
-    "recipe": refused(lambda: section(**own, sharpness=2)),
-    "plan": refused(lambda: Plan.of({"bricks": [], "sharpness": 2}, Limits())),
-    "plan-value": refused(lambda: Plan.of({"bricks": [], "sharpness": 0.5}, Limits())),
-}))
+found = {}
+for verb, option, recipe, given, own in (
+    ("disassemble", "sharpness", "ComponentRecipe", {"relevance": None, "task": [0]}, {"source": "a", "task": "0"}),
+    ("assemble", "smoothness", "AssemblyRecipe", {}, {}),
+):
+    section = getattr(_schema, recipe)
+    parameter = inspect.signature(getattr(by, verb)).parameters.get(option)
+    field = section.model_fields.get(option)
+    shown = CliRunner().invoke(app, [verb, "--help"]).output
+    help = f"Change the {option} by this much."
+    bench = Bench(tempfile.mkdtemp(), Limits())
+    found[verb] = {
+        "signature": None if parameter is None else parameter.default,
+        "docstring": help in getattr(by, verb).__doc__,
+        "help": f"--{option}" in shown and f"Change the {option}" in shown,
+        "schema": None if field is None else field.default,
+        "table": f"| `{option}` | {help} | `0.25` |" in options_table.options_page(),
+        "recipes": f"| `{option}` |" in options_table.recipes_page((options_table.DOCS / "recipes.md").read_text()),
+        "form": [item["default"] for item in bench.overview()["options"] if item["name"] == option],
+        "call": refused(lambda: getattr(by, verb)(None, **given, **{option: 2})),
+        "recipe": refused(lambda: section(**own, **{option: 2})),
+        "plan": refused(lambda: Plan.of({"bricks": [], option: 2}, Limits())),
+        "plan-value": refused(lambda: Plan.of({"bricks": [], option: 0.5}, Limits())),
+    }
+"""
+ADDED = """
+from typing import Annotated
+from brickyard.base import _options
+from brickyard.base._declare import Opt
+
+for holder, option in ((_options.DisassembleOptions, "sharpness"), (_options.AssembleOptions, "smoothness")):
+    declared = Opt(default=0.25, least=0, most=1, help=f"Change the {option} by this much.")
+    holder.__annotations__[option] = Annotated[float, declared]
 """
 
 
-@pytest.mark.parametrize(
-    ("verb", "holder", "recipe"),
-    [("disassemble", "DisassembleOptions", "ComponentRecipe"), ("assemble", "AssembleOptions", "AssemblyRecipe")],
-)
-def test_an_option_that_is_added_is_everywhere(verb, holder, recipe) -> None:
+def test_an_option_that_is_added_is_everywhere() -> None:
     pytest.importorskip("fastapi")
-    found: dict[str, Any] = {}
-    for what in ("added", "not"):
-        command = [sys.executable, "-c", EVERYWHERE, holder, recipe, what, str(ROOT / "tools"), verb]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        found[what] = json.loads(done.stdout)
-    added, plain = found["added"], found["not"]
-    assert added["signature"] == added["schema"] == 0.25
-    assert all(added[place] for place in ("docstring", "help", "table", "recipes"))
-    assert added["call"] == "OptionError"
-    assert added["recipe"] == "ValidationError"
-    assert plain["signature"] is plain["schema"] is None
-    assert not any(plain[place] for place in ("docstring", "help", "table", "recipes", "form"))
-    on_page = verb == "assemble"  # the workbench assembles
-    assert added["form"] == ([0.25] if on_page else [])
-    assert (added["plan"], added["plan-value"]) == ("OptionError", "" if on_page else "OptionError")
-    assert plain["plan-value"] == "OptionError"
+    tools = f"TOOLS = {str(ROOT / 'tools')!r}\n"
+    with_it = json.loads(python(ADDED + tools + EVERYWHERE + "print(json.dumps(found))"))
+    without: dict[str, Any] = {}
+    exec(tools + EVERYWHERE, without)  # noqa: S102
+    for verb, added in with_it.items():
+        plain = without["found"][verb]
+        assert added["signature"] == added["schema"] == 0.25
+        assert all(added[place] for place in ("docstring", "help", "table", "recipes"))
+        assert added["call"] == "OptionError"
+        assert added["recipe"] == "ValidationError"
+        assert plain["signature"] is plain["schema"] is None
+        assert not any(plain[place] for place in ("docstring", "help", "table", "recipes", "form"))
+        on_page = verb == "assemble"  # the workbench assembles
+        assert added["form"] == ([0.25] if on_page else [])
+        assert (added["plan"], added["plan-value"]) == ("OptionError", "" if on_page else "OptionError")
+        assert plain["plan-value"] == "OptionError"
 
 
 @pytest.mark.parametrize(("verb", "holder"), VERBS.items(), ids=lambda value: getattr(value, "__name__", ""))
@@ -148,7 +142,7 @@ def test_values_are_taken_apart_and_put_together() -> None:
     names = list(flat(DisassembleOptions))
     assert {"alpha", "flops", "allocation", "round_to", "heal_images"} <= set(names)
     assert not {"budget", "thresholds", "images", "task"} & set(names)
-    result = CliRunner().invoke(app, ["disassemble", "--help"]).output
+    result = run("disassemble", "--help").output
     assert all(f"--{name.replace('_', '-')}" in result for name in names)
     assert "--budget" not in result
 
@@ -162,7 +156,7 @@ def test_a_strategy_that_is_registered_is_a_choice_everywhere() -> None:
 
     try:
         assert list(SCALINGS) == [*before, "by-luck"]
-        assert "by-luck" in " ".join(CliRunner().invoke(app, ["assemble", "--help"]).output.split())
+        assert "by-luck" in " ".join(run("assemble", "--help").output.split())
         assert AssemblyRecipe(scaling="by-luck").scaling == "by-luck"
         data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
         part = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
@@ -187,7 +181,7 @@ def test_a_criterion_that_is_registered_is_a_choice_everywhere() -> None:
 
     try:
         assert list(CRITERIA) == [*before, "first"]
-        assert "random or first" in " ".join(CliRunner().invoke(app, ["disassemble", "--help"]).output.split())
+        assert "random or first" in " ".join(run("disassemble", "--help").output.split())
         assert ComponentRecipe(source="a", task="0", select="first").select == "first"
         part = by.disassemble(model, relevance, task=[0], budget=budget, select="first")
         assert part.manifest.selection.budget["select"] == "first"
@@ -207,8 +201,7 @@ def test_names_are_the_same_before_and_after_their_modules_are_loaded() -> None:
         "import sys\nfrom brickyard.base._options import CRITERIA, SCALINGS\n"
         "print(dict(SCALINGS) | dict(CRITERIA), 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == f"{dict(SCALINGS) | dict(CRITERIA)} False"
+    assert python(code) == f"{dict(SCALINGS) | dict(CRITERIA)} False\n"
 
 
 def test_the_pages_are_what_the_tool_writes(monkeypatch) -> None:

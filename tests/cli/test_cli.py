@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,27 +17,35 @@ from brickyard.sources._loading import load_source
 from shell import COMMANDS, run, save_folder
 
 
+def command(line: str, work: Path, own: Path | None = None, code: int = 0):
+    """Run a command as one types it: W/ is the folder of `work`, F/ the test's own, and .st a .safetensors."""
+    line = line.replace("W/", f"{work}/").replace("F/", f"{own}/").replace(".st", ".safetensors")
+    return run(*line.split(), code=code)
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with two sources, their relevances, two components and an assembly."""
     folder = tmp_path_factory.mktemp("work")
-    for name, classes, network in (("a", "0-2", "lenet5?width=0.5"), ("b", "7-9", "cnn?width=0.25")):
-        run(
-            *("train", network, "--data", "digits", "--classes", classes, "--epochs", 4, "--batch-size", 32),
-            *("--lr", 0.05, "--size", 16, "-o", folder / f"{name}.source.safetensors"),
-        )
-    for name, task in (("a", "0,2"), ("b", "9,7")):
-        source = folder / f"{name}.source.safetensors"
-        data = f"digits?classes={'0-2' if name == 'a' else '7-9'}"
-        images = load_data(data).renumbered(list(range(3)) if name == "a" else [7, 8, 9])
-        save_folder(images, folder / f"{name}-train")
-        run("locate", source, "--data", folder / f"{name}-train", "-o", folder / f"{name}.relevance.safetensors")
-        run(
-            *("disassemble", source, "--relevance", folder / f"{name}.relevance.safetensors", "--task", task),
-            *("--data", folder / f"{name}-train", "--flops", 0.6, "-o", folder / f"{name}.safetensors"),
-        )
-    run("assemble", folder / "a.safetensors", folder / "b.safetensors", "-o", folder / "ab.safetensors")
+    for a, classes, network, task in (("a", "0-2", "lenet5?width=0.5", "0,2"), ("b", "7-9", "cnn?width=0.25", "9,7")):
+        images = load_data(f"digits?classes={classes}")
+        save_folder(images.renumbered(sorted(set(images.labels.tolist()))), folder / f"{a}-train")
+        how = "--epochs 4 --batch-size 32 --lr 0.05 --size 16"
+        command(f"train {network} --data digits --classes {classes} {how} -o W/{a}.source.st", folder)
+        command(f"locate W/{a}.source.st --data W/{a}-train -o W/{a}.relevance.st", folder)
+        cut = f"disassemble W/{a}.source.st --relevance W/{a}.relevance.st --data W/{a}-train"
+        command(f"{cut} --task {task} --flops 0.6 -o W/{a}.st", folder)
+    command("assemble W/a.st W/b.st -o W/ab.st", folder)
     return folder
+
+
+@pytest.fixture
+def typed(work, tmp_path):
+    return lambda line, code=0: command(line, work, tmp_path, code)
+
+
+def printed(result) -> dict:
+    return json.loads(result.stdout)
 
 
 SLOW = {"torch", "numpy", "PIL", "sklearn", "scipy", "yaml", "safetensors"}
@@ -60,31 +69,24 @@ def test_help_imports_nothing_that_is_slow() -> None:
     assert imported("-c", "import brickyard; brickyard.locate") & SLOW  # the control
 
 
-def test_finetune_and_distil(work, tmp_path) -> None:
-    a, both = work / "a.safetensors", work / "ab.safetensors"
-    data = ("--data", work / "a-train", "--data", work / "b-train")
-    out = tmp_path / "tuned.safetensors"
-    found = json.loads(run("finetune", both, *data, "--epochs", 2, "-o", out, "--json").stdout)
-    assert by.load(out).manifest.tuned.model_dump(mode="json") == {k: v for k, v in found.items() if k != "output"}
+def test_finetune_and_distil(typed, tmp_path) -> None:
+    data = "--data W/a-train --data W/b-train"
+    found = printed(typed(f"finetune W/ab.st {data} --epochs 2 -o F/tuned.st --json"))
+    tuned = by.load(tmp_path / "tuned.safetensors").manifest.tuned.model_dump(mode="json")
+    assert tuned == {k: v for k, v in found.items() if k != "output"}
     assert found["epochs"] == 2
-    taught = tmp_path / "taught.safetensors"
-    options = ("--source", work / "a.source.safetensors", "--features", 0.5, "--epochs", 1, "--lr", 1e-3)
-    assert "taught by" in run("finetune", a, "--data", work / "a-train", *options, "-o", taught).stdout
-    again = ("finetune", a, "--data", work / "a-train", "--epochs", 2, "--resume", tmp_path / "state")
-    run(*again, "-o", tmp_path / "1.safetensors")
-    run(*again, "-o", tmp_path / "2.safetensors")
+    taught = "--source W/a.source.st --features 0.5 --epochs 1 --lr 1e-3 -o F/taught.st"
+    assert "taught by" in typed(f"finetune W/a.st --data W/a-train {taught}").stdout
+    for name in "12":
+        typed(f"finetune W/a.st --data W/a-train --epochs 2 --resume F/state -o F/{name}.st")
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
-    student = tmp_path / "student.safetensors"
-    options = ("--teacher", both, "--data", "digits", "--epochs", 1, "--size", 16)
-    run("distil", "cnn?width=0.125", *options, "-o", student)
-    assert load_source(str(student)).classes == ("0", "2", "9", "7")
-    assert "--data" in run("finetune", both, *data[:2], "-o", tmp_path / "x", code=1).stderr
-    nowhere = ("--data", work / "a-train", "--device", "abacus", "-o", tmp_path / "x")
-    for command in (("finetune", a), ("distil", "cnn", "--teacher", a), ("train", "cnn")):
-        assert "'abacus'" in run(*command, *nowhere, code=1).stderr
-    same = ("--data", work / "a-train", "--epochs", 1, "--json", "-o", tmp_path / "same.safetensors", "--force")
-    plain, there = (run("finetune", a, *same, *device).stdout for device in ((), ("--device", "cpu")))
-    assert plain == there
+    typed("distil cnn?width=0.125 --teacher W/ab.st --data digits --epochs 1 --size 16 -o F/student.st")
+    assert load_source(str(tmp_path / "student.safetensors")).classes == ("0", "2", "9", "7")
+    assert "--data" in typed("finetune W/ab.st --data W/a-train -o F/x", 1).stderr
+    for line in ("finetune W/a.st", "distil cnn --teacher W/a.st", "train cnn"):
+        assert "'abacus'" in typed(f"{line} --data W/a-train --device abacus -o F/x", 1).stderr
+    same = "finetune W/a.st --data W/a-train --epochs 1 --json -o F/same.st --force"
+    assert typed(same).stdout == typed(f"{same} --device cpu").stdout
 
 
 def test_the_way_from_sources_to_a_classifier(work) -> None:
@@ -98,20 +100,13 @@ def test_the_way_from_sources_to_a_classifier(work) -> None:
     assert a.manifest.source.sha256 == relevance.source_sha256
 
 
-def test_evaluate_prints_json_and_csv(work, tmp_path) -> None:
-    result = run(
-        *("evaluate", work / "a.safetensors", "--data", work / "a-train", "--source", work / "a.source.safetensors"),
-        *("--no-latency", "--json", "--csv", tmp_path / "rows.csv"),
-    )
-    value = json.loads(result.stdout)
-    names = [row["name"] for row in value["rows"]]
-    assert names == ["base", "restricted", "component"]
-    assert value["rows"][2]["accuracy"] > 80
+def test_evaluate_prints_json_and_csv(typed, tmp_path) -> None:
+    own = "--data W/a-train --source W/a.source.st"
+    rows = printed(typed(f"evaluate W/a.st {own} --no-latency --json --csv F/rows.csv"))["rows"]
+    assert [row["name"] for row in rows] == ["base", "restricted", "component"]
+    assert rows[2]["accuracy"] > 80
     assert (tmp_path / "rows.csv").read_text().startswith("name,images,accuracy")
-    both = run(
-        *("evaluate", work / "ab.safetensors", "--data", work / "a-train", "--data", work / "b-train"),
-        *("--source", work / "a.source.safetensors", "--source", work / "b.source.safetensors", "--no-latency"),
-    )
+    both = typed(f"evaluate W/ab.st {own} --data W/b-train --source W/b.source.st --no-latency")
     assert "assembled" in both.stdout
     assert "oracle" in both.stdout
 
@@ -128,116 +123,82 @@ def test_predict_is_what_the_library_says(work) -> None:
         assert answer["classes"][0]["probability"] == pytest.approx(probability, abs=1e-5)
 
 
-def test_show_everything(work) -> None:
-    for name in ("a.safetensors", "ab.safetensors", "a.relevance.safetensors"):
-        assert "lenet5" in run("show", work / name, "--axes").stdout
-    assert "conv1" in run("show", work / "a.source.safetensors").stdout
-    table = run("show", "zoo:resnet20").stdout
-    assert "layer1.0.conv1" in table
-    value = json.loads(run("show", work / "a.safetensors", "--json").stdout)
-    assert value["classes"] == ["0", "2"]
+def test_show_everything(typed) -> None:
+    for name in ("a", "ab", "a.relevance"):
+        assert "lenet5" in typed(f"show W/{name}.st --axes").stdout
+    assert "conv1" in typed("show W/a.source.st").stdout
+    assert "layer1.0.conv1" in typed("show zoo:resnet20").stdout
+    assert printed(typed("show W/a.st --json"))["classes"] == ["0", "2"]
 
 
-def test_few_shot_scaling_from_the_command_line(work, tmp_path) -> None:
-    run(
-        *("assemble", work / "a.safetensors", work / "b.safetensors", "--scaling", "joint-head", "--shots", 3),
-        *("--images", work / "a-train", "--images", work / "b-train", "-o", tmp_path / "s.safetensors"),
-    )
+def test_few_shot_scaling_from_the_command_line(typed, tmp_path) -> None:
+    images = "--images W/a-train --images W/b-train"
+    typed(f"assemble W/a.st W/b.st --scaling joint-head --shots 3 {images} -o F/s.st")
     whole = by.load(tmp_path / "s.safetensors")
     assert whole.manifest.scaling.images == 12
     assert not torch.equal(whole.matrix, torch.eye(4, dtype=torch.float64))
 
 
-def test_mistakes_are_one_clear_error_and_code_one(work, tmp_path) -> None:
-    source, relevance = work / "a.source.safetensors", work / "a.relevance.safetensors"
-    cut = ("disassemble", source, "--relevance", relevance, "--heal", "none", "-o", tmp_path / "x.safetensors")
-    (tmp_path / "foreign.safetensors").write_bytes(b"nothing at all")
-    for arguments, quoted in [
-        ((*cut, "--task", "0", "--flops", "0"), "flops"),
-        ((*cut, "--task", "0", "--alpha", "7"), "alpha"),
-        ((*cut[:2], "--task", "0", *cut[-2:]), "--relevance"),
-        ((*cut[:-4], "--task", "0", *cut[-2:]), "'refit'"),
-        (("show", tmp_path / "foreign.safetensors"), "foreign.safetensors"),
-        (("show", tmp_path / "nowhere.safetensors"), "nowhere.safetensors"),
-        (("evaluate", relevance, "--data", "digits"), "a.relevance.safetensors"),
-        (("evaluate", work / "a.safetensors", "--data", "/nowhere"), "/nowhere"),
-    ]:
-        result = run(*arguments, code=1)
-        assert quoted in result.stderr, (arguments, result.stderr)
-        assert result.stderr.startswith("brickyard: ") or "\nbrickyard: " in result.stderr
-        assert "Traceback" not in result.stderr
-        assert result.stdout == ""
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.safetensors"]
-    assert "--unknown" in run(*cut, "--task", "0", "--unknown", code=2).stderr
-
-
-def test_labels_follow_class_names(work, tmp_path) -> None:
+def test_labels_follow_class_names(typed, work, tmp_path) -> None:
     """The second source's classes 0, 1, 2 are the digits 7, 8, 9: labels of `digits` must not be taken as they are."""
-    source = work / "b.source.safetensors"
-    place = ("--source", source, "--no-latency", "--json")
-    by_name = run("evaluate", work / "b.safetensors", "--data", "digits", *place)
+    by_name = typed("evaluate W/b.st --data digits --source W/b.source.st --no-latency --json")
     assert by_name.stderr  # that images of other classes were left out
-    row = next(row for row in json.loads(by_name.stdout)["rows"] if row["name"] == "component")
+    row = next(row for row in printed(by_name)["rows"] if row["name"] == "component")
     component = by.load(work / "b.safetensors")
     test = load_data("digits", split="test").of_classes(component.classes)
     named = [test.classes[k] for k in test.labels.tolist()]
     right = [a == b for a, b in zip(component.predict(test.images), named, strict=True)]
     assert row["images"] == len(test)
     assert row["accuracy"] == pytest.approx(100 * sum(right) / len(right))
-    run("locate", source, "--data", "digits", "-o", tmp_path / "all.safetensors")
-    run("locate", source, "--data", work / "b-train", "-o", tmp_path / "own.safetensors")
+    typed("locate W/b.source.st --data digits -o F/all.st")
+    typed("locate W/b.source.st --data W/b-train -o F/own.st")
     whole, own = (by.load(tmp_path / f"{name}.safetensors") for name in ("all", "own"))
     assert whole.task == own.task
     assert torch.equal(whole.sum("seq.4"), own.sum("seq.4"))
     (tmp_path / "cats" / "cat").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "cat" / "1.png")
-    assert "--class-names" in run("evaluate", work / "b.safetensors", "--data", tmp_path / "cats", code=1).stderr
+    assert "--class-names" in typed("evaluate W/b.st --data F/cats", 1).stderr
 
 
-def test_relevances_from_a_file_keep_their_thresholds(work, tmp_path) -> None:
-    source, file = work / "a.source.safetensors", tmp_path / "strict.safetensors"
-    run("locate", source, "--data", work / "a-train", "--alpha", 0.7, "--beta", 0.6, "-o", file)
-    cut = ("disassemble", source, "--relevance", file, "--task", "0", "--heal", "none", "--json", "-o")
-    kept = json.loads(run(*cut, tmp_path / "kept.safetensors").stdout)
-    usual = json.loads(run(*cut, tmp_path / "usual.safetensors", "--alpha", 0.3, "--beta", 0.2).stdout)
+def test_relevances_from_a_file_keep_their_thresholds(typed, tmp_path) -> None:
+    typed("locate W/a.source.st --data W/a-train --alpha 0.7 --beta 0.6 -o F/strict.st")
+    cut = "disassemble W/a.source.st --relevance F/strict.st --task 0 --heal none --json"
+    kept, usual = (printed(typed(f"{cut} {how}")) for how in ("-o F/kept.st", "-o F/usual.st --alpha 0.3 --beta 0.2"))
     assert by.load(tmp_path / "kept.safetensors").manifest.selection.thresholds["alpha"] == 0.7
     assert kept["flops"] < usual["flops"]
-    idle = run(*cut, tmp_path / "no.safetensors", "--flops", 0.5, "--alpha", 0.2, "--size", 8, code=1)
-    assert "--size, --alpha" in idle.stderr
+    assert "--size, --alpha" in typed(f"{cut} -o F/no.st --flops 0.5 --alpha 0.2 --size 8", 1).stderr
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_size_alone_keeps_what_the_source_says(work, tmp_path) -> None:
-    source = work / "a.source.safetensors"
-    run("locate", source, "--data", work / "a-train", "--size", 16, "-o", tmp_path / "sized.safetensors")
+def test_size_alone_keeps_what_the_source_says(typed, work, tmp_path) -> None:
+    typed("locate W/a.source.st --data W/a-train --size 16 -o F/sized.st")
     sized, own = by.load(tmp_path / "sized.safetensors"), by.load(work / "a.relevance.safetensors")
     assert sized.preprocessing == own.preprocessing
     assert own.preprocessing.mean is not None
-    refused = run("train", "vgg16", "--data", "digits", "--size", 4, "-o", tmp_path / "tiny.safetensors", code=1)
-    assert "4x4" in refused.stderr
+    assert "4x4" in typed("train vgg16 --data digits --size 4 -o F/tiny.st", 1).stderr
 
 
-def test_csv_is_not_overwritten_unasked(work, tmp_path) -> None:
+def test_csv_is_not_overwritten_unasked(typed, tmp_path) -> None:
     (tmp_path / "rows.csv").write_text("precious")
-    score = ("evaluate", work / "a.safetensors", "--data", "digits", "--no-latency", "--csv", tmp_path / "rows.csv")
-    assert "rows.csv" in run(*score, code=1).stderr
+    score = "evaluate W/a.st --data digits --no-latency --csv F/rows.csv"
+    assert "rows.csv" in typed(score, 1).stderr
     assert (tmp_path / "rows.csv").read_text() == "precious"
-    run(*score, "--force")
+    typed(f"{score} --force")
     assert (tmp_path / "rows.csv").read_text().startswith("name,")
 
 
-def test_ctrl_c_leaves_no_file(work, tmp_path, monkeypatch) -> None:
+def test_ctrl_c_leaves_no_file(typed, tmp_path, monkeypatch) -> None:
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("brickyard.storage._safefile.save_file", stop)
-    arguments = ("disassemble", work / "a.source.safetensors", "--data", work / "a-train", "--task", "0,1")
-    run(*arguments, "-o", tmp_path / "x.safetensors", code=130)
+    cut = "disassemble W/a.source.st --data W/a-train --task 0,1 -o F/x.st"
+    typed(cut, 130)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    run(*arguments, "-o", tmp_path / "x.safetensors")
+    typed(cut)
     first = (tmp_path / "x.safetensors").read_bytes()
-    run(*arguments, "-o", tmp_path / "x.safetensors", "--force")
+    typed(f"{cut} --force")
     assert (tmp_path / "x.safetensors").read_bytes() == first  # the same call, the same bytes
 
 
@@ -245,51 +206,30 @@ def test_the_version() -> None:
     assert run("--version").stdout.strip() == f"brickyard {by.__version__}"
 
 
-def test_routes_and_report_say_what_the_files_say(work, tmp_path) -> None:
-    source, relevance = work / "a.source.safetensors", work / "a.relevance.safetensors"
+def test_routes_and_report_say_what_the_files_say(typed, work, tmp_path) -> None:
     picture, page = tmp_path / "routes.svg", tmp_path / "report.html"
-    result = run(
-        *("routes", source, "--relevance", relevance, "--classes", "0,2", "--data", work / "a-train"),
-        *("--seeds", 2, "-o", picture, "--json"),
-    )
-    value = json.loads(result.stdout)
+    routes = "routes W/a.source.st --relevance W/a.relevance.st --classes"
+    value = printed(typed(f"{routes} 0,2 --data W/a-train --seeds 2 -o F/routes.svg --json"))
     assert value["classes"] == ["0", "2"]
-    located = by.load(relevance)
+    located = by.load(work / "a.relevance.safetensors")
     for entry in value["relevant"][1:-1]:
         assert entry["channels"] == located.relevant(entry["axis"])[[0, 2]].sum(1).tolist()
     assert [row["name"] for row in value["faithfulness"]] == ["0", "2"]
     assert value["faithfulness"][0]["whole"]["hits"] > 80
     assert "Decision routes" in picture.read_text()
-    other = run(
-        "routes", work / "b.source.safetensors", "--relevance", relevance, "--classes", 0, "-o", picture, code=1
-    )
-    assert picture.name in other.output
-    other = run("routes", work / "b.source.safetensors", "--relevance", relevance, "--classes", 0, "-o", page, code=1)
-    assert ".svg" in other.output
-    result = run(
-        *(
-            "report",
-            work / "a.safetensors",
-            work / "ab.safetensors",
-            "--relevance",
-            relevance,
-            "--data",
-            work / "a-train",
-        ),
-        *("--data", work / "a-train", "--data", work / "b-train", "--source", source, "-o", page, "--json"),
-    )
-    value = json.loads(result.stdout)
+    other = routes.replace("a.source", "b.source")
+    assert "routes.svg" in typed(f"{other} 0 -o F/routes.svg", 1).output
+    assert ".svg" in typed(f"{other} 0 -o F/report.html", 1).output
+    data = "--data W/a-train --data W/a-train --data W/b-train --source W/a.source.st"
+    value = printed(typed(f"report W/a.st W/ab.st --relevance W/a.relevance.st {data} -o F/report.html --json"))
     assert value["items"] == ["a.safetensors", "ab.safetensors", "a.relevance.safetensors"]
     assert value["bytes"] == len(page.read_bytes())
-    measured = json.loads(
-        run("evaluate", work / "a.safetensors", "--data", work / "a-train", "--no-latency", "--json").stdout
-    )
-    row = measured["rows"][-1]
+    row = printed(typed("evaluate W/a.st --data W/a-train --no-latency --json"))["rows"][-1]
     assert f"<td><bdi>{row['accuracy']:.1f}±{row['error']:.1f}</bdi></td>" in page.read_text(encoding="utf-8")
-    for arguments, message in [
-        (("report", relevance, "-o", page), page.name),
-        (("report", work / "ab.safetensors", *["--data", "digits"] * 3, "-o", tmp_path / "x.html"), "2 parts"),
-        (("report", relevance, "--faithfulness", "-o", tmp_path / "x.html"), "--source"),
+    for line, message in [
+        ("W/a.relevance.st -o F/report.html", "report.html"),
+        ("W/ab.st --data digits --data digits --data digits -o F/x.html", "2 parts"),
+        ("W/a.relevance.st --faithfulness -o F/x.html", "--source"),
     ]:
-        assert message in run(*arguments, code=1).output
+        assert message in typed(f"report {line}", 1).output
     assert not (tmp_path / "x.html").exists()

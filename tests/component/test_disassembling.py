@@ -121,12 +121,11 @@ def test_a_bare_component_is_the_zeroed_source(make) -> None:
     for reject in (False, True):
         component = by.disassemble(model, relevance, task=["3", "1"], heal="none", reject=reject)
         keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}
-        with torch.no_grad():
-            expected = zeroed_output(relevance.graph(model), keep, x)
-            if reject:
-                expected = torch.cat([expected[:, [3, 1]], expected[:, [0, 2]].logsumexp(1, keepdim=True)], 1)
-            assert relative(component(x), expected) < 1e-9
-            assert relative(component(x)[:, :2], model(x)[:, [3, 1]]) > 1e-9
+        expected = zeroed_output(relevance.graph(model), keep, x)
+        if reject:
+            expected = torch.cat([expected[:, [3, 1]], expected[:, [0, 2]].logsumexp(1, keepdim=True)], 1)
+        assert relative(component(x), expected) < 1e-9
+        assert relative(component(x)[:, :2], model(x)[:, [3, 1]]) > 1e-9
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -174,8 +173,7 @@ def test_unknown_operations_cost_size_and_never_correctness() -> None:
         assert name in str(component)
     keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}
     assert len(keep["d"]) < 5
-    with torch.no_grad():
-        assert relative(component(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-9
+    assert relative(component(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-9
     with refused("file-unsupported-operation", "logcumsumexp"):
         component.save("never.safetensors")
 
@@ -202,11 +200,10 @@ def test_refit_is_ridge_regression(images, monkeypatch) -> None:
         batches = [batches[0][:images]]
     network = cut(graph, keep)
     x = torch.cat(batches)
-    with torch.no_grad():
-        read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
-        target = model.conv2(torch.relu(model.bn1(model.conv1(x))))[:, keep["conv2"]]
-        residual = target - network.layer("conv2")(read)
-        columns = nn.functional.unfold(read, 3, stride=2)  # (B, n, L)
+    read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
+    target = model.conv2(torch.relu(model.bn1(model.conv1(x))))[:, keep["conv2"]]
+    residual = (target - network.layer("conv2")(read)).detach()
+    columns = nn.functional.unfold(read.detach(), 3, stride=2)  # (B, n, L)
     design = columns.permute(0, 2, 1).reshape(-1, columns.shape[1]).numpy()
     assert (len(design) < design.shape[1]) == (images is not None)
     goal = residual.flatten(2).permute(0, 2, 1).reshape(design.shape[0], -1).numpy()
@@ -233,17 +230,14 @@ def test_every_round_lowers_the_error_behind_the_relu(monkeypatch) -> None:
         network = cut(graph, keep)
         sliced = network.layer("conv2").weight.detach().clone()
         heal_network(graph, keep, network, batches, "refit", 1e-3)
-        with torch.no_grad():
-            read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
-            found = network.layer("bn2")(network.layer("conv2")(read))
-            goal = model.bn2(model.conv2(torch.relu(model.bn1(model.conv1(x)))))[:, keep["conv2"]]
-            scale = (network.layer("bn2").weight / (network.layer("bn2").running_var + 1e-5).sqrt()).reshape(
-                1, -1, 1, 1
-            )
-            moved = (network.layer("conv2").weight - sliced).square().sum()
-            pull = 1e-3 * nn.functional.unfold(read, 3, stride=2).square().sum() / sliced[0].numel() * moved
-            behind.append(float(((torch.relu(goal) - torch.relu(found)) / scale).square().sum() + pull))
-            before.append(float(((goal - found) / scale).square().sum() + pull))
+        read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
+        found = network.layer("bn2")(network.layer("conv2")(read))
+        goal = model.bn2(model.conv2(torch.relu(model.bn1(model.conv1(x)))))[:, keep["conv2"]]
+        scale = (network.layer("bn2").weight / (network.layer("bn2").running_var + 1e-5).sqrt()).reshape(1, -1, 1, 1)
+        moved = (network.layer("conv2").weight - sliced).square().sum()
+        pull = 1e-3 * nn.functional.unfold(read, 3, stride=2).square().sum() / sliced[0].numel() * moved
+        behind.append((((torch.relu(goal) - torch.relu(found)) / scale).square().sum() + pull).item())
+        before.append((((goal - found) / scale).square().sum() + pull).item())
     assert behind == sorted(behind, reverse=True)
     assert behind[3] < 0.9 * behind[0]
     assert before == sorted(before)  # the control: the plain least squares are the best there is for this
@@ -308,8 +302,7 @@ def test_healing_brings_outputs_closer(make, method) -> None:
     x = torch.cat(batches)
     bare, healed = cut(graph, keep), cut(graph, keep)
     heal_network(graph, keep, healed, batches, method, 1e-3)
-    with torch.no_grad():
-        errors = [float((network(x) - model(x)).square().mean()) for network in (healed, bare)]
+    errors = [(network(x) - model(x)).square().mean().item() for network in (healed, bare)]
     assert errors[0] < errors[1]
 
 
@@ -318,9 +311,8 @@ def test_moments_are_matched() -> None:
     network = cut(graph, keep)
     heal_network(graph, keep, network, batches, "moments", 1e-3)
     x = torch.cat(batches)
-    with torch.no_grad():
-        ours = nn.Sequential(*[network.layer(n) for n in ("conv1", "bn1", "relu1", "conv2", "bn2")])(x)
-        theirs = nn.Sequential(*list(model.children())[:5])(x)[:, keep["conv2"]]
+    ours = nn.Sequential(*[network.layer(n) for n in ("conv1", "bn1", "relu1", "conv2", "bn2")])(x)
+    theirs = nn.Sequential(*list(model.children())[:5])(x)[:, keep["conv2"]]
     torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(ours.var((0, 2, 3)), theirs.var((0, 2, 3)), rtol=1e-6, atol=1e-8)
 
@@ -382,8 +374,7 @@ def test_layers_that_run_twice_are_named() -> None:
     assert any("'again'" in note and "2" in note for note in component.manifest.heal.notes)
     keep = {"stem": torch.tensor(component.manifest.axes["stem"].kept), "linear": torch.tensor([0, 1])}
     bare = cut(relevance.graph(model), keep)
-    with torch.no_grad():
-        assert relative(bare(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-12
+    assert relative(bare(data[0]), zeroed_output(relevance.graph(model), keep, data[0])) < 1e-12
 
 
 def test_images_without_labels_heal_too() -> None:

@@ -45,7 +45,7 @@ def main() -> int:
             print(json.dumps(report), flush=True)
             reports.append(report)
     minutes = (time.perf_counter() - start) / 60
-    problems = [f"{r['title']}: {problem}" for r in reports for problem in wrong(r)]
+    problems = [f"{r['title']}: {problem}" for r in reports for problem in checks.wrong(r)]
     if args.only is None:
         TABLE.write_text(page(reports, minutes, args.workers))
     print("\n".join(problems) or "all right", file=sys.stderr)
@@ -57,7 +57,7 @@ def run_one(name: str) -> int:
     entry = next(entry for entry in models.MODELS if entry.name == name)
     with tempfile.TemporaryDirectory() as folder:
         report = checks.check(entry, Path(folder), onnx=True, pruning=True)
-    print("REPORT " + json.dumps(report.as_dict()))
+    print("REPORT " + json.dumps(report))
     return 0
 
 
@@ -74,22 +74,6 @@ def in_a_process(entry: models.Entry) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(line.removeprefix("REPORT "))
             return found
     return {"title": entry.title, "error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
-
-
-def wrong(report: dict[str, Any]) -> list[str]:
-    """What of a report is not as it must be."""
-    if "error" in report:
-        return [report["error"]]
-    found = [f"{key} error {report[key]:.1e}" for key in ("traced", "zeroed", "padded") if not report[key] < 1e-9]
-    if not report["control"] > 1e-6:
-        found.append("the cut changed nothing: the check is empty")
-    if not report["refit"] < report["bare"]:
-        found.append(f"refit error {report['refit']:.2f} is not below {report['bare']:.2f}")
-    if not report["file"]:
-        found.append("the file gives other outputs elsewhere")
-    if not report["onnx"] < 1e-4:
-        found.append(f"onnx error {report['onnx']:.1e}")
-    return found
 
 
 PAGE = """# Architectures

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +25,23 @@ from brickyard.testing import zeroed_output
 REMOVED = 0.3
 FOREIGNERS = ("torchvision", "timm")
 
-# Loads a file where the source's libraries are not imported, and says so. As many threads: sums are ordered by them.
+# Loads files where the sources' libraries are not imported, and says whether they give the same. As many threads: sums
+# are ordered by them.
 LOADER = f"""
 import sys, torch
 import brickyard as by
 from safetensors.torch import load_file
-torch.set_num_threads(int(sys.argv[3]))
-shown = load_file(sys.argv[2])
-component = by.load(sys.argv[1])
-with torch.no_grad():
-    found = component(shown["images"].clone())
-assert not set({FOREIGNERS!r}) & set(sys.modules)
-sys.exit(0 if torch.equal(found, shown["outputs"]) else 3)
+torch.set_num_threads(int(sys.argv[1]))
+for line in sys.stdin:
+    path, shown = line.rstrip("\\n").split("\\t")
+    shown = load_file(shown)
+    with torch.no_grad():
+        found = by.load(path)(shown["images"].clone())
+    assert not set({FOREIGNERS!r}) & set(sys.modules)
+    print(torch.equal(found, shown["outputs"]), flush=True)
 """
 
-
-@dataclass
-class Report:
-    """The figures of one architecture; the columns of the table."""
-
-    title: str
-    size: int
-    axes: int = 0
-    steps: int = 0
-    free: float = 0.0
-    pinned: dict[str, int] = field(default_factory=dict)
-    trace_s: float = 0.0
-    traced: float = 0.0
-    zeroed: float = 0.0
-    control: float = 0.0
-    padded: float = 0.0
-    bare: float = 0.0
-    refit: float = 0.0
-    flops: float = 0.0
-    file: bool = False
-    onnx: float | None = None
-    pruning: str = ""
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+Report = dict[str, Any]  # the figures of one architecture by name: the columns of the table
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -93,20 +70,20 @@ def check_surgery(entry: models.Entry, model: nn.Module, report: Report) -> Grap
     x = images(entry, 2, 0)
     start = time.perf_counter()
     graph = trace(model, x)
-    report.trace_s = time.perf_counter() - start
-    report.axes, report.steps, report.free = len(graph.axes), len(graph.network.nodes), graph.free_share
-    report.pinned = dict(Counter(reason_kind(pin.reason) for pin in graph.pinned()))
+    report["trace_s"] = time.perf_counter() - start
+    report["axes"], report["steps"], report["free"] = len(graph.axes), len(graph.network.nodes), graph.free_share
+    report["pinned"] = dict(Counter(reason_kind(pin.reason) for pin in graph.pinned()))
     x = images(entry, 3, 1)  # another batch than was traced
     keeps = [drawn_keep(graph, seed) for seed in (0, 1)]
     networks = [cut(graph, keep) for keep in keeps]
     with torch.no_grad():
         whole = model(x)
-        report.traced = relative(graph.network(x), whole)
+        report["traced"] = relative(graph.network(x), whole)
         outputs = [network(x) for network in networks]
-        report.zeroed = relative(outputs[0], zeroed_output(graph, keeps[0], x))
-        report.control = relative(outputs[0], whole)
+        report["zeroed"] = relative(outputs[0], zeroed_output(graph, keeps[0], x))
+        report["control"] = relative(outputs[0], whole)
         parts = [Part(graph, keep, network) for keep, network in zip(keeps, networks, strict=True)]
-        report.padded = relative(join(parts)(x), torch.cat(outputs, 1))
+        report["padded"] = relative(join(parts)(x), torch.cat(outputs, 1))
     return graph
 
 
@@ -121,16 +98,23 @@ def check_component(entry: models.Entry, model: nn.Module, report: Report, folde
     relevance = by.locate(model, data, keep_sums=False)
     task = [2, 0, *range(3, models.CLASSES), 1]
     component = by.disassemble(model, relevance, task=task, budget=by.Budget(flops=0.6))
-    report.flops = component.manifest.selection.flops / component.manifest.source.flops
+    report["flops"] = component.manifest.selection.flops / component.manifest.source.flops
     graph = relevance.graph(model)
     keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}
     with torch.no_grad():
         goal = model(data[0])[:, task]
         energy = (goal - goal.mean(0)).norm()
-        report.bare = float((cut(graph, keep)(data[0]) - goal).norm() / energy)
-        report.refit = float((component(data[0]) - goal).norm() / energy)
-    report.file = loads_elsewhere(component, data[0][:2], folder)
+        report["bare"] = float((cut(graph, keep)(data[0]) - goal).norm() / energy)
+        report["refit"] = float((component(data[0]) - goal).norm() / energy)
+    report["file"] = loads_elsewhere(component, data[0][:2], folder)
     return component
+
+
+@cache
+def elsewhere(threads: int) -> subprocess.Popen[str]:
+    """A process without the sources' libraries: one for all files, as it takes seconds to start."""
+    command = [sys.executable, "-c", LOADER, str(threads)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def loads_elsewhere(component: by.Component, x: Tensor, folder: Path) -> bool:
@@ -139,11 +123,12 @@ def loads_elsewhere(component: by.Component, x: Tensor, folder: Path) -> bool:
         outputs = component(x)
     path = component.save(folder / "component.safetensors", overwrite=True)
     save_file({"images": x.contiguous(), "outputs": outputs}, folder / "shown.safetensors")
-    command = [sys.executable, "-c", LOADER, str(path), str(folder / "shown.safetensors"), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return done.returncode == 0
+    loader = elsewhere(torch.get_num_threads())
+    print(path, folder / "shown.safetensors", sep="\t", file=loader.stdin, flush=True)
+    said = loader.stdout.readline() if loader.stdout else ""
+    if not said:
+        raise RuntimeError(f"{path} does not load elsewhere")
+    return said == "True\n"
 
 
 def check_onnx(entry: models.Entry, component: by.Component, folder: Path) -> float:
@@ -172,15 +157,31 @@ def check_onnx(entry: models.Entry, component: by.Component, folder: Path) -> fl
 def check(entry: models.Entry, folder: Path, *, onnx: bool, pruning: bool) -> Report:
     """Everything of one architecture."""
     start = time.perf_counter()
-    report = Report(entry.title, entry.size)
+    report: Report = {"title": entry.title, "size": entry.size, "onnx": None, "pruning": ""}
     model = models.build(entry).double()
     graph = check_surgery(entry, model, report)
     if pruning:
         import second_opinion
 
-        report.pruning = second_opinion.compare(entry, model, graph)
+        report["pruning"] = second_opinion.compare(entry, model, graph)
     component = check_component(entry, model.float(), report, folder)
     if onnx:
-        report.onnx = check_onnx(entry, component, folder)
-    report.seconds = time.perf_counter() - start
+        report["onnx"] = check_onnx(entry, component, folder)
+    report["seconds"] = time.perf_counter() - start
     return report
+
+
+def wrong(report: dict[str, Any]) -> list[str]:
+    """What of a report is not as it must be."""
+    if "error" in report:
+        return [report["error"]]
+    found = [f"{key} error {report[key]:.1e}" for key in ("traced", "zeroed", "padded") if not report[key] < 1e-9]
+    if not report["control"] > 1e-6:
+        found.append("the cut changed nothing: the check is empty")
+    if not report["refit"] < report["bare"]:
+        found.append(f"refit error {report['refit']:.2f} is not below {report['bare']:.2f}")
+    if not report["file"]:
+        found.append("the file gives other outputs elsewhere")
+    if report["onnx"] is not None and not report["onnx"] < 1e-4:
+        found.append(f"onnx error {report['onnx']:.1e}")
+    return found

@@ -12,10 +12,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli._app import app
 from brickyard.component._familiarity import Familiarity, _squared
 from brickyard.component._predictor import REJECT
 from brickyard.export import _onnx as exports
@@ -23,6 +21,7 @@ from brickyard.export._onnx import export_onnx, export_state_dict, torch_program
 from brickyard.testing import Branches, Residual, chain, randomised
 from conftest import needed_package, python_blocks, run_blocks
 from errors import refused
+from shell import run
 
 onnxruntime = needed_package("onnxruntime")
 needed_package("onnxscript")
@@ -53,14 +52,13 @@ def session(path):
 
 def agrees(path, model, *shapes, dtype=torch.float32) -> None:
     """The file's outputs are those of the model, on images that the export has not seen."""
-    run = session(path)
+    opened = session(path)
     generator = torch.Generator().manual_seed(7)
     for shape in shapes:
         x = torch.rand(shape, generator=generator)
         x = x if dtype == torch.float32 else (x * 255).to(torch.uint8)
-        logits, shares = run.run(["logits", "probabilities"], {"images": x.numpy()})
-        with torch.no_grad():
-            wanted = model(model.preprocess(x)) if isinstance(model, by.Component) else model(x)
+        logits, shares = opened.run(["logits", "probabilities"], {"images": x.numpy()})
+        wanted = model(model.preprocess(x) if isinstance(model, by.Component) else x).detach()
         assert logits.dtype == shares.dtype == np.float32
         assert np.abs(logits - wanted.numpy()).max() <= 1e-5 * float(wanted.abs().max())
         assert np.allclose(shares, model.predict_proba(x).numpy(), atol=1e-5)
@@ -107,10 +105,10 @@ def test_a_component_with_reject_takes_grey_bytes_of_any_size(tmp_path) -> None:
     component = part(how=HOW[0], reject=True)
     record = export_onnx(component, tmp_path / "x.onnx", dtype="uint8", channels=1, check_images=DATA[0][:, :1])
     agrees(record.path, component, (1, 1, 8, 8), (5, 1, 19, 7), dtype=torch.uint8)
-    run = session(record.path)
-    assert run.get_inputs()[0].type == "tensor(uint8)"
-    assert run.get_inputs()[0].shape == ["batch", 1, "height", "width"]
-    assert json.loads(run.get_modelmeta().custom_metadata_map["classes"]) == ["c", "a", REJECT]
+    opened = session(record.path)
+    assert opened.get_inputs()[0].type == "tensor(uint8)"
+    assert opened.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    assert json.loads(opened.get_modelmeta().custom_metadata_map["classes"]) == ["c", "a", REJECT]
 
 
 def test_the_file_explains_itself_and_is_the_same_each_time(tmp_path) -> None:
@@ -261,12 +259,6 @@ def test_distances_keep_their_digits_in_float32() -> None:
 
 
 # -- the command line and the page -------------------------------------------------------------------------
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 def test_export_from_the_command_line(tmp_path) -> None:

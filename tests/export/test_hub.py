@@ -7,14 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli._app import app
 from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.testing import chain
 from conftest import needed_package
 from errors import refused
+from shell import run
 
 huggingface_hub = needed_package("huggingface_hub")
 
@@ -129,9 +128,7 @@ def test_from_the_hub(tmp_path, monkeypatch) -> None:
 def test_push_from_the_command_line(tmp_path, monkeypatch) -> None:
     hub, file = Hub(), component().save(tmp_path / "c.safetensors")
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
-    arguments = ["push", str(file), "me/pets", "--public", "--license", "mit", "--message", "Hello", "--json"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    result = run("push", file, "me/pets", "--public", "--license", "mit", "--message", "Hello", "--json")
     assert json.loads(result.stdout) == {"repo": "me/pets"}
     assert (hub.made, hub.messages) == ([("me/pets", False, True)], ["me/pets: Hello"])
     assert hub.files["brickyard.safetensors"] == file.read_bytes()

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, Material, after_a_kill, after_a_rerun, contents, copied, exports, jobs, temporary
-from killing import in_a_child
-from shim import COUNT, FAIL, SIGNAL, Shim
+from jobs import Job, after_a_kill, after_a_rerun, contents, copied, exports, jobs, material, temporary
+from killing import in_a_child, undisturbed
+from shim import FAIL, SIGNAL, Shim
 
 import brickyard as by
 from brickyard.cli import _signals as stopping
@@ -33,7 +33,7 @@ CLEARING = ("unlink", "rmdir")  # where these fail, something is left until the 
 def run(only: Sequence[str] = (), most: int = 40) -> tuple[dict[str, Any], list[str]]:
     """Every fault at every call of every job; the figures by job, and all problems."""
     shim = Shim()
-    of = Material.made()
+    of = material()
     found: dict[str, Any] = {}
     problems: list[str] = []
     for job in [*jobs(of), *exports(of)]:
@@ -47,18 +47,7 @@ def run(only: Sequence[str] = (), most: int = 40) -> tuple[dict[str, Any], list[
 
 
 def fail(job: Job, place: Path, shim: Shim, most: int) -> tuple[dict[str, Any], list[str]]:
-    pattern, undisturbed = place / "pattern", place / "undisturbed"
-    pattern.mkdir()
-    in_a_child(lambda: job.prepare(pattern) and None)
-    before = contents(pattern)
-
-    def once(folder: Path) -> list[str]:
-        shim.arm(folder, COUNT)
-        job.work(folder)
-        return shim.disarm()
-
-    calls = in_a_child(lambda: once(copied(pattern, undisturbed)))
-    after = contents(undisturbed)
+    pattern, before, after, calls, _ = undisturbed(job, place, shim)
     most = {"build a recipe": 8, "ONNX": 2}.get(job.name, most)  # these take long
     chosen = sorted({round(k * (len(calls) - 1) / max(1, most - 1)) for k in range(most)})
     whole: set[bytes] = set()

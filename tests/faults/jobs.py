@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,23 +52,13 @@ def component(seed: int, *task: str, **options: Any) -> Any:
     return by.disassemble(source(seed), relevance(seed), task=list(task), **{"heal": "none", **options})
 
 
-@dataclass
-class Material:
+def material() -> SimpleNamespace:
     """What the jobs write: made once."""
-
-    old: Any
-    new: Any
-    third: Any
-    old_whole: Any
-    new_whole: Any
-    old_relevance: Any
-    new_relevance: Any
-
-    @classmethod
-    def made(cls) -> Material:
-        old, new, third = component(1, "ant", "bee"), component(2, "ant", "bee"), component(2, "cow", "fox")
-        wholes = by.assemble([old, component(1, "dog")]), by.assemble([new, third])
-        return cls(old, new, third, *wholes, relevance(1), relevance(2))
+    old, new, third = component(1, "ant", "bee"), component(2, "ant", "bee"), component(2, "cow", "fox")
+    return SimpleNamespace(
+        **{"old": old, "new": new, "third": third, "old_relevance": relevance(1), "new_relevance": relevance(2)},
+        **{"old_whole": by.assemble([old, component(1, "dog")]), "new_whole": by.assemble([new, third])},
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class Job:
     share: float = 1
 
 
-def jobs(of: Material) -> list[Job]:
+def jobs(of: SimpleNamespace) -> list[Job]:
     def saving(old: Any, new: Any) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
         return (
             lambda folder: old.save(folder / "it.safetensors"),
@@ -122,7 +113,7 @@ def jobs(of: Material) -> list[Job]:
     ]
 
 
-def exports(of: Material) -> list[Job]:
+def exports(of: SimpleNamespace) -> list[Job]:
     """Other files that are written; they are not killed, but every call of theirs fails once."""
 
     def pages(folder: Path, item: Any) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, Material, after_a_kill, after_a_rerun, contents, copied, jobs
+from jobs import Files, Job, after_a_kill, after_a_rerun, contents, copied, jobs, material
 from shim import AFTER, BEFORE, COUNT, HALF, KILL, Shim
 
 MOMENTS = {"before": BEFORE, "in the middle": HALF, "after": AFTER}
@@ -83,7 +83,7 @@ def run(points: int, seed: int, careless: bool = False, only: Sequence[str] = ()
     if careless:
         write_carelessly()
     shim, draw = Shim(), random.Random(seed)
-    todo = [job for job in jobs(Material.made()) if not only or job.name in only]
+    todo = [job for job in jobs(material()) if not only or job.name in only]
     total = sum(job.share for job in todo)
     counts = [round(points * job.share / total) for job in todo]
     counts[-1] += points - sum(counts)
@@ -98,21 +98,25 @@ def run(points: int, seed: int, careless: bool = False, only: Sequence[str] = ()
     return found, problems
 
 
-def kill(job: Job, count: int, place: Path, shim: Shim, draw: random.Random) -> Figures:
-    figures = Figures()
-    pattern, undisturbed = place / "pattern", place / "undisturbed"
+def undisturbed(job: Job, place: Path, shim: Shim) -> tuple[Path, Files, Files, list[str], float]:
+    """The folder that work begins with, what is in it then and at its end, and the calls and seconds that it takes."""
+    pattern, folder = place / "pattern", place / "undisturbed"
     pattern.mkdir()
     in_a_child(lambda: job.prepare(pattern) and None)
-    before = contents(pattern)
 
-    def once(folder: Path) -> list[Any]:
-        shim.arm(folder, COUNT)
+    def once() -> list[Any]:
+        shim.arm(copied(pattern, folder), COUNT)
         begun = time.perf_counter()
         job.work(folder)
         return [shim.disarm(), time.perf_counter() - begun]
 
-    figures.calls, figures.seconds = in_a_child(lambda: once(copied(pattern, undisturbed)))
-    after = contents(undisturbed)
+    calls, seconds = in_a_child(once)
+    return pattern, contents(pattern), contents(folder), calls, seconds
+
+
+def kill(job: Job, count: int, place: Path, shim: Shim, draw: random.Random) -> Figures:
+    figures = Figures()
+    pattern, before, after, figures.calls, figures.seconds = undisturbed(job, place, shim)
     whole: set[bytes] = set()
     folder = place / "killed"
     while figures.at_a_call + figures.at_a_time < count:

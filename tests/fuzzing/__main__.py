@@ -14,7 +14,6 @@ import ctypes
 import json
 import multiprocessing
 import os
-import platform
 import re
 import signal
 import sys
@@ -25,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import torch
 
-import brickyard as by
+import tables
 from brickyard.runtime._progress import bar
 from fuzzing.judging import FLOOR, SECONDS, Judge, Verdict, limit_space
 from fuzzing.seeding import seeds
@@ -186,14 +186,7 @@ def summary(found: list[dict[str, Any]], args: argparse.Namespace, minutes: floa
         "limits": {"seconds": SECONDS, "memory_beyond_twice_the_file_mib": FLOOR >> 20},
         "minutes": round(minutes, 1),
         "workers": args.workers,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": 1,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "brickyard": by.__version__,
-        },
+        "machine": tables.machine(),
     }
 
 

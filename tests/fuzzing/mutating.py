@@ -348,7 +348,7 @@ def spoiled(rng: random.Random, text: Any) -> str:
 
 def same(rng: random.Random, seed: Seed) -> bytes:
     """Other bytes that say the same: order of keys, spaces, order of tensors."""
-    header = copy.deepcopy(seed.header)
+    header = seed.header
     text = seed.text
 
     def shuffled(item: Any) -> Any:
@@ -370,7 +370,7 @@ def same(rng: random.Random, seed: Seed) -> bytes:
 
 def mutant(rng: random.Random, seed: Seed, others: list[Seed]) -> tuple[bytes, str]:
     """A file made from a seed, and how."""
-    if not seed.header:
+    if not seed.head:
         return _plain(rng, seed, others)
     kind = rng.choices(
         ("same", "bytes", "header", "tensor", "text", "network", "mix", "spoiled", "swap", "both"),
@@ -383,7 +383,7 @@ def mutant(rng: random.Random, seed: Seed, others: list[Seed]) -> tuple[bytes, s
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             content = rng.choice(BYTES)(rng, content)
         return content, kind
-    header = copy.deepcopy(seed.header)
+    header = seed.header
     other = rng.choice(others)
     if kind == "header":
         changed: dict[str, Any] | bytes = header

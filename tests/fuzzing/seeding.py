@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Seed:
         name: What it is.
         ending: Of its file name.
         content: Its bytes.
-        header: Of a safetensors file, with the text under `__metadata__` parsed.
+        head: The header of a safetensors file, with the text under `__metadata__` parsed.
         body: Its bytes after the header.
         key: Of its text in the header.
     """
@@ -69,14 +70,19 @@ class Seed:
     name: str
     ending: str
     content: bytes
-    header: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
     body: bytes = b""
     key: str = ""
 
     @property
+    def header(self) -> dict[str, Any]:
+        """A copy of its header."""
+        return copy.deepcopy(self.head)
+
+    @property
     def text(self) -> Any:
         """Its JSON text."""
-        return json.loads(self.header["__metadata__"][self.key])
+        return json.loads(self.head["__metadata__"][self.key])
 
 
 def parse(content: bytes) -> tuple[dict[str, Any], bytes]:

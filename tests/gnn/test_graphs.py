@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from brickyard.storage._safefile import read
 from brickyard.testing import random_graph, randomised
 from conftest import needed_package
 from errors import refused
+from shell import python
 
 FEATURES, CLASSES = 6, 4
 KINDS = ("gcn", "sage", "gat")
@@ -119,9 +119,8 @@ def located(kind: str) -> tuple[GraphNetwork, tuple[Tensor, Tensor, Tensor], Any
 def test_networks_say_what_their_sources_say(data: st.DataObject) -> None:
     model, (x, edges) = data.draw(stacks()), data.draw(graphs())
     network = read_network(model, NodeData.of((x, edges)))
-    with torch.no_grad():
-        expected = model(x, edges)
-        torch.testing.assert_close(network(x, edges), expected, rtol=1e-10, atol=1e-10)
+    expected = model(x, edges)
+    torch.testing.assert_close(network(x, edges), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["GCN", "GraphSAGE", "GAT"])
@@ -160,8 +159,7 @@ def test_a_source_that_takes_a_graph_comes_back_untouched() -> None:
     assert model.one._cached_edge_index is None  # nothing is left of the graph
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     scores = evaluate(part, data, nodes=labels < 9, source=model)
-    with torch.no_grad():
-        right = model.eval()(data).argmax(1) == labels
+    right = model.eval()(data).argmax(1) == labels
     assert scores.row("base").accuracy == percent(right[labels < 2])
 
 
@@ -317,10 +315,9 @@ def test_cut_equals_zeroed(data: st.DataObject) -> None:
     for layer, kept in zip(network.steps(), channels.values(), strict=False):
         model.masks.append(torch.zeros(layer.spec.inputs, dtype=torch.float64))
         model.masks[-1][kept] = 1
-    with torch.no_grad():
-        expected = model(x, edges)[:, outputs]
-        found = cut(network, keep)(x, edges)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    expected = model(x, edges)[:, outputs]
+    found = cut(network, keep)(x, edges)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("axis", ["features", "conv1"])
@@ -442,15 +439,12 @@ def test_padded_equals_side_by_side(data: st.DataObject) -> None:
         keep = data.draw(keeps(network))
         parts.append(cut(network, keep))
     columns = [part.columns for part in parts]
-    with torch.no_grad():
-        expected = torch.cat([part(x, edges) for part in parts], 1)
-        found = join(parts, columns)(x, edges)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        swapped = join(parts[::-1], columns[::-1])(x, edges)
-        width = parts[1].steps()[-1].spec.width
-        torch.testing.assert_close(
-            torch.cat([swapped[:, width:], swapped[:, :width]], 1), expected, rtol=1e-9, atol=1e-9
-        )
+    expected = torch.cat([part(x, edges) for part in parts], 1)
+    found = join(parts, columns)(x, edges)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    swapped = join(parts[::-1], columns[::-1])(x, edges)
+    width = parts[1].steps()[-1].spec.width
+    torch.testing.assert_close(torch.cat([swapped[:, width:], swapped[:, :width]], 1), expected, rtol=1e-9, atol=1e-9)
 
 
 def halves(kind: str, form: Any = "parallel", **options: Any) -> tuple[Any, list[GraphComponent], Any]:
@@ -621,7 +615,7 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(kind, tmp_path) -> None:
 def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
     _, parts, graph = halves("gat")
     path = parts[0].save(tmp_path / "part.safetensors")
-    given, said = str(tmp_path / "graph.safetensors"), str(tmp_path / "said.safetensors")
+    given, said = tmp_path / "graph.safetensors", tmp_path / "said.safetensors"
     save_file({"x": graph[0], "edges": graph[1]}, given)
     code = (
         "import sys; sys.modules['torch_geometric'] = None\n"
@@ -630,7 +624,7 @@ def test_a_component_runs_without_the_library_of_its_source(tmp_path) -> None:
         "g = load_file(sys.argv[2])\n"
         "save_file({'y': load(sys.argv[1])(g['x'], g['edges']).detach()}, sys.argv[3])\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(path), given, said], check=True, capture_output=True)
+    python(code, path, given, said)
     assert torch.equal(load_file(said)["y"], parts[0](*graph[:2]))
 
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import struct
-
-import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import brickyard as by
 from brickyard.base._classes import parse_classes
@@ -20,12 +12,6 @@ from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.inputs._preprocessing import preprocess, resize
 from brickyard.training._sources import accuracy, build_seeded, train
 from errors import refused
-
-
-def picture(seed: int, size=(6, 5), mode="RGB") -> Image.Image:
-    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
-    array = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
-    return Image.fromarray(array.squeeze(), mode)
 
 
 def test_digits_are_split_by_class_and_never_overlap() -> None:
@@ -40,69 +26,6 @@ def test_digits_are_split_by_class_and_never_overlap() -> None:
     some = load_data("digits?split=test&classes=0-2,7")
     assert set(some.labels.tolist()) == {0, 1, 2, 7}
     assert len(some.classes) == 10
-
-
-def test_an_image_folder(tmp_path) -> None:
-    for k, name in enumerate(("cat", "dog")):
-        (tmp_path / "test" / name).mkdir(parents=True)
-        for i in range(3):
-            picture(10 * k + i).save(tmp_path / "test" / name / f"{i}.png")
-    (tmp_path / "test" / "cat" / "notes.txt").write_text("no picture")
-    data = load_data(str(tmp_path), split="test")
-    assert data.classes == ("cat", "dog")
-    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    expected = np.asarray(picture(11)).transpose(2, 0, 1)
-    assert np.array_equal(data.images[4].numpy(), expected)
-    picture(99, size=(9, 7)).save(tmp_path / "test" / "cat" / "odd.png")
-    with refused("data-not-batchable", "6x5, 9x7"):
-        load_data(str(tmp_path), split="test")
-    assert load_data(str(tmp_path), split="test", size=(4, 4)).images.shape == (7, 3, 4, 4)
-    (tmp_path / "test" / "dog" / "broken.png").write_bytes(b"\x89PNG broken")
-    with refused("data-unreadable-image", "broken.png"):
-        load_data(str(tmp_path), split="test", size=(4, 4))
-
-
-def test_a_parquet_file(tmp_path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    pictures = [picture(i, mode="L" if i % 2 else "RGB") for i in range(4)]
-    rows = []
-    for p in pictures:
-        buffer = io.BytesIO()
-        p.save(buffer, "PNG")
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
-    table = pa.table({"image": rows, "label": [0, 1, 1, 0]}).replace_schema_metadata(
-        {"huggingface": json.dumps(features)}
-    )
-    pq.write_table(table, tmp_path / "train.parquet")
-    for spec in (tmp_path, tmp_path / "train.parquet"):
-        data = load_data(str(spec))
-        assert data.classes == ("no", "yes")
-        assert data.labels.tolist() == [0, 1, 1, 0]
-        assert np.array_equal(data.images[0].numpy(), np.asarray(pictures[0]).transpose(2, 0, 1))
-        assert np.array_equal(data.images[1].numpy(), np.stack([np.asarray(pictures[1])] * 3))
-    pq.write_table(table.rename_columns(["x", "label"]), tmp_path / "train.parquet")
-    with refused("data-unknown-format", "x, label", "'image'", "'label'"):
-        load_data(str(tmp_path))
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
-    with refused("data-damaged-file"):
-        load_data(str(tmp_path))
-
-
-def test_an_idx_pair(tmp_path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    labels = np.array([0, 2, 1, 1, 0], dtype=np.uint8)
-    for name, array in (("t10k-images-idx3-ubyte.gz", images), ("t10k-labels-idx1-ubyte.gz", labels)):
-        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-        (tmp_path / name).write_bytes(gzip.compress(header + array.tobytes()))
-    data = load_data(str(tmp_path), split="test")
-    assert np.array_equal(data.images[:, 0].numpy(), images)
-    assert data.labels.tolist() == labels.tolist()
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nothing")
-    with refused("data-damaged-file"):
-        load_data(str(tmp_path), split="test")
 
 
 def test_parts_of_data() -> None:

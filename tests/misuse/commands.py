@@ -150,6 +150,9 @@ COMMANDS: dict[str, Any] = {
     "two budgets": task("0", "flops=", "parameters=", "2", more="--flops 0.5 --parameters 0.5"),
     "a budget too small for any channel": task("0", "1e-09", more="--flops 1e-9"),
     "multiples without a budget": task("0", "--round-to 8", "--flops", more="--round-to 8"),
+    "a threshold of 7": task("0", "alpha", "7", more="--alpha 7"),
+    "no relevances and no data": bad("disassemble W/s.safetensors --task 0 -o F/x.safetensors", "--relevance"),
+    "a repair without images": bad(CUT.replace("--heal none", "--task 0"), "'refit'"),
     "a repair that is none": bad(f"{CUT} --task 0 --heal glue", "heal", "'glue'", "'refit'"),
     # numbers and names
     "a seed beyond 64 bits": usage(f"{LOCATE} --seed {2**70}", "'--seed'"),
@@ -167,6 +170,10 @@ COMMANDS: dict[str, Any] = {
     "a network with its own count of classes": bad(TRAIN.replace("lenet5", "lenet5?classes=7"), "classes=7", "10"),
     "classes that the data lack": bad(f"{TRAIN} --classes cat", "'cat'", "0, 1, 2"),
     # files
+    "a file that is not there": bad("show F/no.safetensors", "no.safetensors"),
+    "a file of something else": bad("show F/x.safetensors", "x.safetensors", write=put("x.safetensors", b"nothing")),
+    "relevances for a component": bad("evaluate W/r.safetensors --data digits", "r.safetensors"),
+    "images that are not there": bad("evaluate W/a.safetensors --data F/no", "/no"),
     "a folder for a file": bad("show W/folder.safetensors", "folder.safetensors"),
     "a file for a folder of images": bad("evaluate W/a.safetensors --data W/photo.png", "photo.png"),
     "a file for a yard": bad("yard list --yard W/photo.png", "photo.png"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import struct
@@ -23,7 +24,6 @@ from misuse.rows import (
     ZEROS,
     Loaded,
     Marker,
-    Place,
     Refused,
     Write,
     both,
@@ -48,15 +48,7 @@ def parquet(metadata: dict[str, str] | None = None, **columns: list[Any]) -> Wri
 
 
 def bad(write: Write, code: str, *quoted: str, spec: str = "", megabytes: float = 64) -> Refused:
-    def act(place: Place) -> Any:
-        write(place.folder)
-        return lambda: load_data(f"{place.folder}/{spec}")
-
-    return Refused(act, code, quoted, megabytes)
-
-
-def empty_name(place: Place) -> Any:
-    return lambda: load_data("")
+    return Refused(lambda place: load_data(f"{place.folder}/{spec}"), code, quoted, write, megabytes)
 
 
 def name_that_is_no_utf8(folder: Path) -> None:
@@ -109,10 +101,6 @@ def labels(code: str, *values: Any, quoted: tuple[str, ...]) -> Refused:
     return bad(parquet(image=[PICTURE] * len(values), label=list(values)), code, "train", *quoted)
 
 
-def of_folder(place: Place) -> Any:
-    return load_data(place.folder)
-
-
 SQUARE = (32, 32)
 HUGE = "?classes=0-900000000"
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -121,8 +109,11 @@ HALF = png(np.tile(RGB, (20, 20, 1)))[:300]
 CUT_OFF = put("a/1.png", HALF)
 DOTTED = both(put("x-images.idx3-ubyte", idx(IDX_IMAGES)), put("x-labels.idx1-ubyte", idx(IDX_LABELS)))
 PACKED = gzip.compress(idx(IDX_IMAGES))
+T10K = both(put("t10k-images-idx3-ubyte.gz", PACKED), put("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(IDX_LABELS))))
 PICTURE = {"bytes": png(GREY), "path": None}
 ONE = parquet(image=[PICTURE], label=[0])
+CLASSES = json.dumps({"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}})
+NAMED = parquet({"huggingface": CLASSES}, image=[{"bytes": png(RGB), "path": None}, PICTURE], label=[0, 1])
 NO_IMAGE = parquet(picture=[PICTURE], label=[0])
 PARTLY = parquet(image=[PICTURE, {"bytes": HALF, "path": None}], label=[0, 0])
 PATHS = parquet(image=[{"bytes": None, "path": "/etc/hostname"}], label=[0])
@@ -174,18 +165,30 @@ DATA: dict[str, Any] = {
         both(folder_of("a/0.png"), CUT_OFF), "data-unreadable-image", "1.png"
     ),
     "a split that is not there": bad(folder_of("train/a/0.png"), "data-missing", "'test'", "train", spec="?split=test"),
+    "the test split of a folder": Loaded(
+        folder_of("train/a/0.png", "test/a/1.png", "test/b/2.png"),
+        (2, 1, 6, 9),
+        [0, 1],
+        "ab",
+        options={"split": "test"},
+        pixels=np.array([1, 2]).reshape(2, 1, 1, 1),
+    ),
     "a split of a flat folder": bad(folder_of(*TWO), "data-missing", "'train'", "a, b", spec="?split=train"),
     "classes beyond the data": bad(folder_of(*TWO), "task-range", "'0-9'", "0 to 1", spec="?classes=0-9"),
     "a range with more numbers than memory": bad(folder_of(*TWO), "task-range", "'0-900000000'", "0 to 1", spec=HUGE),
     "a small raised two for a number": bad(folder_of(*TWO), "task-unknown-class", "'²'", "a, b", spec="?classes=²"),
     "a name longer than names may be": bad(nothing, "data-missing", "xxx", spec="x" * 300),
-    "no name at all": Refused(empty_name, "option-empty", ("''", "digits")),
+    "no name at all": Refused(lambda place: load_data(""), "option-empty", ("''", "digits")),
     "a text file": bad(put("x.txt", b"x"), "data-unknown-format", "x.txt", spec="x.txt"),
     "npz with pickled objects: nothing runs": bad(evil_npz, "data-unknown-format", "x.npz", spec="x.npz"),
     "pickled CIFAR batches: nothing runs": bad(evil_batches, "data-no-images", "'train'"),
     # idx
     "idx": Loaded(idx_pair(), (3, 1, 4, 5), [2, 0, 1], "012", pixels=IDX_IMAGES[:, None]),
     "idx with dots": Loaded(DOTTED, (3, 1, 4, 5), [2, 0, 1], "012", spec="x-images.idx3-ubyte"),
+    "packed idx of the test split": Loaded(
+        T10K, (3, 1, 4, 5), [2, 0, 1], "012", options={"split": "test"}, pixels=IDX_IMAGES[:, None]
+    ),
+    "idx with labels that are none": bad(idx_pair(labels=b"nothing"), "data-damaged-file", LABELS),
     "idx of floating point": bad_idx(idx(IDX_IMAGES, 13), "00 00 0d"),
     "idx with another magic number": bad_idx(b"PK" + idx(IDX_IMAGES)[2:], "50 4b 08 03"),
     "idx of two dimensions": bad_idx(idx(IDX_IMAGES, shape=(12, 5)), "00 00 08 02", "12x5"),
@@ -204,6 +207,10 @@ DATA: dict[str, Any] = {
     ),
     # parquet
     "parquet": Loaded(parquet(image=[PICTURE] * 2, label=[1, 0]), (2, 1, 6, 9), [1, 0], "01", pixels=[[GREY], [GREY]]),
+    "parquet with names of its classes, colour beside grey": Loaded(
+        NAMED, (2, 3, 6, 9), [0, 1], ("no", "yes"), pixels=[RGB.transpose(2, 0, 1), [GREY] * 3]
+    ),
+    "a parquet file by its name": Loaded(ONE, (1, 1, 6, 9), [0], "0", spec="train.parquet", pixels=[[GREY]]),
     "parquet without an image column": bad(NO_IMAGE, "data-unknown-format", "train.parquet", "picture, label"),
     "parquet with an image that is cut off": bad(PARTLY, "data-unreadable-image", "train.parquet", "image 1"),
     "parquet whose images are paths: they are not followed": bad(
@@ -217,5 +224,7 @@ DATA: dict[str, Any] = {
     "parquet of labels beyond 64 bits": labels("data-label-mismatch", float("inf"), quoted=("'label'", "inf")),
     "parquet with a text of names that nests too deep": Loaded(NESTED, (1, 1, 6, 9), [0], "0"),
     "parquet that is none": bad(put("train.parquet", b"PAR1 nothing PAR1"), "data-damaged-file", "train.parquet"),
-    "parquet without its package": without("pyarrow.parquet", of_folder, "train.parquet", "pyarrow", write=ONE),
+    "parquet without its package": without(
+        "pyarrow.parquet", lambda place: load_data(place.folder), "train.parquet", "pyarrow", write=ONE
+    ),
 }

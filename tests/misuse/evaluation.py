@@ -11,7 +11,7 @@ import torch
 from brickyard.evaluation._probe import Probe, features, h_score, log_evidence, probe
 from misuse.component import in_training
 from misuse.files import with_nan
-from misuse.world import DATA, Case, World, X, Y, wrong
+from misuse.world import DATA, NAN, Case, World, X, Y, wrong
 
 ROWS = torch.randn(24, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 KINDS = torch.arange(24) % 3
@@ -41,6 +41,8 @@ CASES = [
     Case("features of an assembly", lambda w: features(w.assembly, DATA), "option-wrong-object", "Assembly"),
     Case("features, training", lambda w: features(in_training(w), DATA), lambda w: features(w.component, DATA)),
     *wrong("features", lambda w, **o: features(w.component, DATA, **o), "batch_size", "option-range", 0),
+    Case("features of other channels", lambda w: features(w.component, (X[:, :2], Y)), "data-wrong-size", "2, 8, 8"),
+    Case("features of images of NaN", lambda w: features(w.component, (X * NAN, Y)), "data-not-finite", "NaN"),
     Case("features of NaN", lambda w: features(with_nan(w.component), DATA), "data-overflow", "NaN", "12 of 12"),
     *[
         Case(f"{call.__name__} of {name}", partial(scored, call=call, x=x, y=y), code, *quoted)
@@ -66,6 +68,11 @@ CASES = [
     Case("score fewer labels", lambda w: probed(w).score(ROWS, KINDS[:2]), "data-label-mismatch", "24", "(2,)"),
     *wrong("yard.rank", ranked, "score", "option-choice", "best", None, 3),
     *wrong("yard.rank", ranked, "per_class", "option-range", 0, 1.5),
+    *wrong("yard.rank", ranked, "seed", "option-range", 0.5),
+    *wrong("yard.rank", ranked, "batch_size", "option-range", 0),
+    Case("yard.rank of an image a class", lambda w: ranked(w, (X[:4], Y[:4])), "data-too-few", "4"),
+    Case("yard.rank by an image a class", lambda w: ranked(w, per_class=1), "data-too-few", "4"),
+    Case("yard.rank of NaN", lambda w: ranked(w, (X * NAN, Y)), "data-not-finite", "NaN"),
     Case("yard.rank without labels", lambda w: ranked(w, X), "data-no-labels", "labels"),
     Case("yard.rank of one class", lambda w: ranked(w, (X, Y * 0)), "data-too-few", "12"),
 ]

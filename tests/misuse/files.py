@@ -62,10 +62,6 @@ def with_nan(component: by.Component) -> by.Component:
     return broken
 
 
-def by_text(w: World) -> Any:
-    return by.load(str(w.folder / "component.safetensors"))(X)
-
-
 SAVED = [
     *[Case(f"load {name}", partial(load, path=path), "file-path-invalid", *words) for name, path, *words in BAD_PATHS],
     *[
@@ -76,7 +72,7 @@ SAVED = [
     Case("load a folder", lambda w: by.load(w.folder), "file-unreadable", "misuse"),
     Case("load a missing file", lambda w: by.load(w.folder / "no.safetensors"), "file-missing", "no.safetensors"),
     Case("load a text", lambda w: by.load(w.folder / "text.safetensors"), "file-not-safetensors", "text.safetensors"),
-    Case("load by a text", by_text, answers),
+    Case("load by a text", lambda w: by.load(str(w.folder / "component.safetensors"))(X), answers),
     Case("save to a folder", lambda w: saved(w), "file-exists", "misuse", "overwrite=True"),
     Case("save where there is no folder", lambda w: saved(w, "no", "x.pt"), "file-path-invalid", "no/x.pt"),
     Case("save below a file", lambda w: saved(w, "text.safetensors", "x"), "file-path-invalid", "text.safetensors/x"),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from brickyard.inputs._decoding import decode_image
-from misuse.rows import GREY, RGB, RNG, Place, Refused, Seen, Write, png, saved, written
+from misuse.rows import GREY, RGB, RNG, Refused, Seen, Write, png, put, saved, written
 
 WIDE = RNG.integers(0, 65536, (6, 9), dtype=np.uint16)
 
@@ -27,26 +27,15 @@ def unreadable(content: bytes, name: str = "x.png", *quoted: str) -> Refused:
 
 
 def refused_picture(content: bytes, code: str, name: str, *quoted: str, megabytes: float = 64) -> Refused:
-    def act(place: Place) -> Any:
-        (place.folder / name).write_bytes(content)
-        return lambda: decode_image(place.folder / name)
-
-    return Refused(act, code, (name, *quoted), megabytes)
+    return Refused(
+        lambda place: decode_image(place.folder / name), code, (name, *quoted), put(name, content), megabytes
+    )
 
 
 def giant(height: int, width: int, *quoted: str) -> Refused:
     """Its header names a size; the file is of a few bytes."""
     content = png(np.zeros((1, 9), np.uint8), size=(height, width))
     return refused_picture(content, "data-image-too-large", "x.png", *quoted, megabytes=2)
-
-
-def folder(place: Place) -> Any:
-    return lambda: decode_image(place.folder)
-
-
-def pipe(place: Place) -> Any:
-    os.mkfifo(place.folder / "x.png")
-    return lambda: decode_image(place.folder / "x.png")
 
 
 ORIENTED = {  # EXIF orientation -> what a viewer shows
@@ -150,6 +139,13 @@ PICTURES: dict[str, Any] = {
     "30000 x 30000 in a few bytes": giant(30_000, 30_000),
     "10000 x 10000 in a few bytes": giant(10_000, 10_000, "10000 x 10000"),
     "one row of 70 million pixels": giant(1, 70_000_000, "70000000 x 1"),
-    "a folder for a picture": Refused(folder, "data-unreadable-image", ("test_every_row",)),
-    "a pipe for a picture: it is not waited for": Refused(pipe, "data-unreadable-image", ("x.png",)),
+    "a folder for a picture": Refused(
+        lambda place: decode_image(place.folder), "data-unreadable-image", ("test_every_row",)
+    ),
+    "a pipe for a picture: it is not waited for": Refused(
+        lambda place: decode_image(place.folder / "x.png"),
+        "data-unreadable-image",
+        ("x.png",),
+        lambda folder: os.mkfifo(folder / "x.png"),
+    ),
 }

@@ -15,12 +15,10 @@ from misuse.rows import Marker, Place, Refused, Write, nothing, put, without
 
 
 def bad(spec: str, code: str, *quoted: str, write: Write = nothing, weights: str | None = None) -> Refused:
-    def act(place: Place) -> Any:
-        write(place.folder)
-        file = None if weights is None else place.folder / weights
-        return lambda: load_source(spec.replace("F/", f"{place.folder}/"), weights=file)
+    def call(place: Place) -> None:
+        load_source(spec.replace("F/", f"{place.folder}/"), weights=weights and place.folder / weights)
 
-    return Refused(act, code, quoted)
+    return Refused(call, code, quoted, write)
 
 
 LENET = "zoo:lenet5?classes=3&channels=3"
@@ -73,10 +71,6 @@ def embedding(folder: Path) -> None:
     save_file({"embedding": torch.zeros(2, 2)}, folder / "x.safetensors")
 
 
-def no_hub_file(place: Place) -> Any:
-    return lambda: from_pretrained(place.folder)
-
-
 NOT_FINITE = weights_with(fc3__bias=torch.full((3,), float("nan")))
 SOURCES: dict[str, Any] = {
     "a near miss in the zoo": bad("zoo:resnet21?classes=2", "option-source-unknown", "'resnet21'", "'resnet"),
@@ -98,7 +92,9 @@ SOURCES: dict[str, Any] = {
     "the Hub without its package": without(
         "huggingface_hub", lambda place: from_pretrained("someone/pets"), "someone/pets", "'brickyard[hub]'"
     ),
-    "a folder for a Hub repository": Refused(no_hub_file, "file-missing", ("brickyard.safetensors",)),
+    "a folder for a Hub repository": Refused(
+        lambda place: from_pretrained(place.folder), "file-missing", ("brickyard.safetensors",)
+    ),
     ".pt with code: nothing runs": bad_weights("file-weights-unsafe", "model.state_dict()", write=evil_weights),
     ".pt that is text": bad_weights("file-weights-unsafe", "model.state_dict()", write=put("x.pt", b"hello")),
     ".pt that is a whole model": bad_weights("file-weights-unsafe", "model.state_dict()", write=whole_model),

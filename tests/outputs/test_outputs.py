@@ -88,8 +88,7 @@ def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images whose labels are mostly what the source answers: none, some or all classes at once."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, 3, 8, 8, generator=generator)
-    with torch.no_grad():
-        labels = centred()(images) > 0
+    labels = centred()(images) > 0
     return images, (labels ^ (torch.rand(labels.shape, generator=generator) < 0.1)).long()
 
 
@@ -114,8 +113,7 @@ def test_labels_choose_the_images() -> None:
     assert set(DATA[1].sum(1).tolist()) >= {1, 2, 3}  # several classes at once
     relevance = located()
     _, chosen = relevance.images()
-    with torch.no_grad():
-        shares = torch.sigmoid(centred()(DATA[0]))
+    shares = torch.sigmoid(centred()(DATA[0]))
     expected: list[int] = []
     for k in range(4):
         pool = DATA[1][:, k].nonzero().flatten().tolist()
@@ -132,8 +130,7 @@ def test_a_component_answers_by_sigmoid_also_from_its_file(tmp_path: Path) -> No
     assert component.manifest.heal.images > 0
     path = component.save(tmp_path / "part.safetensors")
     for model in (component, by.load(path)):
-        with torch.no_grad():
-            logits = model.logits(TEST[0]).double()
+        logits = model.logits(TEST[0]).double()
         assert torch.equal(model.predict_proba(TEST[0]), logits.sigmoid())
         assert not torch.allclose(model.predict_proba(TEST[0]), logits.softmax(1))  # the control
         answers = model.predict(TEST[0])
@@ -155,8 +152,7 @@ def test_scores_of_a_component_are_those_of_its_answers() -> None:
     component = part(TASK, heal="none", budget=by.Budget(flops=0.6))
     scores = by.evaluate(component, TEST, source=centred(), latency=False)
     labels = TEST[1][:, TASK]
-    with torch.no_grad():
-        own, whole = component.logits(TEST[0]).double(), centred()(TEST[0])[:, TASK].double()
+    own, whole = component.logits(TEST[0]).double(), centred()(TEST[0])[:, TASK].double()
     for name, logits in (("base", whole), ("restricted", whole), ("component", own)):
         accuracy, each = share_of_classes(logits, labels)
         assert scores.row(name).accuracy == pytest.approx(accuracy)
@@ -177,8 +173,7 @@ def test_an_assembly_of_several(form: by.base._options.Form, tmp_path: Path) -> 
     whole = by.assemble([part(TASK), part(OTHER)], form=form)
     whole = by.load(whole.save(tmp_path / "whole.safetensors"))
     order = [*TASK, *OTHER]
-    with torch.no_grad():
-        logits = whole(TEST[0]).double()
+    logits = whole(TEST[0]).double()
     answers = [tuple(name for name, z in zip("3102", row, strict=True) if z > 0) for row in logits.tolist()]
     assert whole.predict(TEST[0]) == answers
     assert max(map(len, answers)) > 1
@@ -187,16 +182,14 @@ def test_an_assembly_of_several(form: by.base._options.Form, tmp_path: Path) -> 
     assert scores.row("assembled").accuracy == pytest.approx(accuracy)
     assert scores.row("oracle").accuracy == pytest.approx(accuracy)  # classes do not compete
     assert [scores.per_class[name] for name in "3102"] == pytest.approx(each)
-    with torch.no_grad():
-        base = share_of_classes(centred()(TEST[0])[:, order], TEST[1][:, order])[0]
+    base = share_of_classes(centred()(TEST[0])[:, order], TEST[1][:, order])[0]
     assert scores.row("base").accuracy == scores.row("restricted").accuracy == pytest.approx(base) != accuracy
 
 
 def test_parts_are_calibrated_with_the_kinds_own_loss() -> None:
     plain = by.assemble([part(TASK), part(OTHER)])
     fitted = by.assemble([part(TASK), part(OTHER)], scaling="affine", images=[DATA, DATA], strength=1e-6)
-    with torch.no_grad():
-        logits = [model(DATA[0]).double() for model in (plain, fitted)]
+    logits = [model(DATA[0]).double() for model in (plain, fitted)]
     wanted = DATA[1][:, [*TASK, *OTHER]].double()
     before, after = (F.binary_cross_entropy_with_logits(z, wanted).item() for z in logits)
     assert after < before
@@ -212,10 +205,9 @@ def test_training_lowers_the_kinds_own_loss() -> None:
     training = TrainingOptions(epochs=3, optimizer="adamw", lr=0.003)
     trained = by.finetune(component, DATA, training=training, validation=0)
     wanted = DATA[1][:, TASK].double()
-    with torch.no_grad():
-        before, after = (
-            F.binary_cross_entropy_with_logits(m.logits(DATA[0]).double(), wanted) for m in (component, trained)
-        )
+    before, after = (
+        F.binary_cross_entropy_with_logits(m.logits(DATA[0]).double(), wanted) for m in (component, trained)
+    )
     assert after < before
     assert trained.manifest.outputs == "several"
     taught = by.finetune(component, DATA, training=training, teacher=centred())
@@ -226,8 +218,7 @@ def test_training_lowers_the_kinds_own_loss() -> None:
 def test_routes_are_measured_class_by_class() -> None:
     (row,) = faithfulness(centred(), located(), [3], TEST, seeds=1)
     inside = TEST[1][:, 3] == 1
-    with torch.no_grad():
-        said = centred()(TEST[0])[:, 3] > 0
+    said = centred()(TEST[0])[:, 3] > 0
     assert (row.images, row.other_images) == (int(inside.sum()), int((~inside).sum()))
     assert row.whole.hits == pytest.approx(100 * said[inside].double().mean().item())
     assert row.whole.others == pytest.approx(100 * said[~inside].double().mean().item())

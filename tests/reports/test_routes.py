@@ -175,8 +175,7 @@ def test_masks_are_zeros_where_steps_sum_channels_up() -> None:
     assert graph.sums
     keep = torch.tensor([True, False, True, True, False, False])
     x = DATA[0].double()
-    with torch.no_grad():
-        ours, theirs = masked(graph, {"conv": keep})(x), zeroed_output(graph, {"conv": keep.nonzero().flatten()}, x)
+    ours, theirs = masked(graph, {"conv": keep})(x), zeroed_output(graph, {"conv": keep.nonzero().flatten()}, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     assert not torch.allclose(ours, model(x))
 
@@ -190,9 +189,8 @@ def test_faithfulness_counts_what_zeroing_answers() -> None:
     assert [row.name for row in rows] == ["1", "2"]
 
     def answers(keep, k):
-        with torch.no_grad():
-            channels = {name: mask.nonzero().flatten() for name, mask in keep.items()}
-            logits = zeroed_output(graph, channels, DATA[0])
+        channels = {name: mask.nonzero().flatten() for name, mask in keep.items()}
+        logits = zeroed_output(graph, channels, DATA[0])
         said, own, others = logits.argmax(1) == k, logits[labels == k, k], logits[labels != k, k]
         beaten = (own[:, None] > others).double() + 0.5 * (own[:, None] == others)
         figures = said[labels == k].double().mean(), said[labels != k].double().mean(), beaten.mean()

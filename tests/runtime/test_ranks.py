@@ -11,10 +11,8 @@ import sys
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import brickyard as by
-from brickyard.cli._app import app
 from brickyard.testing import Residual, chain
 
 
@@ -65,19 +63,17 @@ def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]
     return [process.returncode for process in processes], errors
 
 
-def by_hand(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[float]]:
+    return results()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_any_number_of_processes_gives_the_same(count) -> None:
+def test_any_number_of_processes_gives_the_same(count, alone) -> None:
     processes = group(count, __file__)
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
-    alone = results()
     for text, _ in outputs:
         together = json.loads(text)
         assert together.keys() == alone.keys()
@@ -94,7 +90,6 @@ def test_any_number_of_processes_gives_the_same(count) -> None:
 
 def test_a_killed_process_ends_the_others_with_one_error() -> None:
     processes = group(3, __file__, "loop")
-    assert processes[2].stdout is not None
     assert processes[2].stdout.readline() == "started\n"
     processes[2].send_signal(signal.SIGKILL)
     codes, errors = ended(processes)
@@ -104,16 +99,18 @@ def test_a_killed_process_ends_the_others_with_one_error() -> None:
 
 @pytest.mark.slow
 def test_the_command_line_under_torchrun(tmp_path) -> None:
+    from shell import run  # here: this file is also a program, which does not find it
+
     source, plain, together = (tmp_path / f"{name}.safetensors" for name in ("source", "plain", "together"))
-    by_hand("train", "lenet5?width=0.5", "--data", "digits", "--epochs", 1, "-o", source)
+    run("train", "lenet5?width=0.5", "--data", "digits", "--epochs", 1, "-o", source)
     locate = ("locate", source, "--data", "digits", "--per-class", 8, "--json", "-o")
-    alone = by_hand(*locate, plain)
+    alone = run(*locate, plain).stdout
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "brickyard")
     command = [sys.executable, *torchrun, *map(str, locate), str(together)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    assert len(run.stdout.splitlines()) == 1
-    assert json.loads(run.stdout)["images"] == json.loads(alone)["images"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["images"] == json.loads(alone)["images"]
     one, two = by.load(plain), by.load(together)
     assert isinstance(one, by.Relevance)
     assert isinstance(two, by.Relevance)

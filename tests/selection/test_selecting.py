@@ -58,10 +58,9 @@ def test_elimination_is_backward_selection_by_regression() -> None:
     model = two_layers()
     graph = trace(model, IMAGES)
     curve = curves_for(graph, [0, 1, 2], [IMAGES[:10], IMAGES[10:]])["0"]
-    with torch.no_grad():
-        order, errors = brute_force(model[:3](IMAGES), model[3].weight.detach())
-        logits = model(IMAGES)
-        energy = float((logits - logits.mean(1, keepdim=True)).square().sum())
+    order, errors = brute_force(model[:3](IMAGES).detach(), model[3].weight.detach())
+    logits = model(IMAGES)
+    energy = (logits - logits.mean(1, keepdim=True)).square().sum().item()
     assert curve.order.tolist() == order
     marks = {round(level * 8) for level in LEVELS} - {8}
     for kept in marks:
@@ -110,8 +109,7 @@ def test_a_budget_by_damage_is_met_from_below_and_hurts_less_than_chance(make, r
     def error(kept: dict[str, Tensor]) -> float:
         network = cut(graph, kept)
         heal_network(graph, kept, network, [IMAGES], "refit", 1e-3)
-        with torch.no_grad():
-            return float((network(IMAGES) - model(IMAGES)[:, outputs]).square().sum())
+        return (network(IMAGES) - model(IMAGES)[:, outputs]).square().sum().item()
 
     generator = torch.Generator().manual_seed(0)
     drawn = []
@@ -237,8 +235,7 @@ def test_a_layer_makes_up_for_the_shortcut_that_it_is_added_to() -> None:
         keep = {"a": torch.tensor([1])}
         network = cut(graph, keep)
         heal_network(graph, keep, network, [IMAGES], "refit", 1e-9)
-        with torch.no_grad():
-            errors.append(float((network(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()))
+        errors.append(((network(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()).item())
     assert errors[0] < 1e-6  # c reads the image, and can give what the bottleneck lost
     assert errors[1] > 1e-3  # the control: c came first, when nothing was off yet
 

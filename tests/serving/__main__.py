@@ -6,17 +6,18 @@ import argparse
 import asyncio
 import collections
 import json
-import os
-import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import drawn_requests as drawn
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 
-import brickyard
+import tables
 from brickyard.workbench._app import create_app
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "serving.json"
@@ -58,14 +59,7 @@ def main() -> None:
         run()
         took = time.perf_counter() - start
     found = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "brickyard": brickyard.__version__,
-        },
+        "machine": tables.machine(),
         "requests": len(seconds),
         "seed": args.seed,
         "seconds": round(took, 1),

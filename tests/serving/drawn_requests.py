@@ -79,7 +79,8 @@ class Answer:
         return found
 
 
-async def _ask(app: Any, asked: Asked) -> Answer:
+async def _ask(app: Any, asked: Asked, sent: list[Any] | None = None) -> Answer:
+    """The answer; its messages are also put into `sent`, where one is given."""
     from urllib.parse import unquote
 
     scope = {
@@ -96,7 +97,7 @@ async def _ask(app: Any, asked: Asked) -> Answer:
         "client": ("127.0.0.1", 5),
     }
     left = list(asked.chunks) or [b""]
-    sent: list[Any] = []
+    sent = [] if sent is None else sent
 
     async def receive() -> dict[str, Any]:
         if not left:
@@ -148,9 +149,9 @@ def built(app: Any, bricks: Sequence[str] = ("good",)) -> str:
 # -- drawing -------------------------------------------------------------------------------------------------
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = (8, 8)) -> bytes:
+def picture(kind: str = "PNG", size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", size, "navy").save(out, kind)
+    Image.new("RGB", size, "navy").save(out, kind, **options)
     return out.getvalue()
 
 

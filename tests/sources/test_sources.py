@@ -34,12 +34,11 @@ def test_every_network_of_the_zoo_cuts_right(name, options) -> None:
         for axis in graph.free
     }
     assert graph.pinned() == ()
-    with torch.no_grad():
-        network, expected = cut(graph, keep), zeroed_output(graph, keep, x)
-        error = (network(x) - expected).abs().max() / expected.abs().max()
-        assert error < 1e-9
-        assert (expected - model(x)).abs().max() / expected.abs().max() > 1e-9
-        assert network(x[:1]).shape == (1, 5)
+    network, expected = cut(graph, keep), zeroed_output(graph, keep, x)
+    error = (network(x) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-9
+    assert (expected - model(x)).abs().max() / expected.abs().max() > 1e-9
+    assert network(x[:1]).shape == (1, 5)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 0.5, 1.0])
@@ -74,7 +73,7 @@ def test_shared_weights_load_and_reach_their_accuracy(spec, weights, data, publi
     assert abs(found - published) < 4 * (published * (100 - published) / 1000) ** 0.5  # standard errors
     assert len(source.classes) == len(images.classes)
     wrong = by.Preprocessing(**{**source.preprocessing.model_dump(), "mean": (5.0,), "std": (1.0,)})
-    assert 100 * accuracy(source.model, images, wrong) < found - 10
+    assert 100 * accuracy(source.model, images.subset(range(200)), wrong) < found - 10
 
 
 @pytest.mark.shared
@@ -94,22 +93,22 @@ def test_cut_and_padded_on_trained_residual_and_concatenating_nets(weights, shar
     spec = "zoo:resnet20" if "resnet" in weights else "zoo:auto"
     source = load_source(spec, weights=shared / "models" / f"{weights}.safetensors")
     images = load_data(str(shared / "data/cifar10"), max_images=60)
-    relevance = by.locate(source.model.double(), images, preprocessing=source.preprocessing, per_class=5)
+    how, classes = source.preprocessing, [0, 1, 2, 5, 7]
+    relevance = by.locate(source.model.double(), images, preprocessing=how, per_class=2, task=classes)
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     parts = [
         by.disassemble(source.model, relevance, task=task, budget=by.Budget(flops=0.5), heal="none")
         for task in ([0, 1, 2], [7, 5])
     ]
     graph = relevance.graph(source.model)
-    with torch.no_grad():
-        for part in parts:
-            keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
-            expected = zeroed_output(graph, keep, x)
-            assert (part(x) - expected).abs().max() / expected.abs().max() < 1e-9
-            assert (part(x) - source.model(x)[:, part.manifest.task]).abs().max() > 1e-3
-        a, b = by.assemble(parts, form="padded")(x), by.assemble(parts, form="parallel")(x)
-        assert (a - b).abs().max() / b.abs().max() < 1e-9
-        assert (a[:, :2] - b[:, 2:4]).abs().max() > 1e-3
+    for part in parts:
+        keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
+        expected = zeroed_output(graph, keep, x)
+        assert (part(x) - expected).abs().max() / expected.abs().max() < 1e-9
+        assert (part(x) - source.model(x)[:, part.manifest.task]).abs().max() > 1e-3
+    a, b = by.assemble(parts, form="padded")(x), by.assemble(parts, form="parallel")(x)
+    assert (a - b).abs().max() / b.abs().max() < 1e-9
+    assert (a[:, :2] - b[:, 2:4]).abs().max() > 1e-3
 
 
 def test_a_source_comes_back_from_its_file(tmp_path) -> None:

@@ -10,14 +10,12 @@ import os
 import re
 import socket
 import stat
-import struct
-import subprocess
 import sys
-import threading
 import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -29,7 +27,10 @@ from brickyard.storage._atomic import write_content
 from brickyard.testing import chain
 from conftest import calls, needed_package
 from errors import refused
+from misuse.rows import chunk
+from misuse.rows import png as png_of
 from shell import run
+from workbench_yard import serving
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
 import drawn_requests as drawn
 from drawn_requests import HOST, ORDERS, SECRET, Asked, ask, built, form, small_yard, upload
+from drawn_requests import picture as saved
 
 from brickyard.workbench import _pictures as pictures
 from brickyard.workbench._app import create_app
@@ -108,22 +110,11 @@ def test_what_is_looked_for_in_drawn_requests_would_be_found(yard, root, monkeyp
     monkeypatch.setattr(Bench, "overview", failing)
     sent = []
     with pytest.raises(ZeroDivisionError):  # for the log of the server
-        asyncio.run(recorded(app, sent, Asked(path=b"/api/yard", headers=(HOST,))))
+        asyncio.run(drawn._ask(app, Asked(path=b"/api/yard", headers=(HOST,)), sent))
     assert sent[0]["status"] == 500
     assert b"content-security-policy" in dict(sent[0]["headers"])
     assert b"inner words" not in sent[1]["body"]
     assert json.loads(sent[1]["body"])["error"]
-
-
-async def recorded(app, sent, asked) -> None:
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": asked.method, "path": asked.path.decode(), "query_string": asked.query}
-    await app({**scope, "headers": list(asked.headers), "http_version": "1.1", "scheme": "http"}, receive, send)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +128,6 @@ async def recorded(app, sent, asked) -> None:
         ((HOST, (b"origin", b"http://[")), 403),
         ((HOST, (b"origin", b"http://127.0.0.1:8000"), (b"origin", b"http://evil.example")), 400),
         ((), 421),  # as HTTP/1.0 allows
-        (((b"host", b"localhost."),), 421),
-        (((b"host", b"unix:/run/x"),), 421),
-        (((b"host", b"[::1%25lo]:8000"),), 421),
-        (((b"host", b"127.0.0.1:0"),), 421),
-        (((b"host", b"0x7f.1"),), 421),
     ],
 )
 def test_headers_that_do_not_agree_with_themselves_are_refused(app, headers, status) -> None:
@@ -157,36 +143,33 @@ def test_errors_do_not_say_where_the_yard_is(app, yard, root) -> None:
     assert (answer.status, str(root) in answer.error, "yard" in answer.error) == (400, False, True)
 
 
-def test_a_folder_of_samples_that_is_a_link_is_not_followed(yard, root, tmp_path) -> None:
+def samples(app) -> list[str]:
+    return json.loads(ask(app, Asked(path=b"/api/yard", headers=(HOST,))).body)["samples"]
+
+
+def test_samples_that_are_links_are_not_followed(app, tmp_path) -> None:
+    link = Asked(path=b"/api/sample", query=b"name=link.png", headers=(HOST,))
+    assert (samples(app), ask(app, link).status) == (["a.png"], 400)
+    assert ask(app, drawn.only(link, query=b"name=a.png")).status == 200  # the control
     other = by.yard.Yard(tmp_path / "yard", create=True)
     elsewhere = tmp_path / "private"
     elsewhere.mkdir()
-    Image.new("L", (4, 4)).save(elsewhere / "me.png")
+    Image.new("L", (4, 4)).save(elsewhere / "link.png")
     (other.path / "samples").symlink_to(elsewhere, target_is_directory=True)
     assert pictures.sample_paths(elsewhere)  # the control: the pictures are fine
-    app = create_app(other)
-    assert json.loads(ask(app, Asked(path=b"/api/yard", headers=(HOST,))).body)["samples"] == []
-    assert ask(app, Asked(path=b"/api/sample", query=b"name=me.png", headers=(HOST,))).status == 400
+    assert (samples(create_app(other)), ask(create_app(other), link).status) == ([], 400)
 
 
 # -- what is sent --------------------------------------------------------------------------------------------
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def png(width: int, height: int, before: bytes = b"") -> bytes:
+    return png_of(np.zeros((height, width)), before=before)
 
 
-def png(width: int, height: int, before: bytes = b"", rows: int | None = None) -> bytes:
-    """A grey PNG without one of Pillow: its head may say what its content does not."""
-    content = zlib.compress(b"\0" * (width + 1) * (height if rows is None else rows), 9)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-
-def saved(kind: str, size: tuple[int, int] = (16, 16), **options) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, "navy").save(out, kind, **options)
-    return out.getvalue()
+def headed(width: int, height: int) -> bytes:
+    """A PNG whose head says what its content does not."""
+    return png_of(np.zeros((0, 1)), size=(height, width))
 
 
 def scans(count: int) -> bytes:
@@ -198,25 +181,17 @@ def scans(count: int) -> bytes:
 
 def bombs() -> dict[str, tuple[bytes, str]]:
     jpeg, gif = saved("JPEG"), saved("GIF")
-    frame = gif.index(b"\x2c")
+    frame, comment = gif.index(b"\x2c"), b"\xffx".ljust(256) * 60_000 + b"\0"
+    packed = b"a\0\0" + zlib.compress(b"\0" * 60_000_000)
     return {
-        "a side of a million": (png(1_000_000, 40, rows=0), "data-image-too-large"),
-        "a billion pixels": (png(30_000, 30_000, rows=0), "data-image-too-large"),
+        "a side of a million": (headed(1_000_000, 40), "data-image-too-large"),
+        "a billion pixels": (headed(30_000, 30_000), "data-image-too-large"),
         "a million chunks": (png(2, 2, chunk(b"teSt", b"") * 1_000_000), "data-image-too-large"),
-        "a large text": (
-            png(2, 2, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))),
-            "data-unreadable-image",
-        ),
-        "a large profile": (
-            png(2, 2, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 60_000_000))),
-            "data-unreadable-image",
-        ),
+        "a large text": (png(2, 2, chunk(b"zTXt", packed)), "data-unreadable-image"),
+        "a large profile": (png(2, 2, chunk(b"iCCP", packed)), "data-unreadable-image"),
         "many segments": (jpeg[:2] + b"\xff\xe2\x00\x02" * 4_000_000 + jpeg[2:], "data-image-too-large"),
         "many comments": (gif[:frame] + b"\x21\xfe\x01a\0" * 3_000_000 + gif[frame:], "data-image-too-large"),
-        "one long comment": (
-            gif[:frame] + b"\x21\xfe" + b"\xffx".ljust(256) * 60_000 + b"\0" + gif[frame:],
-            "data-image-too-large",
-        ),
+        "one long comment": (gif[:frame] + b"\x21\xfe" + comment + gif[frame:], "data-image-too-large"),
         "many scans": (scans(1000), "data-image-too-large"),
         "a format with a large reader": (saved("TIFF"), "data-unreadable-image"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "data-unreadable-image"),
@@ -364,30 +339,6 @@ def test_requests_in_work_are_bounded() -> None:
     assert (most, statuses) == (12, [200] * 12)
 
 
-@contextlib.contextmanager
-def serving(app, limits: Limits, plain: bool = False):
-    """The port of a server; `plain` takes away how it drops slow clients."""
-    import uvicorn
-
-    from brickyard.workbench._server import server
-
-    place = socket.create_server(("127.0.0.1", 0))
-    if plain:
-        found = uvicorn.Server(
-            uvicorn.Config(app, http="h11", log_level="critical", limit_concurrency=limits.connections)
-        )
-    else:
-        found = server(app, limits)
-    thread = threading.Thread(target=found.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        yield place.getsockname()[1]
-    finally:
-        found.should_exit = found.force_exit = True
-        thread.join(60)
-        place.close()
-
-
 def raw(port: int, content: bytes, wait: float = 5.0) -> bytes:
     """What a server says to some bytes, until it closes or says no more."""
     with socket.create_connection(("127.0.0.1", port)) as line:
@@ -407,7 +358,7 @@ def head(port: int, more: str = "", path: str = "/", method: str = "GET", host: 
 
 
 def is_dropped(line: socket.socket) -> bool:
-    line.settimeout(0.05)
+    line.settimeout(0.01)
     try:
         return line.recv(1) == b""
     except TimeoutError:
@@ -418,7 +369,7 @@ def is_dropped(line: socket.socket) -> bool:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, plain) -> None:
-    limits = Limits(connections=6, head_seconds=3)
+    limits = Limits(connections=6, head_seconds=2)
     own = create_app(yard, limits=limits)
     with serving(own, limits, plain) as port:
         lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
@@ -427,7 +378,7 @@ def test_clients_that_never_finish_their_head_do_not_keep_others_out(app, yard, 
         time.sleep(0.2)
         assert b" 503 " in raw(port, head(port))  # the places are taken
         dropped = [False] * 8
-        for _ in range(15 if plain else 600):  # the control: without the dropping they stay for ever
+        for _ in range(25 if plain else 600):  # the control: without the dropping they stay for ever
             with contextlib.suppress(OSError):
                 lines[0].sendall(b"0")  # one of them drips
             time.sleep(0.1)
@@ -445,15 +396,13 @@ def test_bodies_that_drip_are_refused(yard) -> None:
     with serving(create_app(yard, limits=limits), limits) as port:
         line = socket.create_connection(("127.0.0.1", port))
         line.settimeout(60)
-        line.sendall(
-            f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900\r\n\r\n".encode() + b"{"
-        )
+        line.sendall(head(port, "Content-Length: 900\r\n", "/api/plan", "POST") + b"{")
         found = line.recv(1 << 16)
         assert found.startswith(b"HTTP/1.1 408 ")
         line.close()
         # Too much without a Content-Length, and less than one promises.
         some = b"4\r\n    \r\n" * 20
-        chunked = f"POST /api/plan HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        chunked = head(port, "Transfer-Encoding: chunked\r\n", "/api/plan", "POST")
         assert raw(port, chunked + some + b"0\r\n\r\n", 10).startswith(b"HTTP/1.1 400 ")
         both = chunked.replace(b"Transfer", b"Content-Length: 4\r\nTransfer")
         assert raw(port, both + some + b"0\r\n\r\n", 10)[:12] in (b"HTTP/1.1 400", b"")
@@ -468,11 +417,14 @@ def test_answers_that_are_not_read_are_dropped(monkeypatch) -> None:
             await send({"type": "http.response.body", "body": b"x" * (64 << 20)})
 
     monkeypatch.setattr(module, "RATE", 1 << 40)
-    for seconds, dropped in ((0.5, True), (60, False)):
-        limits = Limits(seconds=seconds, head_seconds=0.4)
-        with serving(large, limits) as port, socket.create_connection(("127.0.0.1", port)) as line:
-            line.sendall(head(port))
-            time.sleep(4)
+    with contextlib.ExitStack() as stack:
+        lines = []
+        for seconds in (0.5, 60):
+            port = stack.enter_context(serving(large, Limits(seconds=seconds, head_seconds=0.4)))
+            lines.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            lines[-1].sendall(head(port))
+        time.sleep(4)
+        for line, dropped in zip(lines, (True, False), strict=True):
             line.settimeout(60)
             found = 0
             with contextlib.suppress(OSError):
@@ -490,7 +442,7 @@ def test_what_is_no_ordinary_request_is_refused(app) -> None:
             found = raw(port, head(port, "X-Marker: marker\r\n", method=method))
             assert found.startswith(b"HTTP/1.1 405 ")
             assert b"marker" not in found
-        connect = f"CONNECT example.com:443 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+        connect = head(port, path="example.com:443", method="CONNECT")
         assert raw(port, connect)[:12] in (b"HTTP/1.1 404", b"HTTP/1.1 405", b"HTTP/1.1 400")
         assert raw(port, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 421 ")
         assert raw(port, head(port, "Host: evil.example\r\n")).startswith(b"HTTP/1.1 400 ")
@@ -516,9 +468,8 @@ def test_the_token_is_in_no_answer_and_in_no_log(yard, tmp_path, capfd) -> None:
         assert place == b"/?a=1"
         cookie = re.search(rb"set-cookie: (.+)\r", found)[1].decode()
         assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
-        pages = [
-            raw(port, head(port, f"Cookie: brickyard-token={token}\r\n", path)) for path in ("/", "/api/yard", "/x")
-        ]
+        known = f"Cookie: brickyard-token={token}\r\n"
+        pages = [raw(port, head(port, known, path)) for path in ("/", "/api/yard", "/x")]
         assert [page[9:12] for page in pages] == [b"200", b"200", b"404"]
         wrong = [f"/?token={token}x", "/?token=", f"/api/yard?x={token}", f"/?token={token[:-1]}", f"/?TOKEN={token}"]
         refused = [raw(port, head(port, path=path)) for path in wrong]
@@ -679,26 +630,23 @@ def test_no_output_says_who_made_it_and_where(tmp_path, monkeypatch) -> None:
     (private / "net.py").write_text(NET)
     source, data = f"{private / 'net.py'}:make", str(private / "photos")
     monkeypatch.chdir(out)
-    said = [
-        run("locate", source, "--data", data, "--size", 16, "-o", "r.safetensors", "--json"),
-        run(
-            *("disassemble", source, "--relevance", "r.safetensors", "--data", data, "--task", "cat,dog"),
-            *("-o", "c.safetensors", "--flops", 0.8, "--json"),
-        ),
-        run("assemble", "c.safetensors", "-o", "w.safetensors", "--json"),
-        run(
-            *("evaluate", "c.safetensors", "--data", data, "--source", source, "--no-latency"),
-            *("--csv", "s.csv", "--json"),
-        ),
-        run("routes", source, "--relevance", "r.safetensors", "--classes", "cat,dog", "-o", "routes.svg", "--json"),
-        run("report", "w.safetensors", "c.safetensors", "--relevance", "r.safetensors", "-o", "page.html", "--json"),
-        run("export", "w.safetensors", "-o", "state.safetensors", "--json"),
-        run("yard", "add", "c.safetensors", "--yard", "yard", "--json"),
-        run("yard", "list", "--yard", "yard", "--json"),
-        run("show", "c.safetensors", "--json"),
-    ]
     needed_package("onnxscript")
-    said.append(run("export", "w.safetensors", "-o", "w.onnx", "--json"))
+    said = [
+        run(*line.split(), "--json")
+        for line in (
+            f"locate {source} --data {data} --size 16 -o r.safetensors",
+            f"disassemble {source} --relevance r.safetensors --data {data} --task cat,dog -o c.safetensors --flops 0.8",
+            "assemble c.safetensors -o w.safetensors",
+            f"evaluate c.safetensors --data {data} --source {source} --no-latency --csv s.csv",
+            f"routes {source} --relevance r.safetensors --classes cat,dog -o routes.svg",
+            "report w.safetensors c.safetensors --relevance r.safetensors -o page.html",
+            "export w.safetensors -o state.safetensors",
+            "yard add c.safetensors --yard yard",
+            "yard list --yard yard",
+            "show c.safetensors",
+            "export w.safetensors -o w.onnx",
+        )
+    ]
     from brickyard.export._hub import save_pretrained
 
     save_pretrained(by.load("w.safetensors"), "hub")
@@ -795,24 +743,13 @@ def test_the_umask_decides_who_may_read(tmp_path, yard, mask, mode) -> None:
     } | {path.name: oct(mode) for path in tmp_path.glob("yard/*.safetensors")}
 
 
-def test_arguments_are_names_and_never_commands(yard, tmp_path) -> None:
+def test_arguments_are_names_and_never_commands(yard, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = ["$(touch owned)", "`touch owned`", "; touch owned", "a\nb", "-rf", "--json", "'\"", "*", "~", "%s"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for name in names:
-        Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
-        (tmp_path / "p.png").rename(tmp_path / name)
-    command = [
-        sys.executable,
-        "-m",
-        "brickyard",
-        "predict",
-        "--json",
-        str(yard.path / "good.safetensors"),
-        "--",
-        *names,
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-    assert [item["image"] for item in json.loads(done.stdout)["predictions"]] == names, done.stderr
+        (tmp_path / name).write_bytes(saved())
+    done = run("predict", "--json", yard.path / "good.safetensors", "--", *names)
+    assert [item["image"] for item in json.loads(done.stdout)["predictions"]] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 

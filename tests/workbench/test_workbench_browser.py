@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
@@ -16,7 +12,7 @@ import torch
 
 import brickyard as by
 from brickyard.inputs._datasets import load_data
-from workbench_yard import HOSTILE, make_yard
+from workbench_yard import HOSTILE, commanded, encoded, serving
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
@@ -38,18 +34,9 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def yard(tmp_path_factory):
-    return make_yard(tmp_path_factory.mktemp("yard"))
-
-
-@pytest.fixture(scope="module")
-def address(yard):
-    command = [sys.executable, "-m", "brickyard", "workbench", "--yard", str(yard.path), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            yield re.search(r"http://\S+", server.stderr.readline()).group()
-        finally:
-            server.terminate()
+def address(digits_yard):
+    with commanded(digits_yard) as line:
+        yield re.search(r"http://\S+", line).group()
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +77,30 @@ def button(page: Page, name: str):
     return page.get_by_role("button", name=name, exact=True)
 
 
+def picture(name: str, image: torch.Tensor) -> dict[str, str | bytes]:
+    return {"name": f"{name}.png", "mimeType": "image/png", "buffer": encoded(image)}
+
+
+def add(page: Page, *bricks: str) -> None:
+    for name in bricks:
+        button(page, f"Add brick {name}").click()
+
+
 def assembled(page: Page, bricks: int) -> None:
     button(page, "Assemble").click()
     expect(page.locator("#made")).to_contain_text(f"One classifier of {bricks} brick")
+
+
+def tried(page: Page, sample: str) -> None:
+    button(page, f"Try sample {sample}").click()
+    expect(page.locator(".answer")).to_have_count(1)
 
 
 def headline(page: Page) -> str:
     return page.locator(".answer .headline").first.inner_text()
 
 
-def test_from_bricks_to_a_file_that_says_the_same(page, yard, tmp_path) -> None:
+def test_from_bricks_to_a_file_that_says_the_same(page, digits_yard, tmp_path) -> None:
     button(page, "class 0, in brick digits-012").click()
     expect(page.locator("#status")).to_contain_text("1, 2 are included too")
     page.locator("li.brick", has=page.get_by_text("digits-789", exact=True)).drag_to(page.locator("#tray"))
@@ -108,7 +109,7 @@ def test_from_bricks_to_a_file_that_says_the_same(page, yard, tmp_path) -> None:
     assembled(page, 2)
     data = load_data("digits", split="test")
     places = [int((data.labels == k).nonzero()[5]) for k in (1, 8)]
-    pictures = [yard.path / "samples" / f"digit-{k}.png" for k in (1, 8)]
+    pictures = [digits_yard.path / "samples" / f"digit-{k}.png" for k in (1, 8)]
     page.locator("#picture").set_input_files(pictures)
     expect(page.locator(".answer")).to_have_count(2)
     names = page.locator(".answer .headline").all_inner_texts()[::-1]
@@ -120,48 +121,38 @@ def test_from_bricks_to_a_file_that_says_the_same(page, yard, tmp_path) -> None:
     whole = by.load(path)
     assert isinstance(whole, by.Assembly)
     assert whole.predict(pictures) == names == ["1", "8"]
-    expected = by.assemble([yard.load("digits-012"), yard.load("digits-789")])
+    expected = by.assemble([digits_yard.load("digits-012"), digits_yard.load("digits-789")])
     assert torch.equal(whole(data.images[places]), expected(data.images[places]))
 
 
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def tab_to(page: Page, name: str) -> None:
-    """Go on with Tab until what has the focus is called so."""
+def press(page: Page, key: str, on: str) -> None:
+    """Press a key on what is called so: Tab leads there."""
     called = "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.id || e.textContent; }"
     for _ in range(120):
-        if page.evaluate(called) == name:
+        if page.evaluate(called) == on:
+            page.keyboard.press(key)
             return
-        press(page, "Tab")
-    raise AssertionError(f"Tab does not reach {name!r}")
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {on!r}")
 
 
 def test_with_keys_alone(page) -> None:
-    tab_to(page, "class 7, in brick digits-789")
-    press(page, "Space")
+    press(page, "Space", "class 7, in brick digits-789")
     expect(page.locator("#wall li")).to_have_count(1)
-    tab_to(page, "Add brick hostile")
-    press(page, "Enter")
+    press(page, "Enter", "Add brick hostile")
     expect(page.locator("#wall li")).to_have_count(2)
     focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert focused == "Remove brick hostile"  # the focus stays on the brick
-    press(page, "Delete")
+    page.keyboard.press("Delete")
     expect(page.locator("#wall li")).to_have_count(1)
-    tab_to(page, "Add brick digits-012")
-    press(page, "Enter")
-    tab_to(page, "Remove brick digits-789 from the tray")
-    press(page, "Delete")
+    press(page, "Enter", "Add brick digits-012")
+    press(page, "Delete", "Remove brick digits-789 from the tray")
     expect(page.locator("#wall li")).to_have_count(1)
     expect(page.locator("#total-classes")).to_have_text("3")
-    tab_to(page, "assemble")
-    press(page, "Enter")
+    press(page, "Enter", "assemble")
     expect(page.locator("#made")).to_contain_text("0, 1, 2")
     assert page.evaluate("document.activeElement.id") == "try"
-    tab_to(page, "Try sample digit-2.png")
-    press(page, "Enter")
+    press(page, "Enter", "Try sample digit-2.png")
     expect(page.locator(".answer")).to_have_count(1)
     expect(page.locator("#status")).to_contain_text("digit-2.png: 2")
     assert headline(page) == "2"
@@ -169,11 +160,10 @@ def test_with_keys_alone(page) -> None:
 
 def test_names_from_files_stay_text(page) -> None:
     assert page.locator(".chip", has_text=HOSTILE).count() == 1
-    button(page, "Add brick hostile").click()
+    add(page, "hostile")
     expect(page.locator("#wall .chip").first).to_have_text(HOSTILE)
     assembled(page, 1)
-    button(page, "Try sample digit-4.png").click()
-    expect(page.locator(".answer")).to_have_count(1)
+    tried(page, "digit-4.png")
     button(page, "Look inside brick hostile").click()
     expect(page.locator("#inside-picture rect").first).to_be_visible()
     assert page.title() == "Brickyard workbench"
@@ -197,7 +187,6 @@ def test_names_that_give_orders_are_shown_and_not_obeyed(browser, tmp_path, monk
     from brickyard.workbench import _guard as guarding
     from brickyard.workbench._app import create_app
     from brickyard.workbench._limits import Limits
-    from brickyard.workbench._server import server
     from brickyard.yard._yard import Yard
 
     data = torch.rand(20, 3, 8, 8), torch.arange(20) % 5
@@ -207,27 +196,21 @@ def test_names_that_give_orders_are_shown_and_not_obeyed(browser, tmp_path, monk
     if not safe:  # the control: without the policy, and with names as markup, they would be obeyed
         monkeypatch.setattr(guarding, "HEADERS", {})
         monkeypatch.setattr(module, "shown", lambda text: text)
-    app = create_app(yard)
-    found = server(app, Limits())
-    place = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=found.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        page = browser.new_page()
+    with serving(create_app(yard), Limits()) as port, browser.new_page() as page:
         page.set_default_timeout(PATIENCE)
         if not safe:
             page.route("**/app.js", lambda route: route.fulfill(body=careless(route.fetch().text())))
-        page.goto(f"http://127.0.0.1:{place.getsockname()[1]}/")
+        page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector(".brick")
         expect(page).to_have_title("Brickyard workbench" if safe else "owned")
         if not safe:
             return
         chips = page.locator(".brick .chip").all_inner_texts()
         assert chips == [*ORDERS[:3], r"\u202etxt.exe\x1b[2J", ORDERS[4]]
-        button(page, "Add brick orders").click()
+        add(page, "orders")
         assembled(page, 1)
         page.locator("#picture").set_input_files(
-            [{"name": "<img src=x onerror=document.title='owned'>.png", "mimeType": "image/png", "buffer": png(ARRAY)}]
+            [picture("<img src=x onerror=document.title='owned'>", torch.zeros(1, 8, 8, dtype=torch.uint8))]
         )
         expect(page.locator(".answer")).to_have_count(1)
         button(page, "Look inside brick orders").click()
@@ -237,14 +220,6 @@ def test_names_that_give_orders_are_shown_and_not_obeyed(browser, tmp_path, monk
         time.sleep(0.3)
         assert page.title() != "owned"
         assert ORDERS[0] in page.locator("body").inner_text()
-    finally:
-        page.close()
-        found.should_exit = found.force_exit = True
-        thread.join(20)
-        place.close()
-
-
-ARRAY = torch.zeros(8, 8, dtype=torch.uint8).numpy()
 
 
 def careless(script: str) -> str:
@@ -257,9 +232,8 @@ def careless(script: str) -> str:
     )
 
 
-def test_calibration_asks_for_pictures_of_every_class(page, yard) -> None:
-    for name in ("digits-012", "digits-789"):
-        button(page, f"Add brick {name}").click()
+def test_calibration_asks_for_pictures_of_every_class(page) -> None:
+    add(page, "digits-012", "digits-789")
     page.locator("#options summary").click()
     page.locator("#scaling").select_option("lda")
     button(page, "Calibrate and assemble").click()
@@ -267,8 +241,7 @@ def test_calibration_asks_for_pictures_of_every_class(page, yard) -> None:
     data = load_data("digits")
     for brick, digits in (("digits-012", "012"), ("digits-789", "789")):
         for digit in digits:
-            chosen = data.images[data.labels == int(digit)][:3, 0].numpy()
-            shown = [{"name": f"{i}.png", "mimeType": "image/png", "buffer": png(a)} for i, a in enumerate(chosen)]
+            shown = [picture(str(i), image) for i, image in enumerate(data.images[data.labels == int(digit)][:3])]
             page.get_by_label(f"Pictures of {digit} for brick {brick}").set_input_files(shown)
     button(page, "Calibrate and assemble").click()
     expect(page.locator("#made")).to_contain_text("calibrated with 18 pictures")
@@ -276,8 +249,7 @@ def test_calibration_asks_for_pictures_of_every_class(page, yard) -> None:
 
 
 def test_duplicates_are_shown_and_decided(page) -> None:
-    for name in ("digits-012", "digits-23"):
-        button(page, f"Add brick {name}").click()
+    add(page, "digits-012", "digits-23")
     expect(page.locator("#duplicate-names")).to_have_text("“2” is in digits-012 and digits-23")
     button(page, "Assemble").click()
     expect(page.locator("#tray-error")).to_contain_text("class '2' is in both part 0")
@@ -287,7 +259,7 @@ def test_duplicates_are_shown_and_decided(page) -> None:
 
 
 def test_the_camera_and_the_clipboard(page) -> None:
-    button(page, "Add brick digits-012").click()
+    add(page, "digits-012")
     assembled(page, 1)
     button(page, "Use the camera").click()
     expect(page.locator("#video")).not_to_have_js_property("videoWidth", 0)
@@ -307,7 +279,7 @@ def test_the_camera_and_the_clipboard(page) -> None:
 
 
 def test_what_goes_wrong_is_said_in_words(page) -> None:
-    button(page, "Add brick digits-012").click()
+    add(page, "digits-012")
     assembled(page, 1)
     page.route("**/classify*", lambda route: route.abort())
     button(page, "Try sample digit-1.png").click()
@@ -316,11 +288,9 @@ def test_what_goes_wrong_is_said_in_words(page) -> None:
 
 def test_it_fits_a_phone_and_has_names_for_all_it_offers(page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    for name in ("digits-012", "digits-789"):
-        button(page, f"Add brick {name}").click()
+    add(page, "digits-012", "digits-789")
     assembled(page, 2)
-    button(page, "Try sample digit-8.png").click()
-    expect(page.locator(".answer")).to_have_count(1)
+    tried(page, "digit-8.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     nameless = """() => [...document.querySelectorAll('button, input, select')].filter((e) =>
         !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
@@ -330,12 +300,10 @@ def test_it_fits_a_phone_and_has_names_for_all_it_offers(page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(page, scheme) -> None:
     page.emulate_media(color_scheme=scheme)
-    for name in ("digits-012", "digits-23"):
-        button(page, f"Add brick {name}").click()
+    add(page, "digits-012", "digits-23")
     page.get_by_label("keep both, rename one").check()
     assembled(page, 2)
-    button(page, "Try sample digit-2.png").click()
-    expect(page.locator(".answer")).to_have_count(1)
+    tried(page, "digit-2.png")
     page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished))")  # what fades in
     assert page.evaluate(CONTRAST) == []
 
@@ -367,13 +335,3 @@ CONTRAST = """() => {
     }
     return found;
 }"""
-
-
-def png(array) -> bytes:
-    import io
-
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG")
-    return out.getvalue()

@@ -26,7 +26,6 @@ from typing import Any
 os.environ["SOURCE_DATE_EPOCH"] = "1767225600"  # the date in the manifests
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ from brickyard.yard._yard import Yard
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets import Drawn, Plan
-from test_written import facts, machine
+from test_written import facts, machine, numbers_of, tensors_of
 
 CHANGED = 1767225600_000_000_000  # when the yard's files were last changed, in nanoseconds
 NAMES = ["cat", "dog", "hen", "pig"]
@@ -287,9 +286,7 @@ def expect(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
 
 def weight_that_counts(path: Path, logits: Tensor, say: Callable[[Path], Tensor]) -> list[Any]:
     """Tensor and place of a weight on which these logits depend; behind a ReLU, or below a maximum, not all do."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+    tensors, metadata = tensors_of(path)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         place = Path(folder) / "other.safetensors"
         for name in sorted(tensors, reverse=True):
@@ -322,14 +319,7 @@ def write_model(folder: Path, name: str, model: by.Component | by.Assembly) -> N
 
 def write_relevance(folder: Path, name: str, relevance: by.Relevance) -> None:
     relevance.save(folder / f"{name}.safetensors")
-    found = {"scores": relevance.scores}
-    for layer in relevance.layers:
-        found[f"hard.{layer}"] = relevance.hard(layer)
-        if relevance.sums is not None:
-            found[f"contribution.{layer}"] = relevance.contribution(layer)
-    for axis in relevance.axes:
-        found[f"axis.{axis}"], found[f"relevant.{axis}"] = relevance.axis(axis), relevance.relevant(axis)
-    expect(folder, name, found)
+    expect(folder, name, numbers_of(relevance))
     told = {
         "kind": "Relevance",
         "classes": list(relevance.classes),

@@ -10,8 +10,6 @@ import random
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from brickyard.yard._index import INDEX, Entry, read_index, stamp_of, write_inde
 from brickyard.yard._yard import Problem, Yard
 from conftest import rewritten
 from errors import refused
-from shell import run
+from shell import python, run
 
 DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
 CLASSES = ["cat", "dog", "hen", "pig"]
@@ -234,8 +232,10 @@ def beside(end: str, content: bytes):
     return lambda yard: (yard.path / f"{INDEX}{end}").write_bytes(content)
 
 
-def without_its_end(yard: Yard) -> None:
-    os.truncate(yard.path / INDEX, 4096)
+def swapped(yard: Yard, old: bytes, new: bytes) -> None:
+    content = (yard.path / INDEX).read_bytes()
+    assert old in content
+    (yard.path / INDEX).write_bytes(content.replace(old, new))
 
 
 def one_page_twice(yard: Yard) -> None:
@@ -259,7 +259,7 @@ HOSTILE = {
     "empty": beside("", b""),
     "no database": beside("", b"{}" * 5000),
     "only a header": beside("", b"SQLite format 3\0" + bytes(84)),
-    "cut short": without_its_end,
+    "cut short": lambda yard: os.truncate(yard.path / INDEX, 4096),
     "one page twice": one_page_twice,
     "another's": statements("DROP TABLE files", "CREATE TABLE packages (name TEXT)"),
     "more tables": statements("CREATE TABLE more (x)"),
@@ -267,6 +267,7 @@ HOSTILE = {
     "view": statements("ALTER TABLE files RENAME TO x", "CREATE VIEW files AS SELECT * FROM x"),
     "other columns": statements("ALTER TABLE files ADD COLUMN more TEXT"),
     "other names": statements("ALTER TABLE files RENAME COLUMN flops TO operations"),
+    "another type": lambda yard: swapped(yard, b"why TEXT", b"why TXET"),
     "endless view": statements(
         "DROP TABLE files",
         "CREATE VIEW files AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
@@ -462,12 +463,6 @@ def test_where_locking_is_impossible_is_a_clear_error(yard, monkeypatch) -> None
 # -- many components -------------------------------------------------------------------------------------------
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 @pytest.mark.slow
 def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
     yard = Yard(tmp_path / "yard", create=True)
@@ -488,8 +483,7 @@ def test_processes_that_add_at_once_lose_nothing(files, tmp_path) -> None:
         "os.close(go)\n"
         "print([os.waitpid(child, 0)[1] for child in children])\n"
     )
-    output, error = python(code, yard.path, tmp_path).communicate(timeout=60)
-    assert output == "[0, 0, 0]\n", error
+    assert python(code, yard.path, tmp_path) == "[0, 0, 0]\n"
     found = {yard.load(name).manifest.scores["number"] for name in names(yard)}
     assert found == set(range(12))
     assert len(names(yard)) == 12
@@ -524,8 +518,8 @@ def test_a_process_that_is_killed_leaves_a_yard_that_repairs_itself(yard, files,
     )
     for when in ("replace", "write_index", "half", "after", "never"):
         shutil.copytree(yard.path, f"{yard.path}-{when}")
-    output, error = python(code, yard.path, tmp_path / "new.safetensors").communicate(timeout=60)
-    assert output.split() == ["-9", "-9", "-9", "-9", "0"], error  # the last is the control
+    ends = python(code, yard.path, tmp_path / "new.safetensors").split()
+    assert ends == ["-9", "-9", "-9", "-9", "0"]  # the last is the control
     for when in ("replace", "write_index", "half", "after", "never"):
         left = Yard(f"{yard.path}-{when}")
         expected = ALL if when == "replace" else [*ALL, "new"]
@@ -576,8 +570,7 @@ def test_ten_thousand_components_are_listed_without_torch_and_without_their_file
         "Yard(sys.argv[1]).load('c00007')\n"
         "print('torch' in sys.modules, any(name.endswith('c00007.safetensors') for name in opened))\n"
     )
-    output, error = python(code, tmp_path).communicate(timeout=60)
-    assert output.splitlines() == ["10000 c09999 False 0", "True True"], error  # the second is the control
+    assert python(code, tmp_path).splitlines() == ["10000 c09999 False 0", "True True"]  # the second is the control
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
