@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,10 @@ class Joined(nn.Module):
         gain: Tensor = self.gate(features, distances)
         return logits + gain @ self._share.T.to(logits.dtype)
 
+    def _scaling_tensors(self) -> dict[str, Tensor]:
+        found = {"scaling.matrix": self.matrix, "scaling.shift": self.shift}
+        return {name: value for name, value in found.items() if value is not None}
+
     def __str__(self) -> str:
         m = self.manifest
         total = sum(p.selection.parameters for p in m.parts)
@@ -142,6 +146,9 @@ class Assembly(Joined, Predictor):
         (True, torch.Size([8, 2]))
     """
 
+    parts: Sequence[Component]
+    joined: Network
+
     def __init__(
         self,
         networks: Sequence[Network],
@@ -155,7 +162,7 @@ class Assembly(Joined, Predictor):
         super().__init__()
         if manifest.form == "parallel":
             known = familiarity or [None] * len(networks)
-            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))
+            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]
         else:
             self.joined = networks[0]
         self.manifest = manifest
@@ -171,20 +178,16 @@ class Assembly(Joined, Predictor):
 
     def networks(self) -> list[Network]:
         """The networks that hold the weights: one per part, or a single joined one."""
-        if self.manifest.form == "parallel":
-            return [part.network for part in self.components()]
-        return [self.joined]
+        return [part.network for part in self.components()] or [self.joined]
 
     def shaped_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
         """`networks`, each with its input shape (channels, height, width)."""
         shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
         return list(zip(self.networks(), shapes, strict=True))
 
-    def components(self) -> Iterator[Component]:
-        """The parts, in parallel form."""
-        for part in self.parts:
-            assert isinstance(part, Component)
-            yield part
+    def components(self) -> list[Component]:
+        """The parts, in parallel form; in another form there are none left."""
+        return list(self.parts) if self.manifest.form == "parallel" else []
 
     def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run the parts, without scaling.
@@ -213,25 +216,19 @@ class Assembly(Joined, Predictor):
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        outputs: list[Tensor] = []
-        entering: list[Tensor] = []
-        distances: list[Tensor] = []
-        if self.manifest.form != "parallel":
-            joined: Tensor = self.joined(inputs[0])
-            outputs = list(joined.split([part.width for part in self.manifest.parts], 1))
-        else:
-            for part, x in zip(self.components(), inputs, strict=True):
-                if not features:
-                    outputs.append(part.network(x))
-                    continue
-                found, _, output = part.observe(x)
-                outputs.append(output)
-                entering.append(nn.functional.normalize(found, dim=1))
-                if part.familiarity is not None:
-                    distances.append(part.familiarity(found))
-        logits = self.laid(outputs)
-        known = len(distances) == len(outputs)
-        return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
+        if not features or self.manifest.form != "parallel":
+            outputs = [network(x) for network, x in zip(self.networks(), inputs, strict=True)]
+            if self.manifest.form != "parallel":
+                outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
+            return self.laid(outputs), None, None
+        seen = [part.observe(x) for part, x in zip(self.components(), inputs, strict=True)]
+        logits = self.laid([output for _, _, output in seen])
+        known = [(part.familiarity, found) for part, (found, _, _) in zip(self.components(), seen, strict=True)]
+        distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
+        if len(distances) < len(known):
+            return logits, None, None
+        entering = [nn.functional.normalize(found, dim=1) for _, found in known]
+        return logits, torch.cat(entering, 1), torch.stack(distances, 1)
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' logits before scaling, (batch, logits)."""
@@ -254,14 +251,13 @@ class Assembly(Joined, Predictor):
 
     def _with(self, **changes: Any) -> Assembly:
         """A copy of the assembly with some of its contents replaced."""
-        parallel = self.manifest.form == "parallel"
         same: dict[str, Any] = {
             "networks": self.networks(),
             "manifest": self.manifest,
             "matrix": self.matrix,
             "shift": self.shift,
             "skeletons": self.skeletons,
-            "familiarity": [part.familiarity for part in self.components()] if parallel else [],
+            "familiarity": [part.familiarity for part in self.components()],
             "gate": self.gate,
         }
         return Assembly(**(same | changes))
@@ -277,7 +273,15 @@ class Assembly(Joined, Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
+        networks = self.networks()
+        tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
+        for index, network in enumerate(networks):
+            tensors |= tensors_of(network, f"networks.{index}.")
+        for index, part in enumerate(self.components()):
+            tensors |= tensors_of(part.familiarity, f"familiarity.{index}.")
+        specs = tuple(network.to_spec() for network in networks)
+        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons)
+        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
 
 
 def network_shapes(
@@ -292,23 +296,6 @@ def network_shapes(
 
 
 MAX_SHARES = 1 << 26  # classes times parts of an assembly
-
-
-def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) -> Path:
-    """Write an assembly. See `Assembly.save`."""
-    tensors: dict[str, Tensor] = {}
-    specs: list[NetworkSpec] = []
-    for index, network in enumerate(assembly.networks()):
-        specs.append(network.to_spec())
-        tensors.update(tensors_of(network, f"networks.{index}."))
-    if assembly.manifest.form == "parallel":
-        for index, part in enumerate(assembly.components()):
-            tensors.update(tensors_of(part.familiarity, f"familiarity.{index}."))
-    if assembly.matrix is not None and assembly.shift is not None:
-        tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
-    tensors.update(tensors_of(assembly.gate, "scaling.gate."))
-    text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
-    return write(path, tensors, text.model_dump(mode="json"), overwrite)
 
 
 def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
@@ -334,11 +321,6 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    if (matrix is None) != (shift is None):
-        raise FileError(
-            "file-inconsistent",
-            "its scaling has only one of scaling.matrix and scaling.shift; it must have both or neither",
-        )
     known: list[Familiarity | None] = []
     if manifest.form == "parallel":
         pairs = zip(manifest.parts, networks, strict=True)

@@ -79,19 +79,14 @@ def _component(component: GraphComponent, labels: Tensor, own: Ask, whole: Ask |
 
 def _mine_or_not(component: GraphComponent, answered: Answered, own: Ask, whole: Ask | None) -> Answered:
     """The answers of a component of one class with reject, to all nodes: whether they are of its class."""
-    inside, everything = answered.inside, torch.arange(len(answered.inside))
-    (k,) = component.manifest.task
-    pairs = {"component": own(everything)}
-    right: dict[str, Tensor] = {}
+    outputs, inside, everything = component.outputs, answered.inside, torch.arange(len(answered.inside))
+    cases = Cases(everything, (~inside).long(), torch.ones_like(inside))
+    right, scores = {"component": outputs.right(own(everything), cases)}, {**answered.scores}
     if whole is not None:
         logits = whole(everything)
-        pairs["restricted"] = component.of_source(logits)
-        right["base"] = (logits.argmax(1) == k) == inside
-    right |= {name: (pair.argmax(1) == 0) == inside for name, pair in reversed(pairs.items())}
-    scores = {**answered.scores}
-    if scores and whole is not None:
-        scores["restricted"] = scores["base"]
-    cases = Cases(everything, (~inside).long(), torch.ones(len(inside), dtype=torch.bool))
+        base = outputs.says(logits)[:, component.manifest.task[0]] == inside
+        right = {"base": base, "restricted": outputs.right(component.of_source(logits), cases), **right}
+        scores |= {"restricted": scores["base"]} if scores else {}
     note = "one class with reject: the answers are 'mine' and 'not mine', for all nodes"
     return replace(answered, cases=cases, right=right, scores=scores, notes=(note,))
 

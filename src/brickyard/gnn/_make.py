@@ -99,7 +99,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -
     names = output_names(options["classes"], count)
     chosen = _nodes(found, options["nodes"], names)
     assert found.labels is not None
-    by_class = [chosen[found.labels[chosen] == k] for k in range(count)]
+    by_class = [chosen[ONE.members(found.labels[chosen], k)] for k in range(count)]
     data = f"{len(found.x)} nodes, {found.edge_index.shape[1]} edges"
     record = LocateRecord(choose="all", per_class=None, seed=0, images=tuple(map(len, by_class)), data=data)
     more: dict[str, Any] = {"classes": names, "task": tuple(range(count)), "nodes": chosen, "sums": {}, "_graph": graph}
@@ -119,7 +119,7 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
     ONE.check_labels(labels, len(names))
-    missing = [name for k, name in enumerate(names) if not bool((labels == k).any())]
+    missing = [name for k, name in enumerate(names) if not bool(ONE.members(labels, k).any())]
     if missing:
         raise DataError(
             "data-class-without-images",

@@ -171,12 +171,11 @@ class Edges:
 
     def degree(self, like: Tensor) -> Tensor:
         """Edges that arrive at each node, (nodes,)."""
-        ones = torch.ones(len(self.target), dtype=like.dtype, device=like.device)
-        return torch.zeros(self.count, dtype=like.dtype, device=like.device).index_add(0, self.target, ones)
+        return like.new_zeros(self.count).index_add(0, self.target, like.new_ones(len(self.target)))
 
     def sum(self, like: Tensor) -> Spread:
         """Neighbours added up."""
-        return Spread(self.source, self.target, torch.ones(len(self.source), dtype=like.dtype, device=like.device))
+        return Spread(self.source, self.target, like.new_ones(len(self.source)))
 
     def mean(self, like: Tensor) -> Spread:
         """The mean of the neighbours; zero where there is none."""
@@ -307,26 +306,16 @@ class NodeLayer(nn.Module):
 
     def linear(self, x: Tensor, edges: Edges) -> Tensor:
         """Outputs before the activation: (nodes, inputs) -> (nodes, groups * outputs)."""
+        found = [x @ weight.T for weight in self.weight.flatten(0, 1)]  # all ways of a group, then of the next
+        pairs = zip(found, self.spreads(x, edges), strict=True)
+        found = [y if spread is None else spread(y) for y, spread in pairs]
         ways = len(self.spec.gather)
-        found: list[Tensor] = []
-        for place, spread in enumerate(self.spreads(x, edges)):
-            group, way = divmod(place, ways)
-            y = x @ self.weight[group, way].T
-            y = y if spread is None else spread(y)
-            if way:
-                found[-1] = found[-1] + y
-            else:
-                found.append(y)
-        total = torch.cat(found, 1)
+        total = torch.cat([sum(found[i + 1 : i + ways], found[i]) for i in range(0, len(found), ways)], 1)
         return total if self.bias is None else total + self.bias
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(nodes, inputs) -> (nodes, groups * outputs)."""
-        return self.activate(self.linear(x, edges))
-
-    def activate(self, y: Tensor) -> Tensor:
-        """What follows the linear form."""
-        found: Tensor = _ACTIVATIONS[self.spec.activation](y)
+        found: Tensor = _ACTIVATIONS[self.spec.activation](self.linear(x, edges))
         return found
 
     def gathered(self, x: Tensor, edges: Edges, nodes: Tensor) -> Tensor:
@@ -338,11 +327,9 @@ class NodeLayer(nn.Module):
 
     def convolution(self) -> nn.Conv2d:
         """The layer's linear form as a convolution over what is gathered."""
-        spec = self.spec
-        inputs, outputs = spec.groups * spec.inputs, spec.width
+        groups, ways, outputs, inputs = self.weight.shape
         weight = self.weight.detach().permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)  # (G Q, P, 1, K)
-        kernel = (1, len(spec.gather))
-        conv = nn.Conv2d(inputs, outputs, kernel, groups=spec.groups, bias=False, device="meta")
+        conv = nn.Conv2d(groups * inputs, groups * outputs, (1, ways), groups=groups, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
