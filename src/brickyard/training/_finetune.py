@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -23,7 +23,6 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.outputs._outputs import Outputs
 from brickyard.runtime._isolation import steady
 from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
@@ -115,100 +114,12 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     return _finished(trained, record, examples, before)
 
 
-# -- images ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """Labelled images of a model's classes.
-
-    Attributes:
-        pools: The sets of images, one per part.
-        owners: The pool of each image.
-        places: Its index in the pool.
-        targets: The targets of the model.
-        outputs: The kind of the model's outputs.
-    """
-
-    pools: tuple[Images | None, ...]
-    owners: Tensor
-    places: Tensor
-    targets: Tensor
-    outputs: Outputs
-
-    @classmethod
-    def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
-        """Select the images that belong to a class of the model.
-
-        Raises:
-            DataError: The data has the wrong form, or no image belongs to a class.
-        """
-        parts = model.manifest.parts
-        if isinstance(model, Component):
-            images = [images]
-        elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
-            raise DataError(
-                "data-type",
-                f"{what} must be a list with one entry for each of the {len(parts)} parts (None for "
-                f"a part without images), got {type(images).__name__}",
-            )
-        outputs = model.outputs
-        pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
-        found: list[tuple[Tensor, ...]] = []
-        for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
-            if pool is None:
-                continue
-            outputs.check_labels(pool.all_labels(), len(own))
-            classes = torch.tensor(own)
-            if model.reject:
-                classes[classes < 0] = len(model.classes)
-            targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
-            places = outputs.cases(targets).images.unique()
-            found.append((torch.full_like(places, index), places, targets[places]))
-        if not any(len(places) for _, places, _ in found):
-            raise DataError(
-                "data-no-task-class",
-                f"none of {what} belongs to one of the classes {', '.join(model.classes[:8])}; give some that do",
-            )
-        owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
-        return cls(pools, owners, numbers, answers, outputs)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def some(self, chosen: Tensor) -> _Examples:
-        """Return a subset."""
-        return _Examples(self.pools, self.owners[chosen], self.places[chosen], self.targets[chosen], self.outputs)
-
-    def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
-        index = torch.tensor(chosen)
-        found: list[tuple[Tensor, Tensor]] = []
-        for owner in self.owners[index].unique().tolist():
-            own = index[self.owners[index] == owner]
-            pool = self.pools[owner]
-            assert pool is not None
-            for images, _ in pool.raw(self.places[own].tolist(), len(own)):
-                found.append((images, self.targets[own]))
-        return found
-
-    def digest(self) -> str:
-        """Hash the selection of images and the first of them."""
-        found = hashlib.sha256()
-        for value in (self.owners, self.places, self.targets):
-            found.update(value.numpy().tobytes())
-        found.update(self.raw([0])[0][0].cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
-
-
-def _divided(
-    model: Component | Assembly, images: Any, validation: Any, seed: int
-) -> tuple[_Examples, _Examples | None]:
+def _divided(model: Component | Assembly, images: Any, validation: Any, seed: int) -> tuple[Examples, Examples | None]:
     """Split into training images and images that select the best epoch."""
-    examples = _Examples.of(model, images, "the images to train on")
-    held_out: _Examples | None = None
+    examples = Examples.of(model, images, "the images to train on", strict=True)
+    held_out: Examples | None = None
     if not isinstance(validation, int | float):
-        held_out = _Examples.of(model, validation, "the validation images")
+        held_out = Examples.of(model, validation, "the validation images", strict=True)
     elif not 0 <= validation <= 0.5:
         raise OptionError(
             "option-range", f"validation must be a fraction in [0, 0.5] or labelled images, got {validation!r}"
@@ -270,7 +181,7 @@ def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
     return torch.cat(logits), None if features[0] is None else torch.cat(features)
 
 
-def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> tuple[float, float]:
+def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> tuple[float, float]:
     """Means over classes: accuracy, and the log-probability of the correct answer."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
@@ -291,17 +202,25 @@ def _score(model: Component | Assembly, examples: _Examples, batch_size: int) ->
 
 def _key(
     model: Component | Assembly,
-    examples: _Examples,
-    held_out: _Examples | None,
+    examples: Examples,
+    held_out: Examples | None,
     teacher: nn.Module | None,
     how: Distillation,
 ) -> str:
     """What determines the result, apart from the training options."""
-    known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
+    known = [fingerprint(model), _digest(examples), "" if held_out is None else _digest(held_out)]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
+def _digest(examples: Examples) -> str:
+    """Hash the selection of images and the first of them."""
+    found = hashlib.sha256()
+    for value in (examples.owners, examples.places, examples.targets, examples.raw([0])[0][0].cpu()):
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Sequence[bool]) -> ModelT:
     """Finish the model: record the training, restore what was trainable, and measure its statistics again."""
     for parameter, was in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(was)
