@@ -309,29 +309,27 @@ def _times(
 
 
 def _rows(answered: Answered) -> list[Row]:
-    cases = answered.cases
-    rows = [accuracy_row(name, right, cases.classes, cases.images) for name, right in answered.right.items()]
-    if len(rows) > 1:
+    changes: dict[str, dict[str, float]] = {name: {} for name in answered.right}
+    if len(changes) > 1:
         *_, other, own = answered.right.values()
-        drop, error = difference(other, own, cases.images)
-        rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
-    return with_auroc(rows, answered.scores, answered.inside) if answered.scores else rows
+        gap = _shares(other.double() - own.double(), answered.cases.images)
+        changes[answered.name] = {"drop": _percent(gap), "drop_error": _error(gap)}
+    found = {name: Roc.of(score, answered.inside) for name, score in answered.scores.items()}
+    for name, roc in found.items():
+        changes[name] |= {"auroc": roc.area, "auroc_error": roc.error}
+    if "restricted" in found:
+        drop, error = found[answered.name].below(found["restricted"])
+        changes[answered.name] |= {"auroc_drop": drop, "auroc_drop_error": error}
+    rows = [_accuracy_row(name, right, answered.cases) for name, right in answered.right.items()]
+    return [row.model_copy(update=changes[row.name]) for row in rows]
 
 
-def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | None = None) -> Row:
-    """Compute accuracy over images and over classes, each with one standard error.
-
-    Args:
-        name: Name of the row.
-        right: Whether each case was answered correctly, (cases,).
-        classes: The class of each case.
-        images: The image of each case; default: one image per case.
-    """
-    share = _shares(right.double(), images)
-    counts = torch.bincount(classes)
-    hits = torch.bincount(classes, weights=right.double())
+def _accuracy_row(name: str, right: Tensor, cases: Cases) -> Row:
+    """Compute accuracy over images and over classes, each with one standard error."""
+    share = _shares(right.double(), cases.images)
+    counts = torch.bincount(cases.classes)
     present = counts > 0
-    means = hits[present] / counts[present]
+    means = torch.bincount(cases.classes, weights=right.double())[present] / counts[present]
     variance = (means * (1 - means) / counts[present]).sum() / len(means) ** 2
     return Row(
         name=name,
@@ -343,27 +341,8 @@ def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | Non
     )
 
 
-def difference(right: Tensor, other: Tensor, images: Tensor | None = None) -> tuple[float, float]:
-    """Points by which one row exceeds another on the same cases, and the standard error, paired by image."""
-    gap = _shares(right.double() - other.double(), images)
-    return _percent(gap), _error(gap)
-
-
-def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) -> list[Row]:
-    """Add the AUROC of each row's score for a class, (examples,), and the component's drop from restricted."""
-    found = {name: Roc.of(score, inside) for name, score in scores.items()}
-    areas = {name: {"auroc": roc.area, "auroc_error": roc.error} for name, roc in found.items()}
-    rows = [row.model_copy(update=areas[row.name]) for row in rows]
-    if "restricted" in found:
-        drop, error = found["component"].below(found["restricted"])
-        rows[-1] = rows[-1].model_copy(update={"auroc_drop": drop, "auroc_drop_error": error})
-    return rows
-
-
-def _shares(values: Tensor, images: Tensor | None) -> Tensor:
+def _shares(values: Tensor, images: Tensor) -> Tensor:
     """Mean over the cases of each image."""
-    if images is None:
-        return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
     means: Tensor = torch.bincount(index, weights=values) / counts
     return means

@@ -136,19 +136,15 @@ def faithfulness(
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
         route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}
-        keeps += [route, _rest(route)]
-        for seed in range(seeds):
-            other = _random(route, seed)
-            keeps += [other, _rest(other)]
+        routes = [route, *(_random(route, seed) for seed in range(seeds))]
+        keeps += [*routes, *({name: ~mask for name, mask in one.items()} for one in routes)]
     said, logits = _answers(graph, keeps, chosen, data, outputs, batch_size)
     rows: list[Faithfulness] = []
-    each = 2 + 2 * seeds
     for place, k in enumerate(chosen):
-        first = 1 + place * each
-
-        def counted(runs: Sequence[int], k: int = k, place: int = place) -> Answers:
-            return _counted(said[list(runs), :, place], logits[list(runs), :, place], inside[k])
-
+        first = 1 + place * 2 * (1 + seeds)
+        rest = first + 1 + seeds
+        runs = {"whole": [0], "only": [first], "random_only": range(first + 1, rest)}
+        runs |= {"without": [rest], "random_without": range(rest + 1, rest + 1 + seeds)}
         rows.append(
             Faithfulness(
                 name=relevance.classes[k],
@@ -156,19 +152,14 @@ def faithfulness(
                 other_images=int((~inside[k]).sum()),
                 kept=sum(int(mask.sum()) for mask in keeps[first].values()),
                 channels=sum(axis.size for axis in graph.free),
-                whole=counted([0]),
-                only=counted([first]),
-                without=counted([first + 1]),
-                random_only=counted(range(first + 2, first + each, 2)),
-                random_without=counted(range(first + 3, first + each, 2)),
                 seeds=seeds,
+                **{
+                    name: _counted(said[[*one], :, place], logits[[*one], :, place], inside[k])
+                    for name, one in runs.items()
+                },
             )
         )
     return tuple(rows)
-
-
-def _rest(route: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ~mask for name, mask in route.items()}
 
 
 def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -199,7 +190,7 @@ def _answers(
     said = torch.zeros(len(keeps), len(data), len(chosen), dtype=torch.bool)
     logits = torch.zeros(said.shape)
     like = weights_like(graph.network)
-    network = _copied(graph.network)
+    network = copy.deepcopy(graph.network).eval()
     with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
         for row, keep in enumerate(keeps):
             run = masked(graph, keep, network)
@@ -212,10 +203,6 @@ def _answers(
                 place += len(x)
                 advance(len(x))
     return said, logits
-
-
-def _copied(network: Network) -> Network:
-    return copy.deepcopy(network).eval()
 
 
 def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
@@ -232,7 +219,7 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
     Returns:
         A function from images, preprocessed for the source, to outputs.
     """
-    network = _copied(graph.network) if network is None else network
+    network = copy.deepcopy(graph.network).eval() if network is None else network
     kept = torch.ones(graph.channels, dtype=torch.bool)
     for name, mask in keep.items():
         kept[graph.axis(name).channels] = mask

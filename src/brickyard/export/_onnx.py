@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def export_onnx(
         >>> record.images, record.error < 1e-5
         (15, True)
     """
-    _check_model(model)
+    check_model(model)
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -166,7 +166,9 @@ def export_onnx(
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
-    expected = [(images, _say(plain, images)) for images in (*_random(entry), *given)]
+    with torch.inference_mode():
+        checked = (*_random(entry), *given)
+        expected = [(images, run_images(plain.logits, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, _ in expected)
     problems: list[str] = []
     for fused in (True, False):
@@ -189,7 +191,8 @@ def export_onnx(
     raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problems[-1]}; {advice}")
 
 
-def _check_model(model: object) -> None:
+def check_model(model: object) -> None:
+    """Refuse to export anything but a component or an assembly."""
     if not isinstance(model, Component | Assembly):
         raise OptionError(
             "option-wrong-object",
@@ -239,23 +242,15 @@ def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
             why = f"{start} is {found}, and the file would take {wanted}, as the model's preprocessing sets no size"
             raise DataError("data-wrong-size", f"{why}; give images of that size")
     singles = [_of_type(one, entry.dtype) for one in singles]
-    return [*singles[:1], *_fives(singles)]
-
-
-def _fives(singles: list[Tensor]) -> Iterator[Tensor]:
-    for shape in dict.fromkeys(one.shape for one in singles):
-        yield from torch.cat([one for one in singles if one.shape == shape]).split(5)
+    shapes = dict.fromkeys(one.shape for one in singles)
+    groups = (torch.cat([one for one in singles if one.shape == shape]) for shape in shapes)
+    return [*singles[:1], *(batch for group in groups for batch in group.split(5))]
 
 
 def _of_type(images: Tensor, dtype: str) -> Tensor:
     if dtype == "uint8":
         return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def _say(model: Predictor, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return run_images(model.logits, images, "the images for the check")
 
 
 def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
@@ -285,9 +280,8 @@ def _proto(model: Predictor, entry: _Entry) -> Any:
 
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
     """Add a description to the file, and remove paths of this machine from its nodes."""
-    names = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     sides = proto.graph.input[0].type.tensor_type.shape.dim
-    renamed = {sides[place].dim_param: name for place, name in names.items() if sides[place].dim_param}
+    renamed = {sides[place].dim_param: name for place, name in ((0, "batch"), (2, "height"), (3, "width"))}
     values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
     for value in values:
         for side in value.type.tensor_type.shape.dim:
@@ -400,7 +394,7 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
         >>> component.load_state_dict(numbers)
         <All keys matched successfully>
     """
-    _check_model(model)
+    check_model(model)
     path = given_path(path, "the file to write")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(model.state_dict().items())}
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}

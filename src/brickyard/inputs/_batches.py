@@ -6,12 +6,12 @@ In every form, images are raw (before `Preprocessing`), and labels are indices i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from brickyard.base._errors import BrickyardError, DataError
 from brickyard.base._messages import first_line
@@ -49,10 +49,9 @@ class Images:
         self.preprocessing = preprocessing or Preprocessing()
         self.label_dims = label_dims
         self.what = what
-        self._collate: Any = None
-        self._workers = 0
+        self._collate, self._workers = None, 0
         self._tensors: tuple[Tensor, Tensor] | None = None
-        self._dataset: Dataset[Any] | None = None
+        self._dataset: Any = None
         if isinstance(data, Images):
             self.__dict__.update({**data.__dict__, "preprocessing": preprocessing or data.preprocessing})
             return
@@ -105,17 +104,10 @@ class Images:
         return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
-        for batch in self._each(batches):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
-                )
-            images.append(self._tensor(batch[0]))
-            labels.append(self._tensor(batch[1]))
-        if not images:
+        found = [(self._tensor(images), self._tensor(labels)) for images, labels in self._each(batches)]
+        if not found:
             raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
+        images, labels = ([*values] for values in zip(*found, strict=True))
         single = self.label_dims - 1
         if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
@@ -138,9 +130,7 @@ class Images:
             ) from None
 
     def __len__(self) -> int:
-        if self._tensors is not None:
-            return len(self._tensors[0])
-        return len(cast(Any, self._dataset))
+        return len(self._dataset if self._tensors is None else self._tensors[0])
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of images as given, with labels, in the order of `indices`.
@@ -161,21 +151,19 @@ class Images:
                 yield images[chosen], labels[chosen.to(labels.device)]
             return
         loader = DataLoader(
-            Subset(cast(Any, self._dataset), order),
+            Subset(self._dataset, order),
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
             generator=torch.Generator().manual_seed(0),  # the default draws from the global one
         )
-        for batch in self._each(loader):
-            if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                raise DataError(
-                    "data-type", f"{self.what}: expected (image tensor, label) pairs, got {type(batch).__name__}"
-                )
-            yield self._pair(batch[0], self._tensor(batch[1]))
+        for images, labels in self._each(loader):
+            if not isinstance(images, Tensor):
+                raise DataError("data-type", f"{self.what}: an image must be a tensor, got {type(images).__name__}")
+            yield self._pair(images, self._tensor(labels))
 
-    def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Iterate over a user's own data, and turn its failures into ours."""
+    def _each(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the pairs of a user's own data, and turn its failures into ours."""
         found = iter(batches)
         while True:
             try:
@@ -188,7 +176,11 @@ class Images:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
                 why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
                 raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
-            yield batch
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise DataError(
+                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
+                )
+            yield batch[0], batch[1]
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None

@@ -64,9 +64,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.classes = tuple(classes)
         self.name = name
         if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
-            found = (
-                f"images of shape {tuple(images.shape)} and type {images.dtype}, labels of shape {tuple(labels.shape)}"
-            )
+            shape, kind = tuple(images.shape), images.dtype
+            found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
             wanted = "give uint8 images (images, channels, height, width) and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
@@ -108,7 +107,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             TaskError: A class is unknown.
         """
         wanted = torch.tensor(resolve_task(classes, self.classes))
-        return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
+        return self.subset(torch.isin(self.labels, wanted))
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes, which become classes 0, 1, ... in this order.
@@ -142,11 +141,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 def load_data(
-    spec: str | Path,
-    *,
-    split: str = "train",
-    size: tuple[int, int] | None = None,
-    max_images: int | None = None,
+    spec: str | Path, *, split: str = "train", size: tuple[int, int] | None = None, max_images: int | None = None
 ) -> ImageData:
     """Load image data.
 
@@ -216,7 +211,7 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
     if path.is_file() and "idx" in path.name:
         return _idx(path)
     if path.is_dir():
-        stem = {"train": "train", "test": "t10k"}.get(split, split)
+        stem = "t10k" if split == "test" else split
         for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
             if (path / name).is_file():
                 return _idx(path / name)

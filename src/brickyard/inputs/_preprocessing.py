@@ -40,7 +40,7 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         >>> preprocess(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), how)[0, :, 0, 0]
         tensor([2., 2., 2.])
     """
-    x = to_unit(images)
+    x = _to_unit(images)
     if how.channels is not None:
         x = _to_channels(x, how.channels)
     if how.size is not None:
@@ -50,12 +50,8 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     return x
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are.
-
-    Raises:
-        DataError: The images are not 4-D, or neither uint8 nor floating point.
-    """
+def _to_unit(images: Tensor) -> Tensor:
+    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are."""
     if not isinstance(images, Tensor):
         raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
@@ -85,10 +81,8 @@ def check_images(images: Tensor, what: str) -> None:
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
     if bool(bad.any()):
-        found = (
-            f"{int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index {int(bad.nonzero()[0])}"
-        )
-        raise DataError("data-not-finite", f"{what}: {found}; remove or repair them")
+        found = f"{int(bad.sum())} of {len(images)} images hold NaN or infinity"
+        raise DataError("data-not-finite", f"{what}: {found}, the first at index {int(bad.nonzero()[0])}; repair them")
 
 
 def _to_channels(x: Tensor, channels: int) -> Tensor:

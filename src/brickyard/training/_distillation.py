@@ -25,12 +25,7 @@ Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, wid
 
 
 def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
-    """Prepare a teacher for a component or an assembly.
-
-    Args:
-        teacher: A component or an assembly that knows the student's classes by name, or the source of the component.
-        student: The student.
-        how: The distillation settings, which say whether features are needed.
+    """Prepare a teacher: a component or an assembly that knows the student's classes by name, or its source.
 
     Raises:
         OptionError: The teacher does not know a class, is not the student's source, or has no features for it.
@@ -83,11 +78,6 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
 class SourceTeacher:
     """A component's source as its teacher: its logits for the task, and its features on the kept channels.
 
-    Args:
-        source: The network that the component was cut from.
-        component: The component.
-        features: Also return features.
-
     Raises:
         OptionError: The network is not the component's source, or its features are not channels of a single axis.
     """
@@ -106,8 +96,8 @@ class SourceTeacher:
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
         graph = trace(source, example)
         self.network: Network = graph.network
-        self.stop, self.kept = 0, torch.zeros(0, dtype=torch.long)
-        self.features = features
+        self.kept: Tensor | None
+        self.stop, self.kept = 0, None
         if features:
             reads = component.network.nodes[component.reads_at]
             labels = graph.at(reads.target, "in") if refs(reads) else None
@@ -126,7 +116,7 @@ class SourceTeacher:
         x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
         with torch.no_grad():
             features, _, logits = observe(self.network, self.stop, x)
-        return self.component.of_source(logits), features[:, self.kept] if self.features else None
+        return self.component.of_source(logits), None if self.kept is None else features[:, self.kept]
 
 
 def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation, outputs: Outputs = ONE) -> Tensor:

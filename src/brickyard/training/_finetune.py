@@ -24,7 +24,7 @@ from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.runtime._isolation import steady
-from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
+from brickyard.training._distillation import Lesson, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
 
 ModelT = TypeVar("ModelT", Component, Assembly)
@@ -88,7 +88,9 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         targets = torch.cat([y for _, y in groups]).to(answer[0].device)
         if taught is None:
             return model.outputs.loss(answer[0], targets)
-        return lesson_loss(answer, _lesson(taught, raw), targets, how, model.outputs)
+        logits, features = zip(*map(taught, raw), strict=True)
+        lesson = torch.cat(logits), None if features[0] is None else torch.cat(features)
+        return lesson_loss(answer, lesson, targets, how, model.outputs)
 
     fitted = fit(
         trained,
@@ -97,7 +99,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         training,
         score=None if held_out is None else lambda: _score(trained, held_out, training.batch_size),
         resume=folder,
-        key=_key(model, examples, held_out, teacher, how),
+        key=_key(model, (examples, held_out), teacher, how),
     )
     record = TuneRecord(
         images=len(examples),
@@ -176,11 +178,6 @@ def _one_batch(images: list[Tensor]) -> Tensor:
     return torch.cat(images)
 
 
-def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
-    logits, features = zip(*(teacher(images) for images in raw), strict=True)
-    return torch.cat(logits), None if features[0] is None else torch.cat(features)
-
-
 def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> tuple[float, float]:
     """Means over classes: accuracy, and the log-probability of the correct answer."""
     found: list[Tensor] = []
@@ -200,15 +197,9 @@ def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> 
     return first, second
 
 
-def _key(
-    model: Component | Assembly,
-    examples: Examples,
-    held_out: Examples | None,
-    teacher: nn.Module | None,
-    how: Distillation,
-) -> str:
+def _key(model: nn.Module, chosen: Sequence[Examples | None], teacher: nn.Module | None, how: Distillation) -> str:
     """What determines the result, apart from the training options."""
-    known = [fingerprint(model), _digest(examples), "" if held_out is None else _digest(held_out)]
+    known = [fingerprint(model), *("" if examples is None else _digest(examples) for examples in chosen)]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
