@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._checks import given_path
-from brickyard.base._errors import FileError, SurgeryError
+from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
@@ -81,8 +81,8 @@ class Joined(nn.Module):
 
     def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
         """A part's logits of the classes that are asked of it."""
-        if not part.reject:
-            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
+        if not part.reject and part.output_axis is None:
+            outputs = outputs[:, list(part.task)]
         if self.manifest.scaling.log_probability:
             outputs = self.outputs.normalised(outputs)
         if part.reject:
@@ -284,6 +284,18 @@ class Assembly(Joined, Predictor):
         return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
 
 
+def check_model(model: object, verb: str) -> None:
+    """Refuse anything but a component or an assembly.
+
+    Raises:
+        OptionError: It is another object.
+    """
+    if not isinstance(model, Component | Assembly):
+        kind = type(model).__name__
+        advice = "create one with disassemble or assemble, or load one"
+        raise OptionError("option-wrong-object", f"{verb} needs a component or an assembly, got {kind}; {advice}")
+
+
 def network_shapes(
     parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
 ) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -321,10 +333,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    known: list[Familiarity | None] = []
-    if manifest.form == "parallel":
-        pairs = zip(manifest.parts, networks, strict=True)
-        known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
+    pairs = zip(manifest.parts, networks if manifest.form == "parallel" else (), strict=False)
+    known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]

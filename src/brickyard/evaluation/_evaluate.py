@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -65,12 +65,7 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         ['base', 'restricted', 'component']
     """
     batch_size = options["batch_size"]
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
-            "with disassemble or assemble, or load one",
-        )
+    check_model(model, "evaluate")
     sources = sources_of(model, options["source"])
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size)
@@ -97,16 +92,9 @@ def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
     """The source of each part, or None."""
     parts = model.manifest.parts
     listed = isinstance(given, list | tuple)
-    if listed and isinstance(model, Component):
-        raise OptionError(
-            "option-count", f"a component has one source; a list of {len(given)} was given: give that one"
-        )
-    if listed and len(given) != len(parts):
-        raise OptionError(
-            "option-count",
-            f"{len(parts)} parts need as many sources; {len(given)} were given: give one a part, or None where there "
-            "is none",
-        )
+    if listed and (isinstance(model, Component) or len(given) != len(parts)):
+        wanted = "one source" if isinstance(model, Component) else f"{len(parts)} sources, or None where there is none"
+        raise OptionError("option-count", f"a list of {len(given)} sources was given; give {wanted}")
     sources = [None if item is None else source_of(item) for item in (given if listed else [given] * len(parts))]
     for part, source in zip(parts, sources, strict=True):
         if source is not None and (found := fingerprint(source)) != part.source.sha256:
@@ -202,9 +190,8 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
         if scores:
             scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
     note = "a task of one class is always answered right; AUROC against the other classes says more"
-    names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
-    notes = (note,) if single and outputs.exclusive else ()
-    return Answered(f"{names} of {manifest.source.name}", cases, right, scores, inside, notes)
+    title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
+    return Answered(title, cases, right, scores, inside, (note,) if single and outputs.exclusive else ())
 
 
 def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> Answered:
@@ -244,16 +231,13 @@ def assembly_title(manifest: AssemblyManifest) -> str:
 
 def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: int) -> Tensor:
     """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
-    like = kind(model)
-    ranks = Ranks.current()
-    starts = range(0, len(order), batch_size)
+    like, ranks, starts = kind(model), Ranks.current(), range(0, len(order), batch_size)
     parts: list[tuple[int, Tensor]] = []
     with torch.inference_mode(), bar("scoring", len(order)) as advance:
         for start in ranks.mine(starts):
-            part = order[start : start + batch_size]
-            for x, _ in images.batches(part, batch_size, like):
+            for x, _ in images.batches(order[start : start + batch_size], batch_size, like):
                 parts.append((start, run_images(model, x, images.what).double().cpu()))
-            advance(len(part) * ranks.count)
+                advance(len(x) * ranks.count)
     width = ranks.joined(torch.tensor([max((logits.shape[1] for _, logits in parts), default=1)]))
     found = torch.zeros(len(order), int(width.max()), dtype=torch.float64)
     for start, logits in parts:
@@ -272,10 +256,7 @@ def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
     pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.shaped_networks()
     return {
         "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
-        name: {
-            "parameters": count_parameters(model),
-            "flops": sum(count_flops(network, shape) for network, shape in pairs),
-        },
+        name: {"parameters": count_parameters(model), "flops": sum(count_flops(*pair) for pair in pairs)},
     }
 
 

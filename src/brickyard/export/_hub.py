@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from brickyard._files import loaded
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
-from brickyard.export._onnx import check_model, description
+from brickyard.export._onnx import description
 from brickyard.reports._cards import model_card
 from brickyard.storage._atomic import make_folder, write_content
 
@@ -142,7 +142,7 @@ def push_to_hub(
         FileError: The Hub refused the upload, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
-    check_model(model)
+    check_model(model, "push_to_hub")
     api = package("huggingface_hub", "hub", "the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard._version import __version__
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import given_path
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
@@ -86,8 +86,7 @@ class _Entry:
     dtype: str
 
     def random(self, count: int, size: tuple[int, int], seed: int) -> Tensor:
-        shape = (count, self.channels, *size)
-        generator = torch.Generator().manual_seed(seed)
+        shape, generator = (count, self.channels, *size), torch.Generator().manual_seed(seed)
         if self.dtype == "uint8":
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return torch.rand(shape, generator=generator)
@@ -158,7 +157,7 @@ def export_onnx(
         >>> record.images, record.error < 1e-5
         (15, True)
     """
-    check_model(model)
+    check_model(model, "export_onnx")
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -170,7 +169,6 @@ def export_onnx(
         checked = (*_random(entry), *given)
         expected = [(images, run_images(plain.logits, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, _ in expected)
-    problems: list[str] = []
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
@@ -178,26 +176,16 @@ def export_onnx(
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
-            problems.append(f"it cannot be written as ONNX: {first_line(refusal)}")
+            problem = f"it cannot be written as ONNX: {first_line(refusal)}"
             continue
         error, problem = _compare(content, expected, model.outputs)
         if problem:
-            problems.append(problem)
             continue
         write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
     advice = "nothing was written. Keep the .safetensors file, or export its state dict"
-    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problems[-1]}; {advice}")
-
-
-def check_model(model: object) -> None:
-    """Refuse to export anything but a component or an assembly."""
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"a component or an assembly is exported, not a {type(model).__name__}; make one, or load it",
-        )
+    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
@@ -209,10 +197,8 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
         raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
-    sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
-    fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
-    size = fixed_sides[0] if fixed_sides else None
-    return _Entry(channels or usual, size, size or sides[0], dtype)
+    size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
+    return _Entry(channels or usual, size, size or parts[0].preprocessing.size, dtype)  # type: ignore[arg-type]
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -394,7 +380,7 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
         >>> component.load_state_dict(numbers)
         <All keys matched successfully>
     """
-    check_model(model)
+    check_model(model, "export_state_dict")
     path = given_path(path, "the file to write")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(model.state_dict().items())}
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -52,11 +53,8 @@ class Ranks:
         Raises:
             ProcessError: Another process is gone.
         """
-        for value in values if self.count > 1 else ():
-            with _told():
-                sent = value.to(_device()).contiguous()
-                dist.all_reduce(sent)
-            value.copy_(sent)
+        for value in values:
+            self._exchange(value, dist.all_reduce)
 
     def add_for(self, owner: int, value: Tensor) -> None:
         """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use.
@@ -64,11 +62,20 @@ class Ranks:
         Raises:
             ProcessError: Another process is gone.
         """
-        if self.count > 1:
-            with _told():
-                sent = value.to(_device()).contiguous()
-                dist.reduce(sent, owner)
-            value.copy_(sent)
+        self._exchange(value, partial(dist.reduce, dst=owner))
+
+    def _exchange(self, value: Tensor, sum_up: Callable[[Tensor], object]) -> None:
+        if self.count == 1:
+            return
+        try:
+            sent = value.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous()
+            sum_up(sent)
+        except RuntimeError as error:
+            why = f"process {self.rank} of {self.count} could not exchange sums: another one has stopped"
+            raise ProcessError(
+                "process-stopped", f"{why} ({first_line(error)[:200]}); start all of them again"
+            ) from None
+        value.copy_(sent)
 
     def joined(self, value: Tensor) -> Tensor:
         """The tensors of all processes, one behind the other along the last dimension.
@@ -85,20 +92,6 @@ class Ranks:
         whole.narrow(-1, int(sizes[: self.rank].sum()), value.shape[-1]).copy_(value)
         self.add(whole)
         return whole
-
-
-def _device() -> torch.device:
-    """Where tensors must be to be exchanged."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        why = f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped"
-        raise ProcessError("process-stopped", f"{why} ({first_line(error)[:200]}); start all of them again") from None
 
 
 def process_count() -> int:

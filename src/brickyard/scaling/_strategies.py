@@ -86,12 +86,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
 
 
 def find(name: str, given: object = None, option: str = "images") -> Scaling:
-    """Look up a strategy.
-
-    Args:
-        name: Its name.
-        given: Labelled images or nodes for it, if any.
-        option: Name of that argument, for error messages.
+    """Look up a strategy; `given` are labelled images or nodes for it, and `option` is what messages call them.
 
     Raises:
         OptionError: The strategy does not exist, or does not use what is given.
@@ -126,13 +121,12 @@ def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean over the part's own training images on which it correctly wins."""
     factors: list[float] = []
     notes: list[str] = []
-    tasks = evidence.manifest.tasks
-    for part, task, size in zip(evidence.parts, tasks, evidence.sizes, strict=True):
+    for part, task, size in zip(evidence.parts, evidence.manifest.tasks, evidence.sizes, strict=True):
         known = dict(zip(part.task, _statistics(part, "logit-mean").winning_logit, strict=True))
-        found = [known[k] for k in task]
         usable = [value for value in known.values() if value is not None and value > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
-        for k, value in zip(task, found, strict=True):
+        for k in task:
+            value = known[k]
             if value is None or value <= 0:
                 why = "no correct image" if value is None else "a mean winning logit that is not positive"
                 notes.append(
@@ -150,13 +144,12 @@ def magnitude(evidence: Evidence) -> Scale:
 
     The paper's feature-map rule, carried through to the logits. For comparison only: it can reduce accuracy.
     """
-    found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
-    if any(not value for value in found):
+    known = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
+    if not all(known):
         raise OptionError(
             "option-needs-statistics",
             "scaling='magnitude' needs a positive feature magnitude for every part; use another scaling",
         )
-    known = [float(value) for value in found if value]
     mean = sum(known) / len(known)
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
@@ -250,11 +243,8 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         raise OptionError("option-range", f"shrink must be above 0, got {shrink!r}")
     slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
-    scores, weights, bias = found or (
-        torch.zeros_like(distances),
-        torch.zeros(len(sizes), sum(sizes)),
-        0 * distances[0],
-    )
+    blank = torch.zeros_like(distances), torch.zeros(len(sizes), sum(sizes)), 0 * distances[0]
+    scores, weights, bias = found or blank
     share, owner, count = owned(evidence.manifest), evidence.part_of, len(sizes)
 
     def outputs(p: Tensor) -> Tensor:
@@ -328,8 +318,7 @@ def _spread(z: Tensor) -> float:
 
 
 def _few_shot(evidence: Evidence) -> Tensor:
-    if evidence.logits is None or evidence.targets is None:
-        raise OptionError("option-needs-data", "this scaling needs labelled images; give images=")
+    assert evidence.logits is not None  # `scale` gives them
     return evidence.logits.double()
 
 
@@ -350,8 +339,9 @@ def _foreign(evidence: Evidence) -> Tensor:
 
 def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
     """Number of features per part."""
-    found = [_statistics(part, name).familiarity for part in evidence.parts]
-    for part, record in zip(evidence.parts, found, strict=True):
+    sizes: list[int] = []
+    for part in evidence.parts:
+        record = _statistics(part, name).familiarity
         if record is None:
             raise OptionError(
                 "option-needs-statistics",
@@ -360,7 +350,8 @@ def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
                 "measured or do not vary; cut it again with several labelled images per class, or "
                 "use scaling='none'",
             )
-    return [record.size for record in found]
+        sizes.append(record.size)
+    return sizes
 
 
 def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:

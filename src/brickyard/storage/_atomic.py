@@ -97,10 +97,8 @@ def _move(place: Path, path: Path, overwrite: bool) -> None:
         try:
             os.link(place, path)
             return
-        except FileExistsError:
-            check_free(path, overwrite)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in (errno.EEXIST, *_NO_LINKS):
                 raise
             check_free(path, overwrite)
     os.replace(place, path)
@@ -197,9 +195,7 @@ def _make_stage(stage: Path) -> int | None:
 def clear_stages(folder: Path) -> None:
     """Clear away what processes that are gone had prepared in a folder; what is in use stays."""
     with contextlib.suppress(OSError):
-        with os.scandir(folder) as found:
-            stages = [Path(item.path) for item in found if _STAGE.fullmatch(item.name)]
-        for stage in stages:
+        for stage in [item for item in folder.iterdir() if _STAGE.fullmatch(item.name)]:
             with contextlib.suppress(OSError):  # it is in use, or is no longer there
                 held = lock_folder(stage)
                 if held is not None:
@@ -211,9 +207,8 @@ def clear_stages(folder: Path) -> None:
 
 
 def _clear_stage(stage: Path) -> None:
+    for item in stage.glob("*"):
+        with contextlib.suppress(OSError):
+            item.unlink()
     with contextlib.suppress(OSError):
-        with os.scandir(stage) as found:
-            for item in list(found):
-                with contextlib.suppress(OSError):
-                    os.unlink(item.path)
-        os.rmdir(stage)
+        stage.rmdir()

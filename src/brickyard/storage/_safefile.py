@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "file-tensor-mismatch",
                 f"{path}: tensor {told(name)!r} has type {value.dtype}, which Brickyard files do not use",
             )
-        if value.is_floating_point() and not _finite(value):
+        pieces = value.reshape(-1).split(CHUNK) if value.is_floating_point() else ()  # so that little memory is needed
+        if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
             raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has values that are not finite")
     return text, tensors
 
@@ -92,11 +94,6 @@ def _own(path: Path, name: str, value: Tensor) -> Tensor:
     if value.dtype == torch.bool and value.numel() and int(value.view(torch.uint8).max()) > 1:
         raise FileError("file-tensor-mismatch", f"{path}: tensor {told(name)!r} has bytes other than true and false")
     return value.clone()
-
-
-def _finite(value: Tensor) -> bool:
-    """Whether all numbers are finite, looked at in pieces, so that little memory is needed."""
-    return all(bool(torch.isfinite(piece).all()) for piece in value.reshape(-1).split(CHUNK))
 
 
 def _check_header(path: Path) -> None:
@@ -161,8 +158,7 @@ def _number(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
@@ -64,11 +64,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
     """
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"finetune needs a component or an assembly, got {type(model).__name__}; cut a component first",
-        )
+    check_model(model, "finetune")
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
         raise OptionError(
