@@ -320,10 +320,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
             f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
-        raise FileError(
-            "file-too-large",
-            f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file",
-        )
+        found = f"{len(manifest.parts)} parts and {len(manifest.classes)} classes"
+        raise FileError("file-too-large", f"{found} are too many for one file")
     check_outputs(manifest.outputs)
     for part in manifest.parts:
         check_input(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +11,13 @@ import torch
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.axes._graph import Graph, analyse
+from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.base._errors import BrickyardError, SurgeryError
 from brickyard.base._messages import told
 from brickyard.base._records import AssemblyManifest
-from brickyard.base._records import Form as MadeForm
 from brickyard.component._component import Component
 from brickyard.network._cost_limit import Bounds
-from brickyard.network._identity import weights_like
+from brickyard.network._identity import fingerprint, source_of, weights_like
 from brickyard.network._network import Network
 from brickyard.runtime._profiling import measure_latency
 from brickyard.surgery._groups import join_as_groups
@@ -61,23 +61,18 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
-        raise SurgeryError(
-            "surgery-input-mismatch", f"{manifest.form} parts must take images of the same size; use form='parallel'"
-        )
+        why = f"{manifest.form} parts must take images of the same size"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; use form='parallel'")
     types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
     if len(types) > 1:
         found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
-        raise SurgeryError(
-            "surgery-input-mismatch",
-            f"{manifest.form} parts must have weights of the same type, got {found}; convert them "
-            "with .float(), or use form='parallel'",
-        )
+        why = f"{manifest.form} parts must have weights of the same type, got {found}"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; convert them with .float(), or use form='parallel'")
     shared = _can_share_input(manifest, blueprints[0].graph)
-    notes = ()
     if manifest.form == "grouped":
         network, notes = join_as_groups(blueprints, shared_input=shared)
     else:
-        network = join(blueprints, shared_input=shared)
+        network, notes = join(blueprints, shared_input=shared), ()
     manifest = manifest.model_copy(update={"shared_input": shared, "notes": notes})
     made = Assembly([network], manifest, skeletons=skeletons)
     _check_equal(made, formed(parts, manifest.model_copy(update={"form": "parallel"})))
@@ -89,13 +84,10 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
 
     Each form is timed on one image and on a batch; parallel is kept unless another is clearly faster.
     """
-    made: dict[MadeForm, Assembly] = {}
-    forms: tuple[MadeForm, ...] = ("parallel", "padded", "grouped")
-    for form in forms:
-        try:
+    made: dict[str, Assembly] = {}
+    for form in ("parallel", "padded", "grouped"):
+        with contextlib.suppress(SurgeryError):  # parallel is always there
             made[form] = formed(parts, manifest.model_copy(update={"form": form}))
-        except SurgeryError:  # parallel is always there
-            continue
     shares = dict.fromkeys(made, 0.0)  # logarithms of times
     for batch in BATCHES if len(made) > 1 else ():
         images = torch.rand(batch, *manifest.parts[0].input_shape, generator=torch.Generator().manual_seed(0))
@@ -105,11 +97,10 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
     best = min(made, key=lambda form: shares[form])
     if shares[best] > math.log(MARGIN):
         best = "parallel"
-    found = made[best]
     note = f"form='auto': {best} is the fastest of {', '.join(made)} here"
     if best != "parallel":
         note += f", {math.exp(shares[best]):.2f} of parallel's time"
-    return found.with_manifest(notes=(*found.manifest.notes, note))
+    return made[best].with_manifest(notes=(*made[best].manifest.notes, note))
 
 
 def _union(
@@ -117,9 +108,8 @@ def _union(
 ) -> tuple[Network, tuple[str, ...]]:
     if len({part.manifest.source.sha256 for part in parts}) > 1:
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-        raise SurgeryError(
-            "surgery-union-sources", f"form='union' needs parts of one source, got {names}; use form='parallel'"
-        )
+        why = f"form='union' needs parts of one source, got {names}"
+        raise SurgeryError("surgery-union-sources", f"{why}; use form='parallel'")
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
     changed += ["training" for p in parts if p.manifest.tuned is not None]
@@ -142,17 +132,12 @@ def _blueprint(part: Component) -> Part:
     graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(
-            "surgery-structure-mismatch",
-            f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure",
-        )
+        why = f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure"
+        raise SurgeryError("surgery-structure-mismatch", why)
     return Part(graph, keep, part.network)
 
 
 def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
-    from brickyard.axes._graph import trace
-    from brickyard.network._identity import fingerprint, source_of
-
     source = source_of(source)
     found = fingerprint(source)
     for part in parts:

@@ -56,11 +56,8 @@ class Examples:
         outputs, parts = model.outputs, model.manifest.parts
         given = [images] if isinstance(model, Component) else images
         if not isinstance(given, list | tuple) or len(given) != len(parts) or isinstance(given[0], Tensor):
-            raise DataError(
-                "data-type",
-                f"{what} must be a list with one entry for each of the {len(parts)} parts (None for a part without "
-                f"images), got {type(images).__name__}",
-            )
+            wanted = f"a list with one entry for each of the {len(parts)} parts (None for a part without images)"
+            raise DataError("data-type", f"{what} must be {wanted}, got {type(images).__name__}")
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in given)
         found: list[tuple[Tensor, ...]] = []
         for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
@@ -75,10 +72,8 @@ class Examples:
             places = outputs.cases(targets).images.unique()
             found.append((torch.full_like(places, index), places, targets[places]))
         if not any(len(places) for _, places, _ in found):
-            raise DataError(
-                "data-no-task-class",
-                f"none of {what} belongs to one of the classes {', '.join(model.classes[:8])}; give some that do",
-            )
+            names = ", ".join(model.classes[:8])
+            raise DataError("data-no-task-class", f"none of {what} belongs to the classes {names}; give some that do")
         owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
         return cls(pools, owners, numbers, answers, outputs)
 
@@ -116,12 +111,11 @@ class Examples:
                 chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()
         return self.some(torch.tensor(list(dict.fromkeys(chosen))))
 
-    def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    def raw(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
-        index = torch.tensor(chosen)
         found: list[tuple[Tensor, Tensor]] = []
-        for owner in self.owners[index].unique().tolist():
-            own, pool = index[self.owners[index] == owner], self.pools[owner]
+        for owner in self.owners[chosen].unique().tolist():
+            own, pool = chosen[self.owners[chosen] == owner], self.pools[owner]
             assert pool is not None
             found += [(images, self.targets[own]) for images, _ in pool.raw(self.places[own].tolist(), len(own))]
         return found

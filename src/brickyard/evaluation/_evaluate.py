@@ -98,11 +98,9 @@ def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
     sources = [None if item is None else source_of(item) for item in (given if listed else [given] * len(parts))]
     for part, source in zip(parts, sources, strict=True):
         if source is not None and (found := fingerprint(source)) != part.source.sha256:
-            raise DataError(
-                "data-wrong-source",
-                f"the component was cut from {part.source.name!r} with weights {part.source.sha256[:12]}; the source "
-                f"given has {found[:12]}: give the source that it came from",
-            )
+            why = f"the component was cut from {part.source.name!r} with weights {part.source.sha256[:12]}"
+            advice = f"the source given has {found[:12]}: give the source that it came from"
+            raise DataError("data-wrong-source", f"{why}; {advice}")
     return sources
 
 
@@ -171,11 +169,9 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
     cases = outputs.cases(targets)
     if not cases.wanted.any():
-        raise DataError(
-            "data-no-task-class",
-            f"none of the {len(labels)} {what} belongs to the task {', '.join(manifest.classes[:8])}: "
-            "give some that do, with labels that are indices into the source's classes",
-        )
+        why = f"none of the {len(labels)} {what} belongs to the task {', '.join(manifest.classes[:8])}"
+        advice = "give some that do, with labels that are indices into the source's classes"
+        raise DataError("data-no-task-class", f"{why}: {advice}")
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
     cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])

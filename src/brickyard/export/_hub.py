@@ -97,10 +97,8 @@ def from_pretrained(
     folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
-            raise OptionError(
-                "option-without-effect",
-                f"revision={revision!r} does not apply, because {folder} is a folder; leave it out",
-            )
+            why = f"revision={revision!r} does not apply, because {folder} is a folder"
+            raise OptionError("option-without-effect", f"{why}; leave it out")
         path = folder / filename
     else:
         hub = package("huggingface_hub", "hub", f"{repo_or_folder} is no folder here, and the Hub")

@@ -113,9 +113,7 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     if graph.labels is None:
         raise DataError("data-no-labels", "locate needs labelled nodes; give (x, edge_index, labels), or data with y")
     if nodes is None and graph.train is None:
-        raise OptionError(
-            "option-needs-data", "locate needs nodes; give nodes=, with some that the source was trained on"
-        )
+        raise OptionError("option-needs-data", "locate needs nodes; give nodes= with some the source was trained on")
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
     ONE.check_labels(labels, len(names))
@@ -194,7 +192,7 @@ def disassemble(
     if not isinstance(relevance, GraphRelevance):
         raise OptionError(
             "option-wrong-object",
-            f"what brickyard.gnn.locate returned is needed; as relevance a {type(relevance).__name__} was given",
+            f"disassemble needs what brickyard.gnn.locate returned, got {type(relevance).__name__}",
         )
     choice = Choice.of(relevance, options, lambda: relevance.graph(model, options["features"]))
     graph: NodeGraph = choice.graph
@@ -292,9 +290,7 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     parts = list(components)
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise OptionError(
-            "option-wrong-object", f"assemble needs graph components, got {kinds}; create some with disassemble"
-        )
+        raise OptionError("option-wrong-object", f"assemble needs graph components, got {kinds}; cut some first")
     if find(scaling, data, "data").gated:
         known = ", ".join(name for name, entry in SCALINGS.items() if not entry.gated)
         raise OptionError("option-choice", f"scaling={scaling!r} reads image features; graph networks support {known}")
@@ -308,22 +304,17 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
             "shared_input=False, and disjoint([...]) of their graphs to the assembly",
         )
     columns = columns_of(manifest.parts, shared)
-    networks = [
-        GraphNetwork(part.network.steps(), part.network.names, own) for part, own in zip(parts, columns, strict=True)
-    ]
+    pairs = zip((part.network for part in parts), columns, strict=True)
+    networks = [GraphNetwork(network.steps(), network.names, own) for network, own in pairs]
     assembly = GraphAssembly([join(networks, columns)] if form == "padded" else networks, manifest)
-    evidence = Evidence(manifest)
-    if data is not None:
-        evidence = _evidence(assembly, NodeData.of(data), options["nodes"])
+    evidence = Evidence(manifest) if data is None else _evidence(assembly, NodeData.of(data), options["nodes"])
     more = {name: value for name, value in options.items() if name not in GraphAssembleOptions.__annotations__}
     return assembly.with_scaling(*scale(scaling, evidence, more))
 
 
 def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
     if data.labels is None or nodes is None:
-        raise DataError(
-            "data-no-labels", "a few-shot scaling needs labels and nodes=; give (x, edge_index, labels) and some nodes"
-        )
+        raise DataError("data-no-labels", "a few-shot scaling needs (x, edge_index, labels), and nodes= to fit it on")
     chosen = data.chosen(nodes, "the nodes to scale with")
     targets = data.labels[chosen].long().cpu()
     assembly.outputs.check_labels(targets, len(assembly.classes))

@@ -63,19 +63,14 @@ class NodeData:
         elif hasattr(data, "x") and hasattr(data, "edge_index"):
             found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
         else:
-            raise DataError(
-                "data-type",
-                f"a graph must be (x, edge_index), (x, edge_index, labels) or a torch_geometric Data, got a "
-                f"{type(data).__name__}",
-            )
+            wanted = "(x, edge_index), (x, edge_index, labels) or a torch_geometric Data"
+            raise DataError("data-type", f"a graph must be {wanted}, got a {type(data).__name__}")
         if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
             raise DataError("data-graph", "features of a graph must be a floating-point tensor (nodes, features)")
         Edges.of(found.edge_index, len(found.x))
         if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
-            raise DataError(
-                "data-label-mismatch",
-                f"labels must be one integer per node, got {tuple(found.labels.shape)} for {len(found.x)} nodes",
-            )
+            shape = f"{tuple(found.labels.shape)} for {len(found.x)} nodes"
+            raise DataError("data-label-mismatch", f"labels must be one integer per node, got {shape}")
         return found
 
     def chosen(self, nodes: Any, what: str) -> Tensor:
@@ -374,11 +369,8 @@ class GraphNetwork(nn.Module):
         """Run layer by layer: the name of each, itself, what it reads at all nodes, and the edges."""
         edges = Edges.of(edge_index, len(x))
         if int(self.columns.max()) >= x.shape[1]:
-            raise DataError(
-                "data-graph",
-                f"the network reads feature {int(self.columns.max())}, but the nodes have only "
-                f"{x.shape[1]}; give the features the source was trained on",
-            )
+            found = f"the network reads feature {int(self.columns.max())}, but the nodes have only {x.shape[1]}"
+            raise DataError("data-graph", f"{found}; give the features the source was trained on")
         x = x[:, self.columns]
         for index, (name, layer) in enumerate(zip(self.names, self.steps(), strict=True)):
             x = self.layers[index - 1](x, edges) if index else x

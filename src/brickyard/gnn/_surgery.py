@@ -28,14 +28,9 @@ class NodeGraph(Axes):
     Attributes:
         network: The source as it was read.
         data: The graph that it is for.
+        parameters: Numbers in the source itself: reading folds some of them.
         layers: For each layer what it reads and writes, in units of the axes.
         costs: What it costs on this graph when some units are kept.
-
-    Args:
-        network: The source as it was read.
-        data: The graph that it is for.
-        parameters: Numbers in the source itself: reading folds some of them.
-        features: Whether features may be cut.
     """
 
     def __init__(self, network: GraphNetwork, data: NodeData, parameters: int, features: bool = True) -> None:
@@ -127,10 +122,8 @@ def join(networks: Sequence[GraphNetwork], columns: Sequence[Tensor]) -> GraphNe
     places = [torch.searchsorted(read, own) for own in columns]
     counts = [len(network.names) for network in networks]
     if len(set(counts)) > 1:
-        raise SurgeryError(
-            "surgery-not-paddable",
-            f"networks of {', '.join(map(str, counts))} layers cannot be padded; use parallel",
-        )
+        found = ", ".join(map(str, counts))
+        raise SurgeryError("surgery-not-paddable", f"networks of {found} layers cannot be padded; use parallel")
     layers: list[NodeLayer] = []
     for i, name in enumerate(networks[0].names):
         width = layers[-1].spec.width if layers else len(read)

@@ -66,9 +66,7 @@ class Images:
         if isinstance(data, str | bytes | dict):
             raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
-            raise DataError(
-                "data-no-labels", f"{self.what}: no labels found; {FORMS}, with labels that are class indices"
-            )
+            raise DataError("data-no-labels", f"{self.what}: no labels found; {FORMS}, with class indices as labels")
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
@@ -96,11 +94,8 @@ class Images:
     def _labels(self, labels: Tensor, count: int, found: str) -> Tensor:
         if labels.ndim != self.label_dims or len(labels) != count or labels.is_floating_point() or labels.is_complex():
             wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
-            raise DataError(
-                "data-label-mismatch",
-                f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}; give {wanted} an "
-                "image",
-            )
+            why = f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}"
+            raise DataError("data-label-mismatch", f"{why}; give {wanted} an image")
         return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
@@ -114,10 +109,8 @@ class Images:
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
         except RuntimeError as error:
-            raise DataError(
-                "data-not-batchable",
-                f"{self.what} cannot be put together: {first_line(error)}; give images of one size, a label for each",
-            ) from None
+            why = f"{self.what} cannot be put together: {first_line(error)}"
+            raise DataError("data-not-batchable", f"{why}; give images of one size, a label for each") from None
 
     def _tensor(self, value: Any) -> Tensor:
         """Convert a tensor, an array or nested lists of numbers to a tensor."""
@@ -125,9 +118,7 @@ class Images:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
-            raise DataError(
-                "data-type", f"{why}; give images as numbers, and as label the index of the class"
-            ) from None
+            raise DataError("data-type", f"{why}; give images as numbers, and the class's index as label") from None
 
     def __len__(self) -> int:
         return len(self._dataset if self._tensors is None else self._tensors[0])

@@ -55,10 +55,8 @@ def _to_unit(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor):
         raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
-        raise DataError(
-            "data-shape",
-            f"images must have 4 dimensions (batch, channels, height, width), got shape {tuple(images.shape)}",
-        )
+        shape = tuple(images.shape)
+        raise DataError("data-shape", f"images must be (batch, channels, height, width), got shape {shape}")
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
@@ -73,10 +71,8 @@ def check_images(images: Tensor, what: str) -> None:
         DataError: Names `what`, the problem, and the first affected image.
     """
     if images.dim() != 4 or images.numel() == 0:
-        raise DataError(
-            "data-shape",
-            f"{what}: images of shape {tuple(images.shape)}; give at least one image (batch, channels, height, width)",
-        )
+        advice = "give at least one image (batch, channels, height, width)"
+        raise DataError("data-shape", f"{what}: images of shape {tuple(images.shape)}; {advice}")
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
@@ -89,10 +85,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     """Convert grey (B, 1, H, W) to colour by repetition, or colour (B, 3, H, W) to grey by luma."""
     found = x.shape[1]
     if found not in (1, 3):
-        raise DataError(
-            "data-wrong-size",
-            f"images with {found} channels cannot be converted to {channels}; give 1 (grey) or 3 (RGB)",
-        )
+        why = f"images with {found} channels cannot be converted to {channels}"
+        raise DataError("data-wrong-size", f"{why}; give 1 (grey) or 3 (RGB)")
     if found == channels:
         return x
     if channels == 3:

@@ -72,9 +72,8 @@ class Ranks:
             sum_up(sent)
         except RuntimeError as error:
             why = f"process {self.rank} of {self.count} could not exchange sums: another one has stopped"
-            raise ProcessError(
-                "process-stopped", f"{why} ({first_line(error)[:200]}); start all of them again"
-            ) from None
+            why += f" ({first_line(error)[:200]})"
+            raise ProcessError("process-stopped", f"{why}; start all of them again") from None
         value.copy_(sent)
 
     def joined(self, value: Tensor) -> Tensor:
@@ -128,10 +127,8 @@ def joined() -> Iterator[Callable[[], bool]]:
         store, rank, count = next(iter(rendezvous("env://")))
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise ProcessError(
-            "process-not-joined",
-            f"processes did not find each other ({first_line(error)[:200]}); start all of them with torchrun",
-        ) from None
+        why = f"processes did not find each other ({first_line(error)[:200]})"
+        raise ProcessError("process-not-joined", f"{why}; start all of them with torchrun") from None
 
     def first_to_fail() -> bool:
         try:

@@ -59,21 +59,15 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
     """
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
-        raise OptionError(
-            "option-needs-data", f"scaling={name!r} needs a few labelled images for each part; give images="
-        )
+        raise OptionError("option-needs-data", f"scaling={name!r} needs labelled images for each part; give images=")
     if strategy.gated and evidence.manifest.form != "parallel":
-        raise OptionError(
-            "option-needs-parallel-form",
-            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} "
-            "does not keep separate; use form='parallel'",
-        )
+        form = evidence.manifest.form
+        why = f"scaling={name!r} reads the parts' features, which form={form!r} does not keep separate"
+        raise OptionError("option-needs-parallel-form", f"{why}; use form='parallel'")
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
-        raise OptionError(
-            "option-unknown-name", f"scaling={name!r} does not accept the options {options}: {error}"
-        ) from None
+        raise OptionError("option-unknown-name", f"scaling={name!r} has no options {options}: {error}") from None
     record = ScalingRecord(
         name=name,
         options={**options, **fitted.options},
@@ -94,10 +88,8 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
     check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
-        raise OptionError(
-            "option-without-effect",
-            f"scaling={name!r} does not use {option}=; leave it out, or choose one of {', '.join(able)}",
-        )
+        advice = f"leave it out, or choose one of {', '.join(able)}"
+        raise OptionError("option-without-effect", f"scaling={name!r} does not use {option}=; {advice}")
     return SCALINGS[name]
 
 
@@ -343,13 +335,10 @@ def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
     for part in evidence.parts:
         record = _statistics(part, name).familiarity
         if record is None:
-            raise OptionError(
-                "option-needs-statistics",
-                f"scaling={name!r} needs feature statistics of every part, but those of the "
-                f"component for {', '.join(part.classes[:5])} of {part.source.name!r} were not "
-                "measured or do not vary; cut it again with several labelled images per class, or "
-                "use scaling='none'",
-            )
+            whose = f"the component for {', '.join(part.classes[:5])} of {part.source.name!r}"
+            why = f"scaling={name!r} needs feature statistics, but those of {whose} were not measured or do not vary"
+            advice = "cut it again with several labelled images per class, or use scaling='none'"
+            raise OptionError("option-needs-statistics", f"{why}; {advice}")
         sizes.append(record.size)
     return sizes
 
@@ -361,10 +350,7 @@ def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:
 
 def _statistics(part: ComponentManifest, name: str) -> Any:
     if part.statistics is None:
-        raise OptionError(
-            "option-needs-statistics",
-            f"scaling={name!r} needs statistics, but the component for "
-            f"{', '.join(part.classes[:5])} of {part.source.name!r} was cut without labelled "
-            "images; cut it again with images, or use scaling='none'",
-        )
+        whose = f"the component for {', '.join(part.classes[:5])} of {part.source.name!r}"
+        why = f"scaling={name!r} needs statistics, but {whose} was cut without labelled images"
+        raise OptionError("option-needs-statistics", f"{why}; cut it again with images, or use scaling='none'")
     return part.statistics

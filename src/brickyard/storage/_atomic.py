@@ -32,9 +32,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         FileError: It does, and `overwrite` is false.
     """
     if os.path.lexists(path) and not overwrite:
-        raise FileError(
-            "file-exists", f"{path} exists; give another path, or overwrite=True (--force on the command line)"
-        )
+        raise FileError("file-exists", f"{path} exists; give another path, or overwrite=True (in the shell: --force)")
 
 
 def make_folder(folder: Path, advice: str) -> None:
@@ -46,9 +44,8 @@ def make_folder(folder: Path, advice: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; {advice}"
-        ) from None
+        why = f"folder {folder} cannot be made: {error.strerror or error}"
+        raise FileError("file-not-writable", f"{why}; {advice}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
@@ -63,10 +60,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     check_free(path, overwrite)
     special = path.exists() and not path.is_file()  # a folder, a device, a pipe
     if special or not path.parent.is_dir():
-        raise FileError(
-            "file-path-invalid",
-            f"cannot write {path}: {path if special else path.parent} is not a valid place for a file",
-        )
+        found = path if special else path.parent
+        raise FileError("file-path-invalid", f"cannot write {path}: {found} is not a valid place for a file")
     stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
     place, held = stage / path.name, None
     try:

@@ -48,9 +48,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FileError(
-                "file-not-finite", f"tensor {name!r} has values that are not finite; nothing was written to {path}"
-            )
+            raise FileError("file-not-finite", f"tensor {name!r} has values that are not finite; {path} was not made")
     metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
     return path
@@ -102,8 +100,7 @@ def _check_header(path: Path) -> None:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileError(
-                    "file-missing",
-                    f"cannot read {path}: it is a folder, a pipe or a device, not a file; check the path",
+                    "file-missing", f"cannot read {path}: it is a folder, a pipe or a device; check the path"
                 )
             size = status.st_size
             start = file.read(8)
@@ -112,10 +109,8 @@ def _check_header(path: Path) -> None:
         raise FileError(reading_code(error), f"cannot read {path}: {why}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
-        raise FileError(
-            "file-not-safetensors",
-            f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}; get a fresh copy",
-        )
+        why = f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}"
+        raise FileError("file-not-safetensors", f"{why}; get a fresh copy")
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -132,9 +127,7 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FileError("file-manifest-invalid", f"{path} has metadata that is not valid JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
-        raise FileError(
-            "file-wrong-kind", f"{path} has metadata without a format version; it was not written by Brickyard"
-        )
+        raise FileError("file-wrong-kind", f"{path} has metadata without a format version; Brickyard did not write it")
     if value["format"] != FORMAT_VERSION:
         found = told(value["format"], 20)
         raise FileError(

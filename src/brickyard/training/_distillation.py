@@ -32,11 +32,8 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
     """
     if isinstance(teacher, Predictor):
         if how.features:
-            raise OptionError(
-                "option-teacher-source",
-                "features need the component's own source as teacher, because only its channels "
-                "are known to match; give that source, or features=0",
-            )
+            why = "features need the component's own source as teacher, because only its channels are known to match"
+            raise OptionError("option-teacher-source", f"{why}; give that source, or features=0")
         return named_teacher(teacher, student.classes, student.reject)
     if not isinstance(teacher, nn.Module):
         raise OptionError(
@@ -44,11 +41,8 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
             f"the teacher must be a component, an assembly or a source, got {type(teacher).__name__}",
         )
     if not isinstance(student, Component):
-        raise OptionError(
-            "option-teacher-classes",
-            "an assembly needs a teacher that knows class names, and a plain network does not; "
-            "give a component or an assembly",
-        )
+        why = "an assembly needs a teacher that knows class names, and a plain network does not"
+        raise OptionError("option-teacher-classes", f"{why}; give a component or an assembly")
     return SourceTeacher(teacher, student, features=how.features > 0)
 
 
@@ -86,12 +80,9 @@ class SourceTeacher:
         manifest = component.manifest
         found = fingerprint(source)
         if found != manifest.source.sha256:
-            raise OptionError(
-                "option-teacher-source",
-                f"the component was cut from {manifest.source.name!r} with weights "
-                f"{manifest.source.sha256[:12]}, but the teacher network has {found[:12]}; give its "
-                "own source, a component or an assembly",
-            )
+            why = f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}"
+            advice = f"the teacher network has {found[:12]}: give its own source, a component or an assembly"
+            raise OptionError("option-teacher-source", f"{why}, and {advice}")
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
         graph = trace(source, example)
@@ -103,11 +94,8 @@ class SourceTeacher:
             labels = graph.at(reads.target, "in") if refs(reads) else None
             place = [i for i, node in enumerate(self.network.nodes) if node.name == reads.name]
             if labels is None or not place:
-                raise OptionError(
-                    "option-teacher-source",
-                    "features need channels known to match the component's, and the input of the "
-                    "source's classifier has none; leave features out",
-                )
+                why = "features need channels known to match, and the input of the source's classifier has none"
+                raise OptionError("option-teacher-source", f"{why}; leave features out")
             keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 

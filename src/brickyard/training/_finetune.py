@@ -67,9 +67,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     check_model(model, "finetune")
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
-        raise OptionError(
-            "option-requires-option", "distillation needs a teacher, and none was given; give teacher=, or leave it out"
-        )
+        raise OptionError("option-requires-option", "distillation needs a teacher; give teacher=, or leave it out")
     folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
     examples, held_out = _divided(model, images, options["validation"], training.seed)
@@ -78,10 +76,10 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     before = _free(trained)
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
-        groups = examples.raw(chosen)
-        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x, _ in groups]
+        images, labels = zip(*examples.raw(torch.tensor(chosen)), strict=True)
+        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x in images]
         answer = _answer(trained, raw, features=how.features > 0)
-        targets = torch.cat([y for _, y in groups]).to(answer[0].device)
+        targets = torch.cat(labels).to(answer[0].device)
         if taught is None:
             return model.outputs.loss(answer[0], targets)
         logits, features = zip(*map(taught, raw), strict=True)
@@ -143,33 +141,33 @@ def _free(model: Component | Assembly) -> list[bool]:
     """Make all parameters of the model's networks trainable, and return which were before."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     networks = model.networks() if isinstance(model, Assembly) else [model.network]
-    own = {id(parameter) for network in networks for parameter in network.parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in own and parameter.is_floating_point())
+    model.requires_grad_(False)
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     return before
 
 
 def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool = False) -> Lesson:
     """Run raw images through a model in a single batch, so that batch norms see them together."""
     if isinstance(model, Assembly):
-        inputs = [_one_batch(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
+        inputs = [_one_batch(x) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
         return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
     like = weights_like(model)
-    x = _one_batch([model.preprocess(images).to(like.device, like.dtype) for images in raw])
+    x = _one_batch(tuple(model.preprocess(images).to(like.device, like.dtype) for images in raw))
     if not features:
         return run_images(model, x, "the images"), None
     found, _, logits = model.observe(x)
     return model.head(logits), found
 
 
-def _one_batch(images: list[Tensor]) -> Tensor:
+def _one_batch(images: tuple[Tensor, ...]) -> Tensor:
     shapes = {tuple(x.shape[1:]) for x in images}
     if len(shapes) > 1:
         raise DataError(
             "data-not-batchable",
-            "images must have one shape per part after preprocessing, got "
-            f"{', '.join(map(str, sorted(shapes)))}; give images of one shape, or parts whose "
-            "preprocessing has a size and channels",
+            f"images must have one shape per part after preprocessing, got {', '.join(map(str, sorted(shapes)))}; "
+            "give images of one shape, or parts whose preprocessing has a size and channels",
         )
     return torch.cat(images)
 
@@ -179,10 +177,10 @@ def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> 
     found: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            groups = examples.raw(range(start, min(start + batch_size, len(examples))))
-            found.append(_answer(model, [x for x, _ in groups])[0].double().cpu())
-            targets += [y for _, y in groups]
+        for chosen in torch.arange(len(examples)).split(batch_size):
+            images, answers = zip(*examples.raw(chosen), strict=True)
+            found.append(_answer(model, images)[0].double().cpu())
+            targets += answers
     outputs, logits = examples.outputs, torch.cat(found)
     cases = outputs.cases(torch.cat(targets))
     likely = outputs.log_probabilities(logits)[cases.images, cases.classes]
@@ -202,7 +200,7 @@ def _key(model: nn.Module, chosen: Sequence[Examples | None], teacher: nn.Module
 def _digest(examples: Examples) -> str:
     """Hash the selection of images and the first of them."""
     found = hashlib.sha256()
-    for value in (examples.owners, examples.places, examples.targets, examples.raw([0])[0][0].cpu()):
+    for value in (examples.owners, examples.places, examples.targets, examples.raw(torch.tensor([0]))[0][0].cpu()):
         found.update(value.contiguous().numpy().tobytes())
     return found.hexdigest()
 
