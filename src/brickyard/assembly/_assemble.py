@@ -103,15 +103,12 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
             parts += item.components()
             gone += item.manifest.left_out or ((),) * len(item.manifest.parts)
         elif isinstance(item, Assembly):
-            raise OptionError(
-                "option-needs-parallel-form",
-                f"got an assembly in {item.manifest.form} form among the components, and its parts "
-                "can no longer be separated; give its components, or an assembly in parallel form",
-            )
+            why = f"got an assembly in {item.manifest.form} form, whose parts can no longer be separated"
+            advice = "give its components, or an assembly in parallel form"
+            raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
         else:
             raise OptionError(
-                "option-wrong-object",
-                f"only components can be assembled, got {type(item).__name__}; load or create some",
+                "option-wrong-object", f"assemble needs components, got {type(item).__name__}; create or load some"
             )
     if not parts:
         raise OptionError(

@@ -44,11 +44,8 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     except BrickyardError:
         raise
     except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
-        raise SurgeryError(
-            "surgery-structure-mismatch",
-            f"form={manifest.form!r} is not possible, because a part does not match the source "
-            f"structure it records: {told(error)}; use form='parallel'",
-        ) from error
+        why = f"form={manifest.form!r} is not possible, because a part does not match the source structure it records"
+        raise SurgeryError("surgery-structure-mismatch", f"{why}: {told(error)}; use form='parallel'") from error
 
 
 def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
@@ -121,12 +118,9 @@ def _union(
 def _blueprint(part: Component) -> Part:
     """Express a component as a cut of its source's structure, which is rebuilt without weights."""
     if part.skeleton is None:
-        raise SurgeryError(
-            "surgery-no-structure",
-            f"the component of {part.manifest.source.name!r} does not record its source's "
-            "structure: it is fused, or has operations that cannot be stored as data; use "
-            "form='parallel', or fuse after assembling",
-        )
+        why = f"the component of {part.manifest.source.name!r} does not record its source's structure"
+        why += ": it is fused, or has operations that cannot be stored as data"
+        raise SurgeryError("surgery-no-structure", f"{why}; use form='parallel', or fuse after assembling")
     structure = Network.from_spec(part.skeleton)
     Bounds(None).run(structure, part.manifest.input_shape)
     graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
@@ -142,12 +136,9 @@ def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
     found = fingerprint(source)
     for part in parts:
         if part.manifest.source.sha256 != found:
-            raise SurgeryError(
-                "surgery-wrong-source",
-                f"form='union' got a source with weights {found[:12]}, but the component for "
-                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}; "
-                "give its own source",
-            )
+            whose = f"the component for {', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}"
+            why = f"form='union' got a source with weights {found[:12]}, but {whose}"
+            raise SurgeryError("surgery-wrong-source", f"{why}; give its own source")
     like = next(source.parameters())
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, *parts[0].manifest.input_shape, generator=generator)
@@ -166,8 +157,5 @@ def _check_equal(joined: Assembly, parallel: Assembly) -> None:
     with torch.inference_mode():
         a, b = joined.side_by_side(images), parallel.side_by_side(images)
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):
-        raise SurgeryError(
-            "surgery-check-failed",
-            f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}; "
-            "use form='parallel' and please report this architecture",
-        )
+        why = f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}"
+        raise SurgeryError("surgery-check-failed", f"{why}; use form='parallel' and please report this architecture")

@@ -129,10 +129,8 @@ def faithfulness(
     inside = {k: outputs.members(labels, k) for k in chosen}
     missing = [relevance.classes[k] for k in chosen if not bool(inside[k].any())]
     if missing:
-        raise DataError(
-            "data-class-without-images",
-            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave the class out",
-        )
+        why = f"none of the {len(labels)} images is of class {missing[0]!r}"
+        raise DataError("data-class-without-images", f"{why}; give some, or leave the class out")
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
         route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}

@@ -273,10 +273,8 @@ class Probe:
         right = torch.as_tensor(labels).cpu()
         found = self.predict(features)
         if right.shape != found.shape:
-            raise DataError(
-                "data-label-mismatch",
-                f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one label per image",
-            )
+            why = f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}"
+            raise DataError("data-label-mismatch", f"{why}; give one label per image")
         return (found == right).double().mean().item()
 
 

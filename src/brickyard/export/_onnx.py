@@ -352,10 +352,8 @@ def torch_program(
     try:
         return _program(_on_cpu(model), entry)
     except Exception as error:
-        raise SurgeryError(
-            "surgery-export-failed",
-            f"cannot convert {_title(model)} to a torch program: {first_line(error)}; use it as a module instead",
-        ) from error
+        why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
+        raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error
 
 
 def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:

@@ -60,11 +60,9 @@ def evaluate(
         whole = None if given is None else partial(_logits, read_network(given, graph, data), graph, chosen)
         return _component(model, labels, partial(_logits, model, graph, chosen), whole)
     if not isinstance(model, GraphAssembly) or source is not None:
-        raise OptionError(
-            "option-wrong-object",
-            "evaluate needs a graph component with its source, or a graph assembly without one, "
-            f"got {type(model).__name__}{'' if source is None else ' with a source'}",
-        )
+        found = f"{type(model).__name__}{'' if source is None else ' with a source'}"
+        wanted = "a graph component with its source, or a graph assembly without one"
+        raise OptionError("option-wrong-object", f"evaluate needs {wanted}, got {found}")
     return _assembly(model, labels, partial(_logits, model, graph, chosen))
 
 
@@ -95,10 +93,8 @@ def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
     manifest, count = assembly.manifest, len(assembly.classes)
     cases = assembly.outputs.cases(assembly.outputs.targets(labels, torch.arange(count), count))
     if not len(cases.images):
-        raise DataError(
-            "data-no-task-class",
-            f"none of the {len(labels)} nodes belongs to a class of the assembly; labels must index its classes",
-        )
+        why = f"none of the {len(labels)} nodes belongs to a class of the assembly"
+        raise DataError("data-no-task-class", f"{why}; labels must index its classes")
     logits = ask(cases.images)
     cases = cases._replace(images=torch.arange(len(logits)))
     owners = [set(own) for own in manifest.owners]

@@ -119,10 +119,8 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     ONE.check_labels(labels, len(names))
     missing = [name for k, name in enumerate(names) if not bool(ONE.members(labels, k).any())]
     if missing:
-        raise DataError(
-            "data-class-without-images",
-            f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}; give at least one per class",
-        )
+        why = f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}"
+        raise DataError("data-class-without-images", f"{why}; give at least one per class")
     return chosen
 
 
@@ -298,11 +296,9 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     manifest = manifest.model_copy(update={"shared_input": shared})
     widths = sorted({part.input_shape[0] for part in manifest.parts})
     if shared and len(widths) > 1:
-        raise SurgeryError(
-            "surgery-input-mismatch",
-            f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table; give "
-            "shared_input=False, and disjoint([...]) of their graphs to the assembly",
-        )
+        why = f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table"
+        advice = "give shared_input=False, and disjoint([...]) of their graphs to the assembly"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; {advice}")
     columns = columns_of(manifest.parts, shared)
     pairs = zip((part.network for part in parts), columns, strict=True)
     networks = [GraphNetwork(network.steps(), network.names, own) for network, own in pairs]

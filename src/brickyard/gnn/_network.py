@@ -87,10 +87,8 @@ class NodeData:
         if found.ndim != 1 or not len(found) or found.is_floating_point():
             raise DataError("data-graph", f"{what}: give a mask or a list of node indices, with at least one node")
         if int(found.min()) < 0 or int(found.max()) >= len(self.x):
-            raise DataError(
-                "data-index-out-of-range",
-                f"{what}: got nodes {int(found.min())} to {int(found.max())}, but the graph has {len(self.x)}",
-            )
+            asked = f"{what}: got nodes {int(found.min())} to {int(found.max())}"
+            raise DataError("data-index-out-of-range", f"{asked}, but the graph has {len(self.x)}")
         return found.long()
 
 
@@ -152,10 +150,8 @@ class Edges:
         if not known or edge_index.ndim != 2 or len(edge_index) != 2:
             raise DataError("data-graph", "edge_index must be a tensor (2, edges) of integers")
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
-            raise DataError(
-                "data-index-out-of-range",
-                f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}, but there are {count}",
-            )
+            found = f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}"
+            raise DataError("data-index-out-of-range", f"{found}, but there are {count}")
         return cls(edge_index[0].long(), edge_index[1].long(), count)
 
     def looped(self) -> Edges:

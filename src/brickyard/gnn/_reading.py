@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brickyard.base._errors import OptionError, TraceError
+from brickyard.base._errors import TraceError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
 from brickyard.network._untouched import as_before
@@ -44,13 +45,7 @@ def read_network(model: nn.Module, data: NodeData, original: Any = None) -> Grap
     """
     if isinstance(model, GraphNetwork):
         return model
-    try:
-        import torch_geometric.nn  # noqa: F401
-    except ImportError:
-        raise OptionError(
-            "option-missing-package",
-            "PyTorch Geometric sources need that package: pip install 'brickyard[graphs]' (components run without it)",
-        ) from None
+    package("torch_geometric.nn", "graphs", "a source of PyTorch Geometric")
     if not isinstance(model, nn.Module):
         raise TraceError("trace-not-module", f"a source must be a torch.nn.Module, got {type(model).__name__}")
     with as_before(model):
@@ -80,12 +75,9 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
         ours = ours.softmax(1)
     gap, spread = (ours - theirs).abs().max().item(), theirs.std().item()
     if not gap <= _SAME * max(spread, 1e-12):
-        raise TraceError(
-            "trace-mismatch",
-            f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something "
-            f"else: logits differ by {gap:.2g} at a spread of {spread:.2g}. A layer has an "
-            f"unsupported option; supported are {KNOWN}",
-        )
+        why = f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something else"
+        found = f"logits differ by {gap:.2g} at a spread of {spread:.2g}"
+        raise TraceError("trace-mismatch", f"{why}: {found}. A layer has an unsupported option; supported are {KNOWN}")
 
 
 def _required(model: nn.Module) -> list[str]:
@@ -127,11 +119,9 @@ class _Reading:
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
             why = "concatenates heads" if last.groups > 1 else f"is followed by {last.activation}"
-            raise TraceError(
-                "trace-graph-layers",
-                f"{self.kind}: its last layer {self.found[-1].name!r} {why}; a classifier ends in one logit per class "
-                "(GATConv: concat=False, or one head)",
-            )
+            why = f"{self.kind}: its last layer {self.found[-1].name!r} {why}"
+            advice = "a classifier ends in one logit per class (GATConv: concat=False, or one head)"
+            raise TraceError("trace-graph-layers", f"{why}; {advice}")
         layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
         names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
         columns = torch.arange(layers[0].spec.inputs, device=layers[0].weight.device)

@@ -168,10 +168,8 @@ def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> Gra
     kinds = {(s.attends or s.gather, s.activation, s.slope, s.loops) for s in specs}
     grouped = any(s.groups > 1 for s in specs)  # heads whose outputs lie side by side
     if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
-        raise SurgeryError(
-            "surgery-not-paddable",
-            f"layer {name!r} is of different kinds in the parts, so it cannot be padded; use form='parallel'",
-        )
+        why = f"layer {name!r} is of different kinds in the parts, so it cannot be padded"
+        raise SurgeryError("surgery-not-paddable", f"{why}; use form='parallel'")
     ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
     changes = {
         "gather": (first.gather[0],) * ways if first.attends else first.gather,

@@ -138,10 +138,8 @@ def magnitude(evidence: Evidence) -> Scale:
     """
     known = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
     if not all(known):
-        raise OptionError(
-            "option-needs-statistics",
-            "scaling='magnitude' needs a positive feature magnitude for every part; use another scaling",
-        )
+        why = "scaling='magnitude' needs a positive feature magnitude for every part"
+        raise OptionError("option-needs-statistics", f"{why}; use another scaling")
     mean = sum(known) / len(known)
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 

@@ -77,10 +77,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
-            raise FileError(
-                "file-tensor-mismatch",
-                f"{path}: tensor {told(name)!r} has type {value.dtype}, which Brickyard files do not use",
-            )
+            found = f"{path}: tensor {told(name)!r} has type {value.dtype}"
+            raise FileError("file-tensor-mismatch", f"{found}, which Brickyard files do not use")
         pieces = value.reshape(-1).split(CHUNK) if value.is_floating_point() else ()  # so that little memory is needed
         if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
             raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has values that are not finite")
@@ -130,10 +128,8 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         raise FileError("file-wrong-kind", f"{path} has metadata without a format version; Brickyard did not write it")
     if value["format"] != FORMAT_VERSION:
         found = told(value["format"], 20)
-        raise FileError(
-            "file-newer-version",
-            f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}: install a version that fits",
-        )
+        why = f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}"
+        raise FileError("file-newer-version", f"{why}: install a version that fits")
     return {key: item for key, item in value.items() if key != "format"}
 
 

@@ -55,10 +55,8 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
     missing = [name for name in classes if name not in teacher.classes]
     if missing or (reject and not teacher.reject):
         what = f"class {missing[0]!r}" if missing else 'an output for "none of these"'
-        raise OptionError(
-            "option-teacher-classes",
-            f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}: give one that knows all classes",
-        )
+        why = f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}"
+        raise OptionError("option-teacher-classes", f"{why}: give one that knows all classes")
     columns = [teacher.classes.index(name) for name in classes] + ([len(teacher.classes)] if reject else [])
     teacher.eval()
 

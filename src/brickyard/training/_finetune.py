@@ -164,11 +164,9 @@ def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool =
 def _one_batch(images: tuple[Tensor, ...]) -> Tensor:
     shapes = {tuple(x.shape[1:]) for x in images}
     if len(shapes) > 1:
-        raise DataError(
-            "data-not-batchable",
-            f"images must have one shape per part after preprocessing, got {', '.join(map(str, sorted(shapes)))}; "
-            "give images of one shape, or parts whose preprocessing has a size and channels",
-        )
+        why = f"images must have one shape per part after preprocessing, got {', '.join(map(str, sorted(shapes)))}"
+        advice = "give images of one shape, or parts whose preprocessing has a size and channels"
+        raise DataError("data-not-batchable", f"{why}; {advice}")
     return torch.cat(images)
 
 

@@ -115,10 +115,8 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
         with run.autocast():
             value = loss(chosen, run.generator)
         if not torch.isfinite(value):
-            raise OptionError(
-                "option-training-diverged",
-                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); lower lr={run.training.rate:g}",
-            )
+            why = f"training diverged in pass {run.epoch + 1} (loss {value.item()})"
+            raise OptionError("option-training-diverged", f"{why}; lower lr={run.training.rate:g}")
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
         run.scaler.step(run.optimizer)

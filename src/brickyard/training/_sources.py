@@ -63,10 +63,8 @@ def device_named(name: str) -> torch.device:
         (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
-        raise OptionError(
-            "option-device",
-            f"device {brief(name)} cannot be used here ({reason}); use cpu, or cuda if PyTorch sees a GPU",
-        ) from None
+        why = f"device {brief(name)} cannot be used here ({reason})"
+        raise OptionError("option-device", f"{why}; use cpu, or cuda if PyTorch sees a GPU") from None
     return device
 
 
@@ -109,10 +107,8 @@ def train(
         x = preprocess(raw, preprocessing).to(like.device, like.dtype)
         logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
         if logits.ndim != 2 or logits.shape[1] <= last:
-            raise DataError(
-                "data-label-out-of-range",
-                f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}; give one output a class",
-            )
+            why = f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}"
+            raise DataError("data-label-out-of-range", f"{why}; give one output a class")
         if taught is None:
             return ONE.loss(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
@@ -205,10 +201,8 @@ def train_source(
     try:
         model.eval()(torch.zeros(2, channels, *side))
     except RuntimeError as error:
-        raise OptionError(
-            "option-source-size",
-            f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
-        ) from None
+        why = f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}"
+        raise OptionError("option-source-size", f"{why}; give another --size") from None
     scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **options)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
