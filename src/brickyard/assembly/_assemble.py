@@ -145,12 +145,7 @@ def assembly_manifest(
     votes: bool = False,
     left_out: Sequence[tuple[int, ...]] = (),
 ) -> AssemblyManifest:
-    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured.
-
-    Raises:
-        TaskError: Two parts share a class name, or there is nothing to vote on.
-        OptionError: The parts' outputs differ in kind.
-    """
+    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured."""
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
         found = ", ".join(map(repr, kinds))

@@ -58,11 +58,7 @@ class Joined(nn.Module):
         return self.manifest.classes
 
     def _scale_by(self, matrix: Tensor | None, shift: Tensor | None, gate: Gate | None = None) -> None:
-        """Take a scaling.
-
-        Raises:
-            SurgeryError: It is none of the parts' logits.
-        """
+        """Take a scaling."""
         count = sum(map(len, self.manifest.columns))
         fits = matrix is not None and shift is not None and (matrix.shape, shift.shape) == ((count, count), (count,))
         if not fits and (matrix is not None or shift is not None):
@@ -285,11 +281,7 @@ class Assembly(Joined, Predictor):
 
 
 def check_model(model: object, verb: str) -> None:
-    """Refuse anything but a component or an assembly.
-
-    Raises:
-        OptionError: It is another object.
-    """
+    """Refuse anything but a component or an assembly."""
     if not isinstance(model, Component | Assembly):
         kind = type(model).__name__
         advice = "create one with disassemble or assemble, or load one"

@@ -30,11 +30,7 @@ MARGIN = 0.95  # another form than parallel must take less than this share of it
 
 
 def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None = None) -> Assembly:
-    """Build the assembly in the form that its manifest names.
-
-    Raises:
-        SurgeryError: The parts cannot be joined in that form.
-    """
+    """Build the assembly in the form that its manifest names."""
     skeletons = [part.skeleton for part in parts]
     if manifest.form == "parallel":
         known = [part.familiarity for part in parts]

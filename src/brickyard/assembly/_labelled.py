@@ -49,9 +49,6 @@ class Examples:
                 indices into the classes of the part's source.
             what: What messages call them.
             strict: Also refuse labels that are no class of the source.
-
-        Raises:
-            DataError: The data has the wrong form, or no image belongs to a class.
         """
         outputs, parts = model.outputs, model.manifest.parts
         given = [images] if isinstance(model, Component) else images
@@ -90,11 +87,7 @@ class Examples:
         return replace(self, owners=self.owners[chosen], places=self.places[chosen], targets=self.targets[chosen])
 
     def shots(self, manifest: AssemblyManifest, count: int, seed: int) -> Examples:
-        """Draw up to `count` images of each class; an image may belong to several classes.
-
-        Raises:
-            DataError: A class has no image.
-        """
+        """Draw up to `count` images of each class; an image may belong to several classes."""
         chosen: list[int] = []
         for index, (pool, task) in enumerate(zip(self.pools, manifest.tasks, strict=True)):
             if pool is None:
@@ -139,15 +132,9 @@ class Shared(Examples):
 def shared_signals(
     assembly: Assembly, images: Any, *, features: bool, shots: int | None = None, seed: int = 0, batch_size: int = 64
 ) -> Shared:
-    """Run labelled images of every part through all parts.
+    """Run labelled images of every part, given as for `Examples.of`, through all parts.
 
-    Args:
-        assembly: The assembly.
-        images: As for `Examples.of`.
-        features: Also compute features and distances.
-        shots: Maximum number of images per class.
-        seed: Random seed for drawing them.
-        batch_size: Images per batch.
+    With `features`, also compute features and distances; `shots` is the maximum number of images per class.
     """
     examples = Examples.of(assembly, images, "the labelled images")
     if shots is not None:

@@ -153,17 +153,9 @@ def _component(component: Component, data: Any, source: nn.Module | None, batch_
 
 
 def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | None, what: str = "images") -> Answered:
-    """What a component answers right, and its source.
+    """What a component of any kind answers right, and its source, which `whole` asks, if there is one.
 
-    Args:
-        component: It has a manifest and `outputs`.
-        labels: Labels of all examples, as the source counts classes.
-        own: Gives the component's outputs for some examples, in float64.
-        whole: Gives those of its source, or None.
-        what: What the examples are called.
-
-    Raises:
-        DataError: No example belongs to the task.
+    `labels` are those of all examples, as the source counts classes, and `what` is what messages call these.
     """
     manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.task)
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.base._checks import whole
 from brickyard.base._classes import resolve_task
-from brickyard.base._errors import DataError, OptionError
+from brickyard.base._errors import DataError
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.inputs._batches import Images
@@ -119,8 +120,7 @@ def faithfulness(
         >>> row.name, row.images, row.other_images, row.channels
         ('3', 10, 30, 14)
     """
-    if seeds < 1:
-        raise OptionError("option-range", f"seeds must be at least 1 (random routes to compare with), got {seeds}")
+    seeds = whole("seeds", seeds)
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)
@@ -207,15 +207,8 @@ def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = N
     """Return the network with all but some channels set to zero wherever a layer reads them.
 
     Zeroing an input is the same as zeroing the weights that read it, so only weights change and the network runs at
-    its usual speed.
-
-    Args:
-        graph: A traced source; it is not changed.
-        keep: Channels to keep per axis: bool, (channels,). Axes that are not listed stay whole.
-        network: A copy of the graph's network to modify, to reuse over many calls; default: a new copy.
-
-    Returns:
-        A function from images, preprocessed for the source, to outputs.
+    its usual speed. `keep` holds a mask per axis, (channels,); axes that are not listed stay whole. `network` is a copy
+    of the graph's network to modify, reused over many calls; default: a new copy.
     """
     network = copy.deepcopy(graph.network).eval() if network is None else network
     kept = torch.ones(graph.channels, dtype=torch.bool)

@@ -205,11 +205,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Convert features to float64, and labels to 0, 1, ... over those that occur.
-
-    Raises:
-        DataError: The features or labels cannot be used.
-    """
+    """Convert features to float64, and labels to 0, 1, ... over those that occur."""
     try:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
@@ -228,11 +224,7 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 
 def numbered(labels: Tensor, count: int) -> Tensor:
-    """Renumber labels as 0, 1, ... over those that occur.
-
-    Raises:
-        DataError: There are too few to learn from.
-    """
+    """Renumber labels as 0, 1, ... over those that occur."""
     index: Tensor
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._checks import given_path
+from brickyard.base._checks import check_choice, given_path
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # of the largest logit of a batch
 MOST_CHECKED = 100  # real images that the check runs
-DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 KEY = "brickyard"
 STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
 
@@ -189,8 +188,7 @@ def export_onnx(
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
-    if dtype not in DTYPES:
-        raise OptionError("option-choice", f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+    check_choice("dtype", dtype, ("float32", "uint8"))
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})

@@ -36,11 +36,7 @@ class GraphNetworkSpec(Frozen):
         return cls(names=network.names, layers=tuple(layer.spec for layer in network.steps()))
 
     def filled(self, tensors: dict[str, Tensor], prefix: str, columns: Tensor, outputs: int) -> GraphNetwork:
-        """The network with the numbers of a file.
-
-        Raises:
-            FileError: It does not lead from the features to the classes, or the numbers do not fit.
-        """
+        """The network with the numbers of a file."""
         widths, reads = [len(columns), *(layer.width for layer in self.layers)], [s.inputs for s in self.layers]
         if len(self.names) != len(self.layers) or widths[:-1] != reads or widths[-1] != outputs:
             raise FileError(

@@ -34,14 +34,8 @@ _ACTIVATIONS |= {F.elu: "elu", nn.ELU: "elu"}
 def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
     """A source as layers in one form; the source is not changed.
 
-    Args:
-        model: A module of PyTorch Geometric that takes `(x, edge_index)`, or one `Data`; or a `GraphNetwork`.
-        data: A graph that it was made for.
-        original: The `Data` that `data` was read from.
-
-    Raises:
-        TraceError: A layer or operation is not known, or what was read does not say what the source says.
-        OptionError: PyTorch Geometric is missing.
+    The model takes `(x, edge_index)` or one `Data`, of which `original` is one. What was read must say what the source
+    says on `data`, a graph that it was made for.
     """
     if isinstance(model, GraphNetwork):
         return model

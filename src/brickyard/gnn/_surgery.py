@@ -76,13 +76,9 @@ class NodeGraph(Axes):
 
 
 def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
-    """A network with some units an axis only; axes that are left out stay whole.
+    """A network with some units an axis only, in the order given; axes that are left out stay whole.
 
     It equals the whole network with the channels that are dropped at zero where layers read them.
-
-    Args:
-        network: The source.
-        keep: For each axis, the units to keep, in the order that they shall have.
     """
     reads = features = keep.get(FEATURES, torch.arange(network.steps()[0].spec.inputs))
     layers: list[NodeLayer] = []
@@ -106,17 +102,9 @@ def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
 
 
 def join(networks: Sequence[GraphNetwork], columns: Sequence[Tensor]) -> GraphNetwork:
-    """One network with the parts side by side on every axis, zeros between them (alignment padding).
+    """One network with the parts and their outputs side by side, zeros between them (alignment padding).
 
-    Args:
-        networks: Networks with layers of the same kinds.
-        columns: Which feature each input of a part reads. Parts may read the same ones.
-
-    Returns:
-        A network whose outputs are the parts', side by side.
-
-    Raises:
-        SurgeryError: The networks differ in more than their widths.
+    `columns` are the features that each part reads; parts may read the same ones.
     """
     read = torch.cat(list(columns)).unique()
     places = [torch.searchsorted(read, own) for own in columns]
@@ -187,15 +175,7 @@ def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> Gra
 def refit(
     graph: NodeGraph, keep: Mapping[str, Tensor], network: GraphNetwork, nodes: Tensor, ridge: float
 ) -> HealReport:
-    """Repair a cut network in place: the refit of `brickyard.healing._heal`, layer by layer, at some nodes.
-
-    Args:
-        graph: The source; labels of its graph are not used.
-        keep: The keep-set that the network was cut with.
-        network: The cut network.
-        nodes: Nodes to repair on.
-        ridge: Strength of the prior, a share of the mean diagonal of the normal equations.
-    """
+    """Repair a network that was cut with `keep`, in place, at some nodes: the refit of `brickyard.healing._heal`."""
     report, data, nodes = HealReport(), graph.data, nodes.to(graph.data.x.device)
     both = zip(graph.network.walk(data.x, data.edge_index), network.walk(data.x, data.edge_index), strict=True)
     with torch.no_grad(), bar("healing (refit)", len(network.names)) as advance:

@@ -74,11 +74,10 @@ class Images:
             data = pair
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
             self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list):
             self._dataset = data
-        elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            own = isinstance(data, DataLoader)  # every start of a loader draws a seed from the global generator
-            with torch.random.fork_rng([], enabled=own):
+        elif isinstance(data, Iterable):  # every start of a loader draws a seed from the global generator
+            with torch.random.fork_rng([], enabled=isinstance(data, DataLoader)):
                 self._tensors = self._read(data)
         else:
             raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")

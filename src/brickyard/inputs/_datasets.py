@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from brickyard.base._checks import check_choice, whole
 from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._lazy import package
@@ -170,9 +171,7 @@ def load_data(
     data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
-    if max_images is not None and max_images < 1:
-        raise OptionError("option-range", f"max_images must be 1 or more, got {max_images}")
-    if max_images is not None and len(data) > max_images:
+    if max_images is not None and len(data) > whole("max_images", max_images):
         data = data.shuffled(0).subset(range(max_images))
     return data
 
@@ -216,11 +215,9 @@ def _digits(split: str) -> ImageData:
 
     found = load_digits()
     images = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
-    parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
-    if split not in parts:
-        raise OptionError("option-choice", f"digits has no split {split!r}; use train or test")
-    return parts[split]
+    data = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
+    check_choice("split of digits", split, ("train", "test"))
+    return data.split(0.7, seed=0)[split == "test"]
 
 
 # -- parquet and idx -----------------------------------------------------------------------------------------
@@ -301,16 +298,16 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             start = file.read(4 + 4 * ndim)
             zero, kind, dims, *shape = struct.unpack(f">HBB{ndim}I", start)
             size = math.prod(shape)
-            whole = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
+            complete = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
             if path.suffix != ".gz":
-                whole = whole and size == path.stat().st_size - len(start)
+                complete = complete and size == path.stat().st_size - len(start)
             content = bytearray()
-            while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
+            while complete and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
                 content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
         why = f"cannot read {path} as an idx file: {first_line(error)}"
         raise DataError("data-damaged-file", f"{why}; get a fresh copy") from None
-    if not whole or len(content) != size:
+    if not complete or len(content) != size:
         why = f"{path} is no whole idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
         found = f"it starts with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}"
         raise DataError("data-damaged-file", f"{why}: {found}; get it again")

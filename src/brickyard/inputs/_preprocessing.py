@@ -65,11 +65,7 @@ def _to_unit(images: Tensor) -> Tensor:
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity.
-
-    Raises:
-        DataError: Names `what`, the problem, and the first affected image.
-    """
+    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity."""
     if images.dim() != 4 or images.numel() == 0:
         advice = "give at least one image (batch, channels, height, width)"
         raise DataError("data-shape", f"{what}: images of shape {tuple(images.shape)}; {advice}")

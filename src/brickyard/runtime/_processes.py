@@ -48,20 +48,12 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def add(self, *values: Tensor) -> None:
-        """Sum each tensor over all processes, in place.
-
-        Raises:
-            ProcessError: Another process is gone.
-        """
+        """Sum each tensor over all processes, in place."""
         for value in values:
             self._exchange(value, dist.all_reduce)
 
     def add_for(self, owner: int, value: Tensor) -> None:
-        """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use.
-
-        Raises:
-            ProcessError: Another process is gone.
-        """
+        """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use."""
         self._exchange(value, partial(dist.reduce, dst=owner))
 
     def _exchange(self, value: Tensor, sum_up: Callable[[Tensor], object]) -> None:
@@ -77,11 +69,7 @@ class Ranks:
         value.copy_(sent)
 
     def joined(self, value: Tensor) -> Tensor:
-        """The tensors of all processes, one behind the other along the last dimension.
-
-        Raises:
-            ProcessError: Another process is gone.
-        """
+        """The tensors of all processes, one behind the other along the last dimension."""
         if self.count == 1:
             return value
         sizes = torch.zeros(self.count, dtype=torch.int64)
@@ -99,11 +87,7 @@ def process_count() -> int:
 
 
 def _from_environment(name: str, default: str, most: int) -> int:
-    """A number that `torchrun` put into the environment.
-
-    Raises:
-        ProcessError: It is no number, or is too large.
-    """
+    """A number that `torchrun` put into the environment."""
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         why = f"{name}={text!r} in the environment is no whole number from 0 to {most}"

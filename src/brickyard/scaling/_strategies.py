@@ -52,11 +52,7 @@ def scaling(
 
 
 def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale, ScalingRecord]:
-    """Fit a strategy by name.
-
-    Raises:
-        OptionError: The strategy or option does not exist, or required images or statistics are missing.
-    """
+    """Fit a strategy by name."""
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
         raise OptionError("option-needs-data", f"scaling={name!r} needs labelled images for each part; give images=")
@@ -80,11 +76,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
 
 
 def find(name: str, given: object = None, option: str = "images") -> Scaling:
-    """Look up a strategy; `given` are labelled images or nodes for it, and `option` is what messages call them.
-
-    Raises:
-        OptionError: The strategy does not exist, or does not use what is given.
-    """
+    """Look up a strategy; `given` are labelled images or nodes for it, and `option` is what messages call them."""
     check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]

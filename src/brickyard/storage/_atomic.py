@@ -16,31 +16,19 @@ from brickyard.base._errors import FileError
 
 
 def write_content(path: Path, content: str | bytes, *, overwrite: bool) -> None:
-    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does.
-
-    Raises:
-        FileError: The path exists and `overwrite` is false, or the file cannot be written.
-    """
+    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_atomically(path, lambda place: place.write_bytes(data), overwrite=overwrite)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that exists; a link that leads nowhere does too.
-
-    Raises:
-        FileError: It does, and `overwrite` is false.
-    """
+    """Refuse a file that exists; a link that leads nowhere does too."""
     if os.path.lexists(path) and not overwrite:
         raise FileError("file-exists", f"{path} exists; give another path, or overwrite=True (in the shell: --force)")
 
 
 def make_folder(folder: Path, advice: str) -> None:
-    """Make a folder, and those that it is in, where they are missing.
-
-    Raises:
-        FileError: It cannot be made.
-    """
+    """Make a folder, and those that it is in, where they are missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,11 +120,7 @@ def surely(clear: Callable[[], None]) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: a file that was renamed is not lost when the power fails.
-
-    Raises:
-        OSError: The disk says that it failed.
-    """
+    """Have the names in a folder on the disk: a file that was renamed is not lost when the power fails."""
     if os.name == "nt":
         return
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -40,11 +40,7 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
-    """Write tensors and a text as one file of ours; nothing is left after a failure.
-
-    Raises:
-        FileError: A number is not finite, the path exists and `overwrite` is false, or it cannot be written.
-    """
+    """Write tensors and a text as one file of ours; nothing is left after a failure."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -55,11 +51,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON text and the tensors of a file of ours.
-
-    Raises:
-        FileError: The file cannot be read or is not one of ours.
-    """
+    """The JSON text and the tensors of a file of ours."""
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -25,11 +25,7 @@ Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, wid
 
 
 def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
-    """Prepare a teacher: a component or an assembly that knows the student's classes by name, or its source.
-
-    Raises:
-        OptionError: The teacher does not know a class, is not the student's source, or has no features for it.
-    """
+    """Prepare a teacher: a component or an assembly that knows the student's classes by name, or its source."""
     if isinstance(teacher, Predictor):
         if how.features:
             why = "features need the component's own source as teacher, because only its channels are known to match"
@@ -47,11 +43,7 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
 
 
 def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = False) -> Teacher:
-    """Prepare a teacher that matches the student's classes with its own by name.
-
-    Raises:
-        OptionError: The teacher does not know a class.
-    """
+    """Prepare a teacher that matches the student's classes with its own by name."""
     missing = [name for name in classes if name not in teacher.classes]
     if missing or (reject and not teacher.reject):
         what = f"class {missing[0]!r}" if missing else 'an output for "none of these"'
@@ -68,11 +60,7 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
 
 
 class SourceTeacher:
-    """A component's source as its teacher: its logits for the task, and its features on the kept channels.
-
-    Raises:
-        OptionError: The network is not the component's source, or its features are not channels of a single axis.
-    """
+    """A component's source as its teacher: its logits for the task, and its features on the kept channels."""
 
     def __init__(self, source: nn.Module, component: Component, *, features: bool) -> None:
         manifest = component.manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._messages import brief, first_line
+from brickyard.base._messages import brief, first_line, told
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
@@ -62,8 +61,7 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
-        why = f"device {brief(name)} cannot be used here ({reason})"
+        why = f"device {brief(name)} cannot be used here ({told(first_line(error), 100)})"
         raise OptionError("option-device", f"{why}; use cpu, or cuda if PyTorch sees a GPU") from None
     return device
 
