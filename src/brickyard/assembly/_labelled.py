@@ -126,7 +126,8 @@ class Shared(Examples):
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
         """Convert this to evidence for a few-shot scaling of the assembly."""
-        return Evidence(manifest, *self.signals, self.targets, self.owners)
+        logits, *entering = self.signals
+        return Evidence(manifest, logits, self.targets, self.owners, *entering)
 
 
 def shared_signals(

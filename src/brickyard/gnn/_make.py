@@ -317,4 +317,4 @@ def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
     with torch.no_grad():
         logits = assembly.side_by_side(data.x, data.edge_index)[chosen].double().cpu()
     owners = torch.tensor([assembly.manifest.owners[k][0] for k in targets.tolist()])
-    return Evidence(assembly.manifest, logits, targets=targets, owners=owners)
+    return Evidence(assembly.manifest, logits, targets, owners)

@@ -306,7 +306,11 @@ class NodeLayer(nn.Module):
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """(nodes, inputs) -> (nodes, groups * outputs)."""
-        found: Tensor = _ACTIVATIONS[self.spec.activation](self.linear(x, edges))
+        return self.activate(self.linear(x, edges))
+
+    def activate(self, y: Tensor) -> Tensor:
+        """What follows the linear form."""
+        found: Tensor = _ACTIVATIONS[self.spec.activation](y)
         return found
 
     def gathered(self, x: Tensor, edges: Edges, nodes: Tensor) -> Tensor:

@@ -53,18 +53,18 @@ class Evidence:
     Attributes:
         manifest: The assembly's manifest, including those of its parts.
         logits: Logits of the few-shot images, concatenated over the parts, (images, logits), or None.
-        features: Their features, concatenated over the parts, or None if the parts cannot be run separately.
-        distances: Their distances from each part's classes, (images, parts), or None.
         targets: Their targets in terms of the assembly's classes, or None.
         owners: The part that each image belongs to, or None.
+        features: Their features, concatenated over the parts, or None if the parts cannot be run separately.
+        distances: Their distances from each part's classes, (images, parts), or None.
     """
 
     manifest: AssemblyManifest
     logits: Tensor | None = None
-    features: Tensor | None = None
-    distances: Tensor | None = None
     targets: Tensor | None = None
     owners: Tensor | None = None
+    features: Tensor | None = None
+    distances: Tensor | None = None
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
