@@ -61,7 +61,9 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
         why = f"{manifest.form} parts must have weights of the same type, got {found}"
         raise SurgeryError("surgery-input-mismatch", f"{why}; convert them with .float(), or use form='parallel'")
-    shared = _can_share_input(manifest, blueprints[0].graph)
+    graph = blueprints[0].graph
+    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
+    shared = len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
     if manifest.form == "grouped":
         network, notes = join_as_groups(blueprints, shared_input=shared)
     else:
@@ -136,20 +138,14 @@ def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
             why = f"form='union' got a source with weights {found[:12]}, but {whose}"
             raise SurgeryError("surgery-wrong-source", f"{why}; give its own source")
     like = next(source.parameters())
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *parts[0].manifest.input_shape, generator=generator)
+    example = torch.randn(2, *parts[0].manifest.input_shape, generator=torch.Generator().manual_seed(0))
     return trace(source, example.to(like.device, like.dtype))
-
-
-def _can_share_input(manifest: AssemblyManifest, graph: Graph) -> bool:
-    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
-    return len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
 
 
 def _check_equal(joined: Assembly, parallel: Assembly) -> None:
     """Compare the joined and parallel outputs on random images, to detect misplaced weights."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, *parallel.manifest.parts[0].input_shape, generator=generator)
+    shape = parallel.manifest.parts[0].input_shape
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         a, b = joined.side_by_side(images), parallel.side_by_side(images)
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):

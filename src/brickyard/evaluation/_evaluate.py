@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -140,16 +141,8 @@ class Answered:
 
 def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
     images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
-
-    def whole(chosen: Tensor) -> Tensor:
-        assert source is not None
-        with as_before(source):
-            return _logits(source, images, chosen.tolist(), batch_size)
-
-    def own(chosen: Tensor) -> Tensor:
-        return _logits(component, images, chosen.tolist(), batch_size)
-
-    return component_answers(component, images.all_labels(), own, None if source is None else whole)
+    whole = None if source is None else partial(_of_source, source, images, batch_size)
+    return component_answers(component, images.all_labels(), partial(_logits, component, images, batch_size), whole)
 
 
 def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | None, what: str = "images") -> Answered:
@@ -197,8 +190,7 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
         found["oracle"].append(outputs.right(logits[index][mine, : len(task)], cases))
         if source is not None:
             images = Images(data[index], part.preprocessing, label_dims=outputs.label_dims)
-            with as_before(source):
-                whole = _logits(source, images, seen.chosen[index], batch_size)
+            whole = _of_source(source, images, batch_size, seen.places[mine])
             found["base"].append(outputs.right(whole, cases.of(task)))
             found["restricted"].append(outputs.right(whole[:, task], cases))
     cases = outputs.cases(seen.targets)
@@ -217,12 +209,17 @@ def assembly_title(manifest: AssemblyManifest) -> str:
     )
 
 
-def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: int) -> Tensor:
+def _of_source(source: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
+    with as_before(source):
+        return _logits(source, images, batch_size, chosen)
+
+
+def _logits(model: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
     """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
-    like, ranks, starts = kind(model), Ranks.current(), range(0, len(order), batch_size)
+    like, ranks, order = kind(model), Ranks.current(), chosen.tolist()
     parts: list[tuple[int, Tensor]] = []
     with torch.inference_mode(), bar("scoring", len(order)) as advance:
-        for start in ranks.mine(starts):
+        for start in ranks.mine(range(0, len(order), batch_size)):
             for x, _ in images.batches(order[start : start + batch_size], batch_size, like):
                 parts.append((start, run_images(model, x, images.what).double().cpu()))
                 advance(len(x) * ranks.count)

@@ -90,6 +90,13 @@ class _Entry:
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return torch.rand(shape, generator=generator)
 
+    def batches(self) -> list[Tensor]:
+        """Random images for the check, one and five at a time, of other sizes too where those may differ."""
+        height, width = self.usual
+        others = [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
+        sizes = [self.usual, *(others if self.size is None else [])]
+        return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
+
 
 class _FromRaw(nn.Module):
     """Maps raw images to logits and probabilities."""
@@ -165,7 +172,7 @@ def export_onnx(
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
     with torch.inference_mode():
-        checked = (*_random(entry), *given)
+        checked = (*entry.batches(), *given)
         expected = [(images, run_images(plain.logits, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, _ in expected)
     for fused in (True, False):
@@ -201,14 +208,6 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
-
-
-def _random(entry: _Entry) -> list[Tensor]:
-    height, width = entry.usual
-    sizes = [entry.usual]
-    if entry.size is None:
-        sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
-    return [entry.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
 def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
@@ -248,16 +247,10 @@ def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
 
 def _proto(model: Predictor, entry: _Entry) -> Any:
     """The ONNX model."""
+    names: Any = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        written = torch.onnx.export(
-            _program(model, entry),
-            dynamo=True,
-            external_data=False,
-            input_names=["images"],
-            output_names=["logits", "probabilities"],
-            verbose=False,
-        )
+        written = torch.onnx.export(_program(model, entry), dynamo=True, external_data=False, verbose=False, **names)
     assert written is not None
     return written.model_proto
 

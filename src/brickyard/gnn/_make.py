@@ -196,7 +196,9 @@ def disassemble(
     graph: NodeGraph = choice.graph
     keep, notes = _choose(choice)
     network = cut(graph.network, keep)
-    own = _of(graph.data, relevance.nodes, choice.task)
+    assert graph.data.labels is not None
+    labels = graph.data.labels[relevance.nodes].cpu()
+    own = relevance.nodes[torch.stack([ONE.members(labels, k) for k in choice.task]).any(0)]
     healed = HealRecord(method="none", notes=tuple(notes))
     if options["heal"] == "refit":
         nodes = relevance.nodes if options["reject"] else own
@@ -227,12 +229,6 @@ def _choose(choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
             order = torch.randperm(axis.size, generator=generator)
             keep[axis.name] = order[: len(keep[axis.name])].sort().values
     return keep, notes
-
-
-def _of(data: NodeData, nodes: Tensor, classes: Sequence[int]) -> Tensor:
-    """Those of some nodes that belong to some classes."""
-    assert data.labels is not None
-    return nodes[torch.isin(data.labels[nodes].cpu(), torch.tensor(list(classes)))]
 
 
 def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeData, nodes: Tensor) -> Statistics:

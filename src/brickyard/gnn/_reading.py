@@ -214,8 +214,7 @@ def _check(module: nn.Module, refuse: Refuse, **expected: Any) -> None:
 def _read(gather: Sequence[Gather], weight: Tensor, bias: Tensor | None, **more: Any) -> Read:
     """A layer with a weight (groups, ways, outputs, inputs), and what attention has more."""
     groups, _, outputs, inputs = weight.shape
-    given: dict[str, Tensor | None] = {"weight": weight, "bias": bias}
-    given |= {name: more.pop(name, None) for name in ("source", "target")}
+    given = {"weight": weight, "bias": bias, "source": more.pop("source", None), "target": more.pop("target", None)}
     more |= {"groups": groups, "outputs": outputs, "inputs": inputs, "bias": bias is not None}
     tensors = {name: value.detach() for name, value in given.items() if value is not None}
     return GraphLayerSpec(gather=tuple(gather), **more), tensors
@@ -257,5 +256,4 @@ def _gat(module: Any, refuse: Refuse) -> Read:
     return _read(["attention"] * heads, weight.unsqueeze(0) / heads, module.bias, **more)
 
 
-_LAYERS: dict[str, Callable[[Any, Refuse], Read]]
 _LAYERS = {"Linear": _linear, "GCNConv": _gcn, "SAGEConv": _sage, "GATConv": _gat}

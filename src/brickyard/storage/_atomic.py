@@ -88,7 +88,11 @@ def _move(place: Path, path: Path, overwrite: bool) -> None:
 
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
-_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make its folder writable, or choose another place"),
+    errno.ENOENT: "its folder was there and is gone: make it again, or choose another place",
+    errno.EIO: "the disk fails: check it, or choose another place",
+}
 
 
 def advice(error: BaseException) -> str:
@@ -101,13 +105,7 @@ def advice(error: BaseException) -> str:
     """
     named = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
-    if number in _NO_RIGHT:
-        return "make its folder writable, or choose another place"
-    if number == errno.ENOENT:
-        return "its folder was there and is gone: make it again, or choose another place"
-    if number == errno.EIO:
-        return "the disk fails: check it, or choose another place"
-    return "free some space or choose another place"
+    return _ADVICE.get(number or 0, "free some space or choose another place")
 
 
 def surely(clear: Callable[[], None]) -> None:
