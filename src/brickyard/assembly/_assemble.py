@@ -111,9 +111,7 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
                 "option-wrong-object", f"assemble needs components, got {type(item).__name__}; create or load some"
             )
     if not parts:
-        raise OptionError(
-            "option-empty", "assemble needs components, got none; create some with disassemble, or load them"
-        )
+        raise OptionError("option-empty", "assemble needs components, got none; create some, or load them")
     return parts, gone
 
 

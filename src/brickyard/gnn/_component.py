@@ -39,9 +39,8 @@ class GraphNetworkSpec(Frozen):
         """The network with the numbers of a file."""
         widths, reads = [len(columns), *(layer.width for layer in self.layers)], [s.inputs for s in self.layers]
         if len(self.names) != len(self.layers) or widths[:-1] != reads or widths[-1] != outputs:
-            raise FileError(
-                "file-network-invalid", f"its network does not map {len(columns)} features to {outputs} outputs"
-            )
+            why = f"its network does not map {len(columns)} features to {outputs} outputs"
+            raise FileError("file-network-invalid", why)
         layers = [
             NodeLayer(s, {k: taken(tensors, f"{prefix}layers.{i}.{k}", shape) for k, shape in s.shapes.items()})
             for i, s in enumerate(self.layers)
@@ -230,8 +229,7 @@ def _columns(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Ten
     for part in parts:
         axis = part.axes.get(FEATURES)
         if len(part.input_shape) != 1 or axis is None or not axis.kept or max(axis.kept) >= part.input_shape[0]:
-            raise FileError(
-                "file-inconsistent", f"its manifest does not say which of the {part.input_shape} features are read"
-            )
+            why = f"its manifest does not say which of the {part.input_shape} features are read"
+            raise FileError("file-inconsistent", why)
         check_outputs(part.outputs)
     return columns_of(parts, shared_input)

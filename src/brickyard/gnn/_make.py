@@ -14,7 +14,7 @@ from brickyard.assembly._assemble import assembly_manifest
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._options import AssembleOptions, Budget, DisassembleOptions, Duplicates, LocateOptions, Thresholds
-from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord, Statistics
+from brickyard.base._records import HealRecord, LocateRecord, Statistics
 from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
 from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
@@ -210,7 +210,7 @@ def disassemble(
             method="refit", images=len(nodes), ridge=options["ridge"], layers=report.layers, notes=tuple(notes)
         )
     manifest = choice.manifest(keep, graph.costs, healed)
-    statistics = _statistics(network, manifest, graph.data, own)
+    statistics = _statistics(GraphComponent(network, manifest), graph.data, own)
     return GraphComponent(network, manifest.model_copy(update={"statistics": statistics}))
 
 
@@ -231,14 +231,15 @@ def _choose(choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
     return keep, notes
 
 
-def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeData, nodes: Tensor) -> Statistics:
+def _statistics(component: GraphComponent, data: NodeData, nodes: Tensor) -> Statistics:
     """What scaling may need, at nodes of the component's own classes."""
     assert data.labels is not None
     with torch.no_grad():
-        ((_, layer, entering, edges),) = deque(network.walk(data.x, data.edge_index), maxlen=1)
-        logits = GraphComponent(network, manifest).head(layer(entering, edges))[nodes].double().cpu()
-    labels = torch.tensor([manifest.task.index(k) for k in data.labels[nodes].tolist()])
-    return statistics_of(logits[:, : len(manifest.classes)], labels, entering[nodes].abs().double().mean().item())
+        ((_, layer, entering, edges),) = deque(component.network.walk(data.x, data.edge_index), maxlen=1)
+        logits = component.head(layer(entering, edges))[nodes].double().cpu()
+    labels = torch.tensor([component.manifest.task.index(k) for k in data.labels[nodes].tolist()])
+    magnitude = entering[nodes].abs().double().mean().item()
+    return statistics_of(logits[:, : len(component.classes)], labels, magnitude, component.outputs)
 
 
 # -- assembling --------------------------------------------------------------------------------------------

@@ -56,9 +56,8 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             said = twin(original) if one else twin(data.x, data.edge_index)
         except Exception as error:
             what = "the data" if one else "(x, edge_index)"
-            raise TraceError(
-                "trace-run-failed", f"{type(model).__name__} does not run on {what}: {first_line(error)}"
-            ) from None
+            why = f"{type(model).__name__} does not run on {what}: {first_line(error)}"
+            raise TraceError("trace-run-failed", why) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
         raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits per node")
@@ -137,9 +136,8 @@ class _Reading:
             chain.append(output)
             output = output.args[0] if output.args else None
         if not isinstance(output, fx.Node):
-            raise TraceError(
-                "trace-graph-layers", f"{self.kind} does not lead step by step from the features to one output"
-            )
+            why = f"{self.kind} does not lead step by step from the features to one output"
+            raise TraceError("trace-graph-layers", why)
         return chain[::-1]
 
     def _step(self, node: fx.Node) -> None:

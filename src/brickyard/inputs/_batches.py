@@ -167,9 +167,8 @@ class Images:
                 why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
                 raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
-                )
+                kind = type(batch).__name__
+                raise DataError("data-type", f"{self.what}: expected (images, labels) pairs, got {kind}")
             yield batch[0], batch[1]
 
     def batches(

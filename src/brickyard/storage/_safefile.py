@@ -64,9 +64,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
-        raise FileError(
-            "file-not-safetensors", f"{path} is not a complete safetensors file: {told(error)}; get a fresh copy"
-        ) from None
+        why = f"{path} is not a complete safetensors file: {told(error)}"
+        raise FileError("file-not-safetensors", f"{why}; get a fresh copy") from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
             found = f"{path}: tensor {told(name)!r} has type {value.dtype}"
@@ -89,9 +88,7 @@ def _check_header(path: Path) -> None:
         with open(path, "rb", opener=_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FileError(
-                    "file-missing", f"cannot read {path}: it is a folder, a pipe or a device; check the path"
-                )
+                raise FileError("file-missing", f"cannot read {path}: it is a folder, pipe or device; check the path")
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:

@@ -117,9 +117,7 @@ def _divided(model: Component | Assembly, images: Any, validation: Any, seed: in
     if not isinstance(validation, int | float):
         held_out = Examples.of(model, validation, "the validation images", strict=True)
     elif not 0 <= validation <= 0.5:
-        raise OptionError(
-            "option-range", f"validation must be a fraction in [0, 0.5] or labelled images, got {validation!r}"
-        )
+        raise OptionError("option-range", f"validation={validation!r} must be in [0, 0.5], or labelled images")
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
         out = torch.zeros(len(examples), dtype=torch.bool)
