@@ -121,7 +121,7 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
             x = preprocess(images, preprocessing).to(like.device, like.dtype)
-            right += int(ONE.right(model(x).cpu(), ONE.cases(labels)).sum())
+            right += int(ONE.says(model(x)).cpu().gather(1, labels.unsqueeze(1)).sum())
     return right / len(data) if len(data) else 0.0
 
 
