@@ -52,7 +52,8 @@ class Examples:
         """
         outputs, parts = model.outputs, model.manifest.parts
         given = [images] if isinstance(model, Component) else images
-        if not isinstance(given, list | tuple) or len(given) != len(parts) or isinstance(given[0], Tensor):
+        listed = isinstance(given, list | tuple) and len(given) == len(parts) and not isinstance(given[0], Tensor)
+        if not listed and not isinstance(model, Component):
             wanted = f"a list with one entry for each of the {len(parts)} parts (None for a part without images)"
             raise DataError("data-type", f"{what} must be {wanted}, got {type(images).__name__}")
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in given)
