@@ -63,7 +63,8 @@ class Joined(nn.Module):
         fits = matrix is not None and shift is not None and (matrix.shape, shift.shape) == ((count, count), (count,))
         if not fits and (matrix is not None or shift is not None):
             found = " and ".join("none" if value is None else str(tuple(value.shape)) for value in (matrix, shift))
-            raise SurgeryError("surgery-scaling-shape", f"a scaling of shape {found} does not fit {count} logits")
+            why = f"scaling.matrix and scaling.shift of shapes {found} do not fit {count} logits"
+            raise SurgeryError("surgery-scaling-shape", why)
         self.outputs = find_outputs(self.manifest.outputs)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
