@@ -76,9 +76,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     parts, gone = _opened(components)
     strategy = find(scaling, images)
     if isinstance(without, str):
-        raise OptionError(
-            "option-type", f"without must be a list of class names, got the string {without!r}; put it in a list"
-        )
+        raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
     manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
         parts, gone = _left(parts, manifest, without)
@@ -105,21 +103,15 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
             parts += item.components()
             gone += item.manifest.left_out or ((),) * len(item.manifest.parts)
         elif isinstance(item, Assembly):
-            raise OptionError(
-                "option-needs-parallel-form",
-                f"got an assembly in {item.manifest.form} form among the components, and its parts "
-                "can no longer be separated; give its components, or an assembly in parallel form",
-            )
+            why = f"got an assembly in {item.manifest.form} form, whose parts can no longer be separated"
+            advice = "give its components, or an assembly in parallel form"
+            raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
         else:
             raise OptionError(
-                "option-wrong-object",
-                f"only components can be assembled, got {type(item).__name__}; create some with "
-                "disassemble, or load them",
+                "option-wrong-object", f"assemble needs components, got {type(item).__name__}; create or load some"
             )
     if not parts:
-        raise OptionError(
-            "option-empty", "assemble needs components, got none; create some with disassemble, or load them"
-        )
+        raise OptionError("option-empty", "assemble needs components, got none; create some, or load them")
     return parts, gone
 
 
@@ -132,10 +124,8 @@ def _left(
     places = [(part, place) for part, columns in enumerate(manifest.columns) for place in range(len(columns))]
     for name in dict.fromkeys(names):
         if name not in manifest.classes:
-            raise TaskError(
-                "task-unknown-class",
-                f"class {name!r} was to be left out; classes: {', '.join(manifest.classes[:8])}: give one of them",
-            )
+            found = f"class {name!r} was to be left out; classes: {', '.join(manifest.classes[:8])}"
+            raise TaskError("task-unknown-class", f"{found}: give one of them")
         for member in manifest.members[manifest.classes.index(name)]:
             part, place = places[member]
             if place < len(tasks[part]):
@@ -153,19 +143,11 @@ def assembly_manifest(
     votes: bool = False,
     left_out: Sequence[tuple[int, ...]] = (),
 ) -> AssemblyManifest:
-    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured.
-
-    Raises:
-        TaskError: Two parts share a class name, or there is nothing to vote on.
-        OptionError: The parts' outputs differ in kind.
-    """
+    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured."""
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
-        raise OptionError(
-            "option-conflict",
-            f"the parts' outputs are of the kinds {', '.join(map(repr, kinds))}, which cannot be joined; assemble "
-            "parts of one kind",
-        )
+        found = ", ".join(map(repr, kinds))
+        raise OptionError("option-conflict", f"outputs of kinds {found} cannot be joined; assemble parts of one kind")
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)
@@ -190,35 +172,29 @@ def _members(
     known = {name for names in named for name in names} if votes else set()
     voting = tuple(_votes(part, known) for part in parts)
     if votes and not any(voting):
-        raise TaskError(
-            "task-no-votes",
-            "votes=True needs a part that knows a class of another part, and there is none; cut "
-            "the parts with reject=True from sources with matching class names, or omit votes",
-        )
+        why = "votes=True needs a part that knows a class of another part, and there is none"
+        advice = "cut the parts with reject=True from sources with matching class names, or omit votes"
+        raise TaskError("task-no-votes", f"{why}; {advice}")
     places: dict[str, list[int]] = {}
     first_owner: dict[str, str] = {}
+    votes_at: list[tuple[str, int]] = []  # the class and the place of each vote
     place = 0
     for index, (part, names, own_votes) in enumerate(zip(parts, named, voting, strict=True)):
         owner = f"part {index} ({part.source.name})"
         for name in names:
             if name in places and on_duplicate == "error":
-                raise TaskError(
-                    "task-class-in-two-parts",
-                    f"class {name!r} is in both {first_owner[name]} and {owner}; leave it out of "
-                    "one, or choose on_duplicate='average', 'max' or 'rename'",
-                )
+                why = f"class {name!r} is in both {first_owner[name]} and {owner}"
+                advice = "leave it out of one, or choose on_duplicate='average', 'max' or 'rename'"
+                raise TaskError("task-class-in-two-parts", f"{why}; {advice}")
             if name in places and on_duplicate == "rename":
                 name = _new_name(name, part.source.name, places)
             places.setdefault(name, []).append(place)
             first_owner.setdefault(name, owner)
             place += 1
+        votes_at += [(part.source.classes[k], place + turn) for turn, k in enumerate(own_votes)]
         place += len(own_votes)
-    place = 0
-    for part, names, own_votes in zip(parts, named, voting, strict=True):
-        place += len(names)
-        for k in own_votes:
-            places[part.source.classes[k]].append(place)
-            place += 1
+    for name, place in votes_at:
+        places[name].append(place)
     return tuple(places), tuple(map(tuple, places.values())), voting if any(voting) else ()
 
 

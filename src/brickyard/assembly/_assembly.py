@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._checks import given_path
-from brickyard.base._errors import FileError, SurgeryError
+from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
@@ -59,16 +59,13 @@ class Joined(nn.Module):
         return self.manifest.classes
 
     def _scale_by(self, matrix: Tensor | None, shift: Tensor | None, gate: Gate | None = None) -> None:
-        """Take a scaling.
-
-        Raises:
-            SurgeryError: It is none of the parts' logits.
-        """
+        """Take a scaling."""
         count = sum(map(len, self.manifest.columns))
         fits = matrix is not None and shift is not None and (matrix.shape, shift.shape) == ((count, count), (count,))
         if not fits and (matrix is not None or shift is not None):
             found = " and ".join("none" if value is None else str(tuple(value.shape)) for value in (matrix, shift))
-            raise SurgeryError("surgery-scaling-shape", f"a scaling of shape {found} does not fit {count} logits")
+            why = f"scaling.matrix and scaling.shift of shapes {found} do not fit {count} logits"
+            raise SurgeryError("surgery-scaling-shape", why)
         self.outputs = find_outputs(self.manifest.outputs)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
@@ -82,8 +79,8 @@ class Joined(nn.Module):
 
     def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
         """A part's logits of the classes that are asked of it."""
-        if not part.reject:
-            outputs = outputs[:, list(part.task)] if part.output_axis is None else outputs
+        if not part.reject and part.output_axis is None:
+            outputs = outputs[:, list(part.task)]
         if self.manifest.scaling.log_probability:
             outputs = self.outputs.normalised(outputs)
         if part.reject:
@@ -99,6 +96,10 @@ class Joined(nn.Module):
             return logits
         gain: Tensor = self.gate(features, distances)
         return logits + gain @ self._share.T.to(logits.dtype)
+
+    def _scaling_tensors(self) -> dict[str, Tensor]:
+        found = {"scaling.matrix": self.matrix, "scaling.shift": self.shift}
+        return {name: value for name, value in found.items() if value is not None}
 
     def __str__(self) -> str:
         m = self.manifest
@@ -143,6 +144,9 @@ class Assembly(Joined, Predictor):
         (True, torch.Size([8, 2]))
     """
 
+    parts: Sequence[Component]
+    joined: Network
+
     def __init__(
         self,
         networks: Sequence[Network],
@@ -156,7 +160,7 @@ class Assembly(Joined, Predictor):
         super().__init__()
         if manifest.form == "parallel":
             known = familiarity or [None] * len(networks)
-            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))
+            self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]
         else:
             self.joined = networks[0]
         self.manifest = manifest
@@ -177,20 +181,16 @@ class Assembly(Joined, Predictor):
 
     def networks(self) -> list[Network]:
         """The networks that hold the weights: one per part, or a single joined one."""
-        if self.manifest.form == "parallel":
-            return [part.network for part in self.components()]
-        return [self.joined]
+        return [part.network for part in self.components()] or [self.joined]
 
     def shaped_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
         """`networks`, each with its input shape (channels, height, width)."""
         shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
         return list(zip(self.networks(), shapes, strict=True))
 
-    def components(self) -> Iterator[Component]:
-        """The parts, in parallel form."""
-        for part in self.parts:
-            assert isinstance(part, Component)
-            yield part
+    def components(self) -> list[Component]:
+        """The parts, in parallel form; in another form there are none left."""
+        return list(self.parts) if self.manifest.form == "parallel" else []
 
     def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run the parts, without scaling.
@@ -219,25 +219,19 @@ class Assembly(Joined, Predictor):
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        outputs: list[Tensor] = []
-        entering: list[Tensor] = []
-        distances: list[Tensor] = []
-        if self.manifest.form != "parallel":
-            joined: Tensor = self.joined(inputs[0])
-            outputs = list(joined.split([part.width for part in self.manifest.parts], 1))
-        else:
-            for part, x in zip(self.components(), inputs, strict=True):
-                if not features:
-                    outputs.append(part.network(x))
-                    continue
-                found, _, output = part.observe(x)
-                outputs.append(output)
-                entering.append(nn.functional.normalize(found, dim=1))
-                if part.familiarity is not None:
-                    distances.append(part.familiarity(found))
-        logits = self.laid(outputs)
-        known = len(distances) == len(outputs)
-        return logits, torch.cat(entering, 1) if known else None, torch.stack(distances, 1) if known else None
+        if not features or self.manifest.form != "parallel":
+            outputs = [network(x) for network, x in zip(self.networks(), inputs, strict=True)]
+            if self.manifest.form != "parallel":
+                outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
+            return self.laid(outputs), None, None
+        seen = [part.observe(x) for part, x in zip(self.components(), inputs, strict=True)]
+        logits = self.laid([output for _, _, output in seen])
+        known = [(part.familiarity, found) for part, (found, _, _) in zip(self.components(), seen, strict=True)]
+        distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
+        if len(distances) < len(known):
+            return logits, None, None
+        entering = [nn.functional.normalize(found, dim=1) for _, found in known]
+        return logits, torch.cat(entering, 1), torch.stack(distances, 1)
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' logits before scaling, (batch, logits)."""
@@ -260,14 +254,13 @@ class Assembly(Joined, Predictor):
 
     def _with(self, **changes: Any) -> Assembly:
         """A copy of the assembly with some of its contents replaced."""
-        parallel = self.manifest.form == "parallel"
         same: dict[str, Any] = {
             "networks": self.networks(),
             "manifest": self.manifest,
             "matrix": self.matrix,
             "shift": self.shift,
             "skeletons": self.skeletons,
-            "familiarity": [part.familiarity for part in self.components()] if parallel else [],
+            "familiarity": [part.familiarity for part in self.components()],
             "gate": self.gate,
         }
         return Assembly(**(same | changes))
@@ -283,7 +276,23 @@ class Assembly(Joined, Predictor):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        return save_assembly(self, given_path(path, "the file to write"), overwrite=overwrite)
+        networks = self.networks()
+        tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
+        for index, network in enumerate(networks):
+            tensors |= tensors_of(network, f"networks.{index}.")
+        for index, part in enumerate(self.components()):
+            tensors |= tensors_of(part.familiarity, f"familiarity.{index}.")
+        specs = tuple(network.to_spec() for network in networks)
+        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons)
+        return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+
+
+def check_model(model: object, verb: str) -> None:
+    """Refuse anything but a component or an assembly."""
+    if not isinstance(model, Component | Assembly):
+        kind = type(model).__name__
+        advice = "create one with disassemble or assemble, or load one"
+        raise OptionError("option-wrong-object", f"{verb} needs a component or an assembly, got {kind}; {advice}")
 
 
 def network_shapes(
@@ -300,23 +309,6 @@ def network_shapes(
 MAX_SHARES = 1 << 26  # classes times parts of an assembly
 
 
-def save_assembly(assembly: Assembly, path: Path, *, overwrite: bool = False) -> Path:
-    """Write an assembly. See `Assembly.save`."""
-    tensors: dict[str, Tensor] = {}
-    specs: list[NetworkSpec] = []
-    for index, network in enumerate(assembly.networks()):
-        specs.append(network.to_spec())
-        tensors.update(tensors_of(network, f"networks.{index}."))
-    if assembly.manifest.form == "parallel":
-        for index, part in enumerate(assembly.components()):
-            tensors.update(tensors_of(part.familiarity, f"familiarity.{index}."))
-    if assembly.matrix is not None and assembly.shift is not None:
-        tensors["scaling.matrix"], tensors["scaling.shift"] = assembly.matrix, assembly.shift
-    tensors.update(tensors_of(assembly.gate, "scaling.gate."))
-    text = AssemblyFile(manifest=assembly.manifest, networks=tuple(specs), skeletons=assembly.skeletons)
-    return write(path, tensors, text.model_dump(mode="json"), overwrite)
-
-
 def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
     file = validated(AssemblyFile, text, "its text")
     manifest = file.manifest
@@ -327,10 +319,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
             f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
         )
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
-        raise FileError(
-            "file-too-large",
-            f"{len(manifest.parts)} parts and {len(manifest.classes)} classes are too many for one file",
-        )
+        found = f"{len(manifest.parts)} parts and {len(manifest.classes)} classes"
+        raise FileError("file-too-large", f"{found} are too many for one file")
     check_outputs(manifest.outputs)
     for part in manifest.parts:
         check_input(part)
@@ -340,15 +330,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    if (matrix is None) != (shift is None):
-        raise FileError(
-            "file-inconsistent",
-            "its scaling has only one of scaling.matrix and scaling.shift; it must have both or neither",
-        )
-    known: list[Familiarity | None] = []
-    if manifest.form == "parallel":
-        pairs = zip(manifest.parts, networks, strict=True)
-        known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
+    pairs = zip(manifest.parts, networks if manifest.form == "parallel" else (), strict=False)
+    known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +11,13 @@ import torch
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.axes._graph import Graph, analyse
+from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.base._errors import BrickyardError, SurgeryError
 from brickyard.base._messages import told
 from brickyard.base._records import AssemblyManifest
-from brickyard.base._records import Form as MadeForm
 from brickyard.component._component import Component
 from brickyard.network._cost_limit import Bounds
-from brickyard.network._identity import weights_like
+from brickyard.network._identity import fingerprint, source_of, weights_like
 from brickyard.network._network import Network
 from brickyard.runtime._profiling import measure_latency
 from brickyard.surgery._groups import join_as_groups
@@ -30,11 +30,7 @@ MARGIN = 0.95  # another form than parallel must take less than this share of it
 
 
 def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None = None) -> Assembly:
-    """Build the assembly in the form that its manifest names.
-
-    Raises:
-        SurgeryError: The parts cannot be joined in that form.
-    """
+    """Build the assembly in the form that its manifest names."""
     skeletons = [part.skeleton for part in parts]
     if manifest.form == "parallel":
         known = [part.familiarity for part in parts]
@@ -44,11 +40,8 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     except BrickyardError:
         raise
     except Exception as error:  # parts from files may tell of structures that are not theirs, in any way
-        raise SurgeryError(
-            "surgery-structure-mismatch",
-            f"form={manifest.form!r} is not possible, because a part does not match the source "
-            f"structure it records: {told(error)}; use form='parallel'",
-        ) from error
+        why = f"form={manifest.form!r} is not possible, because a part does not match the source structure it records"
+        raise SurgeryError("surgery-structure-mismatch", f"{why}: {told(error)}; use form='parallel'") from error
 
 
 def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
@@ -61,23 +54,20 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
-        raise SurgeryError(
-            "surgery-input-mismatch", f"{manifest.form} parts must take images of the same size; use form='parallel'"
-        )
+        why = f"{manifest.form} parts must take images of the same size"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; use form='parallel'")
     types = {weights_like(part.network).dtype: ", ".join(part.classes[:3]) for part in parts}
     if len(types) > 1:
         found = " and ".join(f"{str(kind).removeprefix('torch.')} ({names})" for kind, names in types.items())
-        raise SurgeryError(
-            "surgery-input-mismatch",
-            f"{manifest.form} parts must have weights of the same type, got {found}; convert them "
-            "with .float(), or use form='parallel'",
-        )
-    shared = _can_share_input(manifest, blueprints[0].graph)
-    notes = ()
+        why = f"{manifest.form} parts must have weights of the same type, got {found}"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; convert them with .float(), or use form='parallel'")
+    graph = blueprints[0].graph
+    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
+    shared = len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
     if manifest.form == "grouped":
         network, notes = join_as_groups(blueprints, shared_input=shared)
     else:
-        network = join(blueprints, shared_input=shared)
+        network, notes = join(blueprints, shared_input=shared), ()
     manifest = manifest.model_copy(update={"shared_input": shared, "notes": notes})
     made = Assembly([network], manifest, skeletons=skeletons)
     _check_equal(made, formed(parts, manifest.model_copy(update={"form": "parallel"})))
@@ -89,13 +79,10 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
 
     Each form is timed on one image and on a batch; parallel is kept unless another is clearly faster.
     """
-    made: dict[MadeForm, Assembly] = {}
-    forms: tuple[MadeForm, ...] = ("parallel", "padded", "grouped")
-    for form in forms:
-        try:
+    made: dict[str, Assembly] = {}
+    for form in ("parallel", "padded", "grouped"):
+        with contextlib.suppress(SurgeryError):  # parallel is always there
             made[form] = formed(parts, manifest.model_copy(update={"form": form}))
-        except SurgeryError:  # parallel is always there
-            continue
     shares = dict.fromkeys(made, 0.0)  # logarithms of times
     for batch in BATCHES if len(made) > 1 else ():
         images = torch.rand(batch, *manifest.parts[0].input_shape, generator=torch.Generator().manual_seed(0))
@@ -105,11 +92,10 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
     best = min(made, key=lambda form: shares[form])
     if shares[best] > math.log(MARGIN):
         best = "parallel"
-    found = made[best]
     note = f"form='auto': {best} is the fastest of {', '.join(made)} here"
     if best != "parallel":
         note += f", {math.exp(shares[best]):.2f} of parallel's time"
-    return found.with_manifest(notes=(*found.manifest.notes, note))
+    return made[best].with_manifest(notes=(*made[best].manifest.notes, note))
 
 
 def _union(
@@ -117,9 +103,8 @@ def _union(
 ) -> tuple[Network, tuple[str, ...]]:
     if len({part.manifest.source.sha256 for part in parts}) > 1:
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-        raise SurgeryError(
-            "surgery-union-sources", f"form='union' needs parts of one source, got {names}; use form='parallel'"
-        )
+        why = f"form='union' needs parts of one source, got {names}"
+        raise SurgeryError("surgery-union-sources", f"{why}; use form='parallel'")
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
     changed += ["training" for p in parts if p.manifest.tuned is not None]
@@ -131,58 +116,38 @@ def _union(
 def _blueprint(part: Component) -> Part:
     """Express a component as a cut of its source's structure, which is rebuilt without weights."""
     if part.skeleton is None:
-        raise SurgeryError(
-            "surgery-no-structure",
-            f"the component of {part.manifest.source.name!r} does not record its source's "
-            "structure: it is fused, or has operations that cannot be stored as data; use "
-            "form='parallel', or fuse after assembling",
-        )
+        why = f"the component of {part.manifest.source.name!r} does not record its source's structure"
+        why += ": it is fused, or has operations that cannot be stored as data"
+        raise SurgeryError("surgery-no-structure", f"{why}; use form='parallel', or fuse after assembling")
     structure = Network.from_spec(part.skeleton)
     Bounds(None).run(structure, part.manifest.input_shape)
     graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
-        raise SurgeryError(
-            "surgery-structure-mismatch",
-            f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure",
-        )
+        why = f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure"
+        raise SurgeryError("surgery-structure-mismatch", why)
     return Part(graph, keep, part.network)
 
 
 def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
-    from brickyard.axes._graph import trace
-    from brickyard.network._identity import fingerprint, source_of
-
     source = source_of(source)
     found = fingerprint(source)
     for part in parts:
         if part.manifest.source.sha256 != found:
-            raise SurgeryError(
-                "surgery-wrong-source",
-                f"form='union' got a source with weights {found[:12]}, but the component for "
-                f"{', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}; "
-                "give its own source",
-            )
+            whose = f"the component for {', '.join(part.classes[:3])} was cut from {part.manifest.source.sha256[:12]}"
+            why = f"form='union' got a source with weights {found[:12]}, but {whose}"
+            raise SurgeryError("surgery-wrong-source", f"{why}; give its own source")
     like = next(source.parameters())
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *parts[0].manifest.input_shape, generator=generator)
+    example = torch.randn(2, *parts[0].manifest.input_shape, generator=torch.Generator().manual_seed(0))
     return trace(source, example.to(like.device, like.dtype))
-
-
-def _can_share_input(manifest: AssemblyManifest, graph: Graph) -> bool:
-    image = next(axis for axis in graph.axes if axis.writers == (graph.network.nodes[0].name,))
-    return len({part.preprocessing for part in manifest.parts}) == 1 and not image.followers
 
 
 def _check_equal(joined: Assembly, parallel: Assembly) -> None:
     """Compare the joined and parallel outputs on random images, to detect misplaced weights."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, *parallel.manifest.parts[0].input_shape, generator=generator)
+    shape = parallel.manifest.parts[0].input_shape
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         a, b = joined.side_by_side(images), parallel.side_by_side(images)
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())):
-        raise SurgeryError(
-            "surgery-check-failed",
-            f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}; "
-            "use form='parallel' and please report this architecture",
-        )
+        why = f"the {joined.manifest.form} network differs from its parts by {float((a - b).abs().max()):.3g}"
+        raise SurgeryError("surgery-check-failed", f"{why}; use form='parallel' and please report this architecture")

@@ -1,9 +1,9 @@
-"""Labelled images of several parts, and the outputs of all parts for them."""
+"""Labelled images of a model's parts, and the outputs of all parts for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,104 +12,145 @@ from torch import Tensor
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import DataError
 from brickyard.base._records import AssemblyManifest
+from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images
+from brickyard.outputs._outputs import Outputs
 from brickyard.scaling._scale import Evidence
+
+Signals = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Labelled images of several parts, and the outputs of all parts for them; one entry per image.
+class Examples:
+    """Labelled images of a model's classes.
 
     Attributes:
-        chosen: For each part, the indices of its images.
-        owners: The part that each image belongs to.
-        targets: The target of each image in terms of the assembly's classes.
+        pools: The sets of images, one per part.
+        owners: The pool of each image.
+        places: Its index in the pool.
+        targets: Its target in terms of the model's classes.
+        outputs: The kind of the model's outputs.
+    """
+
+    pools: tuple[Images | None, ...]
+    owners: Tensor
+    places: Tensor
+    targets: Tensor
+    outputs: Outputs
+
+    @classmethod
+    def of(cls, model: Component | Assembly, images: Any, what: str, *, strict: bool = False) -> Examples:
+        """Select the images that belong to a class of the model.
+
+        Args:
+            model: The model.
+            images: Labelled images; for an assembly, a list with one entry per part, which may be None. Labels are
+                indices into the classes of the part's source.
+            what: What messages call them.
+            strict: Also refuse labels that are no class of the source.
+        """
+        outputs, parts = model.outputs, model.manifest.parts
+        given = [images] if isinstance(model, Component) else images
+        listed = isinstance(given, list | tuple) and len(given) == len(parts) and not isinstance(given[0], Tensor)
+        if not listed and not isinstance(model, Component):
+            wanted = f"a list with one entry for each of the {len(parts)} parts (None for a part without images)"
+            raise DataError("data-type", f"{what} must be {wanted}, got {type(images).__name__}")
+        pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in given)
+        found: list[tuple[Tensor, ...]] = []
+        for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
+            if pool is None:
+                continue
+            if strict:
+                outputs.check_labels(pool.all_labels(), len(own))
+            classes = torch.tensor(own)
+            if model.reject:
+                classes[classes < 0] = len(model.classes)
+            targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
+            places = outputs.cases(targets).images.unique()
+            found.append((torch.full_like(places, index), places, targets[places]))
+        if not any(len(places) for _, places, _ in found):
+            names = ", ".join(model.classes[:8])
+            raise DataError("data-no-task-class", f"none of {what} belongs to the classes {names}; give some that do")
+        owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
+        return cls(pools, owners, numbers, answers, outputs)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def chosen(self) -> tuple[list[int], ...]:
+        """For each pool, the indices of its images."""
+        return tuple(self.places[self.owners == index].tolist() for index in range(len(self.pools)))
+
+    def some(self, chosen: Tensor) -> Examples:
+        """Return a subset."""
+        return replace(self, owners=self.owners[chosen], places=self.places[chosen], targets=self.targets[chosen])
+
+    def shots(self, manifest: AssemblyManifest, count: int, seed: int) -> Examples:
+        """Draw up to `count` images of each class; an image may belong to several classes."""
+        chosen: list[int] = []
+        for index, (pool, task) in enumerate(zip(self.pools, manifest.tasks, strict=True)):
+            if pool is None:
+                continue
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.nonzero(self.owners == index).flatten()
+            labels = pool.all_labels()[self.places[rows]]
+            for k in task:
+                own = rows[self.outputs.members(labels, k)]
+                if not len(own):
+                    name = manifest.parts[index].source.classes[k]
+                    why = f"class {name!r} has no image; give at least one a class for a few-shot scaling"
+                    raise DataError("data-class-without-images", why)
+                chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()
+        return self.some(torch.tensor(list(dict.fromkeys(chosen))))
+
+    def raw(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for owner in self.owners[chosen].unique().tolist():
+            own, pool = chosen[self.owners[chosen] == owner], self.pools[owner]
+            assert pool is not None
+            found += [(images, self.targets[own]) for images, _ in pool.raw(self.places[own].tolist(), len(own))]
+        return found
+
+
+@dataclass(frozen=True)
+class Shared(Examples):
+    """Labelled images of several parts, and the outputs of all parts for them.
+
+    Attributes:
         signals: The result of `Assembly.signals`, in float64.
     """
 
-    chosen: tuple[list[int], ...]
-    owners: Tensor
-    targets: Tensor
-    signals: tuple[Tensor, Tensor | None, Tensor | None]
+    signals: Signals
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
         """Convert this to evidence for a few-shot scaling of the assembly."""
-        logits, features, distances = self.signals
-        return Evidence(manifest, logits, self.targets, self.owners, features, distances)
+        logits, *entering = self.signals
+        return Evidence(manifest, logits, self.targets, self.owners, *entering)
 
 
 def shared_signals(
-    assembly: Assembly,
-    images: Any,
-    *,
-    features: bool,
-    shots: int | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
+    assembly: Assembly, images: Any, *, features: bool, shots: int | None = None, seed: int = 0, batch_size: int = 64
 ) -> Shared:
-    """Run labelled images of every part through all parts.
+    """Run labelled images of every part, given as for `Examples.of`, through all parts.
 
-    Args:
-        assembly: The assembly.
-        images: A list with one entry per part: labelled images whose labels index the classes of the part's source,
-            or None. Images of classes outside the part's task are ignored.
-        features: Also compute features and distances.
-        shots: Maximum number of images per class.
-        seed: Random seed for drawing them.
-        batch_size: Images per batch.
+    With `features`, also compute features and distances; `shots` is the maximum number of images per class.
     """
-    parts = assembly.manifest.parts
-    if not isinstance(images, list | tuple) or len(images) != len(parts):
-        raise DataError(
-            "data-type",
-            f"labelled images must be a list with one entry for each of the {len(parts)} parts "
-            f"(None for a part without images), got {type(images).__name__}",
-        )
-    chosen: list[list[int]] = [[] for _ in parts]
-    targets: list[Tensor] = []
-    found: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-    for index, data in enumerate(images):
-        if data is None:
-            continue
-        pool = Images(data, None, f"the images of part {index}", assembly.outputs.label_dims)
-        names, places = parts[index].source.classes, torch.tensor(assembly.manifest.places[index])
-        own = assembly.outputs.targets(pool.all_labels(), places, len(assembly.classes))
-        task = assembly.manifest.tasks[index]
-        if shots is None:
-            chosen[index] = assembly.outputs.cases(own).images.unique().tolist()
-        else:
-            wanted = {names[k]: assembly.outputs.members(pool.all_labels(), k) for k in task}
-            chosen[index] = _shots(wanted, shots, seed)
-        targets.append(own[chosen[index]])
-        with torch.inference_mode():
-            for x, _ in pool.raw(chosen[index], batch_size):
-                found.append(run_images(lambda x: assembly.signals(x, features), x, pool.what))
-    if not found:
-        raise DataError(
-            "data-no-task-class", "none of the images belongs to a class of the assembly; give some that do"
-        )
-    owners = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(some) for some in chosen]))
-    logits, entering, distances = (_joined(list(values)) for values in zip(*found, strict=True))
+    examples = Examples.of(assembly, images, "the labelled images")
+    if shots is not None:
+        examples = examples.shots(assembly.manifest, shots, seed)
+    found: list[Signals] = []
+    with torch.inference_mode():
+        for pool, own in zip(examples.pools, examples.chosen, strict=True):
+            for x, _ in pool.raw(own, batch_size) if pool is not None else ():
+                found.append(run_images(lambda x: assembly.signals(x, features), x, "the labelled images"))
+    logits, entering, distances = (_joined(values) for values in zip(*found, strict=True))
     assert logits is not None
-    return Shared(tuple(chosen), owners, torch.cat(targets), (logits, entering, distances))
+    return Shared(**vars(examples), signals=(logits, entering, distances))
 
 
-def _joined(values: list[Tensor | None]) -> Tensor | None:
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
     known = [value.double().cpu() for value in values if value is not None]
     return torch.cat(known) if known else None
-
-
-def _shots(members: Mapping[str, Tensor], shots: int, seed: int) -> list[int]:
-    """Draw up to `shots` images of each class from its members; an image may belong to several classes."""
-    generator = torch.Generator().manual_seed(seed)
-    found: list[int] = []
-    for name, inside in members.items():
-        pool = torch.nonzero(inside).flatten()
-        if not len(pool):
-            raise DataError(
-                "data-class-without-images",
-                f"class {name!r} has no image; give at least one a class for a few-shot scaling",
-            )
-        found += pool[torch.randperm(len(pool), generator=generator)[:shots]].tolist()
-    return list(dict.fromkeys(found))

@@ -6,12 +6,13 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -65,12 +66,7 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         ['base', 'restricted', 'component']
     """
     batch_size = options["batch_size"]
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"evaluate needs a component or an assembly, got {type(model).__name__}; create one "
-            "with disassemble or assemble, or load one",
-        )
+    check_model(model, "evaluate")
     sources = sources_of(model, options["source"])
     with as_before(model):
         if isinstance(model, Component):
@@ -98,24 +94,15 @@ def sources_of(model: Any, given: Any) -> list[nn.Module | None]:
     """The source of each part, or None."""
     parts = model.manifest.parts
     listed = isinstance(given, list | tuple)
-    if listed and isinstance(model, Component):
-        raise OptionError(
-            "option-count", f"a component has one source; a list of {len(given)} was given: give that one"
-        )
-    if listed and len(given) != len(parts):
-        raise OptionError(
-            "option-count",
-            f"{len(parts)} parts need as many sources; {len(given)} were given: give one a part, or None where there "
-            "is none",
-        )
+    if listed and (isinstance(model, Component) or len(given) != len(parts)):
+        wanted = "one source" if isinstance(model, Component) else f"{len(parts)} sources, or None where there is none"
+        raise OptionError("option-count", f"a list of {len(given)} sources was given; give {wanted}")
     sources = [None if item is None else source_of(item) for item in (given if listed else [given] * len(parts))]
     for part, source in zip(parts, sources, strict=True):
         if source is not None and (found := fingerprint(source)) != part.source.sha256:
-            raise DataError(
-                "data-wrong-source",
-                f"the component was cut from {part.source.name!r} with weights {part.source.sha256[:12]}; the source "
-                f"given has {found[:12]}: give the source that it came from",
-            )
+            why = f"the component was cut from {part.source.name!r} with weights {part.source.sha256[:12]}"
+            advice = f"the source given has {found[:12]}: give the source that it came from"
+            raise DataError("data-wrong-source", f"{why}; {advice}")
     return sources
 
 
@@ -155,40 +142,22 @@ class Answered:
 
 def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
     images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
-
-    def whole(chosen: Tensor) -> Tensor:
-        assert source is not None
-        with as_before(source):
-            return _logits(source, images, chosen.tolist(), batch_size)
-
-    def own(chosen: Tensor) -> Tensor:
-        return _logits(component, images, chosen.tolist(), batch_size)
-
-    return component_answers(component, images.all_labels(), own, None if source is None else whole)
+    whole = None if source is None else partial(_of_source, source, images, batch_size)
+    return component_answers(component, images.all_labels(), partial(_logits, component, images, batch_size), whole)
 
 
 def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | None, what: str = "images") -> Answered:
-    """What a component answers right, and its source.
+    """What a component of any kind answers right, and its source, which `whole` asks, if there is one.
 
-    Args:
-        component: It has a manifest and `outputs`.
-        labels: Labels of all examples, as the source counts classes.
-        own: Gives the component's outputs for some examples, in float64.
-        whole: Gives those of its source, or None.
-        what: What the examples are called.
-
-    Raises:
-        DataError: No example belongs to the task.
+    `labels` are those of all examples, as the source counts classes, and `what` is what messages call these.
     """
     manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.task)
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
     cases = outputs.cases(targets)
     if not cases.wanted.any():
-        raise DataError(
-            "data-no-task-class",
-            f"none of the {len(labels)} {what} belongs to the task {', '.join(manifest.classes[:8])}: "
-            "give some that do, with labels that are indices into the source's classes",
-        )
+        why = f"none of the {len(labels)} {what} belongs to the task {', '.join(manifest.classes[:8])}"
+        advice = "give some that do, with labels that are indices into the source's classes"
+        raise DataError("data-no-task-class", f"{why}: {advice}")
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
     cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])
@@ -203,9 +172,8 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
         if scores:
             scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
     note = "a task of one class is always answered right; AUROC against the other classes says more"
-    names = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''}"
-    notes = (note,) if single and outputs.exclusive else ()
-    return Answered(f"{names} of {manifest.source.name}", cases, right, scores, inside, notes)
+    title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
+    return Answered(title, cases, right, scores, inside, (note,) if single and outputs.exclusive else ())
 
 
 def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> Answered:
@@ -223,8 +191,7 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
         found["oracle"].append(outputs.right(logits[index][mine, : len(task)], cases))
         if source is not None:
             images = Images(data[index], part.preprocessing, label_dims=outputs.label_dims)
-            with as_before(source):
-                whole = _logits(source, images, seen.chosen[index], batch_size)
+            whole = _of_source(source, images, batch_size, seen.places[mine])
             found["base"].append(outputs.right(whole, cases.of(task)))
             found["restricted"].append(outputs.right(whole[:, task], cases))
     cases = outputs.cases(seen.targets)
@@ -243,18 +210,20 @@ def assembly_title(manifest: AssemblyManifest) -> str:
     )
 
 
-def _logits(model: nn.Module, images: Images, order: Sequence[int], batch_size: int) -> Tensor:
+def _of_source(source: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
+    with as_before(source):
+        return _logits(source, images, batch_size, chosen)
+
+
+def _logits(model: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
     """Outputs for the chosen images, (images, outputs), in float64; processes of a group share the work."""
-    like = kind(model)
-    ranks = Ranks.current()
-    starts = range(0, len(order), batch_size)
+    like, ranks, order = kind(model), Ranks.current(), chosen.tolist()
     parts: list[tuple[int, Tensor]] = []
     with torch.inference_mode(), bar("scoring", len(order)) as advance:
-        for start in ranks.mine(starts):
-            part = order[start : start + batch_size]
-            for x, _ in images.batches(part, batch_size, like):
+        for start in ranks.mine(range(0, len(order), batch_size)):
+            for x, _ in images.batches(order[start : start + batch_size], batch_size, like):
                 parts.append((start, run_images(model, x, images.what).double().cpu()))
-            advance(len(part) * ranks.count)
+                advance(len(x) * ranks.count)
     width = ranks.joined(torch.tensor([max((logits.shape[1] for _, logits in parts), default=1)]))
     found = torch.zeros(len(order), int(width.max()), dtype=torch.float64)
     for start, logits in parts:
@@ -273,10 +242,7 @@ def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
     pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.shaped_networks()
     return {
         "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
-        name: {
-            "parameters": count_parameters(model),
-            "flops": sum(count_flops(network, shape) for network, shape in pairs),
-        },
+        name: {"parameters": count_parameters(model), "flops": sum(count_flops(*pair) for pair in pairs)},
     }
 
 
@@ -310,29 +276,27 @@ def _times(
 
 
 def _rows(answered: Answered) -> list[Row]:
-    cases = answered.cases
-    rows = [accuracy_row(name, right, cases.classes, cases.images) for name, right in answered.right.items()]
-    if len(rows) > 1:
+    changes: dict[str, dict[str, float]] = {name: {} for name in answered.right}
+    if len(changes) > 1:
         *_, other, own = answered.right.values()
-        drop, error = difference(other, own, cases.images)
-        rows[-1] = rows[-1].model_copy(update={"drop": drop, "drop_error": error})
-    return with_auroc(rows, answered.scores, answered.inside) if answered.scores else rows
+        gap = _shares(other.double() - own.double(), answered.cases.images)
+        changes[answered.name] = {"drop": _percent(gap), "drop_error": _error(gap)}
+    found = {name: Roc.of(score, answered.inside) for name, score in answered.scores.items()}
+    for name, roc in found.items():
+        changes[name] |= {"auroc": roc.area, "auroc_error": roc.error}
+    if "restricted" in found:
+        drop, error = found[answered.name].below(found["restricted"])
+        changes[answered.name] |= {"auroc_drop": drop, "auroc_drop_error": error}
+    rows = [_accuracy_row(name, right, answered.cases) for name, right in answered.right.items()]
+    return [row.model_copy(update=changes[row.name]) for row in rows]
 
 
-def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | None = None) -> Row:
-    """Compute accuracy over images and over classes, each with one standard error.
-
-    Args:
-        name: Name of the row.
-        right: Whether each case was answered correctly, (cases,).
-        classes: The class of each case.
-        images: The image of each case; default: one image per case.
-    """
-    share = _shares(right.double(), images)
-    counts = torch.bincount(classes)
-    hits = torch.bincount(classes, weights=right.double())
+def _accuracy_row(name: str, right: Tensor, cases: Cases) -> Row:
+    """Compute accuracy over images and over classes, each with one standard error."""
+    share = _shares(right.double(), cases.images)
+    counts = torch.bincount(cases.classes)
     present = counts > 0
-    means = hits[present] / counts[present]
+    means = torch.bincount(cases.classes, weights=right.double())[present] / counts[present]
     variance = (means * (1 - means) / counts[present]).sum() / len(means) ** 2
     return Row(
         name=name,
@@ -344,27 +308,8 @@ def accuracy_row(name: str, right: Tensor, classes: Tensor, images: Tensor | Non
     )
 
 
-def difference(right: Tensor, other: Tensor, images: Tensor | None = None) -> tuple[float, float]:
-    """Points by which one row exceeds another on the same cases, and the standard error, paired by image."""
-    gap = _shares(right.double() - other.double(), images)
-    return _percent(gap), _error(gap)
-
-
-def with_auroc(rows: list[Row], scores: Mapping[str, Tensor], inside: Tensor) -> list[Row]:
-    """Add the AUROC of each row's score for a class, (examples,), and the component's drop from restricted."""
-    found = {name: Roc.of(score, inside) for name, score in scores.items()}
-    areas = {name: {"auroc": roc.area, "auroc_error": roc.error} for name, roc in found.items()}
-    rows = [row.model_copy(update=areas[row.name]) for row in rows]
-    if "restricted" in found:
-        drop, error = found["component"].below(found["restricted"])
-        rows[-1] = rows[-1].model_copy(update={"auroc_drop": drop, "auroc_drop_error": error})
-    return rows
-
-
-def _shares(values: Tensor, images: Tensor | None) -> Tensor:
+def _shares(values: Tensor, images: Tensor) -> Tensor:
     """Mean over the cases of each image."""
-    if images is None:
-        return values
     _, index, counts = images.unique(return_inverse=True, return_counts=True)
     means: Tensor = torch.bincount(index, weights=values) / counts
     return means

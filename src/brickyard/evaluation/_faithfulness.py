@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.base._checks import whole
 from brickyard.base._classes import resolve_task
-from brickyard.base._errors import DataError, OptionError
+from brickyard.base._errors import DataError
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.inputs._batches import Images
@@ -119,8 +120,7 @@ def faithfulness(
         >>> row.name, row.images, row.other_images, row.channels
         ('3', 10, 30, 14)
     """
-    if seeds < 1:
-        raise OptionError("option-range", f"seeds must be at least 1 (random routes to compare with), got {seeds}")
+    seeds = whole("seeds", seeds)
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)
@@ -129,26 +129,20 @@ def faithfulness(
     inside = {k: outputs.members(labels, k) for k in chosen}
     missing = [relevance.classes[k] for k in chosen if not bool(inside[k].any())]
     if missing:
-        raise DataError(
-            "data-class-without-images",
-            f"none of the {len(labels)} images is of class {missing[0]!r}; give some, or leave the class out",
-        )
+        why = f"none of the {len(labels)} images is of class {missing[0]!r}"
+        raise DataError("data-class-without-images", f"{why}; give some, or leave the class out")
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
         route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}
-        keeps += [route, _rest(route)]
-        for seed in range(seeds):
-            other = _random(route, seed)
-            keeps += [other, _rest(other)]
+        routes = [route, *(_random(route, seed) for seed in range(seeds))]
+        keeps += [*routes, *({name: ~mask for name, mask in one.items()} for one in routes)]
     said, logits = _answers(graph, keeps, chosen, data, outputs, batch_size)
     rows: list[Faithfulness] = []
-    each = 2 + 2 * seeds
     for place, k in enumerate(chosen):
-        first = 1 + place * each
-
-        def counted(runs: Sequence[int], k: int = k, place: int = place) -> Answers:
-            return _counted(said[list(runs), :, place], logits[list(runs), :, place], inside[k])
-
+        first = 1 + place * 2 * (1 + seeds)
+        rest = first + 1 + seeds
+        runs = {"whole": [0], "only": [first], "random_only": range(first + 1, rest)}
+        runs |= {"without": [rest], "random_without": range(rest + 1, rest + 1 + seeds)}
         rows.append(
             Faithfulness(
                 name=relevance.classes[k],
@@ -156,19 +150,14 @@ def faithfulness(
                 other_images=int((~inside[k]).sum()),
                 kept=sum(int(mask.sum()) for mask in keeps[first].values()),
                 channels=sum(axis.size for axis in graph.free),
-                whole=counted([0]),
-                only=counted([first]),
-                without=counted([first + 1]),
-                random_only=counted(range(first + 2, first + each, 2)),
-                random_without=counted(range(first + 3, first + each, 2)),
                 seeds=seeds,
+                **{
+                    name: _counted(said[[*one], :, place], logits[[*one], :, place], inside[k])
+                    for name, one in runs.items()
+                },
             )
         )
     return tuple(rows)
-
-
-def _rest(route: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ~mask for name, mask in route.items()}
 
 
 def _random(route: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -199,7 +188,7 @@ def _answers(
     said = torch.zeros(len(keeps), len(data), len(chosen), dtype=torch.bool)
     logits = torch.zeros(said.shape)
     like = weights_like(graph.network)
-    network = _copied(graph.network)
+    network = copy.deepcopy(graph.network).eval()
     with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
         for row, keep in enumerate(keeps):
             run = masked(graph, keep, network)
@@ -214,25 +203,14 @@ def _answers(
     return said, logits
 
 
-def _copied(network: Network) -> Network:
-    return copy.deepcopy(network).eval()
-
-
 def masked(graph: Graph, keep: Mapping[str, Tensor], network: Network | None = None) -> Any:
     """Return the network with all but some channels set to zero wherever a layer reads them.
 
     Zeroing an input is the same as zeroing the weights that read it, so only weights change and the network runs at
-    its usual speed.
-
-    Args:
-        graph: A traced source; it is not changed.
-        keep: Channels to keep per axis: bool, (channels,). Axes that are not listed stay whole.
-        network: A copy of the graph's network to modify, to reuse over many calls; default: a new copy.
-
-    Returns:
-        A function from images, preprocessed for the source, to outputs.
+    its usual speed. `keep` holds a mask per axis, (channels,); axes that are not listed stay whole. `network` is a copy
+    of the graph's network to modify, reused over many calls; default: a new copy.
     """
-    network = _copied(graph.network) if network is None else network
+    network = copy.deepcopy(graph.network).eval() if network is None else network
     kept = torch.ones(graph.channels, dtype=torch.bool)
     for name, mask in keep.items():
         kept[graph.axis(name).channels] = mask

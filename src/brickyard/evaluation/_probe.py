@@ -71,9 +71,7 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
     batch_size = whole("batch_size", batch_size)
     like = weights_like(component)
     if like.is_meta:
-        raise DataError(
-            "data-meta-device", "the component is on the meta device and has no weights to compute with; load it again"
-        )
+        raise DataError("data-meta-device", "the component is on the meta device and has no weights; load it again")
 
     def observed(raw: Tensor) -> Tensor:
         x = preprocess(raw, component.manifest.preprocessing).to(like.device, like.dtype)
@@ -207,11 +205,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Convert features to float64, and labels to 0, 1, ... over those that occur.
-
-    Raises:
-        DataError: The features or labels cannot be used.
-    """
+    """Convert features to float64, and labels to 0, 1, ... over those that occur."""
     try:
         x, y = torch.as_tensor(features), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
@@ -219,37 +213,25 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
         raise DataError("data-type", f"features and labels must be tensors or arrays of numbers, got {kinds}") from None
     x, y = x.detach().cpu(), y.detach().cpu()
     if x.ndim != 2 or 0 in x.shape or x.is_complex():
-        raise DataError(
-            "data-shape", f"features must be numbers (images, size), got shape {tuple(x.shape)} and type {x.dtype}"
-        )
+        raise DataError("data-shape", f"features must be numbers (images, size), got {tuple(x.shape)} of {x.dtype}")
     if y.shape != (len(x),) or y.is_floating_point() or y.is_complex():
         why = f"{len(x)} feature vectors and labels of shape {tuple(y.shape)} and type {y.dtype}"
         raise DataError("data-label-mismatch", f"{why}; give one whole number an image")
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
-        raise DataError(
-            "data-not-finite", f"features of {bad} of {len(x)} images are NaN or infinite; leave these images out"
-        )
+        raise DataError("data-not-finite", f"features of {bad} of {len(x)} images are NaN or infinite; leave them out")
     return x.double(), numbered(y, len(x))
 
 
 def numbered(labels: Tensor, count: int) -> Tensor:
-    """Renumber labels as 0, 1, ... over those that occur.
-
-    Raises:
-        DataError: There are too few to learn from.
-    """
+    """Renumber labels as 0, 1, ... over those that occur."""
     index: Tensor
     present, index = labels.unique(return_inverse=True)
     if len(present) < 2:
-        raise DataError(
-            "data-too-few", f"all {count} images are of one class; give labelled images of at least two classes"
-        )
+        raise DataError("data-too-few", f"all {count} images are of one class; give images of at least two classes")
     if count <= len(present):
-        raise DataError(
-            "data-too-few",
-            f"got {count} images of {len(present)} classes; give more images than classes, 5 per class or more",
-        )
+        found = f"got {count} images of {len(present)} classes"
+        raise DataError("data-too-few", f"{found}; give more images than classes, 5 per class or more")
     return index
 
 
@@ -283,10 +265,8 @@ class Probe:
         right = torch.as_tensor(labels).cpu()
         found = self.predict(features)
         if right.shape != found.shape:
-            raise DataError(
-                "data-label-mismatch",
-                f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}; give one label per image",
-            )
+            why = f"got {len(found)} feature vectors and labels of shape {tuple(right.shape)}"
+            raise DataError("data-label-mismatch", f"{why}; give one label per image")
         return (found == right).double().mean().item()
 
 
@@ -324,14 +304,10 @@ def probe(
 
     folds, seed = whole("folds", folds, 2), seed_of(seed)
     if not isinstance(strengths, Sequence) or not strengths:
-        raise OptionError(
-            "option-range", f"strengths must be a non-empty list of numbers such as [0.1, 1.0], got {brief(strengths)}"
-        )
+        raise OptionError("option-range", f"strengths must be numbers such as [0.1, 1.0], got {brief(strengths)}")
     for value in strengths:
         if not is_number(value) or not 0 < value < math.inf:
-            raise OptionError(
-                "option-range", f"strength must be a finite number above 0 such as 1.0, got {brief(value)}"
-            )
+            raise OptionError("option-range", f"strengths must be finite and above 0, such as 1.0; got {brief(value)}")
     x, index = _checked(features, labels)
     y = torch.as_tensor(labels).detach().cpu().numpy()
     folds = min(folds, int(torch.bincount(index).min()))
@@ -350,9 +326,8 @@ def _rows(features: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     try:
         x = torch.as_tensor(features).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise DataError(
-            "data-type", f"features must be a tensor (images, {size}), got {type(features).__name__}"
-        ) from None
+        found = type(features).__name__
+        raise DataError("data-type", f"features must be a tensor (images, {size}), got {found}") from None
     if x.ndim != 2 or x.shape[1] != size or not len(x) or not bool(torch.isfinite(x).all()):
         raise DataError("data-shape", f"features must be finite numbers (images, {size}), got shape {tuple(x.shape)}")
     return x.numpy()

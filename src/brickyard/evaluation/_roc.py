@@ -42,11 +42,8 @@ class Roc:
             (75.0, 35.4)
         """
         if bool(score.isnan().any()):
-            raise DataError(
-                "data-overflow",
-                f"the score is NaN for {int(score.isnan().sum())} of {len(score)} examples; check "
-                "the preprocessing, or use a source in float32",
-            )
+            found = f"the score is NaN for {int(score.isnan().sum())} of {len(score)} examples"
+            raise DataError("data-overflow", f"{found}; check the preprocessing, or use a source in float32")
         score = score.double()
         return cls(_share_below(score[~inside], score[inside]), _share_below(-score[inside], -score[~inside]))
 

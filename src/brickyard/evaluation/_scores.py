@@ -68,10 +68,7 @@ class Scores(Frozen):
         Raises:
             KeyError: There is no such row.
         """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(name)
+        return {row.name: row for row in reversed(self.rows)}[name]
 
     def as_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
@@ -102,41 +99,23 @@ class Scores(Frozen):
     def cells(self) -> list[list[str]]:
         """The table as text: a header, and one list per row."""
         with_auroc = any(row.auroc is not None for row in self.rows)
-        header = [
-            "",
-            "accuracy",
-            "class mean",
-            "drop",
-            *(["AUROC", "AUROC drop"] if with_auroc else []),
-            "parameters",
-            "FLOPs",
-            "latency",
-        ]
-        whole = self.rows[0]
-        table = [header]
+        auroc = ["AUROC", "AUROC drop"] if with_auroc else []
+        whole, table = self.rows[0], [["", "accuracy", "class mean", "drop", *auroc, "parameters", "FLOPs", "latency"]]
         for row in self.rows:
-            cells = [
-                row.name,
-                f"{row.accuracy:.1f}±{row.error:.1f}",
-                f"{row.class_accuracy:.1f}±{row.class_error:.1f}",
-            ]
-            cells.append("" if row.drop is None else f"{row.drop:+.1f}±{row.drop_error or 0:.1f}")
+            cells = [row.name, _points(row.accuracy, row.error), _points(row.class_accuracy, row.class_error)]
+            cells.append(_points(row.drop, row.drop_error, "+"))
             if with_auroc:
-                cells.append("" if row.auroc is None else f"{row.auroc:.1f}±{row.auroc_error or 0:.1f}")
-                drop = row.auroc_drop
-                cells.append("" if drop is None else f"{drop:+.1f}±{row.auroc_drop_error or 0:.1f}")
-            cells.append(_with_share(row.parameters, whole.parameters))
-            cells.append(_with_share(row.flops, whole.flops))
-            mine, its = (row.latency or {}).get("median_ms"), (whole.latency or {}).get("median_ms")
-            cells.append(
-                "" if mine is None else f"{mine:.2f} ms" + (f" ({mine / its:.2f}x)" if its and row is not whole else "")
-            )
-            table.append(cells)
+                drop = _points(row.auroc_drop, row.auroc_drop_error, "+")
+                cells += [_points(row.auroc, row.auroc_error), drop]
+            cells += [_with_share(row.parameters, whole.parameters), _with_share(row.flops, whole.flops)]
+            mine, its = ((one.latency or {}).get("median_ms") for one in (row, whole))
+            share = f" ({mine / its:.2f}x)" if mine and its and row is not whole else ""
+            table.append([*cells, "" if mine is None else f"{mine:.2f} ms{share}"])
         return table
 
     def __str__(self) -> str:
         table = self.cells()
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
         ]
@@ -146,6 +125,10 @@ class Scores(Frozen):
                 f"latency: median of {timed['runs']:.0f}, batch {timed['batch']:.0f}, {timed['threads']:.0f} threads"
             )
         return "\n".join(shown(line, keep="") for line in [self.title, *lines, *self.notes])
+
+
+def _points(value: float | None, error: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.1f}±{error or 0:.1f}"
 
 
 def _with_share(value: int | None, whole: int | None) -> str:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from brickyard._files import load
-from brickyard.assembly._assembly import Assembly
+from brickyard._files import loaded
+from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
@@ -97,10 +97,8 @@ def from_pretrained(
     folder = given_path(repo_or_folder, "the folder or repository")
     if folder.is_dir():
         if revision is not None:
-            raise OptionError(
-                "option-without-effect",
-                f"revision={revision!r} does not apply, because {folder} is a folder; leave it out",
-            )
+            why = f"revision={revision!r} does not apply, because {folder} is a folder"
+            raise OptionError("option-without-effect", f"{why}; leave it out")
         path = folder / filename
     else:
         hub = package("huggingface_hub", "hub", f"{repo_or_folder} is no folder here, and the Hub")
@@ -110,9 +108,7 @@ def from_pretrained(
             why = f"{repo_or_folder} is no folder here, and {filename} cannot be fetched from a repository of that name"
             advice = "check the name, the revision and the token"
             raise FileError("file-hub-failed", f"{why}: {first_line(error)}; {advice}") from error
-    found = load(path)
-    if not isinstance(found, Component | Assembly):
-        raise FileError("file-wrong-kind", f"expected a component or an assembly in {path}, found relevances")
+    found: Component | Assembly = loaded(path, Component, Assembly)
     return found
 
 
@@ -144,11 +140,7 @@ def push_to_hub(
         FileError: The Hub refused the upload, or cannot be reached.
         OptionError: huggingface_hub is missing.
     """
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"only a component or an assembly can be uploaded, got {type(model).__name__}; create or load one",
-        )
+    check_model(model, "push_to_hub")
     api = package("huggingface_hub", "hub", "the Hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         save_pretrained(model, place, scores=scores, license=license)
@@ -166,5 +158,5 @@ def push_to_hub(
 def _config(model: Component | Assembly) -> dict[str, Any]:
     about = description(model)
     labels = dict(enumerate(about["outputs"]))
-    named = {"id2label": {str(k): name for k, name in labels.items()}, "label2id": {v: k for k, v in labels.items()}}
+    named = {"id2label": labels, "label2id": {name: k for k, name in labels.items()}}
     return {"library_name": "brickyard", "model_type": "brickyard", **named, "brickyard": about}

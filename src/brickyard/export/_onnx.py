@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brickyard._version import __version__
-from brickyard.assembly._assembly import Assembly
-from brickyard.base._checks import given_path
+from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.base._checks import check_choice, given_path
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # of the largest logit of a batch
 MOST_CHECKED = 100  # real images that the check runs
-DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 KEY = "brickyard"
 STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
 
@@ -86,11 +85,17 @@ class _Entry:
     dtype: str
 
     def random(self, count: int, size: tuple[int, int], seed: int) -> Tensor:
-        shape = (count, self.channels, *size)
-        generator = torch.Generator().manual_seed(seed)
+        shape, generator = (count, self.channels, *size), torch.Generator().manual_seed(seed)
         if self.dtype == "uint8":
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return torch.rand(shape, generator=generator)
+
+    def batches(self) -> list[Tensor]:
+        """Random images for the check, one and five at a time, of other sizes too where those may differ."""
+        height, width = self.usual
+        others = [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
+        sizes = [self.usual, *(others if self.size is None else [])]
+        return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
 class _FromRaw(nn.Module):
@@ -158,7 +163,7 @@ def export_onnx(
         >>> record.images, record.error < 1e-5
         (15, True)
     """
-    _check_model(model)
+    check_model(model, "export_onnx")
     path = given_path(path, "the file to write")
     check_free(path, overwrite)  # before any work is done
     for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -166,9 +171,10 @@ def export_onnx(
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _fitting(check_images, entry)
     plain = _on_cpu(model)
-    expected = [(images, _say(plain, images)) for images in (*_random(entry), *given)]
+    with torch.inference_mode():
+        checked = (*entry.batches(), *given)
+        expected = [(images, run_images(plain.logits, images, "the images for the check")) for images in checked]
     count = sum(len(images) for images, _ in expected)
-    problems: list[str] = []
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
@@ -176,52 +182,32 @@ def export_onnx(
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
-            problems.append(f"it cannot be written as ONNX: {first_line(refusal)}")
+            problem = f"it cannot be written as ONNX: {first_line(refusal)}"
             continue
         error, problem = _compare(content, expected, model.outputs)
         if problem:
-            problems.append(problem)
             continue
         write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
     advice = "nothing was written. Keep the .safetensors file, or export its state dict"
-    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problems[-1]}; {advice}")
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"a component or an assembly is exported, not a {type(model).__name__}; make one, or load it",
-        )
+    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
-    if dtype not in DTYPES:
-        raise OptionError("option-choice", f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+    check_choice("dtype", dtype, ("float32", "uint8"))
     parts = model.manifest.parts
     fixed = {part.input_shape[0] for part in parts if part.preprocessing.channels is None}
     usual = max(fixed or {part.preprocessing.channels or 3 for part in parts})
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
         raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
-    sides = [part.preprocessing.size or (part.input_shape[1], part.input_shape[2]) for part in parts]
-    fixed_sides = [side for part, side in zip(parts, sides, strict=True) if part.preprocessing.size is None]
-    size = fixed_sides[0] if fixed_sides else None
-    return _Entry(channels or usual, size, size or sides[0], dtype)
+    size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
+    return _Entry(channels or usual, size, size or parts[0].preprocessing.size, dtype)  # type: ignore[arg-type]
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
-
-
-def _random(entry: _Entry) -> list[Tensor]:
-    height, width = entry.usual
-    sizes = [entry.usual]
-    if entry.size is None:
-        sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
-    return [entry.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
 def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
@@ -239,23 +225,15 @@ def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
             why = f"{start} is {found}, and the file would take {wanted}, as the model's preprocessing sets no size"
             raise DataError("data-wrong-size", f"{why}; give images of that size")
     singles = [_of_type(one, entry.dtype) for one in singles]
-    return [*singles[:1], *_fives(singles)]
-
-
-def _fives(singles: list[Tensor]) -> Iterator[Tensor]:
-    for shape in dict.fromkeys(one.shape for one in singles):
-        yield from torch.cat([one for one in singles if one.shape == shape]).split(5)
+    shapes = dict.fromkeys(one.shape for one in singles)
+    groups = (torch.cat([one for one in singles if one.shape == shape]) for shape in shapes)
+    return [*singles[:1], *(batch for group in groups for batch in group.split(5))]
 
 
 def _of_type(images: Tensor, dtype: str) -> Tensor:
     if dtype == "uint8":
         return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
-
-
-def _say(model: Predictor, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return run_images(model.logits, images, "the images for the check")
 
 
 def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
@@ -269,25 +247,18 @@ def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
 
 def _proto(model: Predictor, entry: _Entry) -> Any:
     """The ONNX model."""
+    names: Any = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        written = torch.onnx.export(
-            _program(model, entry),
-            dynamo=True,
-            external_data=False,
-            input_names=["images"],
-            output_names=["logits", "probabilities"],
-            verbose=False,
-        )
+        written = torch.onnx.export(_program(model, entry), dynamo=True, external_data=False, verbose=False, **names)
     assert written is not None
     return written.model_proto
 
 
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
     """Add a description to the file, and remove paths of this machine from its nodes."""
-    names = dict(zip((0, 2, 3), ("batch", "height", "width"), strict=True))
     sides = proto.graph.input[0].type.tensor_type.shape.dim
-    renamed = {sides[place].dim_param: name for place, name in names.items() if sides[place].dim_param}
+    renamed = {sides[place].dim_param: name for place, name in ((0, "batch"), (2, "height"), (3, "width"))}
     values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
     for value in values:
         for side in value.type.tensor_type.shape.dim:
@@ -372,10 +343,8 @@ def torch_program(
     try:
         return _program(_on_cpu(model), entry)
     except Exception as error:
-        raise SurgeryError(
-            "surgery-export-failed",
-            f"cannot convert {_title(model)} to a torch program: {first_line(error)}; use it as a module instead",
-        ) from error
+        why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
+        raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error
 
 
 def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:
@@ -400,7 +369,7 @@ def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrit
         >>> component.load_state_dict(numbers)
         <All keys matched successfully>
     """
-    _check_model(model)
+    check_model(model, "export_state_dict")
     path = given_path(path, "the file to write")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(model.state_dict().items())}
     metadata = {STATE_KEY: json.dumps(description(model), allow_nan=False)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,16 +36,11 @@ class GraphNetworkSpec(Frozen):
         return cls(names=network.names, layers=tuple(layer.spec for layer in network.steps()))
 
     def filled(self, tensors: dict[str, Tensor], prefix: str, columns: Tensor, outputs: int) -> GraphNetwork:
-        """The network with the numbers of a file.
-
-        Raises:
-            FileError: It does not lead from the features to the classes, or the numbers do not fit.
-        """
+        """The network with the numbers of a file."""
         widths, reads = [len(columns), *(layer.width for layer in self.layers)], [s.inputs for s in self.layers]
         if len(self.names) != len(self.layers) or widths[:-1] != reads or widths[-1] != outputs:
-            raise FileError(
-                "file-network-invalid", f"its network does not map {len(columns)} features to {outputs} outputs"
-            )
+            why = f"its network does not map {len(columns)} features to {outputs} outputs"
+            raise FileError("file-network-invalid", why)
         layers = [
             NodeLayer(s, {k: taken(tensors, f"{prefix}layers.{i}.{k}", shape) for k, shape in s.shapes.items()})
             for i, s in enumerate(self.layers)
@@ -108,12 +104,8 @@ class GraphComponent(Cut):
 
 def columns_of(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Tensor]:
     """The columns of the table of features that each part reads: of one table, or of theirs side by side."""
-    found: list[Tensor] = []
-    start = 0
-    for part in parts:
-        found.append(torch.tensor(part.axes[FEATURES].kept) + start)
-        start += 0 if shared_input else part.input_shape[0]
-    return found
+    starts = itertools.accumulate((0 if shared_input else part.input_shape[0] for part in parts), initial=0)
+    return [torch.tensor(part.axes[FEATURES].kept) + start for part, start in zip(parts, starts, strict=False)]
 
 
 class GraphAssembly(Joined):
@@ -136,6 +128,8 @@ class GraphAssembly(Joined):
         (('3', '1'), torch.Size([60, 2]))
     """
 
+    networks: Sequence[GraphNetwork]
+
     def __init__(
         self,
         networks: Sequence[GraphNetwork],
@@ -144,7 +138,7 @@ class GraphAssembly(Joined):
         shift: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleList(networks)  # type: ignore[assignment]
         self.manifest = manifest
         self._scale_by(matrix, shift)
         self.eval()
@@ -161,8 +155,7 @@ class GraphAssembly(Joined):
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> GraphAssembly:
         """The same assembly, scaled otherwise."""
         manifest = self.manifest.model_copy(update={"scaling": record})
-        networks = [network for network in self.networks if isinstance(network, GraphNetwork)]
-        return GraphAssembly(networks, manifest, fitted.matrix, fitted.shift)
+        return GraphAssembly(self.networks, manifest, fitted.matrix, fitted.shift)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -170,11 +163,8 @@ class GraphAssembly(Joined):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        specs = tuple(GraphNetworkSpec.of(network) for network in self.networks if isinstance(network, GraphNetwork))
-        tensors = tensors_of(self.networks, "networks.")
-        if self.matrix is not None and self.shift is not None:
-            tensors |= {"scaling.matrix": self.matrix, "scaling.shift": self.shift}
-        text = GraphAssemblyFile(assembly=self.manifest, networks=specs)
+        tensors = tensors_of(nn.ModuleList(self.networks), "networks.") | self._scaling_tensors()
+        text = GraphAssemblyFile(assembly=self.manifest, networks=tuple(map(GraphNetworkSpec.of, self.networks)))
         return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
 
 
@@ -199,9 +189,8 @@ def load(path: str | Path) -> GraphComponent | GraphAssembly:
         True
     """
     readers = {"graph-component": _component, "graph-assembly": _assembly}
-    found: GraphComponent | GraphAssembly
-    others = ("component", "assembly", "relevance")
-    found = read_as(path, readers, "a component or an assembly of graph networks", others, "brickyard.load")
+    expected, others = "a component or an assembly of graph networks", ("component", "assembly", "relevance")
+    found: GraphComponent | GraphAssembly = read_as(path, readers, expected, others, "brickyard.load")
     return found
 
 
@@ -240,8 +229,7 @@ def _columns(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Ten
     for part in parts:
         axis = part.axes.get(FEATURES)
         if len(part.input_shape) != 1 or axis is None or not axis.kept or max(axis.kept) >= part.input_shape[0]:
-            raise FileError(
-                "file-inconsistent", f"its manifest does not say which of the {part.input_shape} features are read"
-            )
+            why = f"its manifest does not say which of the {part.input_shape} features are read"
+            raise FileError("file-inconsistent", why)
         check_outputs(part.outputs)
     return columns_of(parts, shared_input)

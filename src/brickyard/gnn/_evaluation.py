@@ -60,11 +60,9 @@ def evaluate(
         whole = None if given is None else partial(_logits, read_network(given, graph, data), graph, chosen)
         return _component(model, labels, partial(_logits, model, graph, chosen), whole)
     if not isinstance(model, GraphAssembly) or source is not None:
-        raise OptionError(
-            "option-wrong-object",
-            "evaluate needs a graph component with its source, or a graph assembly without one, "
-            f"got {type(model).__name__}{'' if source is None else ' with a source'}",
-        )
+        found = f"{type(model).__name__}{'' if source is None else ' with a source'}"
+        wanted = "a graph component with its source, or a graph assembly without one"
+        raise OptionError("option-wrong-object", f"evaluate needs {wanted}, got {found}")
     return _assembly(model, labels, partial(_logits, model, graph, chosen))
 
 
@@ -79,19 +77,14 @@ def _component(component: GraphComponent, labels: Tensor, own: Ask, whole: Ask |
 
 def _mine_or_not(component: GraphComponent, answered: Answered, own: Ask, whole: Ask | None) -> Answered:
     """The answers of a component of one class with reject, to all nodes: whether they are of its class."""
-    inside, everything = answered.inside, torch.arange(len(answered.inside))
-    (k,) = component.manifest.task
-    pairs = {"component": own(everything)}
-    right: dict[str, Tensor] = {}
+    outputs, inside, everything = component.outputs, answered.inside, torch.arange(len(answered.inside))
+    cases = Cases(everything, (~inside).long(), torch.ones_like(inside))
+    right, scores = {"component": outputs.right(own(everything), cases)}, {**answered.scores}
     if whole is not None:
         logits = whole(everything)
-        pairs["restricted"] = component.of_source(logits)
-        right["base"] = (logits.argmax(1) == k) == inside
-    right |= {name: (pair.argmax(1) == 0) == inside for name, pair in reversed(pairs.items())}
-    scores = {**answered.scores}
-    if scores and whole is not None:
-        scores["restricted"] = scores["base"]
-    cases = Cases(everything, (~inside).long(), torch.ones(len(inside), dtype=torch.bool))
+        base = outputs.says(logits)[:, component.manifest.task[0]] == inside
+        right = {"base": base, "restricted": outputs.right(component.of_source(logits), cases), **right}
+        scores |= {"restricted": scores["base"]} if scores else {}
     note = "one class with reject: the answers are 'mine' and 'not mine', for all nodes"
     return replace(answered, cases=cases, right=right, scores=scores, notes=(note,))
 
@@ -100,10 +93,8 @@ def _assembly(assembly: GraphAssembly, labels: Tensor, ask: Ask) -> Scores:
     manifest, count = assembly.manifest, len(assembly.classes)
     cases = assembly.outputs.cases(assembly.outputs.targets(labels, torch.arange(count), count))
     if not len(cases.images):
-        raise DataError(
-            "data-no-task-class",
-            f"none of the {len(labels)} nodes belongs to a class of the assembly; labels must index its classes",
-        )
+        why = f"none of the {len(labels)} nodes belongs to a class of the assembly"
+        raise DataError("data-no-task-class", f"{why}; labels must index its classes")
     logits = ask(cases.images)
     cases = cases._replace(images=torch.arange(len(logits)))
     owners = [set(own) for own in manifest.owners]

@@ -14,7 +14,7 @@ from brickyard.assembly._assemble import assembly_manifest
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._options import AssembleOptions, Budget, DisassembleOptions, Duplicates, LocateOptions, Thresholds
-from brickyard.base._records import ComponentManifest, HealRecord, LocateRecord, Statistics
+from brickyard.base._records import HealRecord, LocateRecord, Statistics
 from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
 from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
@@ -99,7 +99,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -
     names = output_names(options["classes"], count)
     chosen = _nodes(found, options["nodes"], names)
     assert found.labels is not None
-    by_class = [chosen[found.labels[chosen] == k] for k in range(count)]
+    by_class = [chosen[ONE.members(found.labels[chosen], k)] for k in range(count)]
     data = f"{len(found.x)} nodes, {found.edge_index.shape[1]} edges"
     record = LocateRecord(choose="all", per_class=None, seed=0, images=tuple(map(len, by_class)), data=data)
     more: dict[str, Any] = {"classes": names, "task": tuple(range(count)), "nodes": chosen, "sums": {}, "_graph": graph}
@@ -113,18 +113,14 @@ def _nodes(graph: NodeData, nodes: Any, names: Sequence[str]) -> Tensor:
     if graph.labels is None:
         raise DataError("data-no-labels", "locate needs labelled nodes; give (x, edge_index, labels), or data with y")
     if nodes is None and graph.train is None:
-        raise OptionError(
-            "option-needs-data", "locate needs nodes; give nodes=, with some that the source was trained on"
-        )
+        raise OptionError("option-needs-data", "locate needs nodes; give nodes= with some the source was trained on")
     chosen = graph.chosen(graph.train if nodes is None else nodes, "the nodes to locate with")
     labels = graph.labels[chosen]
     ONE.check_labels(labels, len(names))
-    missing = [name for k, name in enumerate(names) if not bool((labels == k).any())]
+    missing = [name for k, name in enumerate(names) if not bool(ONE.members(labels, k).any())]
     if missing:
-        raise DataError(
-            "data-class-without-images",
-            f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}; give at least one per class",
-        )
+        why = f"none of the {len(labels)} labelled nodes is of class {missing[0]!r}"
+        raise DataError("data-class-without-images", f"{why}; give at least one per class")
     return chosen
 
 
@@ -194,13 +190,15 @@ def disassemble(
     if not isinstance(relevance, GraphRelevance):
         raise OptionError(
             "option-wrong-object",
-            f"what brickyard.gnn.locate returned is needed; as relevance a {type(relevance).__name__} was given",
+            f"disassemble needs what brickyard.gnn.locate returned, got {type(relevance).__name__}",
         )
     choice = Choice.of(relevance, options, lambda: relevance.graph(model, options["features"]))
     graph: NodeGraph = choice.graph
     keep, notes = _choose(choice)
     network = cut(graph.network, keep)
-    own = _of(graph.data, relevance.nodes, choice.task)
+    assert graph.data.labels is not None
+    labels = graph.data.labels[relevance.nodes].cpu()
+    own = relevance.nodes[torch.stack([ONE.members(labels, k) for k in choice.task]).any(0)]
     healed = HealRecord(method="none", notes=tuple(notes))
     if options["heal"] == "refit":
         nodes = relevance.nodes if options["reject"] else own
@@ -212,7 +210,7 @@ def disassemble(
             method="refit", images=len(nodes), ridge=options["ridge"], layers=report.layers, notes=tuple(notes)
         )
     manifest = choice.manifest(keep, graph.costs, healed)
-    statistics = _statistics(network, manifest, graph.data, own)
+    statistics = _statistics(GraphComponent(network, manifest), graph.data, own)
     return GraphComponent(network, manifest.model_copy(update={"statistics": statistics}))
 
 
@@ -233,20 +231,15 @@ def _choose(choice: Choice) -> tuple[dict[str, Tensor], list[str]]:
     return keep, notes
 
 
-def _of(data: NodeData, nodes: Tensor, classes: Sequence[int]) -> Tensor:
-    """Those of some nodes that belong to some classes."""
-    assert data.labels is not None
-    return nodes[torch.isin(data.labels[nodes].cpu(), torch.tensor(list(classes)))]
-
-
-def _statistics(network: GraphNetwork, manifest: ComponentManifest, data: NodeData, nodes: Tensor) -> Statistics:
+def _statistics(component: GraphComponent, data: NodeData, nodes: Tensor) -> Statistics:
     """What scaling may need, at nodes of the component's own classes."""
     assert data.labels is not None
     with torch.no_grad():
-        ((_, layer, entering, edges),) = deque(network.walk(data.x, data.edge_index), maxlen=1)
-        logits = GraphComponent(network, manifest).head(layer(entering, edges))[nodes].double().cpu()
-    labels = torch.tensor([manifest.task.index(k) for k in data.labels[nodes].tolist()])
-    return statistics_of(logits[:, : len(manifest.classes)], labels, entering[nodes].abs().double().mean().item())
+        ((_, layer, entering, edges),) = deque(component.network.walk(data.x, data.edge_index), maxlen=1)
+        logits = component.head(layer(entering, edges))[nodes].double().cpu()
+    labels = torch.tensor([component.manifest.task.index(k) for k in data.labels[nodes].tolist()])
+    magnitude = entering[nodes].abs().double().mean().item()
+    return statistics_of(logits[:, : len(component.classes)], labels, magnitude, component.outputs)
 
 
 # -- assembling --------------------------------------------------------------------------------------------
@@ -292,9 +285,7 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     parts = list(components)
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise OptionError(
-            "option-wrong-object", f"assemble needs graph components, got {kinds}; create some with disassemble"
-        )
+        raise OptionError("option-wrong-object", f"assemble needs graph components, got {kinds}; cut some first")
     if find(scaling, data, "data").gated:
         known = ", ".join(name for name, entry in SCALINGS.items() if not entry.gated)
         raise OptionError("option-choice", f"scaling={scaling!r} reads image features; graph networks support {known}")
@@ -302,28 +293,21 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     manifest = manifest.model_copy(update={"shared_input": shared})
     widths = sorted({part.input_shape[0] for part in manifest.parts})
     if shared and len(widths) > 1:
-        raise SurgeryError(
-            "surgery-input-mismatch",
-            f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table; give "
-            "shared_input=False, and disjoint([...]) of their graphs to the assembly",
-        )
+        why = f"the parts' sources take {' and '.join(map(str, widths))} features, which is no one table"
+        advice = "give shared_input=False, and disjoint([...]) of their graphs to the assembly"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; {advice}")
     columns = columns_of(manifest.parts, shared)
-    networks = [
-        GraphNetwork(part.network.steps(), part.network.names, own) for part, own in zip(parts, columns, strict=True)
-    ]
+    pairs = zip((part.network for part in parts), columns, strict=True)
+    networks = [GraphNetwork(network.steps(), network.names, own) for network, own in pairs]
     assembly = GraphAssembly([join(networks, columns)] if form == "padded" else networks, manifest)
-    evidence = Evidence(manifest)
-    if data is not None:
-        evidence = _evidence(assembly, NodeData.of(data), options["nodes"])
+    evidence = Evidence(manifest) if data is None else _evidence(assembly, NodeData.of(data), options["nodes"])
     more = {name: value for name, value in options.items() if name not in GraphAssembleOptions.__annotations__}
     return assembly.with_scaling(*scale(scaling, evidence, more))
 
 
 def _evidence(assembly: GraphAssembly, data: NodeData, nodes: Any) -> Evidence:
     if data.labels is None or nodes is None:
-        raise DataError(
-            "data-no-labels", "a few-shot scaling needs labels and nodes=; give (x, edge_index, labels) and some nodes"
-        )
+        raise DataError("data-no-labels", "a few-shot scaling needs (x, edge_index, labels), and nodes= to fit it on")
     chosen = data.chosen(nodes, "the nodes to scale with")
     targets = data.labels[chosen].long().cpu()
     assembly.outputs.check_labels(targets, len(assembly.classes))

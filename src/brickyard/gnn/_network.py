@@ -63,19 +63,14 @@ class NodeData:
         elif hasattr(data, "x") and hasattr(data, "edge_index"):
             found = cls(data.x, data.edge_index, getattr(data, "y", None), getattr(data, "train_mask", None))
         else:
-            raise DataError(
-                "data-type",
-                f"a graph must be (x, edge_index), (x, edge_index, labels) or a torch_geometric Data, got a "
-                f"{type(data).__name__}",
-            )
+            wanted = "(x, edge_index), (x, edge_index, labels) or a torch_geometric Data"
+            raise DataError("data-type", f"a graph must be {wanted}, got a {type(data).__name__}")
         if not isinstance(found.x, Tensor) or found.x.ndim != 2 or not found.x.is_floating_point():
             raise DataError("data-graph", "features of a graph must be a floating-point tensor (nodes, features)")
         Edges.of(found.edge_index, len(found.x))
         if found.labels is not None and (found.labels.shape != (len(found.x),) or found.labels.is_floating_point()):
-            raise DataError(
-                "data-label-mismatch",
-                f"labels must be one integer per node, got {tuple(found.labels.shape)} for {len(found.x)} nodes",
-            )
+            shape = f"{tuple(found.labels.shape)} for {len(found.x)} nodes"
+            raise DataError("data-label-mismatch", f"labels must be one integer per node, got {shape}")
         return found
 
     def chosen(self, nodes: Any, what: str) -> Tensor:
@@ -92,10 +87,8 @@ class NodeData:
         if found.ndim != 1 or not len(found) or found.is_floating_point():
             raise DataError("data-graph", f"{what}: give a mask or a list of node indices, with at least one node")
         if int(found.min()) < 0 or int(found.max()) >= len(self.x):
-            raise DataError(
-                "data-index-out-of-range",
-                f"{what}: got nodes {int(found.min())} to {int(found.max())}, but the graph has {len(self.x)}",
-            )
+            asked = f"{what}: got nodes {int(found.min())} to {int(found.max())}"
+            raise DataError("data-index-out-of-range", f"{asked}, but the graph has {len(self.x)}")
         return found.long()
 
 
@@ -157,10 +150,8 @@ class Edges:
         if not known or edge_index.ndim != 2 or len(edge_index) != 2:
             raise DataError("data-graph", "edge_index must be a tensor (2, edges) of integers")
         if edge_index.numel() and (int(edge_index.min()) < 0 or int(edge_index.max()) >= count):
-            raise DataError(
-                "data-index-out-of-range",
-                f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}, but there are {count}",
-            )
+            found = f"edge_index refers to nodes {int(edge_index.min())} to {int(edge_index.max())}"
+            raise DataError("data-index-out-of-range", f"{found}, but there are {count}")
         return cls(edge_index[0].long(), edge_index[1].long(), count)
 
     def looped(self) -> Edges:
@@ -171,12 +162,11 @@ class Edges:
 
     def degree(self, like: Tensor) -> Tensor:
         """Edges that arrive at each node, (nodes,)."""
-        ones = torch.ones(len(self.target), dtype=like.dtype, device=like.device)
-        return torch.zeros(self.count, dtype=like.dtype, device=like.device).index_add(0, self.target, ones)
+        return like.new_zeros(self.count).index_add(0, self.target, like.new_ones(len(self.target)))
 
     def sum(self, like: Tensor) -> Spread:
         """Neighbours added up."""
-        return Spread(self.source, self.target, torch.ones(len(self.source), dtype=like.dtype, device=like.device))
+        return Spread(self.source, self.target, like.new_ones(len(self.source)))
 
     def mean(self, like: Tensor) -> Spread:
         """The mean of the neighbours; zero where there is none."""
@@ -307,17 +297,11 @@ class NodeLayer(nn.Module):
 
     def linear(self, x: Tensor, edges: Edges) -> Tensor:
         """Outputs before the activation: (nodes, inputs) -> (nodes, groups * outputs)."""
+        found = [x @ weight.T for weight in self.weight.flatten(0, 1)]  # all ways of a group, then of the next
+        pairs = zip(found, self.spreads(x, edges), strict=True)
+        found = [y if spread is None else spread(y) for y, spread in pairs]
         ways = len(self.spec.gather)
-        found: list[Tensor] = []
-        for place, spread in enumerate(self.spreads(x, edges)):
-            group, way = divmod(place, ways)
-            y = x @ self.weight[group, way].T
-            y = y if spread is None else spread(y)
-            if way:
-                found[-1] = found[-1] + y
-            else:
-                found.append(y)
-        total = torch.cat(found, 1)
+        total = torch.cat([sum(found[i + 1 : i + ways], found[i]) for i in range(0, len(found), ways)], 1)
         return total if self.bias is None else total + self.bias
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
@@ -338,11 +322,9 @@ class NodeLayer(nn.Module):
 
     def convolution(self) -> nn.Conv2d:
         """The layer's linear form as a convolution over what is gathered."""
-        spec = self.spec
-        inputs, outputs = spec.groups * spec.inputs, spec.width
+        groups, ways, outputs, inputs = self.weight.shape
         weight = self.weight.detach().permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)  # (G Q, P, 1, K)
-        kernel = (1, len(spec.gather))
-        conv = nn.Conv2d(inputs, outputs, kernel, groups=spec.groups, bias=False, device="meta")
+        conv = nn.Conv2d(groups * inputs, groups * outputs, (1, ways), groups=groups, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.clone(), requires_grad=False)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
@@ -387,11 +369,8 @@ class GraphNetwork(nn.Module):
         """Run layer by layer: the name of each, itself, what it reads at all nodes, and the edges."""
         edges = Edges.of(edge_index, len(x))
         if int(self.columns.max()) >= x.shape[1]:
-            raise DataError(
-                "data-graph",
-                f"the network reads feature {int(self.columns.max())}, but the nodes have only "
-                f"{x.shape[1]}; give the features the source was trained on",
-            )
+            found = f"the network reads feature {int(self.columns.max())}, but the nodes have only {x.shape[1]}"
+            raise DataError("data-graph", f"{found}; give the features the source was trained on")
         x = x[:, self.columns]
         for index, (name, layer) in enumerate(zip(self.names, self.steps(), strict=True)):
             x = self.layers[index - 1](x, edges) if index else x

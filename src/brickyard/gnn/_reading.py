@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brickyard.base._errors import OptionError, TraceError
+from brickyard.base._errors import TraceError
+from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
 from brickyard.network._untouched import as_before
@@ -33,24 +34,12 @@ _ACTIVATIONS |= {F.elu: "elu", nn.ELU: "elu"}
 def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
     """A source as layers in one form; the source is not changed.
 
-    Args:
-        model: A module of PyTorch Geometric that takes `(x, edge_index)`, or one `Data`; or a `GraphNetwork`.
-        data: A graph that it was made for.
-        original: The `Data` that `data` was read from.
-
-    Raises:
-        TraceError: A layer or operation is not known, or what was read does not say what the source says.
-        OptionError: PyTorch Geometric is missing.
+    The model takes `(x, edge_index)` or one `Data`, of which `original` is one. What was read must say what the source
+    says on `data`, a graph that it was made for.
     """
     if isinstance(model, GraphNetwork):
         return model
-    try:
-        import torch_geometric.nn  # noqa: F401
-    except ImportError:
-        raise OptionError(
-            "option-missing-package",
-            "PyTorch Geometric sources need that package: pip install 'brickyard[graphs]' (components run without it)",
-        ) from None
+    package("torch_geometric.nn", "graphs", "a source of PyTorch Geometric")
     if not isinstance(model, nn.Module):
         raise TraceError("trace-not-module", f"a source must be a torch.nn.Module, got {type(model).__name__}")
     with as_before(model):
@@ -67,9 +56,8 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             said = twin(original) if one else twin(data.x, data.edge_index)
         except Exception as error:
             what = "the data" if one else "(x, edge_index)"
-            raise TraceError(
-                "trace-run-failed", f"{type(model).__name__} does not run on {what}: {first_line(error)}"
-            ) from None
+            why = f"{type(model).__name__} does not run on {what}: {first_line(error)}"
+            raise TraceError("trace-run-failed", why) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
         raise TraceError("trace-output", f"{type(model).__name__} does not return one row of logits per node")
@@ -80,12 +68,9 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
         ours = ours.softmax(1)
     gap, spread = (ours - theirs).abs().max().item(), theirs.std().item()
     if not gap <= _SAME * max(spread, 1e-12):
-        raise TraceError(
-            "trace-mismatch",
-            f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something "
-            f"else: logits differ by {gap:.2g} at a spread of {spread:.2g}. A layer has an "
-            f"unsupported option; supported are {KNOWN}",
-        )
+        why = f"{type(model).__name__} was read as {', '.join(network.names)}, but computes something else"
+        found = f"logits differ by {gap:.2g} at a spread of {spread:.2g}"
+        raise TraceError("trace-mismatch", f"{why}: {found}. A layer has an unsupported option; supported are {KNOWN}")
 
 
 def _required(model: nn.Module) -> list[str]:
@@ -127,11 +112,9 @@ class _Reading:
         last = self.found[-1].spec
         if last.groups > 1 or last.activation != "none":
             why = "concatenates heads" if last.groups > 1 else f"is followed by {last.activation}"
-            raise TraceError(
-                "trace-graph-layers",
-                f"{self.kind}: its last layer {self.found[-1].name!r} {why}; a classifier ends in one logit per class "
-                "(GATConv: concat=False, or one head)",
-            )
+            why = f"{self.kind}: its last layer {self.found[-1].name!r} {why}"
+            advice = "a classifier ends in one logit per class (GATConv: concat=False, or one head)"
+            raise TraceError("trace-graph-layers", f"{why}; {advice}")
         layers = [NodeLayer(one.spec, one.tensors) for one in self.found]
         names = [one.name if one.name != FEATURES else f"{FEATURES}_" for one in self.found]
         columns = torch.arange(layers[0].spec.inputs, device=layers[0].weight.device)
@@ -153,9 +136,8 @@ class _Reading:
             chain.append(output)
             output = output.args[0] if output.args else None
         if not isinstance(output, fx.Node):
-            raise TraceError(
-                "trace-graph-layers", f"{self.kind} does not lead step by step from the features to one output"
-            )
+            why = f"{self.kind} does not lead step by step from the features to one output"
+            raise TraceError("trace-graph-layers", why)
         return chain[::-1]
 
     def _step(self, node: fx.Node) -> None:
@@ -230,8 +212,7 @@ def _check(module: nn.Module, refuse: Refuse, **expected: Any) -> None:
 def _read(gather: Sequence[Gather], weight: Tensor, bias: Tensor | None, **more: Any) -> Read:
     """A layer with a weight (groups, ways, outputs, inputs), and what attention has more."""
     groups, _, outputs, inputs = weight.shape
-    given: dict[str, Tensor | None] = {"weight": weight, "bias": bias}
-    given |= {name: more.pop(name, None) for name in ("source", "target")}
+    given = {"weight": weight, "bias": bias, "source": more.pop("source", None), "target": more.pop("target", None)}
     more |= {"groups": groups, "outputs": outputs, "inputs": inputs, "bias": bias is not None}
     tensors = {name: value.detach() for name, value in given.items() if value is not None}
     return GraphLayerSpec(gather=tuple(gather), **more), tensors
@@ -273,5 +254,4 @@ def _gat(module: Any, refuse: Refuse) -> Read:
     return _read(["attention"] * heads, weight.unsqueeze(0) / heads, module.bias, **more)
 
 
-_LAYERS: dict[str, Callable[[Any, Refuse], Read]]
 _LAYERS = {"Linear": _linear, "GCNConv": _gcn, "SAGEConv": _sage, "GATConv": _gat}

@@ -28,14 +28,9 @@ class NodeGraph(Axes):
     Attributes:
         network: The source as it was read.
         data: The graph that it is for.
+        parameters: Numbers in the source itself: reading folds some of them.
         layers: For each layer what it reads and writes, in units of the axes.
         costs: What it costs on this graph when some units are kept.
-
-    Args:
-        network: The source as it was read.
-        data: The graph that it is for.
-        parameters: Numbers in the source itself: reading folds some of them.
-        features: Whether features may be cut.
     """
 
     def __init__(self, network: GraphNetwork, data: NodeData, parameters: int, features: bool = True) -> None:
@@ -81,13 +76,9 @@ class NodeGraph(Axes):
 
 
 def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
-    """A network with some units an axis only; axes that are left out stay whole.
+    """A network with some units an axis only, in the order given; axes that are left out stay whole.
 
     It equals the whole network with the channels that are dropped at zero where layers read them.
-
-    Args:
-        network: The source.
-        keep: For each axis, the units to keep, in the order that they shall have.
     """
     reads = features = keep.get(FEATURES, torch.arange(network.steps()[0].spec.inputs))
     layers: list[NodeLayer] = []
@@ -111,26 +102,16 @@ def cut(network: GraphNetwork, keep: Mapping[str, Tensor]) -> GraphNetwork:
 
 
 def join(networks: Sequence[GraphNetwork], columns: Sequence[Tensor]) -> GraphNetwork:
-    """One network with the parts side by side on every axis, zeros between them (alignment padding).
+    """One network with the parts and their outputs side by side, zeros between them (alignment padding).
 
-    Args:
-        networks: Networks with layers of the same kinds.
-        columns: Which feature each input of a part reads. Parts may read the same ones.
-
-    Returns:
-        A network whose outputs are the parts', side by side.
-
-    Raises:
-        SurgeryError: The networks differ in more than their widths.
+    `columns` are the features that each part reads; parts may read the same ones.
     """
     read = torch.cat(list(columns)).unique()
     places = [torch.searchsorted(read, own) for own in columns]
     counts = [len(network.names) for network in networks]
     if len(set(counts)) > 1:
-        raise SurgeryError(
-            "surgery-not-paddable",
-            f"networks of {', '.join(map(str, counts))} layers cannot be padded; use parallel",
-        )
+        found = ", ".join(map(str, counts))
+        raise SurgeryError("surgery-not-paddable", f"networks of {found} layers cannot be padded; use parallel")
     layers: list[NodeLayer] = []
     for i, name in enumerate(networks[0].names):
         width = layers[-1].spec.width if layers else len(read)
@@ -175,10 +156,8 @@ def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> Gra
     kinds = {(s.attends or s.gather, s.activation, s.slope, s.loops) for s in specs}
     grouped = any(s.groups > 1 for s in specs)  # heads whose outputs lie side by side
     if len(kinds) > 1 or (grouped and any(len(s.gather) > 1 for s in specs)):
-        raise SurgeryError(
-            "surgery-not-paddable",
-            f"layer {name!r} is of different kinds in the parts, so it cannot be padded; use form='parallel'",
-        )
+        why = f"layer {name!r} is of different kinds in the parts, so it cannot be padded"
+        raise SurgeryError("surgery-not-paddable", f"{why}; use form='parallel'")
     ways = sum(len(s.gather) for s in specs) if first.attends and not grouped else len(first.gather)
     changes = {
         "gather": (first.gather[0],) * ways if first.attends else first.gather,
@@ -196,15 +175,7 @@ def _joined_spec(name: str, specs: Sequence[GraphLayerSpec], inputs: int) -> Gra
 def refit(
     graph: NodeGraph, keep: Mapping[str, Tensor], network: GraphNetwork, nodes: Tensor, ridge: float
 ) -> HealReport:
-    """Repair a cut network in place: the refit of `brickyard.healing._heal`, layer by layer, at some nodes.
-
-    Args:
-        graph: The source; labels of its graph are not used.
-        keep: The keep-set that the network was cut with.
-        network: The cut network.
-        nodes: Nodes to repair on.
-        ridge: Strength of the prior, a share of the mean diagonal of the normal equations.
-    """
+    """Repair a network that was cut with `keep`, in place, at some nodes: the refit of `brickyard.healing._heal`."""
     report, data, nodes = HealReport(), graph.data, nodes.to(graph.data.x.device)
     both = zip(graph.network.walk(data.x, data.edge_index), network.walk(data.x, data.edge_index), strict=True)
     with torch.no_grad(), bar("healing (refit)", len(network.names)) as advance:

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     """Shift and mirror each image independently, (batch, channels, height, width); uncovered areas are 0."""
-    count, _, height, width = x.shape
-    reach = max(1, width // SHIFT)
-    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    x = windows(nn.functional.pad(x, (reach,) * 4), shift[0], shift[1], (height, width))
+    count, size, reach = len(x), x.shape[2:], max(1, x.shape[3] // SHIFT)
+    top, left = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
+    x = windows(F.pad(x, (reach,) * 4), top, left, size)
     mirror = torch.rand(count, generator=generator) < 0.5
     return torch.where(mirror.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
 
 
-REACH = 1 / 8  # largest shift, as a share of height and width
 SHIFT = 8  # images are shifted by up to their size divided by this
 
 
@@ -34,14 +32,14 @@ def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tenso
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
-    down, across = int(height * REACH), int(width * REACH)
+    down, across = height // SHIFT, width // SHIFT
     padded = F.pad(images, (across, across, down, down), mode="reflect")
     top = torch.randint(0, 2 * down + 1, (count, 1), generator=generator)
     left = torch.randint(0, 2 * across + 1, (count, 1), generator=generator)
     return windows(padded, top, left, (height, width))
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+def windows(images: Tensor, top: Tensor, left: Tensor, size: Sequence[int]) -> Tensor:
     """Cut a window of `size` from each image, starting at its own row `top` and column `left`, (count, 1) each."""
     count, channels = images.shape[:2]
     rows = (top + torch.arange(size[0])).reshape(count, 1, size[0], 1)

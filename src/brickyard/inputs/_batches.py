@@ -6,12 +6,12 @@ In every form, images are raw (before `Preprocessing`), and labels are indices i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, DataError
@@ -51,10 +51,9 @@ class Images:
         self.label_dims = label_dims
         self.what = what
         self.all_raw = True  # of those that were preprocessed so far
-        self._collate: Any = None
-        self._workers = 0
+        self._collate, self._workers = None, 0
         self._tensors: tuple[Tensor, Tensor] | None = None
-        self._dataset: Dataset[Any] | None = None
+        self._dataset: Any = None
         if isinstance(data, Images):
             self.__dict__.update({**data.__dict__, "preprocessing": preprocessing or data.preprocessing})
             return
@@ -69,9 +68,7 @@ class Images:
         if isinstance(data, str | bytes | dict):
             raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
-            raise DataError(
-                "data-no-labels", f"{self.what}: no labels found; {FORMS}, with labels that are class indices"
-            )
+            raise DataError("data-no-labels", f"{self.what}: no labels found; {FORMS}, with class indices as labels")
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
             data = data.tensors
         pair = getattr(data, "images", None), getattr(data, "labels", None)
@@ -79,11 +76,10 @@ class Images:
             data = pair
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
             self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list | dict):
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list):
             self._dataset = data
-        elif isinstance(data, Iterable) and not isinstance(data, Tensor):
-            own = isinstance(data, DataLoader)  # every start of a loader draws a seed from the global generator
-            with torch.random.fork_rng([], enabled=own):
+        elif isinstance(data, Iterable):  # every start of a loader draws a seed from the global generator
+            with torch.random.fork_rng([], enabled=isinstance(data, DataLoader)):
                 self._tensors = self._read(data)
         else:
             raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
@@ -99,35 +95,23 @@ class Images:
     def _labels(self, labels: Tensor, count: int, found: str) -> Tensor:
         if labels.ndim != self.label_dims or len(labels) != count or labels.is_floating_point() or labels.is_complex():
             wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
-            raise DataError(
-                "data-label-mismatch",
-                f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}; give {wanted} an "
-                "image",
-            )
+            why = f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}"
+            raise DataError("data-label-mismatch", f"{why}; give {wanted} an image")
         return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
-        for batch in self._each(batches):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise DataError(
-                    "data-type", f"{self.what}: expected (images, labels) pairs, got {type(batch).__name__}"
-                )
-            images.append(self._tensor(batch[0]))
-            labels.append(self._tensor(batch[1]))
-        if not images:
+        found = [(self._tensor(images), self._tensor(labels)) for images, labels in self._each(batches)]
+        if not found:
             raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
+        images, labels = ([*values] for values in zip(*found, strict=True))
         single = self.label_dims - 1
         if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
         except RuntimeError as error:
-            raise DataError(
-                "data-not-batchable",
-                f"{self.what} cannot be put together: {first_line(error)}; give images of one size, a label for each",
-            ) from None
+            why = f"{self.what} cannot be put together: {first_line(error)}"
+            raise DataError("data-not-batchable", f"{why}; give images of one size, a label for each") from None
 
     def _tensor(self, value: Any) -> Tensor:
         """Convert a tensor, an array or nested lists of numbers to a tensor."""
@@ -135,14 +119,10 @@ class Images:
             return torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             why = f"{self.what} holds a {type(value).__name__} that is no tensor of numbers: {first_line(error)}"
-            raise DataError(
-                "data-type", f"{why}; give images as numbers, and as label the index of the class"
-            ) from None
+            raise DataError("data-type", f"{why}; give images as numbers, and the class's index as label") from None
 
     def __len__(self) -> int:
-        if self._tensors is not None:
-            return len(self._tensors[0])
-        return len(cast(Any, self._dataset))
+        return len(self._dataset if self._tensors is None else self._tensors[0])
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of images as given, with labels, in the order of `indices`.
@@ -163,21 +143,19 @@ class Images:
                 yield images[chosen], labels[chosen.to(labels.device)]
             return
         loader = DataLoader(
-            Subset(cast(Any, self._dataset), order),
+            Subset(self._dataset, order),
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
             generator=torch.Generator().manual_seed(0),  # the default draws from the global one
         )
-        for batch in self._each(loader):
-            if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-                raise DataError(
-                    "data-type", f"{self.what}: expected (image tensor, label) pairs, got {type(batch).__name__}"
-                )
-            yield self._pair(batch[0], self._tensor(batch[1]))
+        for images, labels in self._each(loader):
+            if not isinstance(images, Tensor):
+                raise DataError("data-type", f"{self.what}: an image must be a tensor, got {type(images).__name__}")
+            yield self._pair(images, self._tensor(labels))
 
-    def _each(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Iterate over a user's own data, and turn its failures into ours."""
+    def _each(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the pairs of a user's own data, and turn its failures into ours."""
         found = iter(batches)
         while True:
             try:
@@ -190,7 +168,10 @@ class Images:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
                 why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
                 raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
-            yield batch
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                kind = type(batch).__name__
+                raise DataError("data-type", f"{self.what}: expected (images, labels) pairs, got {kind}")
+            yield batch[0], batch[1]
 
     def batches(
         self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from brickyard.base._checks import check_choice, whole
 from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._lazy import package
@@ -64,16 +65,13 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.classes = tuple(classes)
         self.name = name
         if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
-            found = (
-                f"images of shape {tuple(images.shape)} and type {images.dtype}, labels of shape {tuple(labels.shape)}"
-            )
+            shape, kind = tuple(images.shape), images.dtype
+            found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
             wanted = "give uint8 images (images, channels, height, width) and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
-            raise DataError(
-                "data-class-names",
-                f"{name}: class names must be unique, but two are equal among {', '.join(self.classes[:8])}",
-            )
+            found = ", ".join(self.classes[:8])
+            raise DataError("data-class-names", f"{name}: class names must be unique, but two are equal among {found}")
         if len(labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             found = f"labels run from {int(labels.min())} to {int(labels.max())}, for {len(self.classes)} class names"
             advice = "give labels that count the names from 0, and leave out images without a label"
@@ -96,9 +94,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             chosen = chosen.nonzero().flatten()
         chosen = chosen.long()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
-            raise DataError(
-                "data-index-out-of-range", f"{self.name} has images 0 to {len(self) - 1}, got index {int(chosen.max())}"
-            )
+            found = f"{self.name} has images 0 to {len(self) - 1}, got index {int(chosen.max())}"
+            raise DataError("data-index-out-of-range", found)
         return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
@@ -108,7 +105,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             TaskError: A class is unknown.
         """
         wanted = torch.tensor(resolve_task(classes, self.classes))
-        return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
+        return self.subset(torch.isin(self.labels, wanted))
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes, which become classes 0, 1, ... in this order.
@@ -142,11 +139,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 def load_data(
-    spec: str | Path,
-    *,
-    split: str = "train",
-    size: tuple[int, int] | None = None,
-    max_images: int | None = None,
+    spec: str | Path, *, split: str = "train", size: tuple[int, int] | None = None, max_images: int | None = None
 ) -> ImageData:
     """Load image data.
 
@@ -169,21 +162,16 @@ def load_data(
         torch.Size([161, 1, 8, 8])
     """
     if not str(spec).strip():
-        raise OptionError(
-            "option-empty", "data must not be empty, got ''; give digits, or the path of a folder or a file"
-        )
+        raise OptionError("option-empty", "data must not be empty, got ''; give digits, a folder or a file")
     place, options = place_and_options(str(spec))
     unknown = set(options) - {"split", "classes"}
     if unknown:
-        raise OptionError(
-            "option-unknown-name", f"data {spec!s}: unknown option {sorted(unknown)[0]!r}; use split= or classes="
-        )
+        name = sorted(unknown)[0]
+        raise OptionError("option-unknown-name", f"data {spec!s}: unknown option {name!r}; use split= or classes=")
     data = _open(place, options.get("split", split), size, "split" in options)
     if "classes" in options:
         data = data.of_classes(parse_classes([options["classes"]], data.classes))
-    if max_images is not None and max_images < 1:
-        raise OptionError("option-range", f"max_images must be 1 or more, got {max_images}")
-    if max_images is not None and len(data) > max_images:
+    if max_images is not None and len(data) > whole("max_images", max_images):
         data = data.shuffled(0).subset(range(max_images))
     return data
 
@@ -209,22 +197,16 @@ def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> 
     path = Path(place)
     if not _exists(path):
         raise DataError("data-missing", f"there is no file or folder at {place!r}; give a path, or 'digits'")
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    if (path / f"{split}.parquet").is_file():
-        return _parquet(path / f"{split}.parquet")
-    if path.is_file() and "idx" in path.name:
-        return _idx(path)
+    stem = "t10k" if split == "test" else split
+    names = (f"{split}.parquet", f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte")
+    file = next((path / name for name in names if (path / name).is_file()), path)
+    if file.suffix == ".parquet":
+        return _parquet(file)
+    if file.is_file() and "idx" in file.name:
+        return _idx(file)
     if path.is_dir():
-        stem = {"train": "train", "test": "t10k"}.get(split, split)
-        for name in (f"{stem}-images-idx3-ubyte.gz", f"{stem}-images-idx3-ubyte"):
-            if (path / name).is_file():
-                return _idx(path / name)
         return _folder(path, split, size, asked)
-    raise DataError(
-        "data-unknown-format",
-        f"data {place!r} must be an image folder, a parquet file or an idx file; give one of these",
-    )
+    raise DataError("data-unknown-format", f"data {place!r} must be an image folder, a parquet file or an idx file")
 
 
 def _digits(split: str) -> ImageData:
@@ -233,11 +215,9 @@ def _digits(split: str) -> ImageData:
 
     found = load_digits()
     images = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    whole = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
-    parts = dict(zip(("train", "test"), whole.split(0.7, seed=0), strict=True))
-    if split not in parts:
-        raise OptionError("option-choice", f"digits has no split {split!r}; use train or test")
-    return parts[split]
+    data = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
+    check_choice("split of digits", split, ("train", "test"))
+    return data.split(0.7, seed=0)[split == "test"]
 
 
 # -- parquet and idx -----------------------------------------------------------------------------------------
@@ -251,22 +231,18 @@ def _parquet(path: Path) -> ImageData:
             image = next((name for name in ("image", "img") if name in columns), None)
             label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
             if image is None or label is None:
-                raise DataError(
-                    "data-unknown-format", f"{path} must have columns 'image' and 'label', got {', '.join(columns)}"
-                )
+                found = ", ".join(columns)
+                raise DataError("data-unknown-format", f"{path} must have columns 'image' and 'label', got {found}")
             pictures, values = _rows(file, path, image, label)
     except DataError:
         raise
     except Exception as error:  # what pyarrow raises for damaged files differs by version
-        raise DataError(
-            "data-damaged-file", f"cannot read {path} as parquet: {first_line(error)}; get a fresh copy"
-        ) from None
+        why = f"cannot read {path} as parquet: {first_line(error)}"
+        raise DataError("data-damaged-file", f"{why}; get a fresh copy") from None
     count = max(values, default=0) + 1
     if not values or count > MAX_CLASSES:
-        raise DataError(
-            "data-label-out-of-range",
-            f"{path} has {len(values)} images and labels up to {count - 1}; give at least one image, and labels from 0",
-        )
+        why = f"{path} has {len(values)} images and labels up to {count - 1}"
+        raise DataError("data-label-out-of-range", f"{why}; give at least one image, and labels from 0")
     names = _names_in_schema(metadata, label) or [str(k) for k in range(count)]
     labels = torch.tensor(values, dtype=torch.long)
     return ImageData(_stack(pictures, None, str(path)), labels, names, f"{path.parent.name}/{path.stem}")
@@ -284,9 +260,7 @@ def _rows(file: Any, path: Path, image: str, label: str) -> tuple[list[Tensor], 
                 raise DataError("data-label-mismatch", f"{why}; leave out images without a label")
             found = content.get("bytes") if isinstance(content, dict) else content
             if not isinstance(found, bytes):
-                raise DataError(
-                    "data-unreadable-image", f"{path}: image {index} has no bytes; embed the images in the file"
-                )
+                raise DataError("data-unreadable-image", f"{path}: image {index} has no bytes; embed the images in it")
             pictures.append(decode_image(io.BytesIO(found), f"{path}, image {index}"))
             values.append(int(value))
     return pictures, values
@@ -303,10 +277,8 @@ def _names_in_schema(metadata: dict[bytes, bytes] | None, label: str) -> list[st
 def _idx(path: Path) -> ImageData:
     labels_path = labels_beside(path)
     if labels_path == path:
-        raise DataError(
-            "data-unknown-format",
-            f"{path} was asked for, and its name says of no images; give train-images-idx3-ubyte.gz or the like",
-        )
+        why = f"{path} was asked for, and its name does not mention images"
+        raise DataError("data-unknown-format", f"{why}; give train-images-idx3-ubyte.gz or the like")
     images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
     folder = path.parent.name
     count = int(labels.max()) + 1 if len(labels) else 1
@@ -326,17 +298,16 @@ def _read_idx(path: Path, ndim: int) -> Tensor:
             start = file.read(4 + 4 * ndim)
             zero, kind, dims, *shape = struct.unpack(f">HBB{ndim}I", start)
             size = math.prod(shape)
-            whole = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
+            complete = (zero, kind, dims) == (0, 8, ndim) and size <= MAX_BYTES
             if path.suffix != ".gz":
-                whole = whole and size == path.stat().st_size - len(start)
+                complete = complete and size == path.stat().st_size - len(start)
             content = bytearray()
-            while whole and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
+            while complete and len(content) <= size and (more := file.read(min(size + 1 - len(content), 1 << 20))):
                 content += more
     except (OSError, EOFError, struct.error, zlib.error, MemoryError) as error:
-        raise DataError(
-            "data-damaged-file", f"cannot read {path} as an idx file: {first_line(error)}; get a fresh copy"
-        ) from None
-    if not whole or len(content) != size:
+        why = f"cannot read {path} as an idx file: {first_line(error)}"
+        raise DataError("data-damaged-file", f"{why}; get a fresh copy") from None
+    if not complete or len(content) != size:
         why = f"{path} is no whole idx file of bytes with {ndim} dimensions ({MAX_BYTES >> 30} GiB at most)"
         found = f"it starts with {start[:4].hex(' ')}, and a shape of {'x'.join(map(str, shape))}"
         raise DataError("data-damaged-file", f"{why}: {found}; get it again")
@@ -364,10 +335,8 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
     labels: list[int] = []
     for k, name in enumerate(classes):
         if not writable(name):
-            raise DataError(
-                "data-class-names",
-                f"{path} has a folder whose name is not valid UTF-8, {name!r}; rename it, because it names a class",
-            )
+            why = f"{path} has a folder whose name is not valid UTF-8, {name!r}"
+            raise DataError("data-class-names", f"{why}; rename it, because it names a class")
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
@@ -388,10 +357,8 @@ def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> T
     sizes = Counter(tuple(picture.shape[1:]) for picture in pictures)
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
-        raise DataError(
-            "data-not-batchable",
-            f"{name}: images have {len(sizes)} different sizes ({found} ...); give a size to resize them to",
-        )
+        why = f"{name}: images have {len(sizes)} different sizes ({found} ...)"
+        raise DataError("data-not-batchable", f"{why}; give a size to resize them to")
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     return torch.stack(pictures)

@@ -63,9 +63,8 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
     except Exception as error:  # decoders raise all sorts of errors on damaged files
         if isinstance(error, UnidentifiedImageError):
             error = ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-        raise DataError(
-            "data-unreadable-image", f"cannot read image {name}: {first_line(error)}; repair it, or leave it out"
-        ) from None
+        why = f"cannot read image {name}: {first_line(error)}"
+        raise DataError("data-unreadable-image", f"{why}; repair it, or leave it out") from None
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
@@ -140,6 +139,5 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     try:
         return torch.from_numpy(np.array(array, order="C"))
     except (TypeError, ValueError):
-        raise DataError(
-            "data-type", f"an array must be uint8 in 0..255 or floating point in [0, 1], got {array.dtype}"
-        ) from None
+        wanted = "uint8 in 0..255 or floating point in [0, 1]"
+        raise DataError("data-type", f"an array must be {wanted}, got {array.dtype}") from None

@@ -41,7 +41,7 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         >>> preprocess(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), how)[0, :, 0, 0]
         tensor([2., 2., 2.])
     """
-    x = to_unit(images)
+    x = _to_unit(images)
     if how.channels is not None:
         x = _to_channels(x, how.channels)
     if how.size is not None:
@@ -51,19 +51,13 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     return x
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are.
-
-    Raises:
-        DataError: The images are not 4-D, or neither uint8 nor floating point.
-    """
+def _to_unit(images: Tensor) -> Tensor:
+    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are."""
     if not isinstance(images, Tensor):
         raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
-        raise DataError(
-            "data-shape",
-            f"images must have 4 dimensions (batch, channels, height, width), got shape {tuple(images.shape)}",
-        )
+        shape = tuple(images.shape)
+        raise DataError("data-shape", f"images must be (batch, channels, height, width), got shape {shape}")
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
@@ -72,24 +66,16 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity.
-
-    Raises:
-        DataError: Names `what`, the problem, and the first affected image.
-    """
+    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity."""
     if images.dim() != 4 or images.numel() == 0:
-        raise DataError(
-            "data-shape",
-            f"{what}: images of shape {tuple(images.shape)}; give at least one image (batch, channels, height, width)",
-        )
+        advice = "give at least one image (batch, channels, height, width)"
+        raise DataError("data-shape", f"{what}: images of shape {tuple(images.shape)}; {advice}")
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
     if bool(bad.any()):
-        found = (
-            f"{int(bad.sum())} of {len(images)} images hold NaN or infinity, the first at index {int(bad.nonzero()[0])}"
-        )
-        raise DataError("data-not-finite", f"{what}: {found}; remove or repair them")
+        found = f"{int(bad.sum())} of {len(images)} images hold NaN or infinity"
+        raise DataError("data-not-finite", f"{what}: {found}, the first at index {int(bad.nonzero()[0])}; repair them")
 
 
 def is_raw(images: Tensor) -> bool:
@@ -126,10 +112,8 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     """Convert grey (B, 1, H, W) to colour by repetition, or colour (B, 3, H, W) to grey by luma."""
     found = x.shape[1]
     if found not in (1, 3):
-        raise DataError(
-            "data-wrong-size",
-            f"images with {found} channels cannot be converted to {channels}; give 1 (grey) or 3 (RGB)",
-        )
+        why = f"images with {found} channels cannot be converted to {channels}"
+        raise DataError("data-wrong-size", f"{why}; give 1 (grey) or 3 (RGB)")
     if found == channels:
         return x
     if channels == 3:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -47,35 +48,28 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def add(self, *values: Tensor) -> None:
-        """Sum each tensor over all processes, in place.
-
-        Raises:
-            ProcessError: Another process is gone.
-        """
-        for value in values if self.count > 1 else ():
-            with _told():
-                sent = value.to(_device()).contiguous()
-                dist.all_reduce(sent)
-            value.copy_(sent)
+        """Sum each tensor over all processes, in place."""
+        for value in values:
+            self._exchange(value, dist.all_reduce)
 
     def add_for(self, owner: int, value: Tensor) -> None:
-        """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use.
+        """Sum a tensor over all processes, in place, for one of them; that of the others is of no more use."""
+        self._exchange(value, partial(dist.reduce, dst=owner))
 
-        Raises:
-            ProcessError: Another process is gone.
-        """
-        if self.count > 1:
-            with _told():
-                sent = value.to(_device()).contiguous()
-                dist.reduce(sent, owner)
-            value.copy_(sent)
+    def _exchange(self, value: Tensor, sum_up: Callable[[Tensor], object]) -> None:
+        if self.count == 1:
+            return
+        try:
+            sent = value.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous()
+            sum_up(sent)
+        except RuntimeError as error:
+            why = f"process {self.rank} of {self.count} could not exchange sums: another one has stopped"
+            why += f" ({first_line(error)[:200]})"
+            raise ProcessError("process-stopped", f"{why}; start all of them again") from None
+        value.copy_(sent)
 
     def joined(self, value: Tensor) -> Tensor:
-        """The tensors of all processes, one behind the other along the last dimension.
-
-        Raises:
-            ProcessError: Another process is gone.
-        """
+        """The tensors of all processes, one behind the other along the last dimension."""
         if self.count == 1:
             return value
         sizes = torch.zeros(self.count, dtype=torch.int64)
@@ -87,31 +81,13 @@ class Ranks:
         return whole
 
 
-def _device() -> torch.device:
-    """Where tensors must be to be exchanged."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        why = f"process {dist.get_rank()} of {dist.get_world_size()} could not exchange sums: another one has stopped"
-        raise ProcessError("process-stopped", f"{why} ({first_line(error)[:200]}); start all of them again") from None
-
-
 def process_count() -> int:
     """How many processes the environment says that there are."""
     return _from_environment("WORLD_SIZE", "1", 1 << 20)
 
 
 def _from_environment(name: str, default: str, most: int) -> int:
-    """A number that `torchrun` put into the environment.
-
-    Raises:
-        ProcessError: It is no number, or is too large.
-    """
+    """A number that `torchrun` put into the environment."""
     text = os.environ.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         why = f"{name}={text!r} in the environment is no whole number from 0 to {most}"
@@ -135,10 +111,8 @@ def joined() -> Iterator[Callable[[], bool]]:
         store, rank, count = next(iter(rendezvous("env://")))
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise ProcessError(
-            "process-not-joined",
-            f"processes did not find each other ({first_line(error)[:200]}); start all of them with torchrun",
-        ) from None
+        why = f"processes did not find each other ({first_line(error)[:200]})"
+        raise ProcessError("process-not-joined", f"{why}; start all of them with torchrun") from None
 
     def first_to_fail() -> bool:
         try:

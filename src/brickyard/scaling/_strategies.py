@@ -52,28 +52,18 @@ def scaling(
 
 
 def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale, ScalingRecord]:
-    """Fit a strategy by name.
-
-    Raises:
-        OptionError: The strategy or option does not exist, or required images or statistics are missing.
-    """
+    """Fit a strategy by name."""
     strategy = find(name)
     if strategy.few_shot and evidence.logits is None:
-        raise OptionError(
-            "option-needs-data", f"scaling={name!r} needs a few labelled images for each part; give images="
-        )
+        raise OptionError("option-needs-data", f"scaling={name!r} needs labelled images for each part; give images=")
     if strategy.gated and evidence.manifest.form != "parallel":
-        raise OptionError(
-            "option-needs-parallel-form",
-            f"scaling={name!r} reads the parts' features, which form={evidence.manifest.form!r} "
-            "does not keep separate; use form='parallel'",
-        )
+        form = evidence.manifest.form
+        why = f"scaling={name!r} reads the parts' features, which form={form!r} does not keep separate"
+        raise OptionError("option-needs-parallel-form", f"{why}; use form='parallel'")
     try:
         fitted = strategy.fit(evidence, **options)
     except TypeError as error:
-        raise OptionError(
-            "option-unknown-name", f"scaling={name!r} does not accept the options {options}: {error}"
-        ) from None
+        raise OptionError("option-unknown-name", f"scaling={name!r} has no options {options}: {error}") from None
     record = ScalingRecord(
         name=name,
         options={**options, **fitted.options},
@@ -86,23 +76,12 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
 
 
 def find(name: str, given: object = None, option: str = "images") -> Scaling:
-    """Look up a strategy.
-
-    Args:
-        name: Its name.
-        given: Labelled images or nodes for it, if any.
-        option: Name of that argument, for error messages.
-
-    Raises:
-        OptionError: The strategy does not exist, or does not use what is given.
-    """
+    """Look up a strategy; `given` are labelled images or nodes for it, and `option` is what messages call them."""
     check_choice("scaling", name, tuple(SCALINGS))
     if given is not None and not SCALINGS[name].few_shot:
         able = [key for key, one in SCALINGS.items() if one.few_shot]
-        raise OptionError(
-            "option-without-effect",
-            f"scaling={name!r} does not use {option}=; leave it out, or choose one of {', '.join(able)}",
-        )
+        advice = f"leave it out, or choose one of {', '.join(able)}"
+        raise OptionError("option-without-effect", f"scaling={name!r} does not use {option}=; {advice}")
     return SCALINGS[name]
 
 
@@ -126,13 +105,12 @@ def logit_mean(evidence: Evidence) -> Scale:
     """Divide each class's logit by its mean over the part's own training images on which it correctly wins."""
     factors: list[float] = []
     notes: list[str] = []
-    tasks = evidence.manifest.tasks
-    for part, task, size in zip(evidence.parts, tasks, evidence.sizes, strict=True):
+    for part, task, size in zip(evidence.parts, evidence.manifest.tasks, evidence.sizes, strict=True):
         known = dict(zip(part.task, _statistics(part, "logit-mean").winning_logit, strict=True))
-        found = [known[k] for k in task]
         usable = [value for value in known.values() if value is not None and value > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
-        for k, value in zip(task, found, strict=True):
+        for k in task:
+            value = known[k]
             if value is None or value <= 0:
                 why = "no correct image" if value is None else "a mean winning logit that is not positive"
                 notes.append(
@@ -150,13 +128,10 @@ def magnitude(evidence: Evidence) -> Scale:
 
     The paper's feature-map rule, carried through to the logits. For comparison only: it can reduce accuracy.
     """
-    found = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
-    if any(not value for value in found):
-        raise OptionError(
-            "option-needs-statistics",
-            "scaling='magnitude' needs a positive feature magnitude for every part; use another scaling",
-        )
-    known = [float(value) for value in found if value]
+    known = [_statistics(part, "magnitude").magnitude for part in evidence.parts]
+    if not all(known):
+        why = "scaling='magnitude' needs a positive feature magnitude for every part"
+        raise OptionError("option-needs-statistics", f"{why}; use another scaling")
     mean = sum(known) / len(known)
     return _diagonal([mean / value for value, size in zip(known, evidence.sizes, strict=True) for _ in range(size)])
 
@@ -250,11 +225,8 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
         raise OptionError("option-range", f"shrink must be above 0, got {shrink!r}")
     slopes = FAMILIARITY * _smallest_margin(evidence, "lda") * _foreign(evidence)
     found = _discriminant(features, image_owner, sizes, shrink)
-    scores, weights, bias = found or (
-        torch.zeros_like(distances),
-        torch.zeros(len(sizes), sum(sizes)),
-        0 * distances[0],
-    )
+    blank = torch.zeros_like(distances), torch.zeros(len(sizes), sum(sizes)), 0 * distances[0]
+    scores, weights, bias = found or blank
     share, owner, count = owned(evidence.manifest), evidence.part_of, len(sizes)
 
     def outputs(p: Tensor) -> Tensor:
@@ -328,8 +300,7 @@ def _spread(z: Tensor) -> float:
 
 
 def _few_shot(evidence: Evidence) -> Tensor:
-    if evidence.logits is None or evidence.targets is None:
-        raise OptionError("option-needs-data", "this scaling needs labelled images; give images=")
+    assert evidence.logits is not None  # `scale` gives them
     return evidence.logits.double()
 
 
@@ -350,17 +321,16 @@ def _foreign(evidence: Evidence) -> Tensor:
 
 def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
     """Number of features per part."""
-    found = [_statistics(part, name).familiarity for part in evidence.parts]
-    for part, record in zip(evidence.parts, found, strict=True):
+    sizes: list[int] = []
+    for part in evidence.parts:
+        record = _statistics(part, name).familiarity
         if record is None:
-            raise OptionError(
-                "option-needs-statistics",
-                f"scaling={name!r} needs feature statistics of every part, but those of the "
-                f"component for {', '.join(part.classes[:5])} of {part.source.name!r} were not "
-                "measured or do not vary; cut it again with several labelled images per class, or "
-                "use scaling='none'",
-            )
-    return [record.size for record in found]
+            whose = f"the component for {', '.join(part.classes[:5])} of {part.source.name!r}"
+            why = f"scaling={name!r} needs feature statistics, but those of {whose} were not measured or do not vary"
+            advice = "cut it again with several labelled images per class, or use scaling='none'"
+            raise OptionError("option-needs-statistics", f"{why}; {advice}")
+        sizes.append(record.size)
+    return sizes
 
 
 def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:
@@ -370,10 +340,7 @@ def _diagonal(factors: Sequence[float], notes: tuple[str, ...] = ()) -> Scale:
 
 def _statistics(part: ComponentManifest, name: str) -> Any:
     if part.statistics is None:
-        raise OptionError(
-            "option-needs-statistics",
-            f"scaling={name!r} needs statistics, but the component for "
-            f"{', '.join(part.classes[:5])} of {part.source.name!r} was cut without labelled "
-            "images; cut it again with images, or use scaling='none'",
-        )
+        whose = f"the component for {', '.join(part.classes[:5])} of {part.source.name!r}"
+        why = f"scaling={name!r} needs statistics, but {whose} was cut without labelled images"
+        raise OptionError("option-needs-statistics", f"{why}; cut it again with images, or use scaling='none'")
     return part.statistics

@@ -16,39 +16,24 @@ from brickyard.base._errors import FileError
 
 
 def write_content(path: Path, content: str | bytes, *, overwrite: bool) -> None:
-    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does.
-
-    Raises:
-        FileError: The path exists and `overwrite` is false, or the file cannot be written.
-    """
+    """Write a text, as UTF-8 and with its line ends as they are, or bytes; as `write_atomically` does."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_atomically(path, lambda place: place.write_bytes(data), overwrite=overwrite)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that exists; a link that leads nowhere does too.
-
-    Raises:
-        FileError: It does, and `overwrite` is false.
-    """
+    """Refuse a file that exists; a link that leads nowhere does too."""
     if os.path.lexists(path) and not overwrite:
-        raise FileError(
-            "file-exists", f"{path} exists; give another path, or overwrite=True (--force on the command line)"
-        )
+        raise FileError("file-exists", f"{path} exists; give another path, or overwrite=True (in the shell: --force)")
 
 
 def make_folder(folder: Path, advice: str) -> None:
-    """Make a folder, and those that it is in, where they are missing.
-
-    Raises:
-        FileError: It cannot be made.
-    """
+    """Make a folder, and those that it is in, where they are missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            "file-not-writable", f"folder {folder} cannot be made: {error.strerror or error}; {advice}"
-        ) from None
+        why = f"folder {folder} cannot be made: {error.strerror or error}"
+        raise FileError("file-not-writable", f"{why}; {advice}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
@@ -63,10 +48,8 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     check_free(path, overwrite)
     special = path.exists() and not path.is_file()  # a folder, a device, a pipe
     if special or not path.parent.is_dir():
-        raise FileError(
-            "file-path-invalid",
-            f"cannot write {path}: {path if special else path.parent} is not a valid place for a file",
-        )
+        found = path if special else path.parent
+        raise FileError("file-path-invalid", f"cannot write {path}: {found} is not a valid place for a file")
     stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
     place, held = stage / path.name, None
     try:
@@ -97,17 +80,19 @@ def _move(place: Path, path: Path, overwrite: bool) -> None:
         try:
             os.link(place, path)
             return
-        except FileExistsError:
-            check_free(path, overwrite)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in (errno.EEXIST, *_NO_LINKS):
                 raise
             check_free(path, overwrite)
     os.replace(place, path)
 
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without them
-_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make its folder writable, or choose another place"),
+    errno.ENOENT: "its folder was there and is gone: make it again, or choose another place",
+    errno.EIO: "the disk fails: check it, or choose another place",
+}
 
 
 def advice(error: BaseException) -> str:
@@ -120,13 +105,7 @@ def advice(error: BaseException) -> str:
     """
     named = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
-    if number in _NO_RIGHT:
-        return "make its folder writable, or choose another place"
-    if number == errno.ENOENT:
-        return "its folder was there and is gone: make it again, or choose another place"
-    if number == errno.EIO:
-        return "the disk fails: check it, or choose another place"
-    return "free some space or choose another place"
+    return _ADVICE.get(number or 0, "free some space or choose another place")
 
 
 def surely(clear: Callable[[], None]) -> None:
@@ -139,11 +118,7 @@ def surely(clear: Callable[[], None]) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk: a file that was renamed is not lost when the power fails.
-
-    Raises:
-        OSError: The disk says that it failed.
-    """
+    """Have the names in a folder on the disk: a file that was renamed is not lost when the power fails."""
     if os.name == "nt":
         return
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -197,9 +172,7 @@ def _make_stage(stage: Path) -> int | None:
 def clear_stages(folder: Path) -> None:
     """Clear away what processes that are gone had prepared in a folder; what is in use stays."""
     with contextlib.suppress(OSError):
-        with os.scandir(folder) as found:
-            stages = [Path(item.path) for item in found if _STAGE.fullmatch(item.name)]
-        for stage in stages:
+        for stage in [item for item in folder.iterdir() if _STAGE.fullmatch(item.name)]:
             with contextlib.suppress(OSError):  # it is in use, or is no longer there
                 held = lock_folder(stage)
                 if held is not None:
@@ -211,9 +184,8 @@ def clear_stages(folder: Path) -> None:
 
 
 def _clear_stage(stage: Path) -> None:
+    for item in stage.glob("*"):
+        with contextlib.suppress(OSError):
+            item.unlink()
     with contextlib.suppress(OSError):
-        with os.scandir(stage) as found:
-            for item in list(found):
-                with contextlib.suppress(OSError):
-                    os.unlink(item.path)
-        os.rmdir(stage)
+        stage.rmdir()

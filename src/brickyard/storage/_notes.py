@@ -30,11 +30,7 @@ class Notes:
         clear_stages(folder)  # where all is done, nothing more is written that would clear them away
 
     def read(self, name: str, key: Callable[[], str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The text and the tensors of a file, or None where there is none yet; only then is its key not asked for.
-
-        Raises:
-            FileError: It cannot be read, or its key is another.
-        """
+        """The text and the tensors of a file, or None where there is none yet; only then is its key not asked for."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return None

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,28 +40,18 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
-    """Write tensors and a text as one file of ours; nothing is left after a failure.
-
-    Raises:
-        FileError: A number is not finite, the path exists and `overwrite` is false, or it cannot be written.
-    """
+    """Write tensors and a text as one file of ours; nothing is left after a failure."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     for name, value in plain.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FileError(
-                "file-not-finite", f"tensor {name!r} has values that are not finite; nothing was written to {path}"
-            )
+            raise FileError("file-not-finite", f"tensor {name!r} has values that are not finite; {path} was not made")
     metadata = {KEY: json.dumps({"format": FORMAT_VERSION, **text}, allow_nan=False)}
     write_atomically(path, lambda place: save_file(plain, place, metadata), overwrite=overwrite)
     return path
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON text and the tensors of a file of ours.
-
-    Raises:
-        FileError: The file cannot be read or is not one of ours.
-    """
+    """The JSON text and the tensors of a file of ours."""
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -73,16 +64,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
-        raise FileError(
-            "file-not-safetensors", f"{path} is not a complete safetensors file: {told(error)}; get a fresh copy"
-        ) from None
+        why = f"{path} is not a complete safetensors file: {told(error)}"
+        raise FileError("file-not-safetensors", f"{why}; get a fresh copy") from None
     for name, value in tensors.items():
         if value.dtype not in DTYPES:
-            raise FileError(
-                "file-tensor-mismatch",
-                f"{path}: tensor {told(name)!r} has type {value.dtype}, which Brickyard files do not use",
-            )
-        if value.is_floating_point() and not _finite(value):
+            found = f"{path}: tensor {told(name)!r} has type {value.dtype}"
+            raise FileError("file-tensor-mismatch", f"{found}, which Brickyard files do not use")
+        pieces = value.reshape(-1).split(CHUNK) if value.is_floating_point() else ()  # so that little memory is needed
+        if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
             raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has values that are not finite")
     return text, tensors
 
@@ -94,20 +83,12 @@ def _own(path: Path, name: str, value: Tensor) -> Tensor:
     return value.clone()
 
 
-def _finite(value: Tensor) -> bool:
-    """Whether all numbers are finite, looked at in pieces, so that little memory is needed."""
-    return all(bool(torch.isfinite(piece).all()) for piece in value.reshape(-1).split(CHUNK))
-
-
 def _check_header(path: Path) -> None:
     try:
         with open(path, "rb", opener=_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise FileError(
-                    "file-missing",
-                    f"cannot read {path}: it is a folder, a pipe or a device, not a file; check the path",
-                )
+                raise FileError("file-missing", f"cannot read {path}: it is a folder, pipe or device; check the path")
             size = status.st_size
             start = file.read(8)
     except (OSError, ValueError) as error:
@@ -115,10 +96,8 @@ def _check_header(path: Path) -> None:
         raise FileError(reading_code(error), f"cannot read {path}: {why}; check the path") from None
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
-        raise FileError(
-            "file-not-safetensors",
-            f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}; get a fresh copy",
-        )
+        why = f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}"
+        raise FileError("file-not-safetensors", f"{why}; get a fresh copy")
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -135,15 +114,11 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FileError("file-manifest-invalid", f"{path} has metadata that is not valid JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
-        raise FileError(
-            "file-wrong-kind", f"{path} has metadata without a format version; it was not written by Brickyard"
-        )
+        raise FileError("file-wrong-kind", f"{path} has metadata without a format version; Brickyard did not write it")
     if value["format"] != FORMAT_VERSION:
         found = told(value["format"], 20)
-        raise FileError(
-            "file-newer-version",
-            f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}: install a version that fits",
-        )
+        why = f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}"
+        raise FileError("file-newer-version", f"{why}: install a version that fits")
     return {key: item for key, item in value.items() if key != "format"}
 
 
@@ -161,8 +136,7 @@ def _number(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:80]!r} is there twice")
     return found
 

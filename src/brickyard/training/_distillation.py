@@ -25,23 +25,11 @@ Teacher = Callable[[Tensor], Lesson]  # raw images (batch, channels, height, wid
 
 
 def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillation) -> Teacher:
-    """Prepare a teacher for a component or an assembly.
-
-    Args:
-        teacher: A component or an assembly that knows the student's classes by name, or the source of the component.
-        student: The student.
-        how: The distillation settings, which say whether features are needed.
-
-    Raises:
-        OptionError: The teacher does not know a class, is not the student's source, or has no features for it.
-    """
+    """Prepare a teacher: a component or an assembly that knows the student's classes by name, or its source."""
     if isinstance(teacher, Predictor):
         if how.features:
-            raise OptionError(
-                "option-teacher-source",
-                "features need the component's own source as teacher, because only its channels "
-                "are known to match; give that source, or features=0",
-            )
+            why = "features need the component's own source as teacher, because only its channels are known to match"
+            raise OptionError("option-teacher-source", f"{why}; give that source, or features=0")
         return named_teacher(teacher, student.classes, student.reject)
     if not isinstance(teacher, nn.Module):
         raise OptionError(
@@ -49,27 +37,18 @@ def taught_by(teacher: nn.Module, student: Component | Assembly, how: Distillati
             f"the teacher must be a component, an assembly or a source, got {type(teacher).__name__}",
         )
     if not isinstance(student, Component):
-        raise OptionError(
-            "option-teacher-classes",
-            "an assembly needs a teacher that knows class names, and a plain network does not; "
-            "give a component or an assembly",
-        )
+        why = "an assembly needs a teacher that knows class names, and a plain network does not"
+        raise OptionError("option-teacher-classes", f"{why}; give a component or an assembly")
     return SourceTeacher(teacher, student, features=how.features > 0)
 
 
 def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = False) -> Teacher:
-    """Prepare a teacher that matches the student's classes with its own by name.
-
-    Raises:
-        OptionError: The teacher does not know a class.
-    """
+    """Prepare a teacher that matches the student's classes with its own by name."""
     missing = [name for name in classes if name not in teacher.classes]
     if missing or (reject and not teacher.reject):
         what = f"class {missing[0]!r}" if missing else 'an output for "none of these"'
-        raise OptionError(
-            "option-teacher-classes",
-            f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}: give one that knows all classes",
-        )
+        why = f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}"
+        raise OptionError("option-teacher-classes", f"{why}: give one that knows all classes")
     columns = [teacher.classes.index(name) for name in classes] + ([len(teacher.classes)] if reject else [])
     teacher.eval()
 
@@ -81,43 +60,28 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
 
 
 class SourceTeacher:
-    """A component's source as its teacher: its logits for the task, and its features on the kept channels.
-
-    Args:
-        source: The network that the component was cut from.
-        component: The component.
-        features: Also return features.
-
-    Raises:
-        OptionError: The network is not the component's source, or its features are not channels of a single axis.
-    """
+    """A component's source as its teacher: its logits for the task, and its features on the kept channels."""
 
     def __init__(self, source: nn.Module, component: Component, *, features: bool) -> None:
         manifest = component.manifest
         found = fingerprint(source)
         if found != manifest.source.sha256:
-            raise OptionError(
-                "option-teacher-source",
-                f"the component was cut from {manifest.source.name!r} with weights "
-                f"{manifest.source.sha256[:12]}, but the teacher network has {found[:12]}; give its "
-                "own source, a component or an assembly",
-            )
+            why = f"the component was cut from {manifest.source.name!r} with weights {manifest.source.sha256[:12]}"
+            advice = f"the teacher network has {found[:12]}: give its own source, a component or an assembly"
+            raise OptionError("option-teacher-source", f"{why}, and {advice}")
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
         graph = trace(source, example)
         self.network: Network = graph.network
-        self.stop, self.kept = 0, torch.zeros(0, dtype=torch.long)
-        self.features = features
+        self.kept: Tensor | None
+        self.stop, self.kept = 0, None
         if features:
             reads = component.network.nodes[component.reads_at]
             labels = graph.at(reads.target, "in") if refs(reads) else None
             place = [i for i, node in enumerate(self.network.nodes) if node.name == reads.name]
             if labels is None or not place:
-                raise OptionError(
-                    "option-teacher-source",
-                    "features need channels known to match the component's, and the input of the "
-                    "source's classifier has none; leave features out",
-                )
+                why = "features need channels known to match, and the input of the source's classifier has none"
+                raise OptionError("option-teacher-source", f"{why}; leave features out")
             keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 
@@ -126,7 +90,7 @@ class SourceTeacher:
         x = self.component.preprocess(images).to(self.like.device, self.like.dtype)
         with torch.no_grad():
             features, _, logits = observe(self.network, self.stop, x)
-        return self.component.of_source(logits), features[:, self.kept] if self.features else None
+        return self.component.of_source(logits), None if self.kept is None else features[:, self.kept]
 
 
 def lesson_loss(student: Lesson, teacher: Lesson, targets: Tensor, how: Distillation, outputs: Outputs = ONE) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -23,9 +23,8 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.outputs._outputs import Outputs
 from brickyard.runtime._isolation import steady
-from brickyard.training._distillation import Lesson, Teacher, lesson_loss, taught_by, teacher_name
+from brickyard.training._distillation import Lesson, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
 
 ModelT = TypeVar("ModelT", Component, Assembly)
@@ -65,16 +64,10 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
     """
-    if not isinstance(model, Component | Assembly):
-        raise OptionError(
-            "option-wrong-object",
-            f"finetune needs a component or an assembly, got {type(model).__name__}; cut a component first",
-        )
+    check_model(model, "finetune")
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
-        raise OptionError(
-            "option-requires-option", "distillation needs a teacher, and none was given; give teacher=, or leave it out"
-        )
+        raise OptionError("option-requires-option", "distillation needs a teacher; give teacher=, or leave it out")
     folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
     examples, held_out = _divided(model, images, options["validation"], training.seed)
@@ -83,13 +76,15 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     before = _free(trained)
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
-        groups = examples.raw(chosen)
-        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x, _ in groups]
+        images, labels = zip(*examples.raw(torch.tensor(chosen)), strict=True)
+        raw = [shifted_and_mirrored(x, generator) if training.augment else x for x in images]
         answer = _answer(trained, raw, features=how.features > 0)
-        targets = torch.cat([y for _, y in groups]).to(answer[0].device)
+        targets = torch.cat(labels).to(answer[0].device)
         if taught is None:
             return model.outputs.loss(answer[0], targets)
-        return lesson_loss(answer, _lesson(taught, raw), targets, how, model.outputs)
+        logits, features = zip(*map(taught, raw), strict=True)
+        lesson = torch.cat(logits), None if features[0] is None else torch.cat(features)
+        return lesson_loss(answer, lesson, targets, how, model.outputs)
 
     fitted = fit(
         trained,
@@ -98,7 +93,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         training,
         score=None if held_out is None else lambda: _score(trained, held_out, training.batch_size),
         resume=folder,
-        key=_key(model, examples, held_out, teacher, how),
+        key=_key(model, (examples, held_out), teacher, how),
     )
     record = TuneRecord(
         images=len(examples),
@@ -115,104 +110,14 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     return _finished(trained, record, examples, before)
 
 
-# -- images ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Examples:
-    """Labelled images of a model's classes.
-
-    Attributes:
-        pools: The sets of images, one per part.
-        owners: The pool of each image.
-        places: Its index in the pool.
-        targets: The targets of the model.
-        outputs: The kind of the model's outputs.
-    """
-
-    pools: tuple[Images | None, ...]
-    owners: Tensor
-    places: Tensor
-    targets: Tensor
-    outputs: Outputs
-
-    @classmethod
-    def of(cls, model: Component | Assembly, images: Any, what: str) -> _Examples:
-        """Select the images that belong to a class of the model.
-
-        Raises:
-            DataError: The data has the wrong form, or no image belongs to a class.
-        """
-        parts = model.manifest.parts
-        if isinstance(model, Component):
-            images = [images]
-        elif not isinstance(images, list | tuple) or len(images) != len(parts) or isinstance(images[0], Tensor):
-            raise DataError(
-                "data-type",
-                f"{what} must be a list with one entry for each of the {len(parts)} parts (None for "
-                f"a part without images), got {type(images).__name__}",
-            )
-        outputs = model.outputs
-        pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in images)
-        found: list[tuple[Tensor, ...]] = []
-        for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):
-            if pool is None:
-                continue
-            outputs.check_labels(pool.all_labels(), len(own))
-            classes = torch.tensor(own)
-            if model.reject:
-                classes[classes < 0] = len(model.classes)
-            targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
-            places = outputs.cases(targets).images.unique()
-            found.append((torch.full_like(places, index), places, targets[places]))
-        if not any(len(places) for _, places, _ in found):
-            raise DataError(
-                "data-no-task-class",
-                f"none of {what} belongs to one of the classes {', '.join(model.classes[:8])}; give some that do",
-            )
-        owners, numbers, answers = (torch.cat(list(values)) for values in zip(*found, strict=True))
-        return cls(pools, owners, numbers, answers, outputs)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def some(self, chosen: Tensor) -> _Examples:
-        """Return a subset."""
-        return _Examples(self.pools, self.owners[chosen], self.places[chosen], self.targets[chosen], self.outputs)
-
-    def raw(self, chosen: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
-        index = torch.tensor(chosen)
-        found: list[tuple[Tensor, Tensor]] = []
-        for owner in self.owners[index].unique().tolist():
-            own = index[self.owners[index] == owner]
-            pool = self.pools[owner]
-            assert pool is not None
-            for images, _ in pool.raw(self.places[own].tolist(), len(own)):
-                found.append((images, self.targets[own]))
-        return found
-
-    def digest(self) -> str:
-        """Hash the selection of images and the first of them."""
-        found = hashlib.sha256()
-        for value in (self.owners, self.places, self.targets):
-            found.update(value.numpy().tobytes())
-        found.update(self.raw([0])[0][0].cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
-
-
-def _divided(
-    model: Component | Assembly, images: Any, validation: Any, seed: int
-) -> tuple[_Examples, _Examples | None]:
+def _divided(model: Component | Assembly, images: Any, validation: Any, seed: int) -> tuple[Examples, Examples | None]:
     """Split into training images and images that select the best epoch."""
-    examples = _Examples.of(model, images, "the images to train on")
-    held_out: _Examples | None = None
+    examples = Examples.of(model, images, "the images to train on", strict=True)
+    held_out: Examples | None = None
     if not isinstance(validation, int | float):
-        held_out = _Examples.of(model, validation, "the validation images")
+        held_out = Examples.of(model, validation, "the validation images", strict=True)
     elif not 0 <= validation <= 0.5:
-        raise OptionError(
-            "option-range", f"validation must be a fraction in [0, 0.5] or labelled images, got {validation!r}"
-        )
+        raise OptionError("option-range", f"validation={validation!r} must be in [0, 0.5], or labelled images")
     elif validation > 0:
         generator = torch.Generator().manual_seed(seed)
         out = torch.zeros(len(examples), dtype=torch.bool)
@@ -234,51 +139,44 @@ def _free(model: Component | Assembly) -> list[bool]:
     """Make all parameters of the model's networks trainable, and return which were before."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     networks = model.networks() if isinstance(model, Assembly) else [model.network]
-    own = {id(parameter) for network in networks for parameter in network.parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in own and parameter.is_floating_point())
+    model.requires_grad_(False)
+    for network in networks:
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     return before
 
 
 def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool = False) -> Lesson:
     """Run raw images through a model in a single batch, so that batch norms see them together."""
     if isinstance(model, Assembly):
-        inputs = [_one_batch(list(x)) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
+        inputs = [_one_batch(x) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
         return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
     like = weights_like(model)
-    x = _one_batch([model.preprocess(images).to(like.device, like.dtype) for images in raw])
+    x = _one_batch(tuple(model.preprocess(images).to(like.device, like.dtype) for images in raw))
     if not features:
         return run_images(model, x, "the images"), None
     found, _, logits = model.observe(x)
     return model.head(logits), found
 
 
-def _one_batch(images: list[Tensor]) -> Tensor:
+def _one_batch(images: tuple[Tensor, ...]) -> Tensor:
     shapes = {tuple(x.shape[1:]) for x in images}
     if len(shapes) > 1:
-        raise DataError(
-            "data-not-batchable",
-            "images must have one shape per part after preprocessing, got "
-            f"{', '.join(map(str, sorted(shapes)))}; give images of one shape, or parts whose "
-            "preprocessing has a size and channels",
-        )
+        why = f"images must have one shape per part after preprocessing, got {', '.join(map(str, sorted(shapes)))}"
+        advice = "give images of one shape, or parts whose preprocessing has a size and channels"
+        raise DataError("data-not-batchable", f"{why}; {advice}")
     return torch.cat(images)
 
 
-def _lesson(teacher: Teacher, raw: Sequence[Tensor]) -> Lesson:
-    logits, features = zip(*(teacher(images) for images in raw), strict=True)
-    return torch.cat(logits), None if features[0] is None else torch.cat(features)
-
-
-def _score(model: Component | Assembly, examples: _Examples, batch_size: int) -> tuple[float, float]:
+def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> tuple[float, float]:
     """Means over classes: accuracy, and the log-probability of the correct answer."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            groups = examples.raw(range(start, min(start + batch_size, len(examples))))
-            found.append(_answer(model, [x for x, _ in groups])[0].double().cpu())
-            targets += [y for _, y in groups]
+        for chosen in torch.arange(len(examples)).split(batch_size):
+            images, answers = zip(*examples.raw(chosen), strict=True)
+            found.append(_answer(model, images)[0].double().cpu())
+            targets += answers
     outputs, logits = examples.outputs, torch.cat(found)
     cases = outputs.cases(torch.cat(targets))
     likely = outputs.log_probabilities(logits)[cases.images, cases.classes]
@@ -289,19 +187,21 @@ def _score(model: Component | Assembly, examples: _Examples, batch_size: int) ->
     return first, second
 
 
-def _key(
-    model: Component | Assembly,
-    examples: _Examples,
-    held_out: _Examples | None,
-    teacher: nn.Module | None,
-    how: Distillation,
-) -> str:
+def _key(model: nn.Module, chosen: Sequence[Examples | None], teacher: nn.Module | None, how: Distillation) -> str:
     """What determines the result, apart from the training options."""
-    known = [fingerprint(model), examples.digest(), "" if held_out is None else held_out.digest()]
+    known = [fingerprint(model), *("" if examples is None else _digest(examples) for examples in chosen)]
     return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: _Examples, before: Sequence[bool]) -> ModelT:
+def _digest(examples: Examples) -> str:
+    """Hash the selection of images and the first of them."""
+    found = hashlib.sha256()
+    for value in (examples.owners, examples.places, examples.targets, examples.raw(torch.tensor([0]))[0][0].cpu()):
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Sequence[bool]) -> ModelT:
     """Finish the model: record the training, restore what was trainable, and measure its statistics again."""
     for parameter, was in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(was)

@@ -51,12 +51,11 @@ def fit(
     score: Callable[[], tuple[float, float]] | None = None,
     resume: Path | None = None,
     key: str = "",
-    text: str = "training",
 ) -> Fitted:
-    """Train a model in place.
+    """Train the parameters of a model that need gradients, in place; it is left in evaluation mode.
 
     Args:
-        model: The model, whose parameters that need gradients are trained. It is left in evaluation mode.
+        model: The model.
         loss: Computes the loss for image indices; takes all its random draws from the generator.
         count: Number of images.
         training: The training options.
@@ -64,11 +63,6 @@ def fit(
             best epoch, or those before the first, are kept. Without a score, those of the last epoch are kept.
         resume: A folder for the state after each epoch; an identical call resumes from it.
         key: Anything else that determines the result; a saved state with another key is refused.
-        text: Label of the progress bar.
-
-    Raises:
-        OptionError: Training diverges.
-        FileError: The state in `resume` cannot be read or written, or belongs to a different call.
     """
     run = _Run(model, count, training)
     about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
@@ -81,7 +75,7 @@ def fit(
         torch.manual_seed(training.seed)  # for dropout
         if run.random is not None:
             torch.set_rng_state(run.random)
-        with bar(text, run.total) as advance:
+        with bar("training", run.total) as advance:
             advance(run.step)
             if score is not None and not run.scores:
                 run.scored(score(), 0)
@@ -90,7 +84,7 @@ def fit(
                 if training.norms == "frozen":
                     for module in model.modules():
                         module.training = module.training and not isinstance(module, NORMS)
-                run.losses.append(_epoch(run, loss, advance, text))
+                run.losses.append(_epoch(run, loss, advance))
                 run.epoch += 1
                 if score is not None:
                     with as_before(model):
@@ -105,7 +99,7 @@ def fit(
     return Fitted(run.epoch, best, tuple(run.losses), tuple(first for first, _ in run.scores))
 
 
-def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> float:
+def _epoch(run: _Run, loss: Loss, advance: Callable[..., None]) -> float:
     """Run one epoch and return its mean loss."""
     total, batches = 0.0, run.batches()
     for chosen in batches:
@@ -115,17 +109,15 @@ def _epoch(run: _Run, loss: Loss, advance: Callable[..., None], text: str) -> fl
         with run.autocast():
             value = loss(chosen, run.generator)
         if not torch.isfinite(value):
-            raise OptionError(
-                "option-training-diverged",
-                f"training diverged in pass {run.epoch + 1} (loss {value.item()}); lower lr={run.training.rate:g}",
-            )
+            why = f"training diverged in pass {run.epoch + 1} (loss {value.item()})"
+            raise OptionError("option-training-diverged", f"{why}; lower lr={run.training.rate:g}")
         run.optimizer.zero_grad()
         run.scaler.scale(value).backward()
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.step += 1
         total += value.item()
-        advance(text=f"{text}, loss {value.item():.3f}")
+        advance(text=f"training, loss {value.item():.3f}")
     return total / max(1, len(batches))
 
 

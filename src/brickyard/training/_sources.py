@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._messages import brief, first_line
-from brickyard.base._options import Distillation, TrainingOptions
+from brickyard.base._messages import brief, first_line, told
+from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
@@ -24,6 +24,24 @@ from brickyard.sources import _zoo as zoo
 from brickyard.sources._loading import Source, network_options, save_source, seeded
 from brickyard.training._distillation import lesson_loss, named_teacher
 from brickyard.training._loop import fit
+
+_TRAINING = declared(TrainingOptions)
+
+
+class ScratchOptions(TypedDict, total=False):
+    """Options of `train` and `train_source`: SGD with momentum, warm-up, and cosine decay to zero."""
+
+    epochs: Annotated[int, _TRAINING["epochs"]]
+    lr: Annotated[float, replace(_TRAINING["lr"], default=0.1, unset="")]
+    batch_size: Annotated[int, _TRAINING["batch_size"]]
+    weight_decay: Annotated[float, _TRAINING["weight_decay"]]
+    augment: Annotated[bool, _TRAINING["augment"]]
+    seed: Annotated[int, _TRAINING["seed"]]
+    teacher: Annotated[
+        Predictor | None,
+        Opt(default=None, help="Distil from a component or an assembly that knows the classes by name.", unset="none"),
+    ]
+    distillation: Annotated[Distillation | None, declared(FinetuneOptions)["distillation"]]
 
 
 def device_named(name: str) -> torch.device:
@@ -43,11 +61,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = textwrap.shorten(first_line(error), 100, placeholder=" ...")
-        raise OptionError(
-            "option-device",
-            f"device {brief(name)} cannot be used here ({reason}); use cpu, or cuda if PyTorch sees a GPU",
-        ) from None
+        why = f"device {brief(name)} cannot be used here ({told(first_line(error), 100)})"
+        raise OptionError("option-device", f"{why}; use cpu, or cuda if PyTorch sees a GPU") from None
     return device
 
 
@@ -57,19 +72,9 @@ def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **o
         return zoo.build(name, classes, width, **options)
 
 
+@verb(ScratchOptions)
 def train(
-    model: nn.Module,
-    data: ImageData,
-    *,
-    preprocessing: Preprocessing,
-    epochs: int = 10,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    weight_decay: float = 5e-4,
-    augment: bool = False,
-    seed: int = 0,
-    teacher: Predictor | None = None,
-    distillation: Distillation | None = None,
+    model: nn.Module, data: ImageData, *, preprocessing: Preprocessing, **options: Unpack[ScratchOptions]
 ) -> float:
     """Train a classifier in place: SGD with momentum, warm-up, and cosine decay to zero.
 
@@ -77,15 +82,6 @@ def train(
         model: Takes preprocessed images and returns (batch, classes).
         data: Training images; labels are the model's outputs.
         preprocessing: Applied to the images before they enter the model.
-        epochs: Number of epochs.
-        lr: Peak learning rate.
-        batch_size: Images per training step.
-        weight_decay: L2 penalty.
-        augment: Shift every image by up to an eighth of its size, and mirror half of them.
-        seed: Random seed for data order and augmentation.
-        teacher: A component or an assembly that knows the data's classes by name; the classifier may be of any
-            architecture.
-        distillation: Weighting of the teacher.
 
     Returns:
         Accuracy on the training images, in [0, 1]. The model is left in evaluation mode.
@@ -94,13 +90,11 @@ def train(
         OptionError: An option cannot be used.
         DataError: There are no images.
     """
-    training = TrainingOptions(
-        epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, augment=augment, seed=seed
-    )
+    training = TrainingOptions(**{name: value for name, value in options.items() if name in _TRAINING})  # type: ignore[arg-type]
     if len(data) < 2:
         raise DataError("data-too-few", f"{data.name} has {len(data)} images; training needs two or more")
     like = next(model.parameters())
-    how = distillation or Distillation()
+    how, teacher, augment = options["distillation"] or Distillation(), options["teacher"], training.augment
     taught = None if teacher is None else named_teacher(teacher, data.classes)
     last = max(data.labels.tolist())
 
@@ -111,10 +105,8 @@ def train(
         x = preprocess(raw, preprocessing).to(like.device, like.dtype)
         logits = model(shifted_and_mirrored(x, generator) if augment and taught is None else x)
         if logits.ndim != 2 or logits.shape[1] <= last:
-            raise DataError(
-                "data-label-out-of-range",
-                f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}; give one output a class",
-            )
+            why = f"{data.name} has labels to {last}, and outputs are {tuple(logits.shape)}"
+            raise DataError("data-label-out-of-range", f"{why}; give one output a class")
         if taught is None:
             return ONE.loss(logits, labels)
         return lesson_loss((logits, None), taught(raw), labels, how)
@@ -129,7 +121,7 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
     with as_before(model), torch.inference_mode():
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
             x = preprocess(images, preprocessing).to(like.device, like.dtype)
-            right += int((model(x).argmax(1).cpu() == labels).sum())
+            right += int(ONE.says(model(x)).cpu().gather(1, labels.unsqueeze(1)).sum())
     return right / len(data) if len(data) else 0.0
 
 
@@ -160,20 +152,15 @@ class Trained:
         )
 
 
+@verb(ScratchOptions)
 def train_source(
     network: str,
     images: ImageData,
     *,
     preprocessing: Preprocessing | None = None,
     held_out: ImageData | None = None,
-    epochs: int = 10,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    augment: bool = False,
-    seed: int = 0,
     device: str = "cpu",
-    teacher: Predictor | None = None,
-    distillation: Distillation | None = None,
+    **options: Unpack[ScratchOptions],
 ) -> Trained:
     """Build a zoo network and train it on images.
 
@@ -182,50 +169,40 @@ def train_source(
         images: Training images; their class names become the source's.
         preprocessing: Values left unset default to 32x32, and to the images' mean and standard deviation.
         held_out: Images of the same classes, for the test accuracy.
-        epochs: Number of epochs.
-        lr: Peak learning rate.
-        batch_size: Images per training step.
-        augment: Augment the images with random shifts and mirroring.
-        seed: Random seed for weights, data order and augmentation.
         device: Training device, such as "cuda"; the source is returned on the CPU.
-        teacher: A component or an assembly that knows the images' classes by name.
-        distillation: Weighting of the teacher.
+
+    The seed also draws the initial weights.
 
     Raises:
         OptionError: The network is unknown or does not take images of this size, or an option cannot be used.
         DataError: There are too few images.
     """
-    how, place = preprocessing, device_named(device)
-    name, options = network_options(network.removeprefix("zoo:"))
-    if "classes" in options:
-        why = f"{network} was asked for with classes={options['classes']}, and the images have {len(images.classes)}"
+    given, place = preprocessing or Preprocessing(), device_named(device)
+    name, shape = network_options(network.removeprefix("zoo:"))
+    if "classes" in shape:
+        why = f"{network} was asked for with classes={shape['classes']}, and the images have {len(images.classes)}"
         advice = "these make the outputs: leave it out, or choose classes of the data"
         raise OptionError("option-conflict", f"{why}; {advice}")
-    channels = options.setdefault("channels", images.images.shape[1])
-    side = (how.size if how else None) or (32, 32)
+    channels, side = shape.setdefault("channels", images.images.shape[1]), given.size or (32, 32)
     if "size" in zoo.entry(name).defaults:
-        options.setdefault("size", side[0])
+        shape.setdefault("size", side[0])
     values = images.images.double().div(255).transpose(0, 1).flatten(1)
     how = Preprocessing(
         size=side,
-        fit=how.fit if how else "resize",
+        fit=given.fit,
         channels=1 if channels == 1 else 3,
-        mean=how.mean if how and how.mean else tuple(values.mean(1).tolist()),
-        std=how.std if how and how.std else tuple((values.std(1) + 1e-6).tolist()),
+        mean=given.mean or tuple(values.mean(1).tolist()),
+        std=given.std or tuple((values.std(1) + 1e-6).tolist()),
     )
-    width = options.pop("width", 1.0)
-    model = build_seeded(name, len(images.classes), width, seed, **options)
+    width = shape.pop("width", 1.0)
+    model = build_seeded(name, len(images.classes), width, options["seed"], **shape)
     try:
         model.eval()(torch.zeros(2, channels, *side))
     except RuntimeError as error:
-        raise OptionError(
-            "option-source-size",
-            f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}; give another --size",
-        ) from None
-    schedule: Any = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "augment": augment, "seed": seed}
-    teaching: Any = {"teacher": teacher, "distillation": distillation}
-    scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **schedule, **teaching)}
+        why = f"{name} does not accept images of {side[0]}x{side[1]}: {first_line(error)}"
+        raise OptionError("option-source-size", f"{why}; give another --size") from None
+    scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **options)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
     source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))
-    return Trained(source, name, {"width": width, **options}, scores)
+    return Trained(source, name, {"width": width, **shape}, scores)
