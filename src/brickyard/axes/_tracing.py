@@ -160,7 +160,16 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
         TraceError: They differ, or the model's answer for an image depends on the others of its batch.
     """
     name = type(model).__name__
-    expected = _call(model, images.clone())
+    try:
+        expected = _call(model, images.clone())
+    except TraceError as error:
+        if error.code == "trace-not-finite":
+            raise
+        raise TraceError(
+            "trace-batch",
+            f"{name} runs on the example and not on {len(images)} images ({error}): its forward holds the size of a "
+            "batch; take it from x.shape[0], or write -1 in its place",
+        ) from error
     for place in (0, len(images) - 1):
         alone = _call(model, images[place : place + 1].clone())
         if not _close(alone[0], expected[place], 1e-3):

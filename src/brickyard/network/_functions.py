@@ -234,6 +234,7 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 _BY_CALLABLE = {call: entry.name for entry in FUNCTIONS.values() for call in (entry.call, *entry.same)}
+_BY_CALLABLE |= {getattr(torch.Tensor, name): entry.name for entry in FUNCTIONS.values() for name in entry.methods}
 _BY_METHOD = {method: entry.name for entry in FUNCTIONS.values() for method in entry.methods}
 
 

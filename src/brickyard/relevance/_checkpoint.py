@@ -39,21 +39,23 @@ class Notebook:
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
             "record": relevance.record.model_dump(mode="json", exclude={"images", "ending", "right"}),
-            "preprocessing": relevance.preprocessing.model_dump(mode="json"),
+            "preprocessing": relevance.preprocessing.model_dump(mode="json", exclude={"unknown"}),
             "sums": relevance.sums is not None,
         }
         if relevance.outputs != "one":  # as in folders written before there were other kinds
             self._about["outputs"] = relevance.outputs
 
-    def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> bool:
-        """Load a finished class into the relevances; return False if it is not finished."""
+    def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> Tensor | None:
+        """Load a finished class into the relevances; return how many images were right of how many, or None."""
         found = self._read(f"class-{k:05d}", indices)
-        if found is not None:
-            relevance.put(k, found, graph)
-        return found is not None
+        if found is None:
+            return None
+        right = found.pop("right")
+        relevance.put(k, found, graph)
+        return right
 
-    def write(self, k: int, indices: Sequence[int], relevance: Relevance) -> None:
-        self._write(f"class-{k:05d}", indices, relevance.take(k))
+    def write(self, k: int, indices: Sequence[int], relevance: Relevance, right: Tensor) -> None:
+        self._write(f"class-{k:05d}", indices, {**relevance.take(k), "right": right})
 
     def recall_numbers(self, indices: Sequence[int]) -> Tensor | None:
         """Return the confidences for these images, if known."""
@@ -63,15 +65,18 @@ class Notebook:
     def write_numbers(self, indices: Sequence[int], confidences: Tensor) -> None:
         self._write("confidences", indices, {"confidences": confidences})
 
-    def _key(self, indices: Sequence[int]) -> str:
+    def _key(self, indices: Sequence[int], looked_at: int | None = None) -> str:
+        """The key of a call on these images, with the bytes of the first `looked_at` of them, or of all."""
         digest = hashlib.sha256()
-        for images, _ in self._images.raw(indices):
+        for images, _ in self._images.raw(indices[:looked_at]):
             digest.update(images.cpu().contiguous().numpy().tobytes())
         about = json.dumps([self._about, list(indices), digest.hexdigest()], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _read(self, name: str, indices: Sequence[int]) -> dict[str, Tensor] | None:
-        found = None if self._notes is None else self._notes.read(name, lambda: self._key(indices))
+        if self._notes is None:
+            return None
+        found = self._notes.read(name, lambda: self._key(indices), lambda: self._key(indices, 1))
         return None if found is None else found[1]
 
     def _write(self, name: str, indices: Sequence[int], tensors: dict[str, Tensor]) -> None:

@@ -165,17 +165,21 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> tupl
     """Locate all classes, one per process at a time: images are dealt out, and each sum has an owner.
 
     Returns:
-        How many images the source answers correctly, and how many it was asked now.
+        How many images the source answers correctly, and how many it was asked.
     """
     ranks = run.ranks
-    right = torch.zeros(2, dtype=torch.int64)
+    right = torch.zeros(len(relevance.classes), 2, dtype=torch.int64)
 
-    def count(k: int, logits: Tensor) -> None:
-        right.add_(torch.tensor([int(run.outputs.says(logits)[:, k].sum()), len(logits)]))
+    def count(k: int, seen: Tensor, logits: Tensor) -> None:
+        seen += torch.tensor([int(run.outputs.says(logits)[:, k].sum()), len(logits)])
 
-    done = torch.tensor([int(run.notebook.recall(k, chosen[k], relevance, run.graph)) for k in chosen])
+    known = [run.notebook.recall(k, chosen[k], relevance, run.graph) for k in chosen]
+    done = torch.tensor([int(found is not None) for found in known])
     ranks.add(done)  # processes on several machines may see different folders
-    left = [k for k, known in zip(chosen, done.tolist(), strict=True) if known < ranks.count]
+    left = [k for k, places in zip(chosen, done.tolist(), strict=True) if places < ranks.count]
+    for k, found in zip(chosen, known, strict=True):
+        if found is not None and k not in left and ranks.rank == 0:
+            right[k] = found
     with bar("locating", len(chosen)) as advance:
         advance(len(chosen) - len(left))
         for start in range(0, len(left), ranks.count):
@@ -183,16 +187,20 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> tupl
             deals = [(k, part) for k in block for part in run.split(chosen[k])]
             for owner, k in enumerate(block):
                 parts = [part for at, part in ranks.mine(deals) if at == k]
-                sums = class_sums(run.graph, (x for part in parts for x in run.batches(part)), partial(count, k))
-                for value in sums.values():
-                    ranks.add_for(owner, value.totals)
+                seen = torch.zeros(2, dtype=torch.int64)
+                batches = (x for part in parts for x in run.batches(part))
+                sums = class_sums(run.graph, batches, partial(count, k, seen))
+                for value in (seen, *(value.totals for value in sums.values())):
+                    ranks.add_for(owner, value)
                 if owner == ranks.rank:
                     relevance.add_class(k, sums, run.graph)
-                    run.notebook.write(k, chosen[k], relevance)
+                    right[k] = seen
+                    run.notebook.write(k, chosen[k], relevance, seen)
                 advance(text=f"locating {relevance.classes[k]}")
     relevance.gather(left, ranks, run.graph)
     ranks.add(right)
-    return int(right[0]), int(right[1])
+    total = right.sum(0)
+    return int(total[0]), int(total[1])
 
 
 def _check_name(name: Any) -> None:

@@ -29,12 +29,19 @@ class Notes:
         make_folder(folder, "give another resume=")
         clear_stages(folder)  # where all is done, nothing more is written that would clear them away
 
-    def read(self, name: str, key: Callable[[], str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The text and the tensors of a file, or None where there is none yet; only then is its key not asked for."""
+    def read(
+        self, name: str, key: Callable[[], str], older: Callable[[], str] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The text and the tensors of a file, or None where there is none yet; only then is its key not asked for.
+
+        A file with the key `older`, of a version that looked at less of a call, counts as none: it is made again.
+        """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return None
         text, tensors = read(path)
+        if older is not None and text.get("key") == older():
+            return None
         if text.get("kind") != self.kind or text.get("key") != key():
             what = "training" if self.kind == "training" else "call"
             why = f"{path} is from another {what}, with another model, other images or other options"
