@@ -169,7 +169,7 @@ def _graphs(folder: Path) -> list[Seed]:
 
 
 def _weights(folder: Path) -> list[Seed]:
-    source = load_source("zoo:lenet5?classes=3&width=0.5")
+    source = load_source("zoo:lenet5?classes=3&width=0.5", random_weights=True)
     path = save_source(
         folder / "source.safetensors", source, arch="lenet5", options={"width": 0.5, "classes": 3}, scores={"top1": 0.5}
     )

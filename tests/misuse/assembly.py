@@ -148,7 +148,7 @@ EVALUATE = [
     Case("evaluate classes that the data lack", lambda w: w.score((X, Y * 0)), "data-no-task-class", "12", "1, 3"),
     Case("evaluate half the classes", lambda w: w.score((X[Y == 1], Y[Y == 1])).rows[0].images, 3),
     Case("evaluate without labels", lambda w: w.score((X, None)), "data-no-labels", "labels"),
-    Case("evaluate images of other channels", lambda w: w.score((X[:, :1], Y)), "data-wrong-size", "(6, 1, 8, 8)"),
+    Case("evaluate images of other channels", lambda w: w.score((X[:, :1], Y)), "data-wrong-size", "(1, 8, 8)"),
     Case("an assembly with one pair", lambda w: w.score([DATA], w.assembly), "data-type", "2 parts", "list"),
     Case("an assembly with None", lambda w: w.score(None, w.assembly), "data-type", "2 parts", "NoneType"),
     Case("one source of two", lambda w: w.score([DATA] * 2, w.assembly, source=[w.source]), "option-count", "2", "1"),

@@ -459,11 +459,11 @@ def test_locating_goes_on_with_the_classes_that_are_done(tmp_path, monkeypatch) 
 
     real, seen = locating.class_sums, []
 
-    def counted(graph, batches):
+    def counted(graph, batches, *told):
         seen.append(1)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return real(graph, batches)
+        return real(graph, batches, *told)
 
     monkeypatch.setattr(locating, "class_sums", counted)
     path = write(tmp_path)
@@ -540,7 +540,8 @@ def test_components_alone_have_a_card_each(again) -> None:
 
 
 def test_a_source_without_weights_is_named(tmp_path) -> None:
-    text = "brickyard: 1\nsources: {a: {network: 'zoo:lenet5?channels=1&width=0.25&classes=10', data: digits, "
+    text = "brickyard: 1\nsources: {a: {network: 'zoo:lenet5?channels=1&width=0.25&classes=10', random-weights: true, "
+    text += "data: digits, "
     text += "preprocessing: {size: 32}, locate: {per-class: 2}}}\n"
     text += "components: {low: {source: a, task: 0-1, flops: 0.8, heal: none}}\n"
     said: list[object] = []

@@ -139,7 +139,7 @@ def test_weights_in_other_forms(tmp_path) -> None:
         torch.save(value, tmp_path / name)
         loaded = load_source("zoo:lenet5", weights=tmp_path / name)
         assert torch.equal(loaded.model(x), model.eval()(x))
-    assert not torch.equal(load_source("zoo:lenet5?classes=4").model(x), model(x))
+    assert not torch.equal(load_source("zoo:lenet5?classes=4", random_weights=True).model(x), model(x))
 
 
 def test_your_own_code(tmp_path) -> None:
@@ -159,7 +159,10 @@ def test_your_own_code(tmp_path) -> None:
 def test_models_of_libraries() -> None:
     torchvision = pytest.importorskip("torchvision")
     assert torchvision
-    source = load_source("torchvision:squeezenet1_1")
+    for spec in ("torchvision:squeezenet1_1", "zoo:lenet5?classes=4"):
+        with refused("option-requires-option", "random_weights"):
+            load_source(spec)
+    source = load_source("torchvision:squeezenet1_1", random_weights=True)
     assert source.input_shape == (3, 224, 224)
     assert len(source.classes) == 1000
     with refused("option-source-unknown", "'nothing'"):

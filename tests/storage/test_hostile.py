@@ -238,7 +238,7 @@ TEXTS: dict[str, tuple[Any, ...]] = {
     "class twice": (lambda t: t["manifest"].update(task=[0, 0], classes=["0", "0"]), MANIFEST),
     "channel twice": (set_([0, 0, 1], "manifest", "axes", "conv1", "kept"), MANIFEST),
     "channel that is not there": (set_([99], "manifest", "axes", "conv1", "kept"), MANIFEST),
-    "name of an attribute": (renamed("forward"), NETWORK, "'forward'"),
+    "name of an attribute": (renamed("forward"), TENSOR, "network.forward.weight"),
     "name of dots": (renamed("..."), NETWORK),
     "name that is deep": (renamed(".".join("a" * 200)), LARGE, "32"),
     "name with a newline": (renamed("a\nb\x1b[2J"), TENSOR),

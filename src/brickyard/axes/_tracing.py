@@ -173,6 +173,8 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
     for place in (0, len(images) - 1):
         alone = _call(model, images[place : place + 1].clone())
         if not _close(alone[0], expected[place], 1e-3):
+            if not _close(_call(model, images.clone()), expected, 1e-6):
+                break  # it draws random numbers, which is said below
             raise TraceError(
                 "trace-batch",
                 f"the answer of {name} for an image depends on the other images of its batch: alone it differs from "

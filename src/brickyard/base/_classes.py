@@ -34,7 +34,7 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
                         f"range {item!r} runs backwards; write {last}-{first}, or list the classes in order",
                     )
                 if numbered:
-                    found += map(str, range(int(first), int(last) + 1)) if int(last) < _MOST else [item]
+                    found += _numbered(item, int(first), int(last), names)
                     continue
                 if int(last) >= len(names):
                     raise TaskError(
@@ -46,6 +46,17 @@ def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]
             elif item:
                 found.append(item)
     return found
+
+
+def _numbered(item: str, first: int, last: int, names: Sequence[str]) -> list[str]:
+    """The names in a range, where every class is named by a number."""
+    numbers = sorted(map(int, names))
+    missing = next((number for number in range(first, last + 1) if str(number) not in names), None)
+    if missing is not None:
+        whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+        known = f"{numbers[0]} to {numbers[-1]}" if whole else _list(list(map(str, numbers)))
+        raise TaskError("task-range", f"range {item!r} holds {missing}, and the classes are {known}; leave it out")
+    return [str(number) for number in range(first, last + 1)]
 
 
 def ordered_names(given: Any) -> Any:
@@ -78,9 +89,6 @@ def _place(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value) if _is_number(value) else None
     return int(value) if is_whole(value) else None
-
-
-_MOST = 1 << 20  # classes
 
 
 def _is_number(text: str) -> bool:

@@ -6,17 +6,20 @@ import functools
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from brickyard._version import __version__
-from brickyard.base._errors import BrickyardError, FileError, OptionError
+from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError
 from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
 from brickyard.cli._options import Json, reshape
 from brickyard.cli._output import Result, emit, exit_code
+from brickyard.runtime._progress import say
 
+_SHOW = warnings.showwarning
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 
 app = typer.Typer(
@@ -49,6 +52,7 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool = False, **kwargs: Any) -> None:
+        warnings.showwarning = _told
         try:
             several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
             result = _shared(command, *args, **kwargs) if several else command(*args, **kwargs)
@@ -75,6 +79,14 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
         parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
     reshape(run, parameters)
     return run
+
+
+def _told(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Print a warning of Brickyard's as one line; others keep their form."""
+    if issubclass(category, BrickyardWarning):
+        say(f"warning: {message}")
+    else:
+        _SHOW(message, category, *place, **more)
 
 
 def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) -> Result | None:

@@ -73,7 +73,7 @@ def show(
     from brickyard.axes._graph import trace
 
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options))
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), random_weights=True)
     graph = trace(source.model, torch.zeros(2, *source.input_shape))
     value = {
         "source": source.name,

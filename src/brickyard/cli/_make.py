@@ -57,7 +57,7 @@ def trained(network: str, data: str, output: Path, classes: list[str] | None, fo
     return Result({"output": str(output), **made.scores}, text)
 
 
-@with_options(words.PreprocessingOptions, declarations.LocateOptions)
+@with_options(words.PreprocessingOptions, words.WeightOptions, declarations.LocateOptions)
 def locate(
     source: SourceSpec,
     data: Data,
@@ -70,7 +70,7 @@ def locate(
 ) -> Result:
     """Find the channels of a source that matter for each class."""
     resolve.check_free(output, force, source, weights)
-    found, relevance = _located(source, data, weights, task, names, options)
+    found, relevance = _located(source, data, weights, task, names, options, cut=False)
     keep(relevance, output, force)
     value = {
         "output": str(output),
@@ -82,16 +82,30 @@ def locate(
 
 
 def _located(
-    spec: str, data: str, weights: Path | None, task: list[str] | None, names: str | None, options: dict[str, Any]
+    spec: str,
+    data: str,
+    weights: Path | None,
+    task: list[str] | None,
+    names: str | None,
+    options: dict[str, Any],
+    *,
+    cut: bool,
 ) -> tuple[Source, Relevance]:
+    """A source and its relevances; with `cut`, only if a component of it can be written to a file."""
+    import torch
+
+    from brickyard.axes._graph import trace
     from brickyard.base._classes import parse_classes
     from brickyard.relevance._locate import locate as find
 
     how = resolve.preprocessing_of(**{name: options[name] for name in declared(words.PreprocessingOptions)})
-    source = resolve.source_of(spec, weights, names, how)
+    which = {name: options[name] for name in declared(words.WeightOptions)}
+    source = resolve.source_of(spec, weights, names, how, **which)
     images = resolve.data_of(data, source.preprocessing)
     source = resolve.named_after(source, images)
     images = resolve.fitted(images, source.classes)
+    if cut:  # before any work is spent on it
+        trace(source.model, torch.zeros(2, *source.input_shape)).network.to_spec()
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
     relevance = find(
         source.model,
@@ -105,7 +119,12 @@ def _located(
     return source, relevance
 
 
-@with_options(words.PreprocessingOptions, declarations.DisassembleOptions, unset=(declarations.LocateOptions,))
+@with_options(
+    words.PreprocessingOptions,
+    words.WeightOptions,
+    declarations.DisassembleOptions,
+    unset=(declarations.LocateOptions,),
+)
 def disassemble(
     source: SourceSpec,
     task: Annotated[list[str], Option(help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.')],
@@ -132,15 +151,19 @@ def disassemble(
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
         used = flat(declarations.DisassembleOptions)
-        idle = {name: value for name, value in options.items() if name not in used} | (thresholds if limited else {})
+        which = {name: options[name] for name in declared(words.WeightOptions)}
+        idle = {name: value for name, value in options.items() if name not in used and name not in which} | (
+            thresholds if limited else {}
+        )
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        origin = resolve.source_of(source, weights, names, found.preprocessing)
+        origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
+        found.graph(origin.model).network.to_spec()
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
     elif data is None:
         raise OptionError("option-needs-data", "disassemble needs images or relevances; give --data or --relevance")
     else:
-        origin, found = _located(source, data, weights, task, names, options)
+        origin, found = _located(source, data, weights, task, names, options, cut=True)
     if limited:  # thresholds were for locating
         options |= dict.fromkeys(thresholds)
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
@@ -196,7 +219,7 @@ def assemble(
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
-    origin = None if source is None else resolve.source_of(source, weights, None, None).model
+    origin = None if source is None else resolve.source_of(source, weights, None, None, random_weights=True).model
     whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
     whole.save(output, overwrite=force)
     value = {

@@ -44,6 +44,13 @@ class PreprocessingOptions(TypedDict, total=False):
     std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
 
 
+class WeightOptions(TypedDict, total=False):
+    """Which weights a source has, where a file leaves that open."""
+
+    random_weights: Annotated[bool, Opt(default=False, help="Use a network without weights, initialised at random.")]
+    ema: Annotated[bool, Opt(default=True, help="Use moving averages where the weights file holds them.")]
+
+
 class _Declared(OptionInfo):
     """An option whose help text is built when it is shown, since choices can be registered until then."""
 

@@ -48,7 +48,7 @@ def finetune(
     if teacher is not None:
         chosen["teacher"] = loaded(teacher, Predictor).to(place)
     elif source is not None:
-        chosen["teacher"] = source_of(source, weights, None, None).model.to(place)
+        chosen["teacher"] = source_of(source, weights, None, None, random_weights=True).model.to(place)
     else:
         chosen.pop("distillation", None)
     better = tune(student, images[0] if isinstance(student, Component) else images, **chosen)

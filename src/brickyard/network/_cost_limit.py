@@ -67,6 +67,7 @@ class Bounds(TorchDispatchMode):
         if math.prod(shape) > MAX_STEP:
             raise FileError("file-too-costly", _too_large(math.prod(shape)))
         images = torch.empty(BATCH, *shape, device="meta", dtype=kind(network).dtype)
+        network.keeps_input = True  # it must be given the images themselves
         with self, torch.no_grad():
             result = network(images)
         for name, value in network.state_dict().items():

@@ -56,6 +56,15 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
         if source.data is None:
             yield place, f"{what} lacks the key 'data'; add its training images, to locate and to heal with"
         yield from _network_problems(file, (*place, "network"), source.network)
+        bare = source.network.startswith(("zoo:", *NAMED)) and source.weights is None
+        if bare and not source.random_weights:
+            yield (
+                place,
+                (
+                    f"{what} has a network without weights, which would be cut as it is initialised; add 'weights', or "
+                    "'random-weights: true' where that is meant"
+                ),
+            )
     if source.weights is not None and not _there(file.folder / source.weights, plain=True):
         yield (*place, "weights"), f"{what}.weights is {source.weights!r}, and there is no such file; check the path"
     if source.data is not None:

@@ -135,6 +135,7 @@ class SourceRecipe(Section):
     train: TrainRecipe | None = None
     data: Text | None = None
     weights: Text | None = None
+    random_weights: bool = False
     class_names: Items | None = None
     preprocessing: PreprocessingRecipe | None = None
     locate: LocateRecipe = LocateRecipe()

@@ -174,7 +174,9 @@ class Work:
             else:
                 weights = None if said.weights is None else self.file.folder / said.weights
                 title = said.network or ""
-                source = source_of(self.file.resolved(title), weights, said.class_names, self._how(name))
+                network, how = self.file.resolved(title), self._how(name)
+                random = said.random_weights
+                source = source_of(network, weights, said.class_names, how, random_weights=random)
             images = data_of(self.file.resolved(said.images), source.preprocessing)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]

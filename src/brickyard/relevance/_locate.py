@@ -16,7 +16,7 @@ from brickyard.axes._graph import Graph, trace
 from brickyard.base._checks import check_kind, given_path, is_whole
 from brickyard.base._classes import ordered_names, resolve_task
 from brickyard.base._declare import verb
-from brickyard.base._errors import BrickyardWarning, DataError, OptionError, TaskError
+from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
@@ -78,6 +78,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
+    _warn_of_files(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
     relevance = _blank(model, graph, images, data, options)
     layout = quick_layout(graph.network, example.to(like.dtype))
@@ -95,6 +96,14 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
         relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
     _warn(relevance)
     return relevance
+
+
+def _warn_of_files(graph: Graph) -> None:
+    """Say before any work that components of a source cannot be written to files, and why."""
+    try:
+        graph.network.to_spec()
+    except FileError as error:
+        warnings.warn(f"components of this source cannot be saved: {error}", BrickyardWarning, stacklevel=6)
 
 
 def _warn(relevance: Relevance) -> None:

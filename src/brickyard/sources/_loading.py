@@ -116,7 +116,7 @@ def load_source(
         )
     if tensors:
         fill(model, tensors, weights)
-    elif kind and not random_weights:
+    elif kind in ("zoo", "torchvision", "timm") and not random_weights:
         raise OptionError(
             "option-requires-option",
             f"{spec} has no weights: a network with random weights would be cut; give weights, or --random-weights "

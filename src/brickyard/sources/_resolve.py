@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -67,7 +68,15 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         ) from None
 
 
-def source_of(spec: str, weights: Path | None, names: str | Sequence[str] | None, how: Preprocessing | None) -> Source:
+def source_of(
+    spec: str,
+    weights: Path | None,
+    names: str | Sequence[str] | None,
+    how: Preprocessing | None,
+    *,
+    random_weights: bool = False,
+    ema: bool = True,
+) -> Source:
     """A source, with class names from options or from its weights.
 
     What `how` leaves open (size, mean, channels) stays as the source has it.
@@ -82,12 +91,15 @@ def source_of(spec: str, weights: Path | None, names: str | Sequence[str] | None
         raise OptionError(
             "option-syntax", f"class name {odd[0]!r} is empty or not valid UTF-8; give another with --class-names"
         )
+    load = functools.partial(
+        load_source, spec, weights=weights, classes=classes, random_weights=random_weights, averaged=ema
+    )
     if how is not None:
         with contextlib.suppress(OptionError):  # it does not take its usual size: the size that was asked for decides
-            own = load_source(spec, weights=weights, classes=classes).preprocessing
+            own = load().preprocessing
             given = how.model_dump(exclude_none=True, exclude={"fit"} if how.size is None else None)
             how = own.model_copy(update=given)
-    source = load_source(spec, weights=weights, classes=classes, preprocessing=how)
+    source = load(preprocessing=how)
     if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
@@ -191,4 +203,7 @@ def models_of(specs: Sequence[str], weights: Sequence[Path], hows: Sequence[Prep
     if weights and len(weights) != len(specs):
         raise OptionError("option-count", f"{len(specs)} sources need --weights {len(specs)} times, got {len(weights)}")
     places: Sequence[Path | None] = weights or [None] * len(specs)
-    return [source_of(spec, place, None, how).model for spec, place, how in zip(specs, places, hows, strict=False)]
+    return [
+        source_of(spec, place, None, how, random_weights=True).model
+        for spec, place, how in zip(specs, places, hows, strict=False)
+    ]

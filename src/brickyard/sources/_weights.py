@@ -84,9 +84,9 @@ def _unsafe(path: Path, error: Exception) -> str:
         why = f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)})"
         return f"{why}; nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
     return (
-        f"weights {path} hold an object of the class {foreign[1]} beside the tensors, and loading it could run code; "
-        "nothing in them was run. Where you trust the file, take the tensors out of it once: found = torch.load(path, "
-        "weights_only=False); torch.save(found['model'], new_path), with the key under which they lie"
+        f"weights {path} hold {foreign[1]} beside the tensors, and loading that could run code; nothing in them was "
+        "run. Save model.state_dict() alone; where you trust the file, take the tensors out of it once: found = "
+        "torch.load(path, weights_only=False), then torch.save(found['model'], new_path) with the key they lie under"
     )
 
 
@@ -176,9 +176,9 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any)
     if not wanted <= found.keys():
         found, removed = dict(tensors), ""
     extra = [name for name in found if name not in names and name.rpartition(".")[2] in COUNTERS]
-    if removed:
+    if removed and weights is not None:
         say(f"{weights}: names without {removed!r} before them")
-    if extra:
+    if extra and weights is not None:
         say(f"{weights}: {len(extra)} values that are no weights left out: {', '.join(extra[:4])}")
     return {name: value for name, value in found.items() if name not in extra}
 

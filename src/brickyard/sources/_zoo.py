@@ -23,6 +23,7 @@ from brickyard.sources import _zoo_googlenet, _zoo_plain, _zoo_resnet  # noqa: F
 from brickyard.sources._registry import available as available
 from brickyard.sources._registry import build as build
 from brickyard.sources._registry import entry as entry
+from brickyard.sources._weights import renamed
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -58,6 +59,7 @@ def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, 
     """
     options = dict(given)
     known = entry(name).defaults
+    tensors = renamed(tensors, shapes(name, 1), None)
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if "shortcut" in known and "shortcut" not in options and any(".shortcut." in key for key in found):
         options["shortcut"] = "B"
