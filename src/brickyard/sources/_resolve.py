@@ -112,6 +112,8 @@ def named_after(source: Source, data: ImageData) -> Source:
 
     count = len(source.classes)
     if source.classes == tuple(map(str, range(count))) and len(data.classes) == count:
+        if data.classes != source.classes:
+            say(f"{source.name}: its {count} outputs take the names of the images' classes, in their order")
         return replace(source, classes=data.classes)
     return source
 
@@ -129,18 +131,32 @@ def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: in
 
 
 def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
-    """The same images with labels that count a source's classes: by name, or by number where no name agrees.
+    """The same images with labels that count a source's classes: by name, or by number where one side has no names.
+
+    Names may differ in case, and in how their words are joined. Labels that run from 1 to the number of classes are
+    counted from 0. Whatever was assumed is said.
 
     Raises:
-        DataError: No name agrees, and there are not as many classes.
+        DataError: No name agrees, or there are not as many classes.
     """
     from brickyard.inputs._datasets import ImageData
 
+    numbered = data.classes == tuple(map(str, range(len(data.classes))))
+    if numbered and len(data) and int(data.labels.min()) == 1 and int(data.labels.max()) == len(classes):
+        say(f"{data.name}: labels run from 1 to {len(classes)} and are counted from 0")
+        data = ImageData(data.images, data.labels - 1, data.classes[:-1], data.name)
     places = {name: k for k, name in enumerate(classes)}
     if data.classes == tuple(classes):
         return data
     if not places.keys() & set(data.classes):
-        if len(data.classes) == len(classes):
+        alike = {_plain(name): name for name in classes}
+        found = [alike.get(_plain(name), name) for name in data.classes]
+        if len(alike) == len(classes) and len(set(found)) == len(found) and set(found) & places.keys():
+            say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
+            return fitted(ImageData(data.images, data.labels, found, data.name), classes)
+        unnamed = numbered or tuple(classes) == tuple(map(str, range(len(classes))))
+        if len(data.classes) == len(classes) and unnamed:
+            say(f"{data.name}: labels are matched with the source's classes by number")
             return data
         theirs, ours = (f"{len(names)} classes ({', '.join(names[:5])} ...)" for names in (data.classes, classes))
         raise DataError(
@@ -158,6 +174,11 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
     return ImageData(known.images, labels, tuple(classes), data.name)
+
+
+def _plain(name: str) -> str:
+    """A class name without what people write differently."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def labelled_images(
