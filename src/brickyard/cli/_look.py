@@ -71,10 +71,11 @@ def show(
     import torch
 
     from brickyard.axes._graph import trace
+    from brickyard.network._identity import weights_like
 
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
     source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), random_weights=True)
-    graph = trace(source.model, torch.zeros(2, *source.input_shape))
+    graph = trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)))
     value = {
         "source": source.name,
         "classes": list(source.classes),
