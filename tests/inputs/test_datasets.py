@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 import brickyard as by
 from brickyard.base._classes import parse_classes
 from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import preprocess, resize
 from brickyard.training._sources import accuracy, build_seeded, train
 from errors import refused
@@ -118,3 +121,38 @@ def test_training_learns_and_is_the_same_for_a_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with refused("option-range", "epochs"):
         train(model, data, preprocessing=how, epochs=0)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sides", [(60, 91), (100, 67), (47, 45), (20, 27), (44, 44)])
+def test_cropping_is_what_torchvision_does_to_a_picture(sides, interpolation) -> None:
+    """Resize(50), CenterCrop(44) of the same picture, which rounds to whole grey levels after each side."""
+    from PIL import Image
+
+    transforms = pytest.importorskip("torchvision.transforms")
+    noise = np.random.RandomState(0).randint(0, 255, (sides[0] // 4, sides[1] // 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize(sides[::-1])
+    mode = transforms.InterpolationMode(interpolation)
+    steps = transforms.Compose([transforms.Resize(50, interpolation=mode), transforms.CenterCrop(44)])
+    expected = torch.from_numpy(np.array(steps(picture))).permute(2, 0, 1)
+    raw = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    how = by.Preprocessing(size=(44, 44), fit="crop", crop=44 / 50, interpolation=interpolation)
+    far = [(preprocess(raw, way)[0] * 255 - expected).abs().max() for way in (how, by.Preprocessing(size=(44, 44)))]
+    assert far[0] < (1.1 if interpolation == "bilinear" else 2.1)  # cubic values beyond 0 and 255 are cut after each
+    assert far[1] > 5
+
+
+@pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
+def test_a_picture_goes_one_way_from_a_folder_and_from_predict(fit, tmp_path) -> None:
+    from PIL import Image
+
+    how = by.Preprocessing(size=(16, 16), fit=fit, crop=0.8 if fit == "crop" else 1.0, mean=(0.4,), std=(0.2,))
+    noise = np.random.RandomState(1)
+    for index, sides in enumerate([(31, 20), (14, 40), (12, 9)]):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(noise.randint(0, 255, (*sides, 3), dtype=np.uint8)).save(tmp_path / "a" / f"{index}.png")
+    data = load_data(tmp_path, size=how)
+    for index, stored in enumerate(data.images):
+        read = decode_image(tmp_path / "a" / f"{index}.png").unsqueeze(0)
+        # whole grey levels are kept in a folder's data; with "crop", for a picture too
+        assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), atol=0 if fit == "crop" else 0.011)

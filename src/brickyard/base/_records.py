@@ -41,8 +41,12 @@ class Preprocessing(Frozen):
 
     Attributes:
         size: Height and width of the network's input, or None to keep the size.
-        fit: How an image is brought to `size`: "resize" (bilinear, antialiased) or "pad" (zeros around a
-            smaller image; a larger one is resized).
+        fit: How an image is brought to `size`: "resize" (its sides are scaled independently), "crop" (it is scaled to
+            cover `size / crop`, and the middle is taken), or "pad" (zeros around a smaller image; a larger one is
+            resized).
+        crop: With fit="crop", the share of the scaled image's sides that is taken: 224 / 256 = 0.875 in the usual
+            evaluation on ImageNet.
+        interpolation: "bilinear" or "bicubic", both antialiased.
         channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
             the luma weights of ITU-R BT.601.
         mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
@@ -57,7 +61,9 @@ class Preprocessing(Frozen):
     """
 
     size: tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]] | None = None
-    fit: Literal["resize", "pad"] = "resize"
+    fit: Literal["resize", "crop", "pad"] = "resize"
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     channels: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None

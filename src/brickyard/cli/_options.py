@@ -39,7 +39,9 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 class PreprocessingOptions(TypedDict, total=False):
     """What happens to raw images, as words; see `brickyard.sources._resolve.preprocessing_of`."""
 
-    size: Annotated[str | None, Opt(default=None, help="Image size: 32, 32x48, or pad:32 to pad smaller images.")]
+    size: Annotated[
+        str | None, Opt(default=None, help="Image size: 32, 32x48, crop:32 to crop, or pad:32 to pad smaller images.")
+    ]
     mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated, each in [0, 1].")]
     std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
 

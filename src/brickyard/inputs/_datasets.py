@@ -28,7 +28,9 @@ from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, writable
-from brickyard.inputs._decoding import crop, decode_image
+from brickyard.base._records import Preprocessing
+from brickyard.inputs._decoding import decode_image
+from brickyard.inputs._preprocessing import sized
 
 MAX_BYTES = 8 << 30  # largest decompressed idx file
 MAX_CLASSES = 1_000_000
@@ -139,7 +141,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 def load_data(
-    spec: str | Path, *, split: str = "train", size: tuple[int, int] | None = None, max_images: int | None = None
+    spec: str | Path,
+    *,
+    split: str = "train",
+    size: tuple[int, int] | Preprocessing | None = None,
+    max_images: int | None = None,
 ) -> ImageData:
     """Load image data.
 
@@ -149,7 +155,8 @@ def load_data(
             `train.parquet` and `test.parquet`; an idx file of images, or a folder with idx files. Options may
             follow a question mark: `split` (which must exist), and `classes` to keep only some (labels stay the same).
         split: "train" or "test", unless the text specifies it.
-        size: Height and width for image folders: images are resized and cropped to it.
+        size: Height and width for image folders: images are resized to cover it and cropped. A preprocessing: they are
+            brought to its size in its way.
         max_images: Maximum number of images, drawn with a fixed seed.
 
     Raises:
@@ -191,7 +198,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _open(place: str, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+def _open(place: str, split: str, size: tuple[int, int] | Preprocessing | None, asked: bool) -> ImageData:
     if place == "digits":
         return _digits(split)
     path = Path(place)
@@ -323,7 +330,7 @@ def split_folder(path: Path, split: str) -> Path | None:
     return next((path / name for name in names if name and (path / name).is_dir()), None)
 
 
-def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -> ImageData:
+def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None, asked: bool) -> ImageData:
     """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
     found = split_folder(path, split)
     if found is None and asked:
@@ -331,6 +338,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
         raise DataError("data-missing", f"{path} has no split {split!r}; its folders are {there}: name one of them")
     path = found or path
     classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    how = Preprocessing(size=size, fit="crop") if isinstance(size, tuple) else size
     pictures: list[Tensor] = []
     labels: list[int] = []
     for k, name in enumerate(classes):
@@ -340,7 +348,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
         for file in sorted((path / name).iterdir()):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 picture = decode_image(file)
-                pictures.append(picture if size is None else crop(picture, size))
+                pictures.append(picture if how is None else sized(picture, how))
                 labels.append(k)
     if not pictures:
         there = ", ".join(map(repr, classes[:5])) or "no sub-folder"
@@ -350,7 +358,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | None, asked: bool) -
     return ImageData(_stack(pictures, size, str(path)), torch.tensor(labels), classes, path.name)
 
 
-def _stack(pictures: list[Tensor], size: tuple[int, int] | None, name: str) -> Tensor:
+def _stack(pictures: list[Tensor], size: Any, name: str) -> Tensor:
     """Stack pictures into one tensor; grey ones become colour if others are."""
     if not pictures:
         raise DataError("data-no-images", f"{name} holds no images")

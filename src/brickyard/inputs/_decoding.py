@@ -15,7 +15,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line
-from brickyard.inputs._preprocessing import check_images, resize
+from brickyard.inputs._preprocessing import check_images
 
 MAX_PIXELS = 80_000_000  # per picture; its header is checked before anything is decoded
 MAX_SIDE = 65_535  # of height or width: resizing builds a matrix from the longer one
@@ -90,16 +90,6 @@ def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
-
-
-def crop(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize until the picture just covers `size`, then crop the centre."""
-    height, width = picture.shape[1:]
-    factor = max(size[0] / height, size[1] / width)
-    cover = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
-    middle = (slice(top, top + size[0]), slice(left, left + size[1]))
-    return resize(picture.unsqueeze(0).float(), cover, middle)[0].round().clamp(0, 255).to(torch.uint8)
 
 
 COLOURS = (1, 3)  # channels of a picture

@@ -7,6 +7,7 @@ operator is needed.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
 
-ALL = slice(None)
 _OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -42,10 +42,13 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         tensor([2., 2., 2.])
     """
     x = _to_unit(images)
+    if how.size is not None and how.fit == "crop":
+        whole = images.dtype == torch.uint8  # rounded, as pictures of a folder are kept
+        x = _cropped(images.float(), how).round().clamp(0, 255) / 255 if whole else _cropped(x, how)
     if how.channels is not None:
         x = _to_channels(x, how.channels)
-    if how.size is not None:
-        x = _to_size(x, how.size, how.fit)
+    if how.size is not None and how.fit != "crop":
+        x = _to_size(x, how.size, how.fit, how.interpolation)
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
     return x
@@ -122,39 +125,68 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]
 
 
-def _to_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+def sized(picture: Tensor, how: Preprocessing) -> Tensor:
+    """Bring a picture (C, H, W), uint8, to one size for all, from which `preprocess` goes on as from the picture.
+
+    With fit="crop" that is `size / crop`, of which `preprocess` takes the middle; otherwise it is `size`.
+    """
+    if how.size is None:
+        return picture
+    x = picture.unsqueeze(0).float()
+    x = _cropped(x, how, margin=True) if how.fit == "crop" else _to_size(x, how.size, how.fit, how.interpolation)
+    return x[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
+    """Resize (B, C, H, W) until it just covers `size / crop`, then take the middle: (B, C, *size).
+
+    The sides are those of torchvision's Resize and CenterCrop: the longer one is cut to whole pixels, and the first
+    pixel of the middle is rounded. One matrix per side does both, also where an exporter leaves the sides open. With
+    `margin`, all of `size / crop` is taken, around the same middle.
+    """
+    assert how.size is not None
+    sides = [_number(side, x) for side in (x.shape[2], x.shape[3])]
+    goals = [math.floor(side / how.crop + 1e-6) for side in how.size]
+    factor = torch.maximum(goals[0] / sides[0], goals[1] / sides[1])
+    found = []
+    for before, after, side, goal in zip((x.shape[2], x.shape[3]), how.size, sides, goals, strict=True):
+        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal)
+        start, count = ((cover - after) / 2).round(), after
+        if margin:
+            start, count = start - round((goal - after) / 2), goal
+        found.append(_resampling(before, cover, x, how.interpolation, start, count))
+    return found[0] @ (x @ found[1].T)
+
+
+def _to_size(x: Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
     sides: tuple[Any, Any] = x.shape[2], x.shape[3]
     height, width = sides
     if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # an exporter leaves it open
-        return _from_any_size(x, size, fit)
+        return _from_any_size(x, size, fit, interpolation)
     if (height, width) == size:
         return x
     down, right = size[0] - height, size[1] - width
     if fit == "pad" and down >= 0 and right >= 0:
         return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-    return resize(x, size)
+    return resize(x, size, interpolation)
 
 
-def resize(x: Tensor, size: tuple[int, int], part: tuple[slice, slice] = (ALL, ALL)) -> Tensor:
-    """Resize floating-point images (B, C, H, W) to (B, C, *size), bilinear and antialiased.
-
-    Only `part` (rows, columns) of the result is computed, so whatever is cropped costs nothing.
-    """
+def resize(x: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+    """Resize floating-point images (B, C, H, W) to (B, C, *size), antialiased."""
     height, width = int(x.shape[2]), int(x.shape[3])
-    rows, columns = part
-    x = x[..., columns] if width == size[1] else x @ _resampling(width, size[1], x, columns).T  # (B, C, H, W')
-    return x[..., rows, :] if height == size[0] else _resampling(height, size[0], x, rows) @ x  # (B, C, H', W')
+    x = x if width == size[1] else x @ _resampling(width, size[1], x, interpolation).T  # (B, C, H, W')
+    return x if height == size[0] else _resampling(height, size[0], x, interpolation) @ x  # (B, C, H', W')
 
 
-def _from_any_size(x: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+def _from_any_size(x: Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Tensor:
     """Do the same as `_to_size` for images whose sides are known only when the exported network runs.
 
     No branch may depend on them: padding is a matrix product too, and the sizes select between the matrices. For a side
     that needs no change the matrix is the identity, so its pixels stay exactly the same.
     """
     height, width = x.shape[2], x.shape[3]
-    across, down = _resampling(width, size[1], x), _resampling(height, size[0], x)
+    across, down = (_resampling(*sides, x, interpolation) for sides in ((width, size[1]), (height, size[0])))
     if fit == "pad":
         fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
         across = torch.where(fits, _padding(width, size[1], x), across)
@@ -167,17 +199,33 @@ def _number(side: int, like: Tensor) -> Tensor:
     return torch.scalar_tensor(side, dtype=torch.float64, device=like.device)
 
 
-def _resampling(before: int, after: int, like: Tensor, part: slice = ALL) -> Tensor:
-    """The matrix (after, before), or some of its rows, that resamples one side: a triangle around each new pixel.
+def _resampling(
+    before: int,
+    after: int | Tensor,
+    like: Tensor,
+    interpolation: str = "bilinear",
+    start: Tensor | float = 0.0,
+    count: int | None = None,
+) -> Tensor:
+    """The matrix (count, before) that resamples one side to `after` pixels and takes `count` of them from `start` on.
 
-    Its half-width is one old or one new pixel, whichever is larger; rows sum to 1.
+    Around each new pixel lies a triangle whose half-width is one old or one new pixel, whichever is larger, or a cubic
+    curve of twice that half-width (Keys, 1981, with a = -0.5); rows sum to 1.
     """
     scale = _number(before, like) / after
     reach = scale.clamp(min=1.0)
+    rows: Any = after if count is None else count
     old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :] + 0.5
-    new = (torch.arange(after, dtype=torch.float64, device=like.device)[part][:, None] + 0.5) * scale
-    weight = (1 - (old - new).abs() / reach).clamp(min=0)
+    new = (torch.arange(rows, dtype=torch.float64, device=like.device)[:, None] + start + 0.5) * scale
+    far = (old - new).abs() / reach
+    weight = (1 - far).clamp(min=0) if interpolation == "bilinear" else _cubic(far)
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
+
+
+def _cubic(far: Tensor) -> Tensor:
+    near = (1.5 * far - 2.5) * far * far + 1
+    wide = ((-0.5 * far + 2.5) * far - 4) * far + 2
+    return torch.where(far <= 1, near, torch.where(far < 2, wide, 0.0))
 
 
 def _padding(before: int, after: int, like: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class PreprocessingRecipe(Section):
     """What is done to raw images; what is left out stays as the source has it."""
 
     size: Annotated[tuple[Side, Side], BeforeValidator(_size)] | None = None
-    fit: Literal["resize", "pad"] | None = None
+    fit: Literal["resize", "crop", "pad"] | None = None
     mean: Numbers | None = None
     std: Numbers | None = None
 

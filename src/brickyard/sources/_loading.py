@@ -29,7 +29,6 @@ from brickyard.sources import _zoo as zoo
 from brickyard.sources._weights import KEY, SourceText, check_fit, class_count, fill, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-IMAGENET = Preprocessing(size=(224, 224), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def load_source(
         known = known or usual
         title = title if weights is None else f"{title} ({Path(weights).stem})"
     elif kind == "torchvision":
-        model, found = _torchvision(rest, len(names), tensors), IMAGENET
+        model, found = _torchvision(rest, len(names), tensors)
     elif kind == "timm":
         model, found = _timm(rest, len(names), tensors)
     elif ".py:" in spec:
@@ -210,7 +209,7 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> nn.Module:
+def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
     models = package("torchvision.models", "torchvision", f"torchvision:{name}")
     known = models.list_models(module=models)
     if name not in known:
@@ -221,7 +220,22 @@ def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> nn.Modu
     count = classes or class_count(lambda: models.get_model(name, weights=None), tensors, None)
     with seeded():
         model: nn.Module = models.get_model(name, weights=None, **_outputs(count))
-    return model
+    how = models.get_model_weights(name).DEFAULT.transforms()
+    side = tuple(how.crop_size * 2)[:2]
+    return model, Preprocessing(
+        size=side,
+        fit="crop",
+        crop=side[0] / max(side[0], how.resize_size[0]),
+        interpolation=_interpolation(how.interpolation.value),
+        channels=3,
+        mean=tuple(how.mean),
+        std=tuple(how.std),
+    )
+
+
+def _interpolation(name: str) -> str:
+    """The nearest that there is here of a library's way to resize."""
+    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
@@ -237,7 +251,15 @@ def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Modul
     config = getattr(model, "pretrained_cfg", None) or {}
     _, height, width = config.get("input_size", (3, 224, 224))
     mean, std = config.get("mean"), config.get("std")
-    return model, Preprocessing(size=(height, width), channels=3, mean=mean and tuple(mean), std=std and tuple(std))
+    return model, Preprocessing(
+        size=(height, width),
+        fit="crop",
+        crop=float(config.get("crop_pct") or 0.875),
+        interpolation=_interpolation(str(config.get("interpolation", "bilinear"))),
+        channels=3,
+        mean=mean and tuple(mean),
+        std=std and tuple(std),
+    )
 
 
 def _outputs(classes: int | None) -> dict[str, int]:

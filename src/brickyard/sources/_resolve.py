@@ -52,9 +52,9 @@ def preprocessing_of(
         return None
     values: dict[str, Any] = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
     if size is not None:
-        parts = re.fullmatch(r"(?:(pad|resize)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+        parts = re.fullmatch(r"(?:(pad|resize|crop)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
         if parts is None:
-            raise OptionError("option-syntax", f"--size must be given as 32, 32x48 or pad:32, got {size!r}")
+            raise OptionError("option-syntax", f"--size must be given as 32, 32x48, crop:32 or pad:32, got {size!r}")
         values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize"}
     return Preprocessing(**values)
 
@@ -126,7 +126,7 @@ def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: in
         return load_data(spec, split=split, max_images=most)
     except DataError as error:
         if "sizes" in str(error) and how is not None and how.size is not None:
-            return load_data(spec, split=split, size=how.size, max_images=most)
+            return load_data(spec, split=split, size=how, max_images=most)
         raise
 
 
