@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from brickyard.assembly._assemble import assemble as assemble
     from brickyard.assembly._assembly import Assembly as Assembly
     from brickyard.base._errors import BrickyardError as BrickyardError
+    from brickyard.base._errors import BrickyardWarning as BrickyardWarning
     from brickyard.base._options import Budget as Budget
     from brickyard.base._options import Thresholds as Thresholds
     from brickyard.base._records import Preprocessing as Preprocessing
@@ -31,7 +32,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "_files": "load",
         "assembly._assemble": "assemble",
         "assembly._assembly": "Assembly",
-        "base._errors": "BrickyardError",
+        "base._errors": "BrickyardError BrickyardWarning",
         "base._options": "Budget Thresholds",
         "base._records": "Preprocessing",
         "component._component": "Component",

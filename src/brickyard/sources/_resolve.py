@@ -148,12 +148,12 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     places = {name: k for k, name in enumerate(classes)}
     if data.classes == tuple(classes):
         return data
+    alike = {_plain(name): name for name in classes}
+    found = [name if name in places else alike.get(_plain(name), name) for name in data.classes]
+    if tuple(found) != data.classes and len(alike) == len(classes) and len(set(found)) == len(found):
+        say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
+        return fitted(ImageData(data.images, data.labels, found, data.name), classes)
     if not places.keys() & set(data.classes):
-        alike = {_plain(name): name for name in classes}
-        found = [alike.get(_plain(name), name) for name in data.classes]
-        if len(alike) == len(classes) and len(set(found)) == len(found) and set(found) & places.keys():
-            say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
-            return fitted(ImageData(data.images, data.labels, found, data.name), classes)
         unnamed = numbered or tuple(classes) == tuple(map(str, range(len(classes))))
         if len(data.classes) == len(classes) and unnamed:
             say(f"{data.name}: labels are matched with the source's classes by number")
