@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._errors import DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import writable
 from brickyard.runtime._progress import say
 
@@ -91,6 +91,9 @@ def source_of(
         raise OptionError(
             "option-syntax", f"class name {odd[0]!r} is empty or not valid UTF-8; give another with --class-names"
         )
+    if classes and len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise TaskError("task-duplicate-class", f"--class-names has {twice!r} twice; give every class its own name")
     load = functools.partial(
         load_source, spec, weights=weights, classes=classes, random_weights=random_weights, averaged=ema
     )
