@@ -20,8 +20,14 @@ def describe(manifest: ComponentManifest) -> str:
         f"  heal         {_heal(manifest)}",
         f"  kept         {kept_text(manifest)}",
     ]
-    if manifest.located is not None and manifest.located.ending is not None:
-        lines.append(f"  outputs      logits, taken before the source's {manifest.located.ending}")
+    located = manifest.located
+    if located is not None and located.right is not None and located.right[1]:
+        right, asked = located.right
+        lines.insert(
+            4, f"  located      on {asked:,} images, of which the source answers {right / asked:.1%} correctly"
+        )
+    if located is not None and located.ending is not None:
+        lines.append(f"  outputs      logits, taken before the source's {located.ending}")
     if manifest.tuned is not None:
         lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]

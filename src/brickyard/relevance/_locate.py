@@ -89,12 +89,13 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     relevance.record = relevance.record.model_copy(update={"images": counts})
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
     right = _fill(run, relevance, chosen)
-    relevance.record = relevance.record.model_copy(update={"right": right})
+    total = right.sum(0).tolist()
+    relevance.record = relevance.record.model_copy(update={"right": (total[0], total[1])})
     prepared = torch.tensor(int(not images.all_raw))
     run.ranks.add(prepared)
     if int(prepared):
         relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
-    _warn(relevance)
+    _warn(relevance, right)
     return relevance
 
 
@@ -106,18 +107,25 @@ def _warn_of_files(graph: Graph) -> None:
         warnings.warn(f"components of this source cannot be saved: {error}", BrickyardWarning, stacklevel=6)
 
 
-def _warn(relevance: Relevance) -> None:
-    """Say when a source is no better than chance on the images, and what that may come from."""
-    right, asked = relevance.record.right or (0, 0)
+def _warn(relevance: Relevance, counts: Tensor) -> None:
+    """Say when a source is no better than chance on the images, or on most classes, and what that may come from.
+
+    `counts` are how many images of each class it answers correctly, and how many it was asked: (classes, 2).
+    """
+    right, asked = counts.sum(0).tolist()
     chance = 1 / len(relevance.classes)
-    if asked >= FEW and right <= asked * chance + 2 * math.sqrt(asked * chance * (1 - chance)):
-        warnings.warn(
-            f"{relevance.source_name} answers {right:,} of {asked:,} images correctly, no better than chance "
-            f"({chance:.1%}): check the preprocessing, the order of the classes, labels that start at 1, and whether "
-            "the trained weights were loaded",
-            BrickyardWarning,
-            stacklevel=6,
-        )
+    seen = counts[counts[:, 1] >= FEW // 4]
+    never = int((seen[:, 0] == 0).sum())
+    by_chance = right <= asked * chance + 2 * math.sqrt(asked * chance * (1 - chance))
+    if asked < FEW or not (by_chance or never > len(seen) / 2):
+        return
+    found = f"no better than chance ({chance:.1%})" if by_chance else f"and none of {never} of {len(seen)} classes"
+    warnings.warn(
+        f"{relevance.source_name} answers {right:,} of {asked:,} images correctly, {found}: check the preprocessing, "
+        "the names and the order of the classes, labels that start at 1, and whether the trained weights were loaded",
+        BrickyardWarning,
+        stacklevel=6,
+    )
 
 
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
@@ -170,11 +178,11 @@ class _Run:
         return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
 
-def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> tuple[int, int]:
+def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> Tensor:
     """Locate all classes, one per process at a time: images are dealt out, and each sum has an owner.
 
     Returns:
-        How many images the source answers correctly, and how many it was asked.
+        For each class, how many images the source answers correctly, and how many it was asked: (classes, 2).
     """
     ranks = run.ranks
     right = torch.zeros(len(relevance.classes), 2, dtype=torch.int64)
@@ -208,8 +216,7 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> tupl
                 advance(text=f"locating {relevance.classes[k]}")
     relevance.gather(left, ranks, run.graph)
     ranks.add(right)
-    total = right.sum(0)
-    return int(total[0]), int(total[1])
+    return right
 
 
 def _check_name(name: Any) -> None:
