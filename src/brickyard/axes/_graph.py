@@ -283,9 +283,6 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     if example.dtype not in (torch.float16, torch.bfloat16):
         return network, example
     wide, more = copy.deepcopy(network).float(), example.float()
-    for call in wide.foreign.values():
-        if isinstance(call, nn.Module):
-            call.float()
     try:
         with torch.no_grad():
             wide(more)
