@@ -218,6 +218,11 @@ class _Builder:
             new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
             self._nodes.append(replace(made, name=new))
             return Ref(new)
+        if isinstance(self.plan.first.shapes[name], tuple | list):  # made again, from what the part has of its source
+            made = with_refs(rewritten(self.alone[number], node), partial(self._of_part, number))
+            new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
+            self._nodes.append(replace(made, name=new))
+            return Ref(new)
         dim = self.plan.dim(node)
         if dim is None or self._shared(name):
             return ref
