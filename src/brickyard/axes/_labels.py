@@ -499,6 +499,8 @@ class Labeller:
             dim = argument(node, "dim", 0)
             if sum(size > 1 for size in labels.shape) > 1:
                 labels = self._tied_over(labels, [dim % labels.ndim])
+            elif node.target == "stack" and labels.shape[dim % labels.ndim] > 1:
+                self.pin(labels, f"{self._title(node)} makes a dimension of single channels")
         return labels
 
     def _picked(self, node: Node, places: Sequence[Ref]) -> Labels | None:

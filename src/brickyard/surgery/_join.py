@@ -24,8 +24,8 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import SurgeryError
 from brickyard.network._arguments import listed
 from brickyard.network._functions import FUNCTIONS
-from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role
-from brickyard.network._network import Network, Node, Ref, refs, step_shapes, with_refs
+from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
+from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
 from brickyard.surgery._plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery._steps import concrete, rewritten
 from brickyard.surgery._weights import made_layer, made_tensor, number_of
@@ -122,13 +122,22 @@ class _Builder:
             return values[0] in self.apart
         if node.name in self.plan.first.apart or any(self._is_lost(name) for name in values):
             return True
+        if self._moves(node) and self._breaks_single(node):
+            return True
         if node.op != "layer":
             return self._breaks_layout(node)
         layer = self.source.layer(node.target)
         if layer_role(layer) == "follow":
             return self._shared(values[0])
+        if layer_role(layer) == "mix" and self._breaks_groups(node.target, mixing_of(layer).groups):
+            return True
         keys = [key for key, value in layer.named_parameters(recurse=False) if value is not None]
         return layer_role(layer) != "mix" and not all(self._same_numbers(node.target, key) for key in keys)
+
+    def _moves(self, node: Node) -> bool:
+        if node.op == "layer":
+            return layer_role(self.source.layer(node.target)) == "move"
+        return node.target in FUNCTIONS and FUNCTIONS[node.target].role == "move"
 
     def _breaks_layout(self, node: Node) -> bool:
         """Whether moving channels that lie side by side results in an order other than the planned one.
@@ -168,6 +177,41 @@ class _Builder:
         return any(
             len(a) and len(b) and not np.diff(self.plan.runs(np.append(a[-1:], b[:1]))) for a, b in pairwise(pieces)
         )
+
+    def _breaks_single(self, node: Node) -> bool:
+        """Whether a step that moves numbers would not leave those of a single channel where they are planned.
+
+        A single channel lies along a dimension of its own only by convention, so the step is tried on part numbers.
+        """
+        name, shapes, count = refs(node)[0], self.plan.first.shapes, len(self.plan.parts)
+        labels, source = self.plan.first.labels(node), self.plan.first.labels(self._steps[name])
+        if not all(isinstance(found, np.ndarray) and found.size == 1 for found in (labels, source)):
+            return False
+        before, after = self.plan.dim(self._steps[name]), self.plan.dim(node)
+        if self._shared(name) or before is None or after is None:
+            return False
+        if sum(isinstance(shapes[ref], Tensor) for ref in refs(node)) > 1:
+            return True
+        made = map_refs(
+            (rewritten(self.plan, node).args, dict(node.kwargs)),
+            lambda ref: _numbered(shapes[name].shape, before, count) if ref.node == name else shapes[ref.node],
+        )
+        call = self.source.layer(node.target) if node.op == "layer" else FUNCTIONS[node.target].call
+        try:
+            found = call(*made[0], **made[1])
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return True
+        return not torch.equal(found, _numbered(shapes[node.name].shape, after, count))
+
+    def _breaks_groups(self, name: str, groups: int) -> bool:
+        """Whether parts that lie side by side in each group of a convolution would not lie where they are planned."""
+        read, written = self.plan.first.at(name, "in"), self.plan.first.at(name, "out")
+        for labels in (None if read is None else np.tile(read, groups), written):
+            if labels is not None and groups > 1:
+                runs, starts = self.plan.runs(labels), np.arange(1, groups) * (len(labels) // groups)
+                if (runs[starts] == runs[starts - 1]).any():
+                    return True
+        return False
 
     def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
         """The first part's channel indices along a dimension of a step's value."""
@@ -247,6 +291,11 @@ def _is_value(value: Any) -> bool:
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return any(_is_value(item) for item in value)
     return isinstance(value, Tensor)
+
+
+def _numbered(shape: Sequence[int], dim: int, count: int) -> Tensor:
+    """A value of `count` parts side by side along a dimension, each filled with its number."""
+    return torch.cat([torch.full(tuple(shape), float(number)) for number in range(count)], dim)
 
 
 def _own(network: Network, target: str) -> Callable[..., Any]:
