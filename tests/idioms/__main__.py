@@ -41,7 +41,9 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the number of the first network")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--notes", type=Path, default=ROOT / ".cache" / "idioms.jsonl")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, and report what there is")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long, and report what there is"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--only", type=int, help="one network, by its number")
     args = parser.parse_args()

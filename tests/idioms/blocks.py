@@ -321,8 +321,9 @@ def shuffle(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = torch.stack(x.chunk({groups}, 1), 2).flatten(1, 2)",
             f"b, c, h, w = x.shape\nx = x.reshape(b * c // {groups}, {groups}, h * w).permute(1, 0, 2)\n"
             f"x = x.reshape({groups}, -1, c // {groups}, h, w)\n"
-            "x = torch.cat([p for p in x], 1)" if w.maybe(0.2) else
-            f"x = x.view(x.size(0), {groups}, -1, x.size(2) * x.size(3)).transpose(1, 2).reshape_as(x)",
+            "x = torch.cat([p for p in x], 1)"
+            if w.maybe(0.2)
+            else f"x = x.view(x.size(0), {groups}, -1, x.size(2) * x.size(3)).transpose(1, 2).reshape_as(x)",
         )
     )
     if w.maybe(0.6):
@@ -389,10 +390,14 @@ def several_times(w: Writer, c: int, s: int) -> tuple[int, int]:
     kind = w.pick("loop", "two", "tied", "list", "sum", "scales", "norms")
     if kind == "loop":
         times = w.rng.randint(2, 3)
-        w.do(f"for _ in range({times}):\n    x = {w.pick(f'F.silu({same}(x))', f'x + {act}({same}(x))', f'{same}(x).tanh()')}")
+        w.do(
+            f"for _ in range({times}):\n    x = {w.pick(f'F.silu({same}(x))', f'x + {act}({same}(x))', f'{same}(x).tanh()')}"
+        )
         return c, s
     if kind == "two":
-        w.do(f"y = {other}(x)\nz = {other}(torch.flip(x, (3,)))\nx = {w.pick('y + z', 'torch.cat([y, z], 1)', 'y * z')}")
+        w.do(
+            f"y = {other}(x)\nz = {other}(torch.flip(x, (3,)))\nx = {w.pick('y + z', 'torch.cat([y, z], 1)', 'y * z')}"
+        )
         return (2 * out if "cat" in w.lines[-1] else out), s
     if kind == "tied":
         second = w.conv(c, c, 1)
@@ -401,11 +406,15 @@ def several_times(w: Writer, c: int, s: int) -> tuple[int, int]:
         w.do(f"x = {second}({act}({first}(x)))")
         return c, s
     if kind == "list":
-        w.do(f"outs = [{other}(p) for p in (x, x.relu(), -x)]\nx = {w.pick('sum(outs)', 'torch.cat(outs, 1)', 'torch.stack(outs).mean(0)')}")
+        w.do(
+            f"outs = [{other}(p) for p in (x, x.relu(), -x)]\nx = {w.pick('sum(outs)', 'torch.cat(outs, 1)', 'torch.stack(outs).mean(0)')}"
+        )
         return (3 * out if "cat" in w.lines[-1] else out), s
     if kind == "scales":
         w.do(
-            f"y = F.interpolate({other}(F.avg_pool2d(x, 2)), size=x.shape[-2:], mode='nearest')" if s > 2 else f"y = {other}(x * 2)",
+            f"y = F.interpolate({other}(F.avg_pool2d(x, 2)), size=x.shape[-2:], mode='nearest')"
+            if s > 2
+            else f"y = {other}(x * 2)",
             f"x = {other}(x) + y",
         )
         return out, s
@@ -448,7 +457,12 @@ def gate(w: Writer, c: int, s: int) -> tuple[int, int]:
             *("torch.mean(x, 1, True)", "x.sum(1, keepdim=True) / x.shape[1]", "x.mean(-3).unsqueeze(1)"),
             *("x.sum(1, keepdim=True) / x.size(1)", f"x.sum(dim=1, keepdim=True) / {c}", "x.mean(1)[:, None]"),
             *("x.max(1, keepdim=True)[0]", "x.amax(1, True)", "torch.max(x, dim=1, keepdim=True).values"),
-            *("x.norm(dim=1, keepdim=True)", "(x * x).mean(1, True)", "x.mean((1, 2, 3), keepdim=True)", "x.var(1, True)"),
+            *(
+                "x.norm(dim=1, keepdim=True)",
+                "(x * x).mean(1, True)",
+                "x.mean((1, 2, 3), keepdim=True)",
+                "x.var(1, True)",
+            ),
         )
         w.do(f"y = {mean}")
     elif kind == "cbam":
@@ -464,13 +478,25 @@ def gate(w: Writer, c: int, s: int) -> tuple[int, int]:
         )
     elif kind == "position":
         w.do(f"y = {w.conv(c, 1, 1)}(x)")
-        w.do(w.pick("", "y = y.flatten(2).softmax(-1).view_as(y)", "y = y.expand_as(x)", "y = F.softmax(y.flatten(1), dim=1).view(y.shape)") or "pass")
+        w.do(
+            w.pick(
+                "",
+                "y = y.flatten(2).softmax(-1).view_as(y)",
+                "y = y.expand_as(x)",
+                "y = F.softmax(y.flatten(1), dim=1).view(y.shape)",
+            )
+            or "pass"
+        )
     elif kind == "coordinate":
         a, b, d = w.conv(c, inner, 1), w.conv(inner, c, 1), w.conv(inner, c, 1)
         w.do(
             f"h = x.mean(3, keepdim=True)\nv = x.mean(2, keepdim=True).{w.pick('permute(0, 1, 3, 2)', 'transpose(2, 3)', 'mT')}",
             f"y = F.hardswish({a}(torch.cat([h, v], dim=2)))",
-            w.pick(f"h, v = torch.split(y, [{s}, {s}], dim=2)", "h, v = y.chunk(2, 2)", f"h, v = y[:, :, :{s}], y[:, :, {s}:]"),
+            w.pick(
+                f"h, v = torch.split(y, [{s}, {s}], dim=2)",
+                "h, v = y.chunk(2, 2)",
+                f"h, v = y[:, :, :{s}], y[:, :, {s}:]",
+            ),
             f"y = {b}(h) * {d}(v.permute(0, 1, 3, 2))",
         )
     elif kind == "eca":
@@ -483,7 +509,9 @@ def gate(w: Writer, c: int, s: int) -> tuple[int, int]:
             )
         )
     elif kind == "simam":
-        w.do("y = (x - x.mean((2, 3), keepdim=True)).pow(2)\ny = y / (4 * (y.sum((2, 3), keepdim=True) / 15 + 1e-4)) + 0.5")
+        w.do(
+            "y = (x - x.mean((2, 3), keepdim=True)).pow(2)\ny = y / (4 * (y.sum((2, 3), keepdim=True) / 15 + 1e-4)) + 0.5"
+        )
     else:
         gamma = w.parameter(*w.pick((c, 1, 1), (1, c, 1, 1), (1, 1, s, s), (1,), (c, s, s), (1, c, s, s), (s, 1)))
         w.do(f"y = {gamma}")
@@ -530,7 +558,12 @@ def selective(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"a = {one}(z).reshape(x.size(0), {n}, {out}, 1, 1).softmax(dim=1)",
             f"a = torch.softmax(torch.cat([head(z)[:, None] for head in {heads}], 1), 1)[:, :, :, None, None]",
         ),
-        w.pick("x = (y * a).sum(1)", "x = torch.sum(y * a, dim=1)", "x = torch.einsum('bnchw,bncij->bchw', y, a)", "x = sum((y * a).unbind(1))"),
+        w.pick(
+            "x = (y * a).sum(1)",
+            "x = torch.sum(y * a, dim=1)",
+            "x = torch.einsum('bnchw,bncij->bchw', y, a)",
+            "x = sum((y * a).unbind(1))",
+        ),
     )
     return out, s
 
@@ -549,7 +582,7 @@ def norms(w: Writer, c: int, s: int) -> tuple[int, int]:
         f"LayerNorm2d({c})",
         f"OwnNorm({c})",
         "nn.LocalResponseNorm(3)",
-        f"nn.SyncBatchNorm({c})" if False else f"nn.BatchNorm2d({c}, eps=1e-3)",
+        f"nn.BatchNorm2d({c}, eps=1e-3)",
     )
     gamma, beta = w.parameter(c), w.parameter(c)
     norm = w.layer(f"nn.LayerNorm({c})", "norm")
@@ -560,10 +593,10 @@ def norms(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = {norm}(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)",
             f"x = {norm}(x.movedim(1, -1)).movedim(-1, 1)",
             f"x = F.layer_norm(x.permute(0, 2, 3, 1), ({c},), {gamma}, {beta}, 1e-6).permute(0, 3, 1, 2)",
-            f"x = F.layer_norm(x, x.shape[1:])",
+            "x = F.layer_norm(x, x.shape[1:])",
             f"x = F.group_norm(x, {groups}, {gamma}, {beta})",
             f"x = F.group_norm(x, num_groups={groups}, weight={gamma}, bias={beta}, eps=1e-4)",
-            f"x = F.instance_norm(x)",
+            "x = F.instance_norm(x)",
             f"u = x.mean(1, keepdim=True)\nv = (x - u).pow(2).mean(1, keepdim=True)\n"
             f"x = {gamma}[:, None, None] * (x - u) / torch.sqrt(v + 1e-6) + {beta}[:, None, None]",
             f"x = x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6) * {gamma}.view(1, -1, 1, 1)",
@@ -604,9 +637,15 @@ def in_place(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = {conv}(x)\n{y} = x.relu()\nx.mul_(0.5)\nx = x + {y}",
             f"x = {conv}(x)\n{y} = F.relu(x, inplace=True)\nx = x + {y}",
             f"x = {conv}(x)\n{y} = x.view(x.shape[0], -1)\n{y}.mul_(0.5)",
-            f"x = {conv}(x)\n{y} = x[:, :2]\n{y}.relu_()" if w.maybe() else f"x = {conv}(x)\na, b = x.chunk(2, 1)\na.sigmoid_()",
+            f"x = {conv}(x)\n{y} = x[:, :2]\n{y}.relu_()"
+            if w.maybe()
+            else f"x = {conv}(x)\na, b = x.chunk(2, 1)\na.sigmoid_()",
             f"x = {conv}(x)\n{y} = x.detach()\n{y}.clamp_(min=-0.1)",
-            f"x = {conv}(x)\nx **= 2" if w.maybe() else f"x = {conv}(x)\nx //= 1" if w.maybe() else f"x = {conv}(x)\nx /= 3",
+            f"x = {conv}(x)\nx **= 2"
+            if w.maybe()
+            else f"x = {conv}(x)\nx //= 1"
+            if w.maybe()
+            else f"x = {conv}(x)\nx /= 3",
             f"x = {conv}(x)\nx = x.add_({gamma}).mul_({gamma})",
             f"x = {conv}(x)\nx = torch.mul(x, {gamma}, out=None)",
             f"x = {conv}(x)\nx.neg_()\nx = x.exp().log1p_()",

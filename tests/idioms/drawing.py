@@ -83,7 +83,10 @@ def written(net: Drawn) -> str:
     if rng.random() < 0.2 and not re.search(r"\b[ht]\b|\n", writer.lines[-1]):
         head = writer.lines.pop()
         body = text("Net", writer, "forward_features")
-        return body + f"\n    def forward(self, x):\n        x = self.forward_features(x)\n        {head}\n        return x\n"
+        return (
+            body
+            + f"\n    def forward(self, x):\n        x = self.forward_features(x)\n        {head}\n        return x\n"
+        )
     return text("Net", writer)
 
 
@@ -91,7 +94,9 @@ def _held(writer: Writer, inner: Writer, name: str, _size: tuple[int, int]) -> N
     """A module of its own for one idiom."""
     writer.classes.append(text(name, inner))
     writer.classes += inner.classes
-    form = writer.pick(f"{name}()", f"nn.Sequential({name}())", f"nn.Sequential({name}(), nn.ReLU())", f"nn.ModuleList([{name}()])")
+    form = writer.pick(
+        f"{name}()", f"nn.Sequential({name}())", f"nn.Sequential({name}(), nn.ReLU())", f"nn.ModuleList([{name}()])"
+    )
     held = writer.layer(form, "layer", "step", "nodes", "block", "features", "layer_names", "foreign", "home")
     writer.do(f"for part in {held}:\n    x = part(x)" if "List" in form else f"x = {held}(x)")
 
@@ -131,8 +136,14 @@ def _end(w: Writer, c: int, s: int, classes: int) -> None:
         w.do(f"x = {w.pooled('x', False, s)}")
     elif kind == "flatten":
         fc = w.layer(f"nn.Linear({c * s * s}, {classes})", "fc", "head")
-        flat = w.pick("x.flatten(1)", "x.view(x.size(0), -1)", "torch.flatten(x, 1)", f"x.reshape(-1, {c * s * s})",
-                      "x.view(-1, x.shape[1] * x.shape[2] * x.shape[3])", f"x.view(-1, self.num_flat(x))" if False else "x.permute(0, 2, 3, 1).flatten(1)")
+        flat = w.pick(
+            "x.flatten(1)",
+            "x.view(x.size(0), -1)",
+            "torch.flatten(x, 1)",
+            f"x.reshape(-1, {c * s * s})",
+            "x.view(-1, x.shape[1] * x.shape[2] * x.shape[3])",
+            "x.permute(0, 2, 3, 1).flatten(1)",
+        )
         w.do(f"x = {fc}({flat})")
     elif kind == "dropouts":
         fc, drop = w.layer(f"nn.Linear({c}, {classes})", "fc"), w.layer("nn.Dropout(0.5)", "drop")
@@ -149,24 +160,51 @@ def _end(w: Writer, c: int, s: int, classes: int) -> None:
     elif kind == "cosine":
         weight = w.parameter(classes, c)
         w.do(f"h = {w.pooled('x', False, s)}")
-        w.do(w.pick(f"x = F.linear(F.normalize(h), F.normalize({weight})) * 4", f"x = h @ {weight}.t()", f"x = torch.matmul(h, {weight}.T)",
-                    f"x = F.linear(h, {weight})", f"x = -torch.cdist(h, {weight})", f"x = -(h[:, None] - {weight}).pow(2).sum(-1)"))
+        w.do(
+            w.pick(
+                f"x = F.linear(F.normalize(h), F.normalize({weight})) * 4",
+                f"x = h @ {weight}.t()",
+                f"x = torch.matmul(h, {weight}.T)",
+                f"x = F.linear(h, {weight})",
+                f"x = -torch.cdist(h, {weight})",
+                f"x = -(h[:, None] - {weight}).pow(2).sum(-1)",
+            )
+        )
     elif kind == "hidden":
         inner = w.width()
-        layer = w.layer(f"nn.Sequential(nn.Linear({c}, {inner}), nn.BatchNorm1d({inner}), nn.ReLU(inplace=True), nn.Linear({inner}, {classes}))", "head", "classifier")
+        layer = w.layer(
+            f"nn.Sequential(nn.Linear({c}, {inner}), nn.BatchNorm1d({inner}), nn.ReLU(inplace=True), nn.Linear({inner}, {classes}))",
+            "head",
+            "classifier",
+        )
         w.do(f"x = {layer}({w.pooled('x', False, s)})")
     elif kind == "both":
         fc = w.linear(2 * c, classes)
-        w.do(f"x = {fc}(torch.cat([{w.pooled('x', False, s)}, {w.pooled('x', False, s)}], {w.pick('1', 'dim=1', 'dim=-1')}))")
+        w.do(
+            f"x = {fc}(torch.cat([{w.pooled('x', False, s)}, {w.pooled('x', False, s)}], {w.pick('1', 'dim=1', 'dim=-1')}))"
+        )
     elif kind == "tokens":
         norm, fc = w.layer(f"nn.LayerNorm({c})", "norm"), w.linear(c, classes)
-        w.do(f"t = {w.tokens()}", f"x = {fc}({norm}({w.pick('t.mean(1)', 't[:, 0]', 't[:, -1]', 't.mean(dim=-2)', 't.amax(1)', 't.max(dim=1)[0]')}))")
+        w.do(
+            f"t = {w.tokens()}",
+            f"x = {fc}({norm}({w.pick('t.mean(1)', 't[:, 0]', 't[:, -1]', 't.mean(dim=-2)', 't.amax(1)', 't.max(dim=1)[0]')}))",
+        )
     elif kind == "norm":
         w.do(f"x = {w.linear(c, classes)}({w.layer(f'nn.BatchNorm1d({c})', 'bn')}({w.pooled('x', False, s)}))")
     else:
         w.do(f"x = {w.layer(f'nn.Linear({c}, {classes})', 'fc', 'head')}({w.pooled('x', False, s)})")
     if w.maybe(0.15):
-        w.do(w.pick("x = F.softmax(x, dim=1)", "x = F.log_softmax(x, 1)", "x = x.softmax(-1)", "x = torch.sigmoid(x)", "x = x * 2", "x = x / x.norm(dim=1, keepdim=True)", "x = x - x.mean(1, keepdim=True)"))
+        w.do(
+            w.pick(
+                "x = F.softmax(x, dim=1)",
+                "x = F.log_softmax(x, 1)",
+                "x = x.softmax(-1)",
+                "x = torch.sigmoid(x)",
+                "x = x * 2",
+                "x = x / x.norm(dim=1, keepdim=True)",
+                "x = x - x.mean(1, keepdim=True)",
+            )
+        )
 
 
 def built(source: str, seed: int = 0) -> nn.Module:

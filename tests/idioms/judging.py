@@ -18,7 +18,7 @@ import brickyard as by
 from brickyard.axes import Graph, trace
 from brickyard.surgery import Part, cut, join
 from idioms.drawing import Drawn, drawn, images
-from idioms.oracle import Inexpressible, expected
+from idioms.oracle import InexpressibleError, expected
 
 TOLERANCE = 1e-7
 Cut = Callable[[Graph, dict[str, Tensor]], nn.Module]
@@ -133,7 +133,11 @@ def _traced(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
     _GRAPHS[net.seed] = graph
     if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
         return "the model changed"
-    inner = [a for a in graph.axes if not a.output and a.writers != (graph.input_name,) and "class outputs" not in str(a.pinned)]
+    inner = [
+        a
+        for a in graph.axes
+        if not a.output and a.writers != (graph.input_name,) and "class outputs" not in str(a.pinned)
+    ]
     found.axes = sum(a.size for a in inner), sum(a.size for a in inner if not a.pinned)
     x = images(3, net.seed)
     with torch.no_grad():
@@ -154,7 +158,7 @@ def _cuts(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
             for batch in (x, x[:1]):
                 try:
                     wanted = expected(model, graph, keep, batch)
-                except Inexpressible:
+                except InexpressibleError:
                     skipped += 1
                     break
                 if apart := _apart(_logits(graph, small(batch.clone())), wanted):

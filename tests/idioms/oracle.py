@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 SUMS = {torch.mean, torch.sum, Tensor.mean, Tensor.sum}
 
 
-class Inexpressible(Exception):
+class InexpressibleError(Exception):
     """A reader of the channels is not a module of the model: no hook can stand before it."""
 
 
@@ -35,7 +35,7 @@ def expected(model: nn.Module, graph: Any, keep: Mapping[str, Tensor], x: Tensor
     """The model's outputs with the dropped channels at zero wherever a layer reads them.
 
     Raises:
-        Inexpressible: No hook can stand where dropped channels are read.
+        InexpressibleError: No hook can stand where dropped channels are read.
     """
     gone = dropped_channels(graph, keep)
     modules = dict(model.named_modules())
@@ -47,7 +47,7 @@ def expected(model: nn.Module, graph: Any, keep: Mapping[str, Tensor], x: Tensor
         if bool(mask.all()):
             continue
         if not isinstance(modules.get(name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
-            raise Inexpressible(name)
+            raise InexpressibleError(name)
         runs[name] = 0
         handles.append(modules[name].register_forward_pre_hook(_zeroing(name, mask, runs), with_kwargs=True))
     sums = _sums(graph, gone, x)
@@ -58,9 +58,9 @@ def expected(model: nn.Module, graph: Any, keep: Mapping[str, Tensor], x: Tensor
         for handle in handles:
             handle.remove()
     if missed := [name for name, count in runs.items() if not count]:
-        raise Inexpressible(missed[0])
+        raise InexpressibleError(missed[0])
     if sums.masks and sums.count != sums.steps:
-        raise Inexpressible("a sum over channels")
+        raise InexpressibleError("a sum over channels")
     return output
 
 
@@ -98,7 +98,9 @@ class _Sums(TorchFunctionMode):
 
 def _sums(graph: Any, gone: set[int], x: Tensor) -> _Sums:
     """The masks of the means and sums that the graph says read dropped channels."""
-    nodes = [node for node in graph.network.nodes if node.op == "function" and node.target in ("mean", "sum", "mean_of")]
+    nodes = [
+        node for node in graph.network.nodes if node.op == "function" and node.target in ("mean", "sum", "mean_of")
+    ]
     masks: dict[int, Tensor] = {}
     for place, node in enumerate(nodes):
         if node.name in graph.sums:

@@ -43,8 +43,9 @@ def attention(w: Writer, c: int, s: int) -> tuple[int, int]:
                 "q, k = F.elu(q) + 1, F.elu(k) + 1\nz = 1 / (torch.einsum('bhnd,bhd->bhn', q, k.sum(2)) + 1e-6)\n"
                 "t = torch.einsum('bhnd,bhde,bhn->bhne', q, torch.einsum('bhnd,bhne->bhde', k, v), z)",
                 "a = torch.baddbmm(torch.zeros(1, 1, 1, dtype=q.dtype), q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1)\n"
-                "t = (a @ v.flatten(0, 1)).view_as(v)" if w.maybe(0.2) else
-                "a = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).softmax(-1)\n"
+                "t = (a @ v.flatten(0, 1)).view_as(v)"
+                if w.maybe(0.2)
+                else "a = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).softmax(-1)\n"
                 "t = torch.bmm(a, v.flatten(0, 1)).view(v.shape)",
             )
         )
@@ -78,7 +79,7 @@ def own_attention(w: Writer, c: int, s: int) -> tuple[int, int]:
                 "a = F.softmax(q.transpose(1, 2) @ k, dim=-1)\ny = (a @ v.transpose(1, 2)).transpose(1, 2)",
                 "a = torch.einsum('bci,bcj->bij', q, k).softmax(2)\ny = torch.einsum('bij,bcj->bci', a, v)",
             ),
-            f"x = x + {back}(y.reshape({w.batch()}, {w.pick(inner, -1) if False else inner}, {s}, {s}))",
+            f"x = x + {back}(y.reshape({w.batch()}, {inner}, {s}, {s}))",
         )
     elif kind == "global":
         score = w.conv(c, 1, 1)
@@ -129,12 +130,18 @@ def own_attention(w: Writer, c: int, s: int) -> tuple[int, int]:
                 f"t = torch.cat([{token}.expand_as(t[:, :1]), t], 1)",
             ),
             f"t = t + {b}(F.gelu({a}(t)))",
-            w.pick("y, t = t[:, :1], t[:, 1:]", "y, t = t[:, 0].unsqueeze(1), t[:, 1:, :]", f"y, t = t.split([1, {s * s}], 1)"),
+            w.pick(
+                "y, t = t[:, :1], t[:, 1:]",
+                "y, t = t[:, 0].unsqueeze(1), t[:, 1:, :]",
+                f"y, t = t.split([1, {s * s}], 1)",
+            ),
             "t = t * torch.sigmoid(y)",
             f"x = {w.grid('t', c, s)}",
         )
     else:
-        w.do(f"y = {q}(x).flatten(2)\ng = y @ y.transpose(1, 2) / y.shape[-1]\nx = {back}((g @ y).view(x.size(0), {inner}, {s}, {s}))")
+        w.do(
+            f"y = {q}(x).flatten(2)\ng = y @ y.transpose(1, 2) / y.shape[-1]\nx = {back}((g @ y).view(x.size(0), {inner}, {s}, {s}))"
+        )
     return c, s
 
 
@@ -150,9 +157,15 @@ def mlp(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = {w.pick('x.permute(0, 2, 3, 1)', 'x.movedim(1, -1)', 'x.transpose(1, 3)')}",
             f"x = x + {b}({w.activated(f'{a}(x)') if w.maybe(0.01) else f'F.gelu({a}(x))'})",
         )
-        w.do("x = x.transpose(1, 3)" if "transpose(1, 3)" in w.lines[-2] else w.pick("x = x.permute(0, 3, 1, 2)", "x = x.movedim(-1, 1)"))
+        w.do(
+            "x = x.transpose(1, 3)"
+            if "transpose(1, 3)" in w.lines[-2]
+            else w.pick("x = x.permute(0, 3, 1, 2)", "x = x.movedim(-1, 1)")
+        )
     elif kind == "mixer":
-        w.do(f"t = {w.tokens()}\nt = t + {back}(F.gelu({mix}(t.transpose(1, 2)))).transpose(1, 2)\nt = t + {b}(F.gelu({a}(t)))")
+        w.do(
+            f"t = {w.tokens()}\nt = t + {back}(F.gelu({mix}(t.transpose(1, 2)))).transpose(1, 2)\nt = t + {b}(F.gelu({a}(t)))"
+        )
         w.do(f"x = {w.grid('t', c, s)}")
     elif kind == "glu":
         w.do(f"t = {w.tokens()}")
@@ -167,7 +180,10 @@ def mlp(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = {w.grid('t', c, s)}",
         )
     elif kind == "seq":
-        layer = w.layer(f"nn.Sequential(nn.LayerNorm({c}), nn.Linear({c}, {inner}), nn.GELU(), nn.Dropout(0.1), nn.Linear({inner}, {c}))", "mlp")
+        layer = w.layer(
+            f"nn.Sequential(nn.LayerNorm({c}), nn.Linear({c}, {inner}), nn.GELU(), nn.Dropout(0.1), nn.Linear({inner}, {c}))",
+            "mlp",
+        )
         w.do(f"t = {w.tokens()}\nt = t + {layer}(t)\nx = {w.grid('t', c, s)}")
     elif kind == "window" and s >= 4:
         k = s // 2
@@ -261,7 +277,7 @@ def sizes(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"y = F.adaptive_avg_pool2d({conv}(x), 1)\nx = x + F.interpolate(y, size=x.shape[2:], mode='bilinear', align_corners=True)",
             f"y = F.adaptive_avg_pool2d({conv}(x), (2, 1))\nx = x * F.interpolate(y, size=x.size()[-2:])",
             f"x = F.max_pool2d(F.pad({conv}(x), (0, 1, 0, 1)), 2, stride=1)",
-            f"x = {w.layer(f'nn.ReflectionPad2d(1)', 'pad')}({conv}(x))[:, :, 1:-1, 1:-1]",
+            f"x = {w.layer('nn.ReflectionPad2d(1)', 'pad')}({conv}(x))[:, :, 1:-1, 1:-1]",
             f"x = F.pad({conv}(x), (1, 1, 1, 1), mode='replicate')[..., 2:, 2:]",
             f"x = torch.cat([{conv}(x), F.adaptive_avg_pool2d(x, 1).expand(-1, -1, {s}, {s})], 1)[:, :{c}]",
             f"x = {w.layer('nn.Upsample(scale_factor=2)', 'up')}({conv}(x))[:, :, ::2, 1::2]",
@@ -357,7 +373,7 @@ def unknown(w: Writer, c: int, s: int) -> tuple[int, int]:
     return c, s
 
 
-@idiom(0.12)
+@idiom(0.9)
 def decided(w: Writer, c: int, s: int) -> tuple[int, int]:
     """Branches that sizes decide, and steps that symbolic tracing does not follow."""
     out = w.width()
@@ -370,12 +386,9 @@ def decided(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = {conv}(x)\nx[:, 0] = 0.0\nx = F.relu(x)",
             f"x = {conv}(x)\nx[:, :1] += 1",
             f"x = {conv}(x)\nfor i in range(x.shape[1] // 2):\n    x = x + i",
-            f"x = torch.cat([{conv}(x)[:, i] for i in range(x.shape[3] // 2)], 1).unflatten(1, (-1, {s}))\nx = {w.conv(out, out, 1) if False else ''}x",
+            f"x = {conv}(x)\nn = len(x)\nx = x.view(n, -1, {s}, {s})",
         )
     )
-    if "unflatten(1, (-1" in w.lines[-1]:
-        w.lines.pop()
-        w.do(f"x = {conv}(x)\nn = len(x)\nx = x.view(n, -1, {s}, {s})")
     return out, s
 
 
@@ -409,11 +422,11 @@ def views(w: Writer, c: int, s: int) -> tuple[int, int]:
             f"x = x.permute(1, 0, 2, 3).flatten(1).tanh().view({c}, -1, {s}, {s}).transpose(0, 1)",
             f"x = x.transpose(1, 3).transpose(1, 2).reshape(-1, {c}).relu().view(-1, {s}, {s}, {c}).permute(0, 3, 1, 2)",
             "b, c, h, w = x.shape\nx = x.flatten(0, 1).view(b, c, h, w).contiguous()",
-            f"x = x.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2)[:, ::2]",
+            "x = x.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2)[:, ::2]",
             f"x = torch.atleast_3d(x.flatten(2)).unflatten(-1, ({s}, -1))",
-            f"x = x.as_strided(x.size(), x.stride())" if w.maybe(0.2) else "x = x.squeeze().view(x.shape)",
+            "x = x.as_strided(x.size(), x.stride())" if w.maybe(0.2) else "x = x.squeeze().view(x.shape)",
             f"x = x.view(-1, {c}, {s * s}).view(x.size())",
-            f"x = x.T.T" if w.maybe(0.2) else "x = x.mT.mT",
+            "x = x.T.T" if w.maybe(0.2) else "x = x.mT.mT",
         )
     )
     return c, s

@@ -203,8 +203,12 @@ class Writer:
             f"{x}.clamp(min=1e-3).pow(3).mean((2, 3)).pow(1.0 / 3)",
             f"torch.einsum('bchw->bc', {x})",
             f"F.adaptive_max_pool2d({x}, 1).flatten(1)",
-            f"F.max_pool2d({x}, kernel_size={x}.shape[2:]).flatten(1)" if self.maybe(0.3) else f"F.max_pool2d({x}, {s}).flatten(1)",
-            f"F.adaptive_avg_pool2d({x}, 1).squeeze()" if self.maybe(0.1) else f"torch.squeeze(F.adaptive_avg_pool2d({x}, 1), (2, 3))",
+            f"F.max_pool2d({x}, kernel_size={x}.shape[2:]).flatten(1)"
+            if self.maybe(0.3)
+            else f"F.max_pool2d({x}, {s}).flatten(1)",
+            f"F.adaptive_avg_pool2d({x}, 1).squeeze()"
+            if self.maybe(0.1)
+            else f"torch.squeeze(F.adaptive_avg_pool2d({x}, 1), (2, 3))",
         )
 
     def tokens(self, x: str = "x") -> str:
@@ -227,7 +231,7 @@ class Writer:
             f"{x}.transpose(-2, -1).unflatten(2, ({s}, {s}))",
             f"{x}.permute(0, 2, 1).contiguous().view(-1, {x}.shape[-1], {s}, {s})",
             f"{x}.unflatten(1, ({s}, {s})).permute(0, 3, 1, 2)",
-            f"{x}.view({x}.size(0), {s}, {s}, -1).permute(0, 3, 1, 2)" if False else f"{x}.reshape({x}.size(0), {s}, {s}, {x}.size(2)).movedim(-1, 1)",
+            f"{x}.reshape({x}.size(0), {s}, {s}, {x}.size(2)).movedim(-1, 1)",
         )
 
     def joined(self, names: list[str], dim: int = 1) -> str:

@@ -349,7 +349,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
 
 
 def _overwrites(node: Node, draft: Draft) -> bool:
-    """Whether a step overwrites the tensor it is given. (Python's `+=` may be given a number, which it does not.)"""
+    """Whether a step overwrites the tensor it is given; not `+=` of Python, which may be given a number."""
     if not node.args or not isinstance(node.args[0], Ref) or node.op not in ("layer", "function"):
         return False
     if node.op == "layer":
