@@ -124,6 +124,7 @@ def keep_sets(graph: Graph, seed: int) -> list[dict[str, Tensor]]:
 
 
 _GRAPHS: dict[int, Graph] = {}
+_MADE: list[nn.Module] = []  # the cuts of the last network
 
 
 def _traced(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
@@ -151,10 +152,12 @@ def _traced(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
 def _cuts(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
     graph = _GRAPHS[net.seed]
     done, skipped = 0, 0
+    _MADE.clear()
     x = images(3, net.seed)
     with torch.no_grad():
         for keep in keep_sets(graph, net.seed):
             small = cutting(graph, keep)
+            _MADE.append(small)
             for batch in (x, x[:1]):
                 try:
                     wanted = expected(model, graph, keep, batch)
@@ -175,11 +178,10 @@ def _joined(found: Verdict, net: Drawn, model: nn.Module, cutting: Cut) -> str:
     if len(sets) < 2 or graph.output is None:
         return ""
     x = images(3, net.seed)
-    cuts = [cutting(graph, keep) for keep in sets]
     with torch.no_grad():
         both = join([Part(graph, keep) for keep in sets])
         for batch in (x, x[:1]):
-            if apart := _apart(both(batch.clone()), torch.cat([small(batch.clone()) for small in cuts], 1)):
+            if apart := _apart(both(batch.clone()), torch.cat([small(batch.clone()) for small in _MADE], 1)):
                 return f"two cuts side by side: the padded one {apart}"
     return ""
 
