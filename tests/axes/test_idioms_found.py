@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from brickyard.axes import Graph, trace
 from brickyard.surgery import Part, cut, join
 from brickyard.testing import randomised, zeroed_output
+from errors import refused
 from nets import images, relative
 
 
@@ -140,3 +141,28 @@ def test_channels_that_make_a_dimension_of_their_own_stay() -> None:
 
     graph = checked(Middle(between, read=8, own=nn.Conv2d(6, 2, 1)))
     assert "own" not in {axis.name for axis in graph.free}
+
+
+def _part(net: nn.Module, x: Tensor) -> Tensor:
+    x = net.own(x)
+    x[:, :2].neg_()
+    return x
+
+
+def _rows(net: nn.Module, x: Tensor) -> Tensor:
+    x = net.own(x)
+    y = x.view(x.shape[0], -1)
+    y.mul_(0.5)
+    return x
+
+
+@pytest.mark.parametrize("between", [_part, _rows])
+def test_a_part_of_a_value_that_is_overwritten_is_cut_but_not_laid_side_by_side(between) -> None:
+    model = Middle(between, own=nn.Conv2d(6, 6, 1))
+    graph = trace(model, images(2))
+    keep = {axis.name: torch.arange(axis.size - 1) for axis in graph.free}
+    with torch.no_grad():
+        assert relative(cut(graph, {})(images(3)), model(images(3))) < 1e-12
+        assert relative(cut(graph, keep)(images(3)), zeroed_output(graph, keep, images(3))) < 1e-10
+    with refused("surgery-not-paddable"):
+        join([Part(graph, {}), Part(graph, keep)])

@@ -119,7 +119,11 @@ def all_of(indices: Iterable[int], workers: int, notes: Path, minutes: float) ->
 def _state() -> dict[str, str]:
     """What the verdicts depend on."""
     files = [*Path(__file__).parent.glob("*.py"), *(ROOT / "src" / "brickyard").rglob("*.py")]
-    text = b"".join(path.read_bytes() for path in sorted(files) if path.name not in ("__main__.py", "reporting.py", "test_idioms.py"))
+    text = b"".join(
+        path.read_bytes()
+        for path in sorted(files)
+        if path.name not in ("__main__.py", "reporting.py", "test_idioms.py")
+    )
     return {"state": hashlib.sha256(text).hexdigest(), "torch": torch.__version__}
 
 

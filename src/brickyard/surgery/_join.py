@@ -52,6 +52,7 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
     """
     if len(parts) > 1:
         check_same(parts)
+        _check_views(parts[0].graph.network)
     builder = _Builder(Plan(parts, shared_input))
     for node in builder.source.nodes:
         builder.add(node)
@@ -181,11 +182,12 @@ class _Builder:
     def _breaks_single(self, node: Node) -> bool:
         """Whether a step that moves numbers would not leave those of a single channel where they are planned.
 
-        A single channel lies along a dimension of its own only by convention, so the step is tried on part numbers.
+        A single channel, or several that are all tied, lies along one dimension only by convention, so the step is
+        tried on part numbers.
         """
         name, shapes, count = refs(node)[0], self.plan.first.shapes, len(self.plan.parts)
         labels, source = self.plan.first.labels(node), self.plan.first.labels(self._steps[name])
-        if not all(isinstance(found, np.ndarray) and found.size == 1 for found in (labels, source)):
+        if not all(isinstance(found, np.ndarray) and (found == found.flat[0]).all() for found in (labels, source)):
             return False
         before, after = self.plan.dim(self._steps[name]), self.plan.dim(node)
         if self._shared(name) or before is None or after is None:
@@ -322,6 +324,27 @@ def check_same(parts: Sequence[Part]) -> None:
                 "alignment padding needs parts cut from the same architecture with equal sizes "
                 "(class counts may differ); use form='parallel'",
             )
+
+
+def _check_views(network: Network) -> None:
+    """Check that no step overwrites a part of a value that is used later: the part would be taken out as a copy.
+
+    Raises:
+        SurgeryError: One does.
+    """
+    steps = {node.name: node for node in network.nodes}
+    used = {name: place for place, node in enumerate(network.nodes) for name in refs(node)}
+    for place, node in enumerate(network.nodes):
+        if not network.overwrites(node):
+            continue
+        name = refs(node)[0]
+        while steps[name].op == "function" and getattr(FUNCTIONS.get(steps[name].target), "role", "") == "move":
+            name = refs(steps[name])[0]
+            if used[name] > place:
+                raise SurgeryError(
+                    "surgery-not-paddable",
+                    f"step {node.name!r} overwrites a part of {name!r}, which is used later; use form='parallel'",
+                )
 
 
 def _same_sizes(a: Graph, b: Graph) -> bool:
