@@ -272,6 +272,7 @@ def test_taking_places_that_do_not_exist_is_an_error() -> None:
     take = FUNCTIONS["take"].call
     x = torch.arange(6.0).reshape(1, 6)
     assert torch.equal(take(x, 1, [5, 0]), torch.tensor([[5.0, 0.0]]))
-    for places in ([6], [-1], []):
+    assert take(x, 1, []).shape == (1, 0)  # a part that keeps none of them
+    for places in ([6], [-1]):
         with pytest.raises(IndexError, match="size 6"):
             take(x, 1, places)

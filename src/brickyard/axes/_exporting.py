@@ -48,6 +48,7 @@ _SAME = {
     "bmm": "matmul",
     "linalg_vector_norm": "norm",
 }
+_VIEWS = {"select", "slice", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
 
 
@@ -138,7 +139,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     name = str(getattr(operator, "_opname", operator))
     inputs = step.all_input_nodes
     if known is None and name.endswith("_") and name[:-1] in (*_SAME, *_NOTHING):
-        if len(inputs[0].users) > 1:
+        if _seen_elsewhere(inputs[0]):
             raise ValueError(f"{operator} changes a value in place that other steps use")
         name = name[:-1]
     if known is None and name in _NOTHING:
@@ -167,6 +168,13 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     else:
         args, kwargs = canonical(known, args, kwargs)
     draft.nodes.append(Node(step.name, "function", known, args, kwargs))
+
+
+def _seen_elsewhere(step: fx.Node) -> bool:
+    """Whether other steps use a value, or what it is a view of."""
+    while len(step.users) == 1 and getattr(step.target, "_opname", "") in _VIEWS:
+        step = step.all_input_nodes[0]
+    return len(step.users) > 1
 
 
 def _returns_more(step: fx.Node, known: str) -> bool:

@@ -98,6 +98,7 @@ class Labeller:
         self.apart: set[str] = set()
         self.sums: dict[str, Labels] = {}
         self.counts: set[str] = set()
+        self._counted: dict[str, list[Labels]] = {}  # such a step -> labels of the values whose sizes it counts
         self._step = ""
         self._size_of: dict[str, str] = {}  # step that returns all sizes of a value -> the value
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
@@ -166,8 +167,17 @@ class Labeller:
 
     def _pin_counts(self, node: Node) -> None:
         """Pin what a number counts if that number must not change with the cut."""
-        if self.counts & {ref.node for ref in tensor_refs(node)}:
-            self._pin_all(node, f"{self._title(node)} uses a number computed from a count of channels")
+        counts = [ref.node for ref in tensor_refs(node) if ref.node in self.counts]
+        if not counts:
+            return
+        reason = f"{self._title(node)} uses a number computed from a count of channels"
+        self._pin_all(node, reason)
+        for labels in (labels for name in counts for labels in self._counted[name]):
+            self.pin(labels, reason)
+
+    def _counts(self, node: Node, *labels: Labels) -> None:
+        self.counts.add(node.name)
+        self._counted.setdefault(node.name, []).extend(labels)
 
     def _title(self, node: Node) -> str:
         if node.op == "layer":
@@ -287,16 +297,16 @@ class Labeller:
         elif node.target == "size":
             dim = argument(node, "dim")
             if labels is not None and int(dim) % labels.ndim in lying_dims(labels, self.shapes[first].shape):
-                self.counts.add(node.name)
+                self._counts(node, labels)
         elif node.target == "getitem" and first in self._size_of:
             labels = self._of(Ref(self._size_of[first]))
             sizes = self.shapes[self._size_of[first]].shape
             picked = list(range(len(sizes)))[self._concrete(node.args[1])]
             dims = picked if isinstance(picked, list) else [picked]
             if labels is not None and set(dims) & set(lying_dims(labels, sizes)):
-                self.counts.add(node.name)
+                self._counts(node, labels)
         elif self.counts & {ref.node for ref in inputs}:
-            self.counts.add(node.name)
+            self._counts(node, *(labels for ref in inputs for labels in self._counted.get(ref.node, ())))
 
     def _tensor(self, node: Node) -> Labels | None:
         """Give a bare tensor with one long dimension one entry per channel; others wait for the values they meet."""
@@ -489,6 +499,8 @@ class Labeller:
             dim = argument(node, "dim", 0)
             if sum(size > 1 for size in labels.shape) > 1:
                 labels = self._tied_over(labels, [dim % labels.ndim])
+            elif node.target == "stack" and labels.shape[dim % labels.ndim] > 1:
+                self.pin(labels, f"{self._title(node)} makes a dimension of single channels")
         return labels
 
     def _picked(self, node: Node, places: Sequence[Ref]) -> Labels | None:

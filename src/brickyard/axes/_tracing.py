@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.base._errors import BrickyardError, TraceError
-from brickyard.network._arguments import canonical
+from brickyard.network._arguments import ORDER, argument, canonical
 from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
@@ -353,8 +353,31 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             node = _function_node(step, args, kwargs, draft.foreign)
             if node is not None:
                 nodes.append(node)
+        if nodes and nodes[-1].name == step.name and _overwrites(nodes[-1], draft):
+            _pass_on(nodes[-1], same)
     _keep_from_layers(draft)
     return draft
+
+
+def _overwrites(node: Node, draft: Draft) -> bool:
+    """Whether a step overwrites the tensor it is given; not `+=` of Python, which may be given a number."""
+    if not node.args or not isinstance(node.args[0], Ref) or node.op not in ("layer", "function"):
+        return False
+    if node.op == "layer":
+        return bool(getattr(draft.layers[node.target], "inplace", False))
+    call = draft.foreign.get(node.target)
+    if isinstance(call, nn.Module):
+        return bool(getattr(call, "inplace", False))
+    name = node.target.partition(" ")[0] if call is not None else node.target
+    named = call is None and "inplace" in ORDER[name] and bool(argument(node, "inplace", False))
+    return named or bool(call is not None and node.kwargs.get("inplace")) or (name.endswith("_") and name[-2:] != "__")
+
+
+def _pass_on(node: Node, same: dict[str, Ref]) -> None:
+    """Let later steps take a value that was overwritten from the step that did it, under whatever name they know it."""
+    before, after = node.args[0], Ref(node.name)
+    same.update({name: after for name, ref in same.items() if ref == before})
+    same[before.node] = after
 
 
 def _keep_from_layers(draft: Draft) -> None:

@@ -54,9 +54,9 @@ def _shape(x: torch.Tensor) -> torch.Size:
 
 def _take(x: torch.Tensor, dim: int, places: Sequence[int]) -> torch.Tensor:
     """Take the entries at some positions along a dimension, in that order."""
-    if not places or min(places) < 0 or max(places) >= x.shape[dim]:
+    if places and (min(places) < 0 or max(places) >= x.shape[dim]):
         raise IndexError(f"places {list(places)[:4]}... do not lie in a dimension of size {x.shape[dim]}")
-    return x.index_select(dim, torch.tensor(list(places), device=x.device))
+    return x.index_select(dim, torch.tensor(list(places), dtype=torch.int64, device=x.device))
 
 
 def _mean_of(x: torch.Tensor, dim: int | tuple[int, ...] | None, keepdim: bool, share: float) -> torch.Tensor:

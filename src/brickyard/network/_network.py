@@ -199,6 +199,18 @@ class Network(nn.Module):
         value: Tensor = stored(parent)[leaf]  # type: ignore[assignment]
         return value
 
+    def overwrites(self, node: Node) -> bool:
+        """Whether a step overwrites the value it is given first."""
+        if node.op == "layer":
+            return bool(getattr(self.layer(node.target), "inplace", False))
+        if node.op != "function" or not refs(node):
+            return False
+        call, entry = self._foreign.get(node.target), FUNCTIONS.get(node.target)
+        if entry is not None:
+            return entry.in_place or ("inplace" in ORDER[node.target] and bool(argument(node, "inplace", False)))
+        name = node.target.partition(" ")[0].removeprefix("aten.").removeprefix("Tensor.").partition(".")[0]
+        return bool(node.kwargs.get("inplace") or getattr(call, "inplace", False)) or name.endswith("_")
+
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:
         """Compute the value of one step from those of earlier ones."""
         args = map_refs(node.args, lambda ref: values[ref.node])

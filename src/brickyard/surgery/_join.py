@@ -24,8 +24,8 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import SurgeryError
 from brickyard.network._arguments import listed
 from brickyard.network._functions import FUNCTIONS
-from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role
-from brickyard.network._network import Network, Node, Ref, refs, step_shapes, with_refs
+from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
+from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
 from brickyard.surgery._plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery._steps import concrete, rewritten
 from brickyard.surgery._weights import made_layer, made_tensor, number_of
@@ -52,6 +52,7 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
     """
     if len(parts) > 1:
         check_same(parts)
+        _check_views(parts[0].graph.network)
     builder = _Builder(Plan(parts, shared_input))
     for node in builder.source.nodes:
         builder.add(node)
@@ -122,13 +123,22 @@ class _Builder:
             return values[0] in self.apart
         if node.name in self.plan.first.apart or any(self._is_lost(name) for name in values):
             return True
+        if self._moves(node) and self._breaks_single(node):
+            return True
         if node.op != "layer":
             return self._breaks_layout(node)
         layer = self.source.layer(node.target)
         if layer_role(layer) == "follow":
             return self._shared(values[0])
+        if layer_role(layer) == "mix" and self._breaks_groups(node.target, mixing_of(layer).groups):
+            return True
         keys = [key for key, value in layer.named_parameters(recurse=False) if value is not None]
         return layer_role(layer) != "mix" and not all(self._same_numbers(node.target, key) for key in keys)
+
+    def _moves(self, node: Node) -> bool:
+        if node.op == "layer":
+            return layer_role(self.source.layer(node.target)) == "move"
+        return node.target in FUNCTIONS and FUNCTIONS[node.target].role == "move"
 
     def _breaks_layout(self, node: Node) -> bool:
         """Whether moving channels that lie side by side results in an order other than the planned one.
@@ -168,6 +178,42 @@ class _Builder:
         return any(
             len(a) and len(b) and not np.diff(self.plan.runs(np.append(a[-1:], b[:1]))) for a, b in pairwise(pieces)
         )
+
+    def _breaks_single(self, node: Node) -> bool:
+        """Whether a step that moves numbers would not leave those of a single channel where they are planned.
+
+        A single channel, or several that are all tied, lies along one dimension only by convention, so the step is
+        tried on part numbers.
+        """
+        name, shapes, count = refs(node)[0], self.plan.first.shapes, len(self.plan.parts)
+        labels, source = self.plan.first.labels(node), self.plan.first.labels(self._steps[name])
+        if not all(isinstance(found, np.ndarray) and (found == found.flat[0]).all() for found in (labels, source)):
+            return False
+        before, after = self.plan.dim(self._steps[name]), self.plan.dim(node)
+        if self._shared(name) or before is None or after is None:
+            return False
+        if sum(isinstance(shapes[ref], Tensor) for ref in refs(node)) > 1:
+            return True
+        made = map_refs(
+            (rewritten(self.plan, node).args, dict(node.kwargs)),
+            lambda ref: _numbered(shapes[name].shape, before, count) if ref.node == name else shapes[ref.node],
+        )
+        call = self.source.layer(node.target) if node.op == "layer" else FUNCTIONS[node.target].call
+        try:
+            found = call(*made[0], **made[1])
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return True
+        return not torch.equal(found, _numbered(shapes[node.name].shape, after, count))
+
+    def _breaks_groups(self, name: str, groups: int) -> bool:
+        """Whether parts that lie side by side in each group of a convolution would not lie where they are planned."""
+        read, written = self.plan.first.at(name, "in"), self.plan.first.at(name, "out")
+        for labels in (None if read is None else np.tile(read, groups), written):
+            if labels is not None and groups > 1:
+                runs, starts = self.plan.runs(labels), np.arange(1, groups) * (len(labels) // groups)
+                if (runs[starts] == runs[starts - 1]).any():
+                    return True
+        return False
 
     def _numbers(self, name: str, dim: int | None) -> NDArray[np.int64]:
         """The first part's channel indices along a dimension of a step's value."""
@@ -218,6 +264,11 @@ class _Builder:
             new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
             self._nodes.append(replace(made, name=new))
             return Ref(new)
+        if isinstance(self.plan.first.shapes[name], tuple | list):  # made again, from what the part has of its source
+            made = with_refs(rewritten(self.alone[number], node), partial(self._of_part, number))
+            new = self._sizes[name, number] = self._new_name(f"{name}_part{number}")
+            self._nodes.append(replace(made, name=new))
+            return Ref(new)
         dim = self.plan.dim(node)
         if dim is None or self._shared(name):
             return ref
@@ -244,6 +295,11 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
+def _numbered(shape: Sequence[int], dim: int, count: int) -> Tensor:
+    """A value of `count` parts side by side along a dimension, each filled with its number."""
+    return torch.cat([torch.full(tuple(shape), float(number)) for number in range(count)], dim)
+
+
 def _own(network: Network, target: str) -> Callable[..., Any]:
     """Copy a foreign module, so that training a component leaves its source unchanged."""
     call = network.foreign[target]
@@ -268,6 +324,27 @@ def check_same(parts: Sequence[Part]) -> None:
                 "alignment padding needs parts cut from the same architecture with equal sizes "
                 "(class counts may differ); use form='parallel'",
             )
+
+
+def _check_views(network: Network) -> None:
+    """Check that no step overwrites a part of a value that is used later: the part would be taken out as a copy.
+
+    Raises:
+        SurgeryError: One does.
+    """
+    steps = {node.name: node for node in network.nodes}
+    used = {name: place for place, node in enumerate(network.nodes) for name in refs(node)}
+    for place, node in enumerate(network.nodes):
+        if not network.overwrites(node):
+            continue
+        name = refs(node)[0]
+        while steps[name].op == "function" and getattr(FUNCTIONS.get(steps[name].target), "role", "") == "move":
+            name = refs(steps[name])[0]
+            if used[name] > place:
+                raise SurgeryError(
+                    "surgery-not-paddable",
+                    f"step {node.name!r} overwrites a part of {name!r}, which is used later; use form='parallel'",
+                )
 
 
 def _same_sizes(a: Graph, b: Graph) -> bool:

@@ -45,8 +45,13 @@ def _reshape(plan: Plan, node: Node) -> Node:
 
 def _unflatten(plan: Plan, node: Node) -> Node:
     changed = plan.changed(node)
+    if not changed:
+        return node
     dim, sizes = node.args[1:]
     dim %= plan.first.shapes[_producer(plan, node).name].ndim
+    if isinstance(sizes, Ref):  # sizes of a value: one that follows the batch is left to be inferred
+        by_batch, sizes = plan.first.batch_dims(node), plan.first.shapes[sizes.node]
+        sizes = [-1 if dim + place in by_batch else size for place, size in enumerate(sizes)]
     new = tuple(size if size == -1 else changed.get(dim + place, size) for place, size in enumerate(sizes))
     return replace(node, args=(node.args[0], node.args[1], new))
 
