@@ -59,7 +59,13 @@ class ProcessError(BrickyardError):
 
 
 class BrickyardWarning(UserWarning):
-    """What was done is right, and is probably not what was meant."""
+    """What was done is right, and is probably not what was meant.
+
+    Example:
+        >>> import warnings
+        >>> from brickyard import BrickyardWarning
+        >>> warnings.simplefilter("error", BrickyardWarning)  # stop where a source is no better than chance
+    """
 
 
 def reading_code(error: Exception) -> str:

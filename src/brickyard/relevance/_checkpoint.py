@@ -10,13 +10,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
+from brickyard.base._records import Preprocessing
 from brickyard.inputs._batches import Images
 from brickyard.relevance._relevance import Relevance
 from brickyard.storage._notes import Notes
+
+_NEWER = {"crop", "interpolation", "unknown"}  # which folders of earlier versions do not know
+
+
+def _told(how: Preprocessing) -> dict[str, Any]:
+    """A preprocessing as earlier versions wrote it, with what is newer only where it says something."""
+    said = how.model_dump(mode="json")
+    return {key: value for key, value in said.items() if key not in _NEWER or value != _USUAL[key]}
+
+
+_USUAL = Preprocessing().model_dump(mode="json")
 
 
 class Notebook:
@@ -39,7 +52,7 @@ class Notebook:
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
             "record": relevance.record.model_dump(mode="json", exclude={"images", "ending", "right"}),
-            "preprocessing": relevance.preprocessing.model_dump(mode="json", exclude={"unknown"}),
+            "preprocessing": _told(relevance.preprocessing),
             "sums": relevance.sums is not None,
         }
         if relevance.outputs != "one":  # as in folders written before there were other kinds
