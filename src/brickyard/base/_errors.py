@@ -64,7 +64,8 @@ class BrickyardWarning(UserWarning):
     Example:
         >>> import warnings
         >>> from brickyard import BrickyardWarning
-        >>> warnings.simplefilter("error", BrickyardWarning)  # stop where a source is no better than chance
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", BrickyardWarning)  # stop where a source is no better than chance
     """
 
 
