@@ -94,7 +94,8 @@ def _apart(found: Tensor, wanted: Tensor) -> str:
     """How two outputs differ, or ""."""
     if found.shape != wanted.shape:
         return f"shape {tuple(found.shape)} and not {tuple(wanted.shape)}"
-    if torch.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE * float(wanted.abs().max()), equal_nan=True):
+    largest = float(wanted.abs().nan_to_num(posinf=0.0).max())  # 0 / 0 where a norm divides by nothing
+    if torch.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True):
         return ""
     return f"differs by {float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)):.1e}"
 

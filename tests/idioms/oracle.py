@@ -41,17 +41,17 @@ def expected(model: nn.Module, graph: Any, keep: Mapping[str, Tensor], x: Tensor
     modules = dict(model.named_modules())
     runs: dict[str, int] = {}
     handles = []
-    for name in sorted({owner for axis in graph.axes for owner in axis.readers}):
-        labels = graph.at(name, "in")
-        mask = torch.tensor([0.0 if int(label) in gone else 1.0 for label in labels], dtype=x.dtype)
-        if bool(mask.all()):
-            continue
-        if not isinstance(modules.get(name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
-            raise InexpressibleError(name)
-        runs[name] = 0
-        handles.append(modules[name].register_forward_pre_hook(_zeroing(name, mask, runs), with_kwargs=True))
-    sums = _sums(graph, gone, x)
     try:
+        for name in sorted({owner for axis in graph.axes for owner in axis.readers}):
+            labels = graph.at(name, "in")
+            mask = torch.tensor([0.0 if int(label) in gone else 1.0 for label in labels], dtype=x.dtype)
+            if bool(mask.all()):
+                continue
+            if not isinstance(modules.get(name), nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+                raise InexpressibleError(name)
+            runs[name] = 0
+            handles.append(modules[name].register_forward_pre_hook(_zeroing(name, mask, runs), with_kwargs=True))
+        sums = _sums(graph, gone, x)
         with torch.no_grad(), sums:
             output: Tensor = model(x.clone())
     finally:
