@@ -61,7 +61,9 @@ VALUES = [
     preprocessing("mean", "2", "std", "1", mean=(1, 2), std=(1,)),
     preprocessing("mean", "0.5", mean=0.5, std=0.5),
     preprocessing("channels", "2", "1 or 3", channels=2),
-    preprocessing("fit", "'crop'", "'resize'", "'pad'", fit="crop"),
+    preprocessing("fit", "'squash'", "'resize'", "'crop'", "'pad'", fit="squash"),
+    preprocessing("crop", "1.5", fit="crop", crop=1.5),
+    preprocessing("interpolation", "'nearest'", "'bicubic'", interpolation="nearest"),
     preprocessing("colour", "'rgb'", colour="rgb"),
 ]
 
