@@ -155,9 +155,11 @@ class Graph(Axes):
         counts: Steps whose value is a number that was computed from a count of channels, and not from the batch.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None, ending: str = ""
+    ) -> None:
         self.network = network
-        self.ending = ""
+        self.ending = ending
         self.shapes = shapes
         self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
@@ -273,9 +275,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         example = torch.cat([example, example])[:2]
     network, example = _precise(read_network(model, example), example)
     network, ending = with_logits(network, example)
-    graph = analyse(network, example)
-    graph.ending = ending
-    return graph
+    return analyse(network, example, ending)
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
@@ -291,7 +291,7 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     return wide, more
 
 
-def analyse(network: Network, example: Tensor) -> Graph:
+def analyse(network: Network, example: Tensor, ending: str = "") -> Graph:
     """Find the channel axes of a network, which may be on the meta device.
 
     Every step is seen on a second size of batch too: what changes with it is not a count of channels.
@@ -308,7 +308,7 @@ def analyse(network: Network, example: Tensor) -> Graph:
             f"the network runs on {len(example)} images and fails on {len(example) + 1} ({first_line(error)}): its "
             "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
         ) from error
-    return Graph(network, shapes, more)
+    return Graph(network, shapes, more, ending)
 
 
 def _no_axis(name: str) -> Axis:

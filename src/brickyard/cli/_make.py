@@ -99,8 +99,8 @@ def _located(
     from brickyard.network._identity import weights_like
     from brickyard.relevance._locate import locate as find
 
-    how = resolve.preprocessing_of(**{name: options[name] for name in declared(words.PreprocessingOptions)})
-    which = {name: options[name] for name in declared(words.WeightOptions)}
+    how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
+    which = gathered(words.WeightOptions, options)
     source = resolve.source_of(spec, weights, names, how, **which)
     images = resolve.data_of(data, source.preprocessing)
     source = resolve.named_after(source, images)
@@ -152,7 +152,7 @@ def disassemble(
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
         used = flat(declarations.DisassembleOptions)
-        which = {name: options[name] for name in declared(words.WeightOptions)}
+        which = gathered(words.WeightOptions, options)
         idle = {name: value for name, value in options.items() if name not in used and name not in which} | (
             thresholds if limited else {}
         )

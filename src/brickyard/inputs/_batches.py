@@ -17,7 +17,7 @@ from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
-from brickyard.inputs._preprocessing import check_images, check_raw, is_raw, preprocess
+from brickyard.inputs._preprocessing import check_images, check_raw, preprocess
 
 DataLike = Any  # (images, labels), Dataset, DataLoader, or an iterable of (images, labels) batches
 
@@ -178,8 +178,7 @@ class Images:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of preprocessed images with labels, with the device and type of `like`."""
         for images, labels in self.raw(indices, batch_size):
-            check_raw(images, self.preprocessing, self.what)
-            self.all_raw = self.all_raw and is_raw(images)
+            self.all_raw &= check_raw(images, self.preprocessing, self.what)
             x = preprocess(images, self.preprocessing)
             yield (x if like is None else x.to(like.device, like.dtype)), labels
 

@@ -81,7 +81,7 @@ def check_images(images: Tensor, what: str) -> None:
         raise DataError("data-not-finite", f"{what}: {found}, the first at index {int(bad.nonzero()[0])}; repair them")
 
 
-def is_raw(images: Tensor) -> bool:
+def _is_raw(images: Tensor) -> bool:
     """Whether images are uint8, or floating point in [0, 1] but for a little overshoot."""
     if not images.is_floating_point() or not images.numel():
         return True
@@ -89,13 +89,16 @@ def is_raw(images: Tensor) -> bool:
     return float(low) >= -_OVERSHOOT and float(high) <= 1 + _OVERSHOOT
 
 
-def check_raw(images: Tensor, how: Preprocessing, what: str) -> None:
+def check_raw(images: Tensor, how: Preprocessing, what: str) -> bool:
     """Reject images that preprocessing would misread: normalised ones, floating-point ones up to 255, pictures.
+
+    Returns:
+        Whether they are raw.
 
     Raises:
         DataError: They are not raw although `how` normalises, or they are raw and how they were prepared is unknown.
     """
-    raw = is_raw(images)
+    raw = _is_raw(images)
     if how.mean is not None and not raw:
         low, high = (float(value) for value in images.aminmax())
         raise DataError(
@@ -103,12 +106,13 @@ def check_raw(images: Tensor, how: Preprocessing, what: str) -> None:
             f"{what} must be uint8, or floating point in [0, 1], because they are normalised here; got values from "
             f"{low:.3g} to {high:.3g}: divide by 255, or give images that are not normalised yet",
         )
-    if how.unknown and raw and images.dtype == torch.uint8:
+    if how.unknown and images.dtype == torch.uint8:
         raise DataError(
             "data-preprocessing-unknown",
             f"{what} are raw pictures, and the source was located on images prepared in a way that is not known "
             "here: give preprocessing= to locate, or call component.with_preprocessing(brickyard.Preprocessing(...))",
         )
+    return raw
 
 
 def _to_channels(x: Tensor, channels: int) -> Tensor:

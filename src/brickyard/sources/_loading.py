@@ -188,7 +188,7 @@ def _zoo(
     if tensors:  # before memory is taken for what the file only tells of
         with zoo.weightless():
             blank = zoo.build(name, **options)
-            check_fit(blank, renamed(tensors, blank.state_dict(), None), weights)
+            check_fit(blank, renamed(tensors, blank.state_dict()), weights)
     with seeded():
         model = zoo.build(name, **options)
     shape = zoo.input_shape(name, options)
@@ -217,7 +217,7 @@ def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[n
             "option-source-unknown",
             f"torchvision has no classifier {name!r}{near(name, known) or '.'} See torchvision.models.list_models()",
         )
-    count = classes or class_count(lambda: models.get_model(name, weights=None), tensors, None)
+    count = classes or class_count(lambda: models.get_model(name, weights=None), tensors)
     with seeded():
         model: nn.Module = models.get_model(name, weights=None, **_outputs(count))
     how = models.get_model_weights(name).DEFAULT.transforms()
@@ -245,7 +245,7 @@ def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Modul
             "option-source-unknown",
             f"timm has no model {name!r}{near(name, timm.list_models()) or '.'} See timm.list_models()",
         )
-    count = classes or class_count(lambda: timm.create_model(name, pretrained=False), tensors, None)
+    count = classes or class_count(lambda: timm.create_model(name, pretrained=False), tensors)
     with seeded():
         model = timm.create_model(name, pretrained=False, **_outputs(count))
     config = getattr(model, "pretrained_cfg", None) or {}

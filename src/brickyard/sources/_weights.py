@@ -154,15 +154,13 @@ def _beside(path: Path) -> SourceText | None:
     return validated(SourceText, said, f"what {place} says of its network")
 
 
-def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any = None) -> dict[str, Tensor]:
     """Weights under a network's own names, where a wrapper put something before them; counters of tools are dropped.
-
-    What was changed is said.
 
     Args:
         tensors: The weights.
         names: The names in the network.
-        weights: What messages call the file.
+        weights: What messages call the file, to say what was changed; None: nothing is said.
     """
     wanted = {name for name in names if not name.endswith("num_batches_tracked")}
     found, removed = dict(tensors), ""
@@ -183,20 +181,19 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any)
     return {name: value for name, value in found.items() if name not in extra}
 
 
-def class_count(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], weights: Any) -> int | None:
+def class_count(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> int | None:
     """How many classes weights have for a network of a library: the one size in which they differ from its own.
 
     Args:
         build: Makes the network as the library has it.
         tensors: The weights.
-        weights: What messages call the file.
 
     Returns:
         The number of classes, or None where nothing differs or more than that does.
     """
     with torch.device("meta"):
         own = build().state_dict()
-    found = renamed(tensors, own, None) if tensors else {}
+    found = renamed(tensors, own) if tensors else {}
     other = {
         int(found[name].shape[0])
         for name, value in own.items()

@@ -59,7 +59,7 @@ def infer_options(name: str, tensors: Mapping[str, Tensor], given: Mapping[str, 
     """
     options = dict(given)
     known = entry(name).defaults
-    tensors = renamed(tensors, shapes(name, 1), None)
+    tensors = renamed(tensors, shapes(name, 1))
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if "shortcut" in known and "shortcut" not in options and any(".shortcut." in key for key in found):
         options["shortcut"] = "B"

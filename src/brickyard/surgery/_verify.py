@@ -17,6 +17,7 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import SurgeryError
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._network import Network, kind
+from brickyard.surgery._cost import keep_mask
 
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # as a share of the largest value
 
@@ -43,7 +44,7 @@ def zeroed_output(graph: Graph, keep: Mapping[str, Tensor], x: Tensor) -> Tensor
         >>> torch.allclose(cut(graph, keep)(x), zeroed_output(graph, keep, x), atol=1e-6)
         True
     """
-    output = _zeroed(graph, graph.network, keep, x, {})
+    output = _zeroed(graph, graph.network, keep, x)
     chosen = keep.get(graph.output.name) if graph.output is not None else None
     return output if chosen is None else output[:, chosen]
 
@@ -75,13 +76,14 @@ def check_cut(graph: Graph, keep: Mapping[str, Tensor], network: Network, x: Ten
 
 def _parting(graph: Graph, source: Network, keep: Mapping[str, Tensor], network: Network, x: Tensor) -> str | None:
     """The first layer at which a cut network and its source part, or None."""
-    found: dict[str, Tensor] = {}
-    expected = _zeroed(graph, source, keep, x, found)
+    expected = _zeroed(graph, source, keep, x)
     chosen = keep.get(graph.output.name) if graph.output is not None else None
     output = network(x)
     if _same(output, expected if chosen is None else expected[:, chosen]):
         return None
-    kept = _kept(graph, keep)
+    kept = torch.from_numpy(keep_mask(graph, keep))
+    found: dict[str, Tensor] = {}
+    _zeroed(graph, source, keep, x, found)
     for _, node, values in network.walk(x):
         if node.op != "layer" or node.name not in found:
             continue
@@ -103,21 +105,11 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=share, atol=share * largest, equal_nan=True)
 
 
-def _kept(graph: Graph, keep: Mapping[str, Tensor]) -> Tensor:
-    """Whether each channel of all axes is kept: bool, (channels,)."""
-    kept = torch.ones(graph.channels, dtype=torch.bool)
-    for name, channels in keep.items():
-        axis = graph.axis(name)
-        kept[axis.channels] = False
-        kept[axis.start + channels] = True
-    return kept
-
-
 def _zeroed(
-    graph: Graph, network: Network, keep: Mapping[str, Tensor], x: Tensor, written: dict[str, Tensor]
+    graph: Graph, network: Network, keep: Mapping[str, Tensor], x: Tensor, written: dict[str, Tensor] | None = None
 ) -> Tensor:
-    """Run a source with dropped channels zero wherever a layer reads them; note what each mixing layer writes."""
-    kept = _kept(graph, keep)
+    """Run a source with dropped channels zero wherever a layer reads them; fill in what each mixing layer writes."""
+    kept = torch.from_numpy(keep_mask(graph, keep))
     values: dict[str, Any] = {network.nodes[0].name: network.taken(x)}
     for index, node in enumerate(network.nodes):
         if node.op == "input":
@@ -134,7 +126,9 @@ def _zeroed(
                 shape = [1] * read.ndim
                 shape[mixing.channel_dim] = len(mask)
                 read = read * mask.reshape(shape)
-            values[node.name] = written[node.name] = mixing.layer(read)
+            values[node.name] = mixing.layer(read)
+            if written is not None:
+                written[node.name] = values[node.name]
         else:
             values[node.name] = network.step(node, values)
         for name in network.dead_after(index):
