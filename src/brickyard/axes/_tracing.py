@@ -19,11 +19,11 @@ from torch import Tensor, fx, nn
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.base._errors import BrickyardError, TraceError
-from brickyard.network._arguments import ORDER, argument, canonical
+from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
-from brickyard.network._network import Network, Node, Ref
+from brickyard.network._network import Network, Node, Ref, overwrites
 from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
 from brickyard.network._untouched import as_before
 
@@ -363,14 +363,11 @@ def _overwrites(node: Node, draft: Draft) -> bool:
     """Whether a step overwrites the tensor it is given; not `+=` of Python, which may be given a number."""
     if not node.args or not isinstance(node.args[0], Ref) or node.op not in ("layer", "function"):
         return False
-    if node.op == "layer":
-        return bool(getattr(draft.layers[node.target], "inplace", False))
-    call = draft.foreign.get(node.target)
-    if isinstance(call, nn.Module):
-        return bool(getattr(call, "inplace", False))
-    name = node.target.partition(" ")[0] if call is not None else node.target
-    named = call is None and "inplace" in ORDER[name] and bool(argument(node, "inplace", False))
-    return named or bool(call is not None and node.kwargs.get("inplace")) or (name.endswith("_") and name[-2:] != "__")
+    name = node.target.partition(" ")[0]
+    if name in ("iadd", "imul") or name.endswith("__"):
+        return False
+    layer = draft.layers[node.target] if node.op == "layer" else None
+    return overwrites(node, layer, draft.foreign.get(node.target))
 
 
 def _pass_on(node: Node, same: dict[str, Ref]) -> None:

@@ -68,14 +68,9 @@ def show(
         why = f"only a source takes it, and {item} is none"
         check_effect(why, weights=weights, class_names=names, size=options["size"])
         return _show_file(path, axes)
-    import torch
-
-    from brickyard.axes._graph import trace
-    from brickyard.network._identity import weights_like
-
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
     source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), random_weights=True)
-    graph = trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)))
+    graph = resolve.axes_of(source)
     value = {
         "source": source.name,
         "classes": list(source.classes),

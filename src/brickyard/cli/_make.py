@@ -92,11 +92,7 @@ def _located(
     cut: bool,
 ) -> tuple[Source, Relevance]:
     """A source and its relevances; with `cut`, only if a component of it can be written to a file."""
-    import torch
-
-    from brickyard.axes._graph import trace
     from brickyard.base._classes import parse_classes
-    from brickyard.network._identity import weights_like
     from brickyard.relevance._locate import locate as find
 
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
@@ -106,7 +102,7 @@ def _located(
     source = resolve.named_after(source, images)
     images = resolve.fitted(images, source.classes)
     if cut:  # before any work is spent on it
-        trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model))).network.to_spec()
+        resolve.axes_of(source).network.to_spec()
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
     relevance = find(
         source.model,

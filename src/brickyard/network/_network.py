@@ -143,15 +143,15 @@ class Network(nn.Module):
         )
         modules = {**layers, **{name: call for name, call in self._foreign.items() if isinstance(call, nn.Module)}}
         for name, layer in sorted(modules.items(), key=lambda item: item[0].count(".")):  # a layer may contain others
-            adopt(*self.home(name), layer)
+            adopt(*self._home(name), layer)
         for name, tensor in (tensors or {}).items():
-            parent, leaf = self.home(name)
+            parent, leaf = self._home(name)
             if leaf in taken_names(parent):
                 raise SurgeryError("surgery-name-taken", f"tensor {name!r} cannot be stored: a layer has that name")
             adopt(parent, leaf, tensor)
 
-    def home(self, name: str) -> tuple[nn.Module, str]:
-        """Where a layer or tensor with this dotted name lies: its parent, and its name there."""
+    def _home(self, name: str) -> tuple[nn.Module, str]:
+        """Where a new layer or tensor with this dotted name goes: its parent, made if need be, and its name there."""
         *groups, leaf = name.split(".")
         parent: nn.Module = self
         for group in groups:
@@ -195,21 +195,19 @@ class Network(nn.Module):
 
     def tensor(self, name: str) -> Tensor:
         """The bare parameter or buffer with this dotted name."""
-        parent, leaf = self.home(name)
-        value: Tensor = stored(parent)[leaf]  # type: ignore[assignment]
+        holder, leaf = self.holder(name)
+        value: Tensor = stored(holder)[leaf]  # type: ignore[assignment]
         return value
+
+    def holder(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds a bare tensor, and the tensor's name there."""
+        group, _, leaf = name.rpartition(".")
+        return (self.layer(group) if group else self), leaf
 
     def overwrites(self, node: Node) -> bool:
         """Whether a step overwrites the value it is given first."""
-        if node.op == "layer":
-            return bool(getattr(self.layer(node.target), "inplace", False))
-        if node.op != "function" or not refs(node):
-            return False
-        call, entry = self._foreign.get(node.target), FUNCTIONS.get(node.target)
-        if entry is not None:
-            return entry.in_place or ("inplace" in ORDER[node.target] and bool(argument(node, "inplace", False)))
-        name = node.target.partition(" ")[0].removeprefix("aten.").removeprefix("Tensor.").partition(".")[0]
-        return bool(node.kwargs.get("inplace") or getattr(call, "inplace", False)) or name.endswith("_")
+        layer = self.layer(node.target) if node.op == "layer" else None
+        return overwrites(node, layer, self._foreign.get(node.target))
 
     def step(self, node: Node, values: Mapping[str, Any]) -> Any:
         """Compute the value of one step from those of earlier ones."""
@@ -321,6 +319,25 @@ class Network(nn.Module):
             raise FileError("file-network-invalid", f"the network's names are inconsistent: {error}") from None
 
 
+def overwrites(node: Node, layer: nn.Module | None, call: Callable[..., Any] | None) -> bool:
+    """Whether a step overwrites the value it is given first.
+
+    Args:
+        node: The step.
+        layer: The layer that it runs, if it is one.
+        call: What it calls outside the table, if it does.
+    """
+    if node.op == "layer" or isinstance(call, nn.Module):
+        return bool(getattr(layer if call is None else call, "inplace", False))
+    if node.op != "function" or not refs(node):
+        return False
+    entry = FUNCTIONS.get(node.target) if call is None else None
+    if entry is not None:
+        return entry.in_place or ("inplace" in ORDER[node.target] and bool(argument(node, "inplace", False)))
+    name = node.target.partition(" ")[0].removeprefix("aten.").removeprefix("Tensor.").partition(".")[0]
+    return bool(node.kwargs.get("inplace")) or name.endswith("_")
+
+
 _VIEWS = {"detach", "contiguous", "float", "dropout", "dropout2d"}  # which may return their input
 
 
@@ -331,17 +348,13 @@ def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool
         given = views & set(refs(node))
         if not given:
             continue
-        if node.op == "layer":
-            layer = layers[node.target]
-            in_place, same = getattr(layer, "inplace", False), isinstance(layer, nn.Identity | nn.Flatten | nn.Dropout)
-        else:
-            entry = FUNCTIONS.get(node.target)  # a function outside the table may do anything
-            named = entry is not None and "inplace" in ORDER[node.target]
-            in_place = entry is None or entry.in_place or (named and bool(argument(node, "inplace", False)))
-            same = entry is not None and (entry.role == "move" or node.target in _VIEWS)
-        if in_place and node.op != "output":
+        layer = layers[node.target] if node.op == "layer" else None
+        entry = FUNCTIONS.get(node.target) if node.op == "function" else None
+        unknown = node.op == "function" and entry is None  # which may do anything
+        if unknown or overwrites(node, layer, None):
             return False
-        if same:
+        moves = entry is not None and (entry.role == "move" or node.target in _VIEWS)
+        if moves or isinstance(layer, nn.Identity | nn.Flatten | nn.Dropout):
             views.add(node.name)
     return True
 

@@ -17,6 +17,7 @@ from brickyard.runtime._progress import say
 if TYPE_CHECKING:
     from torch import nn
 
+    from brickyard.axes._graph import Graph
     from brickyard.base._records import ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
     from brickyard.sources._loading import Source
@@ -107,6 +108,16 @@ def source_of(
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
     return source
+
+
+def axes_of(source: Source) -> Graph:
+    """The channel axes of a source, read without images."""
+    import torch
+
+    from brickyard.axes._graph import trace
+    from brickyard.network._identity import weights_like
+
+    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)))
 
 
 def named_after(source: Source, data: ImageData) -> Source:

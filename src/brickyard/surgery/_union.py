@@ -109,5 +109,5 @@ def _within(whole: Part, part: Part, name: str, key: str, dim: int, size: int) -
 
 
 def _set(network: Network, name: str, key: str, value: Tensor) -> None:
-    parent, leaf = (network.layer(name), key) if key else network.home(name)
+    parent, leaf = (network.layer(name), key) if key else network.holder(name)
     store(parent, leaf, value)
