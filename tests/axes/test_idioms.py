@@ -41,6 +41,31 @@ class Middle(nn.Module):
         return self.fc(self.flat(x))
 
 
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def sized(x: Tensor) -> Tensor:
+    """A size decides: such a model is read with torch.export."""
+    return F.avg_pool2d(x, 2) if x.shape[-1] > 64 else x
+
+
+class Small(nn.Module):
+    """A convolution, a mean and a classifier, with something done to the images before and to the logits at the end."""
+
+    def __init__(self, before: Any = same, end: Any = same, outputs: int = 3) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, outputs)
+        self.around = [before, end]
+        randomised(self.double())
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.a(self.around[0](x))).mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.around[1](self.logits(x))
+
+
 def masked(model: nn.Module, graph: Graph, keep: dict[str, Tensor], x: Tensor) -> Tensor:
     """The eager source with dropped channels at zero where its layers read them: nothing of the library runs."""
     kept = torch.ones(graph.channels, dtype=torch.float64)
@@ -201,7 +226,7 @@ def test_a_list_joined_as_it_was_is_no_tie() -> None:
 
 
 class Indexed(nn.Module):
-    def __init__(self, index: Tensor, float_index: bool = False) -> None:
+    def __init__(self, index: Tensor) -> None:
         super().__init__()
         self.a, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(4 * 64, 3)
         self.register_buffer("index", index)
@@ -308,16 +333,7 @@ def test_a_model_may_change_its_input(name: str) -> None:
         "inplace=True": lambda x: F.relu(x, inplace=True),
     }
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 3)
-            randomised(self.double())
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc(F.relu(self.a(changes[name](x))).mean((2, 3)))
-
-    model, mine = Net(), X.clone()
+    model, mine = Small(changes[name]), X.clone()
     graph = trace(model, mine)
     with torch.no_grad():
         assert relative(graph.network(mine), model(X.clone())) < 1e-12
@@ -327,11 +343,6 @@ def test_a_model_may_change_its_input(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["layer", "step", "nodes", "walk", "training_", "forward_", "tensor"])
 def test_layers_may_have_any_name(name: str, tmp_path) -> None:
-    model = nn.Module()
-    model.add_module(name, nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    model.fc = nn.Linear(6, 4)
-    model.forward = lambda x: model.fc(getattr(model, name)(x))  # type: ignore[method-assign]
-
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -356,27 +367,15 @@ ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "sigmoid": (torch.sigmoid, "sigmoid"),
     "its logarithm": (lambda z: F.softmax(z, 1).log(), "softmax and log"),
     "none": (lambda z: z, ""),
-    "over the batch": (lambda z: z * 1.0, ""),
+    "a product": (lambda z: z * 1.0, ""),
 }
 
 
+@pytest.mark.parametrize("before", [same, sized])
 @pytest.mark.parametrize("name", ENDS)
-def test_logits_are_taken_before_a_final_softmax(name: str) -> None:
+def test_logits_are_taken_before_a_final_softmax(name: str, before: Callable[[Tensor], Tensor]) -> None:
     end, ending = ENDS[name]
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 3)
-            randomised(self.double())
-
-        def logits(self, x: Tensor) -> Tensor:
-            return self.fc(F.relu(self.a(x)).mean((2, 3)))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return end(self.logits(x))
-
-    model = Net()
+    model = Small(before, end)
     graph = trace(model, X)
     assert graph.ending == ending
     with torch.no_grad():
@@ -391,17 +390,11 @@ def test_logits_are_taken_before_a_final_softmax(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cat([-z, z])", "[1 - p, p]"])
 def test_two_classes_of_one_logit(name: str) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 1)
-            randomised(self)
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.fc(F.relu(self.a(x)).mean((2, 3)))
-            return torch.cat([-z, z], 1) if name == "cat([-z, z])" else torch.cat([1 - z.sigmoid(), z.sigmoid()], 1)
-
-    model, data = Net(), (torch.rand(12, 3, 8, 8), torch.arange(12) % 2)
+    ends: dict[str, Callable[[Tensor], Tensor]] = {
+        "cat([-z, z])": lambda z: torch.cat([-z, z], 1),
+        "[1 - p, p]": lambda z: torch.cat([1 - z.sigmoid(), z.sigmoid()], 1),
+    }
+    model, data = Small(end=ends[name], outputs=1).float(), (torch.rand(12, 3, 8, 8), torch.arange(12) % 2)
     relevance = by.locate(model, data)
     assert torch.equal(relevance.hard("fc")[0], relevance.hard("fc")[1])
     component = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=1.0), heal="none")

@@ -152,6 +152,8 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
     elif known is None and name in ("layer_norm", "group_norm"):
         known, args = name, args[:5]  # the last one selects a kernel
+    elif known is None and name == "log_softmax" and args[2:] in ((), (None,)):
+        known, args = name, args[:2]  # the last one is a type
     elif known is None and name in ("select", "slice"):
         known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
     elif known is None:
