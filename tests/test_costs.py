@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.healing import _streams
-from brickyard.healing._heal import heal_network
+from brickyard.healing._heal import Shown, heal_network
 from brickyard.relevance._contribution import class_sums
 from brickyard.runtime._profiling import peak_memory
 from brickyard.surgery._join import cut
@@ -66,7 +66,7 @@ def test_the_refit_is_linear_in_images_and_its_memory_is_bounded(monkeypatch) ->
     keep = {**graph.everything(), "stem": torch.arange(8), "conv1": torch.arange(6)}
 
     def refit(count: int) -> None:
-        heal_network(graph, keep, cut(graph, keep), list(images(count, 16).split(16)), "refit", 1e-3)
+        heal_network(graph, keep, cut(graph, keep), Shown(list(images(count, 16).split(16))), "refit", 1e-3)
 
     counted = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]
     assert counted[2] - counted[1] == counted[1] - counted[0] > 0

@@ -22,7 +22,7 @@ from brickyard.axes._tracing import read_network
 from brickyard.base._errors import DataError
 from brickyard.base._options import TrainingOptions
 from brickyard.healing import _heal as healing
-from brickyard.healing._heal import heal_network
+from brickyard.healing._heal import Shown, heal_network
 from brickyard.relevance._contribution import ContributionSums, class_sums, contributions
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
@@ -335,19 +335,26 @@ def as_it_is(model: nn.Module, example: Tensor) -> Graph:
     return analyse(read_network(model, example), example)
 
 
-def error_of(job) -> Tensor:
+def error_of(graph, job, batches) -> Tensor:
     """The squared error of each output of a layer in float64, behind what follows it up to a ReLU.
 
     The steps that follow run as they are, in a copy of the network in float64.
     """
     total = torch.zeros(len(job.mixing.rows), dtype=torch.float64)
     network, layer = copy.deepcopy(job.network).double(), copy.deepcopy(job.layer).double()
-    for ours, x, goal in job.goals():
-        values = {name: value.double() for name, value in ours.items() if isinstance(value, Tensor)}
-        goal, found = goal.double(), job.tail.run(network, layer(x.double()), values)
-        if job.tail.rectified:
-            goal, found = goal.relu(), found.relu()
-        total += (goal - found).square().movedim(job.mixing.channel_dim, 0).flatten(1).sum(1)
+    for x in batches:
+        for index, node in job.runs:
+            ours, theirs = ({net.nodes[0].name: x} for net in (job.network, graph.network))
+            job.network.advance(ours, 0, index)
+            graph.network.advance(theirs, 0, index)
+            goal = job.tail.run(graph.network, graph.network.step(node, theirs), theirs).double()
+            if job.rows is not None:
+                goal = goal.index_select(job.mixing.channel_dim, torch.from_numpy(job.rows))
+            values = {name: value.double() for name, value in ours.items() if isinstance(value, Tensor)}
+            found = job.tail.run(network, layer(values[node.args[0].node]), values)
+            if job.tail.rectified:
+                goal, found = goal.relu(), found.relu()
+            total += (goal - found).square().movedim(job.mixing.channel_dim, 0).flatten(1).sum(1)
     return total
 
 
@@ -356,19 +363,19 @@ def residuals(graph, keep, batches, ridge: float, guarded: bool = True, rounds: 
     seen: list[tuple[str, Tensor, Tensor]] = []
     refit = healing.refit
 
-    def watched(job, strength, report):
-        before = error_of(job)
-        done = refit(job, strength, report)
-        seen.append((job.name, before, error_of(job)))
+    def watched(job, *given):
+        before = error_of(graph, job, batches)
+        done = refit(job, *given)
+        seen.append((job.name, before, error_of(graph, job, batches)))
         return done
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(healing, "refit", watched)
         patch.setattr(healing, "ROUNDS", rounds)
         if not guarded:
-            patch.setattr(healing, "keep_better", lambda *_: True)
+            patch.setattr(healing, "made_worse", lambda before, _: torch.zeros_like(before, dtype=torch.bool))
         network = cut(graph, keep)
-        report = heal_network(graph, keep, network, batches, "refit", ridge)
+        report = heal_network(graph, keep, network, Shown(batches), "refit", ridge)
     assert all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
     return seen, report
 
@@ -436,12 +443,12 @@ def test_equations_of_halves_are_summed_in_float32(dtype, monkeypatch) -> None:
     x = (DATA[0] + 20).to(dtype)  # inputs whose mean is far larger than how much they vary
     graph = as_it_is(model, x[:2])
     keep = {**graph.everything(), "conv1": torch.tensor([0, 2, 5])}
-    wide = healing.blocks
     gained = {}
-    for blocks in (wide, lambda *given: ((inputs.to(dtype), goal.to(dtype)) for inputs, goal in wide(*given))):
-        monkeypatch.setattr(healing, "blocks", blocks)
+    for wide in (True, False):
+        if not wide:
+            monkeypatch.setattr(healing, "precise", lambda value: value)
         seen, _ = residuals(graph, keep, [x], 1e-6, guarded=False)
-        gained[blocks is wide] = {name: float(after.sum() / before.sum()) for name, before, after in seen}["conv2"]
+        gained[wide] = {name: float(after.sum() / before.sum()) for name, before, after in seen}["conv2"]
     assert gained[True] < 2e-3
     assert gained[False] > 1e-2  # the control
 

@@ -14,7 +14,7 @@ import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.healing import _heal as healing
 from brickyard.healing import _streams
-from brickyard.healing._heal import heal_network
+from brickyard.healing._heal import Shown, heal_network
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
 from brickyard.network._identity import fingerprint
@@ -213,7 +213,7 @@ def test_refit_is_ridge_regression(images, monkeypatch) -> None:
     solution, *_ = np.linalg.lstsq(extended, np.vstack([goal, np.zeros((n, goal.shape[1]))]), rcond=None)
     prior = network.layer("conv2").weight.detach().clone()
     shift = network.layer("bn2").running_mean.clone()
-    report = heal_network(graph, keep, network, batches, "refit", 1e-3)
+    report = heal_network(graph, keep, network, Shown(batches), "refit", 1e-3)
     assert report.layers == 2  # conv2 and linear; conv1 reads the image, which has not changed
     change = (network.layer("conv2").weight.detach() - prior).flatten(1).numpy()
     np.testing.assert_allclose(change, solution[:n].T, rtol=1e-6, atol=1e-9)
@@ -229,7 +229,7 @@ def test_every_round_lowers_the_error_behind_the_relu(monkeypatch) -> None:
         monkeypatch.setattr(healing, "ROUNDS", rounds)
         network = cut(graph, keep)
         sliced = network.layer("conv2").weight.detach().clone()
-        heal_network(graph, keep, network, batches, "refit", 1e-3)
+        heal_network(graph, keep, network, Shown(batches), "refit", 1e-3)
         read = torch.relu(network.layer("bn1")(network.layer("conv1")(x)))
         found = network.layer("bn2")(network.layer("conv2")(read))
         goal = model.bn2(model.conv2(torch.relu(model.bn1(model.conv1(x)))))[:, keep["conv2"]]
@@ -267,7 +267,7 @@ def test_looking_through_a_sum_changes_no_value_in_place() -> None:
         graph = trace(randomised(InPlace(in_place).double()), DATA[0][:2].double())
         keep = {"inner": torch.tensor([0, 2, 5]), "stem": torch.tensor([0, 1, 2, 3, 6])}
         network = cut(graph, keep)
-        heal_network(graph, keep, network, [DATA[0].double()], "refit", 1e-3)
+        heal_network(graph, keep, network, Shown([DATA[0].double()]), "refit", 1e-3)
         results.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert relative(*results) < 1e-12
 
@@ -301,7 +301,7 @@ def test_healing_brings_outputs_closer(make, method) -> None:
     model, graph, keep, batches = setup(make)
     x = torch.cat(batches)
     bare, healed = cut(graph, keep), cut(graph, keep)
-    heal_network(graph, keep, healed, batches, method, 1e-3)
+    heal_network(graph, keep, healed, Shown(batches), method, 1e-3)
     errors = [(network(x) - model(x)).square().mean().item() for network in (healed, bare)]
     assert errors[0] < errors[1]
 
@@ -309,7 +309,7 @@ def test_healing_brings_outputs_closer(make, method) -> None:
 def test_moments_are_matched() -> None:
     model, graph, keep, batches = setup(chain)
     network = cut(graph, keep)
-    heal_network(graph, keep, network, batches, "moments", 1e-3)
+    heal_network(graph, keep, network, Shown(batches), "moments", 1e-3)
     x = torch.cat(batches)
     ours = nn.Sequential(*[network.layer(n) for n in ("conv1", "bn1", "relu1", "conv2", "bn2")])(x)
     theirs = nn.Sequential(*list(model.children())[:5])(x)[:, keep["conv2"]]
@@ -325,7 +325,7 @@ def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) 
     for limit, size in ((_streams.MEMORY, 16), (0, 16), (_streams.MEMORY, 7)):
         monkeypatch.setattr(_streams, "MEMORY", limit)
         network = cut(graph, keep)
-        heal_network(graph, keep, network, list(torch.cat(batches).split(size)), method, 1e-3)
+        heal_network(graph, keep, network, Shown(list(torch.cat(batches).split(size))), method, 1e-3)
         results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))
     assert torch.equal(results[0], results[1])
     assert relative(results[2], results[0]) < 1e-7
@@ -337,7 +337,7 @@ def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) 
 def test_nothing_cut_nothing_healed(make, method) -> None:
     model, graph, _, batches = setup(make)
     network = cut(graph, {})
-    assert heal_network(graph, {}, network, batches, method, 1e-3).layers == 0
+    assert heal_network(graph, {}, network, Shown(batches), method, 1e-3).layers == 0
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), model.state_dict().values(), strict=True)
     )
@@ -347,7 +347,7 @@ def test_singular_equations_are_handled_by_the_ridge_and_said() -> None:
     _, graph, keep, _ = setup(chain)
     network = cut(graph, keep)
     one = torch.zeros(2, 3, 8, 8, dtype=torch.float64)  # every position sees the same: rank one
-    report = heal_network(graph, keep, network, [one], "refit", 0.0)
+    report = heal_network(graph, keep, network, Shown([one]), "refit", 0.0)
     assert all(torch.isfinite(p).all() for p in network.parameters())
     assert any("ridge" in note for note in report.notes)
 

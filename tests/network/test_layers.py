@@ -16,9 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.evaluation._faithfulness import masked
-from brickyard.healing._heal import heal_network
-from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import blocks, exact
+from brickyard.healing._heal import Shown, heal_network
+from brickyard.healing._least_squares import Equations
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import fuse
 from brickyard.network._layer_types import LAYER_TYPES, layer_role, mixing_of
@@ -190,7 +189,7 @@ def test_large_and_scattered_inputs_give_the_same_sums(case, monkeypatch) -> Non
 
 
 @every_layer
-def test_the_refit_is_the_least_squares_solution(case, monkeypatch) -> None:
+def test_the_refit_is_the_least_squares_solution(case) -> None:
     """The layer is linear in its weights: run with one weight at a time it gives the matrix of the problem."""
     layer, x = alone(case)
     layer.bias = None
@@ -208,22 +207,23 @@ def test_the_refit_is_the_least_squares_solution(case, monkeypatch) -> None:
         direct = torch.linalg.lstsq(matrix, goal.flatten().unsqueeze(1), driver="gelsd").solution[:, 0]
         mixing.set_rows(given)
         assert torch.equal(mixing.rows, given)
-        torch.testing.assert_close(exact(layer, x).flatten(), matrix @ given.flatten(), rtol=1e-9, atol=1e-9)
         positions = goal.numel() // len(given)
+        sizes = goal.shape[1:-1] if mixing.linear else goal.shape[2:]
         before = (goal - layer(x)).square().sum()
-        for unfold in (1 << 24, 1):  # all images at once, and one by one
-            monkeypatch.setattr("brickyard.network._mixing.UNFOLD", unfold)
-            equations = equations_for(layer, positions, False, Ranks())
-            for block, missing in blocks(layer, x, goal - layer(x)):
-                equations.add(block, missing)
-            solution = equations.solve(1e-13, torch.zeros_like(given), "layer", HealReport())
-            assert solution is not None
-            fitted = given + solution[0].reshape(given.shape)
-            reached = matrix @ fitted.flatten()
-            torch.testing.assert_close(reached, matrix @ direct, rtol=1e-5, atol=1e-5)
-            if torch.linalg.matrix_rank(matrix) == matrix.shape[1]:
-                torch.testing.assert_close(fitted.flatten(), direct, rtol=1e-5, atol=1e-5)
-            assert float((goal.flatten() - reached).square().sum()) < 0.95 * float(before)
+        drawn = torch.randperm(positions, generator=torch.Generator().manual_seed(4))
+        read = mixing.read_at(x, sizes, drawn)
+        output = (mixing.rows.flatten(1).unflatten(0, (mixing.groups, -1)) @ read).flatten(0, 1)
+        torch.testing.assert_close(output, mixing.by_output(layer(x))[:, drawn], rtol=1e-9, atol=1e-9)
+        equations = Equations(read, False, Ranks())
+        residual = mixing.by_output(goal - layer(x))[:, drawn].unflatten(0, (mixing.groups, -1))
+        solution = equations.solve(equations.right(residual), 1e-13)
+        assert solution is not None
+        fitted = given + solution[0].weight.flatten(0, 1).reshape(given.shape)
+        reached = matrix @ fitted.flatten()
+        torch.testing.assert_close(reached, matrix @ direct, rtol=1e-5, atol=1e-5)
+        if torch.linalg.matrix_rank(matrix) == matrix.shape[1]:
+            torch.testing.assert_close(fitted.flatten(), direct, rtol=1e-5, atol=1e-5)
+        assert float((goal.flatten() - reached).square().sum()) < 0.95 * float(before)
 
 
 @every_layer
@@ -293,7 +293,7 @@ def test_healing_lowers_what_a_cut_leaves(case, method) -> None:
     found = {}
     for how in ("none", method):
         network = cut(graph, keep)
-        report = heal_network(graph, keep, network, batches, how, 1e-6)
+        report = heal_network(graph, keep, network, Shown(batches), how, 1e-6)
         with torch.no_grad():
             found[how] = sum(float((network(x) - net(x)).square().sum()) for x in batches)
     assert report.layers >= 1

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing._heal import heal_network
-from brickyard.selection._damage import LEVELS, RIDGE, by_damage, damage_curves
+from brickyard.healing._heal import Shown, heal_network
+from brickyard.selection._curves import LEVELS, RIDGE, bent, damage_curves, sensitivity
+from brickyard.selection._damage import by_damage
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
@@ -26,11 +27,14 @@ def two_layers(width: int = 8) -> nn.Sequential:
 
 
 def curves_for(graph, outputs, batches=(IMAGES,)):
-    return damage_curves(graph, batches, {graph.output.name: torch.tensor(outputs)})
+    return damage_curves(graph, Shown(batches), {graph.output.name: torch.tensor(outputs)})
 
 
-def brute_force(x: Tensor, weight: Tensor) -> tuple[list[int], dict[int, float]]:
-    """Backward elimination with a regression from scratch for every candidate: the order, and the logits' error."""
+def brute_force(x: Tensor, weight: Tensor, outputs: Tensor) -> tuple[list[int], dict[int, float]]:
+    """Backward elimination with a regression from scratch for every candidate: the order, and the logits' error.
+
+    Candidates are compared by the error of each output times its weight in `outputs`.
+    """
     centred = x - x.mean(0)
     gram = (centred.T @ centred).numpy()
     gram += RIDGE * np.mean(np.diag(gram)) * np.eye(len(gram))
@@ -43,7 +47,7 @@ def brute_force(x: Tensor, weight: Tensor) -> tuple[list[int], dict[int, float]]
         changed = np.zeros_like(target)
         changed[:, kept] = np.linalg.solve(gram[np.ix_(kept, kept)], gram[kept] @ target.T).T
         lost = target - changed
-        return float(np.trace(lost @ gram @ lost.T)), changed
+        return float(np.diag(lost @ gram @ lost.T) @ outputs.numpy()), changed
 
     while len(alive) > 1:
         costs = [best([c for c in alive if c != channel])[0] for channel in alive]
@@ -58,7 +62,9 @@ def test_elimination_is_backward_selection_by_regression() -> None:
     model = two_layers()
     graph = trace(model, IMAGES)
     curve = curves_for(graph, [0, 1, 2], [IMAGES[:10], IMAGES[10:]])["0"]
-    order, errors = brute_force(model[:3](IMAGES).detach(), model[3].weight.detach())
+    (node,) = (node for node in graph.network.nodes if node.target == "3")
+    weights = sensitivity(graph.network, [node], graph, Shown([IMAGES]))["3"]
+    order, errors = brute_force(model[:3](IMAGES).detach(), model[3].weight.detach(), weights)
     logits = model(IMAGES)
     energy = (logits - logits.mean(1, keepdim=True)).square().sum().item()
     assert curve.order.tolist() == order
@@ -100,15 +106,15 @@ def test_a_budget_by_damage_is_met_from_below_and_hurts_less_than_chance(make, r
     wide = {chain: {"widths": (24, 32)}, Residual: {"width": 24, "inner": 20}, Branches: {"widths": (20, 16, 12)}}
     model = make(**wide[make]).double()
     graph = trace(model, IMAGES)
-    budget = by.Budget(**{resource: 0.5})
+    budget = by.Budget(**{resource: 0.5}, factors=False)
     outputs = [0, 2, 3]
-    keep = by_damage(graph, [IMAGES], outputs, budget, 1e-3)
+    keep = by_damage(graph, Shown([IMAGES]), outputs, budget, 1e-3).keep
     cost, whole = (getattr(CostModel(graph)(keep_mask(graph, k)), resource) for k in (keep, {}))
     assert 0.95 * 0.5 <= cost / whole <= 0.5
 
     def error(kept: dict[str, Tensor]) -> float:
         network = cut(graph, kept)
-        heal_network(graph, kept, network, [IMAGES], "refit", 1e-3)
+        heal_network(graph, kept, network, Shown([IMAGES]), "refit", 1e-3)
         return (network(IMAGES) - model(IMAGES)[:, outputs]).square().sum().item()
 
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +157,7 @@ def test_every_choice_makes_a_component_that_says_how_it_was_chosen(select) -> N
     assert component.manifest == again.manifest
     assert component.manifest.selection.budget["select"] == select
     assert component.manifest.selection.flops <= 0.5 * component.manifest.source.flops
-    other = by.disassemble(model, relevance, task=[0, 3], budget=budget).manifest
+    other = by.disassemble(model, relevance, task=[0, 3], budget=budget, select="mda").manifest
     assert other.selection.budget["select"] == "mda"
     assert other.axes != component.manifest.axes
 
@@ -234,7 +240,7 @@ def test_a_layer_makes_up_for_the_shortcut_that_it_is_added_to() -> None:
         graph = trace(model, IMAGES)
         keep = {"a": torch.tensor([1])}
         network = cut(graph, keep)
-        heal_network(graph, keep, network, [IMAGES], "refit", 1e-9)
+        heal_network(graph, keep, network, Shown([IMAGES]), "refit", 1e-9)
         errors.append(((network(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()).item())
     assert errors[0] < 1e-6  # c reads the image, and can give what the bottleneck lost
     assert errors[1] > 1e-3  # the control: c came first, when nothing was off yet
@@ -270,7 +276,7 @@ def test_groups_that_become_few_on_the_way_to_a_budget_are_still_cut_whole() -> 
     model = randomised(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).double())
     graph = trace(model, IMAGES)
     assert graph.axis("0").size == 4  # one channel a group; with two left, a network of its own would be cut otherwise
-    keep = by_damage(graph, [IMAGES], [0, 1], by.Budget(flops=0.4), 1e-3)
+    keep = by_damage(graph, Shown([IMAGES]), [0, 1], by.Budget(flops=0.4), 1e-3).keep
     assert 0 < len(keep["0"]) <= 2
     cost, whole = (CostModel(graph)(keep_mask(graph, k)).flops for k in (keep, {}))
     assert cost <= 0.4 * whole

@@ -90,6 +90,8 @@ class Budget:
             "uniform": keep about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
         round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
             or more (and slow on some other counts); 1 keeps exactly the most relevant channels.
+        factors: Whether convolutions may become pairs of thinner ones, a column and a row, whose middle the budget
+            may cut too. None: with select="damage". False: keep a pure sub-network of the source.
 
     Raises:
         OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of range.
@@ -110,6 +112,10 @@ class Budget:
     round_to: int = opt(
         1, least=1, owner="budget", advice="8 is a good value",
         help="Keep a multiple of this many channels on every axis that is cut; 8 runs fast.",
+    )  # fmt: skip
+    factors: bool | None = opt(
+        None, owner="budget", unset='with select="damage"',
+        help="Replace convolutions by pairs of thinner ones where that saves more than it costs.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -135,10 +141,11 @@ class Budget:
         """Whether every axis keeps about the same share."""
         return self.allocation == "uniform" or (self.allocation == "auto" and self.resource == "flops")
 
-    def record(self, select: str) -> dict[str, Any]:
-        """Return the manifest's entry, including the ranking criterion."""
+    def record(self, select: str, pairs: int = 0) -> dict[str, Any]:
+        """Return the manifest's entry, including the ranking criterion and how many layers became pairs of factors."""
         rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
-        return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded}
+        factors = {"factors": pairs} if pairs else {}
+        return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded, **factors}
 
 
 LR = {"sgd": 0.01, "adamw": 3e-4}
@@ -297,7 +304,11 @@ class DisassembleOptions(TypedDict, total=False):
         Opt(default=None, help="Keep the best channels within this budget, instead of using thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
     ]  # fmt: skip
-    select: Annotated[str, Opt(default="mda", choices=CRITERIA, help="With a budget, rank channels by this criterion")]
+    select: Annotated[
+        str | None,
+        Opt(default=None, choices=CRITERIA, help="With a budget, choose channels by this criterion",
+            unset="damage where there are images, else mda"),
+    ]  # fmt: skip
     reject: Annotated[bool, Opt(default=False, help='Add an output for "none of these".')]
     heal: Annotated[Heal, Opt(default="refit", help="Repair the component without gradients")]
     images: Annotated[
@@ -308,7 +319,11 @@ class DisassembleOptions(TypedDict, total=False):
     heal_images: Annotated[
         int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
     ]
-    ridge: Annotated[float, Opt(default=1e-3, least=0, help="Set the strength of the refit's ridge prior.")]
+    ridge: Annotated[
+        float | None,
+        Opt(default=None, least=0, help="Set the strength of the refit's ridge prior.",
+            unset="what suits each layer on images held back"),
+    ]  # fmt: skip
     batch_size: BatchSize
     seed: Seed
 

@@ -205,7 +205,9 @@ class SelectionRecord(Frozen):
 class HealRecord(Frozen):
     """How the component was repaired, with notes.
 
-    `copies` is how many times the images were used, including the originals; the other copies were shifted.
+    `copies` is how many times the images were used, including the originals; the other copies were shifted. `held` is
+    how many more images were held back, and `others` how many of all of these are of none of the task's classes.
+    `ridges` has the strength of the prior of each layer.
     """
 
     method: Literal["none", "moments", "refit"]
@@ -214,6 +216,9 @@ class HealRecord(Frozen):
     ridge: float | None = None
     layers: Count = 0
     notes: tuple[str, ...] = ()
+    held: Count = 0
+    others: Count = 0
+    ridges: dict[Name, float] = {}
 
 
 class TuneRecord(Frozen):
@@ -268,7 +273,11 @@ class Versions(Frozen):
 
 
 class ComponentManifest(Frozen):
-    """What a component is and where it came from."""
+    """What a component is and where it came from.
+
+    `agreement` is how many images that nothing was fitted to have the same answer as from the source, restricted to
+    the task, and how many were looked at.
+    """
 
     kind: Literal["component"] = "component"
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -283,6 +292,7 @@ class ComponentManifest(Frozen):
     located: LocateRecord | None = None
     selection: SelectionRecord
     heal: HealRecord = HealRecord(method="none")
+    agreement: tuple[Count, Count] | None = None
     tuned: TuneRecord | None = None
     outputs: Name = "one"
     statistics: Statistics | None = None

@@ -174,6 +174,7 @@ def disassemble(
         "flops": manifest.selection.flops,
         "parameters_share": manifest.selection.parameters / max(1, manifest.source.parameters),
         "flops_share": manifest.selection.flops / max(1, manifest.source.flops),
+        "agreement": manifest.agreement,
         "pinned": [pin.model_dump() for pin in manifest.pinned],
         "notes": list(manifest.heal.notes),
     }

@@ -26,6 +26,8 @@ def describe(manifest: ComponentManifest) -> str:
         lines.insert(
             4, f"  located      on {asked:,} images, of which the source answers {right / asked:.1%} correctly"
         )
+    if manifest.agreement is not None:
+        lines.append(f"  agreement    {agreement_text(manifest)}")
     if located is not None and located.ending is not None:
         lines.append(f"  outputs      logits, taken before the source's {located.ending}")
     if manifest.tuned is not None:
@@ -55,7 +57,16 @@ def _heal(manifest: ComponentManifest) -> str:
     if heal.method == "none":
         return "none"
     shifted = f" and {heal.copies - 1} shifted copies of each" if heal.copies > 1 else ""
-    return f"{heal.method}, {heal.images} images{shifted}, {heal.layers} layers"
+    others = f", {heal.others} of them of other classes" if heal.others else ""
+    return f"{heal.method}, {heal.images} images{shifted}{others}, {heal.layers} layers"
+
+
+def agreement_text(manifest: ComponentManifest) -> str:
+    """Say how often a component answers like its source, or "" where that was not measured."""
+    if manifest.agreement is None:
+        return ""
+    same, count = manifest.agreement
+    return f"with its source on {share_text(same, count)} of {count:,} images held back"
 
 
 def tuned_text(tuned: TuneRecord) -> str:

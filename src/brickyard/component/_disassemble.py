@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -16,7 +17,7 @@ from brickyard._version import __version__
 from brickyard.axes._graph import Axes, Graph
 from brickyard.base._classes import resolve_task
 from brickyard.base._declare import verb
-from brickyard.base._errors import DataError, FileError, OptionError, TaskError
+from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._options import DisassembleOptions
 from brickyard.base._records import (
     AxisRecord,
@@ -27,17 +28,16 @@ from brickyard.base._records import (
     SourceRecord,
     Versions,
 )
+from brickyard.component._calibration import Calibration, Pool, agreeing, calibration
 from brickyard.component._component import Component
 from brickyard.component._statistics import observed
-from brickyard.healing._heal import heal_network
-from brickyard.healing._more_images import copies_needed
-from brickyard.inputs._augment import with_copies
-from brickyard.inputs._batches import Images
+from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._identity import weights_like
-from brickyard.network._network import Network, kind
+from brickyard.network._network import Network
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._isolation import steady
+from brickyard.selection._damage import Selected
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.selection._thresholds import by_thresholds
 from brickyard.surgery._cost import CostModel, Costs, keep_mask
@@ -72,12 +72,12 @@ def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[Disass
         True
     """
     job = _job(model, relevance, options)
-    keep, notes = _choose(job)
-    network = cut(job.choice.graph, keep)
-    check_cut(job.choice.graph, keep, network, job.batches[0][:2] if job.batches else drawn_images(job.choice.graph))
-    healed = _heal(job, keep, network, notes)
+    chosen = _choose(job)
+    network = cut(chosen.graph, chosen.keep)
+    check_cut(chosen.graph, chosen.keep, network, job.example)
+    healed = _heal(job, chosen, network)
     _narrow(network, weights_like(model).dtype)
-    return _describe(job, keep, network, healed)
+    return _describe(job, chosen, network, healed)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,21 @@ class Choice:
         outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
         return cls(axes, relevance, options, task, outputs)
 
-    def manifest(self, keep: Mapping[str, Tensor], costs: Costs, heal: HealRecord) -> ComponentManifest:
-        """What the component is and where it came from."""
-        relevance, budget, everything = self.relevance, self.options["budget"], self.graph.everything()
-        part = costs(keep_mask(self.graph, keep))
+    def manifest(
+        self, keep: Mapping[str, Tensor], costs: Costs, heal: HealRecord, *, chosen: Selected | None = None
+    ) -> ComponentManifest:
+        """What the component is and where it came from.
+
+        Args:
+            keep: The channels that stay.
+            costs: What the source costs with some channels.
+            heal: How it was repaired.
+            chosen: Where they were chosen on another graph of the source.
+        """
+        relevance, budget = self.relevance, self.options["budget"]
+        axes = self.graph if chosen is None else chosen.graph
+        everything = axes.everything()
+        part = (costs if chosen is None else CostModel(chosen.graph))(keep_mask(axes, keep))
         return ComponentManifest(
             classes=tuple(relevance.classes[k] for k in self.task),
             task=tuple(self.task),
@@ -138,14 +149,14 @@ class Choice:
                     kept=tuple(keep.get(axis.name, everything[axis.name]).tolist()),
                     pinned=bool(axis.pinned),
                 )
-                for axis in self.graph.axes
+                for axis in axes
             },
-            output_axis=self.graph.output.name if self.graph.output is not None else None,
-            pinned=self.graph.pinned(),
+            output_axis=axes.output.name if axes.output is not None else None,
+            pinned=axes.pinned(),
             located=relevance.record,
             selection=SelectionRecord(
                 thresholds=relevance.thresholds.as_dict() if budget is None else None,
-                budget=None if budget is None else budget.record(self.options["select"]),
+                budget=None if budget is None else budget.record(self.options["select"], chosen.pairs if chosen else 0),
                 parameters=part.parameters,
                 flops=part.flops,
             ),
@@ -163,17 +174,22 @@ class _Job:
     Attributes:
         choice: What is to be cut.
         pool: Images of the task, where there are any.
-        batches: Those that are used, preprocessed, and shifted copies.
-        copies: How many times each image is among them.
+        images: Those that are used, where any are wanted.
+        example: Two images to compare networks on.
     """
 
     choice: Choice
-    pool: _Pool | None
-    batches: list[Tensor]
-    copies: int
+    pool: Pool | None
+    images: Calibration | None
+    example: Tensor
+
+    @property
+    def shown(self) -> Shown:
+        """The images that are used."""
+        return Shown([]) if self.images is None else self.images.shown
 
 
-def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) -> _Job:
+def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _Job:
     """Check the arguments and read the images.
 
     Raises:
@@ -184,56 +200,121 @@ def _job(model: nn.Module, relevance: Relevance, options: DisassembleOptions) ->
             "option-wrong-object",
             f"relevance must be the result of locate, got {type(relevance).__name__}; call locate, or load its file",
         )
-    select, heal, budget, seed = options["select"], options["heal"], options["budget"], options["seed"]
-    if select != "mda" and budget is None:
+    pool = Pool.of(relevance, given["images"], resolve_task(given["task"], relevance.classes))
+    options: dict[str, Any] = {**given, "select": _criterion(given, pool)}
+    choice = Choice.of(relevance, options, lambda: relevance.graph(model))
+    select, heal = options["select"], options["heal"]
+    if not CRITERIA[select].images and heal == "none":
+        return _Job(choice, pool, None, drawn_images(choice.graph))
+    wanted_by = f"select={select!r}" if CRITERIA[select].images else f"heal={heal!r}"
+    alone = len(choice.task) == 1 or options["reject"]
+    images = calibration(choice.graph, pool, options, wanted_by, strangers=alone)
+    return _Job(choice, pool, images, images.shown.fit[0][:2])
+
+
+def _criterion(options: DisassembleOptions, pool: Pool | None) -> str:
+    """The criterion to choose channels by.
+
+    Raises:
+        OptionError: Options contradict each other.
+    """
+    select, budget = options["select"], options["budget"]
+    if budget is None and select not in (None, "mda"):
         raise OptionError(
             "option-requires-option", f"select={select!r} ranks channels for a budget, and none was given; add budget="
         )
-    choice = Choice.of(relevance, options, lambda: relevance.graph(model))
-    graph, pool = choice.graph, _pool(choice.relevance, options["images"], choice.task)
-    batches: list[Tensor] = []
-    copies = 1
-    if CRITERIA[select].images or heal != "none":
-        wanted_by = f"select={select!r}" if CRITERIA[select].images else f"heal={heal!r}"
-        batches = _batches(graph, pool, options["heal_images"], options["batch_size"], seed, wanted_by)
-        copies = copies_needed(graph, sum(map(len, batches)))
-        batches = with_copies(batches, copies, seed)
-    return _Job(choice, pool, batches, copies)
+    if select is None:
+        select = "mda" if budget is None or (pool is None and options["heal"] == "none") else "damage"
+    if budget is not None and budget.factors and select != "damage":
+        raise OptionError(
+            "option-conflict",
+            f"factors=True needs select='damage', and select={select!r} was given; leave one of them out",
+        )
+    return select
 
 
-def _choose(job: _Job) -> tuple[dict[str, Tensor], list[str]]:
-    """The channels to keep, and what a reader of the manifest should know."""
+def _choose(job: _Job) -> Selected:
+    """The channels to keep."""
     choice, options = job.choice, job.choice.options
     if (budget := options["budget"]) is None:
-        return by_thresholds(choice.graph, choice.relevance, choice.task, choice.outputs)
-    seed, ridge = options["seed"], options["ridge"]
-    evidence = Evidence(choice.graph, job.batches, choice.outputs, seed, choice.relevance, choice.task, budget, ridge)
-    return CRITERIA[options["select"]].keep(evidence), []
+        keep, notes = by_thresholds(choice.graph, choice.relevance, choice.task, choice.outputs)
+        return Selected(choice.graph, keep, notes=tuple(notes))
+    evidence = Evidence(
+        choice.graph,
+        job.shown.fit,
+        choice.outputs,
+        options["seed"],
+        choice.relevance,
+        choice.task,
+        budget,
+        options["ridge"],
+        job.shown.held,
+    )
+    return CRITERIA[options["select"]].select(evidence)
 
 
-def _heal(job: _Job, keep: dict[str, Tensor], network: Network, notes: list[str]) -> HealRecord:
+def _heal(job: _Job, chosen: Selected, network: Network) -> HealRecord:
     """Repair the network in place; what was done."""
     heal, ridge = job.choice.options["heal"], job.choice.options["ridge"]
-    if heal == "none":
-        return HealRecord(method="none", notes=tuple(notes))
-    report = heal_network(job.choice.graph, keep, network, job.batches, heal, ridge)
+    if heal == "none" or job.images is None:
+        return HealRecord(method="none", notes=chosen.notes)
+    report = heal_network(chosen.graph, chosen.keep, network, job.shown, heal, ridge)
     return HealRecord(
         method=heal,
-        images=sum(map(len, job.batches)) // job.copies,
-        copies=job.copies,
+        images=job.images.fitted,
+        copies=job.images.copies,
         ridge=ridge if heal == "refit" else None,
         layers=report.layers,
-        notes=(*notes, *report.notes),
+        notes=(*chosen.notes, *report.notes),
+        held=job.images.held,
+        others=job.images.others,
+        ridges=report.ridges if ridge is None else {},
     )
 
 
-def _describe(job: _Job, keep: dict[str, Tensor], network: Network, healed: HealRecord) -> Component:
+def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord) -> Component:
     """The component: the network with where it came from, and statistics of its features where images are labelled."""
-    graph = job.choice.graph
-    component = Component(network, job.choice.manifest(keep, CostModel(graph), healed), _skeleton(graph))
+    choice = job.choice
+    manifest = choice.manifest(chosen.keep, CostModel(choice.graph), healed, chosen=chosen)
+    component = Component(network, manifest, _skeleton(chosen.graph))
+    if job.images is not None and (len(choice.task) > 1 or choice.options["reject"]):
+        component = _judged(component, choice.graph, job.images)
     if job.pool is None or job.pool.by_class is None:
         return component
-    return observed(component, job.pool.images, job.pool.by_class, job.choice.options["batch_size"])
+    return observed(component, job.pool.images, job.pool.by_class, choice.options["batch_size"])
+
+
+FEW = 0.1  # images to fit with are too few where others agree less often by this
+
+
+def _judged(component: Component, graph: Graph, images: Calibration) -> Component:
+    """The component with how often it agrees with its source on images held back."""
+    like = weights_like(component)
+
+    def agreement(batches: Sequence[Tensor]) -> tuple[int, int]:
+        own = component.network.to(like.device)
+        return agreeing(
+            lambda logits: component.head(logits),
+            lambda x: own(x.to(like.dtype)),
+            lambda x: component.of_source(graph.network(x)),
+            component.outputs,
+            batches,
+        )
+
+    same, count = agreement(images.shown.held)
+    if not count:
+        return component
+    seen = images.shown.fit[: max(1, len(images.shown.fit) // images.copies)]
+    fitted, shown = agreement(seen)
+    if shown and fitted / shown - same / count > FEW:
+        warnings.warn(
+            f"the component gives its source's answer on {same / count:.1%} of {count} images held back, but on "
+            f"{fitted / shown:.1%} of those that it was fitted to: {shown} are too few. Give some hundred more (any "
+            "photographs help, and labels are not needed), or keep more of the source",
+            BrickyardWarning,
+            stacklevel=5,
+        )
+    return component.with_manifest(agreement=(same, count))
 
 
 def _narrow(network: Network, dtype: torch.dtype) -> None:
@@ -272,74 +353,6 @@ def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> lis
             "reject=True needs a class outside the task, but the task has all the source's classes; leave reject out",
         )
     return chosen
-
-
-class _Pool:
-    """The task's images, and which belong to each class (None if labels are unknown)."""
-
-    def __init__(self, images: Images, by_class: dict[int, list[int]] | None) -> None:
-        self.images = images
-        self.by_class = by_class
-
-    def draw(self, count: int, seed: int) -> list[int]:
-        """Draw up to `count` images, evenly from the classes and interleaved."""
-        generator = torch.Generator().manual_seed(seed)
-        if self.by_class is None:
-            return torch.randperm(len(self.images), generator=generator)[:count].tolist()
-        shuffled = [
-            [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
-            for pool in self.by_class.values()
-        ]
-        longest = max(map(len, shuffled), default=0)
-        turns = [pool[turn] for turn in range(longest) for pool in shuffled if turn < len(pool)]
-        return list(dict.fromkeys(turns))[:count]  # an image may belong to several classes
-
-
-def _pool(relevance: Relevance, images: Any, task: Sequence[int]) -> _Pool | None:
-    outputs = find_outputs(relevance.outputs)
-    if images is None:
-        remembered = relevance.images()
-        if remembered is None:
-            return None
-        source = remembered[0]
-    elif isinstance(images, Tensor):
-        if images.ndim != 4 or len(images) == 0:
-            raise DataError(
-                "data-shape",
-                "the images to heal with must be (batch, channels, height, width) with at least "
-                f"one image, got shape {tuple(images.shape)}",
-            )
-        return _Pool(Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing), None)
-    else:
-        source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
-    labels = source.all_labels()
-    by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
-    if not any(by_class.values()):
-        raise DataError(
-            "data-no-task-class",
-            "none of the images to heal with belongs to the task's classes; give some that do, or heal='none'",
-        )
-    return _Pool(source, by_class)
-
-
-def _batches(graph: Graph, pool: _Pool | None, count: int, batch_size: int, seed: int, wanted_by: str) -> list[Tensor]:
-    """Preprocess images of the task, drawn evenly from its classes."""
-    if pool is None:
-        raise OptionError(
-            "option-needs-data",
-            f"{wanted_by} needs images, but relevances from a file hold none; give images=, or "
-            "choose one that needs no images",
-        )
-    indices = pool.draw(count, seed)
-    like = kind(graph.network)
-    batches = [x for x, _ in pool.images.batches(indices, batch_size, like)]
-    if tuple(batches[0].shape[1:]) != graph.input_shape:
-        raise DataError(
-            "data-wrong-size",
-            f"{wanted_by} needs images of the source's input shape {graph.input_shape}, got "
-            f"{tuple(batches[0].shape[1:])} after preprocessing; give images of that size",
-        )
-    return batches
 
 
 def _skeleton(graph: Graph) -> NetworkSpec | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from brickyard.axes._graph import OUTPUT, Axes, Axis
 from brickyard.base._errors import SurgeryError
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
-from brickyard.healing._heal import Job, Tail
+from brickyard.healing._heal import Job, Sample, Tail
 from brickyard.healing._heal import refit as refit_layer
 from brickyard.healing._least_squares import HealReport
 from brickyard.healing._streams import Intercept
@@ -181,11 +180,12 @@ def refit(
     with torch.no_grad(), bar("healing (refit)", len(network.names)) as advance:
         for (name, whole, theirs, edges), (_, layer, ours, _) in both:
             rows = whole.spec.channels(keep.get(name, torch.arange(whole.spec.units)))
-            goal = whole.linear(theirs, edges)[nodes][:, rows, None, None]
+            goal = whole.linear(theirs, edges)[nodes][:, rows]
             conv, tail = layer.convolution(), Tail(rectified=layer.spec.activation == "relu")
-            shift = Intercept(None if conv.bias is None else conv.bias.data)
-            goals = partial(iter, [({}, layer.gathered(ours, edges, nodes), goal)])
-            report.layers += refit_layer(Job(name, conv, shift, tail, len(nodes), goals, Ranks()), ridge, report)
+            job = Job(name, conv, Intercept(None if conv.bias is None else conv.bias.data), tail, Ranks())
+            every = torch.arange(len(nodes), device=nodes.device)
+            read = job.mixing.read_at(layer.gathered(ours, edges, nodes), (1, 1), every)
+            report.layers += refit_layer(job, Sample(job.check(read), job.check(goal.T), {}), None, ridge, report)
             layer.take(conv)
             advance(text=f"healing {name}")
     return report

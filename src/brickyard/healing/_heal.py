@@ -2,29 +2,27 @@
 
 The source and the cut network run side by side over the same images. At every layer, the cut network's inputs already
 include the repairs so far, and the target is the output of the source's layer on the channels that were kept. A layer
-that runs several times is repaired once, at its first run, on the inputs of all its runs.
+that runs several times is repaired once, on the inputs of all its runs.
 
-refit: ridge least squares for the change of the layer's weights. Normal equations are summed batch by batch, so memory
-is (inputs * kernel)^2 numbers, whatever the number of images; with fewer positions than inputs, the same solution is
-computed from the products between positions. The prior is the sliced weights.
+refit: ridge least squares for the change of the layer's weights, on outputs drawn from all positions of all images
+(`Sample`). The prior is the sliced weights. Its strength is the one, of several, with which the layer is closest to its
+target on images that no equation has seen.
 
 Where a ReLU follows, what matters is the error behind it: a value that both sides lose there may be anything. That
 error is lowered by repeating the same least squares with other targets (majorise and minimise): the source's value
 if that is positive; otherwise the copy's own if it is negative; otherwise zero. No round can raise it.
 
-Finally, both sets of weights are compared in float64 on the same images, output by output, behind the ReLU if one
-follows. An output whose error the refit did not lower (by rounding, or because the first solution is optimal before the
-ReLU but not behind it) keeps the weights that it was cut with.
+Finally, both sets of weights are compared in float64, output by output, behind the ReLU if one follows, on the images
+held back (or, without any, on those of the equations). An output whose error the refit did not lower keeps the weights
+that it was cut with.
 
 moments: scales and shifts each output channel to the source's mean and variance.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,10 +34,10 @@ from torch import Tensor, nn
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
-from brickyard.healing._least_squares import HealReport, equations_for
-from brickyard.healing._streams import Intercept, Stream, blocks, exact, intercept_of, own_bias
+from brickyard.healing._least_squares import Change, Equations, HealReport
+from brickyard.healing._streams import Intercept, Stream, intercept_of, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
-from brickyard.network._mixing import NORMS, UNFOLD, Mixing
+from brickyard.network._mixing import NORMS, Mixing
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar
@@ -49,11 +47,38 @@ _SAME = 1e-10  # a residual below this share of the target's energy is rounding
 _GAIN = 1e-6  # a refit that lowers an output's error by a smaller share is rounding
 _ADD = ("add", "iadd", "add_", "tensor_add")
 _RELU = ("relu", "relu_")
+_BLOCK = 1 << 12  # samples that are computed in float64 at once
 ROUNDS = 3  # least squares with the targets of a ReLU, after the plain one
+RIDGE = 1e-3  # the prior's strength where no images are held back
+RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # strengths to choose from where some are
+PER_INPUT = 50  # samples for each input of a layer
+FEWEST = 4000  # samples, where there are that many
+MOST = 1 << 26  # numbers that a layer's samples may read
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Images to heal with, in batches.
+
+    Attributes:
+        fit: Those that equations are made from; preprocessed, (batch, channels, height, width) each.
+        held: Those that nothing is fitted to; may be empty.
+        seed: Seed of the positions that are drawn.
+    """
+
+    fit: Sequence[Tensor]
+    held: Sequence[Tensor] = ()
+    seed: int = 0
 
 
 def heal_network(
-    graph: Graph, keep: KeepSet, network: Network, batches: Sequence[Tensor], method: Heal, ridge: float
+    graph: Graph,
+    keep: KeepSet,
+    network: Network,
+    shown: Shown,
+    method: Heal,
+    ridge: float | None = None,
+    per_input: int = PER_INPUT,
 ) -> HealReport:
     """Repair a cut network in place.
 
@@ -61,9 +86,11 @@ def heal_network(
         graph: The source's graph.
         keep: The keep-set that the network was cut with.
         network: The cut network; its steps have the same names as the source's.
-        batches: Preprocessed images, (batch, channels, height, width) each.
+        shown: The images.
         method: "refit", "moments" or "none".
-        ridge: Strength of the prior, as a share of the mean diagonal of the normal equations.
+        ridge: Strength of the prior, as a share of the mean diagonal of the normal equations. None: the best for each
+            layer on the images held back; 1e-3 without any.
+        per_input: How many outputs to draw for each input of a layer.
 
     Returns:
         How many layers changed, with notes on those that were left alone and why.
@@ -72,23 +99,19 @@ def heal_network(
     if method == "none":
         return report
     ranks = Ranks.current()
-    images = sum(map(len, batches))
-    batches = ranks.mine(batches)
-    repair = refit if method == "refit" else _match_moments
-    source, copy = Stream(graph, graph.network, batches), Stream(graph, network, batches)
+    sides = [_Side(graph, network, images, ranks) for images in (shown.fit, shown.held)]
     layers = _repairable(network)
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
-        for runs in layers:
-            index, node = runs[0]
-            rows, layer = _kept_rows(graph, keep, node.target), network.layer(node.target)
-            once = len(runs) == 1
-            shift = intercept_of(network, node) if once else own_bias(layer)
-            tail = _tail(network, index, node) if once else Tail()
-            goals = partial(_goals, source, copy, runs, tail, rows)
-            count = images * sum(source.positions(run) for _, run in runs)
-            job = Job(node.target, layer, shift, tail, count, goals, ranks, network)
-            report.layers += repair(job, ridge, report)
-            advance(text=f"healing {node.target}")
+        for number, runs in enumerate(layers):
+            job = _job(graph, keep, network, runs, ranks)
+            if method == "moments":
+                report.layers += _match_moments(job, sides[0], report)
+            else:
+                draws = Draws(per_input, shown.seed + number)
+                fit, held = (side.sample(job, draws) for side in sides)
+                assert fit is not None
+                report.layers += refit(job, fit, held, ridge, report)
+            advance(text=f"healing {job.name}")
     return report
 
 
@@ -108,7 +131,7 @@ class Tail:
     scale: Tensor | None = None
     rectified: bool = False
 
-    def run(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
+    def run(self, network: Network, output: Tensor, values: Mapping[str, Any]) -> Tensor:
         """What a network's steps make of a layer's output; no value is changed in place."""
         name, found = self.name, {**values, self.name: output}
         for step in self.steps:
@@ -121,27 +144,23 @@ class Tail:
         result: Tensor = found[name]
         return result
 
-    def exact(self, network: Any, output: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """The same in float64, for the output of a layer in float64."""
-        name, found = self.name, {**values, self.name: output}
+    def at(self, network: Network, output: Tensor, added: Mapping[str, Tensor]) -> Tensor:
+        """The same for some of the layer's outputs, (outputs, N), and what is `added` to them, in their own type."""
+        value = output.T
         for step in self.steps:
-            value: Tensor = found[name]
             layer = network.layer(step.target) if step.op == "layer" else None
             if isinstance(layer, NORMS):
                 numbers = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-                mean, variance, weight, bias = (None if n is None else n.double() for n in numbers)
+                mean, variance, weight, bias = (None if n is None else n.to(value.dtype) for n in numbers)
                 value = F.batch_norm(value, mean, variance, weight, bias, eps=layer.eps)
             elif layer is None:
-                one, other = (found[ref.node].double() for ref in step.args)
-                value = one + other
-            found[step.name] = value
-            name = step.name
-        result: Tensor = found[name]
-        return result
+                value = value + added[step.name].T.to(value.dtype)
+        return value.T
 
 
-def _tail(network: Network, index: int, node: Node) -> Tail:
+def _tail(graph: Graph, network: Network, index: int, node: Node) -> Tail:
     """The steps behind the layer at `index`, as far as they can be seen through."""
+    shape = graph.shapes[node.name].shape
     known = {step.name for step in network.nodes[:index]}
     seen = Tail(node.name)
     fresh = not mixing_of(network.layer(node.target)).linear  # nothing has changed a convolution's output yet
@@ -161,7 +180,7 @@ def _tail(network: Network, index: int, node: Node) -> Tail:
             scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
         elif user.op == "function" and user.target in _ADD and len(user.args) == 2 and not user.kwargs:
             others = [value.node for value in user.args if isinstance(value, Ref) and value.node != name]
-            if len(others) != 1 or others[0] not in known:
+            if len(others) != 1 or others[0] not in known or graph.shapes[user.name].shape != shape:
                 return seen
         elif not isinstance(layer, nn.Identity | nn.Dropout):
             return seen
@@ -192,116 +211,177 @@ def _kept_rows(graph: Graph, keep: KeepSet, layer: str) -> NDArray[np.int64] | N
 
 @dataclass(frozen=True)
 class Job:
-    """One layer to repair, with what it is repaired on.
+    """One layer to repair.
 
     Attributes:
         name: Its dotted name.
-        layer: The layer in the cut network.
+        layer: The layer, in the cut network.
         intercept: Where a shift of its outputs can go.
         tail: What its output goes through next.
-        positions: How many outputs of each channel there are, in all processes.
-        goals: For each batch: values that the tail needs, the layer's inputs, and what its tail should give.
-        ranks: The processes that have a share of the batches each.
+        ranks: The processes that have a share of the images each.
         network: The cut network, whose steps the tail names.
+        runs: The steps that run the layer.
+        rows: The outputs that were kept of the source's layer; None: all.
     """
 
     name: str
     layer: nn.Module
     intercept: Intercept
     tail: Tail
-    positions: int
-    goals: Callable[[], Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor]]]
     ranks: Ranks
     network: Any = None
+    runs: _Runs = ()
+    rows: NDArray[np.int64] | None = None
 
     @property
     def mixing(self) -> Mixing:
         """What answers for the layer."""
         return mixing_of(self.layer)
 
-    def residuals(self, rectified: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each batch, yield the layer's inputs, its outputs, and the residuals (target minus output).
-
-        The target is the output of the source's layer; if that is added to a shortcut that has an error already, the
-        target makes up for that too. With `rectified`, the residual is what matters behind the ReLU.
+    def check(self, value: Tensor) -> Tensor:
+        """Check that numbers are finite.
 
         Raises:
-            DataError: They are not finite.
+            DataError: They are not.
         """
-        for ours, x, goal in self.goals():
-            output = self.layer(x)
-            found = self.tail.run(self.network, output, ours)
-            if rectified:
-                goal = torch.where(goal > 0, goal, found.clamp(max=0))
-            missing = goal - found
-            if self.tail.scale is not None:
-                missing = missing / self.tail.scale.to(missing.dtype).reshape(-1, *[1] * (missing.ndim - 2))
-            if not bool(torch.isfinite(missing).all()):
-                raise DataError(
-                    "data-overflow",
-                    f"outputs of layer {self.name!r} are not finite on the data to heal with: numbers overflow there "
-                    "or on the way to it; check the weights and the preprocessing, or use a source in float32 or "
-                    "float64",
+        if bool(torch.isfinite(value).all()):
+            return value
+        raise DataError(
+            "data-overflow",
+            f"outputs of layer {self.name!r} are not finite on the data to heal with: numbers overflow there or on the "
+            "way to it; check the weights and the preprocessing, or use a source in float32 or float64",
+        )
+
+
+def _job(graph: Graph, keep: KeepSet, network: Network, runs: _Runs, ranks: Ranks) -> Job:
+    index, node = runs[0]
+    layer, once = network.layer(node.target), len(runs) == 1
+    intercept = intercept_of(network, node) if once else own_bias(layer)
+    tail = _tail(graph, network, index, node) if once else Tail()
+    rows = _kept_rows(graph, keep, node.target)
+    return Job(node.target, layer, intercept, tail, ranks, network, runs, rows)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many outputs of a layer to draw, and the seed of the draw."""
+
+    per_input: int
+    seed: int
+
+    def places(self, images: int, sizes: Sequence[int], mixing: Mixing) -> Tensor:
+        """For each image, the same number of positions, in ascending order: (images, positions)."""
+        every = int(np.prod(sizes, dtype=np.int64))
+        inputs = mixing.rows[0].numel()
+        wanted = min(max(self.per_input * inputs, FEWEST), MOST // (inputs * mixing.groups))
+        each = max(1, -(-wanted // max(1, images)))
+        if each >= every:
+            return torch.arange(every).expand(images, every)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = [torch.randperm(every, generator=generator)[:each].sort().values for _ in range(images)]
+        return torch.stack(drawn)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some outputs of a layer: what they read, and what should become of them.
+
+    Attributes:
+        x: What they read, (groups, inputs, N).
+        goal: What the source's layer and tail give there, (outputs, N).
+        added: What sums of the tail add, by step, (outputs, N) each.
+    """
+
+    x: Tensor
+    goal: Tensor
+    added: Mapping[str, Tensor]
+
+
+class _Side:
+    """The source and the cut network, side by side over the same images."""
+
+    def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor], ranks: Ranks) -> None:
+        self._images = sum(map(len, batches))
+        first = [sum(map(len, batches[:number])) for number in range(len(batches))]
+        starts = ranks.mine(first)
+        self.source = Stream(graph, graph.network, ranks.mine(batches), starts)
+        self.copy = Stream(graph, network, ranks.mine(batches), starts)
+
+    def sample(self, job: Job, draws: Draws) -> Sample | None:
+        """Outputs of a layer in every run, from all images; None without images."""
+        if not self._images:
+            return None
+        first, node = job.runs[0]
+        sizes = self.source.sizes(node)
+        places = draws.places(self._images, sizes, job.mixing)
+        found = []
+        before = zip(self.copy.starts, self.copy.before(first), self.source.before(first), strict=True)
+        for start, own, theirs in before:
+            for index, run in job.runs:
+                ours = self.copy.ahead(own, first, index)
+                goal = self._goal(job, run, self.source.ahead(theirs, first, index))
+                some = places[start : start + len(goal)]
+                where = (torch.arange(len(some)).unsqueeze(1) * int(np.prod(sizes)) + some).flatten().to(goal.device)
+                found.append(_drawn(job, ours, run, goal, sizes, where))
+        if not found:  # another process has all images
+            return _none(job)
+        added = {name: torch.cat([one.added[name] for one in found], 1) for name in found[0].added}
+        return Sample(torch.cat([one.x for one in found], 2), torch.cat([one.goal for one in found], 1), added)
+
+    def outputs(self, job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+        """All outputs of a layer, and of the source's, in every run: (batch, outputs, ...) or (..., outputs) each."""
+        first = job.runs[0][0]
+        plain = replace(job, tail=Tail())
+        for own, theirs in zip(self.copy.before(first), self.source.before(first), strict=True):
+            for index, run in job.runs:
+                ours = self.copy.ahead(own, first, index)
+                yield (
+                    job.check(job.network.step(run, ours)),
+                    self._goal(plain, run, self.source.ahead(theirs, first, index)),
                 )
-            yield x, output, missing
 
-    def errors(self, states: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Squared errors with each of several `state`s, (states, outputs), in float64; the last one stays set.
-
-        They are measured behind the tail, and behind the ReLU if one follows.
-        """
-        rows = self.mixing.rows
-        totals = torch.zeros(len(states), len(rows), dtype=torch.float64, device=rows.device)
-        for ours, x, goal in self.goals():
-            names = {name for step in self.tail.steps for name in refs(step)} & ours.keys()
-            step = max(1, UNFOLD * len(x) // max(x.numel(), goal.numel(), 1))  # images per block
-            for start in range(0, len(x), step):
-                some = slice(start, start + step)
-                values = {name: ours[name][some] for name in names}
-                wanted = goal[some].double()
-                for index, state in enumerate(states):
-                    self.put(state)
-                    found = self.tail.exact(self.network, exact(self.layer, x[some]), values)
-                    if self.tail.rectified:
-                        found, wanted = found.clamp(min=0), wanted.clamp(min=0)
-                    totals[index] += self.mixing.by_output((wanted - found).square()).sum(1)
-        self.ranks.add(totals)
-        return totals
-
-    def state(self) -> list[Tensor]:
-        """Copy the numbers that a repair changes; outputs lie along their first dimension."""
-        return [self.mixing.rows.clone(), *self.intercept.values()]
-
-    def put(self, state: Sequence[Tensor]) -> None:
-        self.mixing.set_rows(state[0])
-        self.intercept.put(state[1:])
+    def _goal(self, job: Job, run: Node, theirs: Mapping[str, Any]) -> Tensor:
+        source = self.source.network
+        goal = job.tail.run(source, source.step(run, theirs), theirs)
+        if job.rows is not None:
+            goal = goal.index_select(job.mixing.channel_dim, torch.from_numpy(job.rows).to(goal.device))
+        return job.check(goal)
 
 
-def _goals(
-    source: Stream, copy: Stream, runs: _Runs, tail: Tail, rows: NDArray[np.int64] | None
-) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """The goals of a layer of a traced network: what the source's layer gives in every run, in the rows kept."""
-    first = runs[0][0]
-    for before in zip(copy.before(first), source.before(first), strict=True):
-        for index, node in runs:
-            pairs = zip((copy, source), before, strict=True)
-            ours, theirs = (stream.ahead(values, first, index) for stream, values in pairs)
-            goal = tail.run(source.network, source.network.step(node, theirs), theirs)
-            if rows is not None:
-                dim = mixing_of(source.network.layer(node.target)).channel_dim
-                goal = goal.index_select(dim, torch.from_numpy(rows).to(goal.device))
-            yield ours, ours[node.args[0].node], goal
+def _drawn(job: Job, ours: Mapping[str, Any], run: Node, goal: Tensor, sizes: Sequence[int], where: Tensor) -> Sample:
+    mixing = job.mixing
+    values = {
+        step.name: next(ours[ref.node] for ref in step.args if ref.node in ours)
+        for step in job.tail.steps
+        if step.op == "function"
+    }
+    added = {name: mixing.by_output(value.expand_as(goal))[:, where].clone() for name, value in values.items()}
+    wanted = mixing.by_output(goal)[:, where].clone()
+    read = mixing.read_at(ours[run.args[0].node], sizes, where)
+    return Sample(job.check(precise(read)), precise(wanted), added)
+
+
+def precise(value: Tensor) -> Tensor:
+    """Numbers to sum products of, which needs more than half precision."""
+    return value.float() if value.element_size() < 4 else value
+
+
+def _none(job: Job) -> Sample:
+    rows = job.mixing.rows
+    empty = rows.new_zeros(len(rows), 0)
+    added = {step.name: empty for step in job.tail.steps if step.op == "function"}
+    return Sample(rows.new_zeros(job.mixing.groups, rows[0].numel(), 0), empty, added)
 
 
 # -- moments -----------------------------------------------------------------------------------------------
 
 
-def _match_moments(job: Job, ridge: float, report: HealReport) -> bool:
+def _match_moments(job: Job, side: _Side, report: HealReport) -> bool:
     mixing, intercept, name = job.mixing, job.intercept, job.name
     rows = mixing.rows
     sums = torch.zeros(5, len(rows), dtype=torch.float64, device=rows.device)
-    for _, output, missing in job.residuals():
-        ours, theirs = (mixing.by_output(y).double() for y in (output, output + missing))  # (Q, N)
+    for pair in side.outputs(job):
+        ours, theirs = (mixing.by_output(y).double() for y in pair)  # (Q, N)
         found = [ours.sum(1), ours.square().sum(1), theirs.sum(1), theirs.square().sum(1)]
         sums += torch.stack([*found, torch.full_like(found[0], ours.shape[1])])
     job.ranks.add(sums)
@@ -324,64 +404,120 @@ def _match_moments(job: Job, ridge: float, report: HealReport) -> bool:
 # -- refit -------------------------------------------------------------------------------------------------
 
 
-def refit(job: Job, ridge: float, report: HealReport) -> bool:
+def refit(job: Job, fit: Sample, held: Sample | None, ridge: float | None, report: HealReport) -> bool:
     """Refit one layer in place; whether any of its outputs changed."""
-    layer, mixing, intercept = job.layer, job.mixing, job.intercept
-    before = job.state()
-    sliced = before[0]
-    equations = equations_for(layer, job.positions, bool(intercept), job.ranks)
-    for turn in range(1 + ROUNDS):
-        found = job.residuals(rectified=turn > 0)
-        first = list(itertools.islice(found, 1))
-        if turn == 0 and _unchanged(first, job.ranks):
-            return False
-        for x, _, missing in itertools.chain(first, found):
-            for block, goal in blocks(layer, x, missing):
-                equations.add(block, goal)
-        solution = equations.solve(ridge, mixing.rows - sliced, job.name, report)
-        if solution is None:
-            if turn == 0:
-                return False
-            break
-        change, shift = solution
-        mixing.set_rows(mixing.rows + change.reshape(sliced.shape).to(sliced.dtype))
-        if shift is not None:
-            intercept.add(shift)
-        if not job.tail.rectified or not equations.again():
-            break
-    after = job.state()
-    better = keep_better(job.name, after, before, job.errors([before, after]), report)
-    job.put(after)
-    return better
-
-
-def keep_better(
-    name: str, places: Sequence[Tensor], before: Sequence[Tensor], errors: Tensor, report: HealReport
-) -> bool:
-    """Undo a refit for outputs whose error it did not lower; return whether any output stays refitted.
-
-    Outputs lie along the first dimension of the refitted tensors `places` and of `before`, their previous values.
-    `errors` are the squared errors before and after, (2, outputs).
-    """
-    worse = ~(errors[1] <= errors[0] * (1 - _GAIN))  # true for NaN too
-    if not bool(worse.any()):
-        return True
-    for place, value in zip(places, before, strict=True):
-        place[worse] = value[worse]
-    report.notes.append(
-        f"layer {name!r}: the refit did not lower the error of {int(worse.sum())} of {len(worse)} outputs; they "
-        "were left as they were cut"
-    )
+    here = _Outputs(job, fit)
+    if here.right():
+        return False
+    equations = Equations(fit.x, bool(job.intercept), job.ranks)
+    if equations.dead:
+        report.notes.append(f"layer {job.name!r}: {equations.dead} of {len(fit.x)} groups have only zeros as input")
+    there = here if held is None else _Outputs(job, held)
+    strength = _best_ridge(equations, here, there) if ridge is None and held is not None else ridge
+    found = _solved(equations, here, RIDGE if strength is None else strength, job.name, report)
+    if found is None:
+        return False
+    change, report.ridges[job.name] = found
+    before = there.errors(None)
+    rows = job.mixing.rows
+    new = (rows.double().flatten(1) + change.weight.flatten(0, 1)).to(rows.dtype)  # as it will be stored
+    stored = change._replace(weight=(new.double() - rows.double().flatten(1)).reshape(change.weight.shape))
+    worse = made_worse(before, there.errors(stored))
+    if bool(worse.any()):
+        report.notes.append(
+            f"layer {job.name!r}: the refit did not lower the error of {int(worse.sum())} of {len(worse)} outputs; "
+            "they were left as they were cut"
+        )
+    change = change.only(~worse)
+    job.mixing.set_rows((rows.double().flatten(1) + change.weight.flatten(0, 1)).to(rows.dtype))
+    job.intercept.add(change.shift.flatten())
     return not bool(worse.all())
 
 
-def _unchanged(first: Sequence[tuple[Tensor, Tensor, Tensor]], ranks: Ranks) -> bool:
-    """Whether a layer's output is already right, on the first batch of each process."""
-    energy = torch.zeros(2, dtype=torch.float64)
-    for _, output, missing in first:
-        energy = torch.stack([y.double().square().sum().cpu() for y in (missing, output + missing)])
-    ranks.add(energy)
-    return bool(energy[0] <= _SAME * energy[1])
+def made_worse(before: Tensor, after: Tensor) -> Tensor:
+    """The outputs whose error a refit did not lower, as a mask."""
+    return ~(after <= before * (1 - _GAIN))  # true for NaN too
 
 
-"""Changes of weights (G * q, n), and shifts (G * q,) or None."""
+def _best_ridge(equations: Equations, here: _Outputs, there: _Outputs) -> float:
+    """The strength with which the plain least squares come closest on images held back."""
+    errors: dict[float, float] = {}
+    right = equations.right(here.residual(None))
+    for ridge in RIDGES:
+        found = equations.solve(right, ridge)
+        errors[ridge] = float("inf") if found is None else float(there.errors(found[0]).sum())
+        if errors[ridge] > 1.5 * min(errors.values()):
+            break
+    return min(errors, key=lambda ridge: errors[ridge])
+
+
+def _solved(
+    equations: Equations, here: _Outputs, ridge: float, name: str, report: HealReport
+) -> tuple[Change, float] | None:
+    """The change of a layer, and the strength it took, with the targets of a ReLU where one follows."""
+    found: tuple[Change, float] | None = None
+    for turn in range(1 + (ROUNDS if here.rectified else 0)):
+        residual = here.residual(None if found is None else found[0], rectified=turn > 0)
+        after = equations.solve(equations.right(residual), ridge)
+        if after is None:
+            break
+        found = after
+    if found is None:
+        report.notes.append(f"layer {name!r}: its equations overflow or stayed singular; it was left as it was cut")
+    elif found[1] > ridge:
+        report.notes.append(f"layer {name!r}: its equations were singular; ridge {found[1]:g} was used")
+    return found
+
+
+class _Outputs:
+    """A layer's outputs at samples, with changes of its weights."""
+
+    def __init__(self, job: Job, sample: Sample) -> None:
+        self._job, self._sample = job, sample
+        bias = own_bias(job.layer).bias
+        self._rows = job.mixing.rows.double().flatten(1).unflatten(0, (job.mixing.groups, -1))  # (G, q, n)
+        self._bias = self._rows.new_zeros(self._rows.shape[:2].numel()) if bias is None else bias.double()
+        self._plain = self._computed(self._rows, self._bias)
+        scale = job.tail.scale
+        self._scale = torch.ones_like(self._bias) if scale is None else scale.double()
+        self.rectified = job.tail.rectified
+
+    def _computed(self, rows: Tensor, shift: Tensor) -> Tensor:
+        """Outputs in the samples' own type, (Q, N)."""
+        x = self._sample.x
+        return (rows.to(x.dtype) @ x).flatten(0, 1) + shift.to(x.dtype).unsqueeze(1)
+
+    def right(self) -> bool:
+        """Whether they already are what they should be."""
+        goal = self._sample.goal
+        missing = goal - self._job.tail.at(self._job.network, self._plain, self._sample.added)
+        energy = torch.stack([y.double().square().sum() for y in (missing, goal)])
+        self._job.ranks.add(energy)
+        return bool(energy[0] <= _SAME * energy[1])
+
+    def residual(self, change: Change | None, rectified: bool = False) -> Tensor:
+        """How far the outputs with `change` are from where they should be, counted from those without: (G, q, N)."""
+        sample, groups = self._sample, len(self._sample.x)
+        output = self._plain if change is None else self._plain + change.moved(sample.x)
+        found = self._job.tail.at(self._job.network, output, sample.added)
+        goal = torch.where(sample.goal > 0, sample.goal, found.clamp(max=0)) if rectified else sample.goal
+        missing = (goal - found) / self._scale.to(found.dtype).unsqueeze(1)
+        residual: Tensor = (output - self._plain + missing).unflatten(0, (groups, -1))
+        return residual
+
+    def errors(self, change: Change | None) -> Tensor:
+        """Squared errors of each output with `change`, in float64, behind the tail and its ReLU: (outputs,)."""
+        rows, shift = self._rows, self._bias
+        if change is not None:
+            rows, shift = rows + change.weight, shift + change.shift.flatten()
+        total = torch.zeros_like(self._bias)
+        for start in range(0, self._sample.x.shape[2], _BLOCK):
+            some = slice(start, start + _BLOCK)
+            output = (rows @ self._sample.x[:, :, some].double()).flatten(0, 1) + shift.unsqueeze(1)
+            added = {name: value[:, some] for name, value in self._sample.added.items()}
+            found, goal = self._job.tail.at(self._job.network, output, added), self._sample.goal[:, some].double()
+            if self.rectified:
+                found, goal = found.clamp(min=0), goal.clamp(min=0)
+            total += (goal - found).square().sum(1)
+        self._job.ranks.add(total)
+        return total

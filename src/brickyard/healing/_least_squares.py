@@ -1,138 +1,150 @@
-"""Normal equations of one layer, and their ridge solution."""
+"""Ridge least squares for the weights of one layer, from samples of what it reads and should give."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from brickyard.network._layer_types import mixing_of
-from brickyard.network._mixing import Mixing
 from brickyard.runtime._processes import Ranks
 
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
-
-
-Solution = tuple[Tensor, Tensor | None]
+_BLOCK = 1 << 12  # samples that are multiplied at once
 
 
 @dataclass
 class HealReport:
-    """How many layers were repaired, with notes."""
+    """How many layers were repaired, with notes.
+
+    Attributes:
+        layers: How many.
+        notes: What was left alone, and why.
+        ridges: The strength of the prior that each layer was refitted with.
+    """
 
     layers: int = 0
     notes: list[str] = field(default_factory=list)
+    ridges: dict[str, float] = field(default_factory=dict)
 
 
-class _NormalEquations:
-    """Sums of x x^T and x r^T over all positions of all images, for each group of a layer."""
+class Change(NamedTuple):
+    """A change of weights (G, q, n), and of outputs' shifts (G, q, 1), in float64; zeros where there is no shift."""
 
-    def __init__(self, mixing: Mixing, with_shift: bool, ranks: Ranks) -> None:
-        groups, rows = mixing.groups, mixing.rows
-        size = rows[0].numel() + int(with_shift)
-        self.with_shift, self._ranks = with_shift, ranks
-        self.gram = rows.new_zeros((groups, size, size), dtype=torch.float64)
-        self.cross = rows.new_zeros((groups, size, len(rows) // groups), dtype=torch.float64)
-        self._complete = False
+    weight: Tensor
+    shift: Tensor
 
-    def add(self, x: Tensor, residual: Tensor) -> None:
-        """Add a block: inputs (G, n, N), residuals (G, q, N)."""
-        if self.with_shift:
-            x = torch.cat([x, x.new_ones(x.shape[0], 1, x.shape[2])], 1)
-        self.cross += x @ residual.transpose(1, 2)
-        if not self._complete:
-            self.gram += x @ x.transpose(1, 2)
+    def moved(self, x: Tensor) -> Tensor:
+        """What it does to outputs, (G * q, N), for inputs (G, n, N)."""
+        moved = self.weight.to(x.dtype) @ x + self.shift.to(x.dtype)
+        return moved.flatten(0, 1)
 
-    def again(self) -> bool:
-        """Switch to other residuals of the same inputs; return whether that is possible."""
-        self.cross.zero_()
-        self._complete = True
-        return True
+    def only(self, outputs: Tensor) -> Change:
+        """The change of some outputs, as a mask (G * q,); the others stay."""
+        chosen = outputs.reshape(*self.weight.shape[:2], 1)
+        return Change(self.weight * chosen, self.shift * chosen)
 
-    def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
-        """Return the solution, or None if there is none; `moved` is how far weights have moved from the prior."""
-        self._ranks.add(self.cross)
-        if not self._complete:
-            self._ranks.add(self.gram)
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)  # (G, n)
-        weights = diagonal.shape[1] - int(self.with_shift)
-        scale = _scale(diagonal[:, :weights].mean(1), name, report)
-        penalty = torch.zeros_like(diagonal)
-        penalty[:, :weights] = scale.unsqueeze(1)
-        pull = torch.zeros_like(self.cross)
-        pull[:, :weights] = moved.double().reshape(len(scale), -1, weights).transpose(1, 2) * scale.reshape(-1, 1, 1)
-        solution = _solved(self.gram, penalty, self.cross, pull, ridge, name, report)  # (G, n, q)
-        if solution is None:
+
+class Right(NamedTuple):
+    """The right side of equations, (G, n, q) or (G, N, q), and the mean residual, (G, q, 1); in float64."""
+
+    products: Tensor
+    mean: Tensor
+
+
+class Equations:
+    """Equations (X X^T + ridge * scale * I) change^T = X R^T for each group of a layer, over all processes.
+
+    `scale` is the mean diagonal of X X^T, and a shift of the outputs is free. With fewer samples than inputs, the same
+    solution is computed from the products between samples.
+
+    Args:
+        x: What the layer's outputs read at this process's samples, (G, n, N).
+        with_shift: Whether its outputs can be shifted.
+        ranks: The processes that have a share of the samples each.
+    """
+
+    def __init__(self, x: Tensor, with_shift: bool, ranks: Ranks) -> None:
+        self._ranks, self._with_shift = ranks, with_shift
+        total = torch.tensor(float(x.shape[2]), dtype=torch.float64)
+        ranks.add(total)
+        self._few = int(total) < x.shape[1]
+        self._x = ranks.joined(x) if self._few else x
+        self._mean = x.new_zeros(*x.shape[:2], 1, dtype=torch.float64)
+        if with_shift:
+            self._mean = self._x.sum(2, keepdim=True, dtype=torch.float64)
+            if not self._few:
+                ranks.add(self._mean)
+            self._mean /= total
+        self._gram = self._products()
+        centred = self._gram.diagonal(dim1=1, dim2=2).sum(1)
+        energy = centred + total * self._mean.square().sum((1, 2))
+        self.dead = int((energy <= 0).sum())
+        self._scale = torch.where(energy > 0, energy / x.shape[1], 1.0)
+        self._count = total
+        self._factors: dict[float, tuple[Tensor, float] | None] = {}
+
+    def _products(self) -> Tensor:
+        """Products of centred inputs: between inputs (G, n, n), or between samples (G, N, N)."""
+        if self._few:
+            centred = self._x.double() - self._mean
+            return centred.transpose(1, 2) @ centred
+        groups, inputs, _ = self._x.shape
+        gram = self._x.new_zeros(groups, inputs, inputs, dtype=torch.float64)
+        for block in self._x.split(_BLOCK, 2):
+            some = block - self._mean.to(block.dtype)
+            gram += some @ some.transpose(1, 2)
+        self._ranks.add(gram)
+        return gram
+
+    def right(self, residual: Tensor) -> Right:
+        """The right side for residuals (G, q, N)."""
+        if self._few:
+            residual = self._ranks.joined(residual)
+        mean = residual.sum(2, keepdim=True, dtype=torch.float64)
+        if not self._few:
+            self._ranks.add(mean)
+        mean = mean / self._count if self._with_shift else mean * 0
+        if self._few:
+            return Right((residual.double() - mean).transpose(1, 2), mean)
+        groups, inputs, _ = self._x.shape
+        cross = self._x.new_zeros(groups, inputs, residual.shape[1], dtype=torch.float64)
+        for x, r in zip(self._x.split(_BLOCK, 2), residual.split(_BLOCK, 2), strict=True):
+            centred = x - self._mean.to(x.dtype)
+            cross += centred @ (r - mean.to(r.dtype)).transpose(1, 2)
+        self._ranks.add(cross)
+        return Right(cross, mean)
+
+    def solve(self, right: Right, ridge: float) -> tuple[Change, float] | None:
+        """The change that lowers residuals most, and the ridge it took; None if there is none."""
+        found = self._factor(ridge)
+        if found is None:
             return None
-        change = solution[:, :weights].transpose(1, 2).flatten(0, 1)
-        return change, solution[:, weights].flatten() if self.with_shift else None
-
-
-class _FewPositions:
-    """The same solution from products between positions, for fewer positions than inputs."""
-
-    def __init__(self, mixing: Mixing, with_shift: bool, ranks: Ranks) -> None:
-        groups, rows = mixing.groups, mixing.rows
-        self.with_shift, self._ranks = with_shift, ranks
-        self.inputs = [rows.new_zeros(groups, rows[0].numel(), 0)]
-        self.residuals = [rows.new_zeros(groups, len(rows) // groups, 0)]
-
-    def add(self, x: Tensor, residual: Tensor) -> None:
-        self.inputs.append(x.clone())
-        self.residuals.append(residual.clone())
-
-    def again(self) -> bool:
-        """Not possible: it would have to hold all inputs again."""
-        return False
-
-    def solve(self, ridge: float, moved: Tensor, name: str, report: HealReport) -> Solution | None:
-        """Return the solution; an unpenalised shift makes both sides' means agree."""
-        x, r = (self._ranks.joined(torch.cat(parts, 2).double()) for parts in (self.inputs, self.residuals))
-        scale = _scale(x.square().sum((1, 2)) / x.shape[1], name, report)
-        x_mean, r_mean = x.mean(2, keepdim=True), r.mean(2, keepdim=True)
-        if self.with_shift:
-            x, r = x - x_mean, r - r_mean
-        gram = x.transpose(1, 2) @ x  # (G, N, N)
-        right = r.transpose(1, 2)
-        solution = _solved(gram, scale.unsqueeze(1).expand(gram.shape[:2]), right, right * 0, ridge, name, report)
-        if solution is None:
+        factor, strength = found
+        weight = torch.cholesky_solve(right.products, factor).transpose(1, 2)
+        if self._few:
+            weight = weight @ (self._x.double() - self._mean).transpose(1, 2)
+        if not bool(torch.isfinite(weight).all()):
             return None
-        change = solution.transpose(1, 2) @ x.transpose(1, 2)  # (G, q, n)
-        shift = (r_mean - change @ x_mean).flatten() if self.with_shift else None
-        return change.flatten(0, 1), shift
+        return Change(weight, right.mean - weight @ self._mean), strength
 
+    def _factor(self, ridge: float) -> tuple[Tensor, float] | None:
+        """A Cholesky factor of the equations, with a stronger ridge if they are singular."""
+        if ridge not in self._factors:
+            self._factors[ridge] = next(self._strengthened(ridge), None)
+        return self._factors[ridge]
 
-def equations_for(layer: nn.Module, positions: int, with_shift: bool, ranks: Ranks) -> _NormalEquations | _FewPositions:
-    """Choose the form of a layer's refit equations that is smaller for this many positions."""
-    mixing = mixing_of(layer)
-    few = positions < mixing.rows[0].numel()
-    return (_FewPositions if few else _NormalEquations)(mixing, with_shift, ranks)
-
-
-def _scale(scale: Tensor, name: str, report: HealReport) -> Tensor:
-    """The mean energy of a group's inputs; 1, with a note, if they are all zeros."""
-    dead = int((scale <= 0).sum())
-    if dead:
-        report.notes.append(f"layer {name!r}: {dead} of {len(scale)} groups have only zeros as input")
-    return torch.where(scale > 0, scale, 1.0)
-
-
-def _solved(
-    gram: Tensor, penalty: Tensor, right: Tensor, pull: Tensor, ridge: float, name: str, report: HealReport
-) -> Tensor | None:
-    """Solve (gram + ridge * penalty) z = right - ridge * pull per group, with a stronger ridge if that is singular."""
-    if not bool(torch.isfinite(gram).all()) or not bool(torch.isfinite(right).all()):
-        report.notes.append(f"layer {name!r}: its equations overflow; it was left as it was cut")
-        return None
-    strength = ridge
-    for _ in range(8):
-        factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(strength * penalty))
-        pivots = factor.diagonal(dim1=1, dim2=2)
-        if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
-            if strength > ridge:
-                report.notes.append(f"layer {name!r}: its equations were singular; ridge {strength:g} was used")
-            return torch.cholesky_solve(right - strength * pull, factor)
-        strength = max(strength * 10, 1e-6)
-    report.notes.append(f"layer {name!r}: its equations stayed singular; it was left as it was cut")
-    return None
+    def _strengthened(self, ridge: float) -> Iterator[tuple[Tensor, float]]:
+        if not bool(torch.isfinite(self._gram).all()):
+            return
+        strength = ridge
+        for _ in range(8):
+            penalty = torch.diag_embed((strength * self._scale).unsqueeze(1).expand(self._gram.shape[:2]))
+            factor, info = torch.linalg.cholesky_ex(self._gram + penalty)
+            pivots = factor.diagonal(dim1=1, dim2=2)
+            if not info.any() and bool((pivots.amin(1) > _PIVOT * pivots.amax(1)).all()):
+                yield factor, strength
+                return
+            strength = max(strength * 10, 1e-6)

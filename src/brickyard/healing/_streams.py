@@ -1,12 +1,16 @@
-"""Two networks side by side over the same images, and the inputs of each layer."""
+"""Networks that run over all images at once, step by step, and the inputs of each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
@@ -14,54 +18,122 @@ from brickyard.network._layer_types import mixing_of
 from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, refs
 
-MEMORY = 1 << 30  # bytes of activations to hold; beyond that, they are recomputed for every layer
+MEMORY = 384 << 20  # bytes of activations that a stream holds; the rest waits on disk
+_HALF = 6e4  # largest number that half precision holds
 
 
-# -- the two networks, side by side ------------------------------------------------------------------------
+# -- one network over all images -----------------------------------------------------------------------------
 
 
 class Stream:
-    """The values of all batches just before some step; kept if they fit in memory, otherwise recomputed."""
+    """The values of all batches just before some step, which only moves forward.
 
-    def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor]) -> None:
+    Beyond `MEMORY`, a batch's values wait in a file, in half precision where they are float32: every step runs once for
+    every image, whatever their number and size.
+
+    Args:
+        graph: The source's graph.
+        network: The source's network, or one that was cut from it.
+        batches: Preprocessed images.
+        start: The number of the first image of each batch, among those of all processes.
+    """
+
+    def __init__(
+        self, graph: Graph, network: Network, batches: Sequence[Tensor], start: Sequence[int] | None = None
+    ) -> None:
         self.network = network
         self._shapes = graph.shapes
-        self._start = network.nodes[0].name
-        self._batches = batches
-        self._position = 0
-        fits = peak_bytes(graph) * sum(map(len, batches)) <= MEMORY
-        self._held = [{self._start: network.taken(batch)} for batch in batches] if fits else None
+        begins = itertools.accumulate(map(len, batches), initial=0) if start is None else start
+        self.starts = list(begins)[: len(batches)]
+        self._folder = tempfile.TemporaryDirectory(prefix="brickyard-", ignore_cleanup_errors=True)
+        self._rests = [_Rest(Path(self._folder.name) / str(number)) for number in range(len(batches))]
+        first = network.nodes[0].name
+        for rest, batch in zip(self._rests, batches, strict=True):
+            rest.keep({first: network.taken(batch)}, 0, MEMORY)  # images are held anyway
 
-    def positions(self, node: Node) -> int:
-        """A layer's outputs per channel and image."""
-        return int(self._shapes[node.name][0].numel()) // len(mixing_of(self.network.layer(node.target)).rows)
+    def sizes(self, node: Node) -> tuple[int, ...]:
+        """The sizes of a layer's output dimensions that hold positions, batch aside."""
+        shape = tuple(self._shapes[node.name].shape)
+        mixing = mixing_of(self.network.layer(node.target))
+        return shape[1:-1] if mixing.linear else shape[2:]
 
-    def before(self, index: int) -> Iterator[dict[str, Tensor]]:
+    def before(self, index: int) -> Iterator[dict[str, Any]]:
         """Yield the values of each batch before step `index`, which may only grow."""
-        if self._held is None:
-            for batch in self._batches:
-                values = {self._start: self.network.taken(batch)}
-                self.network.advance(values, 0, index)
-                yield values
-            return
-        for values in self._held:
-            self.network.advance(values, self._position, index)
-        self._position = index
-        yield from self._held
+        for rest in self._rests:
+            values = rest.values()
+            if rest.position < index:
+                self.network.advance(values, rest.position, index)
+                held = sum(other.held for other in self._rests if other is not rest)
+                rest.keep(values, index, MEMORY - held)
+            yield values
 
-    def ahead(self, values: dict[str, Tensor], index: int, stop: int) -> dict[str, Tensor]:
+    def ahead(self, values: dict[str, Any], index: int, stop: int) -> dict[str, Any]:
         """The values before a later step, from those before step `index`, which stay as they are."""
         if stop == index:
             return values
-        found = {name: _cloned(value) for name, value in values.items()}
+        found = {name: _mapped(value, Tensor.clone) for name, value in values.items()}
         self.network.advance(found, index, stop)
         return found
 
 
-def _cloned(value: Any) -> Any:
+class _Rest:
+    """The values of one batch before a step, in memory or in a file.
+
+    Attributes:
+        position: The step.
+        held: How many bytes it holds in memory.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.position = self.held = 0
+        self._file = file
+        self._values: dict[str, Any] = {}
+        self._like: list[Tensor] = []
+
+    def keep(self, values: dict[str, Any], position: int, room: int) -> None:
+        """Hold these values, if they take no more than `room` bytes; else write them to the file."""
+        tensors: list[Tensor] = []
+        _mapped(values, tensors.append)
+        size = sum(value.nbytes for value in tensors)
+        self.position, self._like = position, []
+        if position == 0 or size <= room:
+            self.held, self._values = size if position else 0, values
+            return
+        numbers = iter(range(len(tensors)))
+        self.held, self._values = 0, _mapped(values, lambda _: _Stored(next(numbers)))
+        self._like = [value.new_empty(0) for value in tensors]
+        save_file({str(number): _narrow(value) for number, value in enumerate(tensors)}, self._file)
+
+    def values(self) -> dict[str, Any]:
+        """The values."""
+        if not self._like:
+            return self._values
+        stored = load_file(self._file)
+        return {
+            name: _mapped(value, lambda at: stored[str(at.number)].to(self._like[at.number]), _Stored)
+            for name, value in self._values.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Stands for a tensor in a file."""
+
+    number: int
+
+
+def _narrow(value: Tensor) -> Tensor:
+    fits = value.dtype == torch.float32 and bool((value.abs() < _HALF).all())
+    return value.to(torch.float16 if fits else value.dtype).clone(memory_format=torch.contiguous_format)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """Change every tensor among a step's values."""
+    if isinstance(value, dict):
+        return {key: _mapped(item, change, kind) for key, item in value.items()}
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return type(value)(map(_cloned, value))
-    return value.clone() if isinstance(value, Tensor) else value
+        return type(value)(_mapped(item, change, kind) for item in value)
+    return change(value) if isinstance(value, kind) else value
 
 
 def peak_bytes(graph: Graph) -> int:
@@ -127,17 +199,3 @@ def intercept_of(network: Network, node: Node) -> Intercept:
         if isinstance(norm, NORMS) and norm.running_mean is not None and uses == 1 and norm.num_features == outputs:
             return Intercept(running_mean=norm.running_mean)
     return Intercept()
-
-
-def exact(layer: nn.Module, x: Tensor) -> Tensor:
-    """Compute a layer's output in float64."""
-    numbers = {name: value.double() for name, value in layer.named_parameters(recurse=False)}
-    found: Tensor = torch.func.functional_call(layer, numbers, (x.double(),))
-    return found
-
-
-def blocks(layer: nn.Module, x: Tensor, residual: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs (G, n, N) and residuals (G, q, N) for a few images at a time; half precision becomes float32."""
-    if x.element_size() < 4:  # sums of products need more than half precision
-        x, residual = x.float(), residual.float()
-    return mixing_of(layer).blocks(x, residual)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ Dims = Mapping[str, tuple[Literal["out", "in"], ...]]
 Config = dict[str, Any]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-UNFOLD = 1 << 24  # numbers per block of unfolded inputs
 _PLANE = 1 << 12  # pixels up to which window sums are one matrix product
 
 
@@ -90,8 +89,14 @@ class Mixing(ABC):
         """Sums of the layer's input over output positions, one per kernel offset: (B, P, K)."""
 
     @abstractmethod
-    def blocks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what each output reads, (G, inputs * K, N), and outputs (G, outputs / G, N), a few images at a time."""
+    def read_at(self, x: Tensor, sizes: Sequence[int], where: Tensor) -> Tensor:
+        """What single outputs read: (G, inputs * K, N).
+
+        Args:
+            x: The layer's input.
+            sizes: The sizes of its output's dimensions that hold positions.
+            where: For each, its number among the positions of all images, image by image (N,).
+        """
 
     @abstractmethod
     def by_output(self, y: Tensor) -> Tensor:
@@ -115,8 +120,8 @@ class Linear(Mixing):
     def window_sums(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, x.shape[-1]).sum(1).unsqueeze(2)
 
-    def blocks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        yield x.reshape(1, -1, x.shape[-1]).transpose(1, 2), y.reshape(1, -1, y.shape[-1]).transpose(1, 2)
+    def read_at(self, x: Tensor, sizes: Sequence[int], where: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])[where].T.unsqueeze(0)
 
     def by_output(self, y: Tensor) -> Tensor:
         return y.reshape(-1, y.shape[-1]).T
@@ -191,12 +196,17 @@ class Convolution(Mixing):
             return x.flatten(2) @ whole
         return (whole.T @ x.movedim(1, -1).flatten(1, -2)).transpose(1, 2).contiguous()  # channels last
 
-    def blocks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        each = self.layer.in_channels * math.prod(self.layer.kernel_size) * math.prod(y.shape[2:])
-        step = max(1, UNFOLD // each)
-        for start in range(0, len(x), step):
-            some = slice(start, start + step)
-            yield _by_group(self._columns(x[some]), self.groups), _by_group(y[some].flatten(2), self.groups)
+    def read_at(self, x: Tensor, sizes: Sequence[int], where: Tensor) -> Tensor:
+        field, stride = self._field(x)
+        image, *places = torch.unravel_index(where, (len(x), *sizes))
+        index = image.unsqueeze(1)  # of every (output, offset), among the positions of the field
+        for d, (place, size) in enumerate(zip(places, field.shape[2:], strict=True)):
+            offsets = torch.arange(self.layer.kernel_size[d], device=x.device) * self.layer.dilation[d]
+            met = (place * stride[d]).unsqueeze(1) + offsets  # (N, kernel)
+            index = (index.unsqueeze(2) * size + met.unsqueeze(1)).flatten(1)
+        read = field.movedim(1, -1).reshape(-1, field.shape[1])[index.flatten()]  # (N * K, P)
+        read = read.reshape(len(where), -1, self.groups, field.shape[1] // self.groups)
+        return read.permute(2, 3, 1, 0).flatten(1, 2)
 
     def by_output(self, y: Tensor) -> Tensor:
         return y.transpose(0, 1).flatten(1)
@@ -209,9 +219,9 @@ class Convolution(Mixing):
         mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
         return F.pad(x, padding_around(self.layer), mode=mode)
 
-    def _columns(self, x: Tensor) -> Tensor:
-        """What each output position reads: (B, P * K, positions)."""
-        return _unfolded(self._padded(x), self.layer.kernel_size, self.layer.dilation, self.layer.stride)
+    def _field(self, x: Tensor) -> tuple[Tensor, Sequence[int]]:
+        """What the kernel moves over, and in which steps."""
+        return self._padded(x), self.layer.stride
 
     def _walk(self, d: int, size: int) -> _Walk:
         """Walk along dimension d of an input of this size, already padded unless the padding is zeros."""
@@ -256,7 +266,7 @@ class Transposed(Convolution):
     def pair_flops(self, x: Tensor, y: Tensor) -> int:
         return super().pair_flops(y, x)  # the kernel is applied at each input position
 
-    def _columns(self, x: Tensor) -> Tensor:
+    def _field(self, x: Tensor) -> tuple[Tensor, Sequence[int]]:
         layer = self.layer
         sizes = [(size - 1) * stride + 1 for size, stride in zip(x.shape[2:], layer.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *sizes)
@@ -265,7 +275,7 @@ class Transposed(Convolution):
         for d in reversed(range(len(sizes))):  # as F.pad counts them
             left = self._walk(d, x.shape[2 + d]).left
             edges += [left, left + layer.output_padding[d]]
-        return _unfolded(F.pad(spread, edges), layer.kernel_size, layer.dilation, (1,) * len(sizes))
+        return F.pad(spread, edges), (1,) * len(sizes)
 
     def _walk(self, d: int, size: int) -> _Walk:
         layer = self.layer
@@ -273,20 +283,3 @@ class Transposed(Convolution):
         left = reach - layer.padding[d]
         out = (size - 1) * layer.stride[d] + 1 + 2 * left + layer.output_padding[d] - reach
         return _Walk(out, left, 1, layer.stride[d])
-
-
-def _unfolded(x: Tensor, kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """What each window of an input reads: (B, P * K, positions)."""
-    if len(kernel) == 2 and math.prod(kernel) > 1:
-        return F.unfold(x, kernel, dilation=dilation, stride=stride)  # type: ignore[arg-type]
-    for d, (size, gap, step) in enumerate(zip(kernel, dilation, stride, strict=True)):
-        x = x.unfold(2 + d, gap * (size - 1) + 1, step)[..., ::gap]
-    count = len(kernel)
-    order = (0, 1, *range(2 + count, 2 + 2 * count), *range(2, 2 + count))
-    return x.permute(order).flatten(2 + count).flatten(1, 1 + count)
-
-
-def _by_group(values: Tensor, groups: int) -> Tensor:
-    """(B, G * n, L) -> (G, n, B * L)."""
-    batch, _, length = values.shape
-    return values.reshape(batch, groups, -1, length).permute(1, 2, 0, 3).reshape(groups, -1, batch * length)

@@ -1,7 +1,8 @@
 """Criteria by which a budget can rank channels: relevances, measured damage, and controls to compare them with.
 
 Each is one registered function of what is known of a task (`Evidence`). It returns one number per channel of every
-axis; the highest within an axis are kept. A criterion that divides the budget itself returns the channels to keep.
+axis; the highest within an axis are kept. A criterion that divides the budget itself returns the channels to keep, or a
+`Selected`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from brickyard.axes._graph import Graph
 from brickyard.base._options import Budget
+from brickyard.healing._heal import Shown
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import iter_layers
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
-from brickyard.selection._damage import by_damage
+from brickyard.selection._damage import Selected, by_damage
 from brickyard.selection._thresholds import mda_scores
 from brickyard.surgery._cost import CostModel
 
@@ -39,7 +41,8 @@ class Evidence:
         relevance: The located relevances.
         task: The task's classes.
         budget: How much may be kept.
-        ridge: The prior of the refit that follows.
+        ridge: The prior of the refit that follows; None: the best for each layer.
+        held: Preprocessed images that nothing is fitted to.
     """
 
     graph: Graph
@@ -49,12 +52,13 @@ class Evidence:
     relevance: Relevance | None = None
     task: Sequence[int] = ()
     budget: Budget = field(default_factory=lambda: Budget(flops=1.0))
-    ridge: float = 1e-3
+    ridge: float | None = None
+    held: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion: its function, whether it needs images, and whether it returns channels rather than scores."""
+    """A criterion: its function, whether it needs images, and whether it divides the budget itself."""
 
     name: str
     help: str
@@ -62,14 +66,15 @@ class Criterion:
     images: bool
     keeps: bool
 
-    def keep(self, evidence: Evidence) -> dict[str, Tensor]:
-        """The channels to keep of every axis, within the budget."""
+    def select(self, evidence: Evidence) -> Selected:
+        """What to keep within the budget."""
         found: Any = self.call(evidence)
+        if isinstance(found, Selected):
+            return found
         if not self.keeps:
             costs = CostModel(evidence.graph)
             found = by_budget(evidence.graph, costs, found, evidence.outputs, evidence.budget)
-        keep: dict[str, Tensor] = found
-        return keep
+        return Selected(evidence.graph, found)
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -94,10 +99,11 @@ def relevances(evidence: Evidence) -> Tensor:
     return mda_scores(evidence.relevance, evidence.task)
 
 
-@criterion("damage", help="what the refit cannot repair, measured; the slowest and most accurate", keeps=True)
-def damage(evidence: Evidence) -> dict[str, Tensor]:
+@criterion("damage", help="what the refit cannot repair, measured on images held back; the most accurate", keeps=True)
+def damage(evidence: Evidence) -> Selected:
     """Channels whose loss the refit cannot repair."""
-    return by_damage(evidence.graph, evidence.batches, evidence.outputs, evidence.budget, evidence.ridge)
+    shown = Shown(evidence.batches, evidence.held, evidence.seed)
+    return by_damage(evidence.graph, shown, evidence.outputs, evidence.budget, evidence.ridge)
 
 
 @criterion("l1", help="the L1 norm of the weights that write a channel", images=False)

@@ -1,0 +1,210 @@
+"""The images that a component is chosen, repaired and judged with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brickyard.axes._graph import Graph
+from brickyard.base._errors import DataError, OptionError
+from brickyard.healing._heal import Shown
+from brickyard.healing._more_images import copies_needed
+from brickyard.inputs._augment import with_copies
+from brickyard.inputs._batches import Images
+from brickyard.network._network import kind
+from brickyard.outputs._outputs import Outputs, find_outputs
+from brickyard.relevance._relevance import Relevance
+
+HELD = 20  # images held back, at least, where there are twice as many
+SHARE = 5  # one image of this many is held back
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images of a task.
+
+    Attributes:
+        shown: Those that are used, preprocessed: to fit with, with shifted copies, and held back.
+        copies: How many times each image to fit with is among them.
+        others: How many of them belong to none of the task's classes, or to none that is known.
+    """
+
+    shown: Shown
+    copies: int
+    others: int = 0
+
+    @property
+    def fitted(self) -> int:
+        """How many different images there are to fit with."""
+        return sum(map(len, self.shown.fit)) // self.copies
+
+    @property
+    def held(self) -> int:
+        """How many images are held back."""
+        return sum(map(len, self.shown.held))
+
+
+class Pool:
+    """The images that are at hand.
+
+    Attributes:
+        images: The images.
+        by_class: Which belong to each class of the task; None if labels are unknown.
+        others: Which belong to none of them.
+    """
+
+    def __init__(self, images: Images, by_class: dict[int, list[int]] | None, others: Sequence[int] = ()) -> None:
+        self.images = images
+        self.by_class = by_class
+        self.others = others
+
+    @classmethod
+    def of(cls, relevance: Relevance, images: Any, task: Sequence[int]) -> Pool | None:
+        """Images that were given, or else those that were located on; None if there are none.
+
+        Raises:
+            DataError: They cannot be used.
+        """
+        outputs = find_outputs(relevance.outputs)
+        if images is None:
+            remembered = relevance.images()
+            if remembered is None:
+                return None
+            source = remembered[0]
+        elif isinstance(images, Tensor):
+            return cls(unlabelled(images, relevance), None)
+        else:
+            source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
+        labels = source.all_labels()
+        by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
+        if not any(by_class.values()):
+            raise DataError(
+                "data-no-task-class",
+                "none of the images to heal with belongs to the task's classes; give some that do, or heal='none'",
+            )
+        own = {index for indices in by_class.values() for index in indices}
+        return cls(source, by_class, [index for index in range(len(source)) if index not in own])
+
+    def draw(self, count: int, seed: int) -> list[int]:
+        """Draw up to `count` images of the task, evenly from the classes and interleaved."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.by_class is None:
+            return torch.randperm(len(self.images), generator=generator)[:count].tolist()
+        shuffled = [
+            [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
+            for pool in self.by_class.values()
+        ]
+        longest = max(map(len, shuffled), default=0)
+        turns = [pool[turn] for turn in range(longest) for pool in shuffled if turn < len(pool)]
+        return list(dict.fromkeys(turns))[:count]  # an image may belong to several classes
+
+    def draw_others(self, count: int, seed: int) -> list[int]:
+        """Draw up to `count` images of none of the task's classes."""
+        generator = torch.Generator().manual_seed(seed)
+        return [self.others[i] for i in torch.randperm(len(self.others), generator=generator)[:count].tolist()]
+
+
+def unlabelled(images: Tensor, relevance: Relevance) -> Images:
+    """Images without labels, given as a tensor.
+
+    Raises:
+        DataError: They have another form.
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise DataError(
+            "data-shape",
+            "the images to heal with must be (batch, channels, height, width) with at least one image, got shape "
+            f"{tuple(images.shape)}",
+        )
+    return Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing)
+
+
+def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *, strangers: bool) -> Calibration:
+    """Read the images to work with, preprocessed, and hold some back.
+
+    Args:
+        graph: The source's graph.
+        pool: The images at hand.
+        options: Those of `disassemble`.
+        wanted_by: What needs them, for messages.
+        strangers: Whether images of none of the task's classes help: where a component must tell them apart.
+
+    Raises:
+        OptionError: There are none.
+        DataError: They do not fit the source.
+    """
+    if pool is None:
+        raise OptionError(
+            "option-needs-data",
+            f"{wanted_by} needs images, but relevances from a file hold none; give images=, or "
+            "choose one that needs no images",
+        )
+    count, seed = options["heal_images"], options["seed"]
+    drawn = pool.draw(count + count // (SHARE - 1), seed)
+    read = _reader(graph, options["batch_size"], wanted_by)
+    held, fit = _parted(drawn, seed)
+    sides = [[*read(pool.images, some)] for some in (fit, held)]
+    others = 0
+    if strangers:
+        more = pool.draw_others(len(drawn) // 2, seed)
+        others = len(more)
+        for side, some in zip(sides, reversed(_parted(more, seed)), strict=True):
+            side += read(pool.images, some)
+    copies = copies_needed(graph, sum(map(len, sides[0])))
+    return Calibration(Shown(with_copies(sides[0], copies, seed), sides[1], seed), copies, others)
+
+
+def _parted(indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Images to hold back, and the others; both in order."""
+    count = min(max(HELD, len(indices) // SHARE), len(indices) // 2)
+    chosen = set(torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:count].tolist())
+    return (
+        [index for place, index in enumerate(indices) if place in chosen],
+        [index for place, index in enumerate(indices) if place not in chosen],
+    )
+
+
+def _reader(graph: Graph, batch_size: int, wanted_by: str) -> Callable[[Images, Sequence[int]], list[Tensor]]:
+    """What reads and preprocesses images by their indices."""
+    like = kind(graph.network)
+
+    def read(images: Images, indices: Sequence[int]) -> list[Tensor]:
+        batches = [x for x, _ in images.batches(list(indices), batch_size, like)] if indices else []
+        if batches and tuple(batches[0].shape[1:]) != graph.input_shape:
+            raise DataError(
+                "data-wrong-size",
+                f"{wanted_by} needs images of the source's input shape {graph.input_shape}, got "
+                f"{tuple(batches[0].shape[1:])} after preprocessing; give images of that size",
+            )
+        return batches
+
+    return read
+
+
+def agreeing(
+    head: Callable[[Tensor], Tensor],
+    network: Any,
+    source: Callable[[Tensor], Tensor],
+    outputs: Outputs,
+    batches: Sequence[Tensor],
+) -> tuple[int, int]:
+    """How many images a component answers like its source, restricted to its task, and how many there are.
+
+    Args:
+        head: From the network's outputs to the task's.
+        network: The component's network.
+        source: From images to the source's outputs for the task.
+        outputs: What they mean.
+        batches: Preprocessed images.
+    """  # fmt: skip
+    same = count = 0
+    with torch.no_grad():
+        for x in batches:
+            ours, theirs = outputs.says(head(network(x))), outputs.says(source(x))
+            same += int((ours == theirs).all(1).sum())
+            count += len(x)
+    return same, count

@@ -1,0 +1,364 @@
+"""What it costs to lose channels of an axis: an order of its channels, and the damage at every length.
+
+For a layer that reads channels x and returns y = W x, the normal equations H = sum x x^T give the best weights without
+channels D, W - W_D (H^-1_DD)^-1 H^-1_D, and the remaining squared error, tr(W_D (H^-1_DD)^-1 W_D^T) (block elimination;
+the surgeon of Hassibi and Stork, 1993, for channels). Each output's error is weighted by how much it moves the task's
+logits: the mean squared gradient of their sum with random signs. Eliminating the cheapest channels first yields an
+order for every axis, an estimate of the damage at every length, and weights.
+
+An estimate from the images that the equations were made from promises too much. So the damage is measured at a few
+lengths, on images that they have not seen: how far the task's logits move when only the layers that read the axis use
+the updated weights. These bend the estimate to the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from brickyard.axes._graph import Axis, Graph
+from brickyard.healing._heal import Draws, Shown
+from brickyard.healing._streams import Stream, intercept_of
+from brickyard.network._layer_types import layer_role, mixing_of
+from brickyard.network._network import Network, Node, iter_layers
+from brickyard.runtime._progress import bar
+from brickyard.surgery._join import cut
+from brickyard.surgery._plan import KeepSet, Part, positions
+
+LEVELS = (0.8, 0.5, 0.25)  # shares of an axis at which damage is measured
+STEPS = 64  # eliminations per axis at most; wider axes lose several channels at once
+WIDEST = 6144  # largest number of inputs whose normal equations are inverted; wider layers are judged by energy
+RIDGE = 1e-3
+MEASURED = 128  # images to measure damage on, at most
+SENSED = 64  # images to take gradients on, at most
+PER_INPUT = 100  # samples for each input of a layer
+_LIVE = 256 << 20  # bytes of activations in one backward pass
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The cost of cutting one axis.
+
+    Attributes:
+        order: The axis's present channels, the last to go first.
+        damage: For each number of kept channels, from 0 to all of these, the squared error of the task's logits as a
+            share of their energy.
+    """
+
+    order: NDArray[np.int64]
+    damage: NDArray[np.float64]
+
+
+def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | None = None) -> dict[str, Curve]:
+    """Order the channels of every free axis, and estimate the cost of losing them.
+
+    Args:
+        graph: The source's graph.
+        shown: Preprocessed images of the task; labels are not needed. Damage is measured on those held back, or on all
+            without any.
+        keep: What is left of the source, with the task's class outputs.
+        network: What was cut with it (default: cut now).
+    """
+    part = Part(graph, keep)
+    copy = cut(graph, keep) if network is None else network
+    axes = [axis for axis in graph.free if len(_left(part, axis)) > 1]
+    curves: dict[str, Curve] = {}
+    readers = _readers(copy)
+    weights = sensitivity(copy, [node for _, node in readers], graph, shown)
+    with torch.no_grad(), bar("measuring axes", len(axes)) as advance:
+        stream = Stream(graph, copy, shown.fit)
+        images = sum(map(len, shown.fit))
+        equations = {
+            node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index), images)
+            for index, node in readers
+        }
+        measured = _drawn(shown.held or shown.fit)
+        whole = [copy(batch) for batch in measured]
+        for axis in axes:
+            own = [
+                _Reader(node, index, columns, copy, equations[node.target], weights[node.target])
+                for index, node in readers
+                if (columns := _columns(part, axis, node.target)) is not None
+            ]
+            curves[axis.name] = _curve(_left(part, axis), own, _Measure(own, copy, measured, whole))
+            advance(text=f"measuring {axis.name}")
+    return curves
+
+
+def _drawn(batches: Sequence[Tensor], most: int = MEASURED) -> list[Tensor]:
+    """The first images, in batches."""
+    return list(torch.cat(list(batches))[:most].split(max(map(len, batches))))
+
+
+# -- sensitivity --------------------------------------------------------------------------------------------
+
+
+def sensitivity(network: Network, nodes: Sequence[Node], graph: Graph, shown: Shown) -> dict[str, Tensor]:
+    """How much each output of some layers moves the logits: for each layer, by name, (outputs,), in float64.
+
+    It is the mean over positions and images of the squared gradient of the logits' sum with random signs, times the
+    positions of an image, over the logits' mean energy: squared errors of outputs, averaged over positions and weighted
+    by it, add up to a share of the logits' energy.
+    """
+    each = sum(_bytes(graph.shapes[node.name]) for node in network.nodes)
+    size = max(1, min(len(shown.fit[0]), _LIVE // max(1, 2 * each)))
+    images = torch.cat(list(shown.fit))[:SENSED]
+    generator = torch.Generator().manual_seed(shown.seed)
+    found = {node.target: torch.zeros(len(mixing_of(network.layer(node.target)).rows)).double() for node in nodes}
+    energy = 0.0
+    for batch in images.split(size):
+        probes, logits = _probed(network, {node.name for node in nodes}, batch)
+        centred = _centred(logits)
+        energy += float(centred.detach().double().square().sum())
+        signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
+        names = list(probes)
+        slopes = torch.autograd.grad((centred * signs).sum(), [probes[name] for name in names], allow_unused=True)
+        for node in nodes:
+            slope = slopes[names.index(node.name)]
+            if slope is not None:
+                mixing = mixing_of(network.layer(node.target))
+                found[node.target] += mixing.by_output(slope).double().square().sum(1).cpu()
+    return {name: value / max(energy, _TINY) for name, value in found.items()}
+
+
+def _bytes(value: object) -> int:
+    items = value if isinstance(value, tuple | list) else (value,)
+    return sum(item.nbytes // max(1, len(item)) for item in items if isinstance(item, Tensor) and item.ndim)
+
+
+def _probed(network: Network, names: set[str], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Run a network with a zero added to the value of some steps: these zeros, and the logits."""
+    probes: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        values = {network.nodes[0].name: network.taken(batch)}
+        for index, node in enumerate(network.nodes):
+            network.advance(values, index, index + 1)
+            if node.name in names:
+                probes[node.name] = torch.zeros_like(values[node.name], requires_grad=True)
+                values[node.name] = values[node.name] + probes[node.name]
+        logits: Tensor = values[network.nodes[-1].name]
+    return probes, logits
+
+
+# -- normal equations ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """Statistics of a layer's inputs, per position.
+
+    Attributes:
+        inverse: Inverse of the centred second moments (inputs, inputs), or of their diagonal (inputs,).
+        mean: Mean input (inputs,).
+    """
+
+    inverse: Tensor
+    mean: Tensor
+
+
+def _readers(network: Network) -> list[tuple[int, Node]]:
+    """The layers that mix channels, each at its first step."""
+    found: dict[str, tuple[int, Node]] = {}
+    for index, node, layer in iter_layers(network):
+        if layer_role(layer) == "mix":
+            found.setdefault(node.target, (index, node))
+    return list(found.values())
+
+
+def _equations(stream: Stream, index: int, node: Node, draws: Draws, images: int) -> _Equations:
+    """Compute them from the network's own activations; average over groups that are cut alike."""
+    mixing = mixing_of(stream.network.layer(node.target))
+    inputs, sizes = mixing.rows[0].numel(), stream.sizes(node)
+    full = inputs <= WIDEST and mixing.groups == 1
+    gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
+    total, count = torch.zeros(inputs, dtype=torch.float64), 0
+    places = draws.places(images, sizes, mixing)
+    every = int(np.prod(sizes, dtype=np.int64))
+    for start, values in zip(stream.starts, stream.before(index), strict=True):
+        x = values[node.args[0].node]
+        some = places[start : start + len(x)]
+        where = (torch.arange(len(some)).unsqueeze(1) * every + some).flatten()
+        columns = mixing.read_at(x, sizes, where.to(x.device))
+        columns = columns.float() if columns.element_size() < 4 else columns
+        for block in columns.split(1 << 13, 2):
+            gram += (block[0] @ block[0].T).double().cpu() if full else block.double().square().sum((0, 2)).cpu()
+        total += columns.sum((0, 2), dtype=torch.float64).cpu()
+        count += columns.shape[0] * columns.shape[2]
+    mean = total / count
+    gram = gram / count - (torch.outer(mean, mean) if full else mean.square())
+    diagonal = gram.diagonal() if full else gram.clamp_min_(0)
+    diagonal += RIDGE * diagonal.mean().clamp_min(_TINY)
+    return _Equations(torch.linalg.inv(gram) if full else 1 / gram, mean)
+
+
+def _left(part: Part, axis: Axis) -> NDArray[np.int64]:
+    """The remaining channels of an axis, in order."""
+    return np.flatnonzero(part.rank[axis.channels] >= 0)
+
+
+def _columns(part: Part, axis: Axis, layer: str) -> list[Tensor] | None:
+    """For each remaining channel, the columns of the cut layer's weight that read it; None if there are none."""
+    reads = part.graph.at(layer, "in")
+    if reads is None or not ((reads >= axis.start) & (reads < axis.start + axis.size)).any():
+        return None
+    reads = reads[positions(part, reads)]
+    kernel = mixing_of(part.graph.network.layer(layer)).kernel.shape[2]
+    places = (torch.from_numpy(np.flatnonzero(reads == axis.start + channel)) for channel in _left(part, axis))
+    return [(found.unsqueeze(1) * kernel + torch.arange(kernel)).flatten() for found in places]
+
+
+# -- one axis -----------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """A layer (step `node` at `position` in `network`) that reads channels of an axis, while they are eliminated.
+
+    `columns` lists, for each channel of the axis, its columns among the layer's inputs.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        position: int,
+        columns: list[Tensor],
+        network: Network,
+        equations: _Equations,
+        outputs: Tensor,
+    ) -> None:
+        self.node, self.position, self.columns = node, position, columns
+        self.mixing = mixing_of(network.layer(node.target))
+        self.weight = self.mixing.rows.double().flatten(1).clone()  # as refitted so far
+        self.mean = equations.mean
+        self.inverse = equations.inverse.clone()
+        self.intercept = intercept_of(network, node)
+        self._outputs = outputs.sqrt().unsqueeze(1)
+
+    def costs(self, channels: Tensor) -> Tensor:
+        """The error left by losing each channel, as a share of the logits' energy."""
+        found = [self.columns[channel] for channel in channels.tolist()]
+        if len({len(columns) for columns in found}) == 1:
+            return self._cost(torch.stack(found))
+        return torch.cat([self._cost(columns.unsqueeze(0)) for columns in found])
+
+    def _cost(self, columns: Tensor) -> Tensor:
+        """For blocks of equally many columns: (C, b) -> (C,)."""
+        weight = (self.weight * self._outputs)[:, columns]  # (Q, C, b)
+        if self.inverse.ndim == 1:
+            return (weight.square() / self.inverse[columns]).sum((0, 2))
+        blocks = self.inverse[columns.unsqueeze(2), columns.unsqueeze(1)]  # (C, b, b)
+        solved = torch.linalg.solve(blocks, weight.permute(1, 2, 0))  # (C, b, Q)
+        error: Tensor = (solved * weight.permute(1, 2, 0)).sum((1, 2))
+        return error
+
+    def eliminate(self, channels: Tensor) -> float:
+        """Remove channels and let the rest compensate as well as possible; the error that this adds."""
+        gone = torch.cat([self.columns[channel] for channel in channels.tolist()])
+        if not len(gone):
+            return 0.0
+        weight = self.weight[:, gone]
+        if self.inverse.ndim == 1:
+            error = float(((weight * self._outputs).square() / self.inverse[gone]).sum())
+            self.weight[:, gone] = 0
+            return error
+        rows = self.inverse[gone]  # (d, n)
+        lost = (weight * self._outputs).T
+        error = float((torch.linalg.solve(rows[:, gone], lost) * lost).sum())
+        solved = torch.linalg.solve(rows[:, gone], rows)  # (d, n)
+        self.weight -= weight @ solved
+        self.inverse -= rows.T @ solved
+        self.weight[:, gone] = 0
+        return error
+
+
+def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measure) -> Curve:
+    """Eliminate channel after channel, and measure the damage at some lengths."""
+    size = len(channels)
+    alive = torch.arange(size)
+    gone: list[int] = []
+    marks = {max(1, round(level * size)) for level in LEVELS} - {size}
+    estimated, measured = {size: 0.0}, {}
+    while len(alive) > 1:
+        cost = sum((reader.costs(alive) for reader in readers), torch.zeros(len(alive), dtype=torch.float64))
+        following = [mark for mark in marks if mark < len(alive)] or [1]
+        count = min(max(1, size // STEPS), len(alive) - max(following))
+        chosen = alive[torch.argsort(cost, stable=True)[:count]]
+        before = estimated[len(alive)]
+        alive = alive[~torch.isin(alive, chosen)]
+        estimated[len(alive)] = before + sum(reader.eliminate(chosen) for reader in readers)
+        gone += chosen.tolist()
+        if len(alive) in marks:
+            measured[len(alive)] = measure()
+    order = np.array([*gone, *alive.tolist()][::-1], dtype=np.int64)
+    estimated[0] = estimated[1] + float(sum(reader.costs(alive).sum() for reader in readers))
+    return Curve(channels[order], bent(estimated, measured))
+
+
+def bent(estimated: Mapping[int, float], measured: Mapping[int, float]) -> NDArray[np.float64]:
+    """Damage for 0, 1, 2, ... channels: estimates at some lengths, bent to go through what was measured at a few.
+
+    Between measured lengths, the ratio of measured to estimated damage follows a power of the estimate; beyond them it
+    stays. More channels never cost more.
+    """
+    lengths = sorted(estimated)
+    found = np.array([estimated[length] for length in lengths])
+    if measured:
+        marks = sorted(measured, key=lambda length: estimated[length])
+        places = np.log([max(estimated[length], _TINY) for length in marks])
+        ratios = np.log([max(measured[length], _TINY) for length in marks]) - places
+        positive = found > 0
+        found[positive] *= np.exp(np.interp(np.log(found[positive]), places, ratios))
+        for length, value in measured.items():
+            found[lengths.index(length)] = value
+    found = np.maximum.accumulate(found[::-1])[::-1]
+    whole: NDArray[np.float64] = np.interp(np.arange(lengths[-1] + 1), lengths, found)
+    return whole
+
+
+class _Measure:
+    """Measures how far the logits move with the readers' current weights."""
+
+    def __init__(
+        self, readers: list[_Reader], network: Network, batches: Sequence[Tensor], whole: Sequence[Tensor]
+    ) -> None:
+        self.readers, self.network, self.whole = readers, network, whole
+        self._start = min((reader.position for reader in readers), default=len(network.nodes))
+        self._before: list[dict[str, Tensor]] = []
+        for batch in batches:
+            values = {network.nodes[0].name: batch}
+            network.advance(values, 0, self._start)
+            self._before.append(values)
+
+    def __call__(self) -> float:
+        """Return the squared error of the logits, as a share of their energy."""
+        before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in self.readers]
+        for reader in self.readers:
+            self._set(reader)
+        error = energy = 0.0
+        for values, goal in zip(self._before, self.whole, strict=True):
+            found = dict(values)
+            self.network.advance(found, self._start, len(self.network.nodes))
+            logits = found[self.network.nodes[-1].name]
+            error += float(_centred(logits - goal).double().square().sum())
+            energy += float(_centred(goal).double().square().sum())
+        for reader, rows, shift in before:
+            reader.mixing.set_rows(rows)
+            reader.intercept.put(shift)
+        return error / max(energy, _TINY)
+
+    @staticmethod
+    def _set(reader: _Reader) -> None:
+        rows = reader.mixing.rows
+        shift = (rows.double().flatten(1).cpu() - reader.weight) @ reader.mean
+        reader.mixing.set_rows(reader.weight)
+        reader.intercept.add(shift.to(rows.device))
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """Remove from the logits what all classes share; for a single class, what all images share."""
+    return logits - logits.mean(1 if logits.shape[1] > 1 else 0, keepdim=True)
