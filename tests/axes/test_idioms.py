@@ -443,7 +443,7 @@ def test_a_cut_that_is_wrong_is_never_made(rule: str, monkeypatch) -> None:
     model = Middle(middles[rule]).float()
     data = X.float().repeat(4, 1, 1, 1), torch.arange(12) % 3
     relevance = by.locate(model, data)
-    options: dict[str, Any] = {"task": [0, 1, 2], "budget": by.Budget(flops=0.6), "heal": "none"}
+    options: dict[str, Any] = {"task": [0, 1, 2], "budget": by.Budget(flops=0.6), "select": "mda", "heal": "none"}
     by.disassemble(model, relevance, **options)
     broken = {**_steps._REWRITE}
     if rule == "getitem":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import brickyard as by
 from brickyard.axes._graph import trace
 from brickyard.healing._heal import Shown, heal_network
-from brickyard.selection._curves import LEVELS, RIDGE, bent, damage_curves, sensitivity
+from brickyard.selection._curves import LEVELS, RIDGE, damage_curves, sensitivity
 from brickyard.selection._damage import by_damage
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.surgery._cost import CostModel, keep_mask

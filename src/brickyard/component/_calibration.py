@@ -19,8 +19,9 @@ from brickyard.network._network import kind
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
 
-HELD = 20  # images held back, at least, where there are twice as many
+HELD = 20  # images held back, at least, where there are three times as many
 SHARE = 5  # one image of this many is held back
+MOST = 3  # one of this many, at most
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
 
 def _parted(indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     """Images to hold back, and the others; both in order."""
-    count = min(max(HELD, len(indices) // SHARE), len(indices) // 2)
+    count = min(max(HELD, len(indices) // SHARE), len(indices) // MOST)
     chosen = set(torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:count].tolist())
     return (
         [index for place, index in enumerate(indices) if place in chosen],

@@ -76,23 +76,30 @@ def by_damage(
     start = cost_share(made.graph, keep, whole, budget.resource)
     stages = max(1, round(math.log(budget.share / start) / math.log(STAGE)))
     network: Network | None = None
-    for stage in range(1, stages + 1):
+    for stage in range(1, stages):
         limit = int(start * (budget.share / start) ** (stage / stages) * whole)
         keep = by_curves(made.graph, damage_curves(made.graph, shown, keep, network), keep, limit, budget)
-        if stage < stages:
-            network = cut(made.graph, keep)
-            heal_network(made.graph, keep, network, shown, "refit", ridge, PER_INPUT)
-    return _without_idle(graph, made, keep)
+        network = cut(made.graph, keep)
+        heal_network(made.graph, keep, network, shown, "refit", ridge, PER_INPUT)
+    curves = damage_curves(made.graph, shown, keep, network)
+    return _settled(graph, made, curves, keep, budget)
 
 
-def _without_idle(graph: Graph, made: Factored, keep: dict[str, Tensor]) -> Selected:
-    """Make layers again of the pairs that save nothing."""
-    useful = paying(graph, made.graph, keep, made.pairs)
-    if len(useful) == len(made.pairs):
-        return Selected(made.graph, keep, len(useful), made.notes)
-    after = with_pairs(graph, useful) if useful else graph
-    idle = [name for name in made.pairs if name not in useful]
-    return Selected(after, carried(keep, made.graph, after, idle), len(useful), made.notes)
+def _settled(
+    graph: Graph, made: Factored, curves: Mapping[str, Curve], keep: Mapping[str, Tensor], budget: Budget
+) -> Selected:
+    """Cut down to the budget, and make layers again of pairs that save nothing, until each of them does."""
+    limit = int(budget.share * getattr(CostModel(graph).whole, budget.resource))
+    pairs, now = made.pairs, made.graph
+    while True:
+        found = by_curves(now, curves, dict(keep), limit, budget)
+        useful = paying(graph, now, found, pairs, budget.resource)
+        if len(useful) == len(pairs):
+            return Selected(now, found, len(pairs), made.notes)
+        after = with_pairs(graph, useful) if useful else graph
+        idle = [name for name in pairs if name not in useful]
+        keep, curves = carried(keep, now, after, idle), carried(curves, now, after, idle)
+        pairs, now = useful, after
 
 
 def by_curves(
@@ -145,10 +152,8 @@ def by_curves(
         if left > budget.round_to:
             heapq.heappush(queue, (*cheapest(name), name))
     _take_back(mask, axes, curves, kept, cost, limit, budget.round_to)
-    return {
-        **keep,
-        **{axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free},
-    }
+    free = {axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free}
+    return {**keep, **free}
 
 
 def _take_back(

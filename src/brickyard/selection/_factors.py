@@ -9,8 +9,10 @@ middle's channels come in order of what they explain.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from brickyard.axes._graph import Graph
 from brickyard.healing._heal import Draws, Shown
 from brickyard.healing._streams import Stream, own_bias
-from brickyard.network._layer_types import mixing_of
+from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
 from brickyard.surgery._join import cut
@@ -29,6 +31,7 @@ from brickyard.surgery._plan import KeepSet
 NARROWEST = 8  # inputs and outputs below which a layer stays as it is
 PER_INPUT = 50  # samples for each input of a first factor
 LOST = 0.05  # largest share of a layer's weighted energy that a pair as dear as the layer may lose
+LOST_FLAT = 0.002  # the same for a layer without a kernel, whose pair can only be dearer or lose something
 _RIDGE = 1e-6
 _FAINT = 1e-3  # least weight of an output, as a share of the mean
 
@@ -71,21 +74,23 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
         images = sum(map(len, shown.fit))
         for index, node in nodes:
             layer = network.layer(node.target)
-            assert isinstance(layer, nn.Conv2d)
-            draws = Draws(PER_INPUT, shown.seed + index)
-            moments = _moments(stream, index, node, _empty(layer, 1).first, _sizes(graph, node), draws, images)
+            sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
+            moments = _moments(stream, index, node, _empty(layer, 1).first, sizes, draws, images)
             factors = _factors(layer, moments, weights[node.target])
-            rank = _rank(graph, node, layer)
+            rank = _rank(graph, node, layer, len(factors.energy))
             rank -= rank % round_to
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
-            if rank > 0 and lost <= LOST:
+            flat = mixing_of(layer).kernel.shape[2] == 1
+            if rank > 0 and lost <= (LOST_FLAT if flat else LOST):
                 pairs[node.target], ranks[middle(node.target)] = _pair(layer, factors), torch.arange(rank)
         if not pairs:
             return Factored(graph, {}, dict(keep))
         made = with_pairs(graph, pairs)
         if not _equal(graph, made, shown.fit[0][:2]):
             return Factored(graph, {}, dict(keep), ("factors of its layers lose too much by rounding; none was used",))
-    kept = {} if graph.output is None or made.output is None else {made.output.name: keep[graph.output.name]}
+    kept: dict[str, Tensor] = {}
+    if graph.output is not None and made.output is not None and graph.output.name in keep:
+        kept = {made.output.name: keep[graph.output.name]}
     return Factored(made, pairs, {**kept, **ranks})
 
 
@@ -96,54 +101,69 @@ def _equal(graph: Graph, made: Graph, x: Tensor) -> bool:
 
 
 def _candidates(network: Network) -> list[tuple[int, Node]]:
-    """The layers that could become pairs: convolutions in steps of one, and linear layers, that run once."""
-    runs: dict[str, int] = {}
-    for _, node, _ in iter_layers(network):
-        runs[node.target] = runs.get(node.target, 0) + 1
+    """The layers that could become pairs: those of one group and in steps of one, that run once."""
+    runs = Counter(node.target for _, node, _ in iter_layers(network))
     found = []
     for index, node, layer in iter_layers(network):
-        if runs[node.target] > 1 or not isinstance(layer, nn.Conv2d):
+        mixing = find_mixing(layer)
+        if mixing is None or mixing.groups > 1 or runs[node.target] > 1 or min(mixing.rows.shape[:2]) < NARROWEST:
             continue
-        square = isinstance(layer.padding, tuple) and min(layer.kernel_size) > 1 and layer.groups == 1
-        wide = min(layer.in_channels, layer.out_channels) >= NARROWEST
-        if square and wide and set(layer.stride) == {1}:
+        if mixing.linear or _separable(layer):
             found.append((index, node))
     return found
 
 
-def _empty(layer: nn.Conv2d, rank: int) -> Pair:
+def _separable(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution that a column and a row can replace, or one without a kernel."""
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str) or set(layer.stride) != {1}:
+        return False
+    return min(layer.kernel_size) > 1 or max(layer.kernel_size) == 1
+
+
+def _empty(layer: nn.Module, rank: int) -> Pair:
     """A pair of that rank, without weights that mean anything."""
-    (tall, wide), (gap, apart) = layer.kernel_size, layer.dilation
-    assert not isinstance(layer.padding, str)
-    down, across = layer.padding
-    mode, device, dtype = layer.padding_mode, layer.weight.device, layer.weight.dtype
+    like: dict[str, Any] = {"device": mixing_of(layer).rows.device, "dtype": mixing_of(layer).rows.dtype}
+    biased = layer.bias is not None
     with torch.random.fork_rng(devices=[]):
-        first = nn.Conv2d(
-            layer.in_channels, rank, (tall, 1), padding=(down, 0), dilation=(gap, 1), bias=False,
-            padding_mode=mode, device=device, dtype=dtype,
-        )  # fmt: skip
+        if isinstance(layer, nn.Linear):
+            first: nn.Module = nn.Linear(layer.in_features, rank, bias=False, **like)
+            return Pair(first.eval(), nn.Linear(rank, layer.out_features, bias=biased, **like).eval())
+        assert isinstance(layer, nn.Conv2d)
+        assert not isinstance(layer.padding, str)
+        (tall, down, gap), (wide, across, apart) = zip(layer.kernel_size, layer.padding, layer.dilation, strict=True)
+        like["padding_mode"] = layer.padding_mode
+        first = nn.Conv2d(layer.in_channels, rank, (tall, 1), padding=(down, 0), dilation=(gap, 1), bias=False, **like)
         second = nn.Conv2d(
-            rank, layer.out_channels, (1, wide), padding=(0, across), dilation=(1, apart),
-            bias=layer.bias is not None, padding_mode=mode, device=device, dtype=dtype,
-        )  # fmt: skip
+            rank, layer.out_channels, (1, wide), padding=(0, across), dilation=(1, apart), bias=biased, **like
+        )
     return Pair(first.eval(), second.eval())
 
 
-def _sizes(graph: Graph, node: Node) -> tuple[int, int]:
-    """Height and width of the middle."""
+def _sizes(graph: Graph, node: Node, layer: nn.Module) -> tuple[int, ...]:
+    """The sizes of the middle's dimensions that hold positions."""
+    out = tuple(graph.shapes[node.name].shape)
+    if isinstance(layer, nn.Linear):
+        return out[1:-1]
+    assert isinstance(layer, nn.Conv2d)
     (value,) = node.args
-    return graph.shapes[node.name].shape[2], graph.shapes[value.node].shape[3]
+    return out[2], graph.shapes[value.node].shape[3]
 
 
-def _rank(graph: Graph, node: Node, layer: nn.Conv2d) -> int:
+def _rank(graph: Graph, node: Node, layer: nn.Module, full: int) -> int:
     """The largest rank of a pair that takes no more operations than its layer."""
-    height, width = _sizes(graph, node)
-    out = graph.shapes[node.name].shape[2:]
-    whole = layer.in_channels * layer.out_channels * int(np.prod(layer.kernel_size)) * int(np.prod(out))
-    each = layer.in_channels * layer.kernel_size[0] * height * width
-    each += layer.out_channels * layer.kernel_size[1] * int(np.prod(out))
-    full = min(layer.in_channels * layer.kernel_size[0], layer.out_channels * layer.kernel_size[1])
-    return min(whole // each, full)
+    mixing, pair = mixing_of(layer), _empty(layer, 1)
+    (value,) = node.args
+    outputs, inputs = mixing.rows.shape[:2]
+    read, written = graph.shapes[value.node], graph.shapes[node.name]
+    shape = list(written.shape)
+    shape[mixing.channel_dim] = 1
+    if not mixing.linear:
+        shape[2:] = _sizes(graph, node, layer)
+    between = written.new_empty(shape)
+    whole = mixing.pair_flops(read, written) * inputs * outputs
+    first, second = (mixing_of(part) for part in (pair.first, pair.second))
+    each = first.pair_flops(read, between) * inputs + second.pair_flops(between, written) * outputs
+    return min(whole // max(1, each), full)
 
 
 def _moments(
@@ -173,9 +193,10 @@ class _Factors:
     energy: Tensor
 
 
-def _factors(layer: nn.Conv2d, moments: Tensor, weights: Tensor) -> _Factors:
+def _factors(layer: nn.Module, moments: Tensor, weights: Tensor) -> _Factors:
     """Factors of a layer, the most important first."""
-    weight = layer.weight.detach().double().cpu()
+    rows = mixing_of(layer).rows.double().cpu()
+    weight = rows.reshape(*rows.shape[:2], *(rows.shape[2:] or (1, 1)))
     outputs, inputs, tall, wide = weight.shape
     scale = weights.clamp_min(_FAINT * float(weights.mean()) + 1e-30).sqrt()
     moments = moments + _RIDGE * moments.diagonal().mean().clamp_min(1e-30) * torch.eye(len(moments))
@@ -187,15 +208,12 @@ def _factors(layer: nn.Conv2d, moments: Tensor, weights: Tensor) -> _Factors:
     return _Factors(first, second.flatten(0, 1), values.square())
 
 
-def _pair(layer: nn.Conv2d, factors: _Factors) -> Pair:
+def _pair(layer: nn.Module, factors: _Factors) -> Pair:
     """The pair of full rank."""
-    rank = len(factors.energy)
-    pair = _empty(layer, rank)
-    (tall, wide), inputs, outputs = layer.kernel_size, layer.in_channels, layer.out_channels
-    first = factors.first.reshape(rank, inputs, tall, 1)
-    second = factors.second.reshape(outputs, wide, rank).permute(0, 2, 1).unsqueeze(2)
-    mixing_of(pair.first).set_rows(first)
-    mixing_of(pair.second).set_rows(second)
-    if isinstance(layer.bias, Tensor):
-        own_bias(pair.second).put([layer.bias.detach()])
+    pair = _empty(layer, len(factors.energy))
+    outputs = len(mixing_of(layer).rows)
+    mixing_of(pair.first).set_rows(factors.first)
+    mixing_of(pair.second).set_rows(factors.second.unflatten(0, (outputs, -1)).transpose(1, 2))
+    if bias := own_bias(layer):
+        own_bias(pair.second).put(bias.values())
     return pair

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from brickyard.axes._atoms import DimRole
 from brickyard.axes._graph import Graph, analyse
 from brickyard.base._errors import SurgeryError
 from brickyard.network._layer_types import mixing_of
@@ -20,6 +22,7 @@ from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._plan import KeepSet
 
 FIRST, SECOND = "factor1", "factor2"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,17 @@ class Pair:
 def middle(layer: str) -> str:
     """The name of the middle axis of a layer's pair."""
     return f"{layer}.{FIRST}"
+
+
+def paired(network: Network) -> list[str]:
+    """The layers of a network that are pairs."""
+    return [name.removesuffix(f".{FIRST}") for name in network.layer_names if name.endswith(f".{FIRST}")]
+
+
+def plain_name(axis: str) -> str:
+    """The name that an axis of a graph with pairs has without them."""
+    name, mark, number = axis.partition("#")
+    return name.removesuffix(f".{SECOND}") + mark + number
 
 
 def with_pairs(graph: Graph, pairs: Mapping[str, Pair]) -> Graph:
@@ -70,31 +84,37 @@ def with_pairs(graph: Graph, pairs: Mapping[str, Pair]) -> Graph:
     return analyse(network, example, graph.ending)
 
 
-def paying(plain: Graph, paired: Graph, keep: KeepSet, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
-    """The pairs that take fewer operations than their layers would, with what is kept.
+def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], resource: str) -> dict[str, Pair]:
+    """The pairs that cost less than their layers would, with what is kept.
 
     Args:
         plain: The source's graph.
-        paired: Its graph with all pairs.
+        made: Its graph with all pairs.
         keep: What is kept of that.
         pairs: The pairs.
+        resource: "flops" or "parameters".
     """
-    mask = keep_mask(paired, keep)
+    mask = keep_mask(made, keep)
+
+    def each(graph: Graph, name: str) -> int:
+        """The cost of one of a layer's pairs of an output and an input."""
+        mixing = mixing_of(graph.network.layer(name))
+        if resource == "parameters":
+            return mixing.kernel.shape[2]
+        node = next(node for node in graph.network.nodes if node.op == "layer" and node.target == name)
+        return mixing.pair_flops(graph.shapes[_source(node)], graph.shapes[node.name])
+
+    def count(name: str, role: DimRole) -> int:
+        labels = made.at(name, role)
+        assert labels is not None
+        return int(mask[labels].sum())
+
     found = {}
     for name, pair in pairs.items():
         first, second = middle(name), f"{name}.{SECOND}"
-        (node,) = (node for node in plain.network.nodes if node.op == "layer" and node.target == name)
-        each = mixing_of(plain.network.layer(name)).pair_flops(plain.shapes[_source(node)], plain.shapes[node.name])
-        read, rank, written = (
-            int(mask[paired.at(owner, role)].sum())  # type: ignore[arg-type]
-            for owner, role in ((first, "in"), (first, "out"), (second, "out"))
-        )
-        steps = {step.target: step for step in paired.network.nodes if step.op == "layer"}
-        costs = [
-            mixing_of(layer).pair_flops(paired.shapes[_source(steps[owner])], paired.shapes[steps[owner].name])
-            for owner, layer in ((first, pair.first), (second, pair.second))
-        ]
-        if costs[0] * read * rank + costs[1] * rank * written < each * read * written:
+        read, rank, written = count(first, "in"), count(first, "out"), count(second, "out")
+        cost = each(made, first) * read * rank + each(made, second) * rank * written
+        if cost < each(plain, name) * read * written:
             found[name] = pair
     return found
 
@@ -105,8 +125,8 @@ def _source(node: Node) -> str:
     return value.node
 
 
-def carried(keep: Mapping[str, Tensor], before: Graph, after: Graph, gone: Sequence[str]) -> dict[str, Tensor]:
-    """A keep-set of a graph with pairs, for the graph in which the pairs of some layers are layers again.
+def carried(found: Mapping[str, T], before: Graph, after: Graph, gone: Sequence[str]) -> dict[str, T]:
+    """What belongs to axes of a graph with pairs, for the graph in which the pairs of some layers are layers again.
 
     Raises:
         SurgeryError: The graphs differ in more than that.
@@ -117,7 +137,7 @@ def carried(keep: Mapping[str, Tensor], before: Graph, after: Graph, gone: Seque
         raise SurgeryError(
             "surgery-parts-differ", "two graphs of one source have other axes, beyond those of its pairs"
         )
-    return {new.name: keep[old.name] for old, new in zip(axes, after.axes, strict=True) if old.name in keep}
+    return {new.name: found[old.name] for old, new in zip(axes, after.axes, strict=True) if old.name in found}
 
 
 def cost_share(graph: Graph, keep: KeepSet, whole: int, resource: str) -> float:

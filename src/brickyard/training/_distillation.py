@@ -18,6 +18,7 @@ from brickyard.component._predictor import Predictor
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._network import Network, refs
 from brickyard.outputs._outputs import ONE, Outputs
+from brickyard.surgery._pairs import plain_name
 from brickyard.surgery._plan import Part, positions
 
 Lesson = tuple[Tensor, Tensor | None]  # logits (batch, outputs) of the student; features (batch, size) where wanted
@@ -82,7 +83,7 @@ class SourceTeacher:
             if labels is None or not place:
                 why = "features need channels known to match, and the input of the source's classifier has none"
                 raise OptionError("option-teacher-source", f"{why}; leave features out")
-            keep = {name: torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
+            keep = {plain_name(name): torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 
     def __call__(self, images: Tensor) -> Lesson:

@@ -1,0 +1,262 @@
+"""Layers as pairs of factors: exact at full rank, the best for the data at any, and an axis like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import brickyard as by
+from brickyard.axes._graph import trace
+from brickyard.healing._heal import Shown
+from brickyard.selection import _factors
+from brickyard.selection._damage import by_damage
+from brickyard.selection._factors import factored
+from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._join import cut
+from brickyard.surgery._pairs import carried, middle, paying, plain_name, with_pairs
+from brickyard.surgery._verify import zeroed_output
+from brickyard.testing import Branches, Residual, randomised
+from errors import refused
+
+IMAGES = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+SHOWN = Shown([IMAGES[:15], IMAGES[15:30]], [IMAGES[30:]])
+
+
+def mixed(inputs: int, outputs: int, **options) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, **{"kernel_size": 3, "padding": 1, **options})
+
+
+def stack(*layers: nn.Module, width: int = 12) -> nn.Sequential:
+    stem = nn.Conv2d(3, width, 3, padding=1), nn.ReLU()
+    return randomised(nn.Sequential(*stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)).double())
+
+
+CONVOLUTIONS = {
+    "padded": mixed(12, 10),
+    "valid": mixed(12, 10, padding=0),
+    "uneven": mixed(12, 10, kernel_size=(2, 3), padding=(1, 0)),
+    "dilated": mixed(12, 10, dilation=(2, 1), padding=(2, 1)),
+    "reflected": mixed(12, 10, padding_mode="reflect"),
+    "circular": mixed(12, 10, padding_mode="circular"),
+    "without bias": mixed(12, 10, bias=False),
+    "five by five": mixed(12, 10, kernel_size=5, padding=2),
+    "pointwise": mixed(12, 10, kernel_size=1, padding=0),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_pair_of_full_rank_is_the_layer(name, monkeypatch) -> None:
+    monkeypatch.setattr(_factors, "LOST", 1.0)
+    monkeypatch.setattr(_factors, "LOST_FLAT", 1.0)
+    model = stack(CONVOLUTIONS[name], nn.ReLU())
+    graph = trace(model, IMAGES[:2])
+    made = factored(graph, {}, SHOWN)
+    assert set(made.pairs) == {"2"}
+    with torch.no_grad():
+        whole, found = model(IMAGES), made.graph.network(IMAGES)
+        torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-10)
+        less = cut(made.graph, {middle("2"): torch.arange(made.pairs["2"].rank - 1)})(IMAGES)
+    assert float((less - whole).abs().max()) > 1e-8  # the control: every channel of the middle counts
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [mixed(12, 10, stride=2), mixed(12, 12, groups=12), mixed(12, 10, kernel_size=(3, 1), padding=0), mixed(12, 4)],
+    ids=["strided", "depthwise", "tall", "narrow"],
+)
+def test_other_layers_stay_as_they_are(layer) -> None:
+    follow = () if layer.out_channels == 10 else (nn.Conv2d(layer.out_channels, 10, 3, stride=2),)
+    graph = trace(stack(layer, *follow), IMAGES[:2])
+    assert factored(graph, {}, SHOWN).pairs == {}
+
+
+def test_a_layer_that_runs_twice_stays_as_it_is() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.linear = nn.Conv2d(3, 8, 3), mixed(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(torch.relu(self.conv(torch.relu(self.conv(self.stem(x))))).mean((2, 3)))
+
+    graph = trace(randomised(Twice().double()), IMAGES[:2])
+    assert factored(graph, {}, SHOWN).pairs == {}
+
+
+def test_no_pair_of_a_rank_loses_less_on_these_images() -> None:
+    """Against gradient descent from the pair, and against the best pair for the weights alone."""
+    layer = mixed(8, 8, padding=0, bias=False).double()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        layer.weight.normal_()
+    x = torch.nn.functional.avg_pool2d(torch.rand(60, 8, 10, 10, dtype=torch.float64), 3, 1)  # neighbours are alike
+    strips = x.unfold(2, 3, 1).permute(0, 2, 3, 1, 4).reshape(-1, 24)  # (positions, inputs * rows)
+    moments = strips.T @ strips / len(strips)
+    found = _factors._factors(layer, moments, torch.ones(8, dtype=torch.float64))
+    matrix = layer.weight.detach().permute(0, 3, 1, 2).reshape(24, 24)
+
+    def lost(product: Tensor) -> float:
+        missing = matrix - product
+        return float(torch.trace(missing @ moments @ missing.T))
+
+    rank = 10
+    first, second = found.first[:rank], found.second[:, :rank]
+    best = lost(second @ first)
+    assert best == pytest.approx(float(found.energy[rank:].sum()), rel=1e-3)
+    left, values, right = torch.linalg.svd(matrix)
+    assert best < 0.7 * lost(left[:, :rank] * values[:rank] @ right[:rank])
+    one, two = (value.clone(memory_format=torch.contiguous_format).requires_grad_() for value in (first, second))
+    descent = torch.optim.LBFGS([one, two], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        descent.zero_grad()
+        missing = matrix - two @ one
+        loss = torch.trace(missing @ moments @ missing.T)
+        loss.backward()
+        return loss
+
+    descent.step(closure)
+    assert lost((two @ one).detach()) > 0.999 * best
+
+
+def wide() -> nn.Module:
+    return Residual(width=24, inner=20).double()
+
+
+def test_the_middle_is_an_axis_that_is_cut_exactly() -> None:
+    graph = trace(wide(), IMAGES[:2])
+    made = factored(graph, {}, SHOWN)
+    assert {"conv1", "conv2"} <= set(made.pairs)
+    generator = torch.Generator().manual_seed(3)
+    keep = {
+        axis.name: torch.randperm(axis.size, generator=generator)[: axis.size // 2].sort().values
+        for axis in made.graph.free
+    }
+    network = cut(made.graph, keep)
+    with torch.no_grad():
+        torch.testing.assert_close(network(IMAGES), zeroed_output(made.graph, keep, IMAGES), rtol=1e-9, atol=1e-9)
+        with FlopCounterMode(display=False) as counter:
+            network(IMAGES[:1])
+    assert CostModel(made.graph)(keep_mask(made.graph, keep)).flops == counter.get_total_flops()
+
+
+def test_pairs_that_save_nothing_become_layers_again() -> None:
+    graph = trace(wide(), IMAGES[:2])
+    made = factored(graph, {}, SHOWN)
+    everything = made.graph.everything()
+    assert paying(graph, made.graph, everything, made.pairs, "flops") == {}  # at full rank, none does
+    few = {**everything, middle("conv1"): torch.arange(3)}
+    useful = paying(graph, made.graph, few, made.pairs, "flops")
+    assert set(useful) == {"conv1"}
+    after = with_pairs(graph, useful)
+    kept = {axis.name: torch.arange(0, axis.size, 2) for axis in made.graph.free} | {middle("conv1"): torch.arange(3)}
+    moved = carried(kept, made.graph, after, [name for name in made.pairs if name not in useful])
+    assert {plain_name(name) for name in moved} == {plain_name(name) for name in kept} - {
+        middle(name) for name in made.pairs if name not in useful
+    }
+    for axis in after.free:
+        size = 3 if axis.name == middle("conv1") else len(range(0, axis.size, 2))
+        assert len(moved[axis.name]) == size
+
+
+def test_a_budget_with_factors_is_met_and_finds_the_rank_of_a_layer() -> None:
+    torch.manual_seed(0)
+    columns, rows = torch.randn(6, 16, 3), torch.randn(10, 6, 3)  # six ways in, which no choice of channels shows
+    model = stack(mixed(12, 16), nn.ReLU(), mixed(16, 10), nn.ReLU())
+    with torch.no_grad():
+        model[4].weight.copy_(torch.einsum("rpi,qrj->qpij", columns, rows) / 10)
+    graph = trace(model, IMAGES[:2])
+    for factors in (True, False):
+        found = by_damage(graph, SHOWN, [0, 1, 3], by.Budget(flops=0.5, factors=factors))
+        assert bool(found.pairs) == factors
+        cost = CostModel(found.graph)(keep_mask(found.graph, found.keep)).flops
+        assert 0.9 * 0.5 <= cost / CostModel(graph).whole.flops <= 0.5
+        if factors:
+            assert len(found.keep[middle("4")]) <= 8
+            assert len(found.keep[middle("2")]) > 8  # the control: the other layer is not like that
+
+
+def component(task=(0, 3), model=None, **options) -> by.Component:
+    model = randomised(Residual(width=24, inner=20)) if model is None else model
+    relevance = by.locate(model, (IMAGES.float(), torch.arange(40) % 4))
+    return by.disassemble(model, relevance, task=list(task), budget=by.Budget(flops=0.5, **options))
+
+
+def test_a_component_with_pairs_is_saved_loaded_fused_and_joined(tmp_path) -> None:
+    part = component()
+    pairs = part.manifest.selection.budget["factors"]
+    middles = [name for name in part.manifest.axes if name.endswith(".factor1")]
+    assert pairs == len(middles) > 0
+    assert part.manifest.selection.flops <= 0.5 * part.manifest.source.flops
+    assert part.manifest.source.flops == CostModel(trace(Residual(width=24, inner=20), IMAGES[:2].float())).whole.flops
+    x = IMAGES.float()
+    again = by.load(part.save(tmp_path / "part.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(again(x), part(x))
+        torch.testing.assert_close(part.fused()(x), part(x), rtol=1e-4, atol=1e-5)
+        both = by.assemble([part, component(task=(1, 2))])
+        torch.testing.assert_close(both(x)[:, :2], part(x), rtol=1e-4, atol=1e-5)
+        same = by.assemble([part, again], form="padded", on_duplicate="rename")
+        torch.testing.assert_close(same(x)[:, :2], part(x), rtol=1e-4, atol=1e-5)
+
+
+def test_factors_can_be_forbidden_and_need_damage() -> None:
+    part = component(factors=False)
+    assert not any(".factor" in name for name in part.network.layer_names)
+    assert "factors" not in part.manifest.selection.budget
+    model = Residual(width=24, inner=20)
+    relevance = by.locate(model, (IMAGES.float(), torch.arange(40) % 4))
+    with refused("option-conflict", "factors=True"):
+        by.disassemble(model, relevance, task=[0], budget=by.Budget(flops=0.5, factors=True), select="mda")
+
+
+def test_parts_with_other_pairs_cannot_be_padded_and_say_why() -> None:
+    first, second = component(), component(task=(1, 2), factors=False)
+    with refused("surgery-not-paddable", "factors=False"):
+        by.assemble([first, second], form="padded")
+
+
+def test_features_of_a_source_are_matched_to_a_component_with_pairs() -> None:
+    from brickyard.training._distillation import SourceTeacher
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    randomised(model)
+    part = component(model=model)
+    assert any(name.startswith("2.factor") for name in part.network.layer_names)
+    axis = next(axis for name, axis in part.manifest.axes.items() if plain_name(name) == "2")
+    assert len(axis.kept) < axis.size
+    teacher = SourceTeacher(model, part, features=True)
+    assert teacher.kept.tolist() == list(axis.kept)
+    logits, features = teacher(IMAGES.float())
+    goal = model[:6](IMAGES.float())[:, list(axis.kept)]
+    torch.testing.assert_close(features, goal, rtol=1e-5, atol=1e-6)
+    assert logits.shape == (40, 2)
+
+
+def test_damage_is_measured_on_images_that_no_equation_has_seen() -> None:
+    """Few images can be fitted from almost nothing: on these the last axis looks free, on others it does not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 8), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)).double()
+    graph = trace(randomised(model), IMAGES[:2])
+    keep = {graph.output.name: torch.arange(4)}
+    from brickyard.selection._curves import damage_curves
+
+    few = [IMAGES[:8]]
+    unseen, seen = (damage_curves(graph, Shown(few, held), keep)["0"].damage for held in ([IMAGES[8:]], []))
+    assert unseen[16] > 10 * seen[16]
+    assert np.isclose(unseen[64], 0)
+
+
+def test_branches_keep_their_layout_with_pairs() -> None:
+    model = Branches(widths=(20, 16, 12)).double()
+    graph = trace(model, IMAGES[:2])
+    made = factored(graph, {}, SHOWN)
+    assert "right" in made.pairs
+    with torch.no_grad():
+        torch.testing.assert_close(made.graph.network(IMAGES), model(IMAGES), rtol=1e-10, atol=1e-10)
