@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from brickyard.base._errors import OptionError
-from brickyard.cli._options import DATA_HELP, File, Force, Output, check_effect
+from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect
 from brickyard.cli._output import Result, model
+from brickyard.runtime._progress import say
 from brickyard.sources._resolve import check_free, data_of
 
 
@@ -22,6 +23,12 @@ def export(
     channels: Annotated[
         int | None, Option(help="ONNX: take raw images with this many channels, 1 or 3, and convert them.")
     ] = None,
+    int8: Annotated[
+        bool, Option("--int8", help="ONNX: quantise to int8; needs --calibration-data, and measures what it changes.")
+    ] = False,
+    calibration_data: Annotated[
+        str | None, Option(help=f"ONNX: calibrate --int8 on these images, a fifth of which is held back: {DATA_HELP}")
+    ] = None,
     force: Force = False,
 ) -> Result:
     """Export to ONNX (.onnx) or a state dict (.safetensors)."""
@@ -34,7 +41,13 @@ def export(
             "option-suffix", f"{output} has no supported suffix{why}; use .onnx, or .safetensors for the state dict"
         )
     if output.suffix == ".safetensors":
-        check_effect("it applies to ONNX only, not to a state dict", data=data, uint8=uint8, channels=channels)
+        words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
+        check_effect("it applies to ONNX only, not to a state dict", **words)
+    check_companion("--int8", int8, calibration_data=calibration_data)
+    if int8 and calibration_data is None:
+        raise OptionError(
+            "option-requires-option", "--int8 needs images to calibrate on; add --calibration-data, or leave it out"
+        )
     check_free(output, force, file)
     exported = model(file)
     if output.suffix == ".safetensors":
@@ -42,9 +55,25 @@ def export(
     else:
         how = exported.manifest.parts[0].preprocessing
         images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)
-        options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels}
+        options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
+        if calibration_data is not None:
+            options["images"] = _calibration(calibration_data, exported, how)
         record = export_onnx(exported, output, overwrite=force, check_images=images, **options)
     return Result(record.as_dict(), record)
+
+
+def _calibration(spec: str, exported: Any, how: Any) -> Any:
+    """Calibration images; those of other classes are left out if the data name the classes and nothing rejects them."""
+    from brickyard.export._int8 import MOST_IMAGES, check_int8
+
+    check_int8()  # before images are read
+    data = data_of(spec, how)
+    if not exported.reject and set(exported.classes) <= set(data.classes):
+        known = data.of_classes(exported.classes)
+        if len(known) < len(data):
+            say(f"{data.name}: {len(data) - len(known):,} images are of other classes than the model's; left out")
+        data = known
+    return data.shuffled(0).subset(range(min(len(data), MOST_IMAGES)))
 
 
 def push(
