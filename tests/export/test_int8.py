@@ -233,8 +233,10 @@ def test_int8_from_the_command_line(tmp_path) -> None:
     done = run(*call, "--json")
     value = json.loads(done.stdout)
     assert value["int8"]["calibration_images"] == value["int8"]["held_back"] == 10
-    assert "10 images are of other classes" in done.stderr
+    assert "10 images are of classes that the model lacks" in done.stderr
     assert value["bytes"] == out.stat().st_size
+    twice = json.loads(run(*call, "--calibration-data", tmp_path / "images", "--force", "--json").stdout)
+    assert twice["int8"]["calibration_images"] == twice["int8"]["held_back"] == 20
     text = run(*call, "--force").stdout
     assert "of 10 held-back images" in text
     assert "latency" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -27,7 +28,8 @@ def export(
         bool, Option("--int8", help="ONNX: quantise to int8; needs --calibration-data, and measures what it changes.")
     ] = False,
     calibration_data: Annotated[
-        str | None, Option(help=f"ONNX: calibrate --int8 on these images, a fifth of which is held back: {DATA_HELP}")
+        list[str] | None,
+        Option(help=f"ONNX: calibrate --int8 on these images, a fifth held back; may be repeated: {DATA_HELP}"),
     ] = None,
     force: Force = False,
 ) -> Result:
@@ -44,7 +46,7 @@ def export(
         words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
         check_effect("it applies to ONNX only, not to a state dict", **words)
     check_companion("--int8", int8, calibration_data=calibration_data)
-    if int8 and calibration_data is None:
+    if int8 and not calibration_data:
         raise OptionError(
             "option-requires-option", "--int8 needs images to calibrate on; add --calibration-data, or leave it out"
         )
@@ -56,24 +58,31 @@ def export(
         how = exported.manifest.parts[0].preprocessing
         images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)
         options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
-        if calibration_data is not None:
-            options["images"] = _calibration(calibration_data, exported, how)
+        if calibration_data:
+            options["images"] = _calibration(calibration_data, exported)
         record = export_onnx(exported, output, overwrite=force, check_images=images, **options)
     return Result(record.as_dict(), record)
 
 
-def _calibration(spec: str, exported: Any, how: Any) -> Any:
-    """Calibration images; those of other classes are left out if the data name the classes and nothing rejects them."""
+def _calibration(specs: Sequence[str], exported: Any) -> list[Any]:
+    """Calibration images, the same number of each data set.
+
+    Where data name classes of the model, images of other classes are left out, unless a reject output is for them.
+    """
     from brickyard.export._int8 import MOST_IMAGES, check_int8
 
     check_int8()  # before images are read
-    data = data_of(spec, how)
-    if not exported.reject and set(exported.classes) <= set(data.classes):
-        known = data.of_classes(exported.classes)
-        if len(known) < len(data):
-            say(f"{data.name}: {len(data) - len(known):,} images are of other classes than the model's; left out")
-        data = known
-    return data.shuffled(0).subset(range(min(len(data), MOST_IMAGES)))
+    found: list[Any] = []
+    for spec in specs:
+        data = data_of(spec, exported.manifest.parts[0].preprocessing)
+        named = [name for name in data.classes if name in exported.classes]
+        if named and not exported.reject:
+            known = data.of_classes(named)
+            if len(known) < len(data):
+                say(f"{data.name}: {len(data) - len(known):,} images are of classes that the model lacks; left out")
+            data = known
+        found += data.shuffled(0).images[: MOST_IMAGES // len(specs)]
+    return found
 
 
 def push(
