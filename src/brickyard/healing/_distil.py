@@ -77,6 +77,10 @@ def distil_network(
 
     The same `steps` and seed give the same numbers. With `minutes` they depend on the speed of the machine.
 
+    Limitations:
+        Processes of a group do not share the work. With `minutes`, each ends up with numbers of its own: let one train,
+        and send its numbers to the others.
+
     Args:
         source: The source, for preprocessed images.
         network: The cut network; it takes the same images.
