@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
 from brickyard.network._identity import fingerprint
 from brickyard.testing import Branches, Residual, chain, randomised
+from brickyard.training import _finetune as finetuning
 from brickyard.training._distillation import SourceTeacher, lesson_loss
 from brickyard.training._finetune import finetune
 from brickyard.training._loop import Loss, fit
@@ -412,3 +414,30 @@ def test_the_loop_needs_no_images() -> None:
     torch.testing.assert_close(model.weight.detach(), torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64))
     assert found.epochs == found.best == 200
     assert found.losses[-1] < 1e-6 < found.losses[0]
+
+
+# -- what is warned of -------------------------------------------------------------------------------------
+
+
+def warned(model, images=DATA, **options) -> list[str]:
+    """The warnings of a training, and that they point at its caller."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        finetune(model, images, training=TrainingOptions(epochs=1), **options)
+    found = [one for one in caught if issubclass(one.category, by.BrickyardWarning)]
+    assert all(one.filename == __file__ for one in found)
+    return [str(one.message) for one in found]
+
+
+def test_labels_alone_on_few_images_are_warned_of_where_a_refit_would_be_lost(monkeypatch) -> None:
+    refitted = component(heal="refit")
+    (told,) = warned(refitted, validation=0)
+    for word in ("only 40 images", "teacher=", "--source"):
+        assert word in told
+    assert not warned(refitted, teacher=randomised(chain(), 0).double())  # the controls
+    assert not warned(component(heal="none"))
+    assert not warned(component(heal="moments"))
+    assert not warned(by.assemble([refitted]), [DATA])
+    monkeypatch.setattr(finetuning, "FEW", 40)
+    assert not warned(refitted, validation=0)
+    assert warned(refitted, validation=0.1)  # those held out train nothing

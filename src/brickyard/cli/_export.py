@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from brickyard.base._errors import OptionError
-from brickyard.cli._options import DATA_HELP, File, Force, Output, check_effect
+from brickyard.cli._options import DATA_HELP, File, Force, Output, check_companion, check_effect
 from brickyard.cli._output import Result, model
+from brickyard.runtime._progress import say
 from brickyard.sources._resolve import check_free, data_of
 
 
@@ -22,6 +24,13 @@ def export(
     channels: Annotated[
         int | None, Option(help="ONNX: take raw images with this many channels, 1 or 3, and convert them.")
     ] = None,
+    int8: Annotated[
+        bool, Option("--int8", help="ONNX: quantise to int8; needs --calibration-data, and measures what it changes.")
+    ] = False,
+    calibration_data: Annotated[
+        list[str] | None,
+        Option(help=f"ONNX: calibrate --int8 on these images, a fifth held back; may be repeated: {DATA_HELP}"),
+    ] = None,
     force: Force = False,
 ) -> Result:
     """Export to ONNX (.onnx) or a state dict (.safetensors)."""
@@ -34,7 +43,13 @@ def export(
             "option-suffix", f"{output} has no supported suffix{why}; use .onnx, or .safetensors for the state dict"
         )
     if output.suffix == ".safetensors":
-        check_effect("it applies to ONNX only, not to a state dict", data=data, uint8=uint8, channels=channels)
+        words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
+        check_effect("it applies to ONNX only, not to a state dict", **words)
+    check_companion("--int8", int8, calibration_data=calibration_data)
+    if int8 and not calibration_data:
+        raise OptionError(
+            "option-requires-option", "--int8 needs images to calibrate on; add --calibration-data, or leave it out"
+        )
     check_free(output, force, file)
     exported = model(file)
     if output.suffix == ".safetensors":
@@ -42,9 +57,32 @@ def export(
     else:
         how = exported.manifest.parts[0].preprocessing
         images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)
-        options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels}
+        options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
+        if calibration_data:
+            options["images"] = _calibration(calibration_data, exported)
         record = export_onnx(exported, output, overwrite=force, check_images=images, **options)
     return Result(record.as_dict(), record)
+
+
+def _calibration(specs: Sequence[str], exported: Any) -> list[Any]:
+    """Calibration images, the same number of each data set.
+
+    Where data name classes of the model, images of other classes are left out, unless a reject output is for them.
+    """
+    from brickyard.export._int8 import MOST_IMAGES, check_int8
+
+    check_int8()  # before images are read
+    found: list[Any] = []
+    for spec in specs:
+        data = data_of(spec, exported.manifest.parts[0].preprocessing)
+        named = [name for name in data.classes if name in exported.classes]
+        if named and not exported.reject:
+            known = data.of_classes(named)
+            if len(known) < len(data):
+                say(f"{data.name}: {len(data) - len(known):,} images are of classes that the model lacks; left out")
+            data = known
+        found += data.shuffled(0).images[: MOST_IMAGES // len(specs)]
+    return found
 
 
 def push(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from brickyard.export._hub import from_pretrained as from_pretrained
     from brickyard.export._hub import push_to_hub as push_to_hub
     from brickyard.export._hub import save_pretrained as save_pretrained
+    from brickyard.export._int8 import Int8Record as Int8Record
     from brickyard.export._onnx import ExportRecord as ExportRecord
     from brickyard.export._onnx import export_onnx as export_onnx
     from brickyard.export._onnx import export_state_dict as export_state_dict
@@ -19,6 +20,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "export._hub": "from_pretrained push_to_hub save_pretrained",
+        "export._int8": "Int8Record",
         "export._onnx": "ExportRecord export_onnx export_state_dict torch_program",
     },
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,25 @@ from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._checks import check_choice, given_path
-from brickyard.base._errors import DataError, OptionError, SurgeryError
+from brickyard.base._checks import check_choice, flag, given_path
+from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
+from brickyard.export._int8 import (
+    ENOUGH,
+    MOST_IMAGES,
+    Int8Record,
+    check_int8,
+    divided,
+    inner_nodes,
+    measured,
+    quantised,
+    session,
+)
 from brickyard.inputs._decoding import read_images
+from brickyard.network._network import Network
 from brickyard.outputs._outputs import Outputs
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 
@@ -52,7 +64,8 @@ class ExportRecord:
         fused: Whether batch norms were folded into the preceding layers.
         images: Number of images checked, or 0 if there was no check.
         error: Maximum difference between the logits of onnxruntime and torch, relative to the largest logit of the
-            batch, or None.
+            batch, or None. For an int8 file: that of the float32 file it was made from.
+        int8: What quantising changed, or None.
     """
 
     path: Path
@@ -62,6 +75,7 @@ class ExportRecord:
     fused: bool = False
     images: int = 0
     error: float | None = None
+    int8: Int8Record | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -71,7 +85,11 @@ class ExportRecord:
         lines = [f"{self.path}: {self.format}, {self.bytes:,} bytes"]
         if self.error is not None:
             folded = ", batch norm folded" if self.fused else ""
-            lines.append(f"  opset {self.opset}{folded}; {self.error:.1e} from torch on {self.images} images")
+            kind = "float32 " if self.int8 else ""
+            lines.append(f"  opset {self.opset}{folded}; {kind}{self.error:.1e} from torch on {self.images} images")
+        if self.int8 is not None:
+            lines[0] += f", {self.bytes / self.int8.float_bytes:.2f} of float32's {self.int8.float_bytes:,}"
+            lines.append(str(self.int8))
         return "\n".join(lines)
 
 
@@ -122,6 +140,8 @@ def export_onnx(
     check_images: Any = None,
     dtype: str = "float32",
     channels: int | None = None,
+    int8: bool = False,
+    images: Any = None,
 ) -> ExportRecord:
     """Export a component or an assembly as an ONNX file that takes raw images.
 
@@ -136,8 +156,13 @@ def export_onnx(
     difference in a batch, divided by the batch's largest logit, must be at most 1e-5. Its probabilities must match
     those that the model's kind of outputs derives from the logits, to 1e-5.
 
+    With `int8`, the file that passed is then quantised: input and outputs stay the same, the layers of the networks
+    compute with int8 weights (one scale per output channel) and 8-bit activations. A fifth of `images` (at least 20,
+    at most half) is not calibrated on; the record's `int8` says on how many of these the answers agree with those of
+    the float32 file, and compares the latencies of both. Agreement below 95 % is warned of.
+
     Args:
-        model: The component or assembly. Its weights are written as float32.
+        model: The component or assembly. Its weights are written as float32, unless `int8` is set.
         path: The file to write.
         overwrite: Replace an existing file.
         check_images: Real images for the check, in any form that `predict` takes, or image data; the first 100 are
@@ -145,12 +170,15 @@ def export_onnx(
         dtype: "float32": images in [0, 1]; "uint8": in 0..255.
         channels: Channels of the raw images, 1 or 3, if the model converts between them; default: those that the
             network takes.
+        int8: Quantise the weights and activations of the networks.
+        images: Calibration images for `int8`, in the same forms; the first 500 are used. They must be of the kind that
+            the model will see: activations beyond their range are clipped.
 
     Raises:
         FileError: The file exists and `overwrite` is false, or cannot be written.
-        OptionError: An option cannot be used, or onnx, onnxscript or onnxruntime is missing.
+        OptionError: An option cannot be used, images for `int8` are missing, or onnx, onnxscript or onnxruntime is.
         SurgeryError: The model cannot be exported, or the file's outputs differ from the model's. No file is left.
-        DataError: The images for the check do not match the model.
+        DataError: The images for the check or the calibration do not match the model, or are too few.
 
     Example:
         >>> import brickyard as by, tempfile, torch
@@ -169,7 +197,31 @@ def export_onnx(
     for needed in ("onnx", "onnxruntime", "onnxscript"):
         package(needed, "onnx", "writing ONNX")
     entry = _entry(model, dtype, channels)
-    given = [] if check_images is None else _fitting(check_images, entry)
+    given = [] if check_images is None else _in_fives(_fitting(check_images, entry, MOST_CHECKED, "the check"))
+    calibration = _for_int8(model, entry, int8, images)
+    found = _float32(model, entry, given, path)
+    content, record = found.content, None
+    if calibration is not None:
+        content, record = _int8(model, entry, found, calibration, path)
+    write_content(path, content, overwrite=overwrite)
+    return ExportRecord(path, "onnx", len(content), found.opset, found.fused, found.images, found.error, record)
+
+
+@dataclass(frozen=True)
+class _Float32:
+    """An ONNX file that passed its check, and the names of the nodes that int8 would change."""
+
+    proto: Any
+    content: bytes
+    opset: int
+    fused: bool
+    images: int
+    error: float
+    nodes: Sequence[str]
+
+
+def _float32(model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path) -> _Float32:
+    """Make the ONNX file, and check it on random and given images."""
     plain = _on_cpu(model)
     with torch.inference_mode():
         checked = (*entry.batches(), *given)
@@ -179,6 +231,7 @@ def export_onnx(
         candidate = plain.fused() if fused else plain
         try:
             proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry)
+            nodes = inner_nodes(proto, _networks(candidate))
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
@@ -187,11 +240,73 @@ def export_onnx(
         error, problem = _compare(content, expected, model.outputs)
         if problem:
             continue
-        write_content(path, content, overwrite=overwrite)
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
-        return ExportRecord(path, "onnx", len(content), opset, fused, count, error)
+        return _Float32(proto, content, opset, fused, count, error, nodes)
+    raise _refused(model, path, problem)
+
+
+def _refused(model: Component | Assembly, path: Path, problem: str) -> SurgeryError:
     advice = "nothing was written. Keep the .safetensors file, or export its state dict"
-    raise SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
+    return SurgeryError("surgery-export-failed", f"{_title(model)} cannot go to {path}: {problem}; {advice}")
+
+
+# -- int8 --------------------------------------------------------------------------------------------------
+
+
+def _for_int8(
+    model: Component | Assembly, entry: _Entry, int8: bool, images: Any
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The images to calibrate on, and those held back; None without int8."""
+    if not flag("int8", int8):
+        if images is not None:
+            raise OptionError("option-requires-option", "calibration images need int8=True; add it, or leave them out")
+        return None
+    check_int8()
+    if images is None:
+        why = "int8 needs calibration images, from which it takes the ranges of the activations"
+        raise OptionError(
+            "option-needs-data", f"{why}; give images= (--calibration-data), 100 or more of the kind it will see"
+        )
+    return divided(_fitting(images, entry, MOST_IMAGES, "the calibration"), model.preprocessings)
+
+
+def _networks(model: nn.Module) -> list[str]:
+    """What the names of the networks' layers begin with in the exported module, which holds the model as `model`."""
+    return [f"model.{name}." for name, module in model.named_modules() if isinstance(module, Network)]
+
+
+def _int8(
+    model: Component | Assembly,
+    entry: _Entry,
+    found: _Float32,
+    calibration: tuple[list[Tensor], list[Tensor]],
+    path: Path,
+) -> tuple[bytes, Int8Record]:
+    """Quantise a file, check that it runs, and compare it with the float32 file on the images held back."""
+    images, held_back = calibration
+    if not found.nodes:
+        raise _refused(model, path, "its networks have no layer that int8 applies to")
+    try:
+        proto = quantised(found.proto, found.nodes, images)
+        _describe(proto, model, entry, {"calibration_images": len(images)})
+        content: bytes = proto.SerializeToString(deterministic=True)
+        record = measured(found.content, content, len(images), held_back, model.outputs)
+        ran = session(content)
+        for batch in entry.batches():
+            ran.run(["logits", "probabilities"], {"images": batch.numpy()})
+    except Exception as error:  # what onnxruntime raises is its own
+        raise _refused(model, path, f"it cannot be quantised to int8: {first_line(error)}") from error
+    if record.agreement < ENOUGH:
+        warnings.warn(
+            f"the int8 file answers only {record.agreement:.1%} of {record.held_back} held-back images as the float32 "
+            f"file does, below {ENOUGH:.0%}: calibrate on more images of the kind it will see, or stay with float32",
+            BrickyardWarning,
+            stacklevel=3,
+        )
+    return content, record
+
+
+# -- what the file takes -----------------------------------------------------------------------------------
 
 
 def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _Entry:
@@ -210,12 +325,12 @@ def _on_cpu(model: Component | Assembly) -> Component | Assembly:
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
 
 
-def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
-    """Batches of real images as the file takes them: the first alone, then all in fives."""
+def _fitting(images: Any, entry: _Entry, most: int, what: str) -> list[Tensor]:
+    """Real images as the file takes them, one by one, (1, channels, height, width)."""
     pictures = getattr(images, "images", images)
-    singles = [one[None] for batch in read_images(pictures, MOST_CHECKED) for one in batch][:MOST_CHECKED]
+    singles = [one[None] for batch in read_images(pictures, most) for one in batch][:most]
     for index, one in enumerate(singles):
-        start = f"image {index} of those for the check"
+        start = f"image {index} of those for {what}"
         if one.shape[1] != entry.channels:
             why = f"{start} has {one.shape[1]} channels, and the file would take {entry.channels}"
             advice = f"give such images, or channels={one.shape[1]} (--channels) if the model turns them into its own"
@@ -224,7 +339,11 @@ def _fitting(images: Any, entry: _Entry) -> list[Tensor]:
             found, wanted = ("x".join(map(str, size)) for size in (one.shape[2:], entry.size))
             why = f"{start} is {found}, and the file would take {wanted}, as the model's preprocessing sets no size"
             raise DataError("data-wrong-size", f"{why}; give images of that size")
-    singles = [_of_type(one, entry.dtype) for one in singles]
+    return [_of_type(one, entry.dtype) for one in singles]
+
+
+def _in_fives(singles: Sequence[Tensor]) -> list[Tensor]:
+    """Batches of images: the first alone, then all in fives of one size."""
     shapes = dict.fromkeys(one.shape for one in singles)
     groups = (torch.cat([one for one in singles if one.shape == shape]) for shape in shapes)
     return [*singles[:1], *(batch for group in groups for batch in group.split(5))]
@@ -255,7 +374,7 @@ def _proto(model: Predictor, entry: _Entry) -> Any:
     return written.model_proto
 
 
-def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
+def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapping[str, Any] | None = None) -> None:
     """Add a description to the file, and remove paths of this machine from its nodes."""
     sides = proto.graph.input[0].type.tensor_type.shape.dim
     renamed = {sides[place].dim_param: name for place, name in ((0, "batch"), (2, "height"), (3, "width"))}
@@ -270,7 +389,7 @@ def _describe(proto: Any, model: Component | Assembly, entry: _Entry) -> None:
     proto.producer_name, proto.producer_version = "brickyard", __version__
     proto.graph.name = "brickyard"
     proto.doc_string = str(model)
-    told = description(model) | {"input": _input(model, entry)}
+    told = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
     for key, value in (("classes", told["outputs"]), (KEY, told)):
         proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
 
@@ -288,15 +407,10 @@ def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
 
 def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> tuple[float, str]:
     """Run the file; return its largest error, and a description of what is wrong, or ""."""
-    import onnxruntime
-
     try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        largest = 0.0
+        file, largest = session(content), 0.0
         for images, wanted in expected:
-            found, shares = map(torch.from_numpy, session.run(["logits", "probabilities"], {"images": images.numpy()}))
+            found, shares = map(torch.from_numpy, file.run(["logits", "probabilities"], {"images": images.numpy()}))
             unit = wanted.abs().max().clamp_min(1e-30)
             error = float((found - wanted).abs().max() / unit) if found.shape == wanted.shape else float("inf")
             if not error <= TOLERANCE:

@@ -1,1 +1,1 @@
-"""Closed-form repair of a cut network, layer by layer, without gradients."""
+"""Repair of a cut network: in closed form, layer by layer, or by training towards its source."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar, Unpack
 
@@ -14,7 +15,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
-from brickyard.base._errors import DataError, OptionError
+from brickyard.base._errors import BrickyardWarning, DataError, OptionError
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import TuneRecord
 from brickyard.component._component import Component
@@ -71,6 +72,8 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
     folder = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     training, how = options["training"] or TrainingOptions(), options["distillation"] or Distillation()
     examples, held_out = _divided(model, images, options["validation"], training.seed)
+    if teacher is None:
+        _warn(model, len(examples))
     taught = None if teacher is None else taught_by(teacher, model, how)
     trained = copy.deepcopy(model)
     before = _free(trained)
@@ -108,6 +111,21 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         scores=fitted.scores,
     )
     return _finished(trained, record, examples, before)
+
+
+FEW = 2_000  # images; with fewer, labels alone take back what a refit has gained
+
+
+def _warn(model: Component | Assembly, images: int) -> None:
+    """Say before any work that labels alone will probably make a refitted component worse, and what to do instead."""
+    if isinstance(model, Component) and model.manifest.heal.method == "refit" and images < FEW:
+        warnings.warn(
+            f"the component was refitted to its source, and is trained by the labels of only {images:,} images: with "
+            f"fewer than about {FEW:,} it often ends up worse. Give the source as teacher (teacher=, in the shell "
+            "--source), or more images",
+            BrickyardWarning,
+            stacklevel=5,
+        )
 
 
 def _divided(model: Component | Assembly, images: Any, validation: Any, seed: int) -> tuple[Examples, Examples | None]:
