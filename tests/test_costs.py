@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.healing import _streams
+from brickyard.healing import _heal, _streams
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.relevance._contribution import class_sums
 from brickyard.runtime._profiling import peak_memory
@@ -68,14 +68,18 @@ def test_the_refit_is_linear_in_images_and_its_memory_is_bounded(monkeypatch) ->
     def refit(count: int) -> None:
         heal_network(graph, keep, cut(graph, keep), Shown(list(images(count, 16).split(16))), "refit", 1e-3)
 
-    counted = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]
+    with monkeypatch.context() as patch:
+        patch.setattr(_heal, "FEWEST", 1 << 30)  # all positions
+        counted = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]
     assert counted[2] - counted[1] == counted[1] - counted[0] > 0
+    drawn = [flops(lambda count=count: refit(count)) for count in (32, 64, 96)]
+    assert drawn[2] - drawn[1] < 0.1 * (counted[2] - counted[1])  # more images cost little more than running them
     given = [images(count, 16).nbytes for count in (32, 128)]
     held = [peak_memory(lambda count=count: refit(count)) for count in (32, 128)]
-    assert held[1] - given[1] > 1.5 * (held[0] - given[0])  # few images are held between layers ...
+    assert held[1] - given[1] > 1.2 * (held[0] - given[0])  # few images are held between layers ...
     monkeypatch.setattr(_streams, "MEMORY", 0)
     held = [peak_memory(lambda count=count: refit(count)) for count in (32, 128)]
-    assert held[1] - given[1] <= 1.05 * (held[0] - given[0])  # ... and many are run again
+    assert held[1] - given[1] <= 1.05 * (held[0] - given[0])  # ... and of many, most wait on disk
 
 
 def test_forms_cost_what_their_parts_cost() -> None:
@@ -83,7 +87,7 @@ def test_forms_cost_what_their_parts_cost() -> None:
     for seed in (0, 1):
         model = randomised(Residual(width=16, inner=12), seed)
         relevance = by.locate(model, (images(8, 16), torch.arange(8) % 4), classes=[f"{seed}{k}" for k in range(4)])
-        budget = by.Budget(flops=0.5, round_to=4)
+        budget = by.Budget(flops=0.5, round_to=4, factors=False)
         parts.append(by.disassemble(model, relevance, task=[0, 1], budget=budget, heal="none"))
     x = images(4, 16)
     alone = sum(flops(lambda part=part: part(x)) for part in parts)

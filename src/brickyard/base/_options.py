@@ -24,7 +24,7 @@ else:  # types that are not loaded for the sake of a declaration
     Module = Preprocessing = Any
 
 Choose = Literal["confident", "random", "all"]
-Heal = Literal["refit", "moments", "none"]
+Heal = Literal["refit", "distil", "moments", "none"]
 Form = Literal["parallel", "padded", "grouped", "union", "auto"]
 Duplicates = Literal["error", "average", "max", "rename"]
 Allocation = Literal["auto", "uniform", "global"]
@@ -79,13 +79,18 @@ _SHARE: dict[str, Any] = {
 }  # fmt: skip
 
 
+LIMITS = ("flops", "parameters", "agreement")  # a budget has one of them
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The maximum cost of a component, as a share of its source.
+    """The maximum cost of a component, as a share of its source, or the least that it must agree with it.
 
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
+        agreement: Share of the images held back on which the component must give its source's answer, in (0, 1]; the
+            component is the smallest found that does.
         allocation: How to divide the budget among the axes. "global": rank the channels of all axes together;
             "uniform": keep about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
         round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
@@ -94,7 +99,7 @@ class Budget:
             may cut too. None: with select="damage". False: keep a pure sub-network of the source.
 
     Raises:
-        OptionError: Not exactly one of `flops` and `parameters` is given, or a value is out of range.
+        OptionError: Not exactly one of `flops`, `parameters` and `agreement` is given, or a value is out of range.
 
     Example:
         >>> from brickyard import Budget
@@ -108,6 +113,10 @@ class Budget:
     parameters: float | None = opt(
         None, help="Keep at most this share of the source's parameters, in (0, 1].", unset="no budget", **_SHARE
     )
+    agreement: float | None = opt(
+        None, help="Keep the least that answers like the source on this share of the images held back, in (0, 1].",
+        unset="no budget", above=0, most=1, noun="a share ", owner="budget", advice="0.98 is 98 % of them",
+    )  # fmt: skip
     allocation: Allocation = opt("auto", help="Distribute the budget over the axes", owner="budget")
     round_to: int = opt(
         1, least=1, owner="budget", advice="8 is a good value",
@@ -119,21 +128,22 @@ class Budget:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        count = sum(share is not None for share in (self.flops, self.parameters))
+        count = sum(share is not None for share in (getattr(self, name) for name in LIMITS))
         if count != 1:
             raise OptionError(
-                "option-conflict", f"a budget needs one of flops= and parameters=; {count} were given: keep one"
+                "option-conflict",
+                f"a budget needs one of flops=, parameters= and agreement=; {count} were given: keep one",
             )
         check_fields(self)
 
     @property
     def resource(self) -> Literal["flops", "parameters"]:
-        """The limited resource."""
-        return "flops" if self.flops is not None else "parameters"
+        """The limited resource; that which is saved where agreement is asked for."""
+        return "flops" if self.parameters is None else "parameters"
 
     @property
     def share(self) -> float:
-        """The largest share that may remain."""
+        """The largest share that may remain; 0 where agreement is asked for."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
 
     @property
@@ -145,7 +155,10 @@ class Budget:
         """Return the manifest's entry, including the ranking criterion and how many layers became pairs of factors."""
         rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
         factors = {"factors": pairs} if pairs else {}
-        return {self.resource: self.share, "allocation": self.allocation, "select": select, **rounded, **factors}
+        limit: dict[str, Any] = {"agreement": self.agreement}
+        if self.agreement is None:
+            limit = {self.resource: self.share}
+        return {**limit, "allocation": self.allocation, "select": select, **rounded, **factors}
 
 
 LR = {"sgd": 0.01, "adamw": 3e-4}
@@ -310,7 +323,13 @@ class DisassembleOptions(TypedDict, total=False):
             unset="damage where there are images, else mda"),
     ]  # fmt: skip
     reject: Annotated[bool, Opt(default=False, help='Add an output for "none of these".')]
-    heal: Annotated[Heal, Opt(default="refit", help="Repair the component without gradients")]
+    heal: Annotated[
+        Heal, Opt(default="refit", help="Repair the component without gradients, or with; distil trains after a refit")
+    ]
+    minutes: Annotated[
+        float | None,
+        Opt(default=None, above=0, help="With heal distil, train towards the source for this long.", unset="5"),
+    ]
     images: Annotated[
         Any,
         Opt(default=None, help="Heal with these images, as for `locate`, or with an unlabelled tensor.",

@@ -207,10 +207,10 @@ class HealRecord(Frozen):
 
     `copies` is how many times the images were used, including the originals; the other copies were shifted. `held` is
     how many more images were held back, and `others` how many of all of these are of none of the task's classes.
-    `ridges` has the strength of the prior of each layer.
+    `ridges` has the strength of the prior of each layer, `steps` how many steps of training followed the refit.
     """
 
-    method: Literal["none", "moments", "refit"]
+    method: Literal["none", "moments", "refit", "distil"]
     images: Count = 0
     copies: Annotated[int, Field(ge=1, le=1 << 62)] = 1
     ridge: float | None = None
@@ -219,6 +219,7 @@ class HealRecord(Frozen):
     held: Count = 0
     others: Count = 0
     ridges: dict[Name, float] = {}
+    steps: Count = 0
 
 
 class TuneRecord(Frozen):

@@ -141,8 +141,9 @@ def disassemble(
     from brickyard.relevance._relevance import Relevance
 
     resolve.check_free(output, force, source, weights, relevance)
-    limited = options["flops"] is not None or options["parameters"] is not None
-    check_companion("--flops or --parameters", limited, **{key: options[key] for key in declared(declarations.Budget)})
+    limited = any(options[name] is not None for name in declarations.LIMITS)
+    companions = {key: options[key] for key in declared(declarations.Budget)}
+    check_companion("--flops, --parameters or --agreement", limited, **companions)
     thresholds = {name: options[name] for name in declared(declarations.Thresholds)}
     images = None
     if relevance is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError, OptionError
@@ -31,11 +31,13 @@ class Calibration:
     Attributes:
         shown: Those that are used, preprocessed: to fit with, with shifted copies, and held back.
         copies: How many times each image to fit with is among them.
+        batches: How many batches to fit with are no copies.
         others: How many of them belong to none of the task's classes, or to none that is known.
     """
 
     shown: Shown
     copies: int
+    batches: int
     others: int = 0
 
     @property
@@ -156,7 +158,7 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
         for side, some in zip(sides, reversed(_parted(more, seed)), strict=True):
             side += read(pool.images, some)
     copies = copies_needed(graph, sum(map(len, sides[0])))
-    return Calibration(Shown(with_copies(sides[0], copies, seed), sides[1], seed), copies, others)
+    return Calibration(Shown(with_copies(sides[0], copies, seed), sides[1], seed), copies, len(sides[0]), others)
 
 
 def _parted(indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
@@ -186,26 +188,34 @@ def _reader(graph: Graph, batch_size: int, wanted_by: str) -> Callable[[Images, 
     return read
 
 
-def agreeing(
-    head: Callable[[Tensor], Tensor],
-    network: Any,
-    source: Callable[[Tensor], Tensor],
-    outputs: Outputs,
-    batches: Sequence[Tensor],
-) -> tuple[int, int]:
-    """How many images a component answers like its source, restricted to its task, and how many there are.
+@dataclass(frozen=True)
+class Judge:
+    """Compares the answers of a cut network with those of its source, restricted to the task.
 
-    Args:
-        head: From the network's outputs to the task's.
-        network: The component's network.
-        source: From images to the source's outputs for the task.
-        outputs: What they mean.
-        batches: Preprocessed images.
-    """  # fmt: skip
-    same = count = 0
-    with torch.no_grad():
-        for x in batches:
-            ours, theirs = outputs.says(head(network(x))), outputs.says(source(x))
-            same += int((ours == theirs).all(1).sum())
-            count += len(x)
-    return same, count
+    Attributes:
+        graph: The source's graph.
+        outputs: What outputs mean.
+        task: The task's classes, (classes,).
+        others: The source's other classes, where the network has an output for them.
+        whole: Whether the network has all outputs of the source.
+    """
+
+    graph: Graph
+    outputs: Outputs
+    task: Tensor
+    others: Tensor | None
+    whole: bool
+
+    def agreeing(self, network: nn.Module, batches: Sequence[Tensor]) -> tuple[int, int]:
+        """How many preprocessed images have the same answer from both, and how many there are."""
+        same = count = 0
+        with torch.no_grad():
+            for x in batches:
+                found = network(x.to(kind(network).dtype))
+                ours = self.outputs.says(self._head(found) if self.whole else found)
+                same += int((ours == self.outputs.says(self._head(self.graph.network(x)))).all(1).sum())
+                count += len(x)
+        return same, count
+
+    def _head(self, logits: Tensor) -> Tensor:
+        return self.outputs.head(logits, self.task, self.others)

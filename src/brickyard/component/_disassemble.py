@@ -28,12 +28,13 @@ from brickyard.base._records import (
     SourceRecord,
     Versions,
 )
-from brickyard.component._calibration import Calibration, Pool, agreeing, calibration
+from brickyard.component._calibration import Calibration, Judge, Pool, calibration
 from brickyard.component._component import Component
 from brickyard.component._statistics import observed
+from brickyard.healing._distil import distil_network
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._identity import weights_like
-from brickyard.network._network import Network
+from brickyard.network._network import Network, kind
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._isolation import steady
@@ -188,6 +189,32 @@ class _Job:
         """The images that are used."""
         return Shown([]) if self.images is None else self.images.shown
 
+    @property
+    def judge(self) -> Judge:
+        """What compares a network's answers with the source's."""
+        choice, graph = self.choice, self.choice.graph
+        like, reject = kind(graph.network).device, choice.options["reject"]
+        others = [k for k in range(len(choice.relevance.classes)) if k not in choice.task]
+        return Judge(
+            graph,
+            find_outputs(choice.relevance.outputs),
+            torch.tensor(choice.task, device=like),
+            torch.tensor(others, device=like) if reject else None,
+            reject or graph.output is None,
+        )
+
+    @property
+    def judged(self) -> bool:
+        """Whether answers can differ at all."""
+        choice = self.choice
+        several = len(choice.task) > 1 or choice.options["reject"]
+        return several or not find_outputs(choice.relevance.outputs).exclusive
+
+    def agreement(self, network: nn.Module) -> float:
+        """On how many of the images held back a network gives the source's answer, as a share."""
+        same, count = self.judge.agreeing(network, self.shown.held)
+        return same / max(1, count)
+
 
 def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _Job:
     """Check the arguments and read the images.
@@ -225,10 +252,16 @@ def _criterion(options: DisassembleOptions, pool: Pool | None) -> str:
         )
     if select is None:
         select = "mda" if budget is None or (pool is None and options["heal"] == "none") else "damage"
-    if budget is not None and budget.factors and select != "damage":
+    asked = {} if budget is None else {"factors": budget.factors, "agreement": budget.agreement}
+    for name in (name for name, value in asked.items() if value and select != "damage"):
         raise OptionError(
             "option-conflict",
-            f"factors=True needs select='damage', and select={select!r} was given; leave one of them out",
+            f"{name}={asked[name]} needs select='damage', and select={select!r} was given; leave one of them out",
+        )
+    if options["minutes"] is not None and options["heal"] != "distil":
+        raise OptionError(
+            "option-requires-option",
+            f"minutes= is for heal='distil', and heal={options['heal']!r} was given; leave it out, or ask for distil",
         )
     return select
 
@@ -239,6 +272,8 @@ def _choose(job: _Job) -> Selected:
     if (budget := options["budget"]) is None:
         keep, notes = by_thresholds(choice.graph, choice.relevance, choice.task, choice.outputs)
         return Selected(choice.graph, keep, notes=tuple(notes))
+    if budget.agreement is not None:
+        _check_agreement(job)
     evidence = Evidence(
         choice.graph,
         job.shown.fit,
@@ -249,27 +284,68 @@ def _choose(job: _Job) -> Selected:
         budget,
         options["ridge"],
         job.shown.held,
+        job.agreement,
     )
     return CRITERIA[options["select"]].select(evidence)
 
 
+def _check_agreement(job: _Job) -> None:
+    """Check that agreement with the source can be measured.
+
+    Raises:
+        OptionError: It cannot.
+    """
+    if not job.judged:
+        raise OptionError(
+            "option-conflict",
+            "agreement= compares answers, and a component for one class has only one; give flops=, parameters= or "
+            "reject=True",
+        )
+    if not job.shown.held:
+        raise OptionError(
+            "option-needs-data", "agreement= is measured on images held back, and there are too few; give at least 3"
+        )
+
+
 def _heal(job: _Job, chosen: Selected, network: Network) -> HealRecord:
     """Repair the network in place; what was done."""
-    heal, ridge = job.choice.options["heal"], job.choice.options["ridge"]
-    if heal == "none" or job.images is None:
+    options, images = job.choice.options, job.images
+    heal, ridge = options["heal"], options["ridge"]
+    if heal == "none" or images is None:
         return HealRecord(method="none", notes=chosen.notes)
-    report = heal_network(chosen.graph, chosen.keep, network, job.shown, heal, ridge)
+    report = heal_network(
+        chosen.graph, chosen.keep, network, job.shown, "moments" if heal == "moments" else "refit", ridge
+    )
+    steps = _distilled(job, network) if heal == "distil" else 0
     return HealRecord(
         method=heal,
-        images=job.images.fitted,
-        copies=job.images.copies,
-        ridge=ridge if heal == "refit" else None,
+        images=images.fitted,
+        copies=images.copies,
+        ridge=None if heal == "moments" else ridge,
         layers=report.layers,
         notes=(*chosen.notes, *report.notes),
-        held=job.images.held,
-        others=job.images.others,
+        held=images.held,
+        others=images.others,
         ridges=report.ridges if ridge is None else {},
+        steps=steps,
     )
+
+
+def _distilled(job: _Job, network: Network) -> int:
+    """Train a repaired network towards its source, in place; the number of steps."""
+    choice, images = job.choice, job.images
+    assert images is not None
+    return distil_network(
+        choice.graph.network,
+        network,
+        choice.outputs,
+        images.shown.fit[: images.batches],
+        images.shown.held,
+        outputs=find_outputs(choice.relevance.outputs),
+        minutes=choice.options["minutes"] or MINUTES,
+        batch_size=choice.options["batch_size"],
+        seed=choice.options["seed"],
+    ).steps
 
 
 def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord) -> Component:
@@ -277,35 +353,23 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
     choice = job.choice
     manifest = choice.manifest(chosen.keep, CostModel(choice.graph), healed, chosen=chosen)
     component = Component(network, manifest, _skeleton(chosen.graph))
-    if job.images is not None and (len(choice.task) > 1 or choice.options["reject"]):
-        component = _judged(component, choice.graph, job.images)
+    if job.images is not None and job.judged:
+        component = _judged(component, job, job.images)
     if job.pool is None or job.pool.by_class is None:
         return component
     return observed(component, job.pool.images, job.pool.by_class, choice.options["batch_size"])
 
 
+MINUTES = 5.0  # of training, where none are given
 FEW = 0.1  # images to fit with are too few where others agree less often by this
 
 
-def _judged(component: Component, graph: Graph, images: Calibration) -> Component:
+def _judged(component: Component, job: _Job, images: Calibration) -> Component:
     """The component with how often it agrees with its source on images held back."""
-    like = weights_like(component)
-
-    def agreement(batches: Sequence[Tensor]) -> tuple[int, int]:
-        own = component.network.to(like.device)
-        return agreeing(
-            lambda logits: component.head(logits),
-            lambda x: own(x.to(like.dtype)),
-            lambda x: component.of_source(graph.network(x)),
-            component.outputs,
-            batches,
-        )
-
-    same, count = agreement(images.shown.held)
+    same, count = job.judge.agreeing(component.network, images.shown.held)
     if not count:
         return component
-    seen = images.shown.fit[: max(1, len(images.shown.fit) // images.copies)]
-    fitted, shown = agreement(seen)
+    fitted, shown = job.judge.agreeing(component.network, images.shown.fit[: images.batches])
     if shown and fitted / shown - same / count > FEW:
         warnings.warn(
             f"the component gives its source's answer on {same / count:.1%} of {count} images held back, but on "

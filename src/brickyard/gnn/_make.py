@@ -192,6 +192,12 @@ def disassemble(
             "option-wrong-object",
             f"disassemble needs what brickyard.gnn.locate returned, got {type(relevance).__name__}",
         )
+    budget = options["budget"]
+    if budget is not None and (budget.agreement is not None or budget.factors):
+        raise OptionError(
+            "option-conflict",
+            "a budget of a graph network has neither agreement= nor factors=; give flops= or parameters=",
+        )
     choice = Choice.of(relevance, options, lambda: relevance.graph(model, options["features"]))
     graph: NodeGraph = choice.graph
     keep, notes = _choose(choice)

@@ -112,7 +112,7 @@ def heal_network(
                 assert fit is not None
                 report.layers += refit(job, fit, held, ridge, report)
             advance(text=f"healing {job.name}")
-    return report
+    return report.summed_up()
 
 
 @dataclass(frozen=True)
@@ -424,10 +424,7 @@ def refit(job: Job, fit: Sample, held: Sample | None, ridge: float | None, repor
     stored = change._replace(weight=(new.double() - rows.double().flatten(1)).reshape(change.weight.shape))
     worse = made_worse(before, there.errors(stored))
     if bool(worse.any()):
-        report.notes.append(
-            f"layer {job.name!r}: the refit did not lower the error of {int(worse.sum())} of {len(worse)} outputs; "
-            "they were left as they were cut"
-        )
+        report.worse[job.name] = int(worse.sum()), len(worse)
     change = change.only(~worse)
     job.mixing.set_rows((rows.double().flatten(1) + change.weight.flatten(0, 1)).to(rows.dtype))
     job.intercept.add(change.shift.flatten())

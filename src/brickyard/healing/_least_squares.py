@@ -13,6 +13,7 @@ from brickyard.runtime._processes import Ranks
 
 _PIVOT = 1e-7  # a Cholesky pivot below this share of the largest one means singular
 _BLOCK = 1 << 12  # samples that are multiplied at once
+NAMED = 3  # layers that a note names
 
 
 @dataclass
@@ -23,11 +24,23 @@ class HealReport:
         layers: How many.
         notes: What was left alone, and why.
         ridges: The strength of the prior that each layer was refitted with.
+        worse: For layers with outputs that stay as they were cut, how many these are, and how many there are.
     """
 
     layers: int = 0
     notes: list[str] = field(default_factory=list)
     ridges: dict[str, float] = field(default_factory=dict)
+    worse: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def summed_up(self) -> HealReport:
+        """The report, with one note on all outputs that stay as they were cut."""
+        if self.worse:
+            count = sum(outputs for outputs, _ in self.worse.values())
+            named = [f"{outputs} of {of} of layer {name!r}" for name, (outputs, of) in self.worse.items()]
+            more = f" and those of {len(named) - NAMED} more layers" if len(named) > NAMED else ""
+            why = f"the refit did not lower the error of {count} outputs ({', '.join(named[:NAMED])}{more})"
+            self.notes.append(f"{why}; they were left as they were cut")
+        return self
 
 
 class Change(NamedTuple):

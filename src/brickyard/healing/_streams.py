@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +47,11 @@ class Stream:
         self._shapes = graph.shapes
         begins = itertools.accumulate(map(len, batches), initial=0) if start is None else start
         self.starts = list(begins)[: len(batches)]
-        self._folder = tempfile.TemporaryDirectory(prefix="brickyard-", ignore_cleanup_errors=True)
-        self._rests = [_Rest(Path(self._folder.name) / str(number)) for number in range(len(batches))]
+        self._folder: Path | None = None
+        self._rests = [_Rest() for _ in batches]
         first = network.nodes[0].name
         for rest, batch in zip(self._rests, batches, strict=True):
-            rest.keep({first: network.taken(batch)}, 0, MEMORY)  # images are held anyway
+            rest.hold({first: network.taken(batch)}, 0, 0)  # images are held anyway
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """The sizes of a layer's output dimensions that hold positions, batch aside."""
@@ -63,9 +65,19 @@ class Stream:
             values = rest.values()
             if rest.position < index:
                 self.network.advance(values, rest.position, index)
-                held = sum(other.held for other in self._rests if other is not rest)
-                rest.keep(values, index, MEMORY - held)
+                size = _bytes(values)
+                if size <= MEMORY - sum(other.held for other in self._rests if other is not rest):
+                    rest.hold(values, index, size)
+                else:
+                    rest.store(values, index, self._file(rest))
             yield values
+
+    def _file(self, rest: _Rest) -> Path:
+        """Where a batch's values wait; it is removed with the stream."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="brickyard-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder / str(self._rests.index(rest))
 
     def ahead(self, values: dict[str, Any], index: int, stop: int) -> dict[str, Any]:
         """The values before a later step, from those before step `index`, which stay as they are."""
@@ -84,29 +96,29 @@ class _Rest:
         held: How many bytes it holds in memory.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self) -> None:
         self.position = self.held = 0
-        self._file = file
+        self._file: Path | None = None
         self._values: dict[str, Any] = {}
         self._like: list[Tensor] = []
 
-    def keep(self, values: dict[str, Any], position: int, room: int) -> None:
-        """Hold these values, if they take no more than `room` bytes; else write them to the file."""
+    def hold(self, values: dict[str, Any], position: int, size: int) -> None:
+        """Hold these values, of so many bytes, in memory."""
+        self.position, self.held, self._file, self._values = position, size, None, values
+
+    def store(self, values: dict[str, Any], position: int, file: Path) -> None:
+        """Write these values to a file."""
         tensors: list[Tensor] = []
         _mapped(values, tensors.append)
-        size = sum(value.nbytes for value in tensors)
-        self.position, self._like = position, []
-        if position == 0 or size <= room:
-            self.held, self._values = size if position else 0, values
-            return
         numbers = iter(range(len(tensors)))
-        self.held, self._values = 0, _mapped(values, lambda _: _Stored(next(numbers)))
+        self.position, self.held, self._file = position, 0, file
+        self._values = _mapped(values, lambda _: _Stored(next(numbers)))
         self._like = [value.new_empty(0) for value in tensors]
-        save_file({str(number): _narrow(value) for number, value in enumerate(tensors)}, self._file)
+        save_file({str(number): _narrow(value) for number, value in enumerate(tensors)}, file)
 
     def values(self) -> dict[str, Any]:
         """The values."""
-        if not self._like:
+        if self._file is None:
             return self._values
         stored = load_file(self._file)
         return {
@@ -120,6 +132,12 @@ class _Stored:
     """Stands for a tensor in a file."""
 
     number: int
+
+
+def _bytes(values: dict[str, Any]) -> int:
+    tensors: list[Tensor] = []
+    _mapped(values, tensors.append)
+    return sum(value.nbytes for value in tensors)
 
 
 def _narrow(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import near, nearest
-from brickyard.base._options import Budget, Thresholds
+from brickyard.base._options import LIMITS, Budget, Thresholds
 from brickyard.recipes._recipe_file import NAMED, Place, RecipeFile, dotted, key_of
 from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
 
@@ -128,15 +128,15 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
     if part.source not in recipe.sources:
         hint = nearest(part.source, recipe.sources)
         yield (*place, "source"), f"{what}.source is {part.source!r}, and there is no such source{hint}"
-    shares = ("flops", "parameters")
-    budget = [key for key in shares if getattr(part, key) is not None]
+    budget = [key for key in LIMITS if getattr(part, key) is not None]
     if len(budget) > 1:
-        yield (*place, "parameters"), f"{what} has 'flops' and 'parameters'; a budget is one of them: remove the other"
-    idle = declared(Thresholds) if budget else ("select", *(key for key in declared(Budget) if key not in shares))
+        given = f"{budget[0]!r} and {budget[1]!r}"
+        yield (*place, budget[1]), f"{what} has {given}; a budget is one of them: remove the other"
+    idle = declared(Thresholds) if budget else ("select", *(key for key in declared(Budget) if key not in LIMITS))
     for key in idle:
         if getattr(part, key) != ComponentRecipe.model_fields[key].default:
             name = key_of(key)
-            why = "is for a budget, and none was given; add 'flops' or 'parameters'"
+            why = "is for a budget, and none was given; add 'flops', 'parameters' or 'agreement'"
             if budget:
                 why = f"is a threshold, and {budget[0]!r} a budget; a component has one of them: remove the other"
             yield (*place, name), f"{what}.{name} {why}"

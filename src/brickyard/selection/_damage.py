@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
+from brickyard.base._errors import OptionError
 from brickyard.base._options import Budget
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._network import Network
@@ -83,6 +84,70 @@ def by_damage(
         heal_network(made.graph, keep, network, shown, "refit", ridge, PER_INPUT)
     curves = damage_curves(made.graph, shown, keep, network)
     return _settled(graph, made, curves, keep, budget)
+
+
+def by_agreement(
+    graph: Graph,
+    shown: Shown,
+    outputs: Sequence[int],
+    budget: Budget,
+    ridge: float | None,
+    agreement: Callable[[Network], float],
+) -> Selected:
+    """Keep the least that still agrees with the source on a share of the images held back.
+
+    The budget is lowered stage by stage, as `by_damage` does, until the repaired network agrees too rarely; then the
+    last step is halved a few times.
+
+    Args:
+        graph: The source's graph.
+        shown: Preprocessed images of the task.
+        outputs: The class outputs to keep, in order.
+        budget: The least agreement.
+        ridge: The prior of the refits; None: the best for each layer.
+        agreement: On how many of the images held back, as a share, a network gives the source's answer.
+    """
+    assert budget.agreement is not None
+    fixed = kept_outputs(graph, outputs)
+    whole = CostModel(graph).whole.flops
+    made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.round_to)
+    keep = {**made.graph.everything(), **made.keep}
+    best, share = Selected(graph, {**graph.everything(), **fixed}), cost_share(made.graph, keep, whole, "flops")
+    network: Network | None = None
+    curves = damage_curves(made.graph, shown, keep, network)
+    step, halvings = STEP, HALVINGS
+
+    def limited(share: float) -> Budget:
+        return Budget(flops=share, round_to=budget.round_to)
+
+    while halvings and share * step > SMALLEST:
+        try:
+            found = _settled(graph, made, curves, keep, limited(share * step))
+        except OptionError:  # one channel an axis takes more
+            break
+        tried = _repaired(found, shown, ridge)
+        if agreement(tried) < budget.agreement:
+            step, halvings = math.sqrt(step), halvings - 1
+            continue
+        best, share = found, share * step
+        if halvings == HALVINGS:  # the next stage starts from here
+            keep = by_curves(
+                made.graph, curves, keep, int(share * whole), Budget(flops=share, round_to=budget.round_to)
+            )
+            curves = damage_curves(made.graph, shown, keep, _repaired(Selected(made.graph, keep), shown, ridge))
+    return best
+
+
+STEP = 0.8  # share left after each stage on the way to an agreement
+HALVINGS = 3  # how often the last step is halved
+SMALLEST = 0.01  # share of the source at which to stop
+
+
+def _repaired(found: Selected, shown: Shown, ridge: float | None) -> Network:
+    """What is kept, repaired as `disassemble` repairs it."""
+    network = cut(found.graph, found.keep)
+    heal_network(found.graph, found.keep, network, shown, "refit", ridge)
+    return network
 
 
 def _settled(

@@ -18,11 +18,11 @@ from brickyard.axes._graph import Graph
 from brickyard.base._options import Budget
 from brickyard.healing._heal import Shown
 from brickyard.network._layer_types import find_mixing
-from brickyard.network._network import iter_layers
+from brickyard.network._network import Network, iter_layers
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.selection._budget import by_budget
-from brickyard.selection._damage import Selected, by_damage
+from brickyard.selection._damage import Selected, by_agreement, by_damage
 from brickyard.selection._thresholds import mda_scores
 from brickyard.surgery._cost import CostModel
 
@@ -43,6 +43,7 @@ class Evidence:
         budget: How much may be kept.
         ridge: The prior of the refit that follows; None: the best for each layer.
         held: Preprocessed images that nothing is fitted to.
+        agreement: On how many of these, as a share, a network gives the source's answer.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class Evidence:
     budget: Budget = field(default_factory=lambda: Budget(flops=1.0))
     ridge: float | None = None
     held: Sequence[Tensor] = ()
+    agreement: Callable[[Network], float] = lambda _: 1.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ def relevances(evidence: Evidence) -> Tensor:
 def damage(evidence: Evidence) -> Selected:
     """Channels whose loss the refit cannot repair."""
     shown = Shown(evidence.batches, evidence.held, evidence.seed)
+    if evidence.budget.agreement is not None:
+        given = evidence.budget, evidence.ridge, evidence.agreement
+        return by_agreement(evidence.graph, shown, evidence.outputs, *given)
     return by_damage(evidence.graph, shown, evidence.outputs, evidence.budget, evidence.ridge)
 
 
