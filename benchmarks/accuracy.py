@@ -21,7 +21,7 @@ import brickyard as by
 import tables
 
 SEEDS = (0, 1, 2)
-CHOICES = ("damage", "mda", "l1", "activation", "taylor", "random")
+CHOICES = ("factors", "damage", "mda", "l1", "activation", "taylor", "random")
 TASKS: list[tuple[str, range]] = [
     *((name, task) for name in ("MNIST", "Fashion", "ResNet-20") for task in (range(3), range(3, 10))),
     *(("VGG-16-w25 CIFAR-10", task) for task in (range(3), range(3, 10))),
@@ -32,7 +32,7 @@ TASKS: list[tuple[str, range]] = [
 MAIN = TASKS[:9]  # with all three seeds
 CURVES = [TASKS[k] for k in (3, 5, 7, 8)]  # at other shares too
 SINGLES = [(name, range(k, k + 1)) for name in ("ResNet-20", "VGG-16-w25 CIFAR-10") for k in (0, 1)]
-SHARES = (0.7, 0.5, 0.3)
+SHARES = (0.7, 0.5, 0.3, 0.2)
 PATH = tables.RESULTS / "accuracy.json"
 PAGE = tables.RESULTS / "accuracy.md"
 PICTURE = tables.RESULTS / "accuracy.png"
@@ -43,17 +43,21 @@ def jobs() -> Iterator[tuple[str, str, range, float, str, int]]:
     half = [(seed, 0.5, task) for seed in SEEDS[:2] for task in MAIN]
     curves = [(SEEDS[0], share, task) for share in SHARES if share != 0.5 for task in CURVES]
     last = [(SEEDS[2], 0.5, task) for task in MAIN]
+    rest = [(SEEDS[0], 0.5, task) for task in TASKS[len(MAIN) :]]
+    for seed, share, (name, task) in [*half[: len(MAIN)], *curves, *rest, *half[len(MAIN) :], *last]:
+        for choice in ("factors", "damage"):
+            yield title(name, task, share, choice, seed), name, task, share, choice, seed
     for seed, share, (name, task) in [*half, *curves, *last]:
-        for choice in ("damage", "mda", "l1", "random"):
+        for choice in ("mda", "l1", "random") if share > SHARES[-1] else ():
             yield title(name, task, share, choice, seed), name, task, share, choice, seed
     for name, task in SINGLES:
-        for choice in ("damage", "mda", "random"):
+        for choice in ("factors", "damage", "mda", "random"):
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
     for choice in ("activation", "taylor"):
         for name, task in MAIN:
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
     for name, task in TASKS[len(MAIN) :]:
-        for choice in ("mda", "l1", "random", "damage"):
+        for choice in ("mda", "l1", "random"):
             yield title(name, task, 0.5, choice, SEEDS[0]), name, task, 0.5, choice, SEEDS[0]
 
 
@@ -74,8 +78,8 @@ def row(name: str, task: range, share: float, choice: str, seed: int) -> dict[st
         model,
         tables.relevance(name),
         task=list(task),
-        budget=by.Budget(flops=share),
-        select=choice,
+        budget=by.Budget(flops=share, factors=None if choice == "factors" else False),
+        select="damage" if choice == "factors" else choice,
         seed=seed,
     )
     seconds = time.perf_counter() - started
@@ -111,7 +115,7 @@ def draw(rows: dict[str, Any]) -> None:
 
     figure, panels = plt.subplots(1, len(CURVES), figsize=(3.1 * len(CURVES), 3.2), constrained_layout=True)
     for panel, (name, task) in zip(panels, CURVES, strict=True):
-        for choice, mark in (("damage", "o"), ("mda", "s"), ("l1", "^"), ("random", "x")):
+        for choice, mark in (("factors", "*"), ("damage", "o"), ("mda", "s"), ("l1", "^"), ("random", "x")):
             found = [rows.get(title(name, task, share, choice, SEEDS[0])) for share in SHARES]
             points = [(100 * row["flops"], row["drop"], row["drop_error"]) for row in found if row]
             if points:
@@ -134,8 +138,9 @@ def page(rows: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/accuracy.py`. Full test splits. Each cell is the drop of accuracy against the",
         "source restricted to the task, in points, after the refit: mean over seeds, with one standard error (of the",
-        "mean over seeds and of the paired test images together). Choices: `damage` (measured), `mda` (the paper's",
-        "relevances), and controls.",
+        "mean over seeds and of the paired test images together). Choices: `factors` (the default: measured damage, with",
+        "pairs of factors), `damage` (the same without), `mda` (the paper's relevances), and controls. The rows of `mda`",
+        "and of the controls were refitted with one ridge (1e-3) for all layers.",
         "",
         f"| task | FLOPs | restricted | {' | '.join(CHOICES)} |",
         f"|---|---|---|{'---|' * len(CHOICES)}",
@@ -160,11 +165,13 @@ def singles(rows: dict[str, Any]) -> list[str]:
         "Tasks of one class at half of the FLOPs: AUROC of the class's logit against all other classes' images.",
         "Brackets: one standard error of the difference from restricted, paired over images.",
         "",
-        "| task | restricted | damage | mda | random |",
-        "|---|---|---|---|---|",
+        "| task | restricted | factors | damage | mda | random |",
+        "|---|---|---|---|---|---|",
     ]
     for name, task in SINGLES:
-        found = [rows.get(title(name, task, 0.5, choice, SEEDS[0])) for choice in ("damage", "mda", "random")]
+        found = [
+            rows.get(title(name, task, 0.5, choice, SEEDS[0])) for choice in ("factors", "damage", "mda", "random")
+        ]
         if any(found):
             whole = next(row["restricted_auroc"] for row in found if row)
             cells = [f"{row['auroc']:.1f} ({row['auroc_drop_error']:.1f})" if row else "" for row in found]
