@@ -55,7 +55,7 @@ def title(name: str, share: float) -> str:
 
 def component(name: str, task: range, share: float, reject: bool) -> by.Component:
     """A part: whole, or what `select="damage"` leaves of it."""
-    budget, heal = by.Budget(flops=share), "refit" if share < 1 else "none"
+    budget, heal = by.Budget(flops=share, factors=False), "refit" if share < 1 else "none"
     return by.disassemble(
         tables.source(name).model,
         tables.relevance(name),

@@ -124,7 +124,9 @@ def located(setting: Setting, name: str) -> tuple[torch.nn.Module, by.Relevance]
 
 def component(setting: Setting, name: str, task: range, heal: Any, budget: by.Budget | None = None) -> by.Component:
     model, relevance = located(setting, name)
-    return by.disassemble(model, relevance, task=list(task), heal=heal, budget=budget)
+    return by.disassemble(
+        model, relevance, task=list(task), heal=heal, budget=budget, select=None if budget is None else "mda"
+    )
 
 
 def work(_: str, setting: Setting, kind: str, parts: tuple[tuple[str, range], ...]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def cutting(name: str) -> dict[str, Any]:
     times = []
     for _ in range(ROUNDS):
         begun = time.perf_counter()
-        by.disassemble(model, relevance, task=range(4), budget=by.Budget(flops=0.5), heal="none")
+        by.disassemble(model, relevance, task=range(4), budget=by.Budget(flops=0.5), select="mda", heal="none")
         times.append(time.perf_counter() - begun)
     return {"seconds": statistics.median(times), "low": min(times), "high": max(times), "rounds": ROUNDS}
 
@@ -221,7 +221,12 @@ def refit(name: str, count: int) -> dict[str, Any]:
 def child_refit(name: str, count: str) -> dict[str, Any]:
     model, (x, labels) = network(name), images(int(count) // CLASSES)
     relevance = by.locate(model, (x, labels), task=range(CLASSES), keep_sums=False)
-    options: dict[str, Any] = {"task": range(CLASSES), "budget": by.Budget(flops=0.5), "heal_images": int(count)}
+    options: dict[str, Any] = {
+        "task": range(CLASSES),
+        "budget": by.Budget(flops=0.5),
+        "select": "mda",
+        "heal_images": int(count),
+    }
     before = resident()
     begun = time.process_time()
     by.disassemble(model, relevance, heal="refit", **options)
@@ -240,7 +245,7 @@ def parts(name: str) -> tuple[by.Component, by.Component]:
         data = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 10
         relevance = by.locate(model, data, classes=[f"{seed}/{k}" for k in range(10)])
         budget = by.Budget(flops=0.5, round_to=8)
-        found.append(by.disassemble(model, relevance, task=list(task), budget=budget, heal="none"))
+        found.append(by.disassemble(model, relevance, task=list(task), budget=budget, select="mda", heal="none"))
     return found[0], found[1]
 
 

@@ -164,7 +164,9 @@ def component_row(name: str, task: range, setting: str) -> dict[str, Any]:
 
 def assembly_row(parts: tuple[tuple[str, range], ...], share: float) -> dict[str, Any]:
     components = [
-        by.disassemble(source(name).model, relevance(name), task=list(task), budget=by.Budget(parameters=share))
+        by.disassemble(
+            source(name).model, relevance(name), task=list(task), budget=by.Budget(parameters=share), select="mda"
+        )
         for name, task in parts
     ]
     tests = [load(name, "test") for name, _ in parts]

@@ -61,7 +61,7 @@ def work(_: str, name: str, share: float, choice: str) -> dict[str, Any]:
             source,
             tables.relevance(name),
             task=list(range(10)),
-            budget=by.Budget(flops=share),
+            budget=by.Budget(flops=share, factors=False),
             select=choice,
             heal=heal,
         )

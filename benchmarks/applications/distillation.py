@@ -104,7 +104,9 @@ def own(name: str, seed: int) -> dict[str, Any]:
 
 def component(name: str, task: range, share: float) -> by.Component:
     budget = by.Budget(flops=share)
-    return by.disassemble(tables.source(name).model, tables.relevance(name), task=list(task), budget=budget)
+    return by.disassemble(
+        tables.source(name).model, tables.relevance(name), task=list(task), budget=budget, select="mda"
+    )
 
 
 def together(data: list[ImageData], parts: Sequence[tuple[str, range]], classes: tuple[str, ...]) -> ImageData:

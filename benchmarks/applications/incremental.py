@@ -42,7 +42,7 @@ TRAINED = ("new class alone", f"new class and {FEW} of each", "all images")
 
 def part(name: str, task: list[int]) -> by.Component:
     """A component at half of the FLOPs."""
-    budget = by.Budget(flops=0.5)
+    budget = by.Budget(flops=0.5, factors=False)
     return by.disassemble(tables.source(name).model, tables.relevance(name), task=task, budget=budget, select="damage")
 
 

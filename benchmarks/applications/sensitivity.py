@@ -123,7 +123,12 @@ def ablation(name: str) -> dict[str, Any]:
     """Parts side by side (padded where they fit), and with each scaling that needs no image; whole sources."""
     parts = [
         by.disassemble(
-            tables.source(n).model, tables.relevance(n), task=list(task), heal="none", budget=by.Budget(flops=1)
+            tables.source(n).model,
+            tables.relevance(n),
+            task=list(task),
+            heal="none",
+            budget=by.Budget(flops=1),
+            select="mda",
         )
         for n, task in ASSEMBLIES[name]
     ]

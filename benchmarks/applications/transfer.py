@@ -94,7 +94,7 @@ def extractor(name: str, task: str, share: float) -> by.Component:
     model = tables.source(name)
     wanted = range(len(model.classes)) if task == WHOLE else TASKS[name][task]
     budget = by.Budget(flops=share)
-    return by.disassemble(model.model, tables.relevance(name), task=list(wanted), budget=budget).fused()
+    return by.disassemble(model.model, tables.relevance(name), task=list(wanted), budget=budget, select="mda").fused()
 
 
 @cache
