@@ -70,8 +70,10 @@ def by_damage(
     """
     fixed = kept_outputs(graph, outputs)
     whole = getattr(CostModel(graph).whole, budget.resource)
+    if cost_share(graph, fixed, whole, budget.resource) <= budget.share:
+        return Selected(graph, {**graph.everything(), **fixed})
     made = Factored(graph, {}, fixed)
-    if budget.factors is not False and cost_share(graph, fixed, whole, budget.resource) > budget.share:
+    if budget.factors is not False:
         made = factored(graph, fixed, shown, budget.round_to)
     keep = {**made.graph.everything(), **made.keep}
     start = cost_share(made.graph, keep, whole, budget.resource)
