@@ -53,7 +53,7 @@ RIDGE = 1e-3  # the prior's strength where no images are held back
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # strengths to choose from where some are
 PER_INPUT = 50  # samples for each input of a layer
 FEWEST = 4000  # samples, where there are that many
-MOST = 1 << 26  # numbers that a layer's samples may read
+MOST = 1 << 25  # numbers that a layer's samples may read
 
 
 @dataclass(frozen=True)
