@@ -99,15 +99,15 @@ class Labeller:
         self.sums: dict[str, Labels] = {}
         self.counts: set[str] = set()
         self._counted: dict[str, list[Labels]] = {}  # such a step -> labels of the values whose sizes it counts
-        self._step = ""
+        self._step = self._line = ""
         self._size_of: dict[str, str] = {}  # step that returns all sizes of a value -> the value
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
         self._whole: set[str] = set()  # bare tensors whose use forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         for position, node in enumerate(network.nodes):
-            self.position, self._step = position, node.name
+            self.position, self._step, self._line = position, node.name, node.line
             self.labels[node.name] = self._followed(node)
-        self._step = ""
+        self._step = self._line = ""
         self._tie_spread()
         for record in self.dims:
             if record.owner in self._whole:
@@ -151,7 +151,7 @@ class Labeller:
 
     def pin(self, labels: Labels | None, reason: str) -> None:
         if labels is not None and labels.size:
-            self.pins.append(PinRecord(np.unique(labels), reason))
+            self.pins.append(PinRecord(np.unique(labels), reason, self._line))
             self.apart.add(self._step)
 
     def _pin_all(self, node: Node, reason: str) -> None:
