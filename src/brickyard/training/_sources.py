@@ -204,5 +204,5 @@ def train_source(
     scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **options)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
-    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))
+    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]), scores)
     return Trained(source, name, {"width": width, **shape}, scores)
