@@ -1,6 +1,7 @@
 """Image data from a short text: `digits`, a folder of images, a parquet file, or a pair of idx files.
 
-All data are raw: uint8 images of one size, labels, class names. The text may end in options:
+All data are raw: images of one size, labels, class names. Images are uint8, or float32 in [0, 1] where their size had
+to be changed, so that nothing is rounded that `predict` does not round. The text may end in options:
 `digits?split=test&classes=0-2,7`.
 """
 
@@ -43,7 +44,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """Raw images with labels and class names.
 
     Args:
-        images: (images, channels, height, width), uint8.
+        images: (images, channels, height, width), uint8; float32 in [0, 1] where they were resized.
         labels: (images,), indices into `classes`.
         classes: Class names.
         name: What messages and manifests call the data.
@@ -66,10 +67,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
+        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
             shape, kind = tuple(images.shape), images.dtype
             found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
-            wanted = "give uint8 images (images, channels, height, width) and one label an image"
+            wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
             found = ", ".join(self.classes[:8])
@@ -367,6 +368,8 @@ def _stack(pictures: list[Tensor], size: Any, name: str) -> Tensor:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
         why = f"{name}: images have {len(sizes)} different sizes ({found} ...)"
         raise DataError("data-not-batchable", f"{why}; give a size to resize them to")
+    if any(picture.is_floating_point() for picture in pictures):
+        pictures = [picture if picture.is_floating_point() else picture.float() / 255 for picture in pictures]
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     return torch.stack(pictures)
