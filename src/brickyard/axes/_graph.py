@@ -348,12 +348,20 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
 
 
 def _output_atoms(labeller: Labeller, network: Network, width: int) -> set[int]:
-    """Representatives of the class outputs, pinned because the task chooses them; none if two share a channel."""
+    """Representatives of the class outputs, pinned because the task chooses them.
+
+    There are none if two outputs share a channel, or if a step sums the outputs or averages them: the outputs of a task
+    depend on all others then, which stay.
+    """
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
     labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
+    for node in network.nodes:
+        if node.name in labeller.sums and np.isin(labeller.atoms.roots(labeller.sums[node.name]), roots).any():
+            labeller.pin(labels, f"{labeller.title(node)} mixes class outputs")
+            return set()
     plain = roots.shape == (1, width) and len(np.unique(roots)) == width
     return set(roots.reshape(-1).tolist()) if plain else set()
 
