@@ -28,15 +28,17 @@ from brickyard.base._checks import check_choice, whole
 from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._lazy import package
-from brickyard.base._messages import first_line, writable
+from brickyard.base._messages import first_line, told, writable
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import sized
+from brickyard.runtime._progress import say
 
 MAX_BYTES = 8 << 30  # largest decompressed idx file
 MAX_CLASSES = 1_000_000
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_NO_PICTURES = {".db", ".ini", ".txt", ".json", ".csv", ".xml", ".md"}  # which lie beside pictures
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -342,6 +344,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None
     how = Preprocessing(size=size, fit="crop") if isinstance(size, tuple) else size
     pictures: list[Tensor] = []
     labels: list[int] = []
+    left: list[str] = []
     for k, name in enumerate(classes):
         if not writable(name):
             why = f"{path} has a folder whose name is not valid UTF-8, {name!r}"
@@ -351,6 +354,11 @@ def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None
                 picture = decode_image(file)
                 pictures.append(picture if how is None else sized(picture, how))
                 labels.append(k)
+            elif not file.name.startswith(".") and file.suffix.lower() not in _NO_PICTURES:
+                left.append(f"{name}/{file.name}")
+    if left and pictures:
+        why = "pictures lie directly in the folder of their class, and end in .png, .jpg or the like"
+        say(f"{path.name}: {len(left):,} files and folders are left out, such as {told(left[0], 80)}: {why}")
     if not pictures:
         there = ", ".join(map(repr, classes[:5])) or "no sub-folder"
         why = f"{path} was asked for, split {split!r}, and it holds no images in class folders ({there})"

@@ -20,7 +20,7 @@ from brickyard.base._errors import BrickyardWarning, DataError, FileError, Optio
 from brickyard.base._messages import brief, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
-from brickyard.inputs._batches import Images, class_names
+from brickyard.inputs._batches import Images, class_names, warn_of_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import source_of, weights_like
 from brickyard.network._layer_types import mixing_of
@@ -81,6 +81,9 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     model = source_of(model)
+    if options["classes"] is not None:
+        names = tuple(map(str, ordered_names(options["classes"]) or ()))
+        warn_of_names(data, names, "the images to locate with", 6)
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
