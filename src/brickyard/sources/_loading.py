@@ -177,7 +177,7 @@ def _zoo(
         raise OptionError(
             "option-requires-option", "zoo:auto reads the network's name from its weights; give --weights, or zoo:NAME"
         )
-    if name == "auto" and said is None:
+    if name == "auto" and (said is None or said.arch == "auto"):
         raise FileError(
             "file-weights-mismatch",
             f"{weights} does not name its network; give that as the source, and the file with --weights",
