@@ -19,6 +19,7 @@ NAMES = (
     "compression",
     "distillation",
     "graphs",
+    "guards",
     "incremental",
     "sensitivity",
     "transfer",

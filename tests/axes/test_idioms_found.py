@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import brickyard as by
 from brickyard.axes import Graph, trace
 from brickyard.surgery import Part, cut, join
 from brickyard.testing import randomised, zeroed_output
@@ -166,3 +167,57 @@ def test_a_part_of_a_value_that_is_overwritten_is_cut_but_not_laid_side_by_side(
         assert relative(cut(graph, keep)(images(3)), zeroed_output(graph, keep, images(3))) < 1e-10
     with refused("surgery-not-paddable"):
         join([Part(graph, {}), Part(graph, keep)])
+
+
+TAILS: dict[str, Callable[[Tensor], Tensor]] = {
+    "centred": lambda z: z - z.mean(1, keepdim=True),
+    "times their sum": lambda z: z * z.sum(1, keepdim=True),
+    "shares": lambda z: (F.softplus(z) + 1) / (F.softplus(z) + 1).sum(1, keepdim=True),
+    "times two": lambda z: z * 2,  # the control, whose outputs are cut
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_outputs_that_are_summed_or_averaged_are_those_of_the_source(name: str) -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return TAILS[name](self.fc(self.a(x).relu().mean((2, 3))))
+
+    model, x = randomised(Ends()), torch.rand(12, 3, 8, 8)
+    relevance = by.locate(model, (x, torch.arange(12) % 4))
+    component = by.disassemble(model, relevance, task=[1, 3], budget=by.Budget(flops=1.0), heal="none")
+    with torch.no_grad():
+        expected, found = model(x)[:, [1, 3]], component(x)
+    if name == "shares":  # they are probabilities, of which the logarithm is taken
+        expected = expected.log()
+    assert torch.allclose(found, expected, atol=1e-5)
+    output = relevance.graph(model).output
+    assert (output is not None) == (name == "times two")
+
+
+@pytest.mark.parametrize("copies", ["behind each other", "side by side"])
+def test_features_of_copies_in_a_batch_are_averaged_for_each_image(copies: str) -> None:
+    class Mirrored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = [x, x.flip(-1)]
+            y = torch.cat(both) if copies == "behind each other" else torch.stack(both, 1).flatten(0, 1)
+            z = self.fc(self.a(y).relu().mean((2, 3)))
+            halves = z.chunk(2) if copies == "behind each other" else z.unflatten(0, (-1, 2)).unbind(1)
+            return (halves[0] + halves[1]) / 2
+
+    model, x = randomised(Mirrored()), torch.rand(12, 3, 8, 8)
+    relevance = by.locate(model, (x, torch.arange(12) % 4))
+    component = by.disassemble(model, relevance, task=[0, 1, 2, 3], budget=by.Budget(flops=1.0), heal="none")
+    with torch.no_grad():
+        expected = (model.a(x).relu().mean((2, 3)) + model.a(x.flip(-1)).relu().mean((2, 3))) / 2
+        assert torch.allclose(component.observe(x)[0], expected, atol=1e-6)
+        assert torch.allclose(component(x), model(x), atol=1e-5)
+    assert component.manifest.statistics.images == (3, 3, 3, 3)

@@ -154,5 +154,21 @@ def test_a_picture_goes_one_way_from_a_folder_and_from_predict(fit, tmp_path) ->
     data = load_data(tmp_path, size=how)
     for index, stored in enumerate(data.images):
         read = decode_image(tmp_path / "a" / f"{index}.png").unsqueeze(0)
-        # whole grey levels are kept in a folder's data; with "crop", for a picture too
-        assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), atol=0 if fit == "crop" else 0.011)
+        assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), rtol=0, atol=1e-5)
+    rounded = (data.images * 255).round() / 255 if data.images.is_floating_point() else data.images  # the control
+    assert torch.equal(rounded, data.images) == (fit == "crop")
+
+
+def test_colours_of_a_folder_go_the_same_way(tmp_path) -> None:
+    from PIL import Image
+
+    noise = np.random.RandomState(2)
+    for channels in (1, 3):
+        how = by.Preprocessing(size=(9, 11), channels=channels, mean=(0.4,), std=(0.2,))
+        for index, shape in enumerate([(31, 20, 3), (14, 40, 3)]):
+            (tmp_path / "a").mkdir(exist_ok=True)
+            Image.fromarray(noise.randint(0, 255, shape, dtype=np.uint8)).save(tmp_path / "a" / f"{index}.png")
+        data = load_data(tmp_path, size=how)
+        for index, stored in enumerate(data.images):
+            read = decode_image(tmp_path / "a" / f"{index}.png").unsqueeze(0)
+            assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), rtol=0, atol=1e-5)

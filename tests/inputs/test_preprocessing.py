@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, export
 
@@ -31,6 +32,43 @@ def test_it_exports_with_any_batch_size(fit) -> None:
         images = torch.randint(0, 256, (batch, 1, 8, 8), dtype=torch.uint8)
         torch.testing.assert_close(exported(images), preprocess(images, how), rtol=0, atol=1e-6)
         assert not torch.allclose(exported(images), preprocess(255 - images, how))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(16, 16), (50, 60), (31, 7), (3, 2)])
+def test_without_antialiasing_it_is_torchs_own_resize(size, interpolation) -> None:
+    x = torch.rand(2, 3, 31, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for antialias in (True, False):
+        how = by.Preprocessing(size=size, interpolation=interpolation, antialias=antialias)
+        found = preprocess(x, how)
+        both = [F.interpolate(x, size, mode=interpolation, antialias=smooth) for smooth in (antialias, not antialias)]
+        torch.testing.assert_close(found, both[0], rtol=0, atol=1e-12)
+        assert size == (50, 60) or not torch.allclose(found, both[1], atol=1e-3)
+
+
+def test_without_antialiasing_a_crop_is_torchvisions() -> None:
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    x = torch.rand(1, 3, 60, 91, generator=torch.Generator().manual_seed(0))
+    for antialias in (True, False):
+        steps = transforms.Compose([transforms.Resize(50, antialias=antialias), transforms.CenterCrop(44)])
+        how = by.Preprocessing(size=(44, 44), fit="crop", crop=44 / 50, antialias=antialias)
+        ways = how, how.model_copy(update={"antialias": not antialias})
+        torch.testing.assert_close(preprocess(x, ways[0]), steps(x), rtol=0, atol=1e-5)
+        assert not torch.allclose(preprocess(x, ways[1]), steps(x), atol=1e-2)
+
+
+def test_antialiasing_goes_through_files_and_exports(tmp_path) -> None:
+    how = by.Preprocessing(size=(6, 5), antialias=False)
+    old = by.Preprocessing.model_validate({"size": (6, 5), "fit": "resize"})  # as files of earlier versions have it
+    assert old.antialias
+    assert not by.Preprocessing.model_validate_json(how.model_dump_json()).antialias
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    sides = {0: Dim("batch"), 2: Dim("height", max=64), 3: Dim("width", max=64)}
+    exported = export(Wrapped(how), (images,), dynamic_shapes=(sides,)).module()
+    for shape in ((2, 3, 16, 16), (3, 3, 9, 31)):
+        given = torch.randint(0, 256, shape, dtype=torch.uint8)
+        torch.testing.assert_close(exported(given), preprocess(given, how), rtol=0, atol=1e-6)
+        assert not torch.allclose(exported(given), preprocess(given, old), atol=1e-3)
 
 
 def test_types() -> None:

@@ -24,7 +24,7 @@ from brickyard.reports._cards import score_table
 from brickyard.reports._figures import heat_map
 from brickyard.reports._page import report, write_report
 from brickyard.reports._routes import routes
-from brickyard.reports._templates import card_environment, page_environment
+from brickyard.reports._templates import _preprocessing, card_environment, page_environment
 from brickyard.testing import Residual, chain
 from errors import refused
 
@@ -309,3 +309,10 @@ def test_a_browser_shows_it_at_the_width_of_a_phone(made, tmp_path) -> None:
         titles.append(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
     assert titles[0] == "Brickyard report"  # the page's policy lets no script run but its own
     assert int(titles[1].removeprefix("w")) <= 500  # nothing makes the page itself scroll sideways
+
+
+def test_all_of_a_preprocessing_that_is_not_usual_is_told() -> None:
+    usual = by.Preprocessing(size=(32, 48))
+    assert _preprocessing(usual) == "32x48 (resize)"
+    odd = by.Preprocessing(size=(32, 48), fit="crop", crop=0.875, interpolation="bicubic", antialias=False)
+    assert _preprocessing(odd) == "32x48 (crop, 0.875 of the side, bicubic, not antialiased)"

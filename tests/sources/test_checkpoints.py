@@ -93,6 +93,52 @@ def test_names_that_belong_to_the_network_keep_their_prefix() -> None:
     assert renamed(strange, state, "w") == strange  # nothing fits: left for the message that says so
 
 
+NAMED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "class_to_idx": ({"dog": 0, "cat": 1, "bee": 2, "ant": 3}, ("dog", "cat", "bee", "ant")),
+    "classes": (["dog", "cat", "bee", "ant"], ("dog", "cat", "bee", "ant")),
+    "class_names": (("dog", "cat", "bee", "ant"), ("dog", "cat", "bee", "ant")),
+    "meta": (["dog", "cat", "bee", "ant"], ("0", "1", "2", "3")),
+}
+NO_NAMES: list[Any] = [
+    ["a", "b", "c"],  # no layer has three outputs
+    ["a", "a", "b", "c"],
+    [3, 2, 1, 0],
+    {"a": 0, "b": 1, "c": 2, "d": 4},
+    4,
+]
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_names_beside_the_weights_are_those_of_the_classes(key: str, tmp_path, capsys) -> None:
+    names, wanted = NAMED[key]
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": STATE, key: names}, path)
+    source = load_source("torchvision:squeezenet1_1", weights=path, preprocessing=HOW)
+    assert source.classes == wanted
+    assert (key in capsys.readouterr().err) == (key != "meta")
+    with torch.no_grad():
+        assert torch.equal(source.model(X), MODEL(X))
+    given = load_source("torchvision:squeezenet1_1", weights=path, preprocessing=HOW, classes=["a", "b", "c", "d"])
+    assert given.classes == ("a", "b", "c", "d")
+    with refused("file-weights-mismatch", "w.pth"):
+        load_source("zoo:auto", weights=path)
+
+
+@pytest.mark.parametrize("names", NO_NAMES)
+def test_what_is_no_list_of_names_is_passed_over(names: Any, tmp_path) -> None:
+    torch.save({"state_dict": STATE, "classes": names, "class_to_idx": names}, tmp_path / "w.pth")
+    source = load_source("torchvision:squeezenet1_1", weights=tmp_path / "w.pth", preprocessing=HOW)
+    assert source.classes == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(kind: torch.dtype, tmp_path) -> None:
+    name = "classifier.1.bias"
+    torch.save({**STATE, name: (STATE[name] * 10).to(kind)}, tmp_path / "w.pth")
+    with refused("file-weights-mismatch", name, str(kind)):
+        load_source("torchvision:squeezenet1_1", weights=tmp_path / "w.pth", preprocessing=HOW)
+
+
 @pytest.mark.parametrize("beside", [argparse.Namespace(lr=0.1), pathlib.PurePosixPath("x"), fractions.Fraction(1, 2)])
 def test_a_foreign_object_is_named(beside: Any, tmp_path) -> None:
     path = tmp_path / "args.pth"

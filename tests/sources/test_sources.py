@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.inputs._datasets import load_data
+from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._loading import Source, load_source, save_source
+from brickyard.sources._resolve import preprocessing_of, source_of
 from brickyard.surgery._join import cut
 from brickyard.testing import randomised, zeroed_output
-from brickyard.training._sources import accuracy, build_seeded
+from brickyard.training._sources import accuracy, build_seeded, train_source
 from errors import refused
 
 ARCHITECTURES = [
@@ -167,3 +170,24 @@ def test_models_of_libraries() -> None:
     assert len(source.classes) == 1000
     with refused("option-source-unknown", "'nothing'"):
         load_source("torchvision:nothing")
+
+
+def test_what_is_not_given_of_a_preprocessing_stays_as_the_source_has_it() -> None:
+    pytest.importorskip("torchvision")
+    load = partial(source_of, "torchvision:squeezenet1_1", None, None, random_weights=True)
+    own = load(None).preprocessing
+    assert (own.fit, own.crop, own.antialias) == ("crop", 224 / 256, True)
+    given = load(preprocessing_of(mean="0.5,0.5,0.5", std="0.5,0.5,0.5")).preprocessing
+    assert given == own.model_copy(update={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    assert load(preprocessing_of(no_antialias=True)).preprocessing == own.model_copy(update={"antialias": False})
+    asked = load(preprocessing_of(size="crop:192")).preprocessing
+    assert (asked.size, asked.fit, asked.crop, asked.mean) == ((192, 192), "crop", 1.0, own.mean)  # the control
+    assert load(preprocessing_of(size="200")).preprocessing.fit == "resize"
+
+
+def test_a_source_is_trained_with_all_of_the_preprocessing_it_is_given() -> None:
+    images = ImageData(torch.randint(0, 256, (8, 1, 20, 20), dtype=torch.uint8), torch.arange(8) % 2, ("a", "b"))
+    how = by.Preprocessing(size=(32, 32), fit="crop", crop=0.8, interpolation="bicubic", antialias=False)
+    found = train_source("lenet5?width=0.5", images, preprocessing=how, epochs=1).source.preprocessing
+    kept = {"crop": 0.8, "interpolation": "bicubic", "antialias": False, "fit": "crop", "size": (32, 32)}
+    assert {name: getattr(found, name) for name in kept} == kept

@@ -14,7 +14,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._records import AssemblyManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
-from brickyard.inputs._batches import Images
+from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.outputs._outputs import Outputs
 from brickyard.scaling._scale import Evidence
 
@@ -56,6 +56,8 @@ class Examples:
         if not listed and not isinstance(model, Component):
             wanted = f"a list with one entry for each of the {len(parts)} parts (None for a part without images)"
             raise DataError("data-type", f"{what} must be {wanted}, got {type(images).__name__}")
+        for data, part in zip(given, parts, strict=True):
+            warn_of_names(data, part.source.classes, what)
         pools = tuple(None if data is None else Images(data, None, what, outputs.label_dims) for data in given)
         found: list[tuple[Tensor, ...]] = []
         for index, (pool, own) in enumerate(zip(pools, model.manifest.places, strict=True)):

@@ -35,10 +35,11 @@ class DimRecord:
 
 @dataclass(frozen=True)
 class PinRecord:
-    """Atoms that are kept whole, and why."""
+    """Atoms that are kept whole, why, and the line of the user's code that the reason is about, if it is known."""
 
     atoms: Labels
     reason: str
+    line: str = ""
 
 
 class Atoms:

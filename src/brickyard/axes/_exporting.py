@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from brickyard.axes._lowering import Draft
+from brickyard.axes._places import line_of_export
 from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name
 from brickyard.network._network import Node, Ref
@@ -169,7 +170,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         draft.foreign[known] = operator
     else:
         args, kwargs = canonical(known, args, kwargs)
-    draft.nodes.append(Node(step.name, "function", known, args, kwargs))
+    draft.nodes.append(Node(step.name, "function", known, args, kwargs, line_of_export(step.stack_trace)))
 
 
 def _seen_elsewhere(step: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
 from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
+from brickyard.axes._places import failing_step
 from brickyard.axes._tracing import read_network
 from brickyard.base._errors import TraceError
 from brickyard.base._messages import first_line
@@ -44,6 +45,7 @@ class Axis:
         followers: Layers and tensors with one entry per channel.
         pinned: Why it is kept whole; empty if it may be cut.
         output: Whether its channels are the network's class outputs, one per class.
+        lines: For each reason in `pinned`, the line of the model's code that it is about, or "".
     """
 
     name: str
@@ -54,6 +56,14 @@ class Axis:
     followers: tuple[str, ...]
     pinned: tuple[str, ...] = ()
     output: bool = False
+    lines: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Why it is kept whole, with the lines of code that are known."""
+        lines = self.lines or ("",) * len(self.pinned)
+        both = zip(self.pinned, lines, strict=True)
+        return "; ".join(f"{reason} at {line}" if line else reason for reason, line in both)
 
     @property
     def channels(self) -> slice:
@@ -230,7 +240,7 @@ class Graph(Axes):
                 _short(axis.writers),
                 _short(axis.readers),
                 _short(axis.followers),
-                "; ".join(axis.pinned),
+                axis.told,
             )
             for axis in self.axes
         ]
@@ -305,7 +315,8 @@ def analyse(network: Network, example: Tensor, ending: str = "") -> Graph:
     except Exception as error:
         raise TraceError(
             "trace-batch",
-            f"the network runs on {len(example)} images and fails on {len(example) + 1} ({first_line(error)}): its "
+            f"the network runs on {len(example)} images and fails on {len(example) + 1} ({first_line(error)}), at "
+            f"{failing_step(network, torch.cat([example, example[:1]]))}: its "
             "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
         ) from error
     return Graph(network, shapes, more, ending)
@@ -337,12 +348,20 @@ def _pin_shared_weights(network: Network, labeller: Labeller) -> None:
 
 
 def _output_atoms(labeller: Labeller, network: Network, width: int) -> set[int]:
-    """Representatives of the class outputs, pinned because the task chooses them; none if two share a channel."""
+    """Representatives of the class outputs, pinned because the task chooses them.
+
+    There are none if two outputs share a channel, or if a step sums the outputs or averages them: the outputs of a task
+    depend on all others then, which stay.
+    """
     labels = labeller.labels[network.nodes[-1].name]
     if labels is None:
         return set()
     labeller.pin(labels, OUTPUT)
     roots = labeller.atoms.roots(labels)
+    for node in network.nodes:
+        if node.name in labeller.sums and np.isin(labeller.atoms.roots(labeller.sums[node.name]), roots).any():
+            labeller.pin(labels, f"{labeller.title(node)} mixes class outputs")
+            return set()
     plain = roots.shape == (1, width) and len(np.unique(roots)) == width
     return set(roots.reshape(-1).tolist()) if plain else set()
 
@@ -353,10 +372,10 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
     for index, record in enumerate(labeller.dims):
         for root in dict.fromkeys(labeller.atoms.roots(record.atoms).tolist()):
             uses.setdefault(root, []).append(index)
-    reasons: dict[int, dict[str, None]] = {}
+    reasons: dict[int, dict[str, str]] = {}
     for pin in labeller.pins:
         for root in set(labeller.atoms.roots(pin.atoms).tolist()):
-            reasons.setdefault(root, {})[pin.reason] = None
+            reasons.setdefault(root, {}).setdefault(pin.reason, pin.line)
     groups: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
     for root in [*uses, *(root for root in reasons if root not in uses)]:
         key = (tuple(uses.get(root, ())), tuple(reasons.get(root, ())))
@@ -369,7 +388,8 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
     for (used, why), roots in groups.items():
         axis = _axis([labeller.dims[index] for index in used], why, len(roots), start, names)
         is_output = bool(outputs) and set(roots) == outputs and why == (OUTPUT,) and not axis.readers
-        axes.append(Axis(**{**axis.__dict__, "output": is_output}))
+        lines = tuple(reasons[roots[0]][reason] for reason in why)
+        axes.append(replace(axis, output=is_output, lines=lines))
         start_of.update({root: start + place for place, root in enumerate(roots)})
         start += len(roots)
     count = len(labeller.atoms)

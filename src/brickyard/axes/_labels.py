@@ -99,15 +99,15 @@ class Labeller:
         self.sums: dict[str, Labels] = {}
         self.counts: set[str] = set()
         self._counted: dict[str, list[Labels]] = {}  # such a step -> labels of the values whose sizes it counts
-        self._step = ""
+        self._step = self._line = ""
         self._size_of: dict[str, str] = {}  # step that returns all sizes of a value -> the value
         self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
         self._whole: set[str] = set()  # bare tensors whose use forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         for position, node in enumerate(network.nodes):
-            self.position, self._step = position, node.name
+            self.position, self._step, self._line = position, node.name, node.line
             self.labels[node.name] = self._followed(node)
-        self._step = ""
+        self._step = self._line = ""
         self._tie_spread()
         for record in self.dims:
             if record.owner in self._whole:
@@ -151,7 +151,7 @@ class Labeller:
 
     def pin(self, labels: Labels | None, reason: str) -> None:
         if labels is not None and labels.size:
-            self.pins.append(PinRecord(np.unique(labels), reason))
+            self.pins.append(PinRecord(np.unique(labels), reason, self._line))
             self.apart.add(self._step)
 
     def _pin_all(self, node: Node, reason: str) -> None:
@@ -170,7 +170,7 @@ class Labeller:
         counts = [ref.node for ref in tensor_refs(node) if ref.node in self.counts]
         if not counts:
             return
-        reason = f"{self._title(node)} uses a number computed from a count of channels"
+        reason = f"{self.title(node)} uses a number computed from a count of channels"
         self._pin_all(node, reason)
         for labels in (labels for name in counts for labels in self._counted[name]):
             self.pin(labels, reason)
@@ -179,7 +179,8 @@ class Labeller:
         self.counts.add(node.name)
         self._counted.setdefault(node.name, []).extend(labels)
 
-    def _title(self, node: Node) -> str:
+    def title(self, node: Node) -> str:
+        """What reasons call a step."""
         if node.op == "layer":
             kind = type(self.network.layer(node.target)).__name__
             return f"{kind} {node.target!r}"
@@ -191,7 +192,7 @@ class Labeller:
         if labels is not None and (labels.size == 1 or labels.shape[dim] > 1):
             labels = self._tied_over(labels, [d for d in range(labels.ndim) if d != dim])
             return np.broadcast_to(labels.reshape(-1), (shape[dim],)).copy()
-        reason = f"{self._title(node)} reads channels that could not be followed"
+        reason = f"{self.title(node)} reads channels that could not be followed"
         self.pin(labels, reason)
         atom = self.atoms.fresh(1)
         self.pin(atom, reason)
@@ -206,7 +207,7 @@ class Labeller:
         if len(inside) < len(lying):
             return self._tied_over(labels, inside)
         if inside:
-            self.pin(labels, f"{self._title(node)} mixes channels")
+            self.pin(labels, f"{self.title(node)} mixes channels")
         return labels
 
     def _in_groups(self, atoms: Labels, groups: int) -> Labels:
@@ -253,12 +254,12 @@ class Labeller:
             found = self._label(node)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             found = None
-            self._pin_all(node, f"{self._title(node)} has arguments that could not be followed")
+            self._pin_all(node, f"{self.title(node)} has arguments that could not be followed")
         if fits(found, self.shapes[node.name]) and not self._along_batch(found, node.name):
             return found
         for labels in found if isinstance(found, tuple) else (found,):
-            self.pin(labels, f"{self._title(node)} has channels that could not be followed")
-        self._pin_all(node, f"{self._title(node)} has channels that could not be followed")
+            self.pin(labels, f"{self.title(node)} has channels that could not be followed")
+        self._pin_all(node, f"{self.title(node)} has channels that could not be followed")
         return None
 
     def _label(self, node: Node) -> Any:
@@ -282,7 +283,7 @@ class Labeller:
             return None
         found = getattr(self, f"_{role}")(node)
         if found is None and node.name not in self.apart:
-            self._pin_all(node, f"{self._title(node)} has channels that could not be followed")
+            self._pin_all(node, f"{self.title(node)} has channels that could not be followed")
         return found
 
     def _count(self, node: Node) -> None:
@@ -404,7 +405,7 @@ class Labeller:
             touching = [d for d in varying if operand.shape[d] > 1]
             if operand.labels is not None:
                 if varying and operand.labels.size == 1:
-                    reason = f"{self._title(node)} spreads one channel over many"
+                    reason = f"{self.title(node)} spreads one channel over many"
                     self.pin(operand.labels, reason)
                     self.pin(result if touching else None, reason)
             elif touching and len(touching) < len(varying):
@@ -414,14 +415,14 @@ class Labeller:
                 atoms = self._record(self._bare[name], "follow", result.reshape(-1), dim)
                 self.labels[name] = self._place(atoms, len(self.shapes[name].shape), dim)
             elif touching:
-                self._pin_all(node, f"{self._title(node)} meets channels that could not be followed")
+                self._pin_all(node, f"{self.title(node)} meets channels that could not be followed")
         return result
 
     def _merged(self, node: Node, a: Labels, b: Labels) -> Labels:
         """Tie two label arrays, unless each varies where the other does not."""
         along = [{d for d, size in enumerate(labels.shape) if size > 1} for labels in (a, b)]
         if along[0] and along[1] and not along[0] & along[1]:
-            reason = f"{self._title(node)} joins channels that lie along different dimensions"
+            reason = f"{self.title(node)} joins channels that lie along different dimensions"
             self.pin(a, reason)
             self.pin(b, reason)
             return a
@@ -434,7 +435,7 @@ class Labeller:
         operands = [x for x in tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
         terms = letters(node, [self.shapes[x.node].ndim for x in operands])
         if terms is None:
-            self._pin_all(node, f"{self._title(node)} is not followed in this form")
+            self._pin_all(node, f"{self.title(node)} is not followed in this form")
             return None
         *inputs, result = terms
         found: list[_Operand] = []
@@ -444,7 +445,7 @@ class Labeller:
                 lying = lying_dims(labels, shape)
                 inside = [d for d in lying if own[d] not in result]
                 if len(inside) == len(lying):
-                    self.pin(labels, f"{self._title(node)} mixes channels")
+                    self.pin(labels, f"{self.title(node)} mixes channels")
                     labels = None
                 else:
                     labels = arranged(self._tied_over(labels, inside), own, result)
@@ -478,7 +479,7 @@ class Labeller:
         def whole(labels: Labels | None, value: Tensor) -> Tensor:
             if labels is None:
                 labels = self.atoms.fresh(1)
-                self.pin(labels, f"{self._title(node)} uses channels that could not be followed")
+                self.pin(labels, f"{self.title(node)} uses channels that could not be followed")
                 labels = labels.reshape((1,) * value.ndim)
             return torch.from_numpy(np.broadcast_to(labels, tuple(value.shape)).copy())
 
@@ -500,7 +501,7 @@ class Labeller:
             if sum(size > 1 for size in labels.shape) > 1:
                 labels = self._tied_over(labels, [dim % labels.ndim])
             elif node.target == "stack" and labels.shape[dim % labels.ndim] > 1:
-                self.pin(labels, f"{self._title(node)} makes a dimension of single channels")
+                self.pin(labels, f"{self.title(node)} makes a dimension of single channels")
         return labels
 
     def _picked(self, node: Node, places: Sequence[Ref]) -> Labels | None:
@@ -531,7 +532,7 @@ class Labeller:
         elif node.target in ("roll", "unbind"):
             dims = argument(node, "dims" if node.target == "roll" else "dim", 0)
             picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
-        elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self._title(node)):
+        elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self.title(node)):
             picked = [1]
         else:
             return
@@ -539,7 +540,7 @@ class Labeller:
         if varying - set(picked):
             self._tied_over(labels, [d for d in picked if d in varying])
         elif varying:
-            self.pin(labels, f"{self._title(node)} picks channels by their place")
+            self.pin(labels, f"{self.title(node)} picks channels by their place")
 
     def _reduce(self, node: Node) -> Labels | None:
         labels = self._of(node.args[0])
@@ -559,7 +560,7 @@ class Labeller:
             self.sums[node.name] = labels
             return None
         elif inside:
-            self.pin(labels, f"{self._title(node)} mixes channels")
+            self.pin(labels, f"{self.title(node)} mixes channels")
             return None
         return labels if keep else labels.reshape([s for d, s in enumerate(labels.shape) if d not in reduced])
 
@@ -576,7 +577,7 @@ class Labeller:
             mode, value = argument(node, "mode", "constant"), argument(node, "value", 0)
             one_dim = all(size == 1 for d, size in enumerate(labels.shape) if d != dim)
             if mode != "constant" or value not in (0, None) or min(left, right) < 0 or not one_dim:
-                self.pin(labels, f"{self._title(node)} pads channels with something else than zeros")
+                self.pin(labels, f"{self.title(node)} pads channels with something else than zeros")
                 return None
             inner = np.broadcast_to(labels.reshape(-1), (shape[dim],))
             zeros = self.atoms.fresh(left + right)
@@ -590,7 +591,7 @@ class Labeller:
             dim = argument(node, "dim", 1 if node.target == "normalize" else None)
             dims = [d % ndim for d in ([implicit_dim(ndim)] if dim is None else dim if many(dim) else [dim])]
             return self._mixed_over(node, self._of(node.args[0]), dims)
-        self._pin_all(node, f"{self._title(node)} mixes channels")
+        self._pin_all(node, f"{self.title(node)} mixes channels")
         labels = self._of(node.args[0])
         return labels if node.target in ("layer_norm", "group_norm", "batch_norm") else None
 

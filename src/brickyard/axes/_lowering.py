@@ -193,7 +193,7 @@ def _make_layers(draft: Draft, shapes: Mapping[str, Any]) -> None:
             names[key] = _free_name(draft, node, own, elsewhere)
             draft.layers[names[key]] = _layer(kind, config, {k: draft.tensors[target] for k, target in own.items()})
         first = node.args[0] if node.args else node.kwargs["input"]
-        draft.nodes[index] = Node(node.name, "layer", names[key], (first,))
+        draft.nodes[index] = Node(node.name, "layer", names[key], (first,), line=node.line)
 
 
 def _as_layer(
@@ -336,7 +336,7 @@ def _join_shuffles(draft: Draft, shapes: Mapping[str, Any]) -> None:
         if order is None:
             chains[node.name] = (start, places)
         else:
-            draft.nodes[index] = Node(node.name, "function", "take", (Ref(start), 1, order))
+            draft.nodes[index] = Node(node.name, "function", "take", (Ref(start), 1, order), line=node.line)
 
 
 def _channel_order(places: Tensor, shape: tuple[int, ...]) -> list[int] | None:

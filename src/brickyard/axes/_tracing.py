@@ -6,11 +6,10 @@ import copy
 import inspect
 import operator
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,21 @@ from torch import Tensor, fx, nn
 
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
+from brickyard.axes._places import (
+    advice_for,
+    after,
+    drawing_step,
+    failing_step,
+    first_step,
+    line_of_error,
+    line_of_forward,
+    line_running,
+    mixing_step,
+    not_finite,
+    parting_step,
+)
 from brickyard.base._errors import BrickyardError, TraceError
+from brickyard.base._messages import first_line
 from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
@@ -27,8 +40,6 @@ from brickyard.network._network import Network, Node, Ref, overwrites
 from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
 from brickyard.network._untouched import as_before
 
-_TORCH_HOME = str(Path(torch.__file__).parent)
-_OWN_HOME = str(Path(__file__).parent.parent)
 _tracing = threading.RLock()
 
 
@@ -66,11 +77,12 @@ def _check_finite(model: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Stops at layers of the table and torch's own layers, and remembers where it was if it fails."""
+    """Stops at layers of the table and torch's own layers, and remembers each step's line, and where it failed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deepest = ""
+        self.lines: dict[str, str] = {}
         self.thread = threading.get_ident()  # during tracing, torch sends all modules' calls here
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -92,6 +104,11 @@ class _Tracer(fx.Tracer):
         result = super().call_module(m, self._forward_of(m), args, kwargs)
         self.deepest = before  # not in a finally: a failure needs the innermost name
         return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        step = super().create_node(*args, **kwargs)
+        self.lines[step.name] = line_running(_traced.__code__)
+        return step
 
     @staticmethod
     def _forward_of(m: nn.Module) -> Callable[..., Any]:
@@ -133,7 +150,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
-        _call(model, example.clone())
+        _call(model, example.clone(), partial(_first_not_finite, model))
         network = lowered(_trace(model, example.clone()))
         _check_equal(model, network, _three_images(example))
     return network
@@ -165,21 +182,24 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
     except TraceError as error:
         if error.code == "trace-not-finite":
             raise
+        cause = error.__cause__ or error
         raise TraceError(
             "trace-batch",
-            f"{name} runs on the example and not on {len(images)} images ({error}): its forward holds the size of a "
-            "batch; take it from x.shape[0], or write -1 in its place",
+            f"{name} runs on the example and not on {len(images)} images ({first_line(cause)})"
+            f"{after(line_of_error(cause))}: its forward holds the size of a batch; take it from x.shape[0], or write "
+            "-1 in its place",
         ) from error
     for place in (0, len(images) - 1):
         alone = _call(model, images[place : place + 1].clone())
         if not _close(alone[0], expected[place], 1e-3):
             if not _close(_call(model, images.clone()), expected, 1e-6):
                 break  # it draws random numbers, which is said below
+            where = _found(partial(mixing_step, network, images, place))
             raise TraceError(
                 "trace-batch",
-                f"the answer of {name} for an image depends on the other images of its batch: alone it differs from "
-                f"its answer among {len(images)} by up to {float((alone[0] - expected[place]).abs().max()):.2g}; make "
-                "the forward treat every image by itself",
+                f"the answer of {name} for an image depends on the other images of its batch{where}: alone it differs "
+                f"from its answer among {len(images)} by up to {float((alone[0] - expected[place]).abs().max()):.2g}; "
+                "make the forward treat every image by itself",
             )
     try:
         found = network(images)
@@ -188,18 +208,54 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
     except Exception as error:
         raise TraceError(
             "trace-batch",
-            f"{name} as it was read runs on the example and fails on {len(images)} images or one ({_text(error)}): its "
-            "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
+            f"{name} as it was read runs on the example and fails on {len(images)} images or one ({first_line(error)})"
+            f"{_failing(network, images)}: its forward holds the size of a batch; take it from x.shape[0], or write -1 "
+            "in its place",
         ) from error
     if not same:
-        watched = [n or type(m).__name__ for n, m in model.named_modules() if hooked(m)]
-        seen = f"forward hooks of {watched[0]!r}" if watched else "numbers in Python, random state"
-        raise TraceError(
-            "trace-mismatch",
-            f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
-            f"depends on something that tracing does not see ({seen}); "
-            f"{'remove them, or ' if watched else ''}make that part a layer of its own",
-        )
+        raise _mismatch(model, network, images)
+
+
+def _failing(network: Network, images: Tensor) -> str:
+    """The step that fails on some images or on the first of them, for a message."""
+    return _found(partial(failing_step, network, images)) or _found(partial(failing_step, network, images[:1]))
+
+
+def _found(find: Callable[[], str]) -> str:
+    """The step that a search ends at, as the end of a phrase; a search that fails itself adds nothing to a message."""
+    try:
+        place = find()
+    except Exception:
+        place = ""
+    return f", at {place}" if place else ""
+
+
+def _mismatch(model: nn.Module, network: Network, images: Tensor) -> TraceError:
+    watched = [n or type(m).__name__ for n, m in model.named_modules() if hooked(m)]
+    drawn = _found(partial(drawing_step, network, images))
+    parted = _found(partial(parting_step, model, network, images))
+    seen = f"forward hooks of {watched[0]!r}" if watched else "numbers in Python, random state"
+    if drawn:
+        where = f"; it draws anew in every run{drawn}"
+    elif parted:
+        where = f"; the first layer to differ is{parted.removeprefix(', at')}, so look there and before"
+    else:
+        where = f"; look at what follows the last layer of its forward{after(line_of_forward(model))}"
+    return TraceError(
+        "trace-mismatch",
+        f"{type(model).__name__} was traced, but the trace does not return what the model returns: its forward "
+        f"depends on something that tracing does not see ({seen}){where}; "
+        f"{'remove them, or ' if watched else ''}make that part a layer of its own",
+    )
+
+
+def _first_not_finite(model: nn.Module, images: Tensor) -> str:
+    """The first step whose value is not finite, for a message; the model has to be read for it."""
+
+    def find() -> str:
+        return first_step(lowered(_trace(model, images)), images, not_finite)
+
+    return " in the images themselves" if not_finite(images) else _found(find)
 
 
 def _close(found: Tensor, expected: Tensor, share: float) -> bool:
@@ -209,34 +265,39 @@ def _close(found: Tensor, expected: Tensor, share: float) -> bool:
     return torch.allclose(found, expected, rtol=share, atol=share * float(expected.abs().max().clamp(min=0.1)))
 
 
-def _call(model: nn.Module, example: Tensor) -> Tensor:
+def _call(model: nn.Module, example: Tensor, infinite_at: Callable[[Tensor], str] = lambda images: "") -> Tensor:
+    """Run a model and check its answer; `infinite_at` finds where an answer stopped being finite."""
     name = type(model).__name__
+    images = example.clone()
     try:
         result = model(example)
     except Exception as error:
         raise TraceError(
             "trace-run-failed",
-            f"{name} fails on an example of shape {tuple(example.shape)}: {_text(error)}; give "
-            "`example` images of the size and type the model takes",
+            f"{name} fails on an example of shape {tuple(example.shape)}{after(line_of_error(error))}: "
+            f"{first_line(error)}; give `example` images of the size and type the model takes",
         ) from error
+    line = line_of_forward(model, returns=True)
+    where = f" (it returns at {line})" if line else ""
     if not isinstance(result, Tensor) or result.ndim != 2:
         what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TraceError(
             "trace-output",
-            f"{name} must return logits (batch, classes), got {what}; wrap it in a module that returns the logits",
+            f"{name} must return logits (batch, classes), got {what}{where}; return the logits alone, or wrap it in a "
+            "module that does",
         )
     if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
         raise TraceError(
             "trace-output",
             f"{name} must return floating-point logits (batch, classes) for at least one class, got "
-            f"{tuple(result.shape)} of {result.dtype} for {len(example)} images; wrap it in a "
-            "module that returns them",
+            f"{tuple(result.shape)} of {result.dtype} for {len(example)} images{where}; return the logits as they "
+            "are, or wrap it in a module that does",
         )
     if not bool(result.isfinite().all()):
         raise TraceError(
             "trace-not-finite",
             f"{name} must return finite logits, got NaN or infinity for images of shape "
-            f"{tuple(example.shape)} and type {example.dtype}; check the weights, and give images "
+            f"{tuple(example.shape)} and type {example.dtype}{infinite_at(images)}; check the weights, and give images "
             "in the range it was trained on",
         )
     return result
@@ -251,7 +312,7 @@ def _trace(model: nn.Module, example: Tensor) -> Draft:
 def _traced(model: nn.Module, example: Tensor) -> Draft:
     tracer = _Tracer()
     try:
-        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example)
+        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines)
     except BrickyardError:
         raise
     except Exception as error:
@@ -261,10 +322,9 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
         raise TraceError(
             "trace-control-flow",
-            f"{type(model).__name__} cannot be traced{where}{_user_line(error)}: {_text(error)}; "
-            f"torch.export cannot trace it either ({exported}). Python control flow that depends on "
-            "tensor values cannot be traced: move that part into a separate layer, or make it "
-            "independent of the input",
+            f"{type(model).__name__} cannot be traced{where}{after(line_of_error(error))}: {first_line(error)}; "
+            f"torch.export cannot trace it either ({exported}). Python control flow that depends on tensor values "
+            f"cannot be traced: {advice_for(first_line(error))}, or move that part into a separate layer",
         ) from error
     unknown = draft.unknown()
     if unknown:
@@ -272,10 +332,6 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
         if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
             return exported
     return draft
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
@@ -291,7 +347,7 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
         raise TraceError(
             "trace-forward-inputs",
             "the model must be a classifier that takes one image batch, but "
-            f"{type(model).__name__}.forward has no positional argument "
+            f"{type(model).__name__}.forward{after(line_of_forward(model))} has no positional argument "
             f"({', '.join(p.name for p in parameters) or 'nothing'}); wrap it in a module that "
             "passes it the images",
         )
@@ -301,22 +357,13 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
         raise TraceError(
             "trace-forward-inputs",
             "the model must be a classifier that takes one image batch, but "
-            f"{type(model).__name__}.forward also needs {', '.join(needed)}; wrap it in a module "
-            "that supplies the rest",
+            f"{type(model).__name__}.forward{after(line_of_forward(model))} also needs {', '.join(needed)}; wrap it in "
+            "a module that supplies the rest",
         )
     return {p.name: p.default for p in rest} or None
 
 
-def _user_line(error: Exception) -> str:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_TORCH_HOME, _OWN_HOME))
-    ]
-    return f" at {Path(frames[-1].filename).name} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
-
-
-def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
+def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str, str]) -> Draft:
     draft = Draft([], {}, {}, {}, example)
     nodes = draft.nodes
     same: dict[str, Ref] = {}
@@ -328,7 +375,8 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             if nodes and not all(_checks_default(user) for user in step.users):
                 raise TraceError(
                     "trace-forward-inputs",
-                    f"{type(model).__name__} takes a second input, {step.name!r}; only one is supported",
+                    f"{type(model).__name__}.forward{after(line_of_forward(model))} takes a second input, "
+                    f"{step.name!r}; only one is supported: wrap it in a module that supplies the rest",
                 )
             if not nodes:
                 nodes.append(Node(step.name, "input"))
@@ -341,7 +389,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
                 draft.foreign[target] = draft.foreign.get(target) or _own_copy(module)
                 nodes.append(Node(step.name, "function", target, args, kwargs))
         elif step.op == "get_attr":
-            draft.tensors[target] = _attribute(model, target)
+            draft.tensors[target] = _attribute(model, target, lines.get(step.name, ""))
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
             nodes.append(Node("output", "output", "", args))
@@ -353,8 +401,10 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor) -> Draft:
             node = _function_node(step, args, kwargs, draft.foreign)
             if node is not None:
                 nodes.append(node)
-        if nodes and nodes[-1].name == step.name and _overwrites(nodes[-1], draft):
-            _pass_on(nodes[-1], same)
+        if nodes and nodes[-1].name == step.name:
+            nodes[-1] = replace(nodes[-1], line=lines.get(step.name, ""))
+            if _overwrites(nodes[-1], draft):
+                _pass_on(nodes[-1], same)
     _keep_from_layers(draft)
     return draft
 
@@ -474,13 +524,14 @@ def _ordinary(value: Tensor) -> Tensor:
     return value.detach().clone() if value.is_inference() else value.detach()
 
 
-def _attribute(model: nn.Module, target: str) -> Tensor:
+def _attribute(model: nn.Module, target: str, line: str) -> Tensor:
     group, _, leaf = target.rpartition(".")
     value = getattr(model.get_submodule(group), leaf)
     if not isinstance(value, Tensor):
         raise TraceError(
             "trace-control-flow",
-            f"{target!r} is used as a value in the forward and must be a tensor, got {type(value).__name__}",
+            f"{target!r} is used as a value in the forward{after(line)} and must be a tensor, got "
+            f"{type(value).__name__}; register it as a buffer or a parameter",
         )
     is_parameter = isinstance(value, nn.Parameter)
     return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

@@ -292,6 +292,12 @@ class LocateOptions(TypedDict, total=False):
     ]  # fmt: skip
     batch_size: BatchSize
     seed: Seed
+    accuracy: Annotated[
+        float | None,
+        Opt(default=None, least=0, most=1, noun="a share ", only="python",
+            help="Warn where the source answers far fewer images correctly than this share, which it is known for.",
+            unset="nothing is known of it"),
+    ]  # fmt: skip
     name: Annotated[
         str | None,
         Opt(default=None, help="Record the source under this name.", unset="the model's class", only="python"),

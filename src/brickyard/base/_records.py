@@ -46,7 +46,8 @@ class Preprocessing(Frozen):
             resized).
         crop: With fit="crop", the share of the scaled image's sides that is taken: 224 / 256 = 0.875 in the usual
             evaluation on ImageNet.
-        interpolation: "bilinear" or "bicubic", both antialiased.
+        interpolation: "bilinear" or "bicubic".
+        antialias: Whether a larger image is smoothed while it is scaled down, as PIL does and torchvision by default.
         channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
             the luma weights of ITU-R BT.601.
         mean: Per-channel mean, in [0, 1] units, or None for no normalisation.
@@ -64,6 +65,7 @@ class Preprocessing(Frozen):
     fit: Literal["resize", "crop", "pad"] = "resize"
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
     channels: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from brickyard.base import _options as declarations
-from brickyard.base._declare import declared, flat, gathered
+from brickyard.base._declare import checked, declared, flat, gathered
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
 from brickyard.cli._options import Data, Force, Output, SourceSpec, Weights, check_companion, check_effect, with_options
@@ -17,6 +17,7 @@ from brickyard.runtime._progress import say
 from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
+    from brickyard.axes._graph import Graph
     from brickyard.component._component import Component
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
@@ -81,6 +82,15 @@ def locate(
     return Result(value, f"{relevance}\n{output}")
 
 
+def _check_savable(graph: Graph) -> None:
+    """Refuse a source of which no component can be written to a file.
+
+    Raises:
+        FileError: It has a step that files have no form for.
+    """
+    graph.network.to_spec()
+
+
 def _located(
     spec: str,
     data: str,
@@ -94,6 +104,7 @@ def _located(
     """A source and its relevances; with `cut`, only if a component of it can be written to a file."""
     from brickyard.base._classes import parse_classes
     from brickyard.relevance._locate import locate as find
+    from brickyard.relevance._locate import located
 
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
@@ -101,19 +112,18 @@ def _located(
     images = resolve.data_of(data, source.preprocessing)
     source = resolve.named_after(source, images)
     images = resolve.fitted(images, source.classes)
-    if cut:  # before any work is spent on it
-        resolve.axes_of(source).network.to_spec()
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
-    relevance = find(
-        source.model,
-        images,
-        **gathered(declarations.LocateOptions, options),
-        classes=source.classes,
-        preprocessing=source.preprocessing,
-        task=parse_classes(task, source.classes) if task else None,
-        name=source.name,
-    )
-    return source, relevance
+    given = gathered(declarations.LocateOptions, options) | {
+        "classes": source.classes,
+        "preprocessing": source.preprocessing,
+        "task": parse_classes(task, source.classes) if task else None,
+        "accuracy": source.accuracy,
+        "name": source.name,
+    }
+    if not cut:
+        return source, find(source.model, images, **given)
+    chosen: Any = checked(declarations.LocateOptions, given, "locate")
+    return source, located(source.model, images, chosen, _check_savable)
 
 
 @with_options(

@@ -44,6 +44,7 @@ class PreprocessingOptions(TypedDict, total=False):
     ]
     mean: Annotated[str | None, Opt(default=None, help="Per-channel mean, comma-separated, each in [0, 1].")]
     std: Annotated[str | None, Opt(default=None, help="Per-channel standard deviation, comma-separated.")]
+    no_antialias: Annotated[bool, Opt(default=False, help="Scale images down without smoothing them.")]
 
 
 class WeightOptions(TypedDict, total=False):

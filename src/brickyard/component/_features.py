@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from brickyard.network._layer_types import find_mixing
@@ -14,12 +15,17 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
 
     Returns:
         The features, averaged over positions, (batch, size); the values they are averages of; and the output. Without
-        any convolution or linear layer, the images themselves serve as features.
+        any convolution or linear layer, the images themselves serve as features. If a network makes several copies of
+        every image in its batch, as for averages over mirrored ones, an image's features are averaged over these.
     """
     for index, node, values in network.walk(x):
         if index == stop:
             entering: Tensor = values[refs(node)[0] if stop else node.name]
             features = _pooled(_mixing(network, node), entering)
+    if features.shape[0] != x.shape[0]:
+        alone = x.split(1) if x.shape[0] > 1 else ()  # which rows are of one image is known for one image only
+        rows = [observe(network, stop, image)[0] for image in alone] or [features.mean(0, keepdim=True)]
+        features = torch.cat(rows)
     return features, entering, values[node.name]
 
 

@@ -22,7 +22,7 @@ from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.evaluation._scores import Row, Scores
-from brickyard.inputs._batches import Images
+from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
@@ -141,6 +141,7 @@ class Answered:
 
 
 def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
+    warn_of_names(data, component.manifest.source.classes, "the images to score")
     images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
     whole = None if source is None else partial(_of_source, source, images, batch_size)
     return component_answers(component, images.all_labels(), partial(_logits, component, images, batch_size), whole)

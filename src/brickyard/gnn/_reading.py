@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from brickyard.axes._places import advice_for, after, line_of_error
 from brickyard.base._errors import TraceError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
@@ -56,7 +57,7 @@ def _compare(model: nn.Module, network: GraphNetwork, data: NodeData, original: 
             said = twin(original) if one else twin(data.x, data.edge_index)
         except Exception as error:
             what = "the data" if one else "(x, edge_index)"
-            why = f"{type(model).__name__} does not run on {what}: {first_line(error)}"
+            why = f"{type(model).__name__} does not run on {what}{after(line_of_error(error))}: {first_line(error)}"
             raise TraceError("trace-run-failed", why) from None
         found = network(data.x, data.edge_index)
     if not isinstance(said, Tensor) or said.shape != found.shape:
@@ -127,7 +128,8 @@ class _Reading:
         try:
             graph = _Tracer().trace(self.model, concrete_args=optional or None)
         except Exception as error:
-            raise TraceError("trace-control-flow", f"{self.kind} cannot be traced: {first_line(error)}") from None
+            why = f"{self.kind} cannot be traced{after(line_of_error(error))}: {first_line(error)}"
+            raise TraceError("trace-control-flow", f"{why}; {advice_for(why)}") from None
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         chain: list[fx.Node] = []
         while isinstance(output, fx.Node) and output.op != "placeholder":

@@ -5,6 +5,7 @@ In every form, images are raw (before `Preprocessing`), and labels are indices i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from brickyard.base._classes import ordered_names
-from brickyard.base._errors import BrickyardError, DataError
+from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._preprocessing import check_images, check_raw, preprocess
@@ -28,6 +29,28 @@ def class_names(data: DataLike) -> tuple[str, ...] | None:
     """Return the class names in a data set's `.classes`, if it has any."""
     names = ordered_names(getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None))
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def warn_of_names(data: DataLike, classes: Sequence[str], what: str, level: int = 5) -> None:
+    """Say where a data set names its classes in another order than the source, whose order its labels must have.
+
+    Args:
+        data: The data.
+        classes: Names of the source's classes.
+        what: What messages call the data.
+        level: How far up the caller is whose line the warning names.
+    """
+    places = {name: k for k, name in enumerate(classes)}
+    names = () if tuple(classes) == tuple(map(str, range(len(classes)))) else class_names(data) or ()
+    odd = next((k for k, name in enumerate(names) if places.get(name, k) != k), None)
+    if odd is not None:
+        warnings.warn(
+            f"{what}: label {odd} is {names[odd]!r} to the data, and {places[names[odd]]} is the source's index of "
+            f"that class. Labels are taken as the source's indices: {', '.join(classes[:6])} ...; map them, as with "
+            "target_transform=, unless that is done already",
+            BrickyardWarning,
+            stacklevel=level,
+        )
 
 
 class Images:

@@ -1,6 +1,7 @@
 """Image data from a short text: `digits`, a folder of images, a parquet file, or a pair of idx files.
 
-All data are raw: uint8 images of one size, labels, class names. The text may end in options:
+All data are raw: images of one size, labels, class names. Images are uint8, or float32 in [0, 1] where their size had
+to be changed, so that nothing is rounded that `predict` does not round. The text may end in options:
 `digits?split=test&classes=0-2,7`.
 """
 
@@ -27,15 +28,17 @@ from brickyard.base._checks import check_choice, whole
 from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._lazy import package
-from brickyard.base._messages import first_line, writable
+from brickyard.base._messages import first_line, told, writable
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import sized
+from brickyard.runtime._progress import say
 
 MAX_BYTES = 8 << 30  # largest decompressed idx file
 MAX_CLASSES = 1_000_000
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_NO_PICTURES = {".db", ".ini", ".txt", ".json", ".csv", ".xml", ".md"}  # which lie beside pictures
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -43,7 +46,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """Raw images with labels and class names.
 
     Args:
-        images: (images, channels, height, width), uint8.
+        images: (images, channels, height, width), uint8; float32 in [0, 1] where they were resized.
         labels: (images,), indices into `classes`.
         classes: Class names.
         name: What messages and manifests call the data.
@@ -66,10 +69,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        if images.ndim != 4 or images.dtype != torch.uint8 or labels.shape != (len(images),):
+        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
             shape, kind = tuple(images.shape), images.dtype
             found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
-            wanted = "give uint8 images (images, channels, height, width) and one label an image"
+            wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         if len(set(self.classes)) != len(self.classes):
             found = ", ".join(self.classes[:8])
@@ -341,6 +344,7 @@ def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None
     how = Preprocessing(size=size, fit="crop") if isinstance(size, tuple) else size
     pictures: list[Tensor] = []
     labels: list[int] = []
+    left: list[str] = []
     for k, name in enumerate(classes):
         if not writable(name):
             why = f"{path} has a folder whose name is not valid UTF-8, {name!r}"
@@ -350,6 +354,11 @@ def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None
                 picture = decode_image(file)
                 pictures.append(picture if how is None else sized(picture, how))
                 labels.append(k)
+            elif not file.name.startswith(".") and file.suffix.lower() not in _NO_PICTURES:
+                left.append(f"{name}/{file.name}")
+    if left and pictures:
+        why = "pictures lie directly in the folder of their class, and end in .png, .jpg or the like"
+        say(f"{path.name}: {len(left):,} files and folders are left out, such as {told(left[0], 80)}: {why}")
     if not pictures:
         there = ", ".join(map(repr, classes[:5])) or "no sub-folder"
         why = f"{path} was asked for, split {split!r}, and it holds no images in class folders ({there})"
@@ -367,6 +376,8 @@ def _stack(pictures: list[Tensor], size: Any, name: str) -> Tensor:
         found = ", ".join(f"{h}x{w}" for (h, w), _ in sizes.most_common(4))
         why = f"{name}: images have {len(sizes)} different sizes ({found} ...)"
         raise DataError("data-not-batchable", f"{why}; give a size to resize them to")
+    if any(picture.is_floating_point() for picture in pictures):
+        pictures = [picture if picture.is_floating_point() else picture.float() / 255 for picture in pictures]
     if len({len(picture) for picture in pictures}) > 1:
         pictures = [picture.expand(3, -1, -1) for picture in pictures]
     return torch.stack(pictures)

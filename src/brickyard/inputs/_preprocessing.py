@@ -18,6 +18,8 @@ from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
 
 _OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
+_EDGE = 2  # pixels beyond a side that a cubic curve of one old pixel reaches
+_USUAL = Preprocessing()
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -48,7 +50,7 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     if how.channels is not None:
         x = _to_channels(x, how.channels)
     if how.size is not None and how.fit != "crop":
-        x = _to_size(x, how.size, how.fit, how.interpolation)
+        x = _to_size(x, how)
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
     return x
@@ -132,13 +134,17 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     """Bring a picture (C, H, W), uint8, to one size for all, from which `preprocess` goes on as from the picture.
 
-    With fit="crop" that is `size / crop`, of which `preprocess` takes the middle; otherwise it is `size`.
+    With fit="crop" that is `size / crop`, of which `preprocess` takes the middle; otherwise it is `size`, in floating
+    point and in [0, 1] but for a little overshoot where that resizes the picture.
     """
     if how.size is None:
         return picture
-    x = picture.unsqueeze(0).float()
-    x = _cropped(x, how, margin=True) if how.fit == "crop" else _to_size(x, how.size, how.fit, how.interpolation)
-    return x[0].round().clamp(0, 255).to(torch.uint8)
+    if how.fit == "crop":
+        return _cropped(picture[None].float(), how, margin=True)[0].round().clamp(0, 255).to(torch.uint8)
+    sides = zip(picture.shape[1:], how.size, strict=True)
+    if all(side == wanted or (how.fit == "pad" and side < wanted) for side, wanted in sides):  # nothing is resized
+        return _to_size(picture[None], how)[0]
+    return _to_size(_to_unit(picture[None]), how)[0].clamp(-_OVERSHOOT, 1 + _OVERSHOOT)
 
 
 def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
@@ -158,40 +164,41 @@ def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
         start, count = ((cover - after) / 2).round(), after
         if margin:
             start, count = start - round((goal - after) / 2), goal
-        found.append(_resampling(before, cover, x, how.interpolation, start, count))
+        found.append(_resampling(before, cover, x, how, start, count))
     return found[0] @ (x @ found[1].T)
 
 
-def _to_size(x: Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Tensor:
+def _to_size(x: Tensor, how: Preprocessing) -> Tensor:
     """Pad or resize (B, C, H, W) to (B, C, *size)."""
-    sides: tuple[Any, Any] = x.shape[2], x.shape[3]
+    assert how.size is not None
+    size, sides = how.size, (x.shape[2], x.shape[3])
     height, width = sides
-    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # an exporter leaves it open
-        return _from_any_size(x, size, fit, interpolation)
+    if any(isinstance(side, torch.SymInt) for side in sides):  # an exporter leaves it open
+        return _from_any_size(x, size, how)
     if (height, width) == size:
         return x
     down, right = size[0] - height, size[1] - width
-    if fit == "pad" and down >= 0 and right >= 0:
+    if how.fit == "pad" and down >= 0 and right >= 0:
         return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-    return resize(x, size, interpolation)
+    return resize(x, size, how)
 
 
-def resize(x: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resize floating-point images (B, C, H, W) to (B, C, *size), antialiased."""
+def resize(x: Tensor, size: tuple[int, int], how: Preprocessing = _USUAL) -> Tensor:
+    """Resize floating-point images (B, C, H, W) to (B, C, *size)."""
     height, width = int(x.shape[2]), int(x.shape[3])
-    x = x if width == size[1] else x @ _resampling(width, size[1], x, interpolation).T  # (B, C, H, W')
-    return x if height == size[0] else _resampling(height, size[0], x, interpolation) @ x  # (B, C, H', W')
+    x = x if width == size[1] else x @ _resampling(width, size[1], x, how).T  # (B, C, H, W')
+    return x if height == size[0] else _resampling(height, size[0], x, how) @ x  # (B, C, H', W')
 
 
-def _from_any_size(x: Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Tensor:
+def _from_any_size(x: Tensor, size: tuple[int, int], how: Preprocessing) -> Tensor:
     """Do the same as `_to_size` for images whose sides are known only when the exported network runs.
 
     No branch may depend on them: padding is a matrix product too, and the sizes select between the matrices. For a side
     that needs no change the matrix is the identity, so its pixels stay exactly the same.
     """
     height, width = x.shape[2], x.shape[3]
-    across, down = (_resampling(*sides, x, interpolation) for sides in ((width, size[1]), (height, size[0])))
-    if fit == "pad":
+    across, down = (_resampling(*sides, x, how) for sides in ((width, size[1]), (height, size[0])))
+    if how.fit == "pad":
         fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
         across = torch.where(fits, _padding(width, size[1], x), across)
         down = torch.where(fits, _padding(height, size[0], x), down)
@@ -207,28 +214,35 @@ def _resampling(
     before: int,
     after: int | Tensor,
     like: Tensor,
-    interpolation: str = "bilinear",
+    how: Preprocessing,
     start: Tensor | float = 0.0,
     count: int | None = None,
 ) -> Tensor:
     """The matrix (count, before) that resamples one side to `after` pixels and takes `count` of them from `start` on.
 
     Around each new pixel lies a triangle whose half-width is one old or one new pixel, whichever is larger, or a cubic
-    curve of twice that half-width (Keys, 1981, with a = -0.5); rows sum to 1.
+    curve of twice that half-width (Keys, 1981, with a = -0.5); rows sum to 1. Without antialiasing the half-width is
+    one old pixel, the curve has a = -0.75, and the image goes on beyond its sides as at them: torch's `interpolate`.
     """
     scale = _number(before, like) / after
-    reach = scale.clamp(min=1.0)
+    reach = scale.clamp(min=1.0) if how.antialias else torch.ones_like(scale)
+    edge = 0 if how.antialias else _EDGE
     rows: Any = after if count is None else count
-    old = torch.arange(before, dtype=torch.float64, device=like.device)[None, :] + 0.5
+    old = torch.arange(before + 2 * edge, dtype=torch.float64, device=like.device)[None, :] + 0.5 - edge
     new = (torch.arange(rows, dtype=torch.float64, device=like.device)[:, None] + start + 0.5) * scale
     far = (old - new).abs() / reach
-    weight = (1 - far).clamp(min=0) if interpolation == "bilinear" else _cubic(far)
+    weight = (
+        (1 - far).clamp(min=0) if how.interpolation == "bilinear" else _cubic(far, -0.5 if how.antialias else -0.75)
+    )
+    if edge:
+        place = (old[0] - 0.5).clamp(0, before - 1).long()
+        weight = weight.new_zeros(rows, before).index_add(1, place, weight)
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
 
 
-def _cubic(far: Tensor) -> Tensor:
-    near = (1.5 * far - 2.5) * far * far + 1
-    wide = ((-0.5 * far + 2.5) * far - 4) * far + 2
+def _cubic(far: Tensor, a: float) -> Tensor:
+    near = ((a + 2) * far - (a + 3)) * far * far + 1
+    wide = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
     return torch.where(far <= 1, near, torch.where(far < 2, wide, 0.0))
 
 

@@ -44,13 +44,24 @@ class Ref:
 
 @dataclass(frozen=True)
 class Node:
-    """One step. `target` is the dotted name of a layer or tensor, or a function's name in the table."""
+    """One step. `target` is the dotted name of a layer or tensor, or a function's name in the table.
+
+    Attributes:
+        line: The line of the model's code that it comes from, such as "net.py line 12 (y = y + z)", for messages; it is
+            in no file.
+    """
 
     name: str
     op: NodeOp
     target: str = ""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    line: str = field(default="", compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """The step for a message, with the user's line where it is known."""
+        return f"step {self.name!r}" + (f" at {self.line}" if self.line else "")
 
 
 def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
@@ -274,11 +285,13 @@ class Network(nn.Module):
             FileError: A step is outside the whitelist; the message names it.
         """
         if self._foreign:
-            names = ", ".join(sorted(self._foreign)[:5])
+            lines = {node.target: node.line for node in self._steps if node.line}
+            names = ", ".join(f"{n} at {lines[n]}" if n in lines else n for n in sorted(self._foreign)[:5])
             raise FileError(
                 "file-unsupported-operation",
                 f"the network uses {len(self._foreign)} operation(s) that cannot be stored as data: "
-                f"{names}; it runs here, but cannot be written to a file",
+                f"{names}; it runs here, but cannot be written to a file unless they are written with functions and "
+                "layers that Brickyard knows",
             )
         layers: dict[str, LayerSpec] = {}
         for name in self._layer_names:

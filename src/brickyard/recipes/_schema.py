@@ -79,6 +79,7 @@ class PreprocessingRecipe(Section):
 
     size: Annotated[tuple[Side, Side], BeforeValidator(_size)] | None = None
     fit: Literal["resize", "crop", "pad"] | None = None
+    antialias: bool | None = None
     mean: Numbers | None = None
     std: Numbers | None = None
 

@@ -278,6 +278,7 @@ class Work:
                 classes=source.classes,
                 preprocessing=source.preprocessing,
                 task=sorted(task),
+                accuracy=source.accuracy,
                 name=source.name,
                 resume=notes,
                 **gathered(LocateOptions, dict(said)),

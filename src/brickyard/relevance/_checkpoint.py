@@ -20,7 +20,7 @@ from brickyard.inputs._batches import Images
 from brickyard.relevance._relevance import Relevance
 from brickyard.storage._notes import Notes
 
-_NEWER = {"crop", "interpolation", "unknown"}  # which folders of earlier versions do not know
+_NEWER = {"crop", "interpolation", "antialias", "unknown"}  # which folders of earlier versions do not know
 
 
 def _told(how: Preprocessing) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack
@@ -20,7 +20,7 @@ from brickyard.base._errors import BrickyardWarning, DataError, FileError, Optio
 from brickyard.base._messages import brief, writable
 from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
-from brickyard.inputs._batches import Images, class_names
+from brickyard.inputs._batches import Images, class_names, warn_of_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import source_of, weights_like
 from brickyard.network._layer_types import mixing_of
@@ -35,10 +35,10 @@ from brickyard.runtime._progress import bar
 
 MOST_LETTERS = 1024  # of a name, as in files
 FEW = 20  # images that say nothing about how good a source is
+FAR = 0.1  # below its known accuracy
 KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
 
 
-@steady
 @verb(LocateOptions)
 def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Relevance:
     """Find out which channels matter for each class.
@@ -70,15 +70,24 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
         >>> relevance.hard("conv2").shape
         torch.Size([4, 6])
     """
+    return located(model, data, options, _warn_of_files)
+
+
+@steady
+def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[[Graph], None]) -> Relevance:
+    """Do what `locate` does, with all options given; `look` sees the source's axes before any work is done."""
     kind = find_outputs(options["outputs"])
     check_kind("preprocessing", options["preprocessing"], Preprocessing, "give brickyard.Preprocessing(mean=..., ...)")
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     model = source_of(model)
+    if options["classes"] is not None:
+        names = tuple(map(str, ordered_names(options["classes"]) or ()))
+        warn_of_names(data, names, "the images to locate with", 6)
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
-    _warn_of_files(graph)
+    look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
     relevance = _blank(model, graph, images, data, options)
     layout = quick_layout(graph.network, example.to(like.dtype))
@@ -95,7 +104,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     run.ranks.add(prepared)
     if int(prepared):
         relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
-    _warn(relevance, right)
+    _warn(relevance, right, options["accuracy"])
     return relevance
 
 
@@ -107,12 +116,22 @@ def _warn_of_files(graph: Graph) -> None:
         warnings.warn(f"components of this source cannot be saved: {error}", BrickyardWarning, stacklevel=6)
 
 
-def _warn(relevance: Relevance, counts: Tensor) -> None:
+def _warn(relevance: Relevance, counts: Tensor, known: float | None) -> None:
     """Say when a source is no better than chance on the images, or on most classes, and what that may come from.
 
-    `counts` are how many images of each class it answers correctly, and how many it was asked: (classes, 2).
+    `counts` are how many images of each class it answers correctly, and how many it was asked: (classes, 2). Where its
+    accuracy is `known`, say too when it is far from that.
     """
     right, asked = counts.sum(0).tolist()
+    if known is not None and _far_below(right, asked, known, len(relevance.classes) / len(relevance.task)):
+        warnings.warn(
+            f"{relevance.source_name} answers {right:,} of {asked:,} images correctly ({right / asked:.1%}), but is "
+            f"known to answer {known:.1%} correctly: check the preprocessing, the names and the order of the "
+            "classes, labels that start at 1, and whether these images are of the kind that it was trained on",
+            BrickyardWarning,
+            stacklevel=6,
+        )
+        return
     chance = 1 / len(relevance.classes)
     seen = counts[counts[:, 1] >= FEW // 4]
     never = int((seen[:, 0] == 0).sum())
@@ -126,6 +145,16 @@ def _warn(relevance: Relevance, counts: Tensor) -> None:
         BrickyardWarning,
         stacklevel=6,
     )
+
+
+def _far_below(right: int, asked: int, known: float, ratio: float) -> bool:
+    """Whether a source does clearly worse than its known accuracy: by more than ten points and three standard errors.
+
+    Where one of `ratio` classes is located, all of its known errors may be in these.
+    """
+    least = max(0.0, 1 - (1 - known) * ratio)
+    error = math.sqrt(max(least * (1 - least), 1 / asked) / asked) if asked else 0.0
+    return asked >= FEW and right / asked < least - max(FAR, 3 * error)
 
 
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:

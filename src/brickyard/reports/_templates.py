@@ -60,7 +60,13 @@ def _clean(value: Any) -> Any:
 def _preprocessing(how: Preprocessing) -> str:
     words = []
     if how.size is not None:
-        words.append(f"{how.size[0]}x{how.size[1]} ({how.fit})")
+        ways = {
+            how.fit: True,
+            f"{how.crop:.3g} of the side": how.fit == "crop" and how.crop < 1,
+            how.interpolation: how.interpolation != "bilinear",
+            "not antialiased": not how.antialias,
+        }
+        words.append(f"{how.size[0]}x{how.size[1]} ({', '.join(way for way, told in ways.items() if told)})")
     if how.channels is not None:
         words.append("greyscale" if how.channels == 1 else "colour")
     if how.mean is not None and how.std is not None:

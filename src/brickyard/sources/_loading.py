@@ -8,8 +8,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +41,7 @@ class Source:
         classes: Class names, one an output.
         preprocessing: What is done to raw images before it takes them.
         input_shape: (channels, height, width) that it takes.
+        scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
     """
 
     model: nn.Module
@@ -48,6 +49,13 @@ class Source:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of images that it answered correctly when it was trained here, or None; of several, the least."""
+        known = [share for name, share in self.scores.items() if name.endswith("accuracy") and 0 <= share <= 1]
+        return min(known, default=None)
 
 
 def load_source(
@@ -122,7 +130,7 @@ def load_source(
             "(in Python random_weights=True) where that is what you want",
         )
     how = preprocessing or text.preprocessing or found
-    return _source(model, title, names, how, _shape(how, known))
+    return replace(_source(model, title, names, how, _shape(how, known)), scores=text.scores)
 
 
 def _source(
@@ -169,7 +177,7 @@ def _zoo(
         raise OptionError(
             "option-requires-option", "zoo:auto reads the network's name from its weights; give --weights, or zoo:NAME"
         )
-    if name == "auto" and said is None:
+    if name == "auto" and (said is None or said.arch == "auto"):
         raise FileError(
             "file-weights-mismatch",
             f"{weights} does not name its network; give that as the source, and the file with --weights",

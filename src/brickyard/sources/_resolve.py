@@ -44,19 +44,21 @@ def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
 
 
 def preprocessing_of(
-    *, size: str | None = None, mean: str | None = None, std: str | None = None
+    *, size: str | None = None, mean: str | None = None, std: str | None = None, no_antialias: bool = False
 ) -> Preprocessing | None:
     """What the options say of the preprocessing, or None where none was given; `source_of` adds the rest."""
     from brickyard.base._records import Preprocessing
 
-    if mean is None and std is None and size is None:
+    if mean is None and std is None and size is None and not no_antialias:
         return None
     values: dict[str, Any] = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    if no_antialias:
+        values["antialias"] = False
     if size is not None:
         parts = re.fullmatch(r"(?:(pad|resize|crop)?:)?([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
         if parts is None:
             raise OptionError("option-syntax", f"--size must be given as 32, 32x48, crop:32 or pad:32, got {size!r}")
-        values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize"}
+        values |= {"size": (int(parts[2]), int(parts[3] or parts[2])), "fit": parts[1] or "resize", "crop": 1.0}
     return Preprocessing(**values)
 
 
@@ -80,7 +82,7 @@ def source_of(
 ) -> Source:
     """A source, with class names from options or from its weights.
 
-    What `how` leaves open (size, mean, channels) stays as the source has it.
+    What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it.
     """
     from dataclasses import replace
 
@@ -101,7 +103,7 @@ def source_of(
     if how is not None:
         with contextlib.suppress(OptionError):  # it does not take its usual size: the size that was asked for decides
             own = load().preprocessing
-            given = how.model_dump(exclude_none=True, exclude={"fit"} if how.size is None else None)
+            given = how.model_dump(exclude_none=True, exclude_unset=True)
             how = own.model_copy(update=given)
     source = load(preprocessing=how)
     if how is not None and how.channels is None and source.input_shape[0] in (1, 3):

@@ -24,6 +24,7 @@ KEY = "brickyard-source"
 AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict")
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+NAMES = ("classes", "class_names", "class_to_idx")  # where training scripts put the names of classes
 COUNTERS = ("total_ops", "total_params", "num_batches_tracked", "n_averaged")  # of tools, and of no use here
 
 
@@ -74,7 +75,23 @@ def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor
         raise
     except Exception as error:  # what torch raises for a refused pickle differs between versions
         raise FileError("file-weights-unsafe", _unsafe(path, error)) from None
-    return _tensors_in(found, path, averaged), _beside(path)
+    tensors = _tensors_in(found, path, averaged)
+    return tensors, _beside(path) or _named_in(found, tensors, path)
+
+
+def _named_in(found: Any, tensors: Mapping[str, Tensor], path: Path) -> SourceText | None:
+    """What a checkpoint says of its classes beside the weights, if that is as many names as a layer has outputs."""
+    for key in NAMES:
+        names = found.get(key) if isinstance(found, dict) else None
+        if isinstance(names, dict) and sorted(map(repr, names.values())) == sorted(map(repr, range(len(names)))):
+            names = sorted(names, key=names.__getitem__)  # class_to_idx
+        if not isinstance(names, list | tuple) or len(set(map(repr, names))) != len(names):
+            continue
+        sizes = {int(value.shape[0]) for value in tensors.values() if value.ndim}
+        if names and len(names) in sizes and all(isinstance(name, str) and name for name in names):
+            say(f"{path.name}: class names are those of its {key}: {told(', '.join(names[:6]), 100)}")
+            return validated(SourceText, {"arch": "auto", "classes": names}, f"what {path} says of its classes")
+    return None
 
 
 def _unsafe(path: Path, error: Exception) -> str:
@@ -215,9 +232,15 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> 
         for key in expected
         if key in tensors and tensors[key].shape != expected[key].shape
     ]
+    kinds = [
+        f"{key} {tensors[key].dtype} for {value.dtype}"
+        for key, value in expected.items()
+        if key in tensors and value.is_floating_point() and not tensors[key].is_floating_point()
+    ]
+    found = {"missing": missing, "not in the network": extra, "of another shape": shapes, "of another kind": kinds}
     problems = [
         f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-        for what, keys in (("missing", missing), ("not in the network", extra), ("of another shape", shapes))
+        for what, keys in found.items()
         if keys
     ]
     if problems:

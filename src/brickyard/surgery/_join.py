@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from brickyard.axes._atoms import indexed_dims
 from brickyard.axes._graph import Graph
+from brickyard.axes._places import failing_step
 from brickyard.base._errors import SurgeryError
+from brickyard.base._messages import first_line
 from brickyard.network._arguments import listed
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
@@ -317,7 +319,8 @@ def check_same(parts: Sequence[Part]) -> None:
     for part in parts:
         if part.graph.output is None:
             raise SurgeryError(
-                "surgery-outputs-not-joinable", "the class outputs cannot be placed side by side; use form='parallel'"
+                "surgery-outputs-not-joinable",
+                f"the class outputs cannot be placed side by side: {_ends_in(part.graph)}; use form='parallel'",
             )
         if part.graph.network.nodes != first.network.nodes or not _same_sizes(part.graph, first):
             other = paired(part.graph.network) != paired(first.network)
@@ -327,6 +330,12 @@ def check_same(parts: Sequence[Part]) -> None:
                 "alignment padding needs parts cut from the same architecture with equal sizes (class counts may "
                 f"differ){why}; use form='parallel'" + (", or cut both with factors=False" if other else ""),
             )
+
+
+def _ends_in(graph: Graph) -> str:
+    """What the class outputs come from, for a message."""
+    last = next(node for node in graph.network.nodes if node.name in refs(graph.network.nodes[-1]))
+    return f"{last.place} mixes them, or computes several from one value" if last.op != "layer" else last.place
 
 
 def _check_views(network: Network) -> None:
@@ -346,7 +355,8 @@ def _check_views(network: Network) -> None:
             if used[name] > place:
                 raise SurgeryError(
                     "surgery-not-paddable",
-                    f"step {node.name!r} overwrites a part of {name!r}, which is used later; use form='parallel'",
+                    f"{node.place} overwrites a part of {name!r}, which is used later; write it without working in "
+                    "place, or use form='parallel'",
                 )
 
 
@@ -375,13 +385,16 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
         {name: _on_meta(network.layer(name)) for name in network.layer_names},
         {name: _tensor_on_meta(network.tensor(name)) for name in network.tensor_names},
     )
+    example = torch.empty(2, channels, height, width, device="meta")
     try:
-        shapes = step_shapes(bones, torch.empty(2, channels, height, width, device="meta"))
+        shapes = step_shapes(bones, example)
     except NotImplementedError:  # sizes that depend on numbers: a mask as a subscript
         return
     except Exception as error:
         raise SurgeryError(
-            "surgery-check-failed", f"the resized network is inconsistent: {error}; please report this network"
+            "surgery-check-failed",
+            f"the resized network is inconsistent at {failing_step(bones, example)}: {first_line(error)}; please "
+            "report this network, and make that part a layer of its own until then",
         ) from error
     for node in plan.first.network.nodes[1:]:
         before = plan.first.shapes[node.name]
@@ -391,7 +404,7 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
             if list(after.shape) != expected:
                 raise SurgeryError(
                     "surgery-check-failed",
-                    f"step {node.name!r} of the resized network returns {tuple(after.shape)}, but "
+                    f"{node.place} of the resized network returns {tuple(after.shape)}, but "
                     f"{tuple(expected)} was planned; please report this network",
                 )
 

@@ -93,7 +93,7 @@ def _parting(graph: Graph, source: Network, keep: Mapping[str, Tensor], network:
             rows = kept[torch.from_numpy(writes)].nonzero().flatten()
             theirs = theirs.index_select(mixing.channel_dim, rows.to(theirs.device))
         if not _same(ours, theirs):
-            return f"layer {node.target!r}"
+            return f"layer {node.target!r}" + (f" ({node.line})" if node.line else "")
     return "the class outputs"
 
 

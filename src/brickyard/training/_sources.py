@@ -186,10 +186,10 @@ def train_source(
     channels, side = shape.setdefault("channels", images.images.shape[1]), given.size or (32, 32)
     if "size" in zoo.entry(name).defaults:
         shape.setdefault("size", side[0])
-    values = images.images.double().div(255).transpose(0, 1).flatten(1)
+    values = preprocess(images.images, Preprocessing()).double().transpose(0, 1).flatten(1)
     how = Preprocessing(
+        **given.model_dump(exclude={"size", "channels", "mean", "std"}),
         size=side,
-        fit=given.fit,
         channels=1 if channels == 1 else 3,
         mean=given.mean or tuple(values.mean(1).tolist()),
         std=given.std or tuple((values.std(1) + 1e-6).tolist()),
@@ -204,5 +204,5 @@ def train_source(
     scores = {"train_accuracy": train(model.to(place), images, preprocessing=how, **options)}
     if held_out is not None:
         scores["test_accuracy"] = accuracy(model, held_out, how)
-    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]))
+    source = Source(model.cpu(), name, images.classes, how, (channels, side[0], side[1]), scores)
     return Trained(source, name, {"width": width, **shape}, scores)
