@@ -255,12 +255,12 @@ def test_relevances_cut_what_they_cut() -> None:
     expected = Expected("source")
     source, data = source_of(expected), (expected["images"], expected["labels"])
     relevance = by.load(HERE / "relevance.safetensors")
-    options: dict[str, Any] = {"images": data, "budget": by.Budget(parameters=0.6)}
-    part = by.disassemble(source, relevance, task=["pig", "dog"], **options)
+    options: dict[str, Any] = {"images": data, "budget": by.Budget(parameters=0.6), "select": "mda"}
+    part = by.disassemble(source, relevance, task=["pig", "dog"], ridge=1e-3, **options)
     assert part.classes == ("pig", "dog")
-    assert expected.agrees("logits", part.logits(data[0][:4]))
     other = by.disassemble(source, relevance, task=["pig", "dog"], heal="none", **options)
-    assert not expected.agrees("logits", other.logits(data[0][:4]))
+    far = [float((model.logits(data[0][:4]) - expected["logits"]).abs().max()) for model in (part, other)]
+    assert far[0] < 0.05 < 0.5 < far[1]  # the refit has other images than then, and the same channels
     source.linear.bias += 1
     with refused("data-wrong-source"):
         by.disassemble(source, relevance, task=["pig", "dog"], **options)

@@ -53,7 +53,14 @@ def test_a_real_network_comes_nearer_to_its_source(shared) -> None:
         source.model, data, classes=data.classes, preprocessing=source.preprocessing, per_class=5, task=task
     )
     component = by.disassemble(
-        source.model, relevance, task=task, budget=by.Budget(flops=0.6), heal="moments", images=data, heal_images=60
+        source.model,
+        relevance,
+        task=task,
+        budget=by.Budget(flops=0.6),
+        select="mda",
+        heal="moments",
+        images=data,
+        heal_images=60,
     )
     images = component.preprocess(data.images)
     fit, held, others = images[:300].split(100), images[300:400].split(100), images[400:600]

@@ -179,10 +179,10 @@ def test_a_budget_with_factors_is_met_and_finds_the_rank_of_a_layer() -> None:
             assert len(found.keep[middle("2")]) > 8  # the control: the other layer is not like that
 
 
-def component(task=(0, 3), model=None, **options) -> by.Component:
+def component(task=(0, 3), model=None, heal="refit", **options) -> by.Component:
     model = randomised(Residual(width=24, inner=20)) if model is None else model
     relevance = by.locate(model, (IMAGES.float(), torch.arange(40) % 4))
-    return by.disassemble(model, relevance, task=list(task), budget=by.Budget(flops=0.5, **options))
+    return by.disassemble(model, relevance, task=list(task), budget=by.Budget(flops=0.5, **options), heal=heal)
 
 
 def test_a_component_with_pairs_is_saved_loaded_fused_and_joined(tmp_path) -> None:
@@ -213,10 +213,19 @@ def test_factors_can_be_forbidden_and_need_damage() -> None:
         by.disassemble(model, relevance, task=[0], budget=by.Budget(flops=0.5, factors=True), select="mda")
 
 
-def test_parts_with_other_pairs_cannot_be_padded_and_say_why() -> None:
-    first, second = component(), component(task=(1, 2), factors=False)
-    with refused("surgery-not-paddable", "factors=False"):
-        by.assemble([first, second], form="padded")
+@pytest.mark.parametrize("form", ["padded", "grouped", "union"])
+def test_parts_with_other_pairs_are_laid_side_by_side_without_them(form) -> None:
+    model = randomised(Residual(width=24, inner=20))
+    first = component(model=model, heal="none")
+    second = component((1, 2), model, factors=False, heal="none")
+    joined = by.assemble([first, second], form=form, **({"source": model} if form == "union" else {}))
+    x = IMAGES.float()
+    with torch.no_grad():
+        if form != "union":  # which has channels of both
+            torch.testing.assert_close(joined(x), by.assemble([first, second])(x), rtol=1e-4, atol=1e-5)
+    assert any("multiplied out" in note for note in joined.manifest.notes)
+    same = by.assemble([first, first], form="padded", on_duplicate="rename")
+    assert not any("multiplied out" in note for note in same.manifest.notes)
 
 
 def test_features_of_a_source_are_matched_to_a_component_with_pairs() -> None:

@@ -22,6 +22,7 @@ from brickyard.network._network import Network
 from brickyard.runtime._profiling import measure_latency
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import join
+from brickyard.surgery._pairs import alike
 from brickyard.surgery._plan import Part
 from brickyard.surgery._union import overlay
 
@@ -47,10 +48,11 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
 def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
     """Build an assembly whose parts are joined into one network."""
     skeletons = [part.skeleton for part in parts]
-    blueprints = [_blueprint(part) for part in parts]
+    blueprints, multiplied = alike([_blueprint(part) for part in parts], none=manifest.form == "union")
+    factors = (f"the factors of {multiplied} layers, which not all parts have, were multiplied out",) * bool(multiplied)
     if manifest.form == "union":
         network, notes = _union(parts, blueprints, source)
-        manifest = manifest.model_copy(update={"shared_input": True, "notes": notes})
+        manifest = manifest.model_copy(update={"shared_input": True, "notes": (*factors, *notes)})
         network.to(weights_like(parts[0].network).dtype)
         return Assembly([network], manifest, skeletons=skeletons)
     if len({part.manifest.input_shape for part in parts}) > 1:
@@ -68,7 +70,7 @@ def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.M
         network, notes = join_as_groups(blueprints, shared_input=shared)
     else:
         network, notes = join(blueprints, shared_input=shared), ()
-    manifest = manifest.model_copy(update={"shared_input": shared, "notes": notes})
+    manifest = manifest.model_copy(update={"shared_input": shared, "notes": (*factors, *notes)})
     made = Assembly([network], manifest, skeletons=skeletons)
     _check_equal(made, formed(parts, manifest.model_copy(update={"form": "parallel"})))
     return made

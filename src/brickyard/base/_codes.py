@@ -106,6 +106,7 @@ CODES: dict[str, str] = {
     "surgery-no-structure": "The component does not record the structure of its source, as after fusing; use form='parallel', or fuse the assembly.",
     "surgery-not-paddable": "The parts differ too much in architecture to be padded to one network; use form='parallel'.",
     "surgery-outputs-not-joinable": "The class outputs of the parts cannot be cut or joined; use form='parallel'.",
+    "surgery-parts-differ": "Two graphs of one source do not belong together; report the network.",
     "surgery-scaling-shape": "The scaling matrix or shift does not fit the number of logits.",
     "surgery-structure-mismatch": "The part does not fit the structure of the source that it records; use form='parallel'.",
     "surgery-union-classes": "A union needs parts without common classes and without reject; use form='parallel'.",

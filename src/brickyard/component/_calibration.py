@@ -14,7 +14,7 @@ from brickyard.base._errors import DataError, OptionError
 from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
-from brickyard.inputs._batches import Images
+from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.network._network import kind
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
@@ -82,6 +82,7 @@ class Pool:
             return cls(unlabelled(images, relevance), None)
         else:
             source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
+            warn_of_names(images, relevance.classes, "the images to heal with", 7)
         labels = source.all_labels()
         by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
         if not any(by_class.values()):

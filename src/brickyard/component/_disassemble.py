@@ -227,8 +227,9 @@ def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _
             "option-wrong-object",
             f"relevance must be the result of locate, got {type(relevance).__name__}; call locate, or load its file",
         )
-    pool = Pool.of(relevance, given["images"], resolve_task(given["task"], relevance.classes))
-    options: dict[str, Any] = {**given, "select": _criterion(given, pool)}
+    task = resolve_task(given["task"], relevance.classes)
+    pool = Pool.of(relevance, given["images"], task)
+    options: dict[str, Any] = {**given, "task": task, "select": _criterion(given, pool)}
     choice = Choice.of(relevance, options, lambda: relevance.graph(model))
     select, heal = options["select"], options["heal"]
     if not CRITERIA[select].images and heal == "none":

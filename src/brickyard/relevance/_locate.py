@@ -81,15 +81,14 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
     model = source_of(model)
-    if options["classes"] is not None:
-        names = tuple(map(str, ordered_names(options["classes"]) or ()))
-        warn_of_names(data, names, "the images to locate with", 6)
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
     graph = trace(model, example)
     look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
     relevance = _blank(model, graph, images, data, options)
+    if options["classes"] is not None:
+        warn_of_names(data, relevance.classes, "the images to locate with", 6)
     layout = quick_layout(graph.network, example.to(like.dtype))
     notebook = Notebook(resume, relevance, images)
     run = _Run(graph, kind, images, options["batch_size"], like, notebook, Ranks.current(), layout)

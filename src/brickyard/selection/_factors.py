@@ -77,6 +77,8 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
             moments = _moments(stream, index, node, _empty(layer, 1).first, sizes, draws, images)
             factors = _factors(layer, moments, weights[node.target])
+            if factors is None:
+                continue
             rank = _rank(graph, node, layer, len(factors.energy))
             rank -= rank % round_to
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
@@ -193,14 +195,16 @@ class _Factors:
     energy: Tensor
 
 
-def _factors(layer: nn.Module, moments: Tensor, weights: Tensor) -> _Factors:
-    """Factors of a layer, the most important first."""
+def _factors(layer: nn.Module, moments: Tensor, weights: Tensor) -> _Factors | None:
+    """Factors of a layer, the most important first; None where its inputs tell nothing."""
     rows = mixing_of(layer).rows.double().cpu()
     weight = rows.reshape(*rows.shape[:2], *(rows.shape[2:] or (1, 1)))
     outputs, inputs, tall, wide = weight.shape
     scale = weights.clamp_min(_FAINT * float(weights.mean()) + 1e-30).sqrt()
     moments = moments + _RIDGE * moments.diagonal().mean().clamp_min(1e-30) * torch.eye(len(moments))
-    lower = torch.linalg.cholesky(moments)
+    lower, info = torch.linalg.cholesky_ex(moments)
+    if int(info) or not bool(torch.isfinite(lower).all()):
+        return None
     matrix = (weight * scale.reshape(-1, 1, 1, 1)).permute(0, 3, 1, 2).reshape(outputs * wide, inputs * tall)
     left, values, right = torch.linalg.svd(matrix @ lower, full_matrices=False)
     first = torch.linalg.solve_triangular(lower.T, right.T, upper=True).T

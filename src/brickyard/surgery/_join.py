@@ -28,7 +28,6 @@ from brickyard.network._arguments import listed
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
-from brickyard.surgery._pairs import paired
 from brickyard.surgery._plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery._steps import concrete, rewritten
 from brickyard.surgery._weights import made_layer, made_tensor, number_of
@@ -323,12 +322,10 @@ def check_same(parts: Sequence[Part]) -> None:
                 f"the class outputs cannot be placed side by side: {_ends_in(part.graph)}; use form='parallel'",
             )
         if part.graph.network.nodes != first.network.nodes or not _same_sizes(part.graph, first):
-            other = paired(part.graph.network) != paired(first.network)
-            why = ", and these have factors in different layers" if other else ""
             raise SurgeryError(
                 "surgery-not-paddable",
-                "alignment padding needs parts cut from the same architecture with equal sizes (class counts may "
-                f"differ){why}; use form='parallel'" + (", or cut both with factors=False" if other else ""),
+                "alignment padding needs parts cut from the same architecture with equal sizes "
+                "(class counts may differ); use form='parallel'",
             )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from brickyard.axes._atoms import DimRole
 from brickyard.axes._graph import Graph, analyse
@@ -19,7 +19,7 @@ from brickyard.base._errors import SurgeryError
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network, Node, Ref, kind
 from brickyard.surgery._cost import CostModel, keep_mask
-from brickyard.surgery._plan import KeepSet
+from brickyard.surgery._plan import KeepSet, Part
 
 FIRST, SECOND = "factor1", "factor2"
 T = TypeVar("T")
@@ -117,6 +117,82 @@ def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], 
         if cost < each(plain, name) * read * written:
             found[name] = pair
     return found
+
+
+def alike(parts: Sequence[Part], *, none: bool = False) -> tuple[list[Part], int]:
+    """Parts whose layers are pairs in all of them or in none, so that they can be laid side by side.
+
+    Args:
+        parts: Parts of one architecture, with networks of their own.
+        none: Whether no layer may be a pair.
+
+    Returns:
+        The parts, with other pairs multiplied out, and how many layers that concerns.
+    """
+    owned = [set(paired(part.graph.network)) for part in parts]
+    common = set() if none else set.intersection(*owned)
+    return [_multiplied(part, own - common) for part, own in zip(parts, owned, strict=True)], len(
+        set.union(*owned) - common
+    )
+
+
+def without_pairs(network: Network) -> Network:
+    """A network in which every pair is a layer again, with the product of its factors."""
+    return _layers_of(network, set(paired(network)))
+
+
+def _multiplied(part: Part, names: set[str]) -> Part:
+    """A part in which some pairs are layers again, with the product of their factors."""
+    if not names or part.network is None:
+        return part
+    like = part.graph.input_shape
+    whole = _layers_of(part.graph.network, names)
+    after = analyse(whole, torch.empty(2, *like, device="meta"), part.graph.ending)
+    return Part(after, carried(part.keep, part.graph, after, sorted(names)), _layers_of(part.network, names))
+
+
+def _layers_of(network: Network, names: set[str]) -> Network:
+    """A network in which some pairs are layers."""
+    firsts = {middle(name): name for name in names}
+    seconds = {f"{name}.{SECOND}": name for name in names}
+    given: dict[str, Node] = {}
+    nodes: list[Node] = []
+    for node in network.nodes:
+        if node.op == "layer" and node.target in firsts:
+            given[firsts[node.target]] = node
+        elif node.op == "layer" and node.target in seconds:
+            name = seconds[node.target]
+            nodes.append(replace(node, target=name, args=given[name].args, kwargs=given[name].kwargs))
+        else:
+            nodes.append(node)
+    layers = {name: network.layer(name) for name in network.layer_names if name not in {**firsts, **seconds}}
+    for name in names:
+        layers[name] = _product(network.layer(middle(name)), network.layer(f"{name}.{SECOND}"))
+    tensors = {name: network.tensor(name) for name in network.tensor_names}
+    return Network(nodes, layers, tensors, network.foreign).eval()
+
+
+def _product(first: nn.Module, second: nn.Module) -> nn.Module:
+    """The layer that a pair of factors computes."""
+    ours, theirs = mixing_of(first).rows, mixing_of(second).rows
+    biased = second.bias is not None
+    if isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
+        made: nn.Module = nn.Linear(first.in_features, second.out_features, biased, device="meta")
+        rows = theirs.double() @ ours.double()
+    else:
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.Conv2d)
+        made = nn.Conv2d(
+            first.in_channels, second.out_channels, (first.kernel_size[0], second.kernel_size[1]),
+            padding=(int(first.padding[0]), int(second.padding[1])),
+            dilation=(first.dilation[0], second.dilation[1]),
+            bias=biased, padding_mode=first.padding_mode, device="meta",
+        )  # fmt: skip
+        rows = torch.einsum("rpi,qrj->qpij", ours.double().squeeze(3), theirs.double().squeeze(2))
+    made.weight = nn.Parameter(rows.to(ours.dtype))
+    if isinstance(second.bias, Tensor):
+        made.bias = nn.Parameter(second.bias.detach().clone())
+    return made.eval()
 
 
 def _source(node: Node) -> str:

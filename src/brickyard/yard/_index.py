@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brickyard.base._errors import FileError, reading_code
+from brickyard.base._errors import BrickyardError, FileError, reading_code
 
 if TYPE_CHECKING:
     from brickyard.base._records import ComponentManifest, NetworkSpec
@@ -346,6 +346,12 @@ def _accuracy(manifest: ComponentManifest) -> float | None:
 
 def _architecture(skeleton: NetworkSpec, manifest: ComponentManifest) -> str:
     """A hash of what has to be equal for alignment padding: steps, layers, input shape; not the count of classes."""
+    if any(name.endswith(".factor1") for name in skeleton.layers):
+        from brickyard.network._network import Network
+        from brickyard.surgery._pairs import without_pairs
+
+        with contextlib.suppress(BrickyardError):  # a structure that is none stays as it is
+            skeleton = without_pairs(Network.from_spec(skeleton)).to_spec()
     value = skeleton.model_dump(mode="json")
     for name in _last_layers(skeleton):
         config = value["layers"][name]["config"]
