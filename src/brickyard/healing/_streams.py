@@ -65,8 +65,8 @@ class Stream:
             values = rest.values()
             if rest.position < index:
                 self.network.advance(values, rest.position, index)
-                size = _bytes(values)
-                if size <= MEMORY - sum(other.held for other in self._rests if other is not rest):
+                size, storable = _size(values)
+                if not storable or size <= MEMORY - sum(other.held for other in self._rests if other is not rest):
                     rest.hold(values, index, size)
                 else:
                     rest.store(values, index, self._file(rest))
@@ -134,10 +134,11 @@ class _Stored:
     number: int
 
 
-def _bytes(values: dict[str, Any]) -> int:
+def _size(values: dict[str, Any]) -> tuple[int, bool]:
+    """The bytes of values, and whether a file can hold them."""
     tensors: list[Tensor] = []
     _mapped(values, tensors.append)
-    return sum(value.nbytes for value in tensors)
+    return sum(value.nbytes for value in tensors), not any(value.is_complex() for value in tensors)
 
 
 def _narrow(value: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ class _Reader:
     ) -> None:
         self.node, self.position, self.columns = node, position, columns
         self.mixing = mixing_of(network.layer(node.target))
-        self.weight = self.mixing.rows.double().flatten(1).clone()  # as refitted so far
+        self.weight = self.mixing.rows.double().flatten(1).cpu().clone()  # as refitted so far
         self.mean = equations.mean
         self.inverse = equations.inverse.clone()
         self.intercept = intercept_of(network, node)

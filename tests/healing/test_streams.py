@@ -1,0 +1,105 @@
+"""Two networks over all images at once: each step runs once, and what does not fit in memory waits on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from brickyard.axes._graph import trace
+from brickyard.healing import _heal, _streams
+from brickyard.healing._heal import Shown, heal_network
+from brickyard.surgery._join import cut
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain
+
+IMAGES = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def setup(make):
+    model = make()
+    graph = trace(model, IMAGES[:2])
+    keep = {axis.name: torch.arange(0, axis.size, 2) for axis in graph.free if not axis.output}
+    return graph, {**graph.everything(), **keep}
+
+
+def refitted(graph, keep, shown: Shown, ridge: float | None = 1e-3, per_input: int = _heal.PER_INPUT):
+    network = cut(graph, keep)
+    report = heal_network(graph, keep, network, shown, "refit", ridge, per_input)
+    return network, report
+
+
+@pytest.mark.parametrize("memory", [_streams.MEMORY, 0], ids=["held", "on disk"])
+@pytest.mark.parametrize("make", [chain, Residual, Branches, SqueezeExcite])
+def test_a_refit_runs_each_layer_once_for_every_batch(make, memory, monkeypatch) -> None:
+    monkeypatch.setattr(_streams, "MEMORY", memory)
+    graph, keep = setup(make)
+    counts: Counter[str] = Counter()
+    for name in graph.network.layer_names:
+        layer = graph.network.layer(name)
+        layer.register_forward_hook(lambda *_, name=name: counts.update([name]))
+    refitted(graph, keep, Shown(list(IMAGES.split(16))))
+    repaired = {name for name in counts if isinstance(graph.network.layer(name), nn.Conv2d | nn.Linear)}
+    assert repaired
+    # once on the way, and once more where a layer's own output is the goal, with what follows it
+    assert set(counts.values()) <= {3, 6}
+    assert {counts[name] for name in repaired} <= {3, 6}
+
+
+@pytest.mark.parametrize("make", [Residual, Branches])
+def test_what_waits_on_disk_is_in_half_precision_and_is_swept_up(make, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    graph, keep = setup(make)
+    shown = Shown(list(IMAGES.split(16)))
+    held = refitted(graph, keep, shown)[0](IMAGES)
+    assert list(tmp_path.iterdir()) == []  # all of it fitted
+    sizes: list[int] = []
+    save = _streams.save_file
+
+    def watched(tensors: dict[str, Tensor], file: Path) -> None:
+        save(tensors, file)
+        assert {value.dtype for value in tensors.values()} == {torch.float16}
+        sizes.append(file.stat().st_size)
+
+    monkeypatch.setattr(_streams, "MEMORY", 0)
+    monkeypatch.setattr(_streams, "save_file", watched)
+    stored = refitted(graph, keep, shown)[0](IMAGES)
+    assert sizes
+    assert list(tmp_path.iterdir()) == []
+    bare = cut(graph, keep)(IMAGES)
+    assert 0 < float((stored - held).detach().abs().max()) < 0.02 * float((bare - held).detach().abs().max())
+
+
+def test_the_ridge_of_a_layer_is_the_one_that_serves_unseen_images_best(monkeypatch) -> None:
+    """Few images for many inputs: the usual ridge fits these images, and no others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 96, 8), nn.ReLU(), nn.Flatten(), nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 6))
+    graph = trace(model.eval(), IMAGES[:2])
+    keep = {**graph.everything(), "0": torch.arange(48)}
+    shown = Shown([IMAGES[:12]], [IMAGES[12:24]])
+    unseen = IMAGES[24:]
+    goal = model(unseen).detach()
+    found = {}
+    for ridge in (None, *_heal.RIDGES):
+        network, report = refitted(graph, keep, shown, ridge)
+        found[ridge] = float((network(unseen) - goal).detach().square().sum())
+        if ridge is None:
+            assert report.ridges["3"] > 1e-2
+    assert found[None] <= 1.2 * min(found.values())
+    assert found[None] < 0.8 * found[1e-4]  # the control: it matters
+
+
+def test_samples_are_drawn_for_each_image_alike_however_it_is_batched(monkeypatch) -> None:
+    monkeypatch.setattr(_heal, "FEWEST", 200)
+    graph, keep = setup(chain)
+    numbers = []
+    for size in (16, 7):
+        network, _ = refitted(graph, keep, Shown(list(IMAGES.split(size))), per_input=1)
+        numbers.append(torch.cat([value.flatten() for value in network.state_dict().values() if value.ndim]))
+    assert float((numbers[0] - numbers[1]).abs().max()) < 1e-3
+    other, _ = refitted(graph, keep, Shown(list(IMAGES.split(16)), seed=5), per_input=1)
+    drawn = torch.cat([value.flatten() for value in other.state_dict().values() if value.ndim])
+    assert float((numbers[0] - drawn).abs().max()) > 1e-3  # the control: other positions
