@@ -84,18 +84,22 @@ def test_rejecting_components_are_judged_and_fitted_with_images_of_other_classes
 
 def test_too_few_images_are_told_of() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 64, 8), nn.ReLU(), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-    labels = model(IMAGES).argmax(1)
-    task = [int(k) for k, count in enumerate(labels.bincount(minlength=4)) if count >= 6]
-    assert len(task) > 1
-    relevance = by.locate(model, (IMAGES, labels), task=task)
-    few = torch.cat([torch.nonzero(labels == k).flatten()[:6] for k in task])
-    options = {"task": task, "budget": by.Budget(flops=0.3)}
-    with pytest.warns(by.BrickyardWarning, match=r"too few.*labels are not needed"):
-        by.disassemble(model, relevance, images=(IMAGES[few], labels[few]), **options)
+    images = torch.rand(240, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    wide = nn.Conv2d(3, 128, 8), nn.Linear(128, 128), nn.Linear(128, 4)
+    model = nn.Sequential(wide[0], nn.Tanh(), nn.Flatten(), wide[1], nn.Tanh(), wide[2])
+    with torch.no_grad():
+        for layer in wide:
+            layer.weight.mul_(4)
+        wide[2].bias -= model(images).mean(0)
+    labels = model(images).argmax(1)
+    relevance = by.locate(model, (images, labels))
+    few = torch.cat([torch.nonzero(labels == k).flatten()[:6] for k in range(4)])
+    options = {"task": [0, 1, 2, 3], "budget": by.Budget(flops=0.5)}
+    with pytest.warns(by.BrickyardWarning, match=r"16 are too few.*labels are not needed"):
+        by.disassemble(model, relevance, images=(images[few], labels[few]), **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", by.BrickyardWarning)  # the control: where all are used, none is given
-        by.disassemble(model, relevance, task=task, budget=by.Budget(flops=0.9))
+        warnings.simplefilter("error", by.BrickyardWarning)  # the control: with all of them, none is given
+        by.disassemble(model, relevance, **options)
 
 
 def test_a_budget_of_agreement_is_the_least_that_agrees() -> None:
