@@ -75,6 +75,36 @@ def test_elimination_is_backward_selection_by_regression() -> None:
     assert curve.damage[1] > 10 * curve.damage[7] > 0
 
 
+class Shortcut(nn.Module):
+    """A shortcut that a sum overwrites, or does not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.linear = nn.Linear(8, 3)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = torch.tanh(self.stem(x))
+        y = self.outer(torch.tanh(self.inner(shortcut)))
+        if self.in_place:
+            shortcut += y
+        else:
+            shortcut = shortcut + y
+        return self.linear(torch.tanh(shortcut).mean((2, 3)))
+
+
+def test_damage_is_the_same_where_a_step_overwrites_a_value() -> None:
+    curves = [
+        curves_for(trace(randomised(Shortcut(in_place).double()), IMAGES), [0, 1, 2]) for in_place in (True, False)
+    ]
+    assert curves[0].keys() == curves[1].keys()
+    for name in curves[0]:
+        assert np.array_equal(curves[0][name].order, curves[1][name].order)
+        np.testing.assert_allclose(curves[0][name].damage, curves[1][name].damage, rtol=1e-9, atol=1e-15)
+        assert curves[0][name].damage[0] > 1e-4
+
+
 def test_a_channel_that_says_what_another_says_goes_first_and_costs_nothing() -> None:
     model = two_layers()
     with torch.no_grad():

@@ -83,7 +83,7 @@ class Stream:
         """The values before a later step, from those before step `index`, which stay as they are."""
         if stop == index:
             return values
-        found = {name: _mapped(value, Tensor.clone) for name, value in values.items()}
+        found = copied(values)
         self.network.advance(found, index, stop)
         return found
 
@@ -132,6 +132,12 @@ class _Stored:
     """Stands for a tensor in a file."""
 
     number: int
+
+
+def copied(values: dict[str, Any]) -> dict[str, Any]:
+    """Values that steps may overwrite without changing these."""
+    found: dict[str, Any] = _mapped(values, Tensor.clone)
+    return found
 
 
 def _size(values: dict[str, Any]) -> tuple[int, bool]:

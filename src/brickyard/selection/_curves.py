@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
 from brickyard.healing._heal import Draws, Shown
-from brickyard.healing._streams import Stream, intercept_of
+from brickyard.healing._streams import Stream, copied, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.runtime._progress import bar
@@ -34,7 +35,7 @@ LEVELS = (0.8, 0.5, 0.25)  # shares of an axis at which damage is measured
 STEPS = 64  # eliminations per axis at most; wider axes lose several channels at once
 WIDEST = 6144  # largest number of inputs whose normal equations are inverted; wider layers are judged by energy
 RIDGE = 1e-3
-MEASURED = 128  # images to measure damage on, at most
+MEASURED = 64  # images to measure damage on, at most
 SENSED = 64  # images to take gradients on, at most
 PER_INPUT = 100  # samples for each input of a layer
 _LIVE = 256 << 20  # bytes of activations in one backward pass
@@ -78,17 +79,19 @@ def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | 
             node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index), images)
             for index, node in readers
         }
-        measured = _drawn(shown.held or shown.fit)
-        whole = [copy(batch) for batch in measured]
-        for axis in axes:
+        logits = _Logits(copy, _drawn(shown.held or shown.fit))
+        read = {
+            axis.name: [(*step, columns) for step in readers if (columns := _columns(part, axis, step[1].target))]
+            for axis in axes
+        }
+        for axis in sorted(axes, key=lambda axis: min((index for index, _, _ in read[axis.name]), default=0)):
             own = [
                 _Reader(node, index, columns, copy, equations[node.target], weights[node.target])
-                for index, node in readers
-                if (columns := _columns(part, axis, node.target)) is not None
+                for index, node, columns in read[axis.name]
             ]
-            curves[axis.name] = _curve(_left(part, axis), own, _Measure(own, copy, measured, whole))
+            curves[axis.name] = _curve(_left(part, axis), own, logits)
             advance(text=f"measuring {axis.name}")
-    return curves
+    return {axis.name: curves[axis.name] for axis in axes}
 
 
 def _drawn(batches: Sequence[Tensor], most: int = MEASURED) -> list[Tensor]:
@@ -276,7 +279,7 @@ class _Reader:
         return error
 
 
-def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measure) -> Curve:
+def _curve(channels: NDArray[np.int64], readers: list[_Reader], logits: _Logits) -> Curve:
     """Eliminate channel after channel, and measure the damage at some lengths."""
     size = len(channels)
     alive = torch.arange(size)
@@ -293,7 +296,7 @@ def _curve(channels: NDArray[np.int64], readers: list[_Reader], measure: _Measur
         estimated[len(alive)] = before + sum(reader.eliminate(chosen) for reader in readers)
         gone += chosen.tolist()
         if len(alive) in marks:
-            measured[len(alive)] = measure()
+            measured[len(alive)] = logits.damage(readers)
     order = np.array([*gone, *alive.tolist()][::-1], dtype=np.int64)
     estimated[0] = estimated[1] + float(sum(reader.costs(alive).sum() for reader in readers))
     return Curve(channels[order], bent(estimated, measured))
@@ -320,36 +323,41 @@ def bent(estimated: Mapping[int, float], measured: Mapping[int, float]) -> NDArr
     return whole
 
 
-class _Measure:
-    """Measures how far the logits move with the readers' current weights."""
+class _Logits:
+    """Measures how far logits move with other weights of a few layers.
 
-    def __init__(
-        self, readers: list[_Reader], network: Network, batches: Sequence[Tensor], whole: Sequence[Tensor]
-    ) -> None:
-        self.readers, self.network, self.whole = readers, network, whole
-        self._start = min((reader.position for reader in readers), default=len(network.nodes))
-        self._before: list[dict[str, Tensor]] = []
-        for batch in batches:
-            values = {network.nodes[0].name: batch}
-            network.advance(values, 0, self._start)
-            self._before.append(values)
+    Values before these layers are kept from one axis to the next, in the order of the network.
+    """
 
-    def __call__(self) -> float:
-        """Return the squared error of the logits, as a share of their energy."""
-        before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in self.readers]
-        for reader in self.readers:
+    def __init__(self, network: Network, batches: Sequence[Tensor]) -> None:
+        self.network = network
+        self._whole = [network(batch) for batch in batches]
+        self._energy = sum(float(_centred(goal).double().square().sum()) for goal in self._whole)
+        self._position = 0
+        self._before: list[dict[str, Any]] = [{network.nodes[0].name: network.taken(batch)} for batch in batches]
+        overwriting = [place for place, node in enumerate(network.nodes) if network.overwrites(node)]
+        self._last = max(overwriting, default=-1)  # before it, values are copied
+
+    def damage(self, readers: Sequence[_Reader]) -> float:
+        """The squared error of the logits with the current weights of readers, as a share of their energy."""
+        if not readers:
+            return 0.0
+        start = min(reader.position for reader in readers)
+        for values in self._before:
+            self.network.advance(values, self._position, start)
+        self._position = start
+        before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in readers]
+        for reader in readers:
             self._set(reader)
-        error = energy = 0.0
-        for values, goal in zip(self._before, self.whole, strict=True):
-            found = dict(values)
-            self.network.advance(found, self._start, len(self.network.nodes))
-            logits = found[self.network.nodes[-1].name]
-            error += float(_centred(logits - goal).double().square().sum())
-            energy += float(_centred(goal).double().square().sum())
+        error = 0.0
+        for values, goal in zip(self._before, self._whole, strict=True):
+            found = copied(values) if start <= self._last else dict(values)
+            self.network.advance(found, start, len(self.network.nodes))
+            error += float(_centred(found[self.network.nodes[-1].name] - goal).double().square().sum())
         for reader, rows, shift in before:
             reader.mixing.set_rows(rows)
             reader.intercept.put(shift)
-        return error / max(energy, _TINY)
+        return error / max(self._energy, _TINY)
 
     @staticmethod
     def _set(reader: _Reader) -> None:
