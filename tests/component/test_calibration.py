@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import brickyard as by
@@ -139,3 +140,29 @@ def test_distillation_follows_the_refit_and_says_its_steps() -> None:
     assert longer.manifest.agreement[0] >= plain.manifest.agreement[0]
     with refused("option-requires-option", "minutes="):
         by.disassemble(model, relevance, minutes=1, **options)
+
+
+def test_more_images_of_anything_are_fitted_to_and_judge_nothing(monkeypatch, tmp_path) -> None:
+    seen = watched(monkeypatch)
+    model, relevance, _ = world()
+    strange = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for number, picture in enumerate((strange * 255).byte()):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "deep" / "er" / f"{number:02}.png")
+    options = {"task": [0, 1, 2, 3], "budget": by.Budget(flops=0.5)}
+    plain = by.disassemble(model, relevance, **options)
+    part = by.disassemble(model, relevance, more_images=strange, **options)
+    from_disk = by.disassemble(model, relevance, more_images=tmp_path, **options)
+    assert (part.manifest.heal.others, plain.manifest.heal.others) == (30, 0)
+    assert from_disk.manifest.heal.others == 30
+    assert part.manifest.agreement[1] == plain.manifest.agreement[1]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0].shown.held, seen[1].shown.held, strict=True))
+    with torch.no_grad():
+        goal = model(strange)
+        errors = [float((one(strange) - goal).square().sum()) for one in (part, plain)]
+    assert errors[0] < errors[1]
+    with refused("data-wrong-size", "more_images", "(3, 9, 9)"):
+        by.disassemble(model, relevance, more_images=torch.rand(4, 3, 9, 9), **options)
+    (tmp_path / "empty").mkdir()
+    with refused("data-no-images", "empty"):
+        by.disassemble(model, relevance, more_images=tmp_path / "empty", **options)

@@ -341,6 +341,11 @@ class DisassembleOptions(TypedDict, total=False):
         Opt(default=None, help="Heal with these images, as for `locate`, or with an unlabelled tensor.",
             unset="the images recorded with the relevances"),
     ]  # fmt: skip
+    more_images: Annotated[
+        Any,
+        Opt(default=None, only="python", unset="none",
+            help="Heal with these images too, without labels: a folder, or anything that a component predicts."),
+    ]  # fmt: skip
     heal_images: Annotated[
         int, Opt(default=400, least=1, help="Heal with at most this many images, drawn evenly from the task's classes.")
     ]

@@ -140,6 +140,9 @@ def disassemble(
         str | None, Option(help="Training images for healing and, without --relevance, for locating.")
     ] = None,
     relevance: Annotated[Path | None, Option(help="Use relevances written by `locate`.")] = None,
+    more_images: Annotated[
+        Path | None, Option(help="Heal with the pictures in this folder too; they may show anything.", exists=True)
+    ] = None,
     weights: Weights = None,
     names: words.Names = None,
     force: Force = False,
@@ -175,7 +178,8 @@ def disassemble(
     if limited:  # thresholds were for locating
         options |= dict.fromkeys(thresholds)
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
-    component = cut(origin.model, found, **chosen, task=parse_classes(task, found.classes), images=images)
+    given = {"images": images, "more_images": more_images}
+    component = cut(origin.model, found, **chosen, task=parse_classes(task, found.classes), **given)
     keep(component, output, force)
     manifest = component.manifest
     value = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._records import Preprocessing
 from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images, warn_of_names
+from brickyard.inputs._datasets import pictures_in
+from brickyard.inputs._decoding import read_images
+from brickyard.inputs._preprocessing import check_raw, preprocess
 from brickyard.network._network import kind
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
@@ -158,8 +163,40 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
         others = len(more)
         for side, some in zip(sides, reversed(_parted(more, seed)), strict=True):
             side += read(pool.images, some)
+    if options["more_images"] is not None:
+        added = _added(graph, pool.images.preprocessing, options, count)
+        others += sum(map(len, added))
+        sides[0] += added
     copies = copies_needed(graph, sum(map(len, sides[0])))
     return Calibration(Shown(with_copies(sides[0], copies, seed), sides[1], seed), copies, len(sides[0]), others)
+
+
+def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Tensor]:
+    """Images without labels to fit with, preprocessed: at most so many, drawn at random.
+
+    Raises:
+        DataError: They cannot be used.
+    """
+    images, like = options["more_images"], kind(graph.network)
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        images = pictures_in(Path(images))
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))[:most]
+        images = [images[place] for place in drawn.tolist()]
+    found: list[Tensor] = []
+    for batch in read_images(images, options["batch_size"]):
+        check_raw(batch, how, "more_images")
+        x = preprocess(batch, how).to(like.device, like.dtype)
+        if tuple(x.shape[1:]) != graph.input_shape:
+            raise DataError(
+                "data-wrong-size",
+                f"more_images need the source's input shape {graph.input_shape}, got {tuple(x.shape[1:])} after "
+                "preprocessing; give images of that size, or a source with a preprocessing that resizes them",
+            )
+        found.append(x)
+    if not found:
+        raise DataError("data-no-images", "more_images is empty; give at least one image, or leave it out")
+    return list(torch.cat(found)[:most].split(options["batch_size"]))
 
 
 def _parted(indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:

@@ -333,6 +333,18 @@ def split_folder(path: Path, split: str) -> Path | None:
     return next((path / name for name in names if name and (path / name).is_dir()), None)
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures in a folder and in those within it, in order.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    if not found:
+        raise DataError("data-no-images", f"{folder} holds no pictures; give a folder with .png, .jpg or the like")
+    return found
+
+
 def _folder(path: Path, split: str, size: tuple[int, int] | Preprocessing | None, asked: bool) -> ImageData:
     """Images in a folder a class. Where the text asks for a split, there must be a folder of it."""
     found = split_folder(path, split)
