@@ -178,8 +178,8 @@ def disassemble(
     if limited:  # thresholds were for locating
         options |= dict.fromkeys(thresholds)
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
-    given = {"images": images, "more_images": more_images}
-    component = cut(origin.model, found, **chosen, task=parse_classes(task, found.classes), **given)
+    classes = parse_classes(task, found.classes)
+    component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more_images)
     keep(component, output, force)
     manifest = component.manifest
     value = {
