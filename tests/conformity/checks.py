@@ -97,7 +97,7 @@ def check_component(entry: models.Entry, model: nn.Module, report: Report, folde
     data = images(entry, 2 * models.CLASSES, 2, torch.float32), torch.arange(2 * models.CLASSES) % models.CLASSES
     relevance = by.locate(model, data, keep_sums=False)
     task = [2, 0, *range(3, models.CLASSES), 1]
-    component = by.disassemble(model, relevance, task=task, budget=by.Budget(flops=0.6))
+    component = by.disassemble(model, relevance, task=task, budget=by.Budget(flops=0.6), select="mda")
     report["flops"] = component.manifest.selection.flops / component.manifest.source.flops
     graph = relevance.graph(model)
     keep = {name: torch.tensor(axis.kept) for name, axis in component.manifest.axes.items()}

@@ -51,6 +51,7 @@ CONVOLUTIONS = {
 def test_a_pair_of_full_rank_is_the_layer(name, monkeypatch) -> None:
     monkeypatch.setattr(_factors, "LOST", 1.0)
     monkeypatch.setattr(_factors, "LOST_FLAT", 1.0)
+    monkeypatch.setattr(_factors, "NARROWEST_FLAT", 8)
     model = stack(CONVOLUTIONS[name], nn.ReLU())
     graph = trace(model, IMAGES[:2])
     made = factored(graph, {}, SHOWN)

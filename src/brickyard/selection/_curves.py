@@ -34,6 +34,7 @@ from brickyard.surgery._plan import KeepSet, Part, positions
 LEVELS = (0.8, 0.5, 0.25)  # shares of an axis at which damage is measured
 STEPS = 64  # eliminations per axis at most; wider axes lose several channels at once
 WIDEST = 6144  # largest number of inputs whose normal equations are inverted; wider layers are judged by energy
+WIDE = 2048  # the same where there are fewer samples than inputs
 RIDGE = 1e-3
 MEASURED = 64  # images to measure damage on, at most
 SENSED = 64  # images to take gradients on, at most
@@ -178,11 +179,11 @@ def _equations(stream: Stream, index: int, node: Node, draws: Draws, images: int
     """Compute them from the network's own activations; average over groups that are cut alike."""
     mixing = mixing_of(stream.network.layer(node.target))
     inputs, sizes = mixing.rows[0].numel(), stream.sizes(node)
-    full = inputs <= WIDEST and mixing.groups == 1
+    every = int(np.prod(sizes, dtype=np.int64))
+    full = inputs <= (WIDEST if images * every >= inputs else WIDE) and mixing.groups == 1
     gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
     total, count = torch.zeros(inputs, dtype=torch.float64), 0
     places = draws.places(images, sizes, mixing)
-    every = int(np.prod(sizes, dtype=np.int64))
     for start, values in zip(stream.starts, stream.before(index), strict=True):
         x = values[node.args[0].node]
         some = places[start : start + len(x)]

@@ -29,6 +29,8 @@ from brickyard.surgery._pairs import Pair, middle, with_pairs
 from brickyard.surgery._plan import KeepSet
 
 NARROWEST = 8  # inputs and outputs below which a layer stays as it is
+NARROWEST_FLAT = 64  # the same for a layer without a kernel
+WIDEST = 2048  # largest side of a matrix that is decomposed
 PER_INPUT = 50  # samples for each input of a first factor
 LOST = 0.05  # largest share of a layer's weighted energy that a pair as dear as the layer may lose
 LOST_FLAT = 0.002  # the same for a layer without a kernel, whose pair can only be dearer or lose something
@@ -108,7 +110,13 @@ def _candidates(network: Network) -> list[tuple[int, Node]]:
     found = []
     for index, node, layer in iter_layers(network):
         mixing = find_mixing(layer)
-        if mixing is None or mixing.groups > 1 or runs[node.target] > 1 or min(mixing.rows.shape[:2]) < NARROWEST:
+        if mixing is None or mixing.groups > 1 or runs[node.target] > 1:
+            continue
+        outputs, inputs = mixing.rows.shape[:2]
+        kernel = tuple(mixing.rows.shape[2:]) or (1, 1)
+        flat = max(kernel) == 1
+        sides = inputs * kernel[0], outputs * kernel[-1]
+        if min(inputs, outputs) < (NARROWEST_FLAT if flat else NARROWEST) or max(sides) > WIDEST:
             continue
         if mixing.linear or _separable(layer):
             found.append((index, node))
