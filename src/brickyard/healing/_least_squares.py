@@ -38,8 +38,8 @@ class HealReport:
             count = sum(outputs for outputs, _ in self.worse.values())
             named = [f"{outputs} of {of} of layer {name!r}" for name, (outputs, of) in self.worse.items()]
             more = f" and those of {len(named) - NAMED} more layers" if len(named) > NAMED else ""
-            why = f"the refit did not lower the error of {count} outputs ({', '.join(named[:NAMED])}{more})"
-            self.notes.append(f"{why}; they were left as they were cut")
+            why = f"{count} outputs were left as they were cut ({', '.join(named[:NAMED])}{more})"
+            self.notes.append(f"{why}): on the images held back, the refit did not lower their error")
         return self
 
 
