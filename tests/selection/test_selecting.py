@@ -105,6 +105,16 @@ def test_damage_is_the_same_where_a_step_overwrites_a_value() -> None:
         assert curves[0][name].damage[0] > 1e-4
 
 
+def test_damage_to_one_class_does_not_depend_on_batches() -> None:
+    """What all images share is no matter for one class; nor is it what the images of one batch share."""
+    curves = [curves_for(trace(chain().double(), IMAGES), [2], IMAGES.split(size)) for size in (24, 5, 1)]
+    for name, curve in curves[0].items():
+        assert curve.damage[0] > 1e-4
+        for other in curves[1:]:
+            assert np.array_equal(curve.order, other[name].order)
+            np.testing.assert_allclose(curve.damage, other[name].damage, rtol=1e-6, atol=1e-12)
+
+
 def test_a_channel_that_says_what_another_says_goes_first_and_costs_nothing() -> None:
     model = two_layers()
     with torch.no_grad():
