@@ -269,3 +269,22 @@ def test_branches_keep_their_layout_with_pairs() -> None:
     assert "right" in made.pairs
     with torch.no_grad():
         torch.testing.assert_close(made.graph.network(IMAGES), model(IMAGES), rtol=1e-10, atol=1e-10)
+
+
+def test_a_classifier_of_which_some_outputs_stay_becomes_a_pair_of_all(monkeypatch) -> None:
+    """Eight classes or more make a layer wide enough; the task has not all of the source's, and in another order."""
+    monkeypatch.setattr(_factors, "LOST_FLAT", 1.0)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 12)
+    model = randomised(nn.Sequential(*layers).double())
+    task = [11, 3, 2, 1, 0, 9, 8, 7, 5]
+    graph = trace(model, IMAGES[:2])
+    made = factored(graph, {graph.output.name: torch.tensor(task)}, SHOWN)
+    assert "4" in made.pairs
+    whole = {**made.graph.everything(), made.graph.output.name: torch.tensor(task)}
+    with torch.no_grad():
+        torch.testing.assert_close(cut(made.graph, whole)(IMAGES), model(IMAGES)[:, task], rtol=1e-9, atol=1e-9)
+    relevance = by.locate(model, (IMAGES, torch.arange(40) % 12))
+    part = by.disassemble(model, relevance, task=task, budget=by.Budget(parameters=0.5))
+    assert part(IMAGES).shape == (40, 9)
+    assert part.manifest.selection.parameters == sum(value.numel() for value in part.network.parameters())

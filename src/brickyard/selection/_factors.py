@@ -26,7 +26,7 @@ from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
 from brickyard.surgery._join import cut
 from brickyard.surgery._pairs import Pair, middle, with_pairs
-from brickyard.surgery._plan import KeepSet
+from brickyard.surgery._plan import KeepSet, Part, positions
 
 NARROWEST = 8  # inputs and outputs below which a layer stays as it is
 PER_INPUT = 50  # samples for each input of a first factor
@@ -63,7 +63,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
         round_to: Keep a multiple of this many channels of each middle.
     """
     network = cut(graph, keep)
-    nodes = _candidates(network)
+    nodes = [(index, node) for index, node in _candidates(network) if _reads_all(graph, network, node.target)]
     if not nodes:
         return Factored(graph, {}, dict(keep))
     weights = sensitivity(network, [node for _, node in nodes], graph, shown)
@@ -76,7 +76,8 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             layer = network.layer(node.target)
             sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
             moments = _moments(stream, index, node, _empty(layer, 1).first, sizes, draws, images)
-            factors = _factors(layer, moments, weights[node.target])
+            whole, heard = _whole(graph, keep, node.target, weights[node.target])
+            factors = _factors(whole, moments, heard)
             if factors is None:
                 continue
             rank = _rank(graph, node, layer, len(factors.energy))
@@ -84,7 +85,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
             flat = mixing_of(layer).kernel.shape[2] == 1
             if rank > 0 and lost <= (LOST_FLAT if flat else LOST):
-                pairs[node.target], ranks[middle(node.target)] = _pair(layer, factors), torch.arange(rank)
+                pairs[node.target], ranks[middle(node.target)] = _pair(whole, factors), torch.arange(rank)
         if not pairs:
             return Factored(graph, {}, dict(keep))
         made = with_pairs(graph, pairs)
@@ -113,6 +114,22 @@ def _candidates(network: Network) -> list[tuple[int, Node]]:
         if mixing.linear or _separable(layer):
             found.append((index, node))
     return found
+
+
+def _reads_all(graph: Graph, network: Network, name: str) -> bool:
+    """Whether a layer of the cut network reads all that the source's does."""
+    cut_rows, rows = (mixing_of(one.layer(name)).rows for one in (network, graph.network))
+    return cut_rows.shape[1] == rows.shape[1]
+
+
+def _whole(graph: Graph, keep: KeepSet, name: str, weights: Tensor) -> tuple[nn.Module, Tensor]:
+    """The source's layer, of which the cut network may have some outputs, and a weight for each of its outputs."""
+    layer, labels = graph.network.layer(name), graph.at(name, "out")
+    heard = torch.zeros(len(mixing_of(layer).rows), dtype=weights.dtype)
+    if len(heard) == len(weights) or labels is None:
+        return layer, weights
+    heard[torch.from_numpy(positions(Part(graph, keep), labels))] = weights
+    return layer, heard
 
 
 def _separable(layer: nn.Module) -> bool:
