@@ -296,6 +296,13 @@ def _check_agreement(job: _Job) -> None:
     Raises:
         OptionError: It cannot.
     """
+    heal = job.choice.options["heal"]
+    if heal in ("none", "moments"):
+        raise OptionError(
+            "option-conflict",
+            f"agreement= is that of a component after a refit, and heal={heal!r} was given; give heal='refit' or "
+            "'distil', or a budget of flops= or parameters=",
+        )
     if not job.judged:
         raise OptionError(
             "option-conflict",
