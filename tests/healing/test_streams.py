@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from brickyard.axes._graph import trace
@@ -15,6 +17,7 @@ from brickyard.healing import _heal, _streams
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
+from errors import refused
 
 IMAGES = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 
@@ -150,3 +153,21 @@ def test_copies_of_views_are_views_of_copies() -> None:
     found["view"][0].add_(10)
     assert found["whole"].tolist() == [0, 1, 12, 13, 4, 5]
     assert whole.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("IoError 28")])
+def test_a_full_disk_is_told_of(error, monkeypatch, tmp_path) -> None:
+    def full(*_) -> None:
+        raise type(error)(*error.args)
+
+    graph, keep = setup(chain)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_streams, "MEMORY", 0)
+    monkeypatch.setattr(_streams, "save_file", full)
+    with refused("file-not-writable", str(tmp_path), "TMPDIR"):
+        refitted(graph, keep, Shown(list(IMAGES.split(16))))
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with refused("file-not-writable", "missing", "TMPDIR"):
+        refitted(graph, keep, Shown(list(IMAGES.split(16))))

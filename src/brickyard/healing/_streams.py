@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import shutil
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.base._errors import FileError
+from brickyard.base._messages import told
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, refs
@@ -78,7 +82,8 @@ class Stream:
     def _file(self, rest: _Rest) -> Path:
         """Where a batch's values wait; it is removed with the stream."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="brickyard-"))
+            with _writing(Path(tempfile.tempdir or ".")):
+                self._folder = Path(tempfile.mkdtemp(prefix="brickyard-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder / str(self._rests.index(rest))
 
@@ -89,6 +94,23 @@ class Stream:
         found = copied(values)
         self.network.advance(found, index, stop)
         return found
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """For writes of values that wait.
+
+    Raises:
+        FileError: They cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            "file-not-writable",
+            f"activations of so many images wait on disk, and {str(place)!r} cannot be written: {told(error)}; free "
+            "space there, name another folder in TMPDIR, or use fewer images",
+        ) from error
 
 
 class _Rest:
@@ -116,7 +138,8 @@ class _Rest:
         self.position, self.held, self._file = position, 0, file
         self._values = _mapped(values, lambda value: _stored(value, places, wholes))
         self._like = [whole.new_empty(0) for whole in wholes]
-        save_file({str(number): _narrow(whole) for number, whole in enumerate(wholes)}, file)
+        with _writing(file):
+            save_file({str(number): _narrow(whole) for number, whole in enumerate(wholes)}, file)
 
     def values(self) -> dict[str, Any]:
         """The values."""
