@@ -320,3 +320,27 @@ def test_groups_that_become_few_on_the_way_to_a_budget_are_still_cut_whole() -> 
     assert 0 < len(keep["0"]) <= 2
     cost, whole = (CostModel(graph)(keep_mask(graph, k)).flops for k in (keep, {}))
     assert cost <= 0.4 * whole
+
+
+class Halves(nn.Module):
+    """Overwrites one of two views, which torch cannot differentiate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.linear = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Linear(12, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, classes)."""
+        left, right = self.stem(x).chunk(2, 1)
+        torch.relu_(left)
+        return self.linear(torch.relu(self.conv(torch.cat([left, right], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{"select": "damage"}, {"select": "taylor"}, {"select": "l1", "heal": "distil"}])
+def test_a_network_without_gradients_is_refused_where_they_are_needed(options) -> None:
+    model, data = Halves(), (IMAGES.float(), torch.arange(24) % 4)
+    relevance = by.locate(model, data)
+    with refused("surgery-no-gradients", "overwrites", "select='mda'" if "heal" not in options else "heal='refit'"):
+        by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), **options)
+    by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), select="mda")  # the control

@@ -27,6 +27,7 @@ from brickyard.healing._heal import Draws, Shown
 from brickyard.healing._streams import Stream, copied, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
+from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
 from brickyard.surgery._join import cut
 from brickyard.surgery._plan import KeepSet, Part, positions
@@ -116,19 +117,27 @@ def sensitivity(network: Network, nodes: Sequence[Node], graph: Graph, shown: Sh
     found = {node.target: torch.zeros(len(mixing_of(network.layer(node.target)).rows)).double() for node in nodes}
     answers: list[Tensor] = []
     for batch in images.split(size):
-        probes, logits = _probed(network, {node.name for node in nodes}, batch)
-        answers.append(logits.detach())
-        centred = _centred(logits) if logits.shape[1] > 1 else logits  # what images share is no matter of one batch
-        signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
-        names = list(probes)
-        slopes = torch.autograd.grad((centred * signs).sum(), [probes[name] for name in names], allow_unused=True)
+        with gradients("select='mda' or another criterion that needs none"):
+            slopes, logits = _slopes(network, {node.name for node in nodes}, batch, generator)
+        answers.append(logits)
         for node in nodes:
-            slope = slopes[names.index(node.name)]
+            slope = slopes[node.name]
             if slope is not None:
                 mixing = mixing_of(network.layer(node.target))
                 found[node.target] += mixing.by_output(slope).double().square().sum(1).cpu()
     energy = float(_centred(torch.cat(answers)).double().square().sum())
     return {name: value / max(energy, _TINY) for name, value in found.items()}
+
+
+def _slopes(
+    network: Network, names: set[str], batch: Tensor, generator: torch.Generator
+) -> tuple[dict[str, Tensor | None], Tensor]:
+    """Gradients of the logits' sum with random signs for the values of some steps, and the logits."""
+    probes, logits = _probed(network, names, batch)
+    centred = _centred(logits) if logits.shape[1] > 1 else logits  # what images share is no matter of one batch
+    signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
+    slopes = torch.autograd.grad((centred * signs).sum(), list(probes.values()), allow_unused=True)
+    return dict(zip(probes, slopes, strict=True)), logits.detach()
 
 
 def _bytes(value: object) -> int:
