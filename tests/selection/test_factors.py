@@ -16,9 +16,10 @@ from brickyard.selection._damage import by_damage
 from brickyard.selection._factors import factored
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
-from brickyard.surgery._pairs import carried, middle, paying, plain_name, with_pairs
+from brickyard.surgery._pairs import carried, middle, paired, paying, plain_name, with_pairs
 from brickyard.surgery._verify import zeroed_output
 from brickyard.testing import Branches, Residual, randomised
+from brickyard.yard import Yard
 from errors import refused
 
 IMAGES = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -288,3 +289,53 @@ def test_a_classifier_of_which_some_outputs_stay_becomes_a_pair_of_all(monkeypat
     part = by.disassemble(model, relevance, task=task, budget=by.Budget(parameters=0.5))
     assert part(IMAGES).shape == (40, 9)
     assert part.manifest.selection.parameters == sum(value.numel() for value in part.network.parameters())
+
+
+class Thin(nn.Module):
+    """A source whose own layers have the names that factors get; only "pair" is what the names say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        column, row = nn.Conv2d(12, 6, (3, 1), padding=(1, 0), bias=False), nn.Conv2d(6, 10, (1, 3), padding=(0, 1))
+        biased = nn.Conv2d(12, 6, (3, 1), padding=(1, 0))
+        square, point = nn.Conv2d(10, 6, 3, padding=1, bias=False), nn.Conv2d(6, 10, 1)
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.pair = nn.ModuleDict({"factor1": column, "factor2": row})
+        self.curved = nn.ModuleDict({"factor1": square, "factor2": point})
+        self.alone = nn.ModuleDict({"factor1": nn.Conv2d(10, 12, 1)})
+        self.biased = nn.ModuleDict({"factor1": biased, "factor2": nn.Conv2d(6, 10, (1, 3), padding=(0, 1))})
+        self.wide, self.linear = nn.Conv2d(10, 32, 5, padding=2), nn.Linear(32, 4)
+        randomised(self.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, classes)."""
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.pair["factor2"](self.pair["factor1"](x)))
+        x = self.curved["factor2"](torch.relu(self.curved["factor1"](x)))
+        x = torch.relu(self.alone["factor1"](x))
+        x = torch.relu(self.biased["factor2"](self.biased["factor1"](x)))
+        return self.linear(torch.relu(self.wide(x)).mean((2, 3)))
+
+
+def test_layers_of_a_source_that_are_named_like_factors_stay_what_they_are(tmp_path) -> None:
+    assert paired(trace(Thin(), IMAGES[:2]).network) == ["pair"]
+    model, data = Thin(), (IMAGES, torch.arange(40) % 4)
+    relevance = by.locate(model, data)
+    for factors in (False, None):
+        budget = by.Budget(flops=0.8, factors=factors)
+        parts = [
+            by.disassemble(model, relevance, task=task, budget=budget, heal=heal)
+            for task, heal in (([0, 1], "none"), ([2, 3], "refit"))
+        ]
+        if factors is None:  # the control: there is a pair that was made
+            assert "alone.factor1.factor1" in parts[0].network.layer_names
+            parts[1] = by.disassemble(model, relevance, task=[2, 3], budget=by.Budget(flops=0.8, factors=False))
+        with torch.no_grad():
+            beside = by.assemble(parts)(IMAGES)
+            torch.testing.assert_close(by.assemble(parts, form="padded")(IMAGES), beside)
+        if factors is False:  # no part has more than the source
+            by.assemble(parts, form="union", source=model)
+    yard = Yard(tmp_path / "yard", create=True)
+    for number, part in enumerate(parts):
+        yard.add(part.save(tmp_path / f"{number}.safetensors"))
+    assert len({entry.architecture for entry in yard.entries()}) == 1
