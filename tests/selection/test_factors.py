@@ -291,6 +291,32 @@ def test_a_classifier_of_which_some_outputs_stay_becomes_a_pair_of_all(monkeypat
     assert part.manifest.selection.parameters == sum(value.numel() for value in part.network.parameters())
 
 
+class Unknown(nn.Module):
+    """A layer that reads channels that cannot be followed, behind an operation that is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.linear = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 10, 5), nn.Linear(10, 4)
+        randomised(self.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> (batch, classes)."""
+        x = torch.fft.irfft2(torch.fft.rfft2(torch.relu(self.stem(x))), s=(6, 6))
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("flops", [0.9, 0.6])
+def test_a_layer_behind_an_unknown_operation_becomes_a_pair_too(flops) -> None:
+    model = Unknown()
+    made = factored(trace(model, IMAGES[:2]), {}, SHOWN)
+    assert set(made.pairs) == {"conv"}
+    relevance = by.locate(model, (IMAGES, torch.arange(40) % 4))
+    part = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=flops))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        part.network(IMAGES[:1])
+    assert counter.get_total_flops() == part.manifest.selection.flops <= flops * part.manifest.source.flops
+
+
 class Thin(nn.Module):
     """A source whose own layers have the names that factors get; only "pair" is what the names say."""
 

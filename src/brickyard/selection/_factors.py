@@ -25,7 +25,7 @@ from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
 from brickyard.surgery._join import cut
-from brickyard.surgery._pairs import Pair, middle, with_pairs
+from brickyard.surgery._pairs import Pair, middle_axis, with_pairs
 from brickyard.surgery._plan import KeepSet, Part, positions
 
 NARROWEST = 8  # inputs and outputs below which a layer stays as it is
@@ -68,7 +68,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
         return Factored(graph, {}, dict(keep))
     weights = sensitivity(network, [node for _, node in nodes], graph, shown)
     pairs: dict[str, Pair] = {}
-    ranks: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     with torch.no_grad():
         stream = Stream(graph, network, shown.fit)
         images = sum(map(len, shown.fit))
@@ -85,7 +85,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
             flat = mixing_of(layer).kernel.shape[2] == 1
             if rank > 0 and lost <= (LOST_FLAT if flat else LOST):
-                pairs[node.target], ranks[middle(node.target)] = _pair(whole, factors), torch.arange(rank)
+                pairs[node.target], ranks[node.target] = _pair(whole, factors), rank
         if not pairs:
             return Factored(graph, {}, dict(keep))
         made = with_pairs(graph, pairs)
@@ -94,7 +94,8 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
     kept: dict[str, Tensor] = {}
     if graph.output is not None and made.output is not None and graph.output.name in keep:
         kept = {made.output.name: keep[graph.output.name]}
-    return Factored(made, pairs, {**kept, **ranks})
+    kept |= {middle_axis(made, name): torch.arange(rank) for name, rank in ranks.items()}
+    return Factored(made, pairs, kept)
 
 
 def _equal(graph: Graph, made: Graph, x: Tensor) -> bool:

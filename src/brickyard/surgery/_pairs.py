@@ -45,8 +45,15 @@ class Pair:
 
 
 def middle(layer: str) -> str:
-    """The name of the middle axis of a layer's pair."""
+    """The name of the first of a layer's pair, which writes its middle."""
     return f"{layer}.{FIRST}"
+
+
+def middle_axis(graph: Graph, layer: str) -> str:
+    """The name of the middle axis of a layer's pair; an input that cannot be followed takes that of the layer."""
+    labels = graph.at(middle(layer), "out")
+    assert labels is not None
+    return next(axis.name for axis in graph.axes if axis.start <= labels[0] < axis.start + axis.size)
 
 
 def paired(network: Network) -> list[str]:
@@ -241,7 +248,7 @@ def carried(found: Mapping[str, T], before: Graph, after: Graph, gone: Sequence[
     Raises:
         SurgeryError: The graphs differ in more than that.
     """
-    lost = {middle(name) for name in gone}
+    lost = {middle_axis(before, name) for name in gone}
     axes = [axis for axis in before.axes if axis.name not in lost]
     if [axis.size for axis in axes] != [axis.size for axis in after.axes]:
         raise SurgeryError(
