@@ -180,9 +180,10 @@ def _rank(graph: Graph, node: Node, layer: nn.Module, full: int) -> int:
     if not mixing.linear:
         shape[2:] = _sizes(graph, node, layer)
     between = written.new_empty(shape)
-    whole = mixing.pair_flops(read, written) * inputs * outputs
+    whole = mixing.pair_flops(read, written, graph.batch) * inputs * outputs
     first, second = (mixing_of(part) for part in (pair.first, pair.second))
-    each = first.pair_flops(read, between) * inputs + second.pair_flops(between, written) * outputs
+    each = first.pair_flops(read, between, graph.batch) * inputs
+    each += second.pair_flops(between, written, graph.batch) * outputs
     return min(whole // max(1, each), full)
 
 

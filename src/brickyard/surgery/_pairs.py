@@ -135,7 +135,7 @@ def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], 
         if resource == "parameters":
             return mixing.kernel.shape[2]
         node = next(node for node in graph.network.nodes if node.op == "layer" and node.target == name)
-        return mixing.pair_flops(graph.shapes[_source(node)], graph.shapes[node.name])
+        return mixing.pair_flops(graph.shapes[_source(node)], graph.shapes[node.name], graph.batch)
 
     def count(name: str, role: DimRole) -> int:
         labels = made.at(name, role)
