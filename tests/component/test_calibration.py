@@ -122,6 +122,9 @@ def test_agreement_that_cannot_be_measured_is_refused() -> None:
         by.disassemble(model, relevance, task=[0], budget=by.Budget(agreement=0.9))
     with refused("option-conflict", "agreement=0.9", "select='mda'"):
         by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(agreement=0.9), select="mda")
+    for heal in ("none", "moments"):  # what is cut would not be what agreed
+        with refused("option-conflict", "agreement=", repr(heal), "'refit'"):
+            by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(agreement=0.9), heal=heal)
     two = torch.cat([torch.nonzero(labels == k).flatten()[:1] for k in labels.unique()[:2]])
     with refused("option-needs-data", "at least 3"):
         task = [int(k) for k in labels.unique()[:2]]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from brickyard.axes._graph import trace
 from brickyard.healing import _heal, _streams
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.surgery._join import cut
-from brickyard.testing import Branches, Residual, SqueezeExcite, chain
+from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
+from errors import refused
 
 IMAGES = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 
@@ -103,3 +106,68 @@ def test_samples_are_drawn_for_each_image_alike_however_it_is_batched(monkeypatc
     other, _ = refitted(graph, keep, Shown(list(IMAGES.split(16)), seed=5), per_input=1)
     drawn = torch.cat([value.flatten() for value in other.state_dict().values() if value.ndim])
     assert float((numbers[0] - drawn).abs().max()) > 1e-3  # the control: other positions
+
+
+class Views(nn.Module):
+    """A value that changes when a view of it is overwritten, after another layer has read both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.linear = nn.Linear(8, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, classes)."""
+        y = torch.relu(self.stem(x))
+        half = y[:, :4]
+        z = self.left(y)
+        half.add_(2.0)
+        return self.linear((self.right(z) + y).mean((2, 3)))
+
+
+def scaled(factor: float) -> nn.Module:
+    """A chain whose activations are so many times as large."""
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    model = randomised(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)))
+    with torch.no_grad():
+        for value in (model[0].weight, model[0].bias):
+            value.mul_(factor)
+        model[-1].weight.div_(factor)
+    return model
+
+
+@pytest.mark.parametrize("make", [Views, lambda: scaled(1e-9), lambda: scaled(1e9)], ids=["views", "small", "large"])
+def test_what_waits_on_disk_is_as_good_as_what_is_held(make, monkeypatch) -> None:
+    graph, keep = setup(make)
+    shown = Shown(list(IMAGES.split(16)))
+    bare, held = cut(graph, keep)(IMAGES), refitted(graph, keep, shown)[0](IMAGES)
+    monkeypatch.setattr(_streams, "MEMORY", 0)
+    stored = refitted(graph, keep, shown)[0](IMAGES)
+    assert float((stored - held).detach().abs().max()) < 0.02 * float((bare - held).detach().abs().max())
+
+
+def test_copies_of_views_are_views_of_copies() -> None:
+    whole = torch.arange(6.0)
+    found = _streams.copied({"whole": whole, "view": [whole[2:4]]})
+    found["view"][0].add_(10)
+    assert found["whole"].tolist() == [0, 1, 12, 13, 4, 5]
+    assert whole.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("IoError 28")])
+def test_a_full_disk_is_told_of(error, monkeypatch, tmp_path) -> None:
+    def full(*_) -> None:
+        raise type(error)(*error.args)
+
+    graph, keep = setup(chain)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_streams, "MEMORY", 0)
+    monkeypatch.setattr(_streams, "save_file", full)
+    with refused("file-not-writable", str(tmp_path), "TMPDIR"):
+        refitted(graph, keep, Shown(list(IMAGES.split(16))))
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with refused("file-not-writable", "missing", "TMPDIR"):
+        refitted(graph, keep, Shown(list(IMAGES.split(16))))

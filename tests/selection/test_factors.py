@@ -16,9 +16,10 @@ from brickyard.selection._damage import by_damage
 from brickyard.selection._factors import factored
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._join import cut
-from brickyard.surgery._pairs import carried, middle, paying, plain_name, with_pairs
+from brickyard.surgery._pairs import carried, middle, paired, paying, plain_name, with_pairs
 from brickyard.surgery._verify import zeroed_output
 from brickyard.testing import Branches, Residual, randomised
+from brickyard.yard import Yard
 from errors import refused
 
 IMAGES = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -270,3 +271,98 @@ def test_branches_keep_their_layout_with_pairs() -> None:
     assert "right" in made.pairs
     with torch.no_grad():
         torch.testing.assert_close(made.graph.network(IMAGES), model(IMAGES), rtol=1e-10, atol=1e-10)
+
+
+def test_a_classifier_of_which_some_outputs_stay_becomes_a_pair_of_all(monkeypatch) -> None:
+    """Eight classes or more make a layer wide enough; the task has not all of the source's, and in another order."""
+    monkeypatch.setattr(_factors, "LOST_FLAT", 1.0)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 12)
+    model = randomised(nn.Sequential(*layers).double())
+    task = [11, 3, 2, 1, 0, 9, 8, 7, 5]
+    graph = trace(model, IMAGES[:2])
+    made = factored(graph, {graph.output.name: torch.tensor(task)}, SHOWN)
+    assert "4" in made.pairs
+    whole = {**made.graph.everything(), made.graph.output.name: torch.tensor(task)}
+    with torch.no_grad():
+        torch.testing.assert_close(cut(made.graph, whole)(IMAGES), model(IMAGES)[:, task], rtol=1e-9, atol=1e-9)
+    relevance = by.locate(model, (IMAGES, torch.arange(40) % 12))
+    part = by.disassemble(model, relevance, task=task, budget=by.Budget(parameters=0.5))
+    assert part(IMAGES).shape == (40, 9)
+    assert part.manifest.selection.parameters == sum(value.numel() for value in part.network.parameters())
+
+
+class Unknown(nn.Module):
+    """A layer that reads channels that cannot be followed, behind an operation that is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.linear = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 10, 5), nn.Linear(10, 4)
+        randomised(self.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> (batch, classes)."""
+        x = torch.fft.irfft2(torch.fft.rfft2(torch.relu(self.stem(x))), s=(6, 6))
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("flops", [0.9, 0.6])
+def test_a_layer_behind_an_unknown_operation_becomes_a_pair_too(flops) -> None:
+    model = Unknown()
+    made = factored(trace(model, IMAGES[:2]), {}, SHOWN)
+    assert set(made.pairs) == {"conv"}
+    relevance = by.locate(model, (IMAGES, torch.arange(40) % 4))
+    part = by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=flops))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        part.network(IMAGES[:1])
+    assert counter.get_total_flops() == part.manifest.selection.flops <= flops * part.manifest.source.flops
+
+
+class Thin(nn.Module):
+    """A source whose own layers have the names that factors get; only "pair" is what the names say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        column, row = nn.Conv2d(12, 6, (3, 1), padding=(1, 0), bias=False), nn.Conv2d(6, 10, (1, 3), padding=(0, 1))
+        biased = nn.Conv2d(12, 6, (3, 1), padding=(1, 0))
+        square, point = nn.Conv2d(10, 6, 3, padding=1, bias=False), nn.Conv2d(6, 10, 1)
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.pair = nn.ModuleDict({"factor1": column, "factor2": row})
+        self.curved = nn.ModuleDict({"factor1": square, "factor2": point})
+        self.alone = nn.ModuleDict({"factor1": nn.Conv2d(10, 12, 1)})
+        self.biased = nn.ModuleDict({"factor1": biased, "factor2": nn.Conv2d(6, 10, (1, 3), padding=(0, 1))})
+        self.wide, self.linear = nn.Conv2d(10, 32, 5, padding=2), nn.Linear(32, 4)
+        randomised(self.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, classes)."""
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.pair["factor2"](self.pair["factor1"](x)))
+        x = self.curved["factor2"](torch.relu(self.curved["factor1"](x)))
+        x = torch.relu(self.alone["factor1"](x))
+        x = torch.relu(self.biased["factor2"](self.biased["factor1"](x)))
+        return self.linear(torch.relu(self.wide(x)).mean((2, 3)))
+
+
+def test_layers_of_a_source_that_are_named_like_factors_stay_what_they_are(tmp_path) -> None:
+    assert paired(trace(Thin(), IMAGES[:2]).network) == ["pair"]
+    model, data = Thin(), (IMAGES, torch.arange(40) % 4)
+    relevance = by.locate(model, data)
+    for factors in (False, None):
+        budget = by.Budget(flops=0.8, factors=factors)
+        parts = [
+            by.disassemble(model, relevance, task=task, budget=budget, heal=heal)
+            for task, heal in (([0, 1], "none"), ([2, 3], "refit"))
+        ]
+        if factors is None:  # the control: there is a pair that was made
+            assert "alone.factor1.factor1" in parts[0].network.layer_names
+            parts[1] = by.disassemble(model, relevance, task=[2, 3], budget=by.Budget(flops=0.8, factors=False))
+        with torch.no_grad():
+            beside = by.assemble(parts)(IMAGES)
+            torch.testing.assert_close(by.assemble(parts, form="padded")(IMAGES), beside)
+        if factors is False:  # no part has more than the source
+            by.assemble(parts, form="union", source=model)
+    yard = Yard(tmp_path / "yard", create=True)
+    for number, part in enumerate(parts):
+        yard.add(part.save(tmp_path / f"{number}.safetensors"))
+    assert len({entry.architecture for entry in yard.entries()}) == 1

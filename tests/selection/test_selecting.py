@@ -105,6 +105,16 @@ def test_damage_is_the_same_where_a_step_overwrites_a_value() -> None:
         assert curves[0][name].damage[0] > 1e-4
 
 
+def test_damage_to_one_class_does_not_depend_on_batches() -> None:
+    """What all images share is no matter for one class; nor is it what the images of one batch share."""
+    curves = [curves_for(trace(chain().double(), IMAGES), [2], IMAGES.split(size)) for size in (24, 5, 1)]
+    for name, curve in curves[0].items():
+        assert curve.damage[0] > 1e-4
+        for other in curves[1:]:
+            assert np.array_equal(curve.order, other[name].order)
+            np.testing.assert_allclose(curve.damage, other[name].damage, rtol=1e-6, atol=1e-12)
+
+
 def test_a_channel_that_says_what_another_says_goes_first_and_costs_nothing() -> None:
     model = two_layers()
     with torch.no_grad():
@@ -310,3 +320,27 @@ def test_groups_that_become_few_on_the_way_to_a_budget_are_still_cut_whole() -> 
     assert 0 < len(keep["0"]) <= 2
     cost, whole = (CostModel(graph)(keep_mask(graph, k)).flops for k in (keep, {}))
     assert cost <= 0.4 * whole
+
+
+class Halves(nn.Module):
+    """Overwrites one of two views, which torch cannot differentiate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.linear = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Linear(12, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, classes)."""
+        left, right = self.stem(x).chunk(2, 1)
+        torch.relu_(left)
+        return self.linear(torch.relu(self.conv(torch.cat([left, right], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{"select": "damage"}, {"select": "taylor"}, {"select": "l1", "heal": "distil"}])
+def test_a_network_without_gradients_is_refused_where_they_are_needed(options) -> None:
+    model, data = Halves(), (IMAGES.float(), torch.arange(24) % 4)
+    relevance = by.locate(model, data)
+    with refused("surgery-no-gradients", "overwrites", "select='mda'" if "heal" not in options else "heal='refit'"):
+        by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), **options)
+    by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), select="mda")  # the control

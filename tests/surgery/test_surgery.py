@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from brickyard.axes._graph import trace
 from brickyard.network._fusing import fuse
+from brickyard.surgery._cost import CostModel
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import cut, join
 from brickyard.surgery._plan import Part
@@ -243,3 +245,28 @@ def test_groups_multiply_nothing_by_zero() -> None:
     head = 2 * 4 * 4 * 2  # the linear layer stays dense
     assert flops(network) == sum(map(flops, equal)) + head
     assert flops(join(parts)) > 1.3 * flops(network)
+
+
+class SequenceFirst(nn.Module):
+    """Linear layers on (tokens, batch, channels), and on (tokens * batch, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.wide = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24)
+        self.back, self.linear = nn.Linear(24, 8), nn.Linear(8, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> (batch, classes)."""
+        y = self.embed(x).flatten(2).permute(2, 0, 1)
+        tokens, batch, width = y.shape
+        z = torch.relu(self.wide(y))
+        z = self.back(z.reshape(tokens * batch, 24)).view(tokens, batch, width)
+        return self.linear((y + z).mean(0))
+
+
+def test_operations_are_counted_wherever_images_lie() -> None:
+    model = SequenceFirst()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.rand(2, 3, 8, 8))
+    assert CostModel(trace(model, torch.rand(2, 3, 8, 8))).whole.flops == counter.get_total_flops() // 2

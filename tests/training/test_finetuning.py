@@ -429,12 +429,23 @@ def warned(model, images=DATA, **options) -> list[str]:
     return [str(one.message) for one in found]
 
 
+def test_agreement_with_the_source_is_that_of_the_weights_it_was_measured_with() -> None:
+    part = component()
+    assert part.manifest.agreement is not None
+    assert finetune(part, DATA, training=TrainingOptions(epochs=1), validation=0).manifest.agreement is None
+    spoiled = TrainingOptions(epochs=1, lr=20.0)
+    kept = finetune(part, DATA, training=spoiled, validation=0.5)
+    assert kept.manifest.tuned.best == 0  # the control: the weights are those before
+    assert kept.manifest.agreement == part.manifest.agreement
+
+
 def test_labels_alone_on_few_images_are_warned_of_where_a_refit_would_be_lost(monkeypatch) -> None:
     refitted = component(heal="refit")
     (told,) = warned(refitted, validation=0)
     for word in ("only 40 images", "teacher=", "--source"):
         assert word in told
     assert not warned(refitted, teacher=randomised(chain(), 0).double())  # the controls
+    assert warned(component(heal="distil", minutes=1e-3), validation=0)
     assert not warned(component(heal="none"))
     assert not warned(component(heal="moments"))
     assert not warned(by.assemble([refitted]), [DATA])

@@ -22,7 +22,7 @@ from brickyard.network._network import Network
 from brickyard.runtime._profiling import measure_latency
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import join
-from brickyard.surgery._pairs import alike
+from brickyard.surgery._pairs import alike, has_pairs
 from brickyard.surgery._plan import Part
 from brickyard.surgery._union import overlay
 
@@ -48,7 +48,8 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
 def _joined(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Module | None) -> Assembly:
     """Build an assembly whose parts are joined into one network."""
     skeletons = [part.skeleton for part in parts]
-    blueprints, multiplied = alike([_blueprint(part) for part in parts], none=manifest.form == "union")
+    cut_so = [has_pairs(part.manifest) for part in parts]
+    blueprints, multiplied = alike([_blueprint(part) for part in parts], cut_so, none=manifest.form == "union")
     factors = (f"the factors of {multiplied} layers, which not all parts have, were multiplied out",) * bool(multiplied)
     if manifest.form == "union":
         network, notes = _union(parts, blueprints, source)

@@ -208,6 +208,11 @@ class Graph(Axes):
         """Channel indices along a dimension of a layer or bare tensor, or None."""
         return self._at.get((owner, role, dim))
 
+    @property
+    def batch(self) -> int:
+        """How many images the example has."""
+        return len(self.shapes[self.network.nodes[0].name])
+
     def batch_dims(self, node: Node) -> tuple[int, ...]:
         """The dimensions of a step's value whose size changes with the batch."""
         sizes = zip(self.shapes[node.name].shape, self._other[node.name].shape, strict=True)
@@ -224,7 +229,7 @@ class Graph(Axes):
             reads, writes = self.at(node.target, "in"), self.at(node.target, "out")
             if layer_role(module) != "mix" or reads is None or writes is None:
                 continue
-            flops = mixing_of(module).pair_flops(self.shapes[node.args[0].node], self.shapes[node.name])
+            flops = mixing_of(module).pair_flops(self.shapes[node.args[0].node], self.shapes[node.name], self.batch)
             if node.target in found:
                 flops += found[node.target].flops
                 position = found[node.target].position

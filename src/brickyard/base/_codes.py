@@ -103,6 +103,7 @@ CODES: dict[str, str] = {
     "surgery-keep-invalid": "The axis or the channels to keep on it are not valid for this network; check the axis names and sizes.",
     "surgery-layer-kind": "Contributions are only defined for convolutions and linear layers.",
     "surgery-name-taken": "A layer name collides with an attribute of the network; rename the layer.",
+    "surgery-no-gradients": "The network overwrites values that its gradients need; use one that does not, or a way without gradients.",
     "surgery-no-structure": "The component does not record the structure of its source, as after fusing; use form='parallel', or fuse the assembly.",
     "surgery-not-paddable": "The parts differ too much in architecture to be padded to one network; use form='parallel'.",
     "surgery-outputs-not-joinable": "The class outputs of the parts cannot be cut or joined; use form='parallel'.",

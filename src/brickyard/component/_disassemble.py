@@ -38,6 +38,7 @@ from brickyard.network._network import Network, kind
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._isolation import steady
+from brickyard.runtime._processes import Ranks
 from brickyard.selection._damage import Selected
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.selection._thresholds import by_thresholds
@@ -296,6 +297,13 @@ def _check_agreement(job: _Job) -> None:
     Raises:
         OptionError: It cannot.
     """
+    heal = job.choice.options["heal"]
+    if heal in ("none", "moments"):
+        raise OptionError(
+            "option-conflict",
+            f"agreement= is that of a component after a refit, and heal={heal!r} was given; give heal='refit' or "
+            "'distil', or a budget of flops= or parameters=",
+        )
     if not job.judged:
         raise OptionError(
             "option-conflict",
@@ -333,10 +341,13 @@ def _heal(job: _Job, chosen: Selected, network: Network) -> HealRecord:
 
 
 def _distilled(job: _Job, network: Network) -> int:
-    """Train a repaired network towards its source, in place; the number of steps."""
+    """Train a repaired network towards its source, in place; the number of steps.
+
+    Each process of a group trains for as long, and all take what the first one has got to.
+    """
     choice, images = job.choice, job.images
     assert images is not None
-    return distil_network(
+    report = distil_network(
         choice.graph.network,
         network,
         choice.outputs,
@@ -346,7 +357,11 @@ def _distilled(job: _Job, network: Network) -> int:
         minutes=choice.options["minutes"] or MINUTES,
         batch_size=choice.options["batch_size"],
         seed=choice.options["seed"],
-    ).steps
+    )
+    steps = torch.tensor(report.steps)
+    with torch.no_grad():
+        Ranks.current().as_first(steps, *network.parameters())
+    return int(steps)
 
 
 def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord) -> Component:

@@ -24,7 +24,7 @@ from brickyard.network._fusing import quick, quick_layout
 from brickyard.network._network import Network
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import ONE, Outputs
-from brickyard.runtime._isolation import steady
+from brickyard.runtime._isolation import gradients, steady
 from brickyard.runtime._progress import bar
 
 TEMPERATURE = 2.0
@@ -114,7 +114,7 @@ def distil_network(
         exam = [(images, teacher.answers(images)) for images in held_back]
         images = _drawn(batches, size, torch.Generator().manual_seed(seed))
         run = _Run(student, before=teacher.judge(student, exam))
-        with bar("distilling", limit.total) as advance:
+        with bar("distilling", limit.total) as advance, gradients("heal='refit'"):
             while not limit.ended and run.step(teacher, next(images), lr * _rate(limit.share)):
                 advance(limit.passed(run.steps), text=f"distilling, loss {run.loss:.3f}")
                 if limit.check_due():

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
+from brickyard.base._errors import FileError
+from brickyard.base._messages import told
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, refs
 
 MEMORY = 384 << 20  # bytes of activations that a stream holds; the rest waits on disk
 _HALF = 6e4  # largest number that half precision holds
+_FAINT = 1e-2  # the largest of several numbers must not be smaller, for half precision to hold the others well
 
 
 # -- one network over all images -----------------------------------------------------------------------------
@@ -75,7 +82,8 @@ class Stream:
     def _file(self, rest: _Rest) -> Path:
         """Where a batch's values wait; it is removed with the stream."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="brickyard-"))
+            with _writing(Path(tempfile.tempdir or ".")):
+                self._folder = Path(tempfile.mkdtemp(prefix="brickyard-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder / str(self._rests.index(rest))
 
@@ -86,6 +94,23 @@ class Stream:
         found = copied(values)
         self.network.advance(found, index, stop)
         return found
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """For writes of values that wait.
+
+    Raises:
+        FileError: They cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            "file-not-writable",
+            f"activations of so many images wait on disk, and {str(place)!r} cannot be written: {told(error)}; free "
+            "space there, name another folder in TMPDIR, or use fewer images",
+        ) from error
 
 
 class _Rest:
@@ -108,36 +133,66 @@ class _Rest:
 
     def store(self, values: dict[str, Any], position: int, file: Path) -> None:
         """Write these values to a file."""
-        tensors: list[Tensor] = []
-        _mapped(values, tensors.append)
-        numbers = iter(range(len(tensors)))
+        wholes: list[Tensor] = []
+        places = _places(values)
         self.position, self.held, self._file = position, 0, file
-        self._values = _mapped(values, lambda _: _Stored(next(numbers)))
-        self._like = [value.new_empty(0) for value in tensors]
-        save_file({str(number): _narrow(value) for number, value in enumerate(tensors)}, file)
+        self._values = _mapped(values, lambda value: _stored(value, places, wholes))
+        self._like = [whole.new_empty(0) for whole in wholes]
+        with _writing(file):
+            save_file({str(number): _narrow(whole) for number, whole in enumerate(wholes)}, file)
 
     def values(self) -> dict[str, Any]:
         """The values."""
         if self._file is None:
             return self._values
-        stored = load_file(self._file)
-        return {
-            name: _mapped(value, lambda at: stored[str(at.number)].to(self._like[at.number]), _Stored)
-            for name, value in self._values.items()
-        }
+        read = load_file(self._file)
+        wholes = [read[str(number)].to(like) for number, like in enumerate(self._like)]
+        found: dict[str, Any] = _mapped(self._values, lambda at: at.of(wholes), _Stored)
+        return found
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Stands for a tensor in a file."""
+    """Stands for a tensor in a file: all of one that is there, or a view of it."""
 
     number: int
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+
+    def of(self, wholes: Sequence[Tensor]) -> Tensor:
+        """The tensor."""
+        whole = wholes[self.number]
+        return whole if self.view is None else whole.as_strided(*self.view)
+
+
+def _memory(value: Tensor) -> tuple[int, torch.dtype]:
+    return value.untyped_storage().data_ptr(), value.dtype
+
+
+def _places(values: dict[str, Any]) -> dict[tuple[int, torch.dtype], int | None]:
+    """The memory that several values share, which a step that overwrites one of them changes for all."""
+    tensors: list[Tensor] = []
+    _mapped(values, tensors.append)
+    counts = Counter(_memory(value) for value in tensors if value.numel())
+    return {memory: None for memory, count in counts.items() if count > 1}
+
+
+def _stored(value: Tensor, places: dict[tuple[int, torch.dtype], int | None], wholes: list[Tensor]) -> _Stored:
+    """What stands for a value; `wholes` gets what is to be written, memory that values share once."""
+    memory = _memory(value)
+    if memory not in places:
+        wholes.append(value)
+        return _Stored(len(wholes) - 1)
+    number = places[memory]
+    if number is None:
+        number = places[memory] = len(wholes)
+        size = value.untyped_storage().nbytes() // value.element_size()
+        wholes.append(value.detach().as_strided((size,), (1,), 0))
+    return _Stored(number, (tuple(value.shape), tuple(value.stride()), int(value.storage_offset())))
 
 
 def copied(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that steps may overwrite without changing these."""
-    found: dict[str, Any] = _mapped(values, Tensor.clone)
-    return found
+    """Values that steps may overwrite without changing these; those that share memory do so still."""
+    return copy.deepcopy(values)
 
 
 def _size(values: dict[str, Any]) -> tuple[int, bool]:
@@ -148,7 +203,8 @@ def _size(values: dict[str, Any]) -> tuple[int, bool]:
 
 
 def _narrow(value: Tensor) -> Tensor:
-    fits = value.dtype == torch.float32 and bool((value.abs() < _HALF).all())
+    """In half precision, where that holds float32: it loses what is tiny altogether."""
+    fits = value.dtype == torch.float32 and value.numel() > 0 and _FAINT <= float(value.abs().max()) < _HALF
     return value.to(torch.float16 if fits else value.dtype).clone(memory_format=torch.contiguous_format)
 
 

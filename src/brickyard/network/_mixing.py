@@ -103,8 +103,14 @@ class Mixing(ABC):
         """The layer's output as (outputs, N)."""
 
     @abstractmethod
-    def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        """Operations per image of one (output, input) pair, two per multiply-add; x and y are input and output."""
+    def pair_flops(self, x: Tensor, y: Tensor, batch: int) -> int:
+        """Operations per image of one (output, input) pair, two per multiply-add.
+
+        Args:
+            x: The input.
+            y: The output; no dimension of it needs to be that of the images.
+            batch: How many images they are of.
+        """
 
 
 class Linear(Mixing):
@@ -126,8 +132,8 @@ class Linear(Mixing):
     def by_output(self, y: Tensor) -> Tensor:
         return y.reshape(-1, y.shape[-1]).T
 
-    def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        return 2 * math.prod(y.shape[1:-1])
+    def pair_flops(self, x: Tensor, y: Tensor, batch: int) -> int:
+        return 2 * math.prod(y.shape[:-1]) // batch
 
 
 class _Walk(NamedTuple):
@@ -211,9 +217,9 @@ class Convolution(Mixing):
     def by_output(self, y: Tensor) -> Tensor:
         return y.transpose(0, 1).flatten(1)
 
-    def pair_flops(self, x: Tensor, y: Tensor) -> int:
+    def pair_flops(self, x: Tensor, y: Tensor, batch: int) -> int:
         kernel: Sequence[int] = self.layer.kernel_size
-        return 2 * math.prod(kernel) * math.prod(y.shape[2:])
+        return 2 * math.prod(kernel) * math.prod(y.shape[2:]) * len(y) // batch
 
     def _padded(self, x: Tensor) -> Tensor:
         mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
@@ -263,8 +269,8 @@ class Transposed(Convolution):
         found: Tensor = rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         return found.flip(tuple(range(2, rows.ndim))).contiguous()
 
-    def pair_flops(self, x: Tensor, y: Tensor) -> int:
-        return super().pair_flops(y, x)  # the kernel is applied at each input position
+    def pair_flops(self, x: Tensor, y: Tensor, batch: int) -> int:
+        return super().pair_flops(y, x, batch)  # the kernel is applied at each input position
 
     def _field(self, x: Tensor) -> tuple[Tensor, Sequence[int]]:
         layer = self.layer

@@ -10,6 +10,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from brickyard.base._errors import SurgeryError
+from brickyard.base._messages import first_line
+
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
@@ -50,3 +53,25 @@ def loading() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def gradients(instead: str) -> Iterator[None]:
+    """For backward passes through a network of the caller's, and the passes before them.
+
+    Args:
+        instead: What does without gradients.
+
+    Raises:
+        SurgeryError: The network overwrites what they need.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace" not in (text := first_line(error)) and "in-place" not in text:
+            raise
+        raise SurgeryError(
+            "surgery-no-gradients",
+            f"the network overwrites values that its gradients need, so torch cannot compute them ({text[:120]}); "
+            f"use a form of the network that overwrites nothing, or {instead}",
+        ) from error

@@ -68,6 +68,13 @@ class Ranks:
             raise ProcessError("process-stopped", f"{why}; start all of them again") from None
         value.copy_(sent)
 
+    def as_first(self, *values: Tensor) -> None:
+        """Give each tensor the numbers that it has in the first process, in place."""
+        for value in values:
+            if self.rank:
+                value.zero_()
+            self.add(value)
+
     def joined(self, value: Tensor) -> Tensor:
         """The tensors of all processes, one behind the other along the last dimension."""
         if self.count == 1:

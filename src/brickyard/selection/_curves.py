@@ -27,6 +27,7 @@ from brickyard.healing._heal import Draws, Shown
 from brickyard.healing._streams import Stream, copied, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
+from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
 from brickyard.surgery._join import cut
 from brickyard.surgery._plan import KeepSet, Part, positions
@@ -115,20 +116,29 @@ def sensitivity(network: Network, nodes: Sequence[Node], graph: Graph, shown: Sh
     images = torch.cat(list(shown.fit))[:SENSED]
     generator = torch.Generator().manual_seed(shown.seed)
     found = {node.target: torch.zeros(len(mixing_of(network.layer(node.target)).rows)).double() for node in nodes}
-    energy = 0.0
+    answers: list[Tensor] = []
     for batch in images.split(size):
-        probes, logits = _probed(network, {node.name for node in nodes}, batch)
-        centred = _centred(logits)
-        energy += float(centred.detach().double().square().sum())
-        signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
-        names = list(probes)
-        slopes = torch.autograd.grad((centred * signs).sum(), [probes[name] for name in names], allow_unused=True)
+        with gradients("select='mda' or another criterion that needs none"):
+            slopes, logits = _slopes(network, {node.name for node in nodes}, batch, generator)
+        answers.append(logits)
         for node in nodes:
-            slope = slopes[names.index(node.name)]
+            slope = slopes[node.name]
             if slope is not None:
                 mixing = mixing_of(network.layer(node.target))
                 found[node.target] += mixing.by_output(slope).double().square().sum(1).cpu()
+    energy = float(_centred(torch.cat(answers)).double().square().sum())
     return {name: value / max(energy, _TINY) for name, value in found.items()}
+
+
+def _slopes(
+    network: Network, names: set[str], batch: Tensor, generator: torch.Generator
+) -> tuple[dict[str, Tensor | None], Tensor]:
+    """Gradients of the logits' sum with random signs for the values of some steps, and the logits."""
+    probes, logits = _probed(network, names, batch)
+    centred = _centred(logits) if logits.shape[1] > 1 else logits  # what images share is no matter of one batch
+    signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
+    slopes = torch.autograd.grad((centred * signs).sum(), list(probes.values()), allow_unused=True)
+    return dict(zip(probes, slopes, strict=True)), logits.detach()
 
 
 def _bytes(value: object) -> int:
@@ -333,7 +343,7 @@ class _Logits:
     def __init__(self, network: Network, batches: Sequence[Tensor]) -> None:
         self.network = network
         self._whole = [network(batch) for batch in batches]
-        self._energy = sum(float(_centred(goal).double().square().sum()) for goal in self._whole)
+        self._energy = float(_centred(torch.cat(self._whole)).double().square().sum())
         self._position = 0
         self._before: list[dict[str, Any]] = [{network.nodes[0].name: network.taken(batch)} for batch in batches]
         overwriting = [place for place, node in enumerate(network.nodes) if network.overwrites(node)]
@@ -350,15 +360,15 @@ class _Logits:
         before = [(reader, reader.mixing.rows.clone(), reader.intercept.values()) for reader in readers]
         for reader in readers:
             self._set(reader)
-        error = 0.0
+        moved = []
         for values, goal in zip(self._before, self._whole, strict=True):
             found = copied(values) if start <= self._last else dict(values)
             self.network.advance(found, start, len(self.network.nodes))
-            error += float(_centred(found[self.network.nodes[-1].name] - goal).double().square().sum())
+            moved.append(found[self.network.nodes[-1].name] - goal)
         for reader, rows, shift in before:
             reader.mixing.set_rows(rows)
             reader.intercept.put(shift)
-        return error / max(self._energy, _TINY)
+        return float(_centred(torch.cat(moved)).double().square().sum()) / max(self._energy, _TINY)
 
     @staticmethod
     def _set(reader: _Reader) -> None:
@@ -369,5 +379,7 @@ class _Logits:
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Remove from the logits what all classes share; for a single class, what all images share."""
+    """Remove from all logits what classes share; for a single class, what images share where there are several."""
+    if logits.shape == (1, 1):
+        return logits
     return logits - logits.mean(1 if logits.shape[1] > 1 else 0, keepdim=True)

@@ -25,8 +25,8 @@ from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
 from brickyard.surgery._join import cut
-from brickyard.surgery._pairs import Pair, middle, with_pairs
-from brickyard.surgery._plan import KeepSet
+from brickyard.surgery._pairs import Pair, middle_axis, with_pairs
+from brickyard.surgery._plan import KeepSet, Part, positions
 
 NARROWEST = 8  # inputs and outputs below which a layer stays as it is
 NARROWEST_FLAT = 64  # the same for a layer without a kernel
@@ -65,12 +65,12 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
         round_to: Keep a multiple of this many channels of each middle.
     """
     network = cut(graph, keep)
-    nodes = _candidates(network)
+    nodes = [(index, node) for index, node in _candidates(network) if _reads_all(graph, network, node.target)]
     if not nodes:
         return Factored(graph, {}, dict(keep))
     weights = sensitivity(network, [node for _, node in nodes], graph, shown)
     pairs: dict[str, Pair] = {}
-    ranks: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
     with torch.no_grad():
         stream = Stream(graph, network, shown.fit)
         images = sum(map(len, shown.fit))
@@ -78,7 +78,8 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             layer = network.layer(node.target)
             sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
             moments = _moments(stream, index, node, _empty(layer, 1).first, sizes, draws, images)
-            factors = _factors(layer, moments, weights[node.target])
+            whole, heard = _whole(graph, keep, node.target, weights[node.target])
+            factors = _factors(whole, moments, heard)
             if factors is None:
                 continue
             rank = _rank(graph, node, layer, len(factors.energy))
@@ -86,7 +87,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
             flat = mixing_of(layer).kernel.shape[2] == 1
             if rank > 0 and lost <= (LOST_FLAT if flat else LOST):
-                pairs[node.target], ranks[middle(node.target)] = _pair(layer, factors), torch.arange(rank)
+                pairs[node.target], ranks[node.target] = _pair(whole, factors), rank
         if not pairs:
             return Factored(graph, {}, dict(keep))
         made = with_pairs(graph, pairs)
@@ -95,7 +96,8 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
     kept: dict[str, Tensor] = {}
     if graph.output is not None and made.output is not None and graph.output.name in keep:
         kept = {made.output.name: keep[graph.output.name]}
-    return Factored(made, pairs, {**kept, **ranks})
+    kept |= {middle_axis(made, name): torch.arange(rank) for name, rank in ranks.items()}
+    return Factored(made, pairs, kept)
 
 
 def _equal(graph: Graph, made: Graph, x: Tensor) -> bool:
@@ -121,6 +123,22 @@ def _candidates(network: Network) -> list[tuple[int, Node]]:
         if mixing.linear or _separable(layer):
             found.append((index, node))
     return found
+
+
+def _reads_all(graph: Graph, network: Network, name: str) -> bool:
+    """Whether a layer of the cut network reads all that the source's does."""
+    cut_rows, rows = (mixing_of(one.layer(name)).rows for one in (network, graph.network))
+    return cut_rows.shape[1] == rows.shape[1]
+
+
+def _whole(graph: Graph, keep: KeepSet, name: str, weights: Tensor) -> tuple[nn.Module, Tensor]:
+    """The source's layer, of which the cut network may have some outputs, and a weight for each of its outputs."""
+    layer, labels = graph.network.layer(name), graph.at(name, "out")
+    heard = torch.zeros(len(mixing_of(layer).rows), dtype=weights.dtype)
+    if len(heard) == len(weights) or labels is None:
+        return layer, weights
+    heard[torch.from_numpy(positions(Part(graph, keep), labels))] = weights
+    return layer, heard
 
 
 def _separable(layer: nn.Module) -> bool:
@@ -170,9 +188,10 @@ def _rank(graph: Graph, node: Node, layer: nn.Module, full: int) -> int:
     if not mixing.linear:
         shape[2:] = _sizes(graph, node, layer)
     between = written.new_empty(shape)
-    whole = mixing.pair_flops(read, written) * inputs * outputs
+    whole = mixing.pair_flops(read, written, graph.batch) * inputs * outputs
     first, second = (mixing_of(part) for part in (pair.first, pair.second))
-    each = first.pair_flops(read, between) * inputs + second.pair_flops(between, written) * outputs
+    each = first.pair_flops(read, between, graph.batch) * inputs
+    each += second.pair_flops(between, written, graph.batch) * outputs
     return min(whole // max(1, each), full)
 
 

@@ -21,6 +21,7 @@ from brickyard.network._layer_types import find_mixing
 from brickyard.network._network import Network, iter_layers
 from brickyard.outputs._outputs import find_outputs
 from brickyard.relevance._relevance import Relevance
+from brickyard.runtime._isolation import gradients
 from brickyard.selection._budget import by_budget
 from brickyard.selection._damage import Selected, by_agreement, by_damage
 from brickyard.selection._thresholds import mda_scores
@@ -183,7 +184,7 @@ def taylor(evidence: Evidence) -> Tensor:
     kind = find_outputs("one" if evidence.relevance is None else evidence.relevance.outputs)
     scores = torch.zeros(graph.channels, dtype=torch.float64)
     for batch in evidence.batches:
-        with torch.enable_grad():
+        with torch.enable_grad(), gradients("select='mda' or another criterion that needs none"):
             answer: list[Tensor] = []
             found = _read(graph, [batch.clone().requires_grad_()], answer)
             read = [(reads, x, dim) for reads, x, dim in found if x.requires_grad]

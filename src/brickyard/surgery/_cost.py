@@ -94,7 +94,9 @@ class CostModel(Costs):
     def _add(self, graph: Graph, node: Node, module: nn.Module, counted: bool) -> None:
         """Count a layer; running it again adds operations but no parameters."""
         name, mixing = node.target, find_mixing(module)
-        pair = 0 if mixing is None else mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name])
+        pair = 0
+        if mixing is not None:
+            pair = mixing.pair_flops(graph.shapes[node.args[0].node], graph.shapes[node.name], graph.batch)
         own = [] if counted else [p for p in module.parameters(recurse=False) if p is not None]
         role = layer_role(module)
         if role == "mix":

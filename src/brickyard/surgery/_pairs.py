@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from brickyard.axes._atoms import DimRole
 from brickyard.axes._graph import Graph, analyse
 from brickyard.base._errors import SurgeryError
+from brickyard.base._records import ComponentManifest
 from brickyard.network._layer_types import mixing_of
-from brickyard.network._network import Network, Node, Ref, kind
+from brickyard.network._network import Network, Node, Ref, kind, refs
 from brickyard.surgery._cost import CostModel, keep_mask
 from brickyard.surgery._plan import KeepSet, Part
 
@@ -44,13 +45,45 @@ class Pair:
 
 
 def middle(layer: str) -> str:
-    """The name of the middle axis of a layer's pair."""
+    """The name of the first of a layer's pair, which writes its middle."""
     return f"{layer}.{FIRST}"
 
 
+def middle_axis(graph: Graph, layer: str) -> str:
+    """The name of the middle axis of a layer's pair; an input that cannot be followed takes that of the layer."""
+    labels = graph.at(middle(layer), "out")
+    assert labels is not None
+    return next(axis.name for axis in graph.axes if axis.start <= labels[0] < axis.start + axis.size)
+
+
 def paired(network: Network) -> list[str]:
-    """The layers of a network that are pairs."""
-    return [name.removesuffix(f".{FIRST}") for name in network.layer_names if name.endswith(f".{FIRST}")]
+    """The layers of a network that are pairs: whose product is a layer, whatever the names are."""
+    names = [name.removesuffix(f".{FIRST}") for name in network.layer_names if name.endswith(f".{FIRST}")]
+    return [name for name in names if _is_pair(network, name)]
+
+
+def _is_pair(network: Network, name: str) -> bool:
+    """Whether two layers with the names of a layer's factors are that; a source may use such names too."""
+    first, second = middle(name), f"{name}.{SECOND}"
+    if second not in network.layer_names:
+        return False
+    one, other = network.layer(first), network.layer(second)
+    runs = [node for node in network.nodes if node.op == "layer" and node.target in (first, second)]
+    if [node.target for node in runs] != [first, second] or runs[1].args != (Ref(runs[0].name),) or runs[1].kwargs:
+        return False
+    if isinstance(one.bias, Tensor) or sum(runs[0].name in refs(node) for node in network.nodes) > 1:
+        return False
+    if isinstance(one, nn.Linear) and isinstance(other, nn.Linear):
+        return True
+    return isinstance(one, nn.Conv2d) and isinstance(other, nn.Conv2d) and _column_and_row(one, other)
+
+
+def _column_and_row(one: nn.Conv2d, other: nn.Conv2d) -> bool:
+    """Whether convolutions are a column and a row of one kernel."""
+    if any(layer.groups > 1 or set(layer.stride) != {1} or isinstance(layer.padding, str) for layer in (one, other)):
+        return False
+    flat = (one.kernel_size[1], one.padding[1], other.kernel_size[0], other.padding[0]) == (1, 0, 1, 0)
+    return flat and one.padding_mode == other.padding_mode
 
 
 def plain_name(axis: str) -> str:
@@ -102,7 +135,7 @@ def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], 
         if resource == "parameters":
             return mixing.kernel.shape[2]
         node = next(node for node in graph.network.nodes if node.op == "layer" and node.target == name)
-        return mixing.pair_flops(graph.shapes[_source(node)], graph.shapes[node.name])
+        return mixing.pair_flops(graph.shapes[_source(node)], graph.shapes[node.name], graph.batch)
 
     def count(name: str, role: DimRole) -> int:
         labels = made.at(name, role)
@@ -119,26 +152,34 @@ def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], 
     return found
 
 
-def alike(parts: Sequence[Part], *, none: bool = False) -> tuple[list[Part], int]:
+def alike(parts: Sequence[Part], made: Sequence[bool], *, none: bool = False) -> tuple[list[Part], int]:
     """Parts whose layers are pairs in all of them or in none, so that they can be laid side by side.
 
     Args:
         parts: Parts of one architecture, with networks of their own.
+        made: Whether each was cut with pairs in place of its source's layers; pairs of other parts are the source's.
         none: Whether no layer may be a pair.
 
     Returns:
         The parts, with other pairs multiplied out, and how many layers that concerns.
     """
-    owned = [set(paired(part.graph.network)) for part in parts]
-    common = set() if none else set.intersection(*owned)
+    found = [set(paired(part.graph.network)) for part in parts]
+    sources = set[str]().union(*(names for names, factors in zip(found, made, strict=True) if not factors))
+    owned = [names - sources for names in found]
+    common = set[str]() if none else set.intersection(*owned)
     return [_multiplied(part, own - common) for part, own in zip(parts, owned, strict=True)], len(
-        set.union(*owned) - common
+        set[str]().union(*owned) - common
     )
 
 
 def without_pairs(network: Network) -> Network:
     """A network in which every pair is a layer again, with the product of its factors."""
     return _layers_of(network, set(paired(network)))
+
+
+def has_pairs(manifest: ComponentManifest) -> bool:
+    """Whether a component was cut with pairs in place of its source's layers."""
+    return bool((manifest.selection.budget or {}).get("factors"))
 
 
 def _multiplied(part: Part, names: set[str]) -> Part:
@@ -207,7 +248,7 @@ def carried(found: Mapping[str, T], before: Graph, after: Graph, gone: Sequence[
     Raises:
         SurgeryError: The graphs differ in more than that.
     """
-    lost = {middle(name) for name in gone}
+    lost = {middle_axis(before, name) for name in gone}
     axes = [axis for axis in before.axes if axis.name not in lost]
     if [axis.size for axis in axes] != [axis.size for axis in after.axes]:
         raise SurgeryError(

@@ -83,7 +83,11 @@ class SourceTeacher:
             if labels is None or not place:
                 why = "features need channels known to match, and the input of the source's classifier has none"
                 raise OptionError("option-teacher-source", f"{why}; leave features out")
-            keep = {plain_name(name): torch.tensor(axis.kept) for name, axis in manifest.axes.items()}
+            own = {axis.name for axis in graph.axes}  # a source may have layers with the names of factors
+            keep = {
+                name if name in own else plain_name(name): torch.tensor(axis.kept)
+                for name, axis in manifest.axes.items()
+            }
             self.stop, self.kept = place[0], torch.from_numpy(positions(Part(graph, keep), labels))
 
     def __call__(self, images: Tensor) -> Lesson:

@@ -118,7 +118,7 @@ FEW = 2_000  # images; with fewer, labels alone take back what a refit has gaine
 
 def _warn(model: Component | Assembly, images: int) -> None:
     """Say before any work that labels alone will probably make a refitted component worse, and what to do instead."""
-    if isinstance(model, Component) and model.manifest.heal.method == "refit" and images < FEW:
+    if isinstance(model, Component) and model.manifest.heal.method in ("refit", "distil") and images < FEW:
         warnings.warn(
             f"the component was refitted to its source, and is trained by the labels of only {images:,} images: with "
             f"fewer than about {FEW:,} it often ends up worse. Give the source as teacher (teacher=, in the shell "
@@ -227,6 +227,8 @@ def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Seq
     model = model.with_manifest(tuned=record)
     if isinstance(model, Assembly):
         return model
+    if record.best:  # it was that of other weights, and on images that may have been trained on since
+        model = model.with_manifest(agreement=None)
     (pool,) = examples.pools
     assert pool is not None
     labels = pool.all_labels()[examples.places]
