@@ -35,7 +35,7 @@ HUGE = by.Budget(flops=0.5, round_to=10**9)
 
 VALUES = [
     *wrong("Budget", budget, "flops", "option-range", *STRANGE),
-    *wrong("Budget", budget, "round_to", "option-range", 0, 1.5, True, None),
+    *wrong("Budget", budget, "round_to", "option-range", 0, 1.5, True),
     *wrong("Budget", budget, "allocation", "option-choice", "x", [], None),
     Case("Budget()", lambda w: by.Budget(), "option-conflict", "flops=", "parameters=", "0"),
     Case("Budget of both", lambda w: budget(w, parameters=0.5), "option-conflict", "flops=", "parameters=", "2"),

@@ -26,6 +26,11 @@ IMAGES = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(5), dty
 SHOWN = Shown([IMAGES[:15], IMAGES[15:30]], [IMAGES[30:]])
 
 
+@pytest.fixture(autouse=True)
+def layers_without_a_kernel_may_be_narrow(monkeypatch) -> None:
+    monkeypatch.setattr(_factors, "NARROWEST_FLAT", 8)
+
+
 def mixed(inputs: int, outputs: int, **options) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, **{"kernel_size": 3, "padding": 1, **options})
 
@@ -52,7 +57,6 @@ CONVOLUTIONS = {
 def test_a_pair_of_full_rank_is_the_layer(name, monkeypatch) -> None:
     monkeypatch.setattr(_factors, "LOST", 1.0)
     monkeypatch.setattr(_factors, "LOST_FLAT", 1.0)
-    monkeypatch.setattr(_factors, "NARROWEST_FLAT", 8)
     model = stack(CONVOLUTIONS[name], nn.ReLU())
     graph = trace(model, IMAGES[:2])
     made = factored(graph, {}, SHOWN)

@@ -94,7 +94,8 @@ class Budget:
         allocation: How to divide the budget among the axes. "global": rank the channels of all axes together;
             "uniform": keep about the same share of every axis; "auto": uniform for FLOPs, global for parameters.
         round_to: Keep a multiple of this many channels on every axis that is cut. Kernels are fast on multiples of 8
-            or more (and slow on some other counts); 1 keeps exactly the most relevant channels.
+            or more (and slow on some other counts); 1 keeps exactly the most relevant channels. None: 1; with
+            select="damage", 4 on axes of 32 channels or more.
         factors: Whether convolutions may become pairs of thinner ones, a column and a row, whose middle the budget
             may cut too. None: with select="damage". False: keep a pure sub-network of the source.
 
@@ -118,8 +119,8 @@ class Budget:
         unset="no budget", above=0, most=1, noun="a share ", owner="budget", advice="0.98 is 98 % of them",
     )  # fmt: skip
     allocation: Allocation = opt("auto", help="Distribute the budget over the axes", owner="budget")
-    round_to: int = opt(
-        1, least=1, owner="budget", advice="8 is a good value",
+    round_to: int | None = opt(
+        None, least=1, owner="budget", advice="8 is a good value", unset="4 on wide axes with damage, else 1",
         help="Keep a multiple of this many channels on every axis that is cut; 8 runs fast.",
     )  # fmt: skip
     factors: bool | None = opt(
@@ -151,9 +152,13 @@ class Budget:
         """Whether every axis keeps about the same share."""
         return self.allocation == "uniform" or (self.allocation == "auto" and self.resource == "flops")
 
+    def step(self, size: int) -> int:
+        """How many channels of an axis of that size stay or go together, where damage is measured."""
+        return self.round_to or (4 if size >= 32 else 1)
+
     def record(self, select: str, pairs: int = 0) -> dict[str, Any]:
         """Return the manifest's entry, including the ranking criterion and how many layers became pairs of factors."""
-        rounded = {"round_to": self.round_to} if self.round_to > 1 else {}
+        rounded = {"round_to": self.round_to} if (self.round_to or 1) > 1 else {}
         factors = {"factors": pairs} if pairs else {}
         limit: dict[str, Any] = {"agreement": self.agreement}
         if self.agreement is None:

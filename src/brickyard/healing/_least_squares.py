@@ -39,7 +39,7 @@ class HealReport:
             named = [f"{outputs} of {of} of layer {name!r}" for name, (outputs, of) in self.worse.items()]
             more = f" and those of {len(named) - NAMED} more layers" if len(named) > NAMED else ""
             why = f"{count} outputs were left as they were cut ({', '.join(named[:NAMED])}{more})"
-            self.notes.append(f"{why}): on the images held back, the refit did not lower their error")
+            self.notes.append(f"{why}: on the images held back, the refit did not lower their error")
         return self
 
 

@@ -31,17 +31,17 @@ def by_budget(graph: Axes, costs: Costs, scores: Tensor, outputs: Sequence[int],
     """
     fixed = kept_outputs(graph, outputs)
     limit = budget.share * getattr(costs.whole, budget.resource)
-    mask = keep_mask(graph, fixed)
+    mask, step = keep_mask(graph, fixed), budget.round_to or 1
     for axis in graph.free:
         mask[axis.channels] = False
     candidates: list[tuple[float, int, NDArray[np.int64]]] = []
     for axis in graph.free:
         score = scores[axis.channels]
         order = torch.argsort(score, descending=True, stable=True).numpy()
-        mask[axis.start + order[: budget.round_to]] = True
-        for place in range(budget.round_to, axis.size, budget.round_to):
+        mask[axis.start + order[:step]] = True
+        for place in range(step, axis.size, step):
             value = 1 - place / axis.size if budget.uniform else float(score[order[place]])
-            block = axis.start + order[place : place + budget.round_to]
+            block = axis.start + order[place : place + step]
             candidates.append((-value, int(block[0]), block))
     candidates.sort(key=lambda candidate: candidate[:2])
 
@@ -61,7 +61,7 @@ def check_enough(least: float, limit: float, budget: Budget) -> None:
         share = least / limit * budget.share
         raise OptionError(
             "option-budget-too-small",
-            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.round_to} "
+            f"a budget of {budget.share:.3g} of the source's {budget.resource} was asked for; {budget.round_to or 1} "
             f"channel(s) an axis already take {share:.3g}: raise the budget",
         )
 

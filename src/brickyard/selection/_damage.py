@@ -74,7 +74,7 @@ def by_damage(
         return Selected(graph, {**graph.everything(), **fixed})
     made = Factored(graph, {}, fixed)
     if budget.factors is not False:
-        made = factored(graph, fixed, shown, budget.round_to)
+        made = factored(graph, fixed, shown, budget.step)
     keep = {**made.graph.everything(), **made.keep}
     start = cost_share(made.graph, keep, whole, budget.resource)
     stages = max(1, round(math.log(budget.share / start) / math.log(STAGE)))
@@ -112,7 +112,7 @@ def by_agreement(
     assert budget.agreement is not None
     fixed = kept_outputs(graph, outputs)
     whole = CostModel(graph).whole.flops
-    made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.round_to)
+    made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.step)
     keep = {**made.graph.everything(), **made.keep}
     best, share = Selected(graph, {**graph.everything(), **fixed}), cost_share(made.graph, keep, whole, "flops")
     network: Network | None = None
@@ -187,9 +187,10 @@ def by_curves(
     mask = keep_mask(graph, keep)
     axes = {name: graph.axis(name) for name in curves}
     kept = {name: len(curve.order) for name, curve in curves.items()}
+    steps = {name: budget.step(axis.size) for name, axis in axes.items()}
     least = mask.copy()
     for name, axis in axes.items():
-        least[axis.start + curves[name].order[budget.round_to :]] = False
+        least[axis.start + curves[name].order[steps[name] :]] = False
     check_enough(cost(least), limit, budget)
 
     def cheapest(name: str) -> tuple[float, int]:
@@ -198,14 +199,14 @@ def by_curves(
         found = []
         for step in (1, 2, 4):
             left = now - step * max(1, len(curve.order) // 16)
-            left = max(budget.round_to, left - left % budget.round_to)
+            left = max(steps[name], left - left % steps[name])
             trial = mask.copy()
             trial[axis.start + curve.order[left:now]] = False
             found.append(((curve.damage[left] - curve.damage[now]) / max(1, spent - cost(trial)), left))
         return min(found)
 
     spent = cost(mask)
-    queue = [(*cheapest(name), name) for name in axes if kept[name] > budget.round_to]
+    queue = [(*cheapest(name), name) for name in axes if kept[name] > steps[name]]
     heapq.heapify(queue)
     while spent > limit:
         _, _, name = heapq.heappop(queue)
@@ -216,9 +217,9 @@ def by_curves(
         mask[axes[name].start + curves[name].order[left : kept[name]]] = False
         kept[name] = left
         spent = cost(mask)
-        if left > budget.round_to:
+        if left > steps[name]:
             heapq.heappush(queue, (*cheapest(name), name))
-    _take_back(mask, axes, curves, kept, cost, limit, budget.round_to)
+    _take_back(mask, axes, curves, kept, cost, limit, steps)
     free = {axis.name: torch.from_numpy(np.flatnonzero(mask[axis.channels])) for axis in graph.free}
     return {**keep, **free}
 
@@ -230,12 +231,12 @@ def _take_back(
     kept: dict[str, int],
     cost: Callable[[Mask], int],
     limit: float,
-    round_to: int,
+    steps: Mapping[str, int],
 ) -> None:
-    """Restore channels, `round_to` at a time, while they fit, the most damaging losses first."""
+    """Restore channels, so many of an axis at a time, while they fit, the most damaging losses first."""
     while True:
         short = {name: k for name, k in kept.items() if k < len(curves[name].order)}
-        more = {name: min(len(curves[name].order), k + round_to) for name, k in short.items()}
+        more = {name: min(len(curves[name].order), k + steps[name]) for name, k in short.items()}
         losses = {name: curves[name].damage[k] - curves[name].damage[more[name]] for name, k in short.items()}
         for name in sorted(losses, key=lambda name: -losses[name]):
             channels = axes[name].start + curves[name].order[kept[name] : more[name]]

@@ -10,7 +10,7 @@ middle's channels come in order of what they explain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,14 @@ class Factored:
     notes: tuple[str, ...] = ()
 
 
-def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Factored:
+def factored(graph: Graph, keep: KeepSet, shown: Shown, step: Callable[[int], int] = lambda _: 1) -> Factored:
     """Replace layers by pairs where a pair loses next to nothing at the cost of the layer.
 
     Args:
         graph: The source's graph.
         keep: The task's class outputs.
         shown: Preprocessed images of the task.
-        round_to: Keep a multiple of this many channels of each middle.
+        step: Of what number the channels of a middle of some size are to be a multiple.
     """
     network = cut(graph, keep)
     nodes = [(index, node) for index, node in _candidates(network) if _reads_all(graph, network, node.target)]
@@ -83,7 +83,7 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, round_to: int = 1) -> Fa
             if factors is None:
                 continue
             rank = _rank(graph, node, layer, len(factors.energy))
-            rank -= rank % round_to
+            rank -= rank % step(len(factors.energy))
             lost = float(factors.energy[rank:].sum()) / max(float(factors.energy.sum()), 1e-30)
             flat = mixing_of(layer).kernel.shape[2] == 1
             if rank > 0 and lost <= (LOST_FLAT if flat else LOST):
