@@ -35,7 +35,7 @@ from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
 from brickyard.healing._least_squares import Change, Equations, HealReport
-from brickyard.healing._streams import Intercept, Stream, intercept_of, own_bias
+from brickyard.healing._streams import Intercept, Stream, drawn, intercept_of, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import NORMS, Mixing
 from brickyard.network._network import Network, Node, Ref, refs
@@ -313,15 +313,18 @@ class _Side:
             return None
         first, node = job.runs[0]
         sizes = self.source.sizes(node)
-        places = draws.places(self._images, sizes, job.mixing)
+        every = self.source.each(node, sizes)
+        places = draws.places(self._images, (every,), job.mixing)
         found = []
-        before = zip(self.copy.starts, self.copy.before(first), self.source.before(first), strict=True)
-        for start, own, theirs in before:
+        before = zip(
+            self.copy.starts, self.copy.counts, self.copy.before(first), self.source.before(first), strict=True
+        )
+        for start, count, own, theirs in before:
             for index, run in job.runs:
                 ours = self.copy.ahead(own, first, index)
                 goal = self._goal(job, run, self.source.ahead(theirs, first, index))
-                some = places[start : start + len(goal)]
-                where = (torch.arange(len(some)).unsqueeze(1) * int(np.prod(sizes)) + some).flatten().to(goal.device)
+                total = goal.numel() // goal.shape[job.mixing.channel_dim]
+                where = drawn(places[start : start + count], every, total).to(goal.device)
                 found.append(_drawn(job, ours, run, goal, sizes, where))
         if not found:  # another process has all images
             return _none(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import shutil
 import tempfile
 import weakref
@@ -51,7 +52,8 @@ class Stream:
         self, graph: Graph, network: Network, batches: Sequence[Tensor], start: Sequence[int] | None = None
     ) -> None:
         self.network = network
-        self._shapes = graph.shapes
+        self._shapes, self._batch = graph.shapes, graph.batch
+        self.counts = [len(batch) for batch in batches]
         begins = itertools.accumulate(map(len, batches), initial=0) if start is None else start
         self.starts = list(begins)[: len(batches)]
         self._folder: Path | None = None
@@ -65,6 +67,13 @@ class Stream:
         shape = tuple(self._shapes[node.name].shape)
         mixing = mixing_of(self.network.layer(node.target))
         return shape[1:-1] if mixing.linear else shape[2:]
+
+    def each(self, node: Node, sizes: Sequence[int]) -> int:
+        """How many outputs of these sizes a layer has for each image, whatever dimension is that of the images."""
+        shape = tuple(self._shapes[node.name].shape)
+        linear = mixing_of(self.network.layer(node.target)).linear
+        every: int = math.prod(shape[:-1]) if linear else shape[0] * math.prod(sizes)
+        return max(1, every // self._batch)
 
     def before(self, index: int) -> Iterator[dict[str, Any]]:
         """Yield the values of each batch before step `index`, which may only grow."""
@@ -111,6 +120,12 @@ def _writing(place: Path) -> Iterator[None]:
             f"activations of so many images wait on disk, and {str(place)!r} cannot be written: {told(error)}; free "
             "space there, name another folder in TMPDIR, or use fewer images",
         ) from error
+
+
+def drawn(places: Tensor, every: int, total: int) -> Tensor:
+    """Where the positions drawn of each image, (images, positions), are among all of a batch, `total` of them."""
+    where = (torch.arange(len(places)).unsqueeze(1) * every + places).flatten()
+    return where[where < total]  # what depends on no image has as many for any batch
 
 
 class _Rest:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
 from brickyard.healing._heal import Draws, Shown
-from brickyard.healing._streams import Stream, copied, intercept_of
+from brickyard.healing._streams import Stream, copied, drawn, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.runtime._isolation import gradients
@@ -189,15 +189,15 @@ def _equations(stream: Stream, index: int, node: Node, draws: Draws, images: int
     """Compute them from the network's own activations; average over groups that are cut alike."""
     mixing = mixing_of(stream.network.layer(node.target))
     inputs, sizes = mixing.rows[0].numel(), stream.sizes(node)
-    every = int(np.prod(sizes, dtype=np.int64))
+    every = stream.each(node, sizes)
     full = inputs <= (WIDEST if images * every >= inputs else WIDE) and mixing.groups == 1
     gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
     total, count = torch.zeros(inputs, dtype=torch.float64), 0
-    places = draws.places(images, sizes, mixing)
-    for start, values in zip(stream.starts, stream.before(index), strict=True):
+    places = draws.places(images, (every,), mixing)
+    for start, of, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
         x = values[node.args[0].node]
-        some = places[start : start + len(x)]
-        where = (torch.arange(len(some)).unsqueeze(1) * every + some).flatten()
+        whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
+        where = drawn(places[start : start + of], every, whole)
         columns = mixing.read_at(x, sizes, where.to(x.device))
         columns = columns.float() if columns.element_size() < 4 else columns
         for block in columns.split(1 << 13, 2):

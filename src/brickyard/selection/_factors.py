@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
 from brickyard.healing._heal import Draws, Shown
-from brickyard.healing._streams import Stream, own_bias
+from brickyard.healing._streams import Stream, drawn, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
@@ -200,13 +200,14 @@ def _moments(
 ) -> Tensor:
     """Second moments of what a first factor reads, (inputs, inputs), in float64."""
     mixing = mixing_of(first)
-    places = draws.places(images, sizes, mixing)
+    every = stream.each(node, sizes)
+    places = draws.places(images, (every,), mixing)
     total = torch.zeros(mixing.rows[0].numel(), mixing.rows[0].numel(), dtype=torch.float64)
     count = 0
-    for start, values in zip(stream.starts, stream.before(index), strict=True):
+    for start, of, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
         x = values[node.args[0].node]
-        some = places[start : start + len(x)]
-        where = (torch.arange(len(some)).unsqueeze(1) * int(np.prod(sizes)) + some).flatten()
+        whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
+        where = drawn(places[start : start + of], every, whole)
         (read,) = mixing.read_at(x, sizes, where.to(x.device))
         total += (read @ read.T).double().cpu()
         count += read.shape[1]
