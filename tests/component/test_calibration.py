@@ -141,6 +141,8 @@ def test_distillation_follows_the_refit_and_says_its_steps() -> None:
     assert longer.manifest.heal.method == "distil"
     assert longer.manifest.heal.steps > 0
     assert longer.manifest.agreement[0] >= plain.manifest.agreement[0]
+    with refused("option-needs-data", "heal='distil'", "at least 3"):
+        by.disassemble(model, relevance, heal="distil", images=IMAGES[:2], **options)
     with refused("option-requires-option", "minutes="):
         by.disassemble(model, relevance, minutes=1, **options)
 
@@ -164,6 +166,8 @@ def test_more_images_of_anything_are_fitted_to_and_judge_nothing(monkeypatch, tm
         goal = model(strange)
         errors = [float((one(strange) - goal).square().sum()) for one in (part, plain)]
     assert errors[0] < errors[1]
+    with refused("option-conflict", "more_images="):
+        by.disassemble(model, relevance, more_images=strange, heal="none", select="mda", **options)
     with refused("data-wrong-size", "more_images", "(3, 9, 9)"):
         by.disassemble(model, relevance, more_images=torch.rand(4, 3, 9, 9), **options)
     (tmp_path / "empty").mkdir()

@@ -234,10 +234,18 @@ def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _
     choice = Choice.of(relevance, options, lambda: relevance.graph(model))
     select, heal = options["select"], options["heal"]
     if not CRITERIA[select].images and heal == "none":
+        if options["more_images"] is not None:
+            raise OptionError(
+                "option-conflict", "more_images= are fitted to, and heal='none' fits nothing; leave one of them out"
+            )
         return _Job(choice, pool, None, drawn_images(choice.graph))
     wanted_by = f"select={select!r}" if CRITERIA[select].images else f"heal={heal!r}"
     alone = len(choice.task) == 1 or options["reject"]
     images = calibration(choice.graph, pool, options, wanted_by, strangers=alone)
+    if heal == "distil" and not images.held:
+        raise OptionError(
+            "option-needs-data", "heal='distil' is judged on images held back, and there are too few; give at least 3"
+        )
     return _Job(choice, pool, images, images.shown.fit[0][:2])
 
 
