@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brickyard.axes._graph import trace
 from brickyard.network._fusing import fuse
+from brickyard.surgery import _join
 from brickyard.surgery._cost import CostModel
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import cut, join
@@ -270,3 +271,28 @@ def test_operations_are_counted_wherever_images_lie() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.rand(2, 3, 8, 8))
     assert CostModel(trace(model, torch.rand(2, 3, 8, 8))).whole.flops == counter.get_total_flops() // 2
+
+
+class Single(nn.Module):
+    """A softmax over all positions of a single channel, which alone is no step over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.linear = nn.Conv2d(3, 9, 3), nn.Conv2d(9, 1, 1), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.gate(x)
+        weights = torch.softmax(gate.flatten(1), 1).view(gate.shape)
+        return self.linear((x * weights).sum((2, 3)))
+
+
+def test_parts_that_do_not_lie_side_by_side_are_refused(monkeypatch) -> None:
+    """With one rule of joining broken, what comes out is compared with the parts, and refused."""
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    graphs = [trace(randomised(Single().double(), seed), x) for seed in (0, 1)]
+    parts = [Part(graph, {"stem": torch.arange(5)}) for graph in graphs]
+    join(parts)  # the control: it is right with all rules
+    monkeypatch.setattr(_join._Builder, "_runs_apart", lambda *_: False)
+    with refused("surgery-check-failed"):
+        join(parts)

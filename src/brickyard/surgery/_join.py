@@ -27,9 +27,10 @@ from brickyard.base._messages import first_line
 from brickyard.network._arguments import listed
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
-from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
+from brickyard.network._network import Network, Node, Ref, kind, map_refs, refs, step_shapes, with_refs
 from brickyard.surgery._plan import KeepSet, Part, Plan, check_keep, is_output
 from brickyard.surgery._steps import concrete, rewritten
+from brickyard.surgery._verify import drawn_images, same
 from brickyard.surgery._weights import made_layer, made_tensor, number_of
 
 
@@ -50,7 +51,8 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
     input holds the parts' images, one after another along its channels.
 
     Raises:
-        SurgeryError: The parts' graphs differ, or their class outputs cannot be laid side by side.
+        SurgeryError: The parts' graphs differ, their class outputs cannot be laid side by side, or the result does not
+            return what the parts return.
     """
     if len(parts) > 1:
         check_same(parts)
@@ -60,7 +62,33 @@ def join(parts: Sequence[Part], *, shared_input: bool = True) -> Network:
         builder.add(node)
     network = builder.network()
     _check_shapes(builder, network)
+    if len(parts) > 1:
+        _check_outputs(parts, network, shared_input)
     return network
+
+
+def _check_outputs(parts: Sequence[Part], network: Network, shared_input: bool) -> None:
+    """Compare networks laid side by side with each alone, on two images each and on single ones.
+
+    Raises:
+        SurgeryError: They do not run, or return something else.
+    """
+    own = [join([part]) if part.network is None else part.network for part in parts]
+    if any(kind(one).is_meta for one in own):
+        return
+    images = [drawn_images(part.graph, kind(one)) for part, one in zip(parts, own, strict=True)]
+    equal = True
+    try:
+        with torch.no_grad():
+            for given in (images, [x[:1] for x in images]):
+                found = network(given[0] if shared_input else torch.cat(given, 1))
+                equal &= same(found, torch.cat([one(x) for one, x in zip(own, given, strict=True)], 1))
+    except Exception as error:  # a step that does not fit the parts together can fail in any way
+        why = f"the padded network does not run: {first_line(error)}"
+        raise SurgeryError("surgery-check-failed", f"{why}; use form='parallel' and please report it") from error
+    if not equal:
+        why = "the padded network does not return what its parts return"
+        raise SurgeryError("surgery-check-failed", f"{why}; use form='parallel' and please report this architecture")
 
 
 class _Builder:

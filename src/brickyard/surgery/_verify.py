@@ -79,7 +79,7 @@ def _parting(graph: Graph, source: Network, keep: Mapping[str, Tensor], network:
     expected = _zeroed(graph, source, keep, x)
     chosen = keep.get(graph.output.name) if graph.output is not None else None
     output = network(x)
-    if _same(output, expected if chosen is None else expected[:, chosen]):
+    if same(output, expected if chosen is None else expected[:, chosen]):
         return None
     kept = torch.from_numpy(keep_mask(graph, keep))
     found: dict[str, Tensor] = {}
@@ -92,12 +92,12 @@ def _parting(graph: Graph, source: Network, keep: Mapping[str, Tensor], network:
         if writes is not None:
             rows = kept[torch.from_numpy(writes)].nonzero().flatten()
             theirs = theirs.index_select(mixing.channel_dim, rows.to(theirs.device))
-        if not _same(ours, theirs):
+        if not same(ours, theirs):
             return f"layer {node.target!r}" + (f" ({node.line})" if node.line else "")
     return "the class outputs"
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def same(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
     largest = float(expected.abs().nan_to_num(posinf=0.0).amax())
@@ -137,8 +137,8 @@ def _zeroed(
     return output
 
 
-def drawn_images(graph: Graph) -> Tensor:
-    """Two images without a subject, as a source takes them, where none are at hand."""
-    like = kind(graph.network)
+def drawn_images(graph: Graph, like: Tensor | None = None) -> Tensor:
+    """Two images without a subject, as a source takes them (or of the type of `like`), where none are at hand."""
+    like = kind(graph.network) if like is None else like
     drawn = torch.rand(2, *graph.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return drawn.to(like)
