@@ -100,7 +100,7 @@ def test_cut_and_padded_on_trained_residual_and_concatenating_nets(weights, shar
     relevance = by.locate(source.model.double(), images, preprocessing=how, per_class=2, task=classes)
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     parts = [
-        by.disassemble(source.model, relevance, task=task, budget=by.Budget(flops=0.5), heal="none")
+        by.disassemble(source.model, relevance, task=task, budget=by.Budget(flops=0.5), select="mda", heal="none")
         for task in ([0, 1, 2], [7, 5])
     ]
     graph = relevance.graph(source.model)
