@@ -278,3 +278,21 @@ def images(count: int = 3, seed: int = 0) -> Tensor:
 def relative(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest number."""
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+
+
+class SequenceFirst(nn.Module):
+    """Linear layers on (tokens, batch, channels), and on (tokens * batch, channels)."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.embed, self.wide = nn.Conv2d(3, 8, patch, patch), nn.Linear(8, 24)
+        self.back, self.linear = nn.Linear(24, 8), nn.Linear(8, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> (batch, classes)."""
+        y = self.embed(x).flatten(2).permute(2, 0, 1)
+        tokens, batch, width = y.shape
+        z = torch.relu(self.wide(y))
+        z = self.back(z.reshape(tokens * batch, 24)).view(tokens, batch, width)
+        return self.linear((y + z).mean(0))

@@ -18,6 +18,7 @@ from brickyard.healing._heal import Shown, heal_network
 from brickyard.surgery._join import cut
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised
 from errors import refused
+from nets import SequenceFirst
 
 IMAGES = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 
@@ -173,24 +174,6 @@ def test_a_full_disk_is_told_of(error, monkeypatch, tmp_path) -> None:
         refitted(graph, keep, Shown(list(IMAGES.split(16))))
 
 
-class SequenceFirst(nn.Module):
-    """Linear layers on (tokens, batch, channels), and on (tokens * batch, channels)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.wide = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 24)
-        self.back, self.linear = nn.Linear(24, 8), nn.Linear(8, 4)
-        randomised(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, 8, 8) -> (batch, classes)."""
-        y = self.embed(x).flatten(2).permute(2, 0, 1)
-        tokens, batch, width = y.shape
-        z = torch.relu(self.wide(y))
-        z = self.back(z.reshape(tokens * batch, 24)).view(tokens, batch, width)
-        return self.linear((y + z).mean(0))
-
-
 @pytest.mark.parametrize("size", [48, 7, 1])
 def test_all_positions_of_all_images_are_fitted_to_wherever_images_lie(size, monkeypatch) -> None:
     counts: dict[str, int] = {}
@@ -201,7 +184,7 @@ def test_all_positions_of_all_images_are_fitted_to_wherever_images_lie(size, mon
         return refit(job, fit, *rest)
 
     monkeypatch.setattr(_heal, "refit", watched)
-    graph, keep = setup(SequenceFirst)
+    graph, keep = setup(lambda: SequenceFirst(patch=2))
     network, _ = refitted(graph, keep, Shown(list(IMAGES.split(size))))
     assert counts == {"embed": 48 * 16, "wide": 48 * 16, "back": 48 * 16, "linear": 48}
     whole, _ = refitted(graph, keep, Shown([IMAGES]))

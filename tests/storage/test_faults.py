@@ -334,7 +334,7 @@ def test_an_interruption_that_a_library_turned_into_its_own_error_is_still_one(m
             assert found.value.code == code
             assert re.fullmatch(r"brickyard: [^\n]+\n", capsys.readouterr().err)
     finally:
-        monkeypatch.setattr(stopping, "_seen", None)
+        stopping._seen = None  # for the tests that follow in this process: monkeypatch would bring it back
         for number, handler in kept.items():
             signal.signal(number, handler)
 

@@ -18,7 +18,7 @@ from brickyard.surgery._join import cut, join
 from brickyard.surgery._plan import Part
 from brickyard.testing import Branches, Residual, SqueezeExcite, chain, randomised, zeroed_output
 from errors import refused
-from nets import BLOCKS, Drawn, images, keep_sets, masks, plans, relative
+from nets import BLOCKS, Drawn, SequenceFirst, images, keep_sets, masks, plans, relative
 
 KINDS = [*BLOCKS, "all"]
 SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -248,26 +248,8 @@ def test_groups_multiply_nothing_by_zero() -> None:
     assert flops(join(parts)) > 1.3 * flops(network)
 
 
-class SequenceFirst(nn.Module):
-    """Linear layers on (tokens, batch, channels), and on (tokens * batch, channels)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.wide = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24)
-        self.back, self.linear = nn.Linear(24, 8), nn.Linear(8, 4)
-        randomised(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, 8, 8) -> (batch, classes)."""
-        y = self.embed(x).flatten(2).permute(2, 0, 1)
-        tokens, batch, width = y.shape
-        z = torch.relu(self.wide(y))
-        z = self.back(z.reshape(tokens * batch, 24)).view(tokens, batch, width)
-        return self.linear((y + z).mean(0))
-
-
 def test_operations_are_counted_wherever_images_lie() -> None:
-    model = SequenceFirst()
+    model = SequenceFirst(patch=4)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.rand(2, 3, 8, 8))
     assert CostModel(trace(model, torch.rand(2, 3, 8, 8))).whole.flops == counter.get_total_flops() // 2

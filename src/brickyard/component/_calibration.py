@@ -187,12 +187,7 @@ def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Te
     for batch in read_images(images, options["batch_size"]):
         check_raw(batch, how, "more_images")
         x = preprocess(batch, how).to(like.device, like.dtype)
-        if tuple(x.shape[1:]) != graph.input_shape:
-            raise DataError(
-                "data-wrong-size",
-                f"more_images need the source's input shape {graph.input_shape}, got {tuple(x.shape[1:])} after "
-                "preprocessing; give images of that size, or a source with a preprocessing that resizes them",
-            )
+        _check_size(graph, x, "more_images need")
         found.append(x)
     if not found:
         raise DataError("data-no-images", "more_images is empty; give at least one image, or leave it out")
@@ -215,15 +210,25 @@ def _reader(graph: Graph, batch_size: int, wanted_by: str) -> Callable[[Images, 
 
     def read(images: Images, indices: Sequence[int]) -> list[Tensor]:
         batches = [x for x, _ in images.batches(list(indices), batch_size, like)] if indices else []
-        if batches and tuple(batches[0].shape[1:]) != graph.input_shape:
-            raise DataError(
-                "data-wrong-size",
-                f"{wanted_by} needs images of the source's input shape {graph.input_shape}, got "
-                f"{tuple(batches[0].shape[1:])} after preprocessing; give images of that size",
-            )
+        if batches:
+            _check_size(graph, batches[0], f"{wanted_by} needs images of")
         return batches
 
     return read
+
+
+def _check_size(graph: Graph, x: Tensor, needs: str) -> None:
+    """Check that preprocessed images fit a source; `needs` says what needs them.
+
+    Raises:
+        DataError: They do not.
+    """
+    if tuple(x.shape[1:]) != graph.input_shape:
+        raise DataError(
+            "data-wrong-size",
+            f"{needs} the source's input shape {graph.input_shape}, got {tuple(x.shape[1:])} after preprocessing; give "
+            "images of that size, or locate with a preprocessing that resizes them",
+        )
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,8 @@ class Judge:
         with torch.no_grad():
             for x in batches:
                 found = network(x.to(kind(network).dtype))
-                ours = self.outputs.says(self._head(found) if self.whole else found)
-                same += int((ours == self.outputs.says(self._head(self.graph.network(x)))).all(1).sum())
+                ours, theirs = self._head(found) if self.whole else found, self._head(self.graph.network(x))
+                same += int(self.outputs.alike(ours, theirs).sum())
                 count += len(x)
         return same, count
 

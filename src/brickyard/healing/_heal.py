@@ -21,6 +21,7 @@ moments: scales and shifts each output channel to the source's mean and variance
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError
 from brickyard.base._options import Heal
-from brickyard.healing._least_squares import Change, Equations, HealReport
+from brickyard.healing._least_squares import Change, Equations, HealReport, Right
 from brickyard.healing._streams import Intercept, Stream, drawn, intercept_of, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import NORMS, Mixing
@@ -269,9 +270,8 @@ class Draws:
     per_input: int
     seed: int
 
-    def places(self, images: int, sizes: Sequence[int], mixing: Mixing) -> Tensor:
-        """For each image, the same number of positions, in ascending order: (images, positions)."""
-        every = int(np.prod(sizes, dtype=np.int64))
+    def places(self, images: int, every: int, mixing: Mixing) -> Tensor:
+        """For each image, the same number of its `every` positions, in ascending order: (images, positions)."""
         inputs = mixing.rows[0].numel()
         wanted = min(max(self.per_input * inputs, FEWEST), MOST // (inputs * mixing.groups))
         each = max(1, -(-wanted // max(1, images)))
@@ -280,6 +280,28 @@ class Draws:
         generator = torch.Generator().manual_seed(self.seed)
         drawn = [torch.randperm(every, generator=generator)[:each].sort().values for _ in range(images)]
         return torch.stack(drawn)
+
+
+def reads(
+    stream: Stream, index: int, node: Node, mixing: Mixing, sizes: Sequence[int], draws: Draws
+) -> Iterator[Tensor]:
+    """What outputs drawn of a layer read, batch by batch: (groups, inputs, N).
+
+    Args:
+        stream: The network over all images.
+        index: The position of the layer's step.
+        node: The step.
+        mixing: What answers for the layer, or for another one in its place.
+        sizes: The sizes of its output's dimensions that hold positions.
+        draws: How many to draw.
+    """
+    every = stream.each(node, sizes)
+    places = draws.places(sum(stream.counts), every, mixing)
+    for start, count, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
+        x = values[node.args[0].node]
+        whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
+        where = drawn(places[start : start + count], every, whole)
+        yield precise(mixing.read_at(x, sizes, where.to(x.device)))
 
 
 @dataclass(frozen=True)
@@ -302,8 +324,7 @@ class _Side:
 
     def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor], ranks: Ranks) -> None:
         self._images = sum(map(len, batches))
-        first = [sum(map(len, batches[:number])) for number in range(len(batches))]
-        starts = ranks.mine(first)
+        starts = ranks.mine([*itertools.accumulate(map(len, batches), initial=0)][:-1])
         self.source = Stream(graph, graph.network, ranks.mine(batches), starts)
         self.copy = Stream(graph, network, ranks.mine(batches), starts)
 
@@ -314,7 +335,7 @@ class _Side:
         first, node = job.runs[0]
         sizes = self.source.sizes(node)
         every = self.source.each(node, sizes)
-        places = draws.places(self._images, (every,), job.mixing)
+        places = draws.places(self._images, every, job.mixing)
         found = []
         before = zip(
             self.copy.starts, self.copy.counts, self.copy.before(first), self.source.before(first), strict=True
@@ -416,8 +437,10 @@ def refit(job: Job, fit: Sample, held: Sample | None, ridge: float | None, repor
     if equations.dead:
         report.notes.append(f"layer {job.name!r}: {equations.dead} of {len(fit.x)} groups have only zeros as input")
     there = here if held is None else _Outputs(job, held)
-    strength = _best_ridge(equations, here, there) if ridge is None and held is not None else ridge
-    found = _solved(equations, here, RIDGE if strength is None else strength, job.name, report)
+    right = equations.right(here.residual(None))
+    if ridge is None:
+        ridge = RIDGE if held is None else _best_ridge(equations, right, there)
+    found = _solved(equations, right, here, ridge, job.name, report)
     if found is None:
         return False
     change, report.ridges[job.name] = found
@@ -439,10 +462,9 @@ def made_worse(before: Tensor, after: Tensor) -> Tensor:
     return ~(after <= before * (1 - _GAIN))  # true for NaN too
 
 
-def _best_ridge(equations: Equations, here: _Outputs, there: _Outputs) -> float:
+def _best_ridge(equations: Equations, right: Right, there: _Outputs) -> float:
     """The strength with which the plain least squares come closest on images held back."""
     errors: dict[float, float] = {}
-    right = equations.right(here.residual(None))
     for ridge in RIDGES:
         found = equations.solve(right, ridge)
         errors[ridge] = float("inf") if found is None else float(there.errors(found[0]).sum())
@@ -452,19 +474,19 @@ def _best_ridge(equations: Equations, here: _Outputs, there: _Outputs) -> float:
 
 
 def _solved(
-    equations: Equations, here: _Outputs, ridge: float, name: str, report: HealReport
+    equations: Equations, right: Right, here: _Outputs, ridge: float, name: str, report: HealReport
 ) -> tuple[Change, float] | None:
     """The change of a layer, and the strength it took, with the targets of a ReLU where one follows."""
-    found: tuple[Change, float] | None = None
-    for turn in range(1 + (ROUNDS if here.rectified else 0)):
-        residual = here.residual(None if found is None else found[0], rectified=turn > 0)
-        after = equations.solve(equations.right(residual), ridge)
+    found = equations.solve(right, ridge)
+    if found is None:
+        report.notes.append(f"layer {name!r}: its equations overflow or stayed singular; it was left as it was cut")
+        return None
+    for _ in range(ROUNDS if here.rectified else 0):
+        after = equations.solve(equations.right(here.residual(found[0], rectified=True)), ridge)
         if after is None:
             break
         found = after
-    if found is None:
-        report.notes.append(f"layer {name!r}: its equations overflow or stayed singular; it was left as it was cut")
-    elif found[1] > ridge:
+    if found[1] > ridge:
         report.notes.append(f"layer {name!r}: its equations were singular; ridge {found[1]:g} was used")
     return found
 
@@ -473,19 +495,15 @@ class _Outputs:
     """A layer's outputs at samples, with changes of its weights."""
 
     def __init__(self, job: Job, sample: Sample) -> None:
-        self._job, self._sample = job, sample
+        self._job, self._sample = job, sample  # outputs are computed in the type of the samples
         bias = own_bias(job.layer).bias
         self._rows = job.mixing.rows.double().flatten(1).unflatten(0, (job.mixing.groups, -1))  # (G, q, n)
         self._bias = self._rows.new_zeros(self._rows.shape[:2].numel()) if bias is None else bias.double()
-        self._plain = self._computed(self._rows, self._bias)
+        self._plain = (self._rows.to(sample.x.dtype) @ sample.x).flatten(0, 1)
+        self._plain += self._bias.to(sample.x.dtype).unsqueeze(1)
         scale = job.tail.scale
         self._scale = torch.ones_like(self._bias) if scale is None else scale.double()
         self.rectified = job.tail.rectified
-
-    def _computed(self, rows: Tensor, shift: Tensor) -> Tensor:
-        """Outputs in the samples' own type, (Q, N)."""
-        x = self._sample.x
-        return (rows.to(x.dtype) @ x).flatten(0, 1) + shift.to(x.dtype).unsqueeze(1)
 
     def right(self) -> bool:
         """Whether they already are what they should be."""

@@ -238,14 +238,17 @@ def peak_bytes(graph: Graph) -> int:
     live = peak = 0
     sizes: dict[str, int] = {}
     for index, node in enumerate(nodes):
-        value = graph.shapes[node.name]
-        items = value if isinstance(value, tuple | list) else (value,)
-        tensors = [item for item in items if isinstance(item, Tensor)]
-        sizes[node.name] = sum(t.numel() // t.shape[0] * t.element_size() for t in tensors if t.ndim)
+        sizes[node.name] = image_bytes(graph.shapes[node.name])
         live += sizes[node.name]
         peak = max(peak, live)
         live -= sum(sizes[name] for name in graph.network.dead_after(index))
     return peak
+
+
+def image_bytes(value: Any) -> int:
+    """The size of a step's value for one image, in bytes."""
+    items = value if isinstance(value, tuple | list) else (value,)
+    return sum(item.nbytes // max(1, len(item)) for item in items if isinstance(item, Tensor) and item.ndim)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,10 @@ class Outputs:
         """Whether each case is answered correctly: bool, (cases,)."""
         return self.says(logits)[cases.images, cases.classes] == cases.wanted
 
+    def alike(self, logits: Tensor, others: Tensor) -> Tensor:
+        """Which images have the same answer from both: bool, (images,)."""
+        return (self.says(logits) == self.says(others)).flatten(1).all(1)
+
     # -- several parts ---------------------------------------------------------------------------------
 
     def normalised(self, logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ the updated weights. These bend the estimate to the truth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brickyard.axes._graph import Axis, Graph
-from brickyard.healing._heal import Draws, Shown
-from brickyard.healing._streams import Stream, copied, drawn, intercept_of
+from brickyard.healing._heal import Draws, Shown, reads
+from brickyard.healing._streams import Stream, copied, image_bytes, intercept_of
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.runtime._isolation import gradients
@@ -76,12 +77,11 @@ def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | 
     weights = sensitivity(copy, [node for _, node in readers], graph, shown)
     with torch.no_grad(), bar("measuring axes", len(axes)) as advance:
         stream = Stream(graph, copy, shown.fit)
-        images = sum(map(len, shown.fit))
         equations = {
-            node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index), images)
+            node.target: _equations(stream, index, node, Draws(PER_INPUT, shown.seed + index))
             for index, node in readers
         }
-        logits = _Logits(copy, _drawn(shown.held or shown.fit))
+        logits = _Logits(copy, _first(shown.held or shown.fit, MEASURED))
         read = {
             axis.name: [(*step, columns) for step in readers if (columns := _columns(part, axis, step[1].target))]
             for axis in axes
@@ -96,9 +96,11 @@ def damage_curves(graph: Graph, shown: Shown, keep: KeepSet, network: Network | 
     return {axis.name: curves[axis.name] for axis in axes}
 
 
-def _drawn(batches: Sequence[Tensor], most: int = MEASURED) -> list[Tensor]:
-    """The first images, in batches."""
-    return list(torch.cat(list(batches))[:most].split(max(map(len, batches))))
+def _first(batches: Sequence[Tensor], most: int, size: int | None = None) -> list[Tensor]:
+    """The first images, in batches of a size (default: that of the largest)."""
+    before = itertools.accumulate(map(len, batches), initial=0)
+    some = [batch for batch, start in zip(batches, before, strict=False) if start < most]
+    return list(torch.cat(some)[:most].split(size or max(map(len, batches))))
 
 
 # -- sensitivity --------------------------------------------------------------------------------------------
@@ -111,13 +113,12 @@ def sensitivity(network: Network, nodes: Sequence[Node], graph: Graph, shown: Sh
     positions of an image, over the logits' mean energy: squared errors of outputs, averaged over positions and weighted
     by it, add up to a share of the logits' energy.
     """
-    each = sum(_bytes(graph.shapes[node.name]) for node in network.nodes)
+    each = sum(image_bytes(graph.shapes[node.name]) for node in network.nodes)
     size = max(1, min(len(shown.fit[0]), _LIVE // max(1, 2 * each)))
-    images = torch.cat(list(shown.fit))[:SENSED]
     generator = torch.Generator().manual_seed(shown.seed)
     found = {node.target: torch.zeros(len(mixing_of(network.layer(node.target)).rows)).double() for node in nodes}
     answers: list[Tensor] = []
-    for batch in images.split(size):
+    for batch in _first(shown.fit, SENSED, size):
         with gradients("select='mda' or another criterion that needs none"):
             slopes, logits = _slopes(network, {node.name for node in nodes}, batch, generator)
         answers.append(logits)
@@ -139,11 +140,6 @@ def _slopes(
     signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2 - 1
     slopes = torch.autograd.grad((centred * signs).sum(), list(probes.values()), allow_unused=True)
     return dict(zip(probes, slopes, strict=True)), logits.detach()
-
-
-def _bytes(value: object) -> int:
-    items = value if isinstance(value, tuple | list) else (value,)
-    return sum(item.nbytes // max(1, len(item)) for item in items if isinstance(item, Tensor) and item.ndim)
 
 
 def _probed(network: Network, names: set[str], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -185,21 +181,15 @@ def _readers(network: Network) -> list[tuple[int, Node]]:
     return list(found.values())
 
 
-def _equations(stream: Stream, index: int, node: Node, draws: Draws, images: int) -> _Equations:
+def _equations(stream: Stream, index: int, node: Node, draws: Draws) -> _Equations:
     """Compute them from the network's own activations; average over groups that are cut alike."""
     mixing = mixing_of(stream.network.layer(node.target))
     inputs, sizes = mixing.rows[0].numel(), stream.sizes(node)
-    every = stream.each(node, sizes)
-    full = inputs <= (WIDEST if images * every >= inputs else WIDE) and mixing.groups == 1
+    positions = sum(stream.counts) * stream.each(node, sizes)
+    full = inputs <= (WIDEST if positions >= inputs else WIDE) and mixing.groups == 1
     gram = torch.zeros((inputs, inputs) if full else (inputs,), dtype=torch.float64)
     total, count = torch.zeros(inputs, dtype=torch.float64), 0
-    places = draws.places(images, (every,), mixing)
-    for start, of, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
-        x = values[node.args[0].node]
-        whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
-        where = drawn(places[start : start + of], every, whole)
-        columns = mixing.read_at(x, sizes, where.to(x.device))
-        columns = columns.float() if columns.element_size() < 4 else columns
+    for columns in reads(stream, index, node, mixing, sizes, draws):
         for block in columns.split(1 << 13, 2):
             gram += (block[0] @ block[0].T).double().cpu() if full else block.double().square().sum((0, 2)).cpu()
         total += columns.sum((0, 2), dtype=torch.float64).cpu()
@@ -262,7 +252,7 @@ class _Reader:
 
     def _cost(self, columns: Tensor) -> Tensor:
         """For blocks of equally many columns: (C, b) -> (C,)."""
-        weight = (self.weight * self._outputs)[:, columns]  # (Q, C, b)
+        weight = self.weight[:, columns] * self._outputs.unsqueeze(2)  # (Q, C, b)
         if self.inverse.ndim == 1:
             return (weight.square() / self.inverse[columns]).sum((0, 2))
         blocks = self.inverse[columns.unsqueeze(2), columns.unsqueeze(1)]  # (C, b, b)

@@ -24,12 +24,15 @@ from brickyard.selection._budget import check_enough
 from brickyard.selection._curves import Curve, damage_curves
 from brickyard.selection._factors import Factored, factored
 from brickyard.selection._thresholds import kept_outputs
-from brickyard.surgery._cost import CostModel, Mask, keep_mask
+from brickyard.surgery._cost import CostModel, Mask, cost_share, keep_mask
 from brickyard.surgery._join import cut
-from brickyard.surgery._pairs import carried, cost_share, paying, with_pairs
+from brickyard.surgery._pairs import carried, paying, with_pairs
 
 STAGE = 0.8  # approximate share left after each stage
 PER_INPUT = 20  # samples for each input of a layer, in refits between stages
+STEP = 0.8  # share left after each stage on the way to an agreement
+HALVINGS = 3  # how often the last step is halved
+SMALLEST = 0.01  # share of the source at which to stop
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,7 @@ def by_agreement(
     made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.step)
     keep = {**made.graph.everything(), **made.keep}
     best, share = Selected(graph, {**graph.everything(), **fixed}), cost_share(made.graph, keep, whole, "flops")
-    network: Network | None = None
-    curves = damage_curves(made.graph, shown, keep, network)
+    curves = damage_curves(made.graph, shown, keep)
     step, halvings = STEP, HALVINGS
 
     def limited(share: float) -> Budget:
@@ -133,16 +135,12 @@ def by_agreement(
             continue
         best, share = found, share * step
         if halvings == HALVINGS:  # the next stage starts from here
-            keep = by_curves(
-                made.graph, curves, keep, int(share * whole), Budget(flops=share, round_to=budget.round_to)
-            )
-            curves = damage_curves(made.graph, shown, keep, _repaired(Selected(made.graph, keep), shown, ridge))
+            if found.graph is not made.graph:  # pairs that save nothing yet may do so later
+                found = Selected(made.graph, by_curves(made.graph, curves, keep, int(share * whole), limited(share)))
+                tried = _repaired(found, shown, ridge)
+            keep = found.keep
+            curves = damage_curves(made.graph, shown, keep, tried)
     return best
-
-
-STEP = 0.8  # share left after each stage on the way to an agreement
-HALVINGS = 3  # how often the last step is halved
-SMALLEST = 0.01  # share of the source at which to stop
 
 
 def _repaired(found: Selected, shown: Shown, ridge: float | None) -> Network:

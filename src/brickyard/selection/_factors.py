@@ -10,18 +10,18 @@ middle's channels come in order of what they explain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
-from brickyard.healing._heal import Draws, Shown
-from brickyard.healing._streams import Stream, drawn, own_bias
+from brickyard.healing._heal import Draws, Shown, reads
+from brickyard.healing._streams import Stream, own_bias
 from brickyard.network._layer_types import find_mixing, mixing_of
+from brickyard.network._mixing import Mixing
 from brickyard.network._network import Network, Node, iter_layers
 from brickyard.selection._curves import sensitivity
 from brickyard.surgery._join import cut
@@ -73,11 +73,11 @@ def factored(graph: Graph, keep: KeepSet, shown: Shown, step: Callable[[int], in
     ranks: dict[str, int] = {}
     with torch.no_grad():
         stream = Stream(graph, network, shown.fit)
-        images = sum(map(len, shown.fit))
         for index, node in nodes:
             layer = network.layer(node.target)
             sizes, draws = _sizes(graph, node, layer), Draws(PER_INPUT, shown.seed + index)
-            moments = _moments(stream, index, node, _empty(layer, 1).first, sizes, draws, images)
+            first = mixing_of(_empty(layer, 1).first)
+            moments = _moments(reads(stream, index, node, first, sizes, draws), first)
             whole, heard = _whole(graph, keep, node.target, weights[node.target])
             factors = _factors(whole, moments, heard)
             if factors is None:
@@ -195,22 +195,13 @@ def _rank(graph: Graph, node: Node, layer: nn.Module, full: int) -> int:
     return min(whole // max(1, each), full)
 
 
-def _moments(
-    stream: Stream, index: int, node: Node, first: nn.Module, sizes: Sequence[int], draws: Draws, images: int
-) -> Tensor:
+def _moments(read: Iterable[Tensor], mixing: Mixing) -> Tensor:
     """Second moments of what a first factor reads, (inputs, inputs), in float64."""
-    mixing = mixing_of(first)
-    every = stream.each(node, sizes)
-    places = draws.places(images, (every,), mixing)
     total = torch.zeros(mixing.rows[0].numel(), mixing.rows[0].numel(), dtype=torch.float64)
     count = 0
-    for start, of, values in zip(stream.starts, stream.counts, stream.before(index), strict=True):
-        x = values[node.args[0].node]
-        whole = x.numel() // x.shape[-1] if mixing.linear else len(x) * int(np.prod(sizes))
-        where = drawn(places[start : start + of], every, whole)
-        (read,) = mixing.read_at(x, sizes, where.to(x.device))
-        total += (read @ read.T).double().cpu()
-        count += read.shape[1]
+    for (x,) in read:
+        total += (x @ x.T).double().cpu()
+        count += x.shape[1]
     return total / count
 
 

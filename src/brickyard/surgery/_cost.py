@@ -165,3 +165,8 @@ def keep_mask(graph: Axes, keep: Mapping[str, Tensor]) -> Mask:
             mask[axis.channels] = False
             mask[axis.start + keep[axis.name].numpy()] = True
     return mask
+
+
+def cost_share(graph: Graph, keep: Mapping[str, Tensor], whole: int, resource: str) -> float:
+    """What a keep-set costs, as a share of the whole."""
+    return float(getattr(CostModel(graph)(keep_mask(graph, keep)), resource)) / max(1, whole)

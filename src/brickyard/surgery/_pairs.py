@@ -19,7 +19,7 @@ from brickyard.base._errors import SurgeryError
 from brickyard.base._records import ComponentManifest
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network, Node, Ref, kind, refs
-from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._cost import keep_mask
 from brickyard.surgery._plan import KeepSet, Part
 
 FIRST, SECOND = "factor1", "factor2"
@@ -255,8 +255,3 @@ def carried(found: Mapping[str, T], before: Graph, after: Graph, gone: Sequence[
             "surgery-parts-differ", "two graphs of one source have other axes, beyond those of its pairs"
         )
     return {new.name: found[old.name] for old, new in zip(axes, after.axes, strict=True) if old.name in found}
-
-
-def cost_share(graph: Graph, keep: KeepSet, whole: int, resource: str) -> float:
-    """What a keep-set costs, as a share of the whole."""
-    return float(getattr(CostModel(graph)(keep_mask(graph, keep)), resource)) / max(1, whole)
