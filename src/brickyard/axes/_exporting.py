@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from brickyard.axes._answers import Path, at
 from brickyard.axes._lowering import Draft
 from brickyard.axes._places import line_of_export
 from brickyard.network._arguments import canonical
@@ -50,18 +51,38 @@ _SAME = {
     "linalg_vector_norm": "norm",
 }
 _VIEWS = {"select", "slice", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
+_INSIDE = "inside."  # before the names of a model within `_Logits`
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
 
 
-def export_draft(model: nn.Module, example: Tensor) -> Draft | str:
-    """Return the steps of a model in evaluation mode, or why they are not available; the model is left unchanged."""
+def export_draft(model: nn.Module, example: Tensor, path: Path = ()) -> Draft | str:
+    """Return the steps of a model in evaluation mode, or why they are not available; the model is left unchanged.
+
+    Args:
+        model: The model.
+        example: Images.
+        path: The way to the logits in what it returns.
+    """
     batch = example if len(example) > 1 else torch.cat([example, example])
+    whole = _Logits(model, path) if path else model
     try:
         with _quiet():
-            program = torch.export.export(model, (batch,), dynamic_shapes=_open_batch(model))
-        return _read(model, program, example)
+            program = torch.export.export(whole, (batch,), dynamic_shapes=_open_batch(whole))
+        return _read(whole, program, example, _INSIDE if path else "")
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class _Logits(nn.Module):
+    """A model that returns its logits alone: exporting takes no objects that it does not know."""
+
+    def __init__(self, model: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.inside, self.path = model, path
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Any:
+        return at(self.inside(images), self.path)
 
 
 def _open_batch(model: nn.Module) -> Any:
@@ -84,20 +105,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(model: nn.Module, program: torch.export.ExportedProgram, example: Tensor) -> Draft:
+def _read(model: nn.Module, program: torch.export.ExportedProgram, example: Tensor, prefix: str) -> Draft:
+    """The steps of an exported model, without a prefix of the names in it."""
     signature = program.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     draft = Draft([], {}, {}, {}, example)
     same: dict[str, Ref] = {}
     for step in program.graph_module.graph.nodes:
         home = list((step.meta.get("nn_module_stack") or {}).values())
-        draft.homes[step.name] = str(home[-1][0]) if home else ""
+        draft.homes[step.name] = str(home[-1][0]).removeprefix(prefix) if home else ""
         if step.op == "placeholder" and step.name in signature.user_inputs:
             draft.nodes.append(Node(step.name, "input"))
         elif step.op == "placeholder":
             target = weights.get(step.name) or signature.inputs_to_lifted_tensor_constants[step.name]
-            draft.tensors[target] = _number(model, program, target)
-            draft.nodes.append(Node(step.name, "tensor", target))
+            name = target.removeprefix(prefix)
+            draft.tensors[name] = _number(model, program, target)
+            draft.nodes.append(Node(step.name, "tensor", name))
         elif step.op == "output":
             (result,) = _plain(step.args[0], same)
             draft.nodes.append(Node("output", "output", "", (result,)))

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brickyard.axes._answers import with_two_classes
 from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
 from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
@@ -262,10 +263,12 @@ class Graph(Axes):
 def trace(model: nn.Module, example: Tensor) -> Graph:
     """Trace a model and find its channel axes.
 
-    Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it.
+    Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it. Where it has
+    one logit z, that of class 1 against class 0, its graph ends in both classes' logits, (-z/2, z/2).
 
     Args:
-        model: A classifier that takes one image batch and returns (batch, classes).
+        model: A classifier that takes one image batch and returns logits (batch, classes): alone, in a dict, a tuple
+            or an object with fields, and with any number of dimensions of size 1 behind them.
         example: Example images, (batch, channels, height, width); two are enough.
 
     Returns:
@@ -290,7 +293,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         example = torch.cat([example, example])[:2]
     network, example = _precise(read_network(model, example), example)
     network, ending = with_logits(network, example)
-    return analyse(network, example, ending)
+    graph = analyse(network, example, ending)
+    return graph if graph.output_width > 1 else analyse(with_two_classes(network), example, ending)
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:

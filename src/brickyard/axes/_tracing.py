@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from brickyard.axes._answers import Path, as_rows, at, can_be_logits, path_to_logits, told_of, with_rows
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.axes._places import (
@@ -127,12 +128,13 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     """Trace a model into a `Network` that shares its weights and computes the same.
 
     Args:
-        model: Any module that takes one image batch and returns one (batch, classes) tensor.
+        model: Any module that takes one image batch and returns logits (batch, classes), as they are or in a dict, a
+            tuple or an object with fields.
         example: Example images, (batch, channels, height, width).
 
     Raises:
-        TraceError: The model cannot be traced or does not return (batch, classes), or the traced network's result
-            differs from the model's.
+        TraceError: The model cannot be traced or does not return logits, or the traced network's result differs from
+            the model's.
     """
     model = source_of(model)
     if not isinstance(example, Tensor):
@@ -150,8 +152,11 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
-        _call(model, example.clone(), partial(_first_not_finite, model))
-        network = lowered(_trace(model, example.clone()))
+        result = _run(model, example)
+        path = _path(model, result, len(example))
+        logits = at(result, path)
+        _checked(model, logits, example, partial(_first_not_finite, model, path))
+        network = with_rows(lowered(_trace(model, example.clone(), path)), logits.ndim)
         _check_equal(model, network, _three_images(example))
     return network
 
@@ -249,11 +254,11 @@ def _mismatch(model: nn.Module, network: Network, images: Tensor) -> TraceError:
     )
 
 
-def _first_not_finite(model: nn.Module, images: Tensor) -> str:
+def _first_not_finite(model: nn.Module, path: Path, images: Tensor) -> str:
     """The first step whose value is not finite, for a message; the model has to be read for it."""
 
     def find() -> str:
-        return first_step(lowered(_trace(model, images)), images, not_finite)
+        return first_step(lowered(_trace(model, images, path)), images, not_finite)
 
     return " in the images themselves" if not_finite(images) else _found(find)
 
@@ -265,58 +270,74 @@ def _close(found: Tensor, expected: Tensor, share: float) -> bool:
     return torch.allclose(found, expected, rtol=share, atol=share * float(expected.abs().max().clamp(min=0.1)))
 
 
-def _call(model: nn.Module, example: Tensor, infinite_at: Callable[[Tensor], str] = lambda images: "") -> Tensor:
-    """Run a model and check its answer; `infinite_at` finds where an answer stopped being finite."""
-    name = type(model).__name__
-    images = example.clone()
+def _call(model: nn.Module, example: Tensor) -> Tensor:
+    """A model's logits, (batch, classes)."""
+    return _checked(model, logits_in(model, _run(model, example), len(example)), example)
+
+
+def logits_in(model: nn.Module, result: Any, images: int) -> Tensor:
+    """The logits in what a model returned for so many images, (images, classes); one column may stand for two classes.
+
+    Raises:
+        TraceError: There are none, or several tensors could be them.
+    """
+    return as_rows(at(result, _path(model, result, images)))
+
+
+def _run(model: nn.Module, example: Tensor) -> Any:
     try:
-        result = model(example)
+        return model(example.clone())
     except Exception as error:
         raise TraceError(
             "trace-run-failed",
-            f"{name} fails on an example of shape {tuple(example.shape)}{after(line_of_error(error))}: "
+            f"{type(model).__name__} fails on an example of shape {tuple(example.shape)}{after(line_of_error(error))}: "
             f"{first_line(error)}; give `example` images of the size and type the model takes",
         ) from error
-    line = line_of_forward(model, returns=True)
-    where = f" (it returns at {line})" if line else ""
-    if not isinstance(result, Tensor) or result.ndim != 2:
-        what = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+
+
+def _path(model: nn.Module, result: Any, images: int) -> Path:
+    """The way to the logits in what a model returned for so many images."""
+    path = path_to_logits(result, images)
+    if path is None or not can_be_logits(at(result, path), images):
+        line = line_of_forward(model, returns=True)
+        where = f" (it returns at {line})" if line else ""
         raise TraceError(
             "trace-output",
-            f"{name} must return logits (batch, classes), got {what}{where}; return the logits alone, or wrap it in a "
-            "module that does",
+            f"{type(model).__name__} must return floating-point logits (batch, classes) for {images} images, alone, "
+            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}; return the logits alone, "
+            "or wrap it in a module that does",
         )
-    if not result.is_floating_point() or result.shape[0] != len(example) or not result.shape[1]:
-        raise TraceError(
-            "trace-output",
-            f"{name} must return floating-point logits (batch, classes) for at least one class, got "
-            f"{tuple(result.shape)} of {result.dtype} for {len(example)} images{where}; return the logits as they "
-            "are, or wrap it in a module that does",
-        )
-    if not bool(result.isfinite().all()):
+    return path
+
+
+def _checked(
+    model: nn.Module, logits: Tensor, images: Tensor, infinite_at: Callable[[Tensor], str] = lambda images: ""
+) -> Tensor:
+    """The logits, if they are finite; `infinite_at` finds where they stopped being so."""
+    if not bool(logits.isfinite().all()):
         raise TraceError(
             "trace-not-finite",
-            f"{name} must return finite logits, got NaN or infinity for images of shape "
-            f"{tuple(example.shape)} and type {example.dtype}{infinite_at(images)}; check the weights, and give images "
+            f"{type(model).__name__} must return finite logits, got NaN or infinity for images of shape "
+            f"{tuple(images.shape)} and type {images.dtype}{infinite_at(images)}; check the weights, and give images "
             "in the range it was trained on",
         )
-    return result
+    return logits
 
 
-def _trace(model: nn.Module, example: Tensor) -> Draft:
+def _trace(model: nn.Module, example: Tensor, path: Path) -> Draft:
     """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows."""
     with _tracing:  # torch's tracer and exporter patch functions that all threads use
-        return _traced(model, example)
+        return _traced(model, example, path)
 
 
-def _traced(model: nn.Module, example: Tensor) -> Draft:
+def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
     tracer = _Tracer()
     try:
-        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines)
+        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines, path)
     except BrickyardError:
         raise
     except Exception as error:
-        exported = export_draft(model, example)
+        exported = export_draft(model, example, path)
         if isinstance(exported, Draft):
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
@@ -328,7 +349,7 @@ def _traced(model: nn.Module, example: Tensor) -> Draft:
         ) from error
     unknown = draft.unknown()
     if unknown:
-        exported = export_draft(model, example)
+        exported = export_draft(model, example, path)
         if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
             return exported
     return draft
@@ -363,11 +384,13 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
     return {p.name: p.default for p in rest} or None
 
 
-def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str, str]) -> Draft:
+def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str, str], path: Path) -> Draft:
     draft = Draft([], {}, {}, {}, example)
     nodes = draft.nodes
     same: dict[str, Ref] = {}
     for step in graph.nodes:
+        if step.op == "output":
+            step.args = (at(step.args[0], path),)
         args, kwargs = _arguments(step, same)
         target = str(step.target)
         draft.homes[step.name] = next(reversed(step.meta.get("nn_module_stack") or [""]))
@@ -393,7 +416,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
             nodes.append(Node("output", "output", "", args))
-        elif step.target is ASSERT_IS_NONE:
+        elif step.target is ASSERT_IS_NONE or (isinstance(step.target, type) and _only_returned(step)):
             continue
         elif _is_idle(step):
             same[step.name] = args[0]
@@ -441,6 +464,11 @@ def _checks_default(user: fx.Node) -> bool:
     """Whether a step only checks that an argument has its default."""
     is_none, is_equal = ASSERT_IS_NONE, operator.eq
     return user.target is is_none or (user.target is is_equal and all(check.target is ASSERT for check in user.users))
+
+
+def _only_returned(step: fx.Node) -> bool:
+    """Whether nothing is done with a value but to return it, as with the object that holds the logits."""
+    return all(user.op == "output" for user in step.users)
 
 
 def _is_idle(step: fx.Node) -> bool:

@@ -278,6 +278,13 @@ class Network(nn.Module):
         result: Tensor = values[self._steps[-1].name]
         return result
 
+    def with_steps(self, nodes: Sequence[Node]) -> Network:
+        """A network of other steps with these layers and tensors, in evaluation mode; layers that no step uses go."""
+        used = {node.target for node in nodes}
+        layers = {name: self.layer(name) for name in self.layer_names if name in used}
+        tensors = {name: self.tensor(name) for name in self.tensor_names if name in used}
+        return Network(nodes, layers, tensors, self.foreign).eval()
+
     def to_spec(self) -> NetworkSpec:
         """The network as data.
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from brickyard.axes._tracing import logits_in
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._lazy import package
@@ -140,11 +141,12 @@ def _source(
     with torch.no_grad():
         like = next(model.parameters(), torch.zeros(0))
         try:
-            outputs = int(model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device)).shape[1])
+            result = model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
         except Exception as error:
             raise OptionError(
                 "option-source-size", f"source {name!r} fails on images of shape {shape}: {error}; give its --size"
             ) from None
+    outputs = max(2, logits_in(model, result, 2).shape[1])  # one is the logit of two classes
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(

@@ -1,0 +1,132 @@
+"""Where the logits lie in what a model returns, and how they become (batch, classes).
+
+Models return a tensor, a dict, an object with fields, or a tuple; logits have further dimensions of size 1, or are a
+single number for two classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, fx
+
+from brickyard.network._network import Network, Node, Ref
+
+LOGITS = "logits"  # what libraries call them
+Path = tuple[str | int, ...]
+"""Keys, names of fields or places that lead from what a model returns to its logits."""
+T = TypeVar("T")
+
+
+def path_to_logits(result: Any, images: int) -> Path | None:
+    """Find the logits in what a model returns.
+
+    Args:
+        result: A tensor; or a dict, an object with fields or a tuple, nested or not. Of several tensors, that named
+            "logits" is taken, else the only one that can be logits.
+        images: The number of images that it was given.
+
+    Returns:
+        The way to them; None if there is no such tensor, or several.
+    """
+    if isinstance(result, Tensor):
+        return ()
+    fields = dict(_fields(result))
+    if isinstance(fields.get(LOGITS), Tensor):
+        return (LOGITS,)
+    found = [
+        (key, *rest)
+        for key, value in fields.items()
+        if (rest := path_to_logits(value, images)) is not None and can_be_logits(at(value, rest), images)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def can_be_logits(value: Any, images: int) -> bool:
+    """Whether a tensor has one row of numbers for each image, but for dimensions of size 1 behind them."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim > 0
+        and value.shape[0] == images
+        and value.numel() == images * (value.shape[1] if value.ndim > 1 else 1) > 0
+    )
+
+
+def at(value: Any, path: Path) -> Any:
+    """What lies at the end of a path, in a model's result or in what tracing made of it.
+
+    Raises:
+        KeyError: Nothing does.
+    """
+    for key in path:
+        value = dict(_fields(value))[key]
+    return value
+
+
+def told_of(result: Any) -> str:
+    """What a model returned, for a message."""
+    if isinstance(result, Tensor):
+        return f"a tensor of shape {tuple(result.shape)} of {result.dtype}"
+    fields = [f"{key}: {_shape(value)}" for key, value in _fields(result)]
+    return f"{type(result).__name__} of {', '.join(fields[:8])}" if fields else type(result).__name__
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _fields(value: Any) -> Iterator[tuple[str | int, Any]]:
+    """The parts of a value that holds others, by key, name of a field, or place."""
+    if isinstance(value, fx.Node):  # an object with fields, as symbolic tracing notes it
+        if isinstance(value.target, type) and dataclasses.is_dataclass(value.target):
+            names = (field.name for field in dataclasses.fields(value.target))
+            yield from {**dict(zip(names, value.args, strict=False)), **value.kwargs}.items()
+    elif isinstance(value, Mapping):
+        yield from value.items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from zip(value._fields, value, strict=True)
+    elif isinstance(value, tuple | list):
+        yield from enumerate(value)
+
+
+# -- as rows of logits ---------------------------------------------------------------------------------------
+
+
+def as_rows(logits: Tensor) -> Tensor:
+    """(B,), (B, C) or (B, C, 1, ...) -> (B, C)."""
+    return logits.unsqueeze(1) if logits.ndim == 1 else logits if logits.ndim == 2 else logits.flatten(1)
+
+
+def with_rows(network: Network, ndim: int) -> Network:
+    """Let a network return rows of logits, where its result has `ndim` dimensions."""
+    if ndim == 2:
+        return network
+    step = ("unsqueeze", 1) if ndim == 1 else ("flatten", 1)
+    return _extended(network, lambda name, ref: [Node(name, "function", step[0], (ref, step[1]))])
+
+
+def with_two_classes(network: Network) -> Network:
+    """Turn the one logit z of "yes" into two logits, (-z/2, z/2), whose softmax is (1 - sigmoid(z), sigmoid(z))."""
+
+    def steps(name: str, ref: Ref) -> list[Node]:
+        yes = Node(f"{name}_yes", "function", "mul", (ref, 0.5))
+        no = Node(f"{name}_no", "function", "mul", (ref, -0.5))
+        return [no, yes, Node(name, "function", "cat", ([Ref(no.name), Ref(yes.name)],), {"dim": 1})]
+
+    return _extended(network, steps)
+
+
+def _extended(network: Network, steps: Callable[[str, Ref], list[Node]]) -> Network:
+    """The same network with steps behind its result, made from a free name for the last of them and the result."""
+    *before, output = network.nodes
+    taken = {node.name for node in before}
+    name = "rows"
+    while any(one.startswith(name) for one in taken):
+        name += "_"
+    more = steps(name, output.args[0])
+    return network.with_steps([*before, *more, Node(output.name, "output", "", (Ref(more[-1].name),))])
