@@ -237,8 +237,9 @@ def located_layers(w: World) -> list[bool]:
 
 
 def one_class(w: World) -> Tensor:
-    relevance = w.locate(data=(X, Y * 0))
-    return by.disassemble(w.model, relevance, task=["0"], budget=by.Budget(flops=1.0), heal="none")(X)
+    """One output is the logit of the second of two classes."""
+    relevance = w.locate(data=(X, Y % 2))
+    return 2 * by.disassemble(w.model, relevance, task=["1"], budget=by.Budget(flops=1.0), heal="none")(X)
 
 
 def two_classes(w: World) -> torch.Size:
@@ -321,7 +322,7 @@ CASES = [
     kept_whole("one channel a layer", narrow),
     Case("one channel a layer, a budget", tenth, "option-budget-too-small", "0.1", model=narrow),
     bad("no channel in a layer", no_channel, "trace-run-failed", "Sequential", "(2, 3, 8, 8)"),
-    Case("one class", one_class, says, model=lambda: chain(1)),
+    Case("one output", one_class, says, model=lambda: chain(1)),
     Case("two classes, one taken", two_classes, torch.Size([12, 2]), model=lambda: chain(2)),
     Case("a dead channel", dead_is_kept, (True, False), model=changed(dead_channel)),
     Case("a constant network", cut_answers, torch.zeros(12, 2), model=changed(without_gain)),
@@ -329,8 +330,9 @@ CASES = [
     kept_whole("shared weights", Tied),
     Case("shared weights, cut", kept, {"stem": 6, "first": 6, "second": 6}, model=Tied),
     bad("returns a tuple", partial(Ends, lambda y: (y, y)), "trace-output", "Ends", "tuple"),
-    bad("returns a dict", partial(Ends, lambda y: {"y": y}), "trace-output", "Ends", "dict"),
-    bad("returns a namedtuple", partial(Ends, lambda y: Pair(y, y)), "trace-output", "Ends", "Pair"),
+    like("returns a dict", partial(Ends, lambda y: {"y": y})),
+    bad("returns a dict of two", partial(Ends, lambda y: {"y": y, "z": y}), "trace-output", "Ends", "y: (2, 4)"),
+    like("returns a namedtuple", partial(Ends, lambda y: Pair(y, y))),
     bad("returns None", partial(Ends, lambda y: None), "trace-output", "Ends", "NoneType"),
     bad("returns one more dimension", partial(Ends, lambda y: y[:, None]), "trace-output", "Ends", "(2, 1, 4)"),
     bad("returns classes", partial(Ends, lambda y: y.long()), "trace-output", "Ends", "int64"),

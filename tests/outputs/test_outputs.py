@@ -1,8 +1,8 @@
-"""What outputs mean is said in one place: a second kind of answer goes through every verb."""
+"""What outputs mean is said in one place: every kind of answer goes through every verb."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +15,10 @@ import brickyard as by
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._options import TrainingOptions
 from brickyard.evaluation._faithfulness import faithfulness
-from brickyard.outputs import OUTPUTS, Cases, Outputs, outputs
+from brickyard.outputs import OUTPUTS, Several, outputs
 from brickyard.testing import chain
 
-# -- a second kind, as a user would write it ---------------------------------------------------------------
-
-
-class Several(Outputs):
-    """Several classes at once: sigmoid. Labels are 0 or 1 for each image and class; targets are -1 where unknown."""
-
-    label_dims = 2
-
-    def check_labels(self, labels: Tensor, count: int) -> None:
-        if labels.shape[1] != count or not bool(((labels == 0) | (labels == 1)).all()):
-            raise DataError("data-label-out-of-range", f"labels must be 0 or 1 for each of {count} classes")
-
-    def members(self, labels: Tensor, k: int) -> Tensor:
-        return labels[:, k] == 1
-
-    def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
-        found = torch.full((len(labels), count), -1)
-        found[:, places[places >= 0]] = labels[:, places >= 0]
-        return found
-
-    def cases(self, targets: Tensor) -> Cases:
-        images, classes = torch.nonzero(targets >= 0, as_tuple=True)
-        return Cases(images, classes, targets[images, classes] == 1)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
-
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        return F.logsigmoid(logits)
-
-    def says(self, logits: Tensor) -> Tensor:
-        return logits > 0
-
-    def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
-        return [tuple(name for name, z in zip(names, row, strict=False) if z > 0) for row in logits.tolist()]
-
-    def names_in(self, answer: Any) -> set[str]:
-        return set(answer)
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        known = targets >= 0
-        return F.binary_cross_entropy_with_logits(logits[known], targets[known].to(logits.dtype))
-
-
-# -- the proof ---------------------------------------------------------------------------------------------
-
 TASK, OTHER = [3, 1], [0, 2]
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    outputs("several")(Several)
-    yield
-    del OUTPUTS["several"]
 
 
 def centred() -> torch.nn.Module:
@@ -141,11 +88,6 @@ def test_a_component_answers_by_sigmoid_also_from_its_file(tmp_path: Path) -> No
     saved = by.load(located().save(tmp_path / "relevance.safetensors"))
     again = by.disassemble(centred(), saved, task=TASK, images=DATA)
     assert again.manifest.outputs == "several"
-    del OUTPUTS["several"]
-    with pytest.raises(FileError, match=r"'several'.*register") as caught:
-        by.load(path)
-    assert caught.value.code == "file-unknown-operation"
-    outputs("several")(Several)
 
 
 def test_scores_of_a_component_are_those_of_its_answers() -> None:
@@ -251,6 +193,55 @@ def test_files_without_a_kind_are_of_one_class(tmp_path: Path) -> None:
     assert type(manifest).model_validate({**text, "outputs": "several"}) != manifest
 
 
-def test_the_second_kind_is_short() -> None:
-    lines = Path(__file__).read_text().partition("class Several(Outputs):")[2].partition("# -- the proof")[0]
-    assert 30 < len(lines.splitlines()) < 80
+def test_average_precision_and_f1_are_those_of_their_definitions() -> None:
+    scores = by.evaluate(part(TASK, heal="none", budget=by.Budget(flops=0.6)), TEST, source=centred(), latency=False)
+    labels, whole = TEST[1][:, TASK], centred()(TEST[0])[:, TASK].double()
+    precisions, f1 = [], []
+    for k in range(2):
+        order = whole[:, k].argsort(descending=True)
+        hits = labels[order, k].double()
+        precisions.append((hits.cumsum(0) / torch.arange(1, 91) * hits).sum().item() / hits.sum().item())
+        said, wanted = whole[:, k] > 0, labels[:, k] == 1
+        precision, recall = (said & wanted).sum() / said.sum(), (said & wanted).sum() / wanted.sum()
+        f1.append((2 * precision * recall / (precision + recall)).item())
+    for name in ("base", "restricted"):
+        row = scores.row(name)
+        assert row.mean_ap == pytest.approx(50 * sum(precisions))
+        assert row.f1 == pytest.approx(50 * sum(f1))
+    assert scores.row("component").mean_ap < scores.row("restricted").mean_ap
+    assert "mAP" in str(scores)
+    assert "mAP" not in str(by.evaluate(one_class(), (TEST[0], TEST[1].argmax(1)), latency=False))  # the control
+    whole = by.evaluate(by.assemble([part(TASK), part(OTHER)]), [TEST, TEST], latency=False)
+    assert 0 < whole.row("assembled").f1 < 100
+
+
+def one_class() -> by.Component:
+    return by.disassemble(centred(), by.locate(centred(), (DATA[0], DATA[1].argmax(1))), task=TASK)
+
+
+# -- a kind of the user's ------------------------------------------------------------------------------------
+
+
+def test_a_kind_of_the_users_goes_through_files_and_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:
+    class Careful(Several):
+        """Yes only from two on."""
+
+        def says(self, logits: Tensor) -> Tensor:
+            return logits > 2
+
+    outputs("careful")(Careful)
+    try:
+        relevance = by.locate(centred(), DATA, outputs="careful", per_class=12)
+        component = by.disassemble(centred(), relevance, task=TASK, heal="none", budget=by.Budget(flops=0.999))
+        path = component.save(tmp_path / "part.safetensors")
+        scores = by.evaluate(by.load(path), TEST, latency=False)
+        right = ((component.logits(TEST[0]) > 2) == (TEST[1][:, TASK] == 1)).double().mean()
+        assert scores.row("component").accuracy == pytest.approx(100 * right.item())
+        assert (
+            scores.row("component").accuracy != by.evaluate(part(TASK), TEST, latency=False).row("component").accuracy
+        )
+    finally:
+        del OUTPUTS["careful"]
+    with pytest.raises(FileError, match=r"'careful'.*register") as caught:
+        by.load(path)
+    assert caught.value.code == "file-unknown-operation"

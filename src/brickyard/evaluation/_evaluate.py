@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Unpack
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.assembly._labelled import shared_signals
+from brickyard.axes._graph import trace
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._options import EvaluateOptions
@@ -125,6 +126,7 @@ class Answered:
         scores: For each row, a score that separates images of a single class from others; empty otherwise.
         inside: Which of the scored images belong to the class.
         notes: Notes for the reader.
+        measures: For each row, further figures of its kind of outputs.
     """
 
     title: str
@@ -133,6 +135,7 @@ class Answered:
     scores: dict[str, Tensor]
     inside: Tensor
     notes: tuple[str, ...]
+    measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -163,18 +166,23 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
     cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])
     found = own(chosen)
-    right, scores = {"component": outputs.right(found[:, : len(task)], cases)}, {}
+    answers, scores = {"component": found[:, : len(task)]}, {}
     if single and not inside.all():
         scores["component"] = found[:, 0] - found[:, 1] if manifest.reject else found[:, 0]
     if whole is not None:
         found = whole(chosen)
-        base, restricted = outputs.right(found, cases.of(task)), outputs.right(found[:, task], cases)
-        right = {"base": base, "restricted": restricted, **right}
+        answers = {"restricted": found[:, task], **answers}
         if scores:
             scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
+    right = {name: outputs.right(logits, cases) for name, logits in answers.items()}
+    measures = {name: outputs.measures(logits, cases) for name, logits in answers.items()}
+    if whole is not None:
+        right = {"base": outputs.right(found, cases.of(task)), **right}
+        measures["base"] = outputs.measures(found, cases.of(task))
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
-    return Answered(title, cases, right, scores, inside, (note,) if single and outputs.exclusive else ())
+    notes = (note,) if single and outputs.exclusive else ()
+    return Answered(title, cases, right, scores, inside, notes, measures)
 
 
 def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> Answered:
@@ -198,9 +206,10 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
-    right["assembled"] = outputs.right(assembly.scaled(*seen.signals), cases)
+    joined = assembly.scaled(*seen.signals)
+    right["assembled"] = outputs.right(joined, cases)
     title, note = assembly_title(manifest), "drop of an assembly: oracle minus assembled"
-    return Answered(title, cases, right, {}, seen.owners, (note,))
+    return Answered(title, cases, right, {}, seen.owners, (note,), {"assembled": outputs.measures(joined, cases)})
 
 
 def assembly_title(manifest: AssemblyManifest) -> str:
@@ -212,8 +221,10 @@ def assembly_title(manifest: AssemblyManifest) -> str:
 
 
 def _of_source(source: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
+    """The logits of a source, whatever it returns them in."""
     with as_before(source):
-        return _logits(source, images, batch_size, chosen)
+        graph = trace(source, images.example(kind(source)))
+    return _logits(graph.network, images, batch_size, chosen)
 
 
 def _logits(model: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
@@ -289,7 +300,7 @@ def _rows(answered: Answered) -> list[Row]:
         drop, error = found[answered.name].below(found["restricted"])
         changes[answered.name] |= {"auroc_drop": drop, "auroc_drop_error": error}
     rows = [_accuracy_row(name, right, answered.cases) for name, right in answered.right.items()]
-    return [row.model_copy(update=changes[row.name]) for row in rows]
+    return [row.model_copy(update={**answered.measures.get(row.name, {}), **changes[row.name]}) for row in rows]
 
 
 def _accuracy_row(name: str, right: Tensor, cases: Cases) -> Row:

@@ -23,6 +23,8 @@ class Row(Frozen):
         drop: Points below the reference row; `drop_error` is paired over images.
         auroc: Area under the ROC curve of a single class against the others; `auroc_error` is one standard error.
         auroc_drop: Points of AUROC below the restricted source; `auroc_drop_error` is paired over images.
+        mean_ap: Mean over classes of the average precision, where an image may belong to several classes.
+        f1: Mean over classes of the F1 score, where an image may belong to several classes.
         parameters: Number of parameters.
         flops: Floating-point operations per image, two per multiply-add.
         latency: Milliseconds per batch (median, low, high) with batch, threads and runs.
@@ -40,6 +42,8 @@ class Row(Frozen):
     auroc_error: float | None = None
     auroc_drop: float | None = None
     auroc_drop_error: float | None = None
+    mean_ap: float | None = None
+    f1: float | None = None
     parameters: int | None = None
     flops: int | None = None
     latency: dict[str, float] | None = None
@@ -98,15 +102,19 @@ class Scores(Frozen):
 
     def cells(self) -> list[list[str]]:
         """The table as text: a header, and one list per row."""
-        with_auroc = any(row.auroc is not None for row in self.rows)
-        auroc = ["AUROC", "AUROC drop"] if with_auroc else []
-        whole, table = self.rows[0], [["", "accuracy", "class mean", "drop", *auroc, "parameters", "FLOPs", "latency"]]
+        with_auroc, with_several = (
+            any(getattr(row, name) is not None for row in self.rows) for name in ("auroc", "mean_ap")
+        )
+        more = [*(["AUROC", "AUROC drop"] if with_auroc else []), *(["mAP", "F1"] if with_several else [])]
+        whole, table = self.rows[0], [["", "accuracy", "class mean", "drop", *more, "parameters", "FLOPs", "latency"]]
         for row in self.rows:
             cells = [row.name, _points(row.accuracy, row.error), _points(row.class_accuracy, row.class_error)]
             cells.append(_points(row.drop, row.drop_error, "+"))
             if with_auroc:
                 drop = _points(row.auroc_drop, row.auroc_drop_error, "+")
                 cells += [_points(row.auroc, row.auroc_error), drop]
+            if with_several:
+                cells += ["" if value is None else f"{value:.1f}" for value in (row.mean_ap, row.f1)]
             cells += [_with_share(row.parameters, whole.parameters), _with_share(row.flops, whole.flops)]
             mine, its = ((one.latency or {}).get("median_ms") for one in (row, whole))
             share = f" ({mine / its:.2f}x)" if mine and its and row is not whole else ""

@@ -121,6 +121,10 @@ class Outputs:
         """Whether each case is answered correctly: bool, (cases,)."""
         return self.says(logits)[cases.images, cases.classes] == cases.wanted
 
+    def measures(self, logits: Tensor, cases: Cases) -> dict[str, float]:
+        """Further figures of a score table, by the name of its column, in percent."""
+        return {}
+
     def alike(self, logits: Tensor, others: Tensor) -> Tensor:
         """Which images have the same answer from both: bool, (images,)."""
         return (self.says(logits) == self.says(others)).flatten(1).all(1)
@@ -254,6 +258,67 @@ class OneOfMany(Outputs):
         t = temperature
         wanted, given = (teacher / t).log_softmax(1), (logits / t).log_softmax(1)
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * t * t
+
+
+@outputs("several")
+class Several(Outputs):
+    """Several classes at once: sigmoid. A label is 0 or 1 for each image and class; a target of -1 is unknown."""
+
+    label_dims = 2
+
+    def check_labels(self, labels: Tensor, count: int) -> None:
+        if labels.shape[1] != count or not bool(((labels == 0) | (labels == 1)).all()):
+            low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+            raise DataError(
+                "data-label-out-of-range",
+                f"labels must be 0 or 1 for each of the model's {count} classes, got {labels.shape[1]} from {low} to "
+                f"{high} per image: give one row per image, with a 1 for each class that it shows",
+            )
+
+    def members(self, labels: Tensor, k: int) -> Tensor:
+        return labels[:, k] == 1
+
+    def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
+        found = torch.full((len(labels), count), -1)
+        found[:, places[places >= 0]] = labels[:, places >= 0]
+        return found
+
+    def cases(self, targets: Tensor) -> Cases:
+        images, classes = torch.nonzero(targets >= 0, as_tuple=True)
+        return Cases(images, classes, targets[images, classes] == 1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.logsigmoid(logits)
+
+    def says(self, logits: Tensor) -> Tensor:
+        return logits > 0
+
+    def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
+        return [tuple(name for name, z in zip(names, row, strict=False) if z > 0) for row in logits.tolist()]
+
+    def names_in(self, answer: Any) -> set[str]:
+        return set(answer)
+
+    def measures(self, logits: Tensor, cases: Cases) -> dict[str, float]:
+        """The mean average precision (mAP) and the mean F1 score of the classes that have images."""
+        from sklearn.metrics import average_precision_score
+
+        scores, said = logits[cases.images, cases.classes].double(), self.right(logits, cases) == cases.wanted
+        precision, f1 = [], []
+        for k in cases.classes[cases.wanted].unique():
+            mine = cases.classes == k
+            wanted, found = cases.wanted[mine], said[mine]
+            precision.append(float(average_precision_score(wanted.numpy(), scores[mine].numpy())))
+            f1.append(2 * int((wanted & found).sum()) / int(wanted.sum() + found.sum()))
+        count = max(1, len(f1))
+        return {"mean_ap": 100 * sum(precision) / count, "f1": 100 * sum(f1) / count}
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        known = targets >= 0
+        return F.binary_cross_entropy_with_logits(logits[known], targets[known].to(logits.dtype))
 
 
 ONE = OUTPUTS["one"]
