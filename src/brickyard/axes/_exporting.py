@@ -27,8 +27,9 @@ from brickyard.network._network import Node, Ref
 _UNCHANGED = (
     *("conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("conv2d", "linear", "relu", "sigmoid", "tanh", "silu", "gelu", "mish", "softplus", "hardswish", "hardsigmoid"),
-    *("hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    *("adaptive_max_pool2d", "pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
+    *("hardtanh", "relu6", "leaky_relu", "elu", "selu", "celu"),
+    *("pad", "flatten", "view", "reshape", "permute", "transpose", "cat", "stack", "split"),
     *("chunk", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "reshape_as", "view_as", "flip", "roll"),
     *("repeat", "mean", "sum", "amax", "matmul", "clamp", "abs", "square", "sqrt", "exp", "pow", "neg", "contiguous"),
     *("log", "sin", "cos", "rsqrt", "reciprocal", "erf", "clamp_min", "unflatten", "einsum"),
@@ -51,6 +52,7 @@ _SAME = {
     "linalg_vector_norm": "norm",
 }
 _VIEWS = {"select", "slice", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
+_CONVERSIONS = {"to", "_to_copy", "type_as"}
 _INSIDE = "inside."  # before the names of a model within `_Logits`
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
 
@@ -166,7 +168,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         if _seen_elsewhere(inputs[0]):
             raise ValueError(f"{operator} changes a value in place that other steps use")
         name = name[:-1]
-    if known is None and name in _NOTHING:
+    if known is None and (name in _NOTHING or (name in _CONVERSIONS and _keeps_kind(step))):
         same[step.name] = args[0]
         return
     if known is None and (name.startswith("_assert") or name == "sym_constrain_range_for_size"):
@@ -194,6 +196,12 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     else:
         args, kwargs = canonical(known, args, kwargs)
     draft.nodes.append(Node(step.name, "function", known, args, kwargs, line_of_export(step.stack_trace)))
+
+
+def _keeps_kind(step: fx.Node) -> bool:
+    """Whether a conversion returns what it is given."""
+    before, after = step.all_input_nodes[0].meta["val"], step.meta["val"]
+    return bool(before.dtype == after.dtype and before.device == after.device)
 
 
 def _seen_elsewhere(step: fx.Node) -> bool:

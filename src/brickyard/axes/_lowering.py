@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
-from brickyard.network._network import Network, Node, Ref, map_refs, refs, step_shapes, with_refs
-from brickyard.network._torch_private import store, stored
+from brickyard.network._network import Network, Node, Ref, map_refs, overwrites, refs, step_shapes, with_refs
+from brickyard.network._torch_private import is_pure, store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full"}  # use no values of their input
@@ -28,6 +29,8 @@ _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
 _MOST_PLACES = 4096
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
+
+_SHAPED = _VIEWS | {"expand", "expand_as", "unsqueeze", "squeeze", "repeat"}
 
 
 @dataclass
@@ -53,10 +56,10 @@ class Draft:
     def unknown(self) -> list[str]:
         """Operations outside the table that depend on the image; all others are computed now."""
         _fold(self)
-        return [node.target for node in _without_unused(self.nodes, self.foreign) if node.target in self.foreign]
+        return [node.target for node in _without_unused(self) if node.target in self.foreign]
 
     def network(self) -> Network:
-        self.nodes = _without_unused(self.nodes, self.foreign)
+        self.nodes = _without_unused(self)
         used = {node.target for node in self.nodes}
         self.tensors = {name: value for name, value in self.tensors.items() if name in used}
         self.foreign = {name: call for name, call in self.foreign.items() if name in used}
@@ -66,6 +69,7 @@ class Draft:
 def lowered(draft: Draft) -> Network:
     """Return the network in plain form; consumes `draft`, the result of tracing."""
     _fold(draft)
+    _drop_masks(draft)
     shapes = step_shapes(draft.network(), draft.example)
     _make_layers(draft, shapes)
     _join_shuffles(draft, shapes)
@@ -152,6 +156,27 @@ def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) 
     trained = trained and value.is_floating_point()
     draft.tensors[target] = nn.Parameter(value, requires_grad=False) if trained else value
     return Node(name, "tensor", target)
+
+
+def _drop_masks(draft: Draft) -> None:
+    """Leave out masks of attention that hide nothing: they would tie positions and heads to a constant."""
+    by_name = {node.name: node for node in draft.nodes}
+    for index, node in enumerate(draft.nodes):
+        mask = argument(node, "attn_mask") if node.target == "scaled_dot_product_attention" else None
+        if isinstance(mask, Ref) and _hides_nothing(by_name[mask.node], by_name, draft):
+            args, kwargs = node.args[:3], {key: value for key, value in node.kwargs.items() if key != "attn_mask"}
+            more = dict(zip(ORDER[node.target][4:], node.args[4:], strict=False))
+            draft.nodes[index] = replace(node, args=args, kwargs={**more, **kwargs})
+
+
+def _hides_nothing(node: Node, by_name: Mapping[str, Node], draft: Draft) -> bool:
+    """Whether a mask is a constant that is true or zero everywhere, in whatever shape; not one that is trained."""
+    while node.op == "function" and node.target in _SHAPED and isinstance(node.args[0], Ref):
+        node = by_name[node.args[0].node]
+    value = draft.tensors[node.target] if node.op == "tensor" else None
+    if value is None or isinstance(value, nn.Parameter):
+        return False
+    return bool(value.all()) if value.dtype == torch.bool else not bool(value.any())
 
 
 # -- functions that are layers -----------------------------------------------------------------------------
@@ -351,13 +376,20 @@ def _channel_order(places: Tensor, shape: tuple[int, ...]) -> list[int] | None:
 # -- steps that nothing needs ------------------------------------------------------------------------------
 
 
-def _without_unused(nodes: list[Node], foreign: Mapping[str, Callable[..., Any]]) -> list[Node]:
-    """Drop unused sizes, tensors, views and comparisons; everything else may act in place and stays."""
+def _without_unused(draft: Draft) -> list[Node]:
+    """Drop steps whose values nobody needs, unless they may act on something else."""
     kept: list[Node] = []
     used: set[str] = set()
-    for node in reversed(nodes):
-        idle = node.op == "tensor" or node.target in _SIZES | _VIEWS or foreign.get(node.target) in _COMPARISONS
-        if node.name in used or not idle:
+    for node in reversed(draft.nodes):
+        if node.name in used or node.op in ("input", "output") or _may_act(node, draft):
             kept.append(node)
             used.update(refs(node))
     return kept[::-1]
+
+
+def _may_act(node: Node, draft: Draft) -> bool:
+    """Whether a step may change a value that it was given, or something outside the network."""
+    call = draft.foreign.get(node.target)
+    if call is not None and call not in _COMPARISONS and not is_pure(call):
+        return True
+    return overwrites(node, draft.layers[node.target] if node.op == "layer" else None, call)

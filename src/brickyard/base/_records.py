@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from brickyard.base import _pipelines
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import told
 
@@ -44,8 +45,8 @@ class Preprocessing(Frozen):
         fit: How an image is brought to `size`: "resize" (its sides are scaled independently), "crop" (it is scaled to
             cover `size / crop`, and the middle is taken), or "pad" (zeros around a smaller image; a larger one is
             resized).
-        crop: With fit="crop", the share of the scaled image's sides that is taken: 224 / 256 = 0.875 in the usual
-            evaluation on ImageNet.
+        crop: With fit="crop" or "resize", the share of the scaled image's sides that is taken: 224 / 256 = 0.875 in
+            the usual evaluation on ImageNet.
         interpolation: "bilinear" or "bicubic".
         antialias: Whether a larger image is smoothed while it is scaled down, as PIL does and torchvision by default.
         channels: 1 or 3, or None to keep the channels. Grey becomes colour by repetition; colour becomes grey by
@@ -89,6 +90,55 @@ class Preprocessing(Frozen):
                 f"preprocessing{given} cannot be used: {problem}; its options are {known}, for "
                 "example size=(32, 32), mean=(0.5,), std=(0.25,)",
             ) from None
+
+    @classmethod
+    def from_transforms(cls, transforms: Any) -> Preprocessing:
+        """Read torchvision's transforms: Resize, CenterCrop, Grayscale, Normalize and conversions, in either version.
+
+        Raises:
+            OptionError: There is one that cannot be read, such as those that are drawn at random.
+
+        Example:
+            >>> from torchvision import transforms as T
+            >>> from brickyard import Preprocessing
+            >>> chain = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToTensor(), T.Normalize([0.5], [0.25])])
+            >>> how = Preprocessing.from_transforms(chain)
+            >>> how.size, how.fit, how.crop
+            ((224, 224), 'crop', 0.875)
+        """
+        return cls(**_pipelines.from_transforms(transforms))
+
+    @classmethod
+    def from_torchvision(cls, weights: Any) -> Preprocessing:
+        """Read what belongs to some of torchvision's weights, such as `ResNet50_Weights.DEFAULT`.
+
+        Raises:
+            OptionError: They are not those of a classifier.
+        """
+        return cls(**_pipelines.from_torchvision(weights))
+
+    @classmethod
+    def from_timm(cls, model: Any) -> Preprocessing:
+        """Read what belongs to a model of timm, or its `pretrained_cfg`.
+
+        Raises:
+            OptionError: It has none, or one that cannot be read.
+        """
+        return cls(**_pipelines.from_timm(model))
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Preprocessing:
+        """Read an image processor of transformers, or the content of a `preprocessor_config.json`.
+
+        Raises:
+            OptionError: It does what a `Preprocessing` cannot do, such as swapping red and blue.
+        """
+        return cls(**_pipelines.from_processor(processor))
+
+    @property
+    def crops(self) -> bool:
+        """Whether the middle of a larger image is taken."""
+        return self.fit == "crop" or (self.fit == "resize" and self.crop < 1)
 
     @model_validator(mode="after")
     def _mean_and_std_agree(self) -> Preprocessing:

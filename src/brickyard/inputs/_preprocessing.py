@@ -44,12 +44,12 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         tensor([2., 2., 2.])
     """
     x = _to_unit(images)
-    if how.size is not None and how.fit == "crop":
+    if how.size is not None and how.crops:
         whole = images.dtype == torch.uint8  # rounded, as pictures of a folder are kept
         x = _cropped(images.float(), how).round().clamp(0, 255) / 255 if whole else _cropped(x, how)
     if how.channels is not None:
         x = _to_channels(x, how.channels)
-    if how.size is not None and how.fit != "crop":
+    if how.size is not None and not how.crops:
         x = _to_size(x, how)
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
@@ -134,12 +134,12 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     """Bring a picture (C, H, W), uint8, to one size for all, from which `preprocess` goes on as from the picture.
 
-    With fit="crop" that is `size / crop`, of which `preprocess` takes the middle; otherwise it is `size`, in floating
+    Where a middle is taken, that is `size / crop`, of which `preprocess` takes it; otherwise it is `size`, in floating
     point and in [0, 1] but for a little overshoot where that resizes the picture.
     """
     if how.size is None:
         return picture
-    if how.fit == "crop":
+    if how.crops:
         return _cropped(picture[None].float(), how, margin=True)[0].round().clamp(0, 255).to(torch.uint8)
     sides = zip(picture.shape[1:], how.size, strict=True)
     if all(side == wanted or (how.fit == "pad" and side < wanted) for side, wanted in sides):  # nothing is resized
@@ -148,7 +148,7 @@ def sized(picture: Tensor, how: Preprocessing) -> Tensor:
 
 
 def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
-    """Resize (B, C, H, W) until it just covers `size / crop`, then take the middle: (B, C, *size).
+    """Resize (B, C, H, W) until it just covers `size / crop`, or to it, then take the middle: (B, C, *size).
 
     The sides are those of torchvision's Resize and CenterCrop: the longer one is cut to whole pixels, and the first
     pixel of the middle is rounded. One matrix per side does both, also where an exporter leaves the sides open. With
@@ -160,7 +160,7 @@ def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     factor = torch.maximum(goals[0] / sides[0], goals[1] / sides[1])
     found = []
     for before, after, side, goal in zip((x.shape[2], x.shape[3]), how.size, sides, goals, strict=True):
-        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal)
+        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal) if how.fit == "crop" else factor.new_tensor(goal)
         start, count = ((cover - after) / 2).round(), after
         if margin:
             start, count = start - round((goal - after) / 2), goal

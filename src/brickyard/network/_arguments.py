@@ -52,10 +52,19 @@ _ORDER = {
     "clamp_min": "input | min",
     "pow": "input exponent |",
     "addcmul": "input tensor1 tensor2 | value",
-    "max_pool2d": "input | kernel_size stride padding dilation ceil_mode return_indices",
-    "avg_pool2d": "input | kernel_size stride padding ceil_mode count_include_pad divisor_override",
-    "adaptive_avg_pool2d": "input | output_size",
-    "adaptive_max_pool2d": "input | output_size return_indices",
+    "avg_pool1d": "input | kernel_size stride padding ceil_mode count_include_pad",
+    **{
+        name.format(n): order
+        for name, order in (
+            ("max_pool{}d", "input | kernel_size stride padding dilation ceil_mode return_indices"),
+            ("adaptive_avg_pool{}d", "input | output_size"),
+            ("adaptive_max_pool{}d", "input | output_size return_indices"),
+        )
+        for n in (1, 2, 3)
+    },
+    **dict.fromkeys(
+        ("avg_pool2d", "avg_pool3d"), "input | kernel_size stride padding ceil_mode count_include_pad divisor_override"
+    ),
     "interpolate": "input | size scale_factor mode align_corners recompute_scale_factor antialias",
     "getitem": "input index |",
     "flatten": "input | start_dim end_dim",

@@ -152,10 +152,8 @@ _BINARY = (
     _method("minimum", "binary", torch.minimum),
 )
 
-_SPATIAL = tuple(
-    _functional(name, "spatial")
-    for name in ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"]
-)
+_POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3))
+_SPATIAL = tuple(_functional(name, "spatial") for name in (*_POOLS, "interpolate"))
 
 _MOVE = (
     Function("getitem", operator.getitem, "move"),

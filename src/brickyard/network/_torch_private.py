@@ -64,3 +64,10 @@ def version_of(value: Tensor) -> int | None:
 def padding_around(layer: Any) -> Any:
     """A convolution's padding in the form of `F.pad`: last dimension first, both sides."""
     return layer._reversed_padding_repeated_twice
+
+
+def is_pure(call: Any) -> bool:
+    """Whether something is an operator that changes nothing and draws no random numbers."""
+    if not isinstance(call, torch._ops.OpOverload):
+        return False
+    return not call._schema.is_mutable and torch.Tag.nondeterministic_seeded not in call.tags

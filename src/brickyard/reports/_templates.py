@@ -62,7 +62,7 @@ def _preprocessing(how: Preprocessing) -> str:
     if how.size is not None:
         ways = {
             how.fit: True,
-            f"{how.crop:.3g} of the side": how.fit == "crop" and how.crop < 1,
+            f"{how.crop:.3g} of the side": how.crops and how.crop < 1,
             how.interpolation: how.interpolation != "bilinear",
             "not antialiased": not how.antialias,
         }

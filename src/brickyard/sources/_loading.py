@@ -230,22 +230,7 @@ def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[n
     count = classes or class_count(lambda: models.get_model(name, weights=None), tensors)
     with seeded():
         model: nn.Module = models.get_model(name, weights=None, **_outputs(count))
-    how = models.get_model_weights(name).DEFAULT.transforms()
-    side = tuple(how.crop_size * 2)[:2]
-    return model, Preprocessing(
-        size=side,
-        fit="crop",
-        crop=side[0] / max(side[0], how.resize_size[0]),
-        interpolation=_interpolation(how.interpolation.value),
-        channels=3,
-        mean=tuple(how.mean),
-        std=tuple(how.std),
-    )
-
-
-def _interpolation(name: str) -> str:
-    """The nearest that there is here of a library's way to resize."""
-    return "bicubic" if name == "bicubic" else "bilinear"
+    return model, Preprocessing.from_torchvision(models.get_model_weights(name).DEFAULT)
 
 
 def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
@@ -258,18 +243,7 @@ def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Modul
     count = classes or class_count(lambda: timm.create_model(name, pretrained=False), tensors)
     with seeded():
         model = timm.create_model(name, pretrained=False, **_outputs(count))
-    config = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (3, 224, 224))
-    mean, std = config.get("mean"), config.get("std")
-    return model, Preprocessing(
-        size=(height, width),
-        fit="crop",
-        crop=float(config.get("crop_pct") or 0.875),
-        interpolation=_interpolation(str(config.get("interpolation", "bilinear"))),
-        channels=3,
-        mean=mean and tuple(mean),
-        std=std and tuple(std),
-    )
+    return model, Preprocessing.from_timm(model)
 
 
 def _outputs(classes: int | None) -> dict[str, int]:
