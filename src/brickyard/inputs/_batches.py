@@ -6,28 +6,36 @@ In every form, images are raw (before `Preprocessing`), and labels are indices i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
-from brickyard.inputs._preprocessing import check_images, check_raw, preprocess
+from brickyard.inputs._decoding import decode_image
+from brickyard.inputs._preprocessing import check_images, check_raw, preprocess, sized
 
 DataLike = Any  # (images, labels), Dataset, DataLoader, or an iterable of (images, labels) batches
 
-FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of (images, labels) batches"
+FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of batches, as (images, labels) or as dicts"
+
+
+IMAGES = ("pixel_values", "image", "images", "img")  # what data sets of dicts call them
+LABELS = ("labels", "label", "fine_label", "target", "targets")
 
 
 def class_names(data: DataLike) -> tuple[str, ...] | None:
-    """Return the class names in a data set's `.classes`, if it has any."""
-    names = ordered_names(getattr(data.dataset if isinstance(data, DataLoader) else data, "classes", None))
+    """Return the class names in a data set's `.classes`, or those of its column of labels, if it has any."""
+    data = data.dataset if isinstance(data, DataLoader) else data
+    columns = getattr(data, "features", None)  # of a data set of Hugging Face's library
+    label = named(columns, LABELS) if isinstance(columns, Mapping) else None
+    names = ordered_names(getattr(data if label is None else label, "classes" if label is None else "names", None))
     return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
 
 
@@ -53,12 +61,51 @@ def warn_of_names(data: DataLike, classes: Sequence[str], what: str, level: int 
         )
 
 
+def named(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first entry that has one of these names, or None."""
+    return next((values[name] for name in names if name in values), None)
+
+
+def _has_places(data: Any) -> bool:
+    """Whether data are read by place: a data set, or a list of rows."""
+    if isinstance(data, tuple | list):
+        return len(data) > 0 and all(isinstance(item, Mapping) and "label" in item for item in data)
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+class _Pairs(Dataset[tuple[Any, Any]]):
+    """The images and labels of a data set, as tensors: its pictures may be PIL's, its rows dicts."""
+
+    def __init__(self, data: Any, how: Preprocessing) -> None:
+        self.data, self.how = data, how
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return _plain_pair(self.data[index], self.how)
+
+
+def _plain_pair(item: Any, how: Preprocessing) -> Any:
+    """An image and its label, or a batch of them, where they lie in a dict or the image is one of PIL's."""
+    if isinstance(item, Mapping):
+        pair = named(item, IMAGES), named(item, LABELS)
+        if pair[0] is None or pair[1] is None:
+            return item
+        item = pair
+    if isinstance(item, tuple | list) and len(item) == 2 and hasattr(item[0], "convert"):
+        picture = sized(decode_image(item[0]), how)
+        item = (picture.expand(3, -1, -1) if how.channels == 3 else picture, item[1])  # grey ones among others
+    return item
+
+
 class Images:
     """Random access to labelled images, in batches, ready for a network.
 
     Args:
         data: `(images, labels)` tensors or arrays, a map-style `Dataset` of (image, label), a `DataLoader`, or
-            an iterable of (images, labels) batches, which is read once and held in memory.
+            an iterable of (images, labels) batches, which is read once and held in memory. Rows and batches may be
+            dicts with `pixel_values` or `image`, and `labels` or `label`. A data set's images may be PIL's.
         preprocessing: How to preprocess the images for a network.
         what: What messages call the data.
         label_dims: Dimensions of labels: 1 for class indices, 2 for (images, classes).
@@ -75,6 +122,7 @@ class Images:
         self.what = what
         self.all_raw = True  # of those that were preprocessed so far
         self._collate, self._workers = None, 0
+        self._plain = True  # nothing of the user's puts images together
         self._tensors: tuple[Tensor, Tensor] | None = None
         self._dataset: Any = None
         if isinstance(data, Images):
@@ -82,14 +130,18 @@ class Images:
             return
         if isinstance(data, DataLoader):
             self._collate, self._workers = data.collate_fn, data.num_workers
+            self._plain = data.collate_fn is default_collate
             data = data if isinstance(data.dataset, IterableDataset) else data.dataset
         self._open(data)
         if len(self) == 0:
             raise DataError("data-no-images", f"{what}: no images found; give at least one per class")
 
     def _open(self, data: DataLike) -> None:
+        if isinstance(data, dict) and all(isinstance(item, Tensor | np.ndarray) for item in data.values()):
+            data = _plain_pair(data, self.preprocessing)
         if isinstance(data, str | bytes | dict):
-            raise DataError("data-type", f"{self.what}: got {type(data).__name__}; {FORMS}")
+            keys = f" of {', '.join(map(str, data))}: give one of them, or" if isinstance(data, dict) else ";"
+            raise DataError("data-type", f"{self.what}: got {type(data).__name__}{keys} {FORMS}")
         if isinstance(data, Tensor) or (isinstance(data, tuple | list) and any(item is None for item in data)):
             raise DataError("data-no-labels", f"{self.what}: no labels found; {FORMS}, with class indices as labels")
         if isinstance(data, TensorDataset) and len(data.tensors) == 2:
@@ -99,7 +151,7 @@ class Images:
             data = pair
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
             self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, tuple | list):
+        elif _has_places(data):
             self._dataset = data
         elif isinstance(data, Iterable):  # every start of a loader draws a seed from the global generator
             with torch.random.fork_rng([], enabled=isinstance(data, DataLoader)):
@@ -166,7 +218,7 @@ class Images:
                 yield images[chosen], labels[chosen.to(labels.device)]
             return
         loader = DataLoader(
-            Subset(self._dataset, order),
+            Subset(_Pairs(self._dataset, self.preprocessing) if self._plain else self._dataset, order),
             batch_size=batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
@@ -191,9 +243,11 @@ class Images:
                 hint = "bring all images to one size" if "stack expects" in str(error) else "repair the data"
                 why = f"{self.what} cannot be put in batches: {type(error).__name__}: {first_line(error)}; {hint}"
                 raise DataError("data-not-batchable", f"{why}, which must give (image tensor, label) pairs") from error
+            batch = _plain_pair(batch, self.preprocessing)
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                kind = type(batch).__name__
-                raise DataError("data-type", f"{self.what}: expected (images, labels) pairs, got {kind}")
+                wanted = f"(images, labels) pairs, or dicts with {IMAGES[0]!r} or 'image' and {LABELS[0]!r} or 'label'"
+                keys = f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+                raise DataError("data-type", f"{self.what}: expected {wanted}, got {type(batch).__name__}{keys}")
             yield batch[0], batch[1]
 
     def batches(
@@ -218,4 +272,6 @@ class Images:
             found = getattr(self._dataset, name, None)
             if isinstance(found, Tensor | np.ndarray | list) and len(found) == len(self):
                 return self._labels(self._tensor(found), len(self), name)
+        if name := next((name for name in LABELS if name in (getattr(self._dataset, "column_names", None) or ())), ""):
+            return self._labels(self._tensor(list(self._dataset.with_format(None)[name])), len(self), name)
         return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])

@@ -93,6 +93,17 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def names_of(model: nn.Module, outputs: int) -> tuple[str, ...] | None:
+    """The names that a model of transformers has for its outputs, if somebody gave them; equal ones are numbered."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, dict) or {str(key) for key in names} != set(map(str, range(outputs))):
+        return None
+    found = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if found == [f"LABEL_{k}" for k in range(outputs)]:  # what the library calls classes without names
+        return None
+    return tuple(f"{name} ({k})" if found.count(name) > 1 else name for k, name in enumerate(found))
+
+
 def weights_like(model: nn.Module) -> Tensor:
     """A tensor with the device and type of a model's weights."""
     if isinstance(model, nn.Module):

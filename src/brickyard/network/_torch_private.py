@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,3 +73,10 @@ def is_pure(call: Any) -> bool:
     if not isinstance(call, torch._ops.OpOverload):
         return False
     return not call._schema.is_mutable and torch.Tag.nondeterministic_seeded not in call.tags
+
+
+def with_versions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Weights with the versions of a module's layers: some layers ask for them while they load."""
+    found = OrderedDict(tensors)
+    found._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    return found

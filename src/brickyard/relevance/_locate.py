@@ -22,7 +22,7 @@ from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names, warn_of_names
 from brickyard.network._fusing import quick_layout
-from brickyard.network._identity import source_of, weights_like
+from brickyard.network._identity import names_of, source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
@@ -159,7 +159,9 @@ def _far_below(right: int, asked: int, known: float, ratio: float) -> bool:
 def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: LocateOptions) -> Relevance:
     """Create relevances with no class located yet."""
     classes, task, choose, keep_sums = options["classes"], options["task"], options["choose"], options["keep_sums"]
-    names = output_names(class_names(data) if classes is None else classes, graph.output_width)
+    if classes is None:
+        classes = class_names(data) or names_of(model, graph.output_width)
+    names = output_names(classes, graph.output_width)
     wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
     record = LocateRecord(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from pydantic import ValidationError
@@ -23,11 +22,12 @@ from torch import Tensor, nn
 from brickyard.axes._tracing import logits_in
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
-from brickyard.base._lazy import package
-from brickyard.base._messages import brief, near
+from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
 from brickyard.sources import _zoo as zoo
-from brickyard.sources._weights import KEY, SourceText, check_fit, class_count, fill, read_weights, renamed
+from brickyard.sources._libraries import from_timm, from_torchvision, is_own, network_options, seeded
+from brickyard.sources._transformers import from_transformers
+from brickyard.sources._weights import KEY, SourceText, check_fit, fill, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -71,10 +71,12 @@ def load_source(
     """Load a trained classifier.
 
     Args:
-        spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME`,
-            `path/to/file.py:function` (your own code, run as it is), or the path of a `.safetensors` file
-            that `save_source` or `brickyard train` wrote.
-        weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only).
+        spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME` (both with options such as
+            `?num_classes=7`), `hf:FOLDER` or `hf:ID` (an image classifier of transformers),
+            `path/to/file.py:function` (your own code, run as it is), or the path of a `.safetensors` file that
+            `save_source` or `brickyard train` wrote.
+        weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only). For torchvision and timm
+            also "DEFAULT", or a name such as "IMAGENET1K_V2": the library's own weights, from its cache or downloaded.
         classes: Class names; default: what the weights say, else "0", "1", ...
         preprocessing: What is done to raw images; default: what the weights or the library say.
         random_weights: Whether a network without weights is meant.
@@ -98,25 +100,34 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    tensors, said = ({}, None) if weights is None else read_weights(Path(weights), averaged=averaged)
+    kind, colon, rest = spec.partition(":")
+    kind = kind if colon else ""
+    own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
+    tensors, said = ({}, None) if weights is None or own else read_weights(Path(weights), averaged=averaged)
     text = said or SourceText(arch="auto")
     names = ordered_names(classes) or text.classes
-    kind, colon, rest = spec.partition(":")
-    title, known, kind = spec, text.input_shape, kind if colon else ""
+    title, known = spec, text.input_shape
     if kind == "zoo":
         title, model, found, usual = _zoo(spec, rest, weights, tensors, said, classes)
         known = known or usual
         title = title if weights is None else f"{title} ({Path(weights).stem})"
-    elif kind == "torchvision":
-        model, found = _torchvision(rest, len(names), tensors)
-    elif kind == "timm":
-        model, found = _timm(rest, len(names), tensors)
+    elif kind in ("torchvision", "timm"):
+        build = from_torchvision if kind == "torchvision" else from_timm
+        model, found, channels = build(rest, tensors, len(names), own)
+        known = known or (channels, *(found.size or (224, 224)))
+        random_weights = random_weights or bool(own) or rest.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    elif kind == "hf":
+        pretrained = not tensors and not random_weights
+        model, found, named = from_transformers(rest, pretrained=pretrained, how=preprocessing)
+        names, title, random_weights = names or named, f"hf:{Path(rest).name}", True
+        known = known or (int(getattr(model.config, "num_channels", 3)), *(found.size or (224, 224)))
     elif ".py:" in spec:
         model, found = _own(spec, names), Preprocessing()
         title = Path(spec).name  # where the file is, is nobody's business
     else:
         forms = (
-            "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a file that `brickyard train` wrote"
+            "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, path/to/file.py:function, or a file that "
+            "`brickyard train` wrote"
         )
         raise OptionError(
             "option-source-unknown",
@@ -127,8 +138,9 @@ def load_source(
     elif kind in ("zoo", "torchvision", "timm") and not random_weights:
         raise OptionError(
             "option-requires-option",
-            f"{spec} has no weights: a network with random weights would be cut; give weights, or --random-weights "
-            "(in Python random_weights=True) where that is what you want",
+            f"{spec} has no weights: a network with random weights would be cut; give weights"
+            f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
+            "Python random_weights=True) where that is what you want",
         )
     how = preprocessing or text.preprocessing or found
     return replace(_source(model, title, names, how, _shape(how, known)), scores=text.scores)
@@ -204,58 +216,6 @@ def _zoo(
     shape = zoo.input_shape(name, options)
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
     return name, model, CIFAR if trained_on_cifar else Preprocessing(), shape
-
-
-def network_options(text: str) -> tuple[str, dict[str, Any]]:
-    """`NAME?width=0.5` -> the name, and its options as numbers where they are some."""
-    name, _, query = text.partition("?")
-    return name, {key: _number(value) for key, value in parse_qsl(query, keep_blank_values=True)}
-
-
-def _number(text: str) -> float | int | str:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _torchvision(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
-    models = package("torchvision.models", "torchvision", f"torchvision:{name}")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise OptionError(
-            "option-source-unknown",
-            f"torchvision has no classifier {name!r}{near(name, known) or '.'} See torchvision.models.list_models()",
-        )
-    count = classes or class_count(lambda: models.get_model(name, weights=None), tensors)
-    with seeded():
-        model: nn.Module = models.get_model(name, weights=None, **_outputs(count))
-    return model, Preprocessing.from_torchvision(models.get_model_weights(name).DEFAULT)
-
-
-def _timm(name: str, classes: int, tensors: dict[str, Tensor]) -> tuple[nn.Module, Preprocessing]:
-    timm = package("timm", "timm", f"timm:{name}")
-    if not timm.is_model(name):
-        raise OptionError(
-            "option-source-unknown",
-            f"timm has no model {name!r}{near(name, timm.list_models()) or '.'} See timm.list_models()",
-        )
-    count = classes or class_count(lambda: timm.create_model(name, pretrained=False), tensors)
-    with seeded():
-        model = timm.create_model(name, pretrained=False, **_outputs(count))
-    return model, Preprocessing.from_timm(model)
-
-
-def _outputs(classes: int | None) -> dict[str, int]:
-    return {} if classes is None else {"num_classes": classes}
-
-
-@contextlib.contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """Draw initial weights from a seed in this block; the global random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _own(spec: str, classes: Sequence[str]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from brickyard.base._errors import FileError
 from brickyard.base._messages import told
 from brickyard.base._records import Frozen, Name, Preprocessing, validated
+from brickyard.network._torch_private import with_versions
 from brickyard.runtime._progress import say
 
 KEY = "brickyard-source"
@@ -198,30 +199,6 @@ def renamed(tensors: Mapping[str, Tensor], names: Collection[str], weights: Any 
     return {name: value for name, value in found.items() if name not in extra}
 
 
-def class_count(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> int | None:
-    """How many classes weights have for a network of a library: the one size in which they differ from its own.
-
-    Args:
-        build: Makes the network as the library has it.
-        tensors: The weights.
-
-    Returns:
-        The number of classes, or None where nothing differs or more than that does.
-    """
-    with torch.device("meta"):
-        own = build().state_dict()
-    found = renamed(tensors, own) if tensors else {}
-    other = {
-        int(found[name].shape[0])
-        for name, value in own.items()
-        if name in found
-        and found[name].ndim
-        and found[name].shape != value.shape
-        and found[name].shape[1:] == value.shape[1:]
-    }
-    return other.pop() if len(other) == 1 else None
-
-
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
     """Refuse weights that are not those of a network."""
     expected = model.state_dict()
@@ -261,7 +238,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], weights: Any) -> None:
         raise FileError(
             "file-not-finite", f"weights {weights} are not finite in {', '.join(broken[:4])}; get a fresh copy"
         )
-    model.load_state_dict(tensors, strict=False)
+    model.load_state_dict(with_versions(tensors, model), strict=False)
     types = {value.dtype for value in tensors.values() if value.is_floating_point()}
     if len(types) == 1:
         model.to(types.pop())

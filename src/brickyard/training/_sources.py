@@ -21,7 +21,8 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
-from brickyard.sources._loading import Source, network_options, save_source, seeded
+from brickyard.sources._libraries import network_options, seeded
+from brickyard.sources._loading import Source, save_source
 from brickyard.training._distillation import lesson_loss, named_teacher
 from brickyard.training._loop import fit
 
