@@ -38,7 +38,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
 
     Example:
         >>> from PIL import Image
-        >>> from brickyard.inputs._datasets import decode_image
+        >>> from brickyard.inputs._decoding import decode_image
         >>> decode_image(Image.new("RGBA", (4, 2))).shape
         torch.Size([3, 2, 4])
     """
