@@ -24,6 +24,7 @@ from brickyard.inputs._reading import (
     Found,
     Wanted,
     examples,
+    is_of,
     labelled,
     no_split,
     note,
@@ -108,10 +109,7 @@ def npy_in(folder: Path, wanted: Wanted) -> Path | None:
     others = sorted({part for part in SPLIT_NAMES for key in _split_keys(part, IMAGES) if key in there})
     if others:
         raise no_split(folder, wanted.split, others)
-    found = next((there[key] for key in IMAGES if key in there), None)
-    if found is not None and wanted.asked:
-        raise no_split(folder, wanted.split, [])
-    return found
+    return next((there[key] for key in IMAGES if key in there), None)
 
 
 def read_npy(path: Path, wanted: Wanted) -> Found:
@@ -121,6 +119,8 @@ def read_npy(path: Path, wanted: Wanted) -> Found:
         DataError: One is missing, damaged or too large, or holds pickled objects.
     """
     images, labels, names = npy_parts(path)
+    if wanted.asked and not is_of(path, wanted.split):
+        raise no_split(path, wanted.split, [])
     if labels is None:
         why = f"{path} has no labels beside it"
         raise DataError("data-no-labels", f"{why}; save them as {path.stem}_labels.npy or labels.npy")
@@ -270,7 +270,7 @@ def _chosen(path: Path, stored: Mapping[str, Stored], wanted: Wanted) -> tuple[s
         part = parts[0]
         say_stand_in(path.name, wanted.split, part)
         return *pairs[part], part
-    if pairs or wanted.asked:
+    if pairs or (wanted.asked and not is_of(path, wanted.split)):
         raise no_split(path, wanted.split, sorted(pairs))
     labels = next((key for key in LABELS if key in stored), None)
     images = next((key for key in IMAGES if key in stored and key != labels), None)
@@ -353,8 +353,8 @@ def pictures(stored: Stored, path: Path) -> Tensor:
     if text == "channels last":
         array = array.transpose(0, 3, 1, 2)
     images, kind = _values(array, stored)
-    sides = f"{images.shape[2]} x {images.shape[3]}"
-    note(f"{path.name}: {len(images):,} images of {sides}, {images.shape[1]} channels ({text}){kind}")
+    sides = " x ".join(map(str, images.shape[1:]))
+    note(f"{path.name}: {len(images):,} images of {sides}: {text}{kind}")
     return images
 
 
@@ -364,9 +364,9 @@ def _layout(stored: Stored) -> tuple[tuple[int, ...] | None, str]:
     if len(shape) == 2:
         side = math.isqrt(shape[1])
         if side * side == shape[1] and side > 1:
-            return (shape[0], 1, side, side), "rows of square grey pictures"
+            return (shape[0], 1, side, side), "rows are square grey pictures"
     if len(shape) == 3:
-        return (shape[0], 1, *shape[1:]), "one, as the array has three axes"
+        return (shape[0], 1, *shape[1:]), "one channel, as the array has three axes"
     if len(shape) == 4:
         first, middle, last = shape[1:]
         ends = first in _COLOURS, last in _COLOURS

@@ -64,15 +64,16 @@ def shards(folder: Path, wanted: Wanted) -> list[Path]:
 
 
 def _complete(found: list[tuple[re.Match[str], Path]]) -> list[Path]:
-    counts = {match["count"] for match, _ in found}
+    split, folder = found[0][0]["split"], found[0][1].parent
+    counts = sorted({match["count"] for match, _ in found})
+    if len(counts) > 1:
+        why = f"{folder} holds shards of {split!r} from several sets, of {', '.join(counts)} shards"
+        raise DataError("data-missing", f"{why}; get all shards of one set, and no others")
     there = {int(match["number"]) for match, _ in found}
-    count = int(max(counts))
-    missing = [k for k in range(count) if k not in there]
-    if len(counts) > 1 or missing:
-        names = [f"{found[0][0]['split']}-{k:05}-of-{count:05}.parquet" for k in missing]
-        why = f"{found[0][1].parent} holds {len(found)} of {count} shards of {found[0][0]['split']!r}"
-        lacks = f", and lacks {examples(names)}" if names else f", of several sets: {', '.join(sorted(counts))}"
-        raise DataError("data-missing", f"{why}{lacks}; get all shards of one set")
+    missing = [f"{split}-{k:05}-of-{counts[0]}.parquet" for k in range(int(counts[0])) if k not in there]
+    if missing:
+        why = f"{folder} holds {len(found)} of {int(counts[0])} shards of {split!r}, and lacks {examples(missing)}"
+        raise DataError("data-missing", f"{why}; get all shards of the set")
     return [file for _, file in sorted(found, key=lambda pair: int(pair[0]["number"]))]
 
 

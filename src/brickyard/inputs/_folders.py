@@ -147,15 +147,16 @@ def read_folder(path: Path, wanted: Wanted) -> Found:
         why = f"{path} was asked for, split {wanted.split!r}, and it holds no images in class folders ({there})"
         advice = "put each class's images into a folder of its own, as .png, .jpg or the like, or a table beside them"
         raise DataError("data-no-images", f"{why}; {advice}")
-    _tell(path, root, pictures, left)
+    direct = root.parent == path and root.name.casefold() in split_names(wanted.split)
+    if root != path and not direct:
+        note(f"{path.name}: the classes are the folders of {root.relative_to(path)}")
+    _tell(root, pictures, left)
     labels = torch.tensor([k for k, _ in pictures], dtype=torch.long)
     return Found(labels, classes, root.name, of_files([file for _, file in pictures], wanted.size, str(root)))
 
 
-def _tell(path: Path, root: Path, pictures: list[tuple[int, Path]], left: list[str]) -> None:
-    """Say what was assumed, and what is left out."""
-    if root not in (path, split_folder(path, root.name)):
-        note(f"{path.name}: the classes are the folders of {root.relative_to(path)}")
+def _tell(root: Path, pictures: list[tuple[int, Path]], left: list[str]) -> None:
+    """Say which pictures lie deeper, and what is left out."""
     deep = [file for _, file in pictures if len(file.relative_to(root).parts) > 2]
     if deep:
         such = told(deep[0].relative_to(root), 80)

@@ -17,6 +17,7 @@ from brickyard.inputs._reading import (
     Found,
     Wanted,
     examples,
+    is_of,
     labelled,
     no_split,
     note,
@@ -113,7 +114,7 @@ def _rows(listing: Listing, wanted: Wanted, names: Sequence[str] | None) -> tupl
     texts = [_path(row[place[0]], listing, index) for index, row in enumerate(listing.rows)]
     parts = _parts(listing, texts)
     if parts is None:
-        if wanted.asked:
+        if wanted.asked and not is_of(listing.path, wanted.split):
             raise no_split(listing.path, wanted.split, [])
         return texts, labels, classes, ""
     part = next((name for name in split_names(wanted.split) if name in parts), None)

@@ -104,6 +104,12 @@ def no_split(place: object, split: str, there: Iterable[str]) -> DataError:
     return DataError("data-missing", f"{place} has no split {split!r}; its splits are {known}: name one of them")
 
 
+def is_of(path: Path, split: str) -> bool:
+    """Whether a file, or the folder that it lies in, is called like a split."""
+    words = [*re.split(r"[-_. ]", path.stem.casefold()), path.parent.name.casefold()]
+    return any(name in words for name in split_names(split))
+
+
 def examples(names: Sequence[object], most: int = 3) -> str:
     """Some of the names, quoted, for a message."""
     return ", ".join(repr(told(name, 60)) for name in names[:most])

@@ -33,6 +33,7 @@ from brickyard.inputs._reading import (
     MAX_TEXT,
     Found,
     Wanted,
+    is_of,
     labelled,
     no_split,
     note,
@@ -153,7 +154,7 @@ def _listing(path: Path, wanted: Wanted) -> Listing:
 
 def _pixels(path: Path, rows: Iterator[Row], head: Row, wanted: Wanted) -> Found:
     """A row a picture: its label and the grey values of a square, row by row."""
-    if wanted.asked:
+    if wanted.asked and not is_of(path, wanted.split):
         raise no_split(path, wanted.split, [])
     has_header = any(number_of(cell) is None for cell in head)
     place, side = _layout(path, head, has_header)
