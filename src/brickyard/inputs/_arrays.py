@@ -95,12 +95,12 @@ def npy_parts(path: Path) -> tuple[Path, Path | None, Path | None]:
 
 
 def npy_in(folder: Path, wanted: Wanted) -> Path | None:
-    """The .npy file of images in a folder: of the split, or the only one.
+    """The .npy file of images in a folder, with labels beside it: of the split, or the only one.
 
     Raises:
         DataError: There are files of other splits alone.
     """
-    there = {file.stem: file for file in sorted(folder.glob("*.npy"))}
+    there = {file.stem: file for file in sorted(folder.glob("*.npy")) if npy_parts(file)[1] is not None}
     for part in split_names(wanted.split):
         for key in _split_keys(part, IMAGES):
             if key in there:

@@ -254,7 +254,9 @@ def _idx(path: Path, wanted: Wanted) -> Sequence[Path]:
 
 
 def _npz(path: Path, wanted: Wanted) -> Sequence[Path]:
-    return _in_folder(path, wanted, (".npz",), lambda file: True) or _suffixed(".npz")(path, wanted)
+    return _in_folder(path, wanted, (".npz",), lambda file: True, ("images", "data", "dataset")) or _suffixed(".npz")(
+        path, wanted
+    )
 
 
 def _npy(path: Path, wanted: Wanted) -> Sequence[Path]:
@@ -272,10 +274,13 @@ def _json(path: Path, wanted: Wanted) -> Sequence[Path]:
     return found or _suffixed(".json", ".jsonl", ".ndjson")(path, wanted)
 
 
-_TABLES = ("metadata", "labels", "annotations")  # what a table beside its pictures is called
-
-
-def _in_folder(path: Path, wanted: Wanted, suffixes: Sequence[str], fits: Callable[[Path], bool]) -> Sequence[Path]:
+def _in_folder(
+    path: Path,
+    wanted: Wanted,
+    suffixes: Sequence[str],
+    fits: Callable[[Path], bool],
+    stems: Sequence[str] = ("metadata", "labels", "annotations"),
+) -> Sequence[Path]:
     """The file of a split, or the one of all, in a folder or in the split's own."""
     if not path.is_dir():
         return []
