@@ -140,6 +140,24 @@ def test_missing_pictures_are_counted_and_named_before_anything_is_decoded(folde
         load_data(folder / "t.csv")
 
 
+def test_a_picture_in_several_rows_counts_once_or_is_refused(folder: Path, capsys) -> None:
+    """As in a table with one row for each object in a picture."""
+    (folder / "t.csv").write_text(table() + "a.png,dog\nb.png,cat\na.png,dog\n")
+    data = load_data(folder / "t.csv")
+    assert (len(data), data.labels.tolist()) == (6, NUMBERS)
+    assert "left out: 3" in capsys.readouterr().err
+    (folder / "t.csv").write_text(table() + "a.png,cat\nb.png,cat\n")
+    with refused("data-label-mismatch", "1 of 6", "'a.png'"):
+        load_data(folder / "t.csv")
+
+
+def test_the_file_of_a_split_in_a_folder(folder: Path) -> None:
+    (folder / "d_train.csv").write_text(table())
+    (folder / "d_test.csv").write_text(table(names=NAMES[:2], labels=WORDS[:2]))
+    assert len(load_data(folder)) == 6
+    assert torch.equal(load_data(f"{folder}?split=test").images, by_hand(folder, NAMES[:2]))
+
+
 @pytest.mark.parametrize(
     ("text", "code", "quoted"),
     [
@@ -161,6 +179,14 @@ def test_a_table_that_cannot_be_used_is_one_error(text: str, code: str, quoted: 
         load_data(folder / "t.csv")
     (folder / "t.csv").write_bytes(b"path,label\n\xff\xfe\xfa.png,dog\n")
     with refused("data-damaged-file", "t.csv", "UTF-8"):
+        load_data(folder / "t.csv")
+
+
+def test_a_name_without_a_suffix_must_be_that_of_one_picture(folder: Path) -> None:
+    (folder / "t.csv").write_text("path,label\na,dog\n")
+    assert len(load_data(folder / "t.csv")) == 1
+    Image.fromarray(NOISE[0]).save(folder / "a.jpg")
+    with refused("data-missing", "'a'", "one picture"):
         load_data(folder / "t.csv")
 
 

@@ -254,9 +254,8 @@ def _idx(path: Path, wanted: Wanted) -> Sequence[Path]:
 
 
 def _npz(path: Path, wanted: Wanted) -> Sequence[Path]:
-    return _in_folder(path, wanted, (".npz",), lambda file: True, ("images", "data", "dataset")) or _suffixed(".npz")(
-        path, wanted
-    )
+    found = _in_folder(path, wanted, (".npz",), lambda file: True, ("images", "data", "dataset"))
+    return found or _suffixed(".npz")(path, wanted)
 
 
 def _npy(path: Path, wanted: Wanted) -> Sequence[Path]:
@@ -286,14 +285,14 @@ def _in_folder(
         return []
     own = split_folder(path, wanted.split)
     for part in split_names(wanted.split):
-        for file in (path / f"{part}{suffix}" for suffix in suffixes):
-            if file.is_file() and fits(file):
-                say_stand_in(path.name, wanted.split, part)
-                return [file]
+        for suffix in suffixes:
+            others = sorted(path.glob(f"*_{part}{suffix}"))  # mnist_train.csv
+            for file in (path / f"{part}{suffix}", *(others if len(others) == 1 else [])):
+                if file.is_file() and fits(file):
+                    say_stand_in(path.name, wanted.split, part)
+                    return [file]
     for folder in (path, *([] if own is None else [own])):
-        for file in (
-            folder / f"{stem}{suffix}" for stem in ("metadata", "labels", "annotations") for suffix in suffixes
-        ):
+        for file in (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes):
             if file.is_file() and fits(file):
                 return [file]
     return []

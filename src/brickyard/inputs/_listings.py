@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def read_listing(listing: Listing, wanted: Wanted, names: Sequence[str] | None =
     missing = [text for text, file in zip(paths, found, strict=True) if file is None]
     if missing:
         why = f"{listing.path}: {len(missing):,} of {len(paths):,} pictures are missing, such as {examples(missing)}"
-        raise DataError("data-missing", f"{why}; paths count from the folder of the file: put the pictures there")
+        advice = "paths count from the folder of the file, and a name without its suffix must be that of one picture"
+        raise DataError("data-missing", f"{why}; {advice}")
     files = [file for file in found if file is not None]
     name = f"{listing.path.parent.name}/{listing.path.stem}" + (f" ({split})" if split else "")
     return Found(labels, classes, name, of_files(files, wanted.size, str(listing.path)))
@@ -113,17 +114,39 @@ def _rows(listing: Listing, wanted: Wanted, names: Sequence[str] | None) -> tupl
     labels, classes = _labels(listing, names)
     texts = [_path(row[place[0]], listing, index) for index, row in enumerate(listing.rows)]
     parts = _parts(listing, texts)
-    if parts is None:
-        if wanted.asked and not is_of(listing.path, wanted.split):
-            raise no_split(listing.path, wanted.split, [])
-        return texts, labels, classes, ""
-    part = next((name for name in split_names(wanted.split) if name in parts), None)
-    if part is None:
-        there = [f"{name} ({count:,})" for name, count in Counter(parts).most_common()]
-        raise no_split(listing.path, wanted.split, there)
-    say_stand_in(listing.path.name, wanted.split, part)
-    chosen = [index for index, name in enumerate(parts) if name == part]
+    chosen, part = list(range(len(texts))), ""
+    if parts is not None:
+        part = next((name for name in split_names(wanted.split) if name in parts), "")
+        if not part:
+            raise no_split(listing.path, wanted.split, [f"{k} ({n:,})" for k, n in Counter(parts).most_common()])
+        say_stand_in(listing.path.name, wanted.split, part)
+        chosen = [index for index, name in enumerate(parts) if name == part]
+    elif wanted.asked and not is_of(listing.path, wanted.split):
+        raise no_split(listing.path, wanted.split, [])
+    chosen = _once(listing, chosen, texts, labels.tolist())
     return [texts[index] for index in chosen], labels[chosen], classes, part
+
+
+def _once(listing: Listing, chosen: Sequence[int], texts: Sequence[str], labels: Sequence[int]) -> list[int]:
+    """The rows without those that repeat a picture, which a table of objects in pictures has.
+
+    Raises:
+        DataError: A picture is there with several labels.
+    """
+    kinds: dict[str, set[int]] = {}
+    kept: list[int] = []
+    for index in chosen:
+        if texts[index] not in kinds:
+            kinds[texts[index]] = set()
+            kept.append(index)
+        kinds[texts[index]].add(labels[index])
+    several = [text for text, found in kinds.items() if len(found) > 1]
+    if several:
+        why = f"{listing.path}: {len(several):,} of {len(kinds):,} pictures have several labels"
+        raise DataError("data-label-mismatch", f"{why}, such as {examples(several)}; give one label a picture")
+    if len(kept) < len(chosen):
+        note(f"{listing.path.name}: rows that repeat a picture are left out: {len(chosen) - len(kept):,}")
+    return kept
 
 
 def _path(value: Any, listing: Listing, index: int) -> str:
@@ -173,32 +196,30 @@ class _Folders:
     """What lies in folders, each looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[str, list[str]]] = {}
+        self._known: dict[str, tuple[set[str], dict[str, list[str]]]] = {}
 
     def find(self, path: Path) -> Path | None:
         """The file of this path, or the one picture that is called so but for its suffix."""
-        inside = self._inside(str(path.parent))
-        if path.name in inside.get("", ()):
+        names, stems = self._inside(str(path.parent))
+        if path.name in names:
             return path
-        alike = inside.get(f"/{path.name}", [])
+        alike = stems.get(path.name, [])
         return path.with_name(alike[0]) if len(alike) == 1 else None
 
-    def _inside(self, folder: str) -> Mapping[str, Any]:
-        found: Any = self._known.get(folder)
-        if found is None:
-            found = {"": set()}
+    def _inside(self, folder: str) -> tuple[set[str], dict[str, list[str]]]:
+        """The names in a folder, and those of pictures without their suffixes."""
+        if folder not in self._known:
+            stems: dict[str, list[str]] = {}
             try:
                 with os.scandir(folder) as items:
-                    names = [item.name for item in items]
+                    names = {item.name for item in items}
             except (OSError, ValueError):
-                names = []
-            for name in names:
-                stem, suffix = os.path.splitext(name)
-                found[""].add(name)
+                names = set()
+            for stem, suffix in map(os.path.splitext, sorted(names)):
                 if suffix.lower() in SUFFIXES:
-                    found.setdefault(f"/{stem}", []).append(name)
-            self._known[folder] = found
-        return found  # type: ignore[no-any-return]
+                    stems.setdefault(stem, []).append(stem + suffix)
+            self._known[folder] = names, stems
+        return self._known[folder]
 
 
 def located(path: Path, texts: Sequence[str], split: str) -> list[Path | None]:
