@@ -14,6 +14,7 @@ from PIL import Image
 
 from brickyard.inputs import _reading as reading
 from brickyard.inputs import load_data
+from brickyard.recipes._fingerprints import Fingerprints, data_files
 from errors import refused
 
 NOISE = np.random.default_rng(3).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
@@ -204,6 +205,18 @@ def test_options_choose_before_pictures_are_decoded(folder: Path, monkeypatch) -
     (folder / "t.csv").write_text(table(labels=(5, 0, 5, 5, 0, 0)))
     with refused("data-no-images", "classes 3"):
         load_data(f"{folder}/t.csv?classes=3")
+
+
+def test_a_recipe_sees_that_a_listed_picture_has_changed(folder: Path) -> None:
+    (folder / "t.csv").write_text(table())
+    (folder / "m.jsonl").write_text(LINES)
+    for name in ("t.csv", "m.jsonl"):
+        assert set(data_files(folder / name, "train")) == {folder / name, *(folder / item for item in NAMES)}
+        before = Fingerprints(folder).data(str(folder / name), "train")
+        (folder / "beside.png").touch()
+        assert Fingerprints(folder).data(str(folder / name), "train") == before  # the control: it is not listed
+        Image.fromarray(NOISE[1] // len(name)).save(folder / "b.png")
+        assert Fingerprints(folder).data(str(folder / name), "train") != before
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
