@@ -226,7 +226,13 @@ def graphs_page(printed: str, names: dict[str, Any]) -> None:
     assert names["again"](*names["graph"][:2]).shape == (60, 3)
 
 
+def data_page(printed: str, names: dict[str, Any]) -> None:
+    assert printed == "torch.Size([4, 1, 8, 8]) ('cat', 'dog')\n"
+    assert names["data"].labels.tolist() == [0, 1, 1, 0]
+
+
 PAGES = {
+    "howto/data.md": data_page,
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,

@@ -93,6 +93,8 @@ def test_files_that_a_folder_leaves_out_are_told_of(tmp_path, capsys) -> None:
     for name in ("a/2.jfif", "b/deeper/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture.save(tmp_path / name, "png")
-    assert len(load_data(tmp_path)) == 2
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a")
+    assert len(load_data(tmp_path)) == 3
     told = capsys.readouterr().err
-    assert "2 files and folders are left out, such as a/2.jfif" in told
+    assert "left out: 2, such as a/2.jfif" in told
+    assert "topmost one: 1, such as b/deeper/2.png" in told

@@ -124,7 +124,9 @@ DATA: dict[str, Any] = {
     "pictures without classes": bad(folder_of("1.png", "2.png"), "data-no-images", "'train'"),
     "classes without pictures": bad(put("a/notes.txt", b"none"), "data-no-images", "'train'", "'a'"),
     "only hidden files": bad(folder_of("a/.x.png", ".b/y.png"), "data-no-images", "'train'", "'a'"),
-    "pictures one folder too deep": bad(folder_of("a/b/x.png"), "data-no-images", "'train'", "'a'"),
+    "pictures in a deeper folder": Loaded(
+        folder_of("a/b/x.png", "a/y.png", "c/d/z.png"), (3, 1, 6, 9), [0, 0, 1], "ac"
+    ),
     "an empty class keeps its number": Loaded(
         both(folder_of("a/0.png", "c/1.png"), put("b/none.txt")), (2, 1, 6, 9), [0, 2], "abc"
     ),

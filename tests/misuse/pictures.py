@@ -55,6 +55,16 @@ def turned(value: int) -> Write:
     return saved(Image.fromarray(RGB), exif=exif)
 
 
+def tiff_of(array: np.ndarray, white: int) -> bytes:
+    """A 16-bit grey TIFF by hand, whose tag 262 says whether 0 is white (0) or black (1)."""
+    (height, width), data = array.shape, array.astype("<u2").tobytes()
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: white, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
 ALPHA = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
 
 
@@ -106,6 +116,23 @@ PICTURES: dict[str, Any] = {
         within=1,
     ),
     "16-bit grey TIFF": Seen(saved(Image.fromarray(WIDE)), np.rint(WIDE / 257), "x.tif"),
+    "16-bit grey PNG, turned": Seen(
+        saved(Image.fromarray(WIDE), exif=TURNED), np.rot90(np.rint(WIDE / 257), -1), unlike=np.rint(WIDE / 257)
+    ),
+    "16-bit grey PNG with a transparent value": Seen(
+        saved(Image.fromarray(WIDE), transparency=int(WIDE[2, 3])),
+        np.where(WIDE[2, 3] == WIDE, 255, np.rint(WIDE / 257)),
+        unlike=np.rint(WIDE / 257),
+    ),
+    "grey PNG with a transparent value": Seen(
+        saved(Image.fromarray(GREY), transparency=int(GREY[2, 3])),
+        np.where(GREY[2, 3] == GREY, 255, GREY),
+        unlike=GREY,
+    ),
+    "16-bit grey TIFF in which 0 is white": Seen(
+        written(tiff_of(WIDE, white=0)), 255 - np.rint(WIDE / 257), "x.tif", unlike=np.rint(WIDE / 257)
+    ),
+    "16-bit grey TIFF by hand": Seen(written(tiff_of(WIDE, white=1)), np.rint(WIDE / 257), "x.tif"),
     "dark 16-bit PGM": Seen(
         written(b"P5 3 1 65535\n" + struct.pack(">3H", 0, 100, 250)), np.array([[0, 0, 1]]), "x.pgm"
     ),

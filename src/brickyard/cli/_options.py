@@ -19,7 +19,8 @@ SOURCE_HELP = (
     "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:function, or a source file (.safetensors)."
 )
 DATA_HELP = (
-    "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
+    "digits, an image folder, a table of paths (.csv, .json), arrays (.npz), .parquet or IDX files; append "
+    "?split=test&classes=0-2 for a subset."
 )
 
 File = Annotated[Path, Argument(help="Component or assembly file.")]
@@ -29,7 +30,9 @@ AllWeights = Annotated[list[Path] | None, Option("--weights", help="Read weights
 Data = Annotated[str, Option(help=f"Images: {DATA_HELP}")]
 Output = Annotated[Path, Option("--output", "-o", help="Write the result to this file.")]
 Force = Annotated[bool, Option("--force", help="Overwrite the output if it exists.")]
-Names = Annotated[str | None, Option("--class-names", help="Class names of the source, comma-separated.")]
+Names = Annotated[
+    str | None, Option("--class-names", help="Class names of the source, comma-separated, or a .txt or .json file.")
+]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
 Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]

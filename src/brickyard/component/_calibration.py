@@ -17,8 +17,8 @@ from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images, warn_of_names
-from brickyard.inputs._datasets import pictures_in
 from brickyard.inputs._decoding import read_images
+from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._preprocessing import check_raw, preprocess
 from brickyard.network._network import kind
 from brickyard.outputs._outputs import Outputs, find_outputs

@@ -17,6 +17,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line
 from brickyard.inputs._preprocessing import check_images
 
+_PHOTOMETRIC = 262  # tag of a TIFF that says what its numbers mean
 MAX_PIXELS = 80_000_000  # per picture; its header is checked before anything is decoded
 MAX_SIDE = 65_535  # of height or width: resizing builds a matrix from the longer one
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no others: some decoders start external programs
@@ -38,7 +39,7 @@ def decode_image(source: Any, name: str | None = None) -> Tensor:
 
     Example:
         >>> from PIL import Image
-        >>> from brickyard.inputs._datasets import decode_image
+        >>> from brickyard.inputs._decoding import decode_image
         >>> decode_image(Image.new("RGBA", (4, 2))).shape
         torch.Size([3, 2, 4])
     """
@@ -75,21 +76,33 @@ def _too_large(name: str, found: str) -> DataError:
 
 def _pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     form = image.format  # rotating drops it
+    negative = form == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0  # 0 is white
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit grey; mode "I" may also hold 8-bit values
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError(f"its numbers run from {wide.min()} to {wide.max()}, and 0 to 65535 is what is known")
         step = 257 if image.mode != "I" or form in ("PNG", "PPM") or wide.max() > 255 else 1
+        wide = _on_white(wide, image, 255 * step)
+        wide = 255 * step - wide if negative else wide  # Pillow inverts the others itself
         return np.rint(wide / step).astype(np.uint8)
     if image.mode == "F":
         raise ValueError("its numbers are floating point, and their range is not known")
     if image.mode in ("1", "L"):
-        return np.array(image.convert("L"))
+        return _on_white(np.array(image.convert("L")), image, 255)
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def _on_white(values: np.ndarray[Any, Any], image: Image.Image, white: int) -> np.ndarray[Any, Any]:
+    """Grey values, with white for the one that the picture says is transparent."""
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return values
+    clear = 255 * min(clear, 1) if image.mode == "1" else clear
+    return np.where(values == clear, np.array(white, values.dtype), values)
 
 
 COLOURS = (1, 3)  # channels of a picture

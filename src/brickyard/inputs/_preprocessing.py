@@ -17,7 +17,7 @@ from torch import Tensor
 from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
 
-_OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
+OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 _EDGE = 2  # pixels beyond a side that a cubic curve of one old pixel reaches
 _USUAL = Preprocessing()
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -88,7 +88,7 @@ def _is_raw(images: Tensor) -> bool:
     if not images.is_floating_point() or not images.numel():
         return True
     low, high = images.aminmax()
-    return float(low) >= -_OVERSHOOT and float(high) <= 1 + _OVERSHOOT
+    return float(low) >= -OVERSHOOT and float(high) <= 1 + OVERSHOOT
 
 
 def check_raw(images: Tensor, how: Preprocessing, what: str) -> bool:
@@ -144,7 +144,7 @@ def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     sides = zip(picture.shape[1:], how.size, strict=True)
     if all(side == wanted or (how.fit == "pad" and side < wanted) for side, wanted in sides):  # nothing is resized
         return _to_size(picture[None], how)[0]
-    return _to_size(_to_unit(picture[None]), how)[0].clamp(-_OVERSHOOT, 1 + _OVERSHOOT)
+    return _to_size(_to_unit(picture[None]), how)[0].clamp(-OVERSHOOT, 1 + OVERSHOOT)
 
 
 def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:

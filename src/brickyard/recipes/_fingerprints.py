@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from brickyard.base._errors import FileError, reading_code
+from brickyard.base._errors import DataError, FileError, reading_code
 
 Seen = tuple[int, int, int, str]  # size, times of content and of inode in nanoseconds, sha256
 
@@ -25,25 +25,18 @@ def digest(*texts: str) -> str:
     return found.hexdigest()
 
 
-def data_files(place: Path, split: str) -> list[Path]:
+def data_files(place: Path, split: str, asked: bool = False) -> list[Path]:
     """The files that `load_data` may read for a path and a split, sorted.
 
-    Where it is not plain which of them it reads, all are named: a change that does not matter costs time, one that is
-    missed costs a wrong result.
+    Where they cannot be told, all files are named: a change that does not matter costs time, one that is missed costs a
+    wrong result.
     """
-    from brickyard.inputs._datasets import labels_beside, split_folder
+    from brickyard.inputs._datasets import data_files
 
-    if place.is_file():
-        labels = labels_beside(place)
-        return sorted({place, *([labels] if labels.is_file() else [])})
-    parquet = place / f"{split}.parquet"
-    if parquet.is_file():
-        return [parquet]
-    stem = {"train": "train", "test": "t10k"}.get(split, split)
-    idx = [path for kind in ("images-idx3", "labels-idx1") for path in place.glob(f"{stem}-{kind}-ubyte*")]
-    if idx:
-        return sorted(path for path in idx if path.is_file())
-    return sorted(path for path in (split_folder(place, split) or place).glob("*/*") if path.is_file())
+    try:
+        return data_files(place, split, asked)
+    except DataError:  # loading them says more
+        return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
 class Fingerprints:
@@ -93,11 +86,11 @@ class Fingerprints:
         from brickyard.inputs._datasets import place_and_options
 
         place, options = place_and_options(text)
-        split = options.get("split", split)
+        asked, split = "split" in options, options.get("split", split)
         if place == "digits":
             content = f"digits of scikit-learn {version('scikit-learn')}"
         else:
             root = Path(place)
             empty_too = sorted(str(item.relative_to(root)) for item in root.glob("*") if item.is_dir())
-            content = digest(self.files(root, data_files(root, split)), *empty_too)
+            content = digest(self.files(root, data_files(root, split, asked)), *empty_too)
         return digest(split, options.get("classes", ""), content)

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brickyard.base._errors import DataError, FileError, OptionError, TaskError
-from brickyard.base._messages import writable
+from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.runtime._progress import say
 
 if TYPE_CHECKING:
@@ -80,23 +79,16 @@ def source_of(
     random_weights: bool = False,
     ema: bool = True,
 ) -> Source:
-    """A source, with class names from options or from its weights.
+    """A source, with class names from options, from a file that these name, or from its weights.
 
     What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it.
     """
     from dataclasses import replace
 
     from brickyard.sources._loading import load_source
+    from brickyard.sources._names import class_names
 
-    classes = (names.split(",") if isinstance(names, str) else list(names)) if names else None
-    odd = [name for name in classes or () if not name or not writable(name)]
-    if odd:
-        raise OptionError(
-            "option-syntax", f"class name {odd[0]!r} is empty or not valid UTF-8; give another with --class-names"
-        )
-    if classes and len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise TaskError("task-duplicate-class", f"--class-names has {twice!r} twice; give every class its own name")
+    classes = class_names(names)
     load = functools.partial(
         load_source, spec, weights=weights, classes=classes, random_weights=random_weights, averaged=ema
     )
@@ -137,13 +129,15 @@ def named_after(source: Source, data: ImageData) -> Source:
 def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
     """Image data, brought to the size of the preprocessing where its images have several."""
     from brickyard.inputs._datasets import load_data
+    from brickyard.inputs._reading import quietly
 
     try:
         return load_data(spec, split=split, max_images=most)
     except DataError as error:
-        if "sizes" in str(error) and how is not None and how.size is not None:
-            return load_data(spec, split=split, size=how, max_images=most)
-        raise
+        if error.code != "data-not-batchable" or how is None or how.size is None:
+            raise
+    with quietly():  # what was assumed has been said
+        return load_data(spec, split=split, size=how, max_images=most)
 
 
 def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._records import ComponentManifest, Preprocessing
-from brickyard.inputs._datasets import SUFFIXES
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import preprocess
+from brickyard.inputs._reading import SUFFIXES
 from brickyard.workbench._limits import Limits
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
