@@ -17,6 +17,7 @@ import brickyard as by
 from brickyard.component._familiarity import Familiarity, _squared
 from brickyard.component._predictor import REJECT
 from brickyard.export import _onnx as exports
+from brickyard.export._module import export_module
 from brickyard.export._onnx import export_onnx, export_state_dict, torch_program
 from brickyard.testing import Branches, Residual, chain, randomised
 from conftest import needed_package, python_blocks, run_blocks
@@ -296,14 +297,18 @@ def test_export_from_the_command_line(tmp_path) -> None:
 def test_the_page_runs(tmp_path, monkeypatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "export.md"
     blocks = python_blocks(page)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert sum(bool(line) for line in blocks[0].splitlines()) <= 8
     monkeypatch.chdir(tmp_path)
     component = part(how=HOW[0], names=["cat", "dog", "owl", "fox"])
     component.save("pets.safetensors")
     export_onnx(component, "pets.onnx")
+    export_module(component, "pets.py")
+    monkeypatch.syspath_prepend(tmp_path)
     picture = (DATA[0][3].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(picture).save("picture.png")
     space = run_blocks(page)
+    del sys.modules["pets"]
     assert space["names"][int(space["probabilities"][0].argmax())] == component.predict("picture.png")[0]
+    assert torch.equal(space["model"](space["preprocess"](DATA[0])), component.logits(DATA[0]))
     assert torch.equal(space["again"](DATA[0]), component(DATA[0]))

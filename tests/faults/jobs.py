@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import brickyard as by
+from brickyard.export._module import export_module
 from brickyard.export._onnx import export_state_dict
 from brickyard.recipes._build import build
 from brickyard.recipes._reader import load_recipe
@@ -140,7 +141,17 @@ def exports(of: SimpleNamespace) -> list[Job]:
     def state(folder: Path, item: Any) -> None:
         export_state_dict(item, folder / "weights.safetensors", overwrite=True)
 
-    calls = {"state dict": state, "report": pages, "scores": scored, "folder for the Hub": packed, "ONNX": onnx}
+    def module(folder: Path, item: Any) -> None:
+        export_module(item, folder / "weights.py", overwrite=True)  # and weights.weights.safetensors
+
+    calls = {
+        "state dict": state,
+        "Python": module,
+        "report": pages,
+        "scores": scored,
+        "folder for the Hub": packed,
+        "ONNX": onnx,
+    }
     return [Job(name, *both(call)) for name, call in calls.items()]
 
 

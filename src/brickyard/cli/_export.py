@@ -33,27 +33,37 @@ def export(
     ] = None,
     force: Force = False,
 ) -> Result:
-    """Export to ONNX (.onnx) or a state dict (.safetensors)."""
+    """Export to ONNX (.onnx), a plain Python module (.py, its weights beside it) or a state dict (.safetensors)."""
     from brickyard.export._onnx import MOST_CHECKED, export_onnx, export_state_dict
 
-    if output.suffix not in (".onnx", ".safetensors"):
+    if output.suffix not in (".onnx", ".py", ".safetensors"):
         pickled = output.suffix in (".pt2", ".pt", ".pth")
         why = ": a program of torch.export holds pickled parts, which Brickyard does not write" if pickled else ""
         raise OptionError(
-            "option-suffix", f"{output} has no supported suffix{why}; use .onnx, or .safetensors for the state dict"
+            "option-suffix",
+            f"{output} has no supported suffix{why}; use .onnx, .py for a plain Python module, or .safetensors for the "
+            "state dict",
         )
-    if output.suffix == ".safetensors":
+    if output.suffix != ".onnx":
         words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
-        check_effect("it applies to ONNX only, not to a state dict", **words)
+        what = "a Python module" if output.suffix == ".py" else "a state dict"
+        check_effect(f"it applies to ONNX only, not to {what}", **words)
     check_companion("--int8", int8, calibration_data=calibration_data)
     if int8 and not calibration_data:
         raise OptionError(
             "option-requires-option", "--int8 needs images to calibrate on; add --calibration-data, or leave it out"
         )
     check_free(output, force, file)
+    if output.suffix == ".py":
+        from brickyard.export._module import export_module, weights_beside
+
+        check_free(weights_beside(output), force, file)
     exported = model(file)
-    if output.suffix == ".safetensors":
-        record: Any = export_state_dict(exported, output, overwrite=force)
+    record: Any
+    if output.suffix == ".py":
+        record = export_module(exported, output, overwrite=force)
+    elif output.suffix == ".safetensors":
+        record = export_state_dict(exported, output, overwrite=force)
     else:
         how = exported.manifest.parts[0].preprocessing
         images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)

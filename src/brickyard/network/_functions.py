@@ -34,6 +34,8 @@ class Function:
             plain numbers, no tensor).
         same: Equivalent callables that take the same arguments.
         methods: Names of equivalent tensor methods that take the same arguments.
+        python: How Python writes it, by the names of its arguments, where it is neither a function of torch nor a
+            method of tensors: "{input} + {other}".
     """
 
     name: str
@@ -41,6 +43,7 @@ class Function:
     role: FunctionRole
     same: tuple[Callable[..., Any], ...] = ()
     methods: tuple[str, ...] = ()
+    python: str = ""
 
     @property
     def in_place(self) -> bool:
@@ -90,8 +93,8 @@ def _guarded(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return run
 
 
-def _operator(name: str, call: Callable[[Any, Any], Any], role: FunctionRole, *same: Callable[..., Any]) -> Function:
-    return Function(name, _guarded(call), role, (call, *same))
+def _operator(name: str, call: Callable[[Any, Any], Any], role: FunctionRole, sign: str) -> Function:
+    return Function(name, _guarded(call), role, (call,), python=f"{{input}} {sign} {{other}}")
 
 
 def _method(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
@@ -124,7 +127,7 @@ _POINTWISE = (
     _method("rsqrt", "pointwise", torch.rsqrt),
     _method("reciprocal", "pointwise", torch.reciprocal),
     _method("erf", "pointwise", torch.erf),
-    Function("pow", _guarded(operator.pow), "pointwise", (operator.pow, torch.pow), ("pow",)),
+    Function("pow", _guarded(operator.pow), "pointwise", (operator.pow, torch.pow), ("pow",), "{input} ** {exponent}"),
     _method("neg", "pointwise", torch.neg, operator.neg),
     _method("contiguous", "pointwise"),
     _method("clone", "pointwise", torch.clone),
@@ -133,12 +136,12 @@ _POINTWISE = (
 )
 
 _BINARY = (
-    _operator("add", operator.add, "binary"),
-    _operator("sub", operator.sub, "binary"),
-    _operator("mul", operator.mul, "binary"),
-    _operator("truediv", operator.truediv, "binary"),
-    _operator("iadd", operator.iadd, "binary"),
-    _operator("imul", operator.imul, "binary"),
+    _operator("add", operator.add, "binary", "+"),
+    _operator("sub", operator.sub, "binary", "-"),
+    _operator("mul", operator.mul, "binary", "*"),
+    _operator("truediv", operator.truediv, "binary", "/"),
+    _operator("iadd", operator.iadd, "binary", "+="),
+    _operator("imul", operator.imul, "binary", "*="),
     Function("tensor_add", torch.add, "binary", (), ("add",)),
     Function("tensor_mul", torch.mul, "binary", (torch.multiply,), ("mul", "multiply")),
     Function("tensor_sub", torch.sub, "binary", (torch.subtract,), ("sub",)),
@@ -155,8 +158,9 @@ _BINARY = (
 _POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3))
 _SPATIAL = tuple(_functional(name, "spatial") for name in (*_POOLS, "interpolate"))
 
+_TAKE = "{input}.index_select({dim}, torch.tensor({places}, dtype=torch.int64, device={input}.device))"
 _MOVE = (
-    Function("getitem", operator.getitem, "move"),
+    Function("getitem", operator.getitem, "move", python="{input}[{index}]"),
     Function("cat", torch.cat, "move", (torch.concat, torch.concatenate)),
     Function("stack", torch.stack, "move"),
     _method("flatten", "move", torch.flatten),
@@ -178,7 +182,7 @@ _MOVE = (
     _method("flip", "move", torch.flip),
     _method("roll", "move", torch.roll),
     _functional("channel_shuffle", "move", torch.channel_shuffle),
-    Function("take", _take, "move"),
+    Function("take", _take, "move", python=_TAKE),
 )
 
 _REDUCE = (
@@ -186,7 +190,7 @@ _REDUCE = (
     _method("sum", "reduce", torch.sum),
     _method("amax", "reduce", torch.amax),
     _method("norm", "reduce", torch.norm),
-    Function("mean_of", _mean_of, "reduce"),
+    Function("mean_of", _mean_of, "reduce", python="{input}.mean({dim}, {keepdim}) * {share}"),
 )
 
 _ATTEND = (
@@ -211,9 +215,9 @@ _PIN = (
 _NUMBER = (
     _method("size", "number"),
     _method("dim", "number"),
-    Function("shape", _shape, "number"),
-    _operator("floordiv", operator.floordiv, "number"),
-    _operator("mod", operator.mod, "number"),
+    Function("shape", _shape, "number", python="{input}.shape"),
+    _operator("floordiv", operator.floordiv, "number", "//"),
+    _operator("mod", operator.mod, "number", "%"),
 )
 
 FUNCTIONS: dict[str, Function] = {

@@ -1,0 +1,159 @@
+"""A preprocessing as the text of a function that does exactly the same: the same operations in the same order."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from brickyard.base._records import Preprocessing
+from brickyard.export._spelling import literal, wrapped
+from brickyard.inputs._preprocessing import LUMA
+
+_RESAMPLING = '''
+def resampling(before, after, like{more}):
+    """The matrix ({rows}, before) that resamples one side of an image; its rows sum to 1."""
+    scale = torch.scalar_tensor(before, dtype=torch.float64, device=like.device) / after
+    old = torch.arange({old}, dtype=torch.float64, device=like.device)[None, :] + {first}
+    new = (torch.arange({rows}, dtype=torch.float64, device=like.device)[:, None] + {start}0.5) * scale
+    far = (old - new).abs(){reach}
+'''
+_BILINEAR = """
+    weight = (1 - far).clamp(min=0)
+"""
+_BICUBIC = """
+    a = {a}
+    near = ((a + 2) * far - (a + 3)) * far * far + 1
+    wide = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
+    weight = torch.where(far <= 1, near, torch.where(far < 2, wide, 0.0))
+"""
+_EDGES = """
+    place = (old[0] - 0.5).clamp(0, before - 1).long()  # beyond its sides an image goes on as at them
+    weight = weight.new_zeros({rows}, before).index_add(1, place, weight)
+"""
+_ROWS = """
+    return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
+"""
+_RESIZED = '''
+def resized(x):
+    """Resize images (batch, channels, height, width) to {height} x {width}."""
+    height, width = x.shape[2], x.shape[3]{padded}
+    if width != {width}:
+        x = x @ resampling(width, {width}, x).T
+    if height != {height}:
+        x = resampling(height, {height}, x) @ x
+    return x
+'''
+_PADDED = """
+    down, right = {height} - height, {width} - width
+    if down >= 0 and right >= 0:
+        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))"""
+_CROPPED = '''
+def cropped(x):
+    """Scale images until they just cover {goals[0]} x {goals[1]}, and take the middle {height} x {width} of them."""
+    sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]
+    factor = torch.maximum({goals[0]} / sides[0], {goals[1]} / sides[1])
+    found = []
+    for before, side, after, goal in zip(x.shape[2:], sides, ({height}, {width}), ({goals[0]}, {goals[1]})):
+        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal)
+        start = ((cover - after) / 2).round()
+        found.append(resampling(before, cover, x, start, after))
+    return found[0] @ (x @ found[1].T)
+'''
+
+
+def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "preprocess") -> str:
+    """Functions that turn raw images into a network's input, of which the last is called `name`.
+
+    Args:
+        how: The preprocessing.
+        dtype: The type of the network's numbers.
+        name: The name; what it begins with goes in front of the names of the other functions too.
+    """
+    prefix = name.removesuffix("preprocess")
+    parts = [_body(how, dtype, name)]
+    if how.size is not None:
+        (height, width), crop = how.size, how.fit == "crop"
+        if crop:
+            goals = [math.floor(side / how.crop + 1e-6) for side in how.size]
+            parts.insert(0, _CROPPED.format(height=height, width=width, goals=goals))
+        else:
+            padded = _PADDED.format(height=height, width=width) if how.fit == "pad" else ""
+            parts.insert(0, _RESIZED.format(height=height, width=width, padded=padded))
+        parts.insert(0, _resampling(how, crop))
+    text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
+    for helper in ("resampling", "resized", "cropped") if prefix else ():
+        text = text.replace(f"{helper}(", f"{prefix}{helper}(")
+    return text
+
+
+def _resampling(how: Preprocessing, crop: bool) -> str:
+    rows = "count" if crop else "after"
+    head = _RESAMPLING.format(
+        more=", start, count" if crop else "",
+        rows=rows,
+        old="before" if how.antialias else "before + 4",
+        first="0.5" if how.antialias else "0.5 - 2",
+        start="start + " if crop else "",
+        reach=" / scale.clamp(min=1.0)" if how.antialias else "",
+    )
+    curve = _BILINEAR if how.interpolation == "bilinear" else _BICUBIC.format(a=-0.5 if how.antialias else -0.75)
+    edges = "" if how.antialias else _EDGES.format(rows=rows)
+    return "\n".join(part.strip("\n") for part in (head, curve, edges, _ROWS) if part) + "\n"
+
+
+def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
+    """The function that calls the others."""
+    first, *more = _told(how)
+    lines = [f"def {name}(images):", f'    """{first}' + ("" if more else '"""')]
+    lines += [f"    {line}".rstrip() for line in more] + (['    """'] if more else [])
+    lines.append("    if images.dtype != torch.uint8 and not images.is_floating_point():")
+    lines.append('        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")')
+    crop = how.size is not None and how.fit == "crop"
+    lines.append("    if images.dtype == torch.uint8:")
+    lines.append(f"        x = {'cropped(images.float()).round().clamp(0, 255)' if crop else 'images.float()'} / 255")
+    lines.append("    else:")
+    plain = "images if images.dtype == torch.float64 else images.float()"
+    lines.append(f"        x = {f'cropped({plain})' if crop else plain}")
+    if how.channels == 3:
+        lines += ["    if x.shape[1] == 1:", "        x = x.expand(-1, 3, -1, -1)"]
+    if how.channels == 1:
+        red, green, blue = LUMA
+        lines.append("    if x.shape[1] == 3:")
+        lines.append(f"        x = {red} * x[:, 0:1] + {green} * x[:, 1:2] + {blue} * x[:, 2:3]")
+    if how.size is not None and not crop:
+        lines.append("    x = resized(x)")
+    if how.mean is not None and how.std is not None:
+        if len(how.mean) > 1:
+            lines.append(f"    if x.shape[1] != {len(how.mean)}:")
+            lines.append(f'        raise ValueError(f"images must have {len(how.mean)} channels, got {{x.shape[1]}}")')
+        for word, values in (("mean", how.mean), ("std", how.std)):
+            lines += wrapped(f"{word} = torch.tensor({literal(values)}, dtype=x.dtype, device=x.device)", 4)
+        lines.append("    x = (x - mean.reshape(1, -1, 1, 1)) / std.reshape(1, -1, 1, 1)")
+    lines.append(f"    return x.to({dtype})")
+    return "\n".join(lines) + "\n"
+
+
+def _told(how: Preprocessing) -> list[str]:
+    """What a preprocessing does, as the lines of a docstring."""
+    lines = ["Turn raw images (batch, channels, height, width), uint8 or in [0, 1], into what the network takes."]
+    more: list[str] = []
+    if how.size is not None:
+        word = {"resize": "resized", "crop": "scaled and cropped", "pad": "padded, or resized where they are larger,"}
+        smooth = "with" if how.antialias else "without"
+        more.append(f"{word[how.fit]} to {how.size[0]} x {how.size[1]} ({how.interpolation}, {smooth} antialiasing)")
+    if how.channels is not None:
+        more.append("turned into colour" if how.channels == 3 else "turned into grey")
+    if how.mean is not None:
+        more.append("normalised")
+    if how.unknown:
+        more = []
+        lines += ["", "How the images were prepared that the source was located on is not known: only give images that"]
+        lines += ["are prepared as the source takes them."]
+    elif not more:
+        lines += ["", "The source was located on images as they are: give images that are prepared as it takes them."]
+    for index, one in enumerate(more):
+        lines += ["", f"They are {one}"] if index == 0 else []
+        lines[-1] += f"{' and' if index == len(more) - 1 else ','} {one}" if index else ""
+    lines[-1] += "." if more else ""
+    return lines

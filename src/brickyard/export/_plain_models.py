@@ -1,0 +1,310 @@
+"""Components and assemblies as the text of plain modules: their networks, and what becomes of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._errors import SurgeryError
+from brickyard.base._messages import tidy
+from brickyard.base._records import ComponentManifest, Preprocessing
+from brickyard.component._component import Component
+from brickyard.component._familiarity import SHORTNESS, Familiarity
+from brickyard.export._plain_inputs import preprocessing_text
+from brickyard.export._plain_network import GROUP, PlainNetwork
+from brickyard.export._spelling import joined, literal, wrapped
+from brickyard.network._network import kind
+from brickyard.network._stored import tensors_of
+from brickyard.outputs._outputs import OneOfMany, Outputs
+from brickyard.scaling._scale import owned
+
+GLOBALS = ("CLASSES", "MEMBERS", "MODULE", "OTHERS", "TASK", "WEIGHTS")  # no variable of a network may hide them
+
+_FAMILIARITY = '''
+class Familiarity(nn.Module):
+    """How far features are from those of a part's own classes; 1 is usual for images of these."""
+
+    def __init__(self, classes, size, rank):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(classes, size))
+        self.register_buffer("directions", torch.zeros(rank, size))
+        self.register_buffer("gains", torch.zeros(rank))
+        self.register_buffer("unit", torch.zeros(()))
+        self.register_buffer("length", torch.zeros(2))
+
+    def forward(self, features):
+        usual, spread = self.length.to(features.dtype)
+        short = (usual - features.norm(dim=1)).clamp_min(0) / spread
+        return self.distance(features) + {shortness} * short.square()
+
+    def distance(self, features):
+        """The squared distance to the nearest class, in units of the usual one."""
+        mean, directions = self.mean.to(features.dtype), self.directions.to(features.dtype)
+        centre = mean.mean(0)
+        x, m = features - centre, mean - centre
+        along, along_mean = x @ directions.T, m @ directions.T
+        root = (1 - self.gains.to(features.dtype)).clamp_min(0).sqrt()
+        lengths = self.squared(along * root, along_mean * root)
+        lengths = lengths + self.squared(x - along @ directions, m - along_mean @ directions)
+        return (lengths / self.unit.to(features.dtype)).clamp_min(0).amin(1)
+
+    @staticmethod
+    def squared(a, b):
+        """Squared distances between rows: (n, d), (m, d) -> (n, m)."""
+        return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+'''
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a Python file consists of.
+
+    Attributes:
+        constants: Lines.
+        functions: Those that prepare images.
+        classes: The modules, of which the last is called Model.
+        state: The tensors of the last.
+    """
+
+    constants: list[str]
+    functions: str
+    classes: list[str]
+    state: dict[str, Tensor]
+
+
+# -- components --------------------------------------------------------------------------------------------
+
+
+def component_content(component: Component) -> Content:
+    """What the file of a component consists of.
+
+    Raises:
+        FileError: Its network has operations without a form as data.
+        SurgeryError: Its outputs cannot be written.
+    """
+    network = PlainNetwork(component.network, component.manifest.input_shape)
+    head, constants = _head(component)
+    about = "The network; its layers have the names that they have in the source."
+    count = len(component.classes) + component.reject
+    text = _network_class(network, "Model", about, component.manifest.input_shape, count, head)
+    inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype)
+    return Content(constants, inputs, _with_group([network], [text]), dict(tensors_of(component.network, "")))
+
+
+def _with_group(networks: Sequence[PlainNetwork], classes: list[str]) -> list[str]:
+    return [*([GROUP] if any(network.grouped for network in networks) else []), *classes]
+
+
+def _network_class(
+    network: PlainNetwork,
+    name: str,
+    about: str,
+    shape: Sequence[int],
+    count: int,
+    head: Sequence[str] = (),
+    reads_at: int | None = None,
+) -> str:
+    """The class of a network; with `reads_at`, it returns its features too."""
+    images, steps, result, features = network.steps(GLOBALS, reads_at)
+    more = ", (batch, features)" if features else ""
+    lines = [
+        f"class {name}({network.base}):",
+        f'    """{about}',
+        "",
+        f"    (batch, {', '.join(map(str, shape))}) -> (batch, {count}){more}",
+        '    """',
+        "",
+        "    def __init__(self):",
+        "        super().__init__()",
+        *network.layers(),
+        "",
+        f"    def forward(self, {images}):",
+        *steps,
+        *([f"        logits = {result}", *head] if head else [f"        return {', '.join([result, *features])}"]),
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(outputs: str, what: str) -> SurgeryError:
+    why = f"{what} of the kind {tidy(outputs)!r} are computed in a way of their own, which cannot be written as Python"
+    return SurgeryError("surgery-export-failed", f"{why}; export it as .onnx")
+
+
+def _head(component: Component) -> tuple[list[str], list[str]]:
+    """What follows the network in the forward method, and the constants for that."""
+    manifest, how = component.manifest, type(component.outputs).head
+    if not manifest.reject and manifest.output_axis is not None:
+        return [], []
+    if how not in (Outputs.head, OneOfMany.head):
+        raise _unknown(manifest.outputs, "outputs")
+    rest = [k for k in range(len(manifest.source.classes)) if k not in set(manifest.task)]
+    constants = wrapped(f"TASK = [{joined(map(str, manifest.task))}]")
+    lines = ["task = torch.tensor(TASK, dtype=torch.int64, device=logits.device)"]
+    if not manifest.reject or how is Outputs.head:
+        return [f"        {line}" for line in (*lines, "return logits.index_select(1, task)")], constants
+    constants += wrapped(f"OTHERS = [{joined(map(str, rest))}]")
+    lines += [
+        "others = torch.tensor(OTHERS, dtype=torch.int64, device=logits.device)",
+        "none = logits.index_select(1, others).logsumexp(1, keepdim=True)",
+        "return torch.cat([logits.index_select(1, task), none], 1)",
+    ]
+    return [f"        {line}" for line in lines], constants
+
+
+# -- assemblies --------------------------------------------------------------------------------------------
+
+
+def assembly_content(assembly: Assembly) -> Content:
+    """What the file of an assembly consists of.
+
+    Raises:
+        FileError: A network has operations without a form as data.
+        SurgeryError: Its outputs cannot be written.
+    """
+    manifest, components = assembly.manifest, assembly.components()
+    known = [part.familiarity for part in components if part.familiarity is not None and assembly.gate is not None]
+    known = known if len(known) == len(components) else []
+    texts: list[str] = []
+    networks: list[PlainNetwork] = []
+    for index, (network, shape) in enumerate(assembly.shaped_networks()):
+        networks.append(PlainNetwork(network, shape))
+        name = f"Part{index}" if manifest.form == "parallel" else "Joined"
+        about = (
+            f"The network of part {index}." if manifest.form == "parallel" else "The parts' networks, joined to one."
+        )
+        width = sum(p.width for p in (manifest.parts[index : index + 1] if name != "Joined" else manifest.parts))
+        reads_at = components[index].reads_at if known else None
+        texts.append(_network_class(networks[-1], name, about, shape, width, reads_at=reads_at))
+    if known:
+        texts.append(_FAMILIARITY.strip().replace("{shortness}", repr(SHORTNESS)))
+    constants = []
+    if not manifest.plain:
+        constants = wrapped(f"MEMBERS = [{joined(literal(list(member)) for member in manifest.members)}]")
+    texts.append("\n".join(_assembly_class(assembly, known)))
+    return Content(constants, _inputs_text(assembly), _with_group(networks, texts), _state(assembly, known))
+
+
+def _state(assembly: Assembly, known: Sequence[Familiarity]) -> dict[str, Tensor]:
+    """The tensors of an assembly's plain module."""
+    parallel = assembly.manifest.form == "parallel"
+    state: dict[str, Tensor] = {}
+    for index, network in enumerate(assembly.networks()):
+        state |= tensors_of(network, f"parts.{index}." if parallel else "joined.")
+    for name, value in (("matrix", assembly.matrix), ("shift", assembly.shift)):
+        state |= {} if value is None else {name: value}
+    for index, one in enumerate(known):
+        state |= tensors_of(one, f"familiarity.{index}.")
+    if known and assembly.gate is not None:
+        state |= {name: getattr(assembly.gate, name) for name in ("slopes", "weights", "bias")}
+        state["share"] = owned(assembly.manifest)
+    return state
+
+
+def _inputs_text(assembly: Assembly) -> str:
+    """The functions that prepare images for each network of an assembly."""
+    manifest, networks = assembly.manifest, assembly.networks()
+    shared = manifest.form != "parallel" and manifest.shared_input
+    hows = [part.preprocessing for part in manifest.parts[: 1 if shared else None]]
+    dtypes = [kind(networks[index if manifest.form == "parallel" else 0]).dtype for index in range(len(hows))]
+    if shared:
+        return preprocessing_text(hows[0], dtypes[0])
+    places: dict[tuple[Preprocessing, torch.dtype], int] = {}
+    for index, how in enumerate(zip(hows, dtypes, strict=True)):
+        places.setdefault(how, index)
+    texts = [preprocessing_text(*how, f"part{index}_preprocess").strip() for how, index in places.items()]
+    lists = joined(f"x{places[how]}" for how in zip(hows, dtypes, strict=True))
+    result = f"[{lists}]" if manifest.form == "parallel" else f"torch.cat([{lists}], 1)"
+    lines = [
+        "def preprocess(images):",
+        '    """Turn raw images (batch, channels, height, width), uint8 or in [0, 1], into what the parts take."""',
+        *(f"    x{index} = part{index}_preprocess(images)" for index in places.values()),
+        *wrapped(f"return {result}", 4),
+    ]
+    return "\n\n\n".join([*texts, "\n".join(lines)])
+
+
+def _assembly_class(assembly: Assembly, known: Sequence[Familiarity]) -> list[str]:
+    manifest, parallel = assembly.manifest, assembly.manifest.form == "parallel"
+    count, parts = sum(map(len, manifest.columns)), range(len(manifest.parts))
+    made = [
+        f"self.parts = nn.ModuleList([{joined(f'Part{i}()' for i in parts)}])" if parallel else "self.joined = Joined()"
+    ]
+    sizes: list[tuple[str, tuple[int, ...]]] = []
+    if assembly.matrix is not None:
+        sizes += [("matrix", (count, count)), ("shift", (count,))]
+    if known:
+        shapes = [f"Familiarity({', '.join(map(str, (*one.mean.shape, len(one.directions))))})" for one in known]
+        made.append(f"self.familiarity = nn.ModuleList([{joined(shapes)}])")
+        total = sum(one.mean.shape[1] for one in known)
+        sizes += [("slopes", (len(parts),)), ("weights", (len(parts), total)), ("bias", (len(parts),))]
+        sizes += [("share", (len(manifest.classes), len(parts)))]
+    made += [f'self.register_buffer("{name}", torch.zeros({literal(size)}))' for name, size in sizes]
+    return [
+        "class Model(nn.Module):",
+        f'    """{"The parts side by side" if parallel else "The joined parts"}, and how their outputs become one.',
+        "",
+        f"    What `preprocess` returns -> (batch, {len(manifest.classes)})",
+        '    """',
+        "",
+        "    def __init__(self):",
+        "        super().__init__()",
+        *(line for text in made for line in wrapped(text, 8)),
+        "",
+        f"    def forward(self, {'inputs' if parallel else 'x'}):",
+        *(line for text in _answers(assembly, bool(known)) for line in wrapped(text, 8)),
+    ]
+
+
+def _answers(assembly: Assembly, gated: bool) -> list[str]:
+    """The statements that make an assembly's outputs of those of its parts."""
+    manifest, names = assembly.manifest, [f"logits{index}" for index in range(len(assembly.manifest.parts))]
+    if manifest.form == "parallel":
+        more = [f", features{index}" if gated else "" for index in range(len(names))]
+        lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]
+    else:
+        widths = joined(str(part.width) for part in manifest.parts)
+        lines = [f"outputs = self.joined(x).split([{widths}], 1)"]
+        lines += [f"{name} = outputs[{index}]" for index, name in enumerate(names)]
+    for name, part, columns in zip(names, manifest.parts, manifest.columns, strict=True):
+        lines += [f"{name} = {text}" for text in _columns(assembly, name, part, columns)]
+    lines.append(f"logits = torch.cat([{joined(names)}], 1)")
+    if assembly.matrix is not None:
+        lines.append("logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)")
+    if not manifest.plain:
+        if type(assembly.outputs).joined is not Outputs.joined:
+            raise _unknown(manifest.outputs, "outputs that several parts share")
+        reduced = "amax" if manifest.on_duplicate == "max" else "mean"
+        lines.append(f"logits = torch.stack([logits[:, member].{reduced}(1) for member in MEMBERS], 1)")
+    if not gated:
+        return [*lines, "return logits"]
+    found = [f"features{index}" for index in range(len(names))]
+    distances = joined(f"self.familiarity[{index}]({one})" for index, one in enumerate(found))
+    return [
+        *lines,
+        f"distances = torch.stack([{distances}], 1)",
+        f"features = torch.cat([{joined(f'F.normalize({one}, dim=1)' for one in found)}], 1)",
+        "slopes, weights = self.slopes.to(features.dtype), self.weights.to(features.dtype)",
+        "gain = features @ weights.T + self.bias.to(features.dtype) - distances * slopes",
+        "return logits + gain @ self.share.T.to(logits.dtype)",
+    ]
+
+
+def _columns(assembly: Assembly, name: str, part: ComponentManifest, columns: Sequence[int]) -> list[str]:
+    """What becomes of a part's logits before they are laid beside others', one expression after the other."""
+    found: list[str] = []
+    if not part.reject and part.output_axis is None:
+        found.append(f"{name}[:, {literal(list(part.task))}]")
+    if assembly.manifest.scaling.log_probability:
+        how = type(assembly.outputs).normalised
+        if how not in (Outputs.normalised, OneOfMany.normalised):
+            raise _unknown(assembly.manifest.outputs, "outputs")
+        found += [f"{name}.log_softmax(1)"] if how is OneOfMany.normalised else []
+    if part.reject:
+        found.append(f"{name}[:, {literal(list(columns))}]")
+    elif len(columns) != len(part.task):
+        found.append(f"{name}[:, {literal([part.task.index(k) for k in columns])}]")
+    return found
