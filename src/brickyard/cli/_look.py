@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,7 @@ def evaluate(
         raise OptionError(
             "option-count", f"{file} has {len(parts)} parts; give --source {len(parts)} times, or not at all"
         )
-    models: Any = resolve.models_of(source or [], weights or [], [part.preprocessing for part in parts]) or None
+    models: Any = resolve.models_of(source or [], weights or [], parts) or None
     if isinstance(scored, Component):
         images, models = images[0], models and models[0]
     scores = score(scored, images, **gathered(EvaluateOptions, options), source=models)
@@ -124,7 +125,7 @@ def _show_file(path: Path, axes: bool) -> Result:
 
 def predict(
     file: File,
-    images: Annotated[list[Path], Argument(help="Image files.")],
+    images: Annotated[list[Path], Argument(help="Image files, folders of them, or arrays (.npy, .npz).")],
     top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
 ) -> Result:
     """Classify images."""
@@ -132,19 +133,41 @@ def predict(
 
     classifier = model(file)
     names = (*classifier.classes, REJECT)
-    missing = next((path for path in images if not path.is_file()), None)
-    if missing is not None:
-        why = "it is no plain file" if missing.exists() else "there is no such file"
-        raise FileError("file-missing", f"cannot read image {missing}: {why}; check the path")
     answers: list[dict[str, Any]] = []
     lines: list[str] = []
-    for path, probabilities in zip(images, classifier.predict_proba(images), strict=True):
-        best = probabilities.topk(min(top, len(probabilities)))
-        found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
-        answers.append({"image": str(path), "classes": classes})
-        lines.append(shown(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in found), ""))
+    for titles, batch in _asked(images):
+        for title, probabilities in zip(titles, classifier.predict_proba(batch), strict=True):
+            best = probabilities.topk(min(top, len(probabilities)))
+            found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
+            answers.append({"image": title, "classes": classes})
+            lines.append(shown(f"{title}: " + ", ".join(f"{name} {p:.1%}" for name, p in found), ""))
     return Result({"predictions": answers}, "\n".join(lines))
+
+
+def _asked(paths: Sequence[Path]) -> list[tuple[list[str], Any]]:
+    """Images by their titles: pictures, in folders too, and arrays.
+
+    Raises:
+        FileError: A path leads nowhere.
+    """
+    from brickyard.inputs._arrays import ARRAYS, read_images
+    from brickyard.inputs._folders import pictures_in
+
+    found: list[tuple[list[str], Any]] = []
+    for path in paths:
+        if path.is_dir():
+            inside = pictures_in(path)
+            found.append(([str(picture) for picture in inside], inside))
+        elif not path.is_file():
+            why = "it is no plain file" if path.exists() else "there is no such file"
+            raise FileError("file-missing", f"cannot read image {path}: {why}; check the path")
+        elif path.suffix.lower() in ARRAYS:
+            array = read_images(path)
+            found.append(([f"{path}[{k}]" for k in range(len(array))], array))
+        else:
+            found.append(([str(path)], [path]))
+    return found
 
 
 def demo(

@@ -108,8 +108,7 @@ def _located(
 
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
-    source = resolve.source_of(spec, weights, names, how, **which)
-    images = resolve.data_of(data, source.preprocessing)
+    source, images = resolve.source_and_data(spec, data, weights, names, how, **which)
     source = resolve.named_after(source, images)
     images = resolve.fitted(images, source.classes)
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
@@ -167,7 +166,7 @@ def disassemble(
             thresholds if limited else {}
         )
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
+        origin = resolve.source_of(source, weights, names, found.preprocessing, input_shape=found.input_shape, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)

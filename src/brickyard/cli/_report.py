@@ -47,7 +47,7 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    origin = resolve.source_of(source, weights, names, how)
+    origin = resolve.source_of(source, weights, names, how, input_shape=known.input_shape)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)
     found = find(known, chosen)
@@ -124,8 +124,7 @@ def report(
         else:
             mine = [next(found) for _ in own] if data else []
             images.append(None if not mine else mine if isinstance(item, Assembly) else mine[0])
-    how = every[0].preprocessing if every else None
-    models = resolve.models_of(specs, weights or [], [how] * len(specs))
+    models = resolve.models_of(specs, weights or [], [every[0] if every else None] * len(specs))
     names = [path.name for path in paths]
     write_report(output, items, names=names, data=images, sources=models, title=title, latency=latency, overwrite=force)
     size = output.stat().st_size

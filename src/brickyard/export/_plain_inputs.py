@@ -50,16 +50,18 @@ _PADDED = """
         return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))"""
 _CROPPED = '''
 def cropped(x):
-    """Scale images until they just cover {goals[0]} x {goals[1]}, and take the middle {height} x {width} of them."""
-    sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]
-    factor = torch.maximum({goals[0]} / sides[0], {goals[1]} / sides[1])
+    """Scale images {until} {goals[0]} x {goals[1]}, and take the middle {height} x {width} of them."""
+    sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]{factor}
     found = []
     for before, side, after, goal in zip(x.shape[2:], sides, ({height}, {width}), ({goals[0]}, {goals[1]})):
-        cover = torch.clamp((side * factor + 1e-6).floor(), min=goal)
+        cover = {cover}
         start = ((cover - after) / 2).round()
         found.append(resampling(before, cover, x, start, after))
     return found[0] @ (x @ found[1].T)
 '''
+_FACTOR = """
+    factor = torch.maximum({goals[0]} / sides[0], {goals[1]} / sides[1])"""
+_COVERS = {"crop": "torch.clamp((side * factor + 1e-6).floor(), min=goal)", "resize": "torch.full_like(side, goal)"}
 
 
 def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "preprocess") -> str:
@@ -73,10 +75,16 @@ def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "prep
     prefix = name.removesuffix("preprocess")
     parts = [_body(how, dtype, name)]
     if how.size is not None:
-        (height, width), crop = how.size, how.fit == "crop"
+        (height, width), crop = how.size, how.crops
         if crop:
             goals = [math.floor(side / how.crop + 1e-6) for side in how.size]
-            parts.insert(0, _CROPPED.format(height=height, width=width, goals=goals))
+            covers = how.fit == "crop"
+            words = {
+                "until": "until they just cover" if covers else "to",
+                "factor": _FACTOR.format(goals=goals) if covers else "",
+                "cover": _COVERS[how.fit],
+            }
+            parts.insert(0, _CROPPED.format(height=height, width=width, goals=goals, **words))
         else:
             padded = _PADDED.format(height=height, width=width) if how.fit == "pad" else ""
             parts.insert(0, _RESIZED.format(height=height, width=width, padded=padded))
@@ -109,7 +117,7 @@ def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
     lines += [f"    {line}".rstrip() for line in more] + (['    """'] if more else [])
     lines.append("    if images.dtype != torch.uint8 and not images.is_floating_point():")
     lines.append('        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")')
-    crop = how.size is not None and how.fit == "crop"
+    crop = how.size is not None and how.crops
     lines.append("    if images.dtype == torch.uint8:")
     lines.append(f"        x = {'cropped(images.float()).round().clamp(0, 255)' if crop else 'images.float()'} / 255")
     lines.append("    else:")
@@ -139,7 +147,11 @@ def _told(how: Preprocessing) -> list[str]:
     lines = ["Turn raw images (batch, channels, height, width), uint8 or in [0, 1], into what the network takes."]
     more: list[str] = []
     if how.size is not None:
-        word = {"resize": "resized", "crop": "scaled and cropped", "pad": "padded, or resized where they are larger,"}
+        word = {
+            "resize": "resized and cropped" if how.crops else "resized",
+            "crop": "scaled and cropped",
+            "pad": "padded, or resized where they are larger,",
+        }
         smooth = "with" if how.antialias else "without"
         more.append(f"{word[how.fit]} to {how.size[0]} x {how.size[1]} ({how.interpolation}, {smooth} antialiasing)")
     if how.channels is not None:

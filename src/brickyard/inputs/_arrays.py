@@ -39,6 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 IMAGES = ("images", "image", "imgs", "img", "x", "X", "data", "features", "pixels", "arr_0")
 LABELS = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
 NAMES = ("classes", "class_names", "label_names", "names", "categories")
+ARRAYS = (".npy", ".npz")
 MOST_MEMBERS = 4_096
 _CHUNK = 1 << 24  # numbers that are looked at together
 _NUMBER = 32  # bytes of a label in a list
@@ -79,6 +80,19 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
     names = next((stored[key] for key in NAMES if key in stored and key not in (images, labels)), None)
     name = f"{path.parent.name}/{path.stem}" + (f" ({part})" if part else "")
     return _found(path, name, stored[images], stored[labels], names)
+
+
+def read_images(path: Path) -> Tensor:
+    """The images of a .npy or .npz file, which need no labels beside them: (images, channels, height, width).
+
+    Raises:
+        DataError: It is damaged or too large, or holds no images.
+    """
+    if path.suffix.lower() == ".npy":
+        return pictures(_npy(path), path)
+    stored = _members(path)
+    labels = next((key for key in LABELS if key in stored), None)
+    return pictures(stored[_images_key(path, stored, labels)], path)
 
 
 def npy_parts(path: Path) -> tuple[Path, Path | None, Path | None]:
@@ -273,21 +287,30 @@ def _chosen(path: Path, stored: Mapping[str, Stored], wanted: Wanted) -> tuple[s
     if pairs or (wanted.asked and not is_of(path, wanted.split)):
         raise no_split(path, wanted.split, sorted(pairs))
     labels = next((key for key in LABELS if key in stored), None)
-    images = next((key for key in IMAGES if key in stored and key != labels), None)
-    if images is None:
-        maps = [key for key, item in stored.items() if len(item.shape) in (3, 4) and item.dtype.kind in "buif"]
-        images = maps[0] if len(maps) == 1 else None
-        if images is not None:
-            note(f"{path.name}: {images!r} is taken for the images")
-    if images is None or labels is None:
-        for item in stored.values():
-            if item.dtype.hasobject:
-                item.read()  # which refuses it
-        lacks = "images" if images is None else "labels"
-        why = f"{path} must hold images and labels, and {lacks} are not among its keys {examples(list(stored), 8)}"
-        code = "data-unknown-format" if images is None else "data-no-labels"
-        raise DataError(code, f"{why}; save it with np.savez(path, images=, labels=)")
+    images = _images_key(path, stored, labels)
+    if labels is None:
+        raise _lacks(path, stored, "labels", "data-no-labels")
     return images, labels, ""
+
+
+def _images_key(path: Path, stored: Mapping[str, Stored], labels: str | None) -> str:
+    """The key of the images in a file without splits."""
+    found = next((key for key in IMAGES if key in stored and key != labels), None)
+    if found is not None:
+        return found
+    maps = [key for key, item in stored.items() if len(item.shape) in (3, 4) and item.dtype.kind in "buif"]
+    if len(maps) != 1:
+        raise _lacks(path, stored, "images", "data-unknown-format")
+    note(f"{path.name}: {maps[0]!r} is taken for the images")
+    return maps[0]
+
+
+def _lacks(path: Path, stored: Mapping[str, Stored], what: str, code: str) -> DataError:
+    for item in stored.values():
+        if item.dtype.hasobject:
+            item.read()  # which refuses it
+    why = f"{path} must hold images and labels, and {what} are not among its keys {examples(list(stored), 8)}"
+    return DataError(code, f"{why}; save it with np.savez(path, images=, labels=)")
 
 
 def _found(path: Path, name: str, images: Stored, labels: Stored, names: Stored | None) -> Found:

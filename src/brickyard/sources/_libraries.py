@@ -60,6 +60,11 @@ def is_own(weights: Any) -> bool:
     return text.isupper() and text.isidentifier() and not Path(text).exists()
 
 
+def is_of_hub(name: str) -> bool:
+    """Whether timm looks a model up elsewhere than in its own list, together with its weights."""
+    return name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+
+
 def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own: str = "") -> Built:
     """A classifier of torchvision, and how its images are prepared.
 
@@ -109,7 +114,7 @@ def from_timm(text: str, tensors: Mapping[str, Tensor], classes: int, own: str =
     """A classifier of timm, and how its images are prepared; arguments and errors as for `from_torchvision`."""
     timm = package("timm", "timm", f"timm:{text}")
     name, options = _checked("timm", text)
-    hub = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    hub = is_of_hub(name)
     if not hub and not timm.is_model(name):
         raise OptionError(
             "option-source-unknown",

@@ -8,8 +8,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,15 @@ from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
 from brickyard.sources import _zoo as zoo
-from brickyard.sources._libraries import from_timm, from_torchvision, is_own, network_options, seeded
+from brickyard.sources._libraries import (
+    Built,
+    from_timm,
+    from_torchvision,
+    is_of_hub,
+    is_own,
+    network_options,
+    seeded,
+)
 from brickyard.sources._transformers import from_transformers
 from brickyard.sources._weights import KEY, SourceText, check_fit, fill, read_weights, renamed
 
@@ -67,6 +76,7 @@ def load_source(
     preprocessing: Preprocessing | None = None,
     random_weights: bool = False,
     averaged: bool = True,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Source:
     """Load a trained classifier.
 
@@ -81,6 +91,7 @@ def load_source(
         preprocessing: What is done to raw images; default: what the weights or the library say.
         random_weights: Whether a network without weights is meant.
         averaged: Whether to take moving averages where a checkpoint holds them beside the weights of the last step.
+        input_shape: (channels, height, width) of its images where nothing else says so.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -100,50 +111,71 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind, colon, rest = spec.partition(":")
-    kind = kind if colon else ""
+    kind = _kind(spec)
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     tensors, said = ({}, None) if weights is None or own else read_weights(Path(weights), averaged=averaged)
     text = said or SourceText(arch="auto")
-    names = ordered_names(classes) or text.classes
-    title, known = spec, text.input_shape
-    if kind == "zoo":
-        title, model, found, usual = _zoo(spec, rest, weights, tensors, said, classes)
-        known = known or usual
-        title = title if weights is None else f"{title} ({Path(weights).stem})"
-    elif kind in ("torchvision", "timm"):
-        build = from_torchvision if kind == "torchvision" else from_timm
-        model, found, channels = build(rest, tensors, len(names), own)
-        known = known or (channels, *(found.size or (224, 224)))
-        random_weights = random_weights or bool(own) or rest.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
-    elif kind == "hf":
-        pretrained = not tensors and not random_weights
-        model, found, named = from_transformers(rest, pretrained=pretrained, how=preprocessing)
-        names, title, random_weights = names or named, f"hf:{Path(rest).name}", True
-        known = known or (int(getattr(model.config, "num_channels", 3)), *(found.size or (224, 224)))
-    elif ".py:" in spec:
-        model, found = _own(spec, names), Preprocessing()
-        title = Path(spec).name  # where the file is, is nobody's business
-    else:
-        forms = (
-            "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, path/to/file.py:function, or a file that "
-            "`brickyard train` wrote"
-        )
-        raise OptionError(
-            "option-source-unknown",
-            f"source {spec!r} is not understood; give {forms}. The zoo has {', '.join(zoo.available())}",
-        )
+    asked = _Asked(
+        spec, weights, own, tensors, said, ordered_names(classes) or text.classes, preprocessing, random_weights
+    )
+    found = _KINDS[kind](asked)
     if tensors:
-        fill(model, tensors, weights)
-    elif kind in ("zoo", "torchvision", "timm") and not random_weights:
+        fill(found.model, tensors, weights)
+    elif not found.trained and not random_weights:
         raise OptionError(
             "option-requires-option",
             f"{spec} has no weights: a network with random weights would be cut; give weights"
             f"{' (a file, or DEFAULT for those of the library)' if kind != 'zoo' else ''}, or --random-weights (in "
             "Python random_weights=True) where that is what you want",
         )
-    how = preprocessing or text.preprocessing or found
-    return replace(_source(model, title, names, how, _shape(how, known)), scores=text.scores)
+    how = preprocessing or text.preprocessing or found.how
+    shape = _shape(how, text.input_shape or input_shape or found.shape)
+    return replace(_source(found.model, found.title, asked.names or found.classes, how, shape), scores=text.scores)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a source was asked for, with its weights read; `names` are those of its classes, if any are known."""
+
+    spec: str
+    weights: str | Path | None
+    own: str
+    tensors: dict[str, Tensor]
+    said: SourceText | None
+    names: Sequence[str]
+    how: Preprocessing | None
+    random_weights: bool
+
+    @property
+    def rest(self) -> str:
+        """What stands behind the kind."""
+        return self.spec.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A network as it was built; `trained` tells whether it has its weights, or needs none from elsewhere."""
+
+    model: nn.Module
+    title: str
+    how: Preprocessing
+    shape: tuple[int, int, int] | None = None
+    classes: Sequence[str] = ()
+    trained: bool = False
+
+
+def _kind(spec: str) -> str:
+    kind, colon, _ = spec.partition(":")
+    if colon and kind in _KINDS:
+        return kind
+    if ".py:" in spec:
+        return "file.py"
+    raise OptionError(
+        "option-source-unknown",
+        f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, "
+        "path/to/file.py:function, or a file that `brickyard train` wrote. The zoo has "
+        f"{', '.join(zoo.available())}",
+    )
 
 
 def _source(
@@ -167,7 +199,7 @@ def _source(
     return Source(model, name, names, how, shape)
 
 
-def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, int, int]:
     channels, height, width = known or (3, 224, 224)
     if how.size is not None:
         height, width = how.size
@@ -177,16 +209,9 @@ def _shape(how: Preprocessing, known: tuple[int, int, int] | None) -> tuple[int,
 # -- where networks come from --------------------------------------------------------------------------------
 
 
-def _zoo(
-    spec: str,
-    rest: str,
-    weights: str | Path | None,
-    tensors: dict[str, Tensor],
-    said: SourceText | None,
-    classes: Sequence[str] | None,
-) -> tuple[str, nn.Module, Preprocessing, tuple[int, int, int]]:
-    """The name of a network of the zoo, the network, and what it usually takes."""
-    name, options = network_options(rest)
+def _zoo(asked: _Asked) -> _Found:
+    weights, said, tensors = asked.weights, asked.said, asked.tensors
+    name, options = network_options(asked.rest)
     if name == "auto" and weights is None:
         raise OptionError(
             "option-requires-option", "zoo:auto reads the network's name from its weights; give --weights, or zoo:NAME"
@@ -199,13 +224,14 @@ def _zoo(
     if said is not None:
         name = said.arch if name == "auto" else name
         options = {**({"classes": len(said.classes)} if said.classes else {}), **said.options, **options}
-    if classes:
-        options.setdefault("classes", len(classes))
+    if asked.names and asked.names != (said.classes if said else ()):
+        options.setdefault("classes", len(asked.names))
     if tensors:
         options = zoo.infer_options(name, tensors, options)
     if "classes" not in options:
         raise OptionError(
-            "option-source-undetermined", f"{spec} has no class count; give zoo:{name}?classes=NUMBER, or weights"
+            "option-source-undetermined",
+            f"{asked.spec} has no class count; give zoo:{name}?classes=NUMBER, or weights",
         )
     if tensors:  # before memory is taken for what the file only tells of
         with zoo.weightless():
@@ -215,7 +241,37 @@ def _zoo(
         model = zoo.build(name, **options)
     shape = zoo.input_shape(name, options)
     trained_on_cifar = zoo.entry(name).name in ("resnet20", "resnet32", "resnet56") and shape[0] == 3
-    return name, model, CIFAR if trained_on_cifar else Preprocessing(), shape
+    title = name if weights is None else f"{name} ({Path(weights).stem})"
+    return _Found(model, title, CIFAR if trained_on_cifar else Preprocessing(), shape)
+
+
+def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
+    """A network of torchvision or timm."""
+    model, how, channels = build(asked.rest, asked.tensors, len(asked.names), asked.own)
+    trained = bool(asked.own) or is_of_hub(asked.rest)
+    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), trained=trained)
+
+
+def _transformers(asked: _Asked) -> _Found:
+    pretrained = not asked.tensors and not asked.random_weights
+    model, how, names = from_transformers(asked.rest, pretrained=pretrained, how=asked.how)
+    channels = int(getattr(model.config, "num_channels", 3))
+    title = f"hf:{Path(asked.rest).name}"
+    return _Found(model, title, how, (channels, *(how.size or (224, 224))), names, trained=True)
+
+
+def _file(asked: _Asked) -> _Found:
+    """What the user's own function makes; where its file is, is nobody's business."""
+    return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True)
+
+
+_KINDS: dict[str, Callable[[_Asked], _Found]] = {
+    "zoo": _zoo,
+    "torchvision": partial(_library, from_torchvision),
+    "timm": partial(_library, from_timm),
+    "hf": _transformers,
+    "file.py": _file,
+}
 
 
 def _own(spec: str, classes: Sequence[str]) -> nn.Module:

@@ -78,10 +78,12 @@ def source_of(
     *,
     random_weights: bool = False,
     ema: bool = True,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Source:
     """A source, with class names from options, from a file that these name, or from its weights.
 
-    What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it.
+    What `how` was not given (size, mean, channels, interpolation ...) stays as the source has it. Where nothing says
+    what it takes, that is `input_shape`.
     """
     from dataclasses import replace
 
@@ -90,7 +92,13 @@ def source_of(
 
     classes = class_names(names)
     load = functools.partial(
-        load_source, spec, weights=weights, classes=classes, random_weights=random_weights, averaged=ema
+        load_source,
+        spec,
+        weights=weights,
+        classes=classes,
+        random_weights=random_weights,
+        averaged=ema,
+        input_shape=input_shape,
     )
     if how is not None:
         with contextlib.suppress(OptionError):  # it does not take its usual size: the size that was asked for decides
@@ -102,6 +110,33 @@ def source_of(
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
     return source
+
+
+def source_and_data(
+    spec: str,
+    data: str,
+    weights: Path | None,
+    names: str | Sequence[str] | None,
+    how: Preprocessing | None,
+    **which: Any,
+) -> tuple[Source, ImageData]:
+    """A source and its images; a network of the user's own that does not take pictures of 224 x 224 takes the images'.
+
+    Raises:
+        OptionError: The source does not run on images of its size.
+    """
+    try:
+        source = source_of(spec, weights, names, how, **which)
+    except OptionError as error:
+        if error.code != "option-source-size" or (how is not None and how.size is not None):
+            raise
+        images = data_of(data, how)
+        _, channels, height, width = images.images.shape
+        channels = (how.channels if how is not None else None) or channels
+        source = source_of(spec, weights, names, how, input_shape=(channels, height, width), **which)
+        say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
+        return source, images
+    return source, data_of(data, source.preprocessing)
 
 
 def axes_of(source: Source) -> Graph:
@@ -225,8 +260,10 @@ def labelled_images(
     ]
 
 
-def models_of(specs: Sequence[str], weights: Sequence[Path], hows: Sequence[Preprocessing | None]) -> list[nn.Module]:
-    """The networks of sources, with a file of weights for each or for none.
+def models_of(
+    specs: Sequence[str], weights: Sequence[Path], parts: Sequence[ComponentManifest | None]
+) -> list[nn.Module]:
+    """The networks of sources, with a file of weights for each or for none, and what was cut from each, if known.
 
     Raises:
         OptionError: There are some weights, but not as many as sources.
@@ -234,7 +271,8 @@ def models_of(specs: Sequence[str], weights: Sequence[Path], hows: Sequence[Prep
     if weights and len(weights) != len(specs):
         raise OptionError("option-count", f"{len(specs)} sources need --weights {len(specs)} times, got {len(weights)}")
     places: Sequence[Path | None] = weights or [None] * len(specs)
-    return [
-        source_of(spec, place, None, how, random_weights=True).model
-        for spec, place, how in zip(specs, places, hows, strict=False)
-    ]
+    found = []
+    for spec, place, part in zip(specs, places, parts, strict=False):
+        how, shape = (None, None) if part is None else (part.preprocessing, part.input_shape)
+        found.append(source_of(spec, place, None, how, random_weights=True, input_shape=shape).model)
+    return found
