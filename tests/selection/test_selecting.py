@@ -344,3 +344,32 @@ def test_a_network_without_gradients_is_refused_where_they_are_needed(options) -
     with refused("surgery-no-gradients", "overwrites", "select='mda'" if "heal" not in options else "heal='refit'"):
         by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), **options)
     by.disassemble(model, relevance, task=[0, 1], budget=by.Budget(flops=0.5), select="mda")  # the control
+
+
+class Constant(nn.Module):
+    """A layer in the middle reads the same number everywhere, but for rounding."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 10, 3), nn.Conv2d(10, 8, 1)
+        self.linear, self.level = nn.Linear(8, 4), level
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (batch, 3, 8, 8) to logits (batch, 4)."""
+        y = self.first(x) * 1e-12 + self.level
+        result: Tensor = self.linear(self.third(self.second(y)).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_that_reads_a_constant_is_cut_like_others(level: float, dtype: torch.dtype) -> None:
+    model = Constant(level).to(dtype)
+    data = torch.rand(40, 3, 8, 8, dtype=dtype), torch.arange(40) % 4
+    relevance = by.locate(model, data)
+    part = by.disassemble(model, relevance, task=["0", "1"], images=data, budget=by.Budget(flops=0.5))
+    assert part.manifest.selection.flops < 0.5 * part.manifest.source.flops
+    with torch.no_grad():
+        wanted = model(data[0])[:, :2]
+        assert (part(data[0]) - wanted).abs().max() < 1e-3 * wanted.abs().max()  # constants are answered from biases

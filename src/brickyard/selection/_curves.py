@@ -42,6 +42,7 @@ MEASURED = 64  # images to measure damage on, at most
 SENSED = 64  # images to take gradients on, at most
 PER_INPUT = 100  # samples for each input of a layer
 _LIVE = 256 << 20  # bytes of activations in one backward pass
+_ROUNDING = 1e-12  # of a square, in float64 and many sums
 _TINY = 1e-30
 
 
@@ -195,9 +196,10 @@ def _equations(stream: Stream, index: int, node: Node, draws: Draws) -> _Equatio
         total += columns.sum((0, 2), dtype=torch.float64).cpu()
         count += columns.shape[0] * columns.shape[2]
     mean = total / count
+    least = _ROUNDING * float((gram.diagonal() if full else gram).mean()) / count + _TINY
     gram = gram / count - (torch.outer(mean, mean) if full else mean.square())
     diagonal = gram.diagonal() if full else gram.clamp_min_(0)
-    diagonal += RIDGE * diagonal.mean().clamp_min(_TINY)
+    diagonal += RIDGE * diagonal.mean().clamp_min(least / RIDGE)  # constant inputs leave only what was rounded
     return _Equations(torch.linalg.inv(gram) if full else 1 / gram, mean)
 
 
