@@ -19,8 +19,10 @@ from brickyard.base._messages import told
 from brickyard.base._records import Frozen, Name, Preprocessing, validated
 from brickyard.network._torch_private import with_versions
 from brickyard.runtime._progress import say
+from brickyard.sources._signatures import foreign, is_pickled, is_safetensors
 
 KEY = "brickyard-source"
+INDEX = ".safetensors.index.json"  # of a network in several files
 # Where training scripts put the tensors; moving averages first, as timm evaluates them.
 AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict")
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "weights", "params")
@@ -62,14 +64,21 @@ def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor
     if not there:
         raise FileError("file-missing", f"cannot read weights {path}: {found}; check the path")
     try:
-        if path.suffix == ".safetensors":
+        if (kind := foreign(path)) is not None:
+            raise FileError("file-weights-not-plain", f"{path} holds no weights: it is {kind}")
+        if path.name.endswith(INDEX):
+            return _parts(path), _beside(path)
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if KEY in metadata:
                 text = validated(SourceText, json.loads(metadata[KEY]), f"what {path} says of its network")
                 return load_file(path), text
             return load_file(path), _beside(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors" and not is_pickled(path):
+            raise SafetensorError("it is cut short, or of another kind")
+        with path.open("rb") as file:  # by its name torch would take it for safetensors
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise FileError("file-damaged", f"cannot read weights {path}: {told(error)}; get a fresh copy") from None
     except FileError:
@@ -78,6 +87,25 @@ def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor
         raise FileError("file-weights-unsafe", _unsafe(path, error)) from None
     tensors = _tensors_in(found, path, averaged)
     return tensors, _beside(path) or _named_in(found, tensors, path)
+
+
+def _parts(index: Path) -> dict[str, Tensor]:
+    """The tensors of a network that is kept in several files, from the index that names them.
+
+    Raises:
+        FileError: The index is damaged, or names files elsewhere or that are not there.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        odd = next((name for name in names if Path(name).name != name or not index.with_name(name).is_file()), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError("file-damaged", f"cannot read {index}: {told(error)}; get a fresh copy") from None
+    if odd is not None:
+        raise FileError("file-missing", f"{index} names {told(odd, 80)!r}, which is not beside it; get all files")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors |= load_file(index.with_name(name))
+    return tensors
 
 
 def _named_in(found: Any, tensors: Mapping[str, Tensor], path: Path) -> SourceText | None:
