@@ -231,7 +231,13 @@ def data_page(printed: str, names: dict[str, Any]) -> None:
     assert names["data"].labels.tolist() == [0, 1, 1, 0]
 
 
+def sources_page(printed: str, names: dict[str, Any]) -> None:
+    assert printed == "(224, 224) crop 0.875\n(0.485, 0.456, 0.406)\n"
+    assert names["how"].std == (0.229, 0.224, 0.225)
+
+
 PAGES = {
+    "howto/sources.md": sources_page,
     "howto/data.md": data_page,
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from brickyard.sources._loading import Source
 
 FROM_SCRATCH = ("epochs", "lr", "batch_size", "augment", "seed", *declared(words.PreprocessingOptions))
+OptionalData = Annotated[str | None, Option(help=f"Images: {words.DATA_HELP}")]
+Calibration = Annotated[
+    Path | None, Option(help="In place of --data: pictures in this folder, labelled by the source's own answers.")
+]
 Classes = Annotated[list[str] | None, Option(help="Use only these classes.")]
 
 
@@ -61,8 +66,9 @@ def trained(network: str, data: str, output: Path, classes: list[str] | None, fo
 @with_options(words.PreprocessingOptions, words.WeightOptions, declarations.LocateOptions)
 def locate(
     source: SourceSpec,
-    data: Data,
     output: Output,
+    data: OptionalData = None,
+    calibration: Calibration = None,
     weights: Weights = None,
     task: Annotated[list[str] | None, Option(help="Locate only these classes.")] = None,
     names: words.Names = None,
@@ -71,7 +77,8 @@ def locate(
 ) -> Result:
     """Find the channels of a source that matter for each class."""
     resolve.check_free(output, force, source, weights)
-    found, relevance = _located(source, data, weights, task, names, options, cut=False)
+    _check_one(data, calibration)
+    found, relevance = _located(source, (data, calibration), weights, task, names, options, cut=False)
     keep(relevance, output, force)
     value = {
         "output": str(output),
@@ -80,6 +87,20 @@ def locate(
         "images": list(relevance.record.images),
     }
     return Result(value, f"{relevance}\n{output}")
+
+
+def _check_one(data: str | None, calibration: Path | None) -> None:
+    """Refuse images with and without labels together.
+
+    Raises:
+        OptionError: Both were given.
+    """
+    if data is not None and calibration is not None:
+        raise OptionError(
+            "option-conflict",
+            "--calibration stands in the place of --data; leave one out, or give pictures without labels beside "
+            "labelled ones with --more-images",
+        )
 
 
 def _check_savable(graph: Graph) -> None:
@@ -93,7 +114,7 @@ def _check_savable(graph: Graph) -> None:
 
 def _located(
     spec: str,
-    data: str,
+    given_images: tuple[str | None, Path | None],
     weights: Path | None,
     task: list[str] | None,
     names: str | None,
@@ -101,28 +122,40 @@ def _located(
     *,
     cut: bool,
 ) -> tuple[Source, Relevance]:
-    """A source and its relevances; with `cut`, only if a component of it can be written to a file."""
+    """A source and its relevances; with `cut`, only if a component of it can be written to a file.
+
+    Images come from data with labels, or from a folder without.
+    """
     from brickyard.base._classes import parse_classes
     from brickyard.relevance._locate import locate as find
     from brickyard.relevance._locate import located
 
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
-    source, images = resolve.source_and_data(spec, data, weights, names, how, **which)
-    source = resolve.named_after(source, images)
-    images = resolve.fitted(images, source.classes)
+    data, calibration = given_images
+    if calibration is not None:
+        source = resolve.source_of(spec, weights, names, how, **which)
+        images = resolve.answered(source, calibration)
+        seen: list[int] | None = images.labels.unique().tolist()
+    elif data is not None:
+        source, images = resolve.source_and_data(spec, data, weights, names, how, **which)
+        source = resolve.named_after(source, images)
+        images, seen = resolve.fitted(images, source.classes), None
+    else:
+        raise OptionError("option-needs-data", "locate needs images; give --data, or --calibration without labels")
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
     given = gathered(declarations.LocateOptions, options) | {
         "classes": source.classes,
         "preprocessing": source.preprocessing,
-        "task": parse_classes(task, source.classes) if task else None,
+        "task": parse_classes(task, source.classes) if task else seen,
         "accuracy": source.accuracy,
         "name": source.name,
     }
-    if not cut:
-        return source, find(source.model, images, **given)
     chosen: Any = checked(declarations.LocateOptions, given, "locate")
-    return source, located(source.model, images, chosen, _check_savable)
+    found = located(source.model, images, chosen, _check_savable) if cut else find(source.model, images, **given)
+    if calibration is not None:  # a source is always right about its own answers
+        found.record = found.record.model_copy(update={"right": None})
+    return source, found
 
 
 @with_options(
@@ -138,6 +171,7 @@ def disassemble(
     data: Annotated[
         str | None, Option(help="Training images for healing and, without --relevance, for locating.")
     ] = None,
+    calibration: Calibration = None,
     relevance: Annotated[Path | None, Option(help="Use relevances written by `locate`.")] = None,
     more_images: Annotated[
         Path | None, Option(help="Heal with the pictures in this folder too; they may show anything.", exists=True)
@@ -153,6 +187,7 @@ def disassemble(
     from brickyard.relevance._relevance import Relevance
 
     resolve.check_free(output, force, source, weights, relevance)
+    _check_one(data, calibration)
     limited = any(options[name] is not None for name in declarations.LIMITS)
     companions = {key: options[key] for key in declared(declarations.Budget)}
     check_companion("--flops, --parameters or --agreement", limited, **companions)
@@ -170,10 +205,14 @@ def disassemble(
         found.graph(origin.model).network.to_spec()
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
-    elif data is None:
-        raise OptionError("option-needs-data", "disassemble needs images or relevances; give --data or --relevance")
+        elif calibration is not None:
+            images = resolve.answered(replace(origin, classes=found.classes), calibration)
+    elif data is None and calibration is None:
+        raise OptionError(
+            "option-needs-data", "disassemble needs images or relevances; give --data, --calibration or --relevance"
+        )
     else:
-        origin, found = _located(source, data, weights, task, names, options, cut=True)
+        origin, found = _located(source, (data, calibration), weights, task, names, options, cut=True)
     if limited:  # thresholds were for locating
         options |= dict.fromkeys(thresholds)
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from brickyard.sources._loading import Source
 
 
+MOST_UNLABELLED = 2_000  # pictures of a folder that a source is asked for
+
+
 def check_free(path: Path, force: bool, *inputs: str | Path | None) -> None:
     """Refuse an output that exists, or that is an input, before any work is done.
 
@@ -137,6 +140,46 @@ def source_and_data(
         say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
         return source, images
     return source, data_of(data, source.preprocessing)
+
+
+def answered(source: Source, folder: Path) -> ImageData:
+    """The pictures of a folder without labels, whose labels are the source's own answers.
+
+    Of more than `MOST_UNLABELLED` pictures, so many are drawn.
+
+    Raises:
+        DataError: There are no pictures, or they cannot be brought to one size.
+    """
+    import torch
+
+    from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._folders import pictures_in
+    from brickyard.inputs._preprocessing import preprocess
+    from brickyard.inputs._reading import of_files
+    from brickyard.network._identity import weights_like
+    from brickyard.runtime._progress import bar
+
+    if not folder.is_dir():
+        raise DataError("data-missing", f"--calibration must be a folder of pictures, got {folder}; give a folder")
+    paths, how = pictures_in(folder), source.preprocessing
+    if len(paths) > MOST_UNLABELLED:
+        say(f"{folder.name}: {MOST_UNLABELLED:,} of {len(paths):,} pictures are drawn")
+        order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
+        paths = [paths[k] for k in order[:MOST_UNLABELLED].sort().values.tolist()]
+    images = of_files(paths, how, folder.name)(range(len(paths)))
+    network, like = axes_of(source).network, weights_like(source.model)
+    labels = []
+    with torch.no_grad(), bar("asking the source", len(images)) as advance:
+        for batch in images.split(64):
+            labels.append(network(preprocess(batch, how).to(like)).argmax(1))
+            advance(len(batch))
+    found = torch.cat(labels)
+    counts = (
+        f"{len(images):,} pictures without labels",
+        f"{len(found.unique()):,} of its {len(source.classes):,} classes",
+    )
+    say(f"{folder.name}: {counts[0]}; the source's own answers stand in their place, and name {counts[1]}")
+    return ImageData(images, found, source.classes, f"{folder.name}, by the source's own answers")
 
 
 def axes_of(source: Source) -> Graph:
