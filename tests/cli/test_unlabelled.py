@@ -76,7 +76,9 @@ def test_a_component_is_cut_and_healed_with_them(place: Path) -> None:
             run("locate", spec, "--calibration", place / "photos", "--size", 8, "-o", place / "r.safetensors")
         run("disassemble", spec, "--calibration", place / "photos", *more, "-o", place / f"{name}.safetensors")
         part = by.load(place / f"{name}.safetensors")
-        assert part.manifest.heal.images + part.manifest.heal.held == int((labels <= second).sum())
+        heal = part.manifest.heal
+        assert heal.images - heal.others + heal.held == int((labels <= second).sum())
+        assert heal.others == int((labels > second).sum())
         assert part.manifest.agreement is not None
         assert "answers 100" not in str(part)
 

@@ -20,6 +20,7 @@ from brickyard.sources import _resolve as resolve
 if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
     from brickyard.component._component import Component
+    from brickyard.inputs._datasets import ImageData
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
@@ -78,7 +79,7 @@ def locate(
     """Find the channels of a source that matter for each class."""
     resolve.check_free(output, force, source, weights)
     _check_one(data, calibration)
-    found, relevance = _located(source, (data, calibration), weights, task, names, options, cut=False)
+    found, relevance, _ = _located(source, (data, calibration), weights, task, names, options, cut=False)
     keep(relevance, output, force)
     value = {
         "output": str(output),
@@ -121,8 +122,8 @@ def _located(
     options: dict[str, Any],
     *,
     cut: bool,
-) -> tuple[Source, Relevance]:
-    """A source and its relevances; with `cut`, only if a component of it can be written to a file.
+) -> tuple[Source, Relevance, ImageData]:
+    """A source, its relevances and the images; with `cut`, only if a component of it can be written to a file.
 
     Images come from data with labels, or from a folder without.
     """
@@ -155,7 +156,7 @@ def _located(
     found = located(source.model, images, chosen, _check_savable) if cut else find(source.model, images, **given)
     if calibration is not None:  # a source is always right about its own answers
         found.record = found.record.model_copy(update={"right": None})
-    return source, found
+    return source, found, images
 
 
 @with_options(
@@ -206,21 +207,29 @@ def disassemble(
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
         elif calibration is not None:
-            images = resolve.answered(replace(origin, classes=found.classes), calibration)
+            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration)
     elif data is None and calibration is None:
         raise OptionError(
             "option-needs-data", "disassemble needs images or relevances; give --data, --calibration or --relevance"
         )
     else:
-        origin, found = _located(source, (data, calibration), weights, task, names, options, cut=True)
+        origin, found, shown = _located(source, (data, calibration), weights, task, names, options, cut=True)
     if limited:  # thresholds were for locating
         options |= dict.fromkeys(thresholds)
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
     classes = parse_classes(task, found.classes)
-    component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more_images)
+    more: Any = more_images
+    if more is None and calibration is not None:  # other pictures of the folder tell what the layers do, too
+        more = shown.without(classes)
+    component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)
+    return Result(_figures(component, output), f"{component}\n{output}")
+
+
+def _figures(component: Component, output: Path) -> dict[str, Any]:
+    """What is told of a new component as JSON."""
     manifest = component.manifest
-    value = {
+    return {
         "output": str(output),
         "classes": list(component.classes),
         "parameters": manifest.selection.parameters,
@@ -231,7 +240,6 @@ def disassemble(
         "pinned": [pin.model_dump() for pin in manifest.pinned],
         "notes": list(manifest.heal.notes),
     }
-    return Result(value, f"{component}\n{output}")
 
 
 @with_options(declarations.AssembleOptions)

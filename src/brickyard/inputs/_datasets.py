@@ -96,6 +96,15 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         wanted = torch.tensor(resolve_task(classes, self.classes))
         return self.subset(torch.isin(self.labels, wanted))
 
+    def without(self, classes: Sequence[int | str]) -> Tensor | None:
+        """The images of all other classes, without labels; None if there are none.
+
+        Raises:
+            TaskError: A class is unknown.
+        """
+        chosen = ~torch.isin(self.labels, torch.tensor(resolve_task(classes, self.classes)))
+        return self.images[chosen] if bool(chosen.any()) else None
+
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes, which become classes 0, 1, ... in this order.
 
