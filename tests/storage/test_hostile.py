@@ -239,6 +239,7 @@ TEXTS: dict[str, tuple[Any, ...]] = {
     "channel twice": (set_([0, 0, 1], "manifest", "axes", "conv1", "kept"), MANIFEST),
     "channel that is not there": (set_([99], "manifest", "axes", "conv1", "kept"), MANIFEST),
     "name of an attribute": (renamed("forward"), TENSOR, "network.forward.weight"),
+    "name of a flag": (renamed("training"), NETWORK, "training"),
     "name of dots": (renamed("..."), NETWORK),
     "name that is deep": (renamed(".".join("a" * 200)), LARGE, "32"),
     "name with a newline": (renamed("a\nb\x1b[2J"), TENSOR),

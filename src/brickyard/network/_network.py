@@ -335,7 +335,7 @@ class Network(nn.Module):
             tensors[name] = nn.Parameter(value) if tensor.kind == "parameter" else value
         try:
             return cls(nodes, layers, tensors).eval()
-        except (SurgeryError, KeyError) as error:
+        except (SurgeryError, KeyError, TypeError) as error:
             raise FileError("file-network-invalid", f"the network's names are inconsistent: {error}") from None
 
 
