@@ -185,6 +185,20 @@ def test_timms_own_weights_are_asked_for(monkeypatch) -> None:
         load_source("timm:resnet18", weights="IMAGENET1K_V1")
 
 
+def test_how_pictures_are_prepared_is_said_where_a_network_has_several_ways(capsys) -> None:
+    usual = load_source("torchvision:mobilenet_v2", random_weights=True)
+    assert "?transforms=IMAGENET1K_V1" in capsys.readouterr().err
+    first = load_source("torchvision:mobilenet_v2?transforms=IMAGENET1K_V1", random_weights=True)
+    assert "transforms" not in capsys.readouterr().err
+    for source, weights in ((usual, "DEFAULT"), (first, "IMAGENET1K_V1")):
+        assert source.preprocessing == by.Preprocessing.from_torchvision(models.MobileNet_V2_Weights[weights])
+    assert usual.preprocessing != first.preprocessing
+    load_source("torchvision:squeezenet1_1", random_weights=True)  # which has one way
+    assert "transforms" not in capsys.readouterr().err
+    with refused("option-choice", "IMAGENET1K_V9", "IMAGENET1K_V1"):
+        load_source("torchvision:mobilenet_v2?transforms=IMAGENET1K_V9", random_weights=True)
+
+
 # -- transformers ------------------------------------------------------------------------------------------------
 
 SMALL = {

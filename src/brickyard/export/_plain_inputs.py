@@ -8,7 +8,7 @@ import torch
 
 from brickyard.base._records import Preprocessing
 from brickyard.export._spelling import literal, wrapped
-from brickyard.inputs._preprocessing import LUMA
+from brickyard.inputs._preprocessing import LUMA, PLACES
 
 _RESAMPLING = '''
 def resampling(before, after, like{more}):
@@ -49,7 +49,7 @@ _PADDED = """
     if down >= 0 and right >= 0:
         return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))"""
 _CROPPED = '''
-def cropped(x):
+def cropped(x, whole=False):
     """Scale images {until} {goals[0]} x {goals[1]}, and take the middle {height} x {width} of them."""
     sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]{factor}
     found = []
@@ -57,10 +57,16 @@ def cropped(x):
         cover = {cover}
         start = ((cover - after) / 2).round()
         found.append(resampling(before, cover, x, start, after))
-    return found[0] @ (x @ found[1].T)
+    if not whole:
+        return found[0] @ (x @ found[1].T)
+{rounded}
 '''
 _FACTOR = """
     factor = torch.maximum({goals[0]} / sides[0], {goals[1]} / sides[1])"""
+_ROUNDED = """    down, across = ((weights * {places}).round() / {places} for weights in found)
+    x = (x @ across.T + 0.5).floor().clamp(0, 255)
+    return (down @ x + 0.5).floor().clamp(0, 255)"""
+_SMOOTHLESS = "    return (found[0] @ (x @ found[1].T) + 0.5).floor().clamp(0, 255)"
 _COVERS = {"crop": "torch.clamp((side * factor + 1e-6).floor(), min=goal)", "resize": "torch.full_like(side, goal)"}
 
 
@@ -83,6 +89,7 @@ def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "prep
                 "until": "until they just cover" if covers else "to",
                 "factor": _FACTOR.format(goals=goals) if covers else "",
                 "cover": _COVERS[how.fit],
+                "rounded": _ROUNDED.format(places=PLACES) if how.antialias else _SMOOTHLESS,
             }
             parts.insert(0, _CROPPED.format(height=height, width=width, goals=goals, **words))
         else:
@@ -119,7 +126,7 @@ def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
     lines.append('        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")')
     crop = how.size is not None and how.crops
     lines.append("    if images.dtype == torch.uint8:")
-    lines.append(f"        x = {'cropped(images.float()).round().clamp(0, 255)' if crop else 'images.float()'} / 255")
+    lines.append(f"        x = {'cropped(images.double(), whole=True).float()' if crop else 'images.float()'} / 255")
     lines.append("    else:")
     plain = "images if images.dtype == torch.float64 else images.float()"
     lines.append(f"        x = {f'cropped({plain})' if crop else plain}")

@@ -18,6 +18,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
 
 OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
+PLACES = 1 << 22  # parts of one in the weights of PIL
 _EDGE = 2  # pixels beyond a side that a cubic curve of one old pixel reaches
 _USUAL = Preprocessing()
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -45,8 +46,8 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     """
     x = _to_unit(images)
     if how.size is not None and how.crops:
-        whole = images.dtype == torch.uint8  # rounded, as pictures of a folder are kept
-        x = _cropped(images.float(), how).round().clamp(0, 255) / 255 if whole else _cropped(x, how)
+        whole = images.dtype == torch.uint8  # rounded as PIL does, so that pictures of a folder can be kept so
+        x = _cropped(images.double(), how, whole=True).float() / 255 if whole else _cropped(x, how)
     if how.channels is not None:
         x = _to_channels(x, how.channels)
     if how.size is not None and not how.crops:
@@ -140,19 +141,20 @@ def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     if how.size is None:
         return picture
     if how.crops:
-        return _cropped(picture[None].float(), how, margin=True)[0].round().clamp(0, 255).to(torch.uint8)
+        return _cropped(picture[None].double(), how, margin=True, whole=True)[0].to(torch.uint8)
     sides = zip(picture.shape[1:], how.size, strict=True)
     if all(side == wanted or (how.fit == "pad" and side < wanted) for side, wanted in sides):  # nothing is resized
         return _to_size(picture[None], how)[0]
     return _to_size(_to_unit(picture[None]), how)[0].clamp(-OVERSHOOT, 1 + OVERSHOOT)
 
 
-def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
+def _cropped(x: Tensor, how: Preprocessing, margin: bool = False, whole: bool = False) -> Tensor:
     """Resize (B, C, H, W) until it just covers `size / crop`, or to it, then take the middle: (B, C, *size).
 
     The sides are those of torchvision's Resize and CenterCrop: the longer one is cut to whole pixels, and the first
     pixel of the middle is rounded. One matrix per side does both, also where an exporter leaves the sides open. With
-    `margin`, all of `size / crop` is taken, around the same middle.
+    `margin`, all of `size / crop` is taken, around the same middle. With `whole`, numbers are bytes in float64: as in
+    PIL, weights have 22 binary places, and numbers are rounded behind each of the two sides, the width first.
     """
     assert how.size is not None
     sides = [_number(side, x) for side in (x.shape[2], x.shape[3])]
@@ -165,7 +167,17 @@ def _cropped(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
         if margin:
             start, count = start - round((goal - after) / 2), goal
         found.append(_resampling(before, cover, x, how, start, count))
-    return found[0] @ (x @ found[1].T)
+    if not whole:
+        return found[0] @ (x @ found[1].T)
+    if not how.antialias:  # which PIL does not know
+        return _bytes(found[0] @ (x @ found[1].T))
+    down, across = ((weights * PLACES).round() / PLACES for weights in found)
+    return _bytes(down @ _bytes(x @ across.T))
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """Round to bytes, halves up."""
+    return (x + 0.5).floor().clamp(0, 255)
 
 
 def _to_size(x: Tensor, how: Preprocessing) -> Tensor:

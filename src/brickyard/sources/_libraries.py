@@ -22,10 +22,10 @@ from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, near, told
 from brickyard.base._records import Preprocessing
 from brickyard.runtime._progress import say
-from brickyard.sources._weights import renamed
+from brickyard.sources._weights import fill, renamed
 
 OPTIONS = {
-    "torchvision": ("num_classes", "image_size", "width_mult", "aux_logits"),
+    "torchvision": ("num_classes", "image_size", "width_mult", "aux_logits", "transforms"),
     "timm": ("num_classes", "in_chans", "img_size", "patch_size", "window_size", "global_pool", "output_stride"),
 }
 OWN = "DEFAULT"  # what asks for a library's own weights
@@ -86,28 +86,28 @@ def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own
             "option-source-unknown",
             f"torchvision has no classifier {name!r}{near(name, known) or '.'} See torchvision.models.list_models()",
         )
-    offered = models.get_model_weights(name)
+    title, offered = f"torchvision:{name}", models.get_model_weights(name)
+    like = str(options.pop("transforms", own))
+    if like not in ("", OWN, *offered.__members__):
+        raise OptionError("option-choice", f"{title} has no weights {like!r}; use {', '.join(offered.__members__)}")
+    chosen = offered.DEFAULT if like in ("", OWN) else offered[like]
     if own:
-        if own != OWN and own not in offered.__members__:
-            raise OptionError(
-                "option-choice", f"torchvision:{name} has no weights {own!r}; use {', '.join(offered.__members__)}"
-            )
-        chosen = offered[own] if own != OWN else offered.DEFAULT
-        tensors = _had(
-            lambda: chosen.get_state_dict(progress=False, check_hash=True), f"torchvision:{name}", chosen.url
-        )
-    elif "aux_logits" not in options and name in ("googlenet", "inception_v3") and tensors:
+        tensors = _had(partial(chosen.get_state_dict, progress=False, check_hash=True), title, chosen.url)
+    if tensors and "aux_logits" not in options and name in ("googlenet", "inception_v3"):
         options["aux_logits"] = any("aux" in key.lower() for key in tensors)
 
     def build(**more: Any) -> nn.Module:
         made: nn.Module = models.get_model(name, weights=None, **{**options, **more})
         return made
 
-    model, size = _fitted(build, f"torchvision:{name}", tensors, _count(options, classes, tensors), "image_size")
+    model, size = _fitted(build, title, tensors, _count(options, classes, tensors), "image_size")
     if own:
-        model.load_state_dict(tensors)
-    how = Preprocessing.from_torchvision(chosen if own else offered.DEFAULT)
-    return _described(model, how, size or options.get("image_size"), f"torchvision:{name}")
+        fill(model, tensors, chosen.url)
+    how = Preprocessing.from_torchvision(chosen)
+    others = [one.name for one in offered if Preprocessing.from_torchvision(one) != how]
+    if not like and others:
+        say(f"{title}: pictures are prepared as for {chosen.name}; ?transforms={others[0]} prepares them as for that")
+    return _described(model, how, size or options.get("image_size"), title)
 
 
 def from_timm(text: str, tensors: Mapping[str, Tensor], classes: int, own: str = "") -> Built:

@@ -1,0 +1,75 @@
+"""Pictures that are scaled and cropped are those of torchvision's pipeline on PIL's images, byte for byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from brickyard import Preprocessing
+from brickyard.inputs._preprocessing import preprocess, sized
+
+transforms = pytest.importorskip("torchvision.transforms")
+WAYS = {
+    "bilinear": transforms.InterpolationMode.BILINEAR,
+    "bicubic": transforms.InterpolationMode.BICUBIC,
+}
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    """Noise, where every rounding shows, with saturated areas, where bicubic curves overshoot."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[: height // 3] = 255 * (pixels[: height // 3] > 127)
+    return Image.fromarray(pixels)
+
+
+def raw(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sides=st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    resize=st.integers(8, 80),
+    share=st.floats(0.4, 1),
+    way=st.sampled_from(sorted(WAYS)),
+    seed=st.integers(0, 99),
+)
+def test_scaled_and_cropped_pictures_are_those_of_pil(sides, resize, share, way, seed) -> None:
+    crop = max(1, int(resize * share))
+    image = picture(*sides, seed)
+    theirs = transforms.Compose(
+        [transforms.Resize(resize, WAYS[way]), transforms.CenterCrop(crop), transforms.PILToTensor()]
+    )(image)
+    how = Preprocessing(size=(crop, crop), fit="crop", crop=crop / resize, interpolation=way)
+    found = preprocess(raw(image)[None], how)[0]
+    assert torch.equal((255 * found.double()).round().to(torch.uint8), theirs)
+    kept = sized(raw(image), how)
+    assert kept.dtype == torch.uint8
+    assert torch.equal(preprocess(kept[None], how)[0], found)  # as a folder's pictures are kept
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    side=st.integers(8, 90),
+    crop=st.integers(8, 60),
+    resize=st.integers(61, 80),
+    way=st.sampled_from(sorted(WAYS)),
+)
+def test_square_pictures_are_those_of_pil_where_sides_are_scaled_independently(side, crop, resize, way) -> None:
+    image = picture(side, side, 0)  # of others PIL may scale the height first
+    steps = [transforms.Resize((resize, resize), WAYS[way]), transforms.CenterCrop(crop), transforms.PILToTensor()]
+    how = Preprocessing(size=(crop, crop), crop=crop / resize, interpolation=way)
+    found = preprocess(raw(image)[None], how)[0]
+    assert torch.equal((255 * found.double()).round().to(torch.uint8), transforms.Compose(steps)(image))
+
+
+def test_another_curve_is_another_picture() -> None:
+    image, how = picture(60, 80, 1), Preprocessing(size=(32, 32), fit="crop", crop=0.8)
+    other = how.model_copy(update={"interpolation": "bicubic"})
+    assert not torch.equal(preprocess(raw(image)[None], how), preprocess(raw(image)[None], other))
