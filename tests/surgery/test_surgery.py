@@ -21,7 +21,7 @@ from errors import refused
 from nets import BLOCKS, Drawn, SequenceFirst, images, keep_sets, masks, plans, relative
 
 KINDS = [*BLOCKS, "all"]
-SLOW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SLOW = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 def kinds_of(kind: str) -> tuple[str, ...]:
