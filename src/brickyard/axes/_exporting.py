@@ -125,7 +125,7 @@ def _read(model: nn.Module, program: torch.export.ExportedProgram, example: Tens
             draft.nodes.append(Node(step.name, "tensor", name))
         elif step.op == "output":
             (result,) = _plain(step.args[0], same)
-            draft.nodes.append(Node("output", "output", "", (result,)))
+            draft.nodes.append(Node(step.name, "output", "", (result,)))
         elif step.op == "call_function":
             _add(draft, step, same)
         else:

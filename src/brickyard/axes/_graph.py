@@ -160,6 +160,7 @@ class Graph(Axes):
         network: The network.
         shapes: The value of every step on an example, with tensors replaced by meta tensors.
         output_width: How many class outputs there are.
+        one_logit: Whether both classes come of a single logit.
         apart: Steps that treat channels of different networks, laid side by side, differently than alone.
         sums: By step: channel numbers of values whose channels the step sums up or averages.
         ending: What turns the network's logits into the model's outputs and was left out, such as "softmax", or "".
@@ -177,6 +178,7 @@ class Graph(Axes):
         self.input_shape = tuple(shapes[self.input_name].shape[1:])
         labeller = Labeller(network, shapes, other)
         _pin_shared_weights(network, labeller)
+        self.one_logit = False
         self.output_width = int(shapes[network.nodes[-1].name].shape[1])
         output_atoms = _output_atoms(labeller, network, self.output_width)
         number, self.axes = _number_atoms(labeller, output_atoms)
@@ -294,7 +296,11 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     network, example = _precise(read_network(model, example), example)
     network, ending = with_logits(network, example)
     graph = analyse(network, example, ending)
-    return graph if graph.output_width > 1 else analyse(with_two_classes(network), example, ending)
+    if graph.output_width > 1:
+        return graph
+    graph = analyse(with_two_classes(network), example, ending)
+    graph.one_logit = True
+    return graph
 
 
 def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:

@@ -70,10 +70,21 @@ def lowered(draft: Draft) -> Network:
     """Return the network in plain form; consumes `draft`, the result of tracing."""
     _fold(draft)
     _drop_masks(draft)
+    _rename_input(draft)
     shapes = step_shapes(draft.network(), draft.example)
     _make_layers(draft, shapes)
     _join_shuffles(draft, shapes)
     return draft.network()
+
+
+def _rename_input(draft: Draft) -> None:
+    """Give the input a name that no layer has: dimensions are recorded by what they belong to."""
+    name = free = draft.nodes[0].name
+    while free in draft.layers or (free != name and any(node.name == free for node in draft.nodes)):
+        free += "_"
+    if free != name:
+        draft.nodes = [with_refs(node, lambda ref: Ref(free) if ref.node == name else ref) for node in draft.nodes]
+        draft.nodes[0] = replace(draft.nodes[0], name=free)
 
 
 # -- numbers that depend on no image -----------------------------------------------------------------------

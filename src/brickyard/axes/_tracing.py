@@ -415,7 +415,7 @@ def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str
             draft.tensors[target] = _attribute(model, target, lines.get(step.name, ""))
             nodes.append(Node(step.name, "tensor", target))
         elif step.op == "output":
-            nodes.append(Node("output", "output", "", args))
+            nodes.append(Node(step.name, "output", "", args))
         elif step.target is ASSERT_IS_NONE or (isinstance(step.target, type) and _only_returned(step)):
             continue
         elif _is_idle(step):

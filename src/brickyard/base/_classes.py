@@ -74,6 +74,8 @@ def ordered_names(given: Any) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
+    if all(is_whole(place) for place in given) and set(given) == set(range(len(given))):
+        return [given[place] for place in range(len(given))]  # index to name, also where the names are numbers
     for pairs in (given.items(), [(name, place) for place, name in given.items()]):
         places = {_place(place): name for name, place in pairs}
         if len(places) == len(given) and set(places) == set(range(len(given))):

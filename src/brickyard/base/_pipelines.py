@@ -5,29 +5,27 @@ Only names and attributes are read; no library is imported. What a `Preprocessin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from brickyard.base._errors import OptionError
-from brickyard.base._messages import brief
+from brickyard.base._messages import brief, told
 
 Values = dict[str, Any]
 ADVICE = "give a brickyard.Preprocessing(size=..., mean=..., std=...) that is as near as can be"
 BYTES = 1 / 255  # what raw images are multiplied by here
 _BY_NUMBER = {2: "bilinear", 3: "bicubic"}  # PIL's
-_NO_CHANGE = (  # what is done to every picture here, or to none
-    *(
-        "ToTensor",
-        "MaybeToTensor",
-        "PILToTensor",
-        "ToImage",
-        "ToPILImage",
-        "MaybePILToTensor",
-        "Identity",
-        "ToPureTensor",
-    ),
-    *("ConvertImageDtype", "ToDtype", "RGB"),
-)
+_TO_TENSOR = ("ToTensor", "MaybeToTensor")  # which scale bytes to [0, 1]
+_AS_BYTES = ("PILToTensor", "MaybePILToTensor", "ToImage", "ToPILImage", "ToPureTensor", "RGB", "Identity")
+_SHAPES = ("Resize", "CenterCrop")
+_LIBRARIES = ("torchvision.", "timm.", "torch.nn")
+_PROCESSORS = {
+    f"{name}ImageProcessor"
+    for name in (
+        *("ViT", "DeiT", "Beit", "Bit", "CLIP", "ConvNext", "EfficientNet", "Levit", "MobileNetV1", "MobileNetV2"),
+        *("MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip"),
+    )
+}
 
 
 def from_transforms(transforms: Any) -> Values:
@@ -37,24 +35,36 @@ def from_transforms(transforms: Any) -> Values:
         OptionError: There is one that cannot be read.
     """
     found = list(_steps(transforms))
-    shape = [step for step in found if _name(step) in ("Resize", "CenterCrop")]
-    rest = [step for step in found if _name(step) not in ("Resize", "CenterCrop", *_NO_CHANGE)]
+    names = [_name(step) for step in found]
+    for step in found:
+        if not type(step).__module__.startswith(_LIBRARIES):
+            raise _cannot(f"transform {_name(step)}", f"what it does in {type(step).__module__} is not known here")
     values: Values = {}
-    for step in rest:
-        name, own = _name(step), vars(step)
-        if name == "Normalize" and "mean" not in values:
+    scaled = False
+    for step, name in zip(found, names, strict=True):
+        own = vars(step)
+        if name == "Normalize" and "mean" not in values and scaled:
             values |= {"mean": _numbers(own["mean"]), "std": _numbers(own["std"])}
-        elif name == "Grayscale" and "channels" not in values:
-            values["channels"] = int(own["num_output_channels"])
-        else:
-            raise _cannot(f"transform {name}", "it is no part of it, or stands there twice")
-    names = [_name(step) for step in shape]
-    if names not in ([], ["Resize"], ["Resize", "CenterCrop"]):
-        raise _cannot(f"the transforms {', '.join(names)}", "only one Resize, then one CenterCrop, can be read")
+        elif name == "Grayscale" and own["num_output_channels"] == 1 and not {"channels", "mean"} & values.keys():
+            values["channels"] = 1
+        elif name in _TO_TENSOR or name == "ConvertImageDtype" or (name == "ToDtype" and own.get("scale")):
+            scaled = True
+        elif name not in (*_AS_BYTES, *_SHAPES):
+            raise _cannot(f"transform {name} in its place", "it changes pictures in a way that is not known here")
+    if not scaled:
+        raise _cannot("pictures of 0 to 255", "ToTensor, or ToDtype with scale=True, must bring them to [0, 1]")
+    shape = [step for step in found if _name(step) in _SHAPES]
+    if [_name(step) for step in shape] not in ([], ["Resize"], ["Resize", "CenterCrop"]):
+        raise _cannot(
+            f"the transforms {', '.join(map(_name, shape))}", "only one Resize, then one CenterCrop, is known"
+        )
     if shape:
         own = vars(shape[0])
+        if own.get("max_size") is not None:
+            raise _cannot("a Resize with max_size", "the size of the image depends on the picture")
         values |= _interpolation(own.get("interpolation", "bilinear"))
-        values["antialias"] = own.get("antialias") is not False
+        on_tensors = bool({*_TO_TENSOR, *_AS_BYTES} & set(names[: names.index("Resize")]))
+        values["antialias"] = own.get("antialias") is not False or not on_tensors  # PIL always smooths
         values |= _sized(own["size"], vars(shape[1])["size"] if len(shape) > 1 else None)
     return values
 
@@ -120,10 +130,19 @@ def from_processor(processor: Any) -> Values:
         OptionError: It does something that cannot be read.
     """
     own: Mapping[str, Any] = processor if isinstance(processor, Mapping) else processor.to_dict()
+    settings = own.get("pretrained_cfg") or own.get("data_config")
+    if settings:  # of timm
+        return from_timm(settings)
+    kind = str(own.get("image_processor_type") or own.get("feature_extractor_type") or "").removesuffix("Fast")
+    kind = kind.replace("FeatureExtractor", "ImageProcessor")
+    if kind.removesuffix("Pil") not in _PROCESSORS:
+        raise _cannot(f"an image processor of type {kind or 'that it does not name'}", "what it does is not known here")
     if own.get("do_flip_channel_order"):
         raise _cannot("an image processor with do_flip_channel_order", "it swaps red and blue")
     if own.get("do_pad") and own.get("pad_size"):
         raise _cannot("an image processor with do_pad", "it adds borders")
+    if kind.startswith("Levit") and not isinstance(own["size"], int) and "shortest_edge" in own["size"]:
+        own = {**own, "size": {"shortest_edge": int(own["size"]["shortest_edge"] * 256 / 224)}}
     values: Values = {"channels": 3}
     if own.get("do_resize", True) and own.get("size"):
         values |= _interpolation(own.get("resample", 2))
@@ -135,7 +154,7 @@ def from_processor(processor: Any) -> Values:
     mean, std = _numbers(0), _numbers(1)
     if own.get("do_normalize", True) and own.get("image_mean") is not None:
         mean, std = _numbers(own["image_mean"]), _numbers(own["image_std"])
-    if own.get("include_top"):  # EfficientNet's divides once more
+    if own.get("include_top") and own.get("do_normalize", True):  # EfficientNet's divides once more
         std = tuple(value * more for value, more in zip(std, _numbers(own["image_std"]), strict=True))
     # (255 x factor - shift - mean) / std, for x in [0, 1]
     scale = 255 * factor
@@ -149,21 +168,22 @@ def from_processor(processor: Any) -> Values:
 
 def _of_processor(own: Mapping[str, Any]) -> Values:
     size, crop, share = own["size"], own.get("crop_size"), own.get("crop_pct")
-    short = size if isinstance(size, int) else size.get("shortest_edge")
-    if short is None and not {"height", "width"} <= set(size):
-        raise _cannot(f"an image processor of size {size}", "the size of its images depends on the picture")
-    if short is None:
-        wanted = (int(size["height"]), int(size["width"]))
-        return _sized(wanted, _pair(crop)) if own.get("do_center_crop") and crop else _sized(wanted, None)
-    if share and not crop:  # ConvNeXt's: small images are cropped, large ones squashed
-        return {"size": (short, short), **({"fit": "crop", "crop": float(share)} if short < 384 else {})}
-    if share and own.get("do_center_crop"):
-        return {"size": _pair(crop), "fit": "crop", "crop": float(share)}
-    if own.get("do_center_crop") and crop:
-        return _sized(short, _pair(crop))
-    if isinstance(size, int) or own.get("default_to_square"):
-        return _sized((short, short), None)
-    raise _cannot(f"an image processor of size {size} without a crop", "the size depends on the picture")
+    crops = bool(own.get("do_center_crop"))
+    if crops and not crop:
+        raise _cannot("an image processor with do_center_crop and no crop_size", "how much it takes is not said")
+    if isinstance(size, int) or set(size) == {"shortest_edge"}:
+        short = size if isinstance(size, int) else int(size["shortest_edge"])
+        if isinstance(size, int) and not crops:  # as old files have it: both sides
+            return _sized((short, short), None)
+        if share and not crops:  # ConvNeXt's: small images are cropped, large ones squashed
+            return {"size": (short, short), **({"fit": "crop", "crop": float(share)} if short < 384 else {})}
+        if share and _pair(crop) == (short, short):
+            return {"size": (short, short), "fit": "crop", "crop": float(share)}
+        if crops and not share:
+            return _sized(short, _pair(crop))
+    elif set(size) == {"height", "width"} and not (share and crops):
+        return _sized((int(size["height"]), int(size["width"])), _pair(crop) if crops else None)
+    raise _cannot(f"an image processor of size {size}", "the size of its images depends on the picture")
 
 
 def _sized(resize: Any, crop: Any) -> Values:
@@ -202,6 +222,10 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 def _steps(transforms: Any) -> Iterable[Any]:
     """The single transforms of a chain, in order."""
+    if isinstance(transforms, list | tuple):
+        for step in transforms:
+            yield from _steps(step)
+        return
     inner = getattr(transforms, "transforms", None)
     if inner is None and _name(transforms) == "Sequential":
         inner = transforms.children()
@@ -212,6 +236,21 @@ def _steps(transforms: Any) -> Iterable[Any]:
         raise _cannot(f"transform {_name(transforms)}", "it draws which of its transforms are done")
     for step in inner:
         yield from _steps(step)
+
+
+def readable(read: Callable[[Any], Values], given: Any) -> Values:
+    """What a reader finds, or one clear error where what it is given is of another form.
+
+    Raises:
+        OptionError: It cannot be read.
+    """
+    try:
+        return read(given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise OptionError(
+            "option-preprocessing", f"{brief(given)} cannot be read as a preprocessing ({told(what, 100)}); {ADVICE}"
+        ) from None
 
 
 def _name(value: Any) -> str:

@@ -106,7 +106,7 @@ class Preprocessing(Frozen):
             >>> how.size, how.fit, how.crop
             ((224, 224), 'crop', 0.875)
         """
-        return cls(**_pipelines.from_transforms(transforms))
+        return cls(**_pipelines.readable(_pipelines.from_transforms, transforms))
 
     @classmethod
     def from_torchvision(cls, weights: Any) -> Preprocessing:
@@ -115,7 +115,7 @@ class Preprocessing(Frozen):
         Raises:
             OptionError: They are not those of a classifier.
         """
-        return cls(**_pipelines.from_torchvision(weights))
+        return cls(**_pipelines.readable(_pipelines.from_torchvision, weights))
 
     @classmethod
     def from_timm(cls, model: Any) -> Preprocessing:
@@ -124,7 +124,7 @@ class Preprocessing(Frozen):
         Raises:
             OptionError: It has none, or one that cannot be read.
         """
-        return cls(**_pipelines.from_timm(model))
+        return cls(**_pipelines.readable(_pipelines.from_timm, model))
 
     @classmethod
     def from_processor(cls, processor: Any) -> Preprocessing:
@@ -133,7 +133,7 @@ class Preprocessing(Frozen):
         Raises:
             OptionError: It does what a `Preprocessing` cannot do, such as swapping red and blue.
         """
-        return cls(**_pipelines.from_processor(processor))
+        return cls(**_pipelines.readable(_pipelines.from_processor, processor))
 
     @property
     def crops(self) -> bool:

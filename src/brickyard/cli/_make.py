@@ -219,7 +219,9 @@ def disassemble(
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
     classes = parse_classes(task, found.classes)
     more: Any = more_images
-    if more is None and calibration is not None:  # other pictures of the folder tell what the layers do, too
+    if (
+        more is None and calibration is not None and options["heal"] != "none"
+    ):  # other pictures of the folder tell what the layers do, too
         more = shown.without(classes)
     component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)

@@ -27,6 +27,7 @@ FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of batch
 
 
 IMAGES = ("pixel_values", "image", "images", "img")  # what data sets of dicts call them
+MOST_CLASSES_LOOKED_AT = 200  # when labels are compared with those that a data set lists
 LABELS = ("labels", "label", "fine_label", "target", "targets")
 
 
@@ -268,10 +269,29 @@ class Images:
         """Return the labels of all images, one row per image; data sets without ready labels are read once."""
         if self._tensors is not None:
             return self._tensors[1]
+        ready = self._ready_labels()
+        if ready is not None and self._agrees(ready):
+            return ready
+        return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])
+
+    def _ready_labels(self) -> Tensor | None:
+        """The labels that a data set lists beside its images."""
         for name in ("targets", "labels"):
             found = getattr(self._dataset, name, None)
             if isinstance(found, Tensor | np.ndarray | list) and len(found) == len(self):
                 return self._labels(self._tensor(found), len(self), name)
-        if name := next((name for name in LABELS if name in (getattr(self._dataset, "column_names", None) or ())), ""):
-            return self._labels(self._tensor(list(self._dataset.with_format(None)[name])), len(self), name)
-        return torch.cat([labels for _, labels in self._batches(list(range(len(self))), 256)])
+        columns = getattr(self._dataset, "column_names", None) or ()  # of a data set of Hugging Face's library
+        column = next((name for name in LABELS if name in columns), None)
+        if column is None:
+            return None
+        return self._labels(self._tensor(list(self._dataset.with_format(None)[column])), len(self), column)
+
+    def _agrees(self, listed: Tensor) -> bool:
+        """Whether images come with the labels that are listed, which a transform may change; one a class is asked."""
+        if listed.ndim != 1:
+            return False
+        values, places = np.unique(listed.cpu().numpy(), return_index=True)
+        if len(values) > MOST_CLASSES_LOOKED_AT:
+            places = places[:: len(values) // MOST_CLASSES_LOOKED_AT + 1]
+        seen = [labels.cpu() for _, labels in self._batches(places.tolist(), 64)]
+        return torch.equal(torch.cat(seen), listed.cpu()[torch.from_numpy(places)])

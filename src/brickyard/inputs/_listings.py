@@ -168,6 +168,8 @@ def _labels(listing: Listing, names: Sequence[str] | None) -> tuple[Any, list[st
         numbers = {number: name for number, name in pairs if number is not None}
         if len(pairs) == len(numbers) == len(set(numbers.values())) and set(numbers) == set(range(len(numbers))):
             names, places = [numbers[k] for k in range(len(numbers))], [numeric[0]]
+        elif len(pairs) == len(numbers) == len(set(numbers.values())):  # they start elsewhere, or some are missing
+            places = [texts[0], *(place for place in places if place != texts[0])]
     if len(places) > 1:
         others = ", ".join(str(listing.columns[place]) for place in places[1:])
         note(

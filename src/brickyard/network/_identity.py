@@ -98,10 +98,13 @@ def names_of(model: nn.Module, outputs: int) -> tuple[str, ...] | None:
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or {str(key) for key in names} != set(map(str, range(outputs))):
         return None
-    found = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if found == [f"LABEL_{k}" for k in range(outputs)]:  # what the library calls classes without names
+    found = [str(name) if name else "" for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if found == [f"LABEL_{k}" for k in range(outputs)] or not all(
+        found
+    ):  # what the library calls classes without names
         return None
-    return tuple(f"{name} ({k})" if found.count(name) > 1 else name for k, name in enumerate(found))
+    unique = tuple(f"{name} ({k})" if found.count(name) > 1 else name for k, name in enumerate(found))
+    return unique if len(set(unique)) == len(unique) else None
 
 
 def weights_like(model: nn.Module) -> Tensor:

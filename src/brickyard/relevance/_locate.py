@@ -86,6 +86,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     graph = trace(model, example)
     look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
+    _check_kind(kind, options["outputs"], graph)
     relevance = _blank(model, graph, images, data, options)
     if options["classes"] is not None:
         warn_of_names(data, relevance.classes, "the images to locate with", 6)
@@ -105,6 +106,20 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
         relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
     _warn(relevance, right, options["accuracy"])
     return relevance
+
+
+def _check_kind(kind: Outputs, name: str, graph: Graph) -> None:
+    """Refuse a kind of outputs in which classes do not compete for a source whose classes do.
+
+    Raises:
+        OptionError: The source ends in a softmax, or both classes come of one logit.
+    """
+    if not kind.exclusive and (graph.one_logit or "softmax" in graph.ending or graph.ending == "probabilities"):
+        found = "both classes come of one logit" if graph.one_logit else f"the source ends in {graph.ending}"
+        raise OptionError(
+            "option-conflict",
+            f"outputs={name!r} is for classes that do not exclude each other, but {found}; leave outputs= out",
+        )
 
 
 def _warn_of_files(graph: Graph) -> None:

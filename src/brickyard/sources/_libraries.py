@@ -25,7 +25,7 @@ from brickyard.runtime._progress import say
 from brickyard.sources._weights import fill, renamed
 
 OPTIONS = {
-    "torchvision": ("num_classes", "image_size", "width_mult", "aux_logits", "transforms"),
+    "torchvision": ("num_classes", "image_size", "width_mult", "aux_logits", "transforms", "transform_input"),
     "timm": ("num_classes", "in_chans", "img_size", "patch_size", "window_size", "global_pool", "output_stride"),
 }
 OWN = "DEFAULT"  # what asks for a library's own weights
@@ -93,14 +93,21 @@ def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own
     chosen = offered.DEFAULT if like in ("", OWN) else offered[like]
     if own:
         tensors = _had(partial(chosen.get_state_dict, progress=False, check_hash=True), title, chosen.url)
-    if tensors and "aux_logits" not in options and name in ("googlenet", "inception_v3"):
-        options["aux_logits"] = any("aux" in key.lower() for key in tensors)
+    if name in ("googlenet", "inception_v3"):
+        if tensors:
+            options.setdefault("aux_logits", any("aux" in key.lower() for key in tensors))
+        if own:  # as the library builds it for its own weights
+            options.setdefault("transform_input", True)
+        elif tensors and "transform_input" not in options:
+            say(f"{title}: taken as a network of its own training; ?transform_input=1 where it began as torchvision's")
+        options["transform_input"] = bool(options.get("transform_input"))
 
     def build(**more: Any) -> nn.Module:
         made: nn.Module = models.get_model(name, weights=None, **{**options, **more})
         return made
 
-    model, size = _fitted(build, title, tensors, _count(options, classes, tensors), "image_size")
+    counts = _count(options, classes, tensors)
+    model, size = _fitted(build, title, tensors, counts, "image_size")
     if own:
         fill(model, tensors, chosen.url)
     how = Preprocessing.from_torchvision(chosen)
@@ -147,7 +154,9 @@ def _checked(library: str, text: str) -> tuple[str, dict[str, Any]]:
 
 def _count(options: Mapping[str, Any], classes: int, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """How many classes to build the network for, where nothing else says so."""
-    return {"num_classes": classes} if classes and not tensors and "num_classes" not in options else {}
+    if "num_classes" in options:
+        return {"num_classes": options["num_classes"]}
+    return {"num_classes": classes} if classes and not tensors else {}
 
 
 def _had(load: Callable[[], Any], source: str, where: str) -> Any:
@@ -199,7 +208,7 @@ def _fitted(
         raise OptionError("option-source-unknown", f"{title} cannot be built: {told(first_line(error), 200)}") from None
     if tensors:
         with seeded():
-            _adapt(model, renamed(tensors, model.state_dict()), title)
+            _adapt(model, renamed(tensors, model.state_dict()), title, heads="num_classes" not in more)
     return model, side
 
 
@@ -220,8 +229,8 @@ def _image_side(model: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
     return None
 
 
-def _adapt(model: nn.Module, tensors: Mapping[str, Tensor], title: str) -> None:
-    """Make anew the layer that reads images and those that write classes where the weights have others."""
+def _adapt(model: nn.Module, tensors: Mapping[str, Tensor], title: str, heads: bool) -> None:
+    """Make anew the layer that reads images, and with `heads` those of the classes, where the weights have others."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     _unwrap_heads(model, layers, tensors, title)
     first = next((name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)), None)
@@ -230,13 +239,13 @@ def _adapt(model: nn.Module, tensors: Mapping[str, Tensor], title: str) -> None:
     if first is not None and stem is not None and _differs(stem, layers[first].weight, 1):
         say(f"{title}: its weights take images with {stem.shape[1]} channels")
         _resize(layers[first], stem.shape)
-    heads = {
+    other = {
         name: weight.shape
         for name, weight in given.items()
         if weight is not None and _differs(weight, layers[name].weight, 0)
     }
-    if len({shape[0] for shape in heads.values()}) == 1:
-        for name, shape in heads.items():
+    if heads and len({shape[0] for shape in other.values()}) == 1:
+        for name, shape in other.items():
             _resize(layers[name], shape)
 
 
@@ -255,7 +264,11 @@ def _unwrap_heads(
         linear = nn.Linear(inputs, outputs, bias=f"{name}.{place}.bias" in tensors)
         group, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(group), leaf, nn.Sequential(*(nn.Dropout() for _ in range(int(place))), linear))
-        say(f"{title}: {name} is taken for a Sequential with a linear layer behind {place} layers such as dropout")
+        before = f"{place} layers of dropout" if int(place) else "nothing"
+        say(
+            f"{title}: {name} is taken for a Sequential of a linear layer behind {before}; others without weights, "
+            "such as Tanh, leave no trace in a file: give path/to/file.py:function where there are some"
+        )
 
 
 def _differs(found: Tensor, own: Tensor, dim: int) -> bool:

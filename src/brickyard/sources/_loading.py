@@ -249,7 +249,9 @@ def _library(build: Callable[..., Built], asked: _Asked) -> _Found:
     """A network of torchvision or timm."""
     model, how, channels = build(asked.rest, asked.tensors, len(asked.names), asked.own)
     trained = bool(asked.own) or is_of_hub(asked.rest)
-    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), trained=trained)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    names = tuple(map(str, names)) if len(names) == getattr(model, "num_classes", 0) else ()
+    return _Found(model, asked.spec, how, (channels, *(how.size or (224, 224))), names, trained)
 
 
 def _transformers(asked: _Asked) -> _Found:

@@ -18,6 +18,7 @@ MAX_BYTES = 16 << 20  # of a file of names
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(\S.*)")
 _NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:;,\t]\s*|\s+)(\S.*)")
 _KEYS = ("id2label", "label2id", "class_to_idx", "idx_to_class", "classes", "class_names", "names", "labels")
+_INDEXED = ("id2label", "idx_to_class", "index_to_name", "names")
 
 
 def class_names(given: str | Sequence[str] | None) -> list[str] | None:
@@ -43,7 +44,7 @@ def class_names(given: str | Sequence[str] | None) -> list[str] | None:
         names = _in_file(path)
         say(f"{path.name}: {len(names):,} class names: {told(', '.join(names[:6]), 100)}")
     else:
-        names = given.split(",") if isinstance(given, str) else list(given)
+        names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
         if len(names) == 1 and names[0].lower().endswith((".txt", ".json")):
             say(f"--class-names {told(names[0], 100)}: there is no such file, so it is taken for a name")
     odd = [name for name in names if not name or not writable(name)]
@@ -127,7 +128,7 @@ def _in_json(path: Path, text: str) -> list[str]:
     names = _listed(found)
     if names is None and isinstance(found, Mapping):
         key = next((key for key in _KEYS if _listed(found.get(key)) is not None), None)
-        names = None if key is None else _listed(found[key])
+        names = None if key is None else _listed(_by_index(found[key]) if key in _INDEXED else found[key])
         if key is not None:
             say(f"{path.name}: class names are those under {key!r}")
     if names is None and isinstance(found, Mapping) and found and not set(_KEYS) & set(found):
@@ -137,6 +138,13 @@ def _in_json(path: Path, text: str) -> list[str]:
         why = f"{path} holds no list of class names, and no dictionary of names and indices: {keys}"
         raise FileError("file-wrong-kind", f'{why}; write ["cat", "dog"] or {{"0": "cat", "1": "dog"}}')
     return names
+
+
+def _by_index(found: Any) -> Any:
+    """A dictionary that is known to lead from indices to names, with whole numbers as keys."""
+    if isinstance(found, Mapping) and all(str(key).isdecimal() for key in found):
+        return {int(key): name for key, name in found.items()}
+    return found
 
 
 def _listed(found: Any) -> list[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -104,10 +103,14 @@ def source_of(
         input_shape=input_shape,
     )
     if how is not None:
-        with contextlib.suppress(OptionError):  # it does not take its usual size: the size that was asked for decides
+        try:
             own = load().preprocessing
             given = how.model_dump(exclude_none=True, exclude_unset=True)
             how = own.model_copy(update=given)
+        except OptionError as error:
+            whole = how.size is not None and how.mean is not None  # nothing of its own is needed
+            if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
+                raise  # else it does not take its usual size: the size that was asked for decides
     source = load(preprocessing=how)
     if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]

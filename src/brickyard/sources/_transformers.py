@@ -15,6 +15,7 @@ from brickyard.base._messages import first_line, told
 from brickyard.base._records import Preprocessing
 from brickyard.network._identity import names_of
 from brickyard.runtime._progress import say
+from brickyard.sources._signatures import foreign
 
 PATIENCE = 4.0  # seconds for the hub to answer
 
@@ -35,6 +36,8 @@ def from_transformers(
         OptionError: The package is missing, or the model is no image classifier with one output per class.
         FileError: The model is not there, is damaged, or has no weights for its classes.
     """
+    if not place:
+        raise OptionError("option-empty", "hf: must be followed by a folder or the id of a model, as in hf:models/vit")
     library = package("transformers", "transformers", f"hf:{place}")
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -44,6 +47,9 @@ def from_transformers(
         )
     if not folder.is_dir():
         _check_there(place)
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        if (what := foreign(file)) is not None:
+            raise FileError("file-weights-not-plain", f"{file} holds no weights: it is {what}")
     config = _read(lambda: library.AutoConfig.from_pretrained(place, trust_remote_code=False), place)
     if getattr(config, "problem_type", None) == "regression":
         raise OptionError(
@@ -133,4 +139,14 @@ def _preprocessing(library: Any, place: str, config: Any) -> Preprocessing:
         say(f"hf:{place}: no image processor ({told(first_line(error), 80)}); pictures are resized to {size[0]} x "
             f"{size[1]} and not normalised: give --mean and --std where it was trained otherwise")  # fmt: skip
         return Preprocessing(size=size, channels=3 if getattr(config, "num_channels", 3) == 3 else None)
-    return Preprocessing.from_processor(processor)
+    how = Preprocessing.from_processor(processor)
+    if getattr(config, "num_channels", 3) == 1:
+        numbers = {key: set(getattr(how, key) or ()) for key in ("mean", "std")}
+        if any(len(values) > 1 for values in numbers.values()):
+            raise OptionError(
+                "option-preprocessing",
+                f"hf:{place} takes images of one channel, and its image processor has a mean and std for three: give "
+                "--size, --mean and --std",
+            )
+        how = how.model_copy(update={"channels": 1, **{key: tuple(values) or None for key, values in numbers.items()}})
+    return how

@@ -25,7 +25,18 @@ KEY = "brickyard-source"
 INDEX = ".safetensors.index.json"  # of a network in several files
 # Where training scripts put the tensors; moving averages first, as timm evaluates them.
 AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict")
-WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state", "network", "weights", "params")
+WRAPPERS = (
+    "state_dict",
+    "model",
+    "net",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "weights",
+    "params",
+    "module",
+    "shadow",
+)
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 NAMES = ("classes", "class_names", "class_to_idx")  # where training scripts put the names of classes
 COUNTERS = ("total_ops", "total_params", "num_batches_tracked", "n_averaged")  # of tools, and of no use here
