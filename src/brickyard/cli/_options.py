@@ -15,7 +15,9 @@ from typer.models import OptionInfo
 from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
 
-SOURCE_HELP = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a source file (.safetensors)."
+SOURCE_HELP = (
+    "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, an .onnx file, or a source file (.safetensors)."
+)
 DATA_HELP = (
     "digits, an image folder, a .parquet file or folder, or IDX files; append ?split=test&classes=0-2 for a subset."
 )

@@ -1,4 +1,4 @@
-"""Sources by a short text: a zoo, torchvision or timm name, a file of weights, or a function of the user's."""
+"""Sources by a short text: a zoo, torchvision or timm name, a file of weights or of ONNX, or the user's function."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._lazy import package
 from brickyard.base._messages import brief, near
 from brickyard.base._records import Preprocessing, first_problem
+from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._weights import KEY, SourceText, check_fit, class_count, fill, read_weights, renamed
 
@@ -72,8 +73,8 @@ def load_source(
 
     Args:
         spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME`,
-            `path/to/file.py:function` (your own code, run as it is), or the path of a `.safetensors` file
-            that `save_source` or `brickyard train` wrote.
+            `path/to/file.py:function` (your own code, run as it is), the path of an `.onnx` file, or that of a
+            `.safetensors` file that `save_source` or `brickyard train` wrote.
         weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only).
         classes: Class names; default: what the weights say, else "0", "1", ...
         preprocessing: What is done to raw images; default: what the weights or the library say.
@@ -111,12 +112,15 @@ def load_source(
         model, found = _torchvision(rest, len(names), tensors)
     elif kind == "timm":
         model, found = _timm(rest, len(names), tensors)
+    elif _onnx.is_onnx(spec):
+        title, (model, found, known, names) = Path(spec).stem, _onnx.load(spec, weights, names, preprocessing)
     elif ".py:" in spec:
         model, found = _own(spec, names), Preprocessing()
         title = Path(spec).name  # where the file is, is nobody's business
     else:
         forms = (
-            "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, or a file that `brickyard train` wrote"
+            "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:function, an .onnx file, or a file that `brickyard "
+            "train` wrote"
         )
         raise OptionError(
             "option-source-unknown",
