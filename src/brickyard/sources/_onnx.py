@@ -339,10 +339,7 @@ def _run_file(runtime: Any, file: OnnxFile, port: Port, images: Tensor) -> Tenso
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     numbers = images.numpy().astype("float16") if file.images.type == 10 else images.numpy()
     fixed = (file.images.shape or (None,))[0]
-    if fixed is None:
-        batches = [numbers]
-    else:
-        batches = [one[None].repeat(fixed, 0) for one in numbers]
+    batches = [numbers] if fixed is None else [one[None].repeat(fixed, 0) for one in numbers]
     found = [session.run([port.name], {file.images.name: batch})[0] for batch in batches]
     rows = found if fixed is None else [one[:1] for one in found]
     return torch.cat([torch.from_numpy(one.astype("float64")) for one in rows])

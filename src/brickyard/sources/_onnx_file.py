@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,8 @@ def _opset(proto: Any, path: Path) -> int:
         code = "file-newer-version" if found >= OPSETS.stop else "file-unknown-operation"
         raise FileError(
             code,
-            f"{path} is written for opset {found}; opsets {OPSETS.start} to {OPSETS.stop - 1} are read: export it again "
-            f"with one of them, or convert it with onnx.version_converter",
+            f"{path} is written for opset {found}, and opsets {OPSETS.start} to {OPSETS.stop - 1} are read; export it "
+            "again with one of them, or convert it with onnx.version_converter",
         )
     return found
 
@@ -398,8 +398,3 @@ def _attribute(item: Any, reader: _Tensors) -> Any:
 def consumers(ops: tuple[Op, ...]) -> Counter[str]:
     """How often each value is used."""
     return Counter(name for op in ops for name in op.inputs if name)
-
-
-def ops_after(ops: tuple[Op, ...], name: str) -> Iterator[Op]:
-    """The operators that use a value."""
-    return (op for op in ops if name in op.inputs)

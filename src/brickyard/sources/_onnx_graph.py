@@ -24,7 +24,7 @@ from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.network._torch_private import store, stored
-from brickyard.sources._onnx_file import Op, OnnxFile, consumers
+from brickyard.sources._onnx_file import OnnxFile, Op, consumers
 
 BATCHES = (2, 3)
 MAX_KNOWN = 1 << 26  # numbers in one value that is computed while reading
@@ -251,7 +251,7 @@ class Reader:
         return name
 
     def _in(self, world: int, value: Any) -> Any:
-        """Arguments in one of both batches; sizes in lists as plain numbers, and constants without numbers by images."""
+        """Arguments in one of both batches; sizes in lists as numbers, and constants without numbers by images."""
         images = any(not item.known for item in _values(value))
 
         def change(item: Value, inner: bool) -> Any:

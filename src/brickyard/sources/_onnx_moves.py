@@ -31,9 +31,14 @@ def shaped(reader: Reader, x: Value, goals: tuple[Sequence[int], Sequence[int]])
         if len(first_goal) == start + 1 and shape[:start] == first_goal[:start]:
             return reader.call("flatten", x, start)
     sizes: list[int | Value] = []
-    for a, b in zip(first_goal, second_goal, strict=True):
-        sizes.append(a if a == b else -1 if -1 not in sizes else Value((torch.tensor(a), torch.tensor(b))))
+    for pair in zip(first_goal, second_goal, strict=True):
+        sizes.append(pair[0] if pair[0] == pair[1] else -1 if -1 not in sizes else _by_batch(*pair))
     return reader.call("reshape", x, tuple(sizes))
+
+
+def _by_batch(in_first: int, in_second: int) -> Value:
+    """A size that differs between both batches."""
+    return Value((torch.tensor(in_first), torch.tensor(in_second)))
 
 
 def _reshape(reader: Reader, op: Op, given: Given) -> Value:
@@ -68,29 +73,25 @@ def _opened(reader: Reader, x: Value, target: list[int], keep: bool) -> tuple[li
 
     The batch of the value lies behind some number of other entries; it stays at that place.
     """
-    count = reader.batch
-    by_batch = x.by_batch
-    if len(by_batch) == 1:
-        dim = by_batch[0]
-        each = x.shape[dim] // BATCHES[0]  # entries of this dimension for one image
-        own = [each * count if d == dim else size for d, size in enumerate(x.shape)]
+    count, place, resolved = reader.batch, None, None
+    if len(x.by_batch) == 1 and x.shape[x.by_batch[0]] % BATCHES[0] == 0:
+        dim = x.by_batch[0]
+        own = [size // BATCHES[0] * count if d == dim else size for d, size in enumerate(x.shape)]
         sizes = [own[d] if size == 0 and keep and d < len(own) else int(size) for d, size in enumerate(target)]
         resolved = _filled(sizes, volume(own))
         before = volume(x.shape[:dim])
-        places = [d for d in range(len(sizes)) if resolved is not None and volume(resolved[:d]) == before]
-        if resolved is not None and places and x.shape[dim] % BATCHES[0] == 0:
-            place = next((d for d in places if resolved[d] == own[dim]), None)
-            place = next((d for d in places if resolved[d] % count == 0), None) if place is None else place
-            if place is not None:
-                return tuple(  # type: ignore[return-value]
-                    [size // count * batch if d == place else size for d, size in enumerate(resolved)]
-                    for batch in BATCHES
-                )
-    reader.refuse(
-        f"gives {x.shape} for {BATCHES[0]} images the shape {tuple(target)}, which holds the size of one batch and "
-        "cannot be opened; export the model with a dynamic batch",
-        "trace-batch",
-    )
+        places = [d for d, size in enumerate(resolved or []) if volume((resolved or [])[:d]) == before]
+        fitting = [d for d in places if resolved is not None and resolved[d] % count == 0]
+        place = next((d for d in fitting if resolved is not None and resolved[d] == own[dim]), None)
+        place = fitting[0] if place is None and fitting else place
+    if place is None or resolved is None:
+        reader.refuse(
+            f"gives {x.shape} for {BATCHES[0]} images the shape {tuple(target)}, which holds the size of one batch and "
+            "cannot be opened; export the model with a dynamic batch",
+            "trace-batch",
+        )
+    goals = [[s // count * b if d == place else s for d, s in enumerate(resolved)] for b in BATCHES]
+    return goals[0], goals[1]
 
 
 def _flatten(reader: Reader, op: Op, given: Given) -> Value:
@@ -154,14 +155,9 @@ def _expand(reader: Reader, op: Op, given: Given) -> Value:
         return kept[0] if same else Value((kept[0].worlds[0], kept[1].worlds[0]), "", x.name)
     if list(x.shape) == goals[0]:
         return x
-    sizes_ = [
-        a
-        if a == b
-        else -1
-        if len(goals[0]) == x.ndim and d in x.by_batch
-        else Value((torch.tensor(a), torch.tensor(b)))
-        for d, (a, b) in enumerate(zip(*goals, strict=True))
-    ]
+    kept = {d for d in x.by_batch if len(goals[0]) == x.ndim}
+    pairs = enumerate(zip(*goals, strict=True))
+    sizes_ = [-1 if d in kept else pair[0] if pair[0] == pair[1] else _by_batch(*pair) for d, pair in pairs]
     return reader.call("expand", x, tuple(sizes_))
 
 
@@ -175,9 +171,9 @@ def _concat(reader: Reader, op: Op, given: Given) -> Value:
     for value in values:  # a constant for the one image of a file that fixes its batch is one for each
         for d in seen.by_batch:
             if d != dim and value.constant and value.shape[d] == reader.batch == 1:
-                value = Value(
-                    tuple(_spread(value.worlds[0], d, seen.worlds[w].shape[d]) for w in (0, 1)), "", value.name
-                )  # type: ignore[arg-type]
+                only = value.worlds[0]
+                both = [_spread(only, d, world.shape[d]) for world in seen.worlds]
+                value = Value((both[0], both[1]), "", value.name)
         whole.append(value)
     return reader.call("cat", whole, dim=dim)
 
@@ -345,14 +341,12 @@ def _tile(reader: Reader, op: Op, given: Given) -> Value:
 
 def _depth_to_space(reader: Reader, op: Op, given: Given) -> Value:
     x, block = first(reader, given), int(op.attributes.get("blocksize", 1))
-    _, c, h, w = x.shape
-    inner = (
-        (block, block, c // block**2) if op.attributes.get("mode", "DCR") == "DCR" else (c // block**2, block, block)
-    )
-    y = reader.call("reshape", x, (-1, *inner, h, w))
-    dcr = inner[0] == block and op.attributes.get("mode", "DCR") == "DCR"
-    y = reader.call("permute", y, (0, 3, 4, 1, 5, 2) if dcr else (0, 1, 4, 2, 5, 3))
-    return reader.call("reshape", y, (-1, c // block**2, h * block, w * block))
+    _, channels, height, width = x.shape
+    inner, depth_first = channels // block**2, op.attributes.get("mode", "DCR") == "DCR"
+    parts = (block, block, inner) if depth_first else (inner, block, block)
+    y = reader.call("reshape", x, (-1, *parts, height, width))
+    y = reader.call("permute", y, (0, 3, 4, 1, 5, 2) if depth_first else (0, 1, 4, 2, 5, 3))
+    return reader.call("reshape", y, (-1, inner, height * block, width * block))
 
 
 # -- numbers and shapes ------------------------------------------------------------------------------------

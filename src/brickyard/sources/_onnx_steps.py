@@ -407,6 +407,11 @@ def _reduce(target: str) -> Convert:
             return reader.call("neg", reader.call("amax", reader.call("neg", x), dims, keep))
         if target == "square_sum":
             return reader.call("sum", reader.call("square", x), dims, keep)
+        if target == "log_sum_exp":
+            most = reader.call("amax", x, dims, True)
+            parts = reader.call("exp", reader.call("sub", x, most))
+            found = reader.call("add", reader.call("log", reader.call("sum", parts, dims, True)), most)
+            return found if keep else reader.call("sum", found, dims, False)
         if target == "norm":
             return reader.call("sqrt", reader.call("sum", reader.call("square", x), dims, keep))
         return reader.call(target, x, dims, keep)
@@ -469,5 +474,6 @@ STEPS: dict[str, Convert] = {
     "ReduceMax": _reduce("amax"),
     "ReduceMin": _reduce("amin"),
     "ReduceL2": _reduce("norm"),
+    "ReduceLogSumExp": _reduce("log_sum_exp"),
     "ReduceSumSquare": _reduce("square_sum"),
 }
