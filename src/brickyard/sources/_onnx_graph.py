@@ -107,6 +107,7 @@ class Reader:
         self.source: dict[str, Value] = {}  # by step: the value that it works on, where a later one may undo it
         self.orders: dict[str, list[int]] = {}  # by step: in which order it takes the dimensions
         self.scaled: dict[str, Value] = {}  # by step that scales images to 0..255: the images in [0, 1]
+        self.inner: dict[str, int] = {}  # by step: entries of the batch's dimension that lie before the batch
         self.done: set[str] = set()  # outputs of operators that an earlier one took in
         self._held: dict[tuple[str, int], str] = {}
         self._sized: dict[int, Ref] = {}
@@ -174,7 +175,7 @@ class Reader:
         node_args, node_kwargs = self._placed((args, kwargs), number)
         name = self._fresh(self._op.kind if self._op else target)
         self.nodes.append(Node(name, "function", target, node_args, node_kwargs))
-        return Value((worlds[0], worlds[1]), name)
+        return self._laid_out(Value((worlds[0], worlds[1]), name), every)
 
     def compute(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Value:
         """Compute what depends on no image, in both batches unless it is a constant."""
@@ -231,7 +232,16 @@ class Reader:
             self.layers[self._shared[key]] = layer.requires_grad_(False).eval()
         name = self._fresh(kind)
         self.nodes.append(Node(name, "layer", self._shared[key], (Ref(x.step),)))
-        return Value((worlds[0], worlds[1]), name)
+        return self._laid_out(Value((worlds[0], worlds[1]), name), [x])
+
+    def _laid_out(self, value: Value, given: Sequence[Value]) -> Value:
+        """Note where the batch lies within a dimension: where it lay before, if that has kept its size."""
+        for item in given:
+            if item.step in self.inner and [value.shape[d] for d in value.by_batch] == [
+                item.shape[d] for d in item.by_batch
+            ]:
+                self.inner[value.step] = self.inner[item.step]
+        return value
 
     def number(self, value: Value | None, what: str) -> float:
         """The one number that a value holds."""

@@ -55,7 +55,7 @@ def _reshape(reader: Reader, op: Op, given: Given) -> Value:
         goals.append(_filled(sizes, x.worlds[world].numel()))
     if goals[0] is not None and goals[1] is not None:
         return shaped(reader, x, (goals[0], goals[1]))
-    return shaped(reader, x, _opened(reader, x, target.worlds[0].tolist(), keep))
+    return _opened(reader, x, target.worlds[0].tolist(), keep)
 
 
 def _filled(sizes: list[int], numbers: int) -> list[int] | None:
@@ -68,30 +68,50 @@ def _filled(sizes: list[int], numbers: int) -> list[int] | None:
     return sizes if rest == numbers else None
 
 
-def _opened(reader: Reader, x: Value, target: list[int], keep: bool) -> tuple[list[int], list[int]]:
-    """Sizes of a file that fixes its batch, for any number of images.
+def _opened(reader: Reader, x: Value, target: list[int], keep: bool) -> Value:
+    """View a value of a file that fixes its batch in sizes that hold it, for any number of images.
 
-    The batch of the value lies behind some number of other entries; it stays at that place.
+    The batch lies behind some number of other entries, and stays behind as many.
     """
-    count, place, resolved = reader.batch, None, None
+    count, found = reader.batch, None
     if len(x.by_batch) == 1 and x.shape[x.by_batch[0]] % BATCHES[0] == 0:
         dim = x.by_batch[0]
         own = [size // BATCHES[0] * count if d == dim else size for d, size in enumerate(x.shape)]
         sizes = [own[d] if size == 0 and keep and d < len(own) else int(size) for d, size in enumerate(target)]
         resolved = _filled(sizes, volume(own))
-        before = volume(x.shape[:dim])
-        places = [d for d, size in enumerate(resolved or []) if volume((resolved or [])[:d]) == before]
-        fitting = [d for d in places if resolved is not None and resolved[d] % count == 0]
-        place = next((d for d in fitting if resolved is not None and resolved[d] == own[dim]), None)
-        place = fitting[0] if place is None and fitting else place
-    if place is None or resolved is None:
+        before = volume(x.shape[:dim]) * reader.inner.get(x.step, 1)
+        found = None if resolved is None else _place(resolved, before, count, len(resolved) < x.ndim)
+    if found is None or resolved is None:
         reader.refuse(
             f"gives {x.shape} for {BATCHES[0]} images the shape {tuple(target)}, which holds the size of one batch and "
             "cannot be opened; export the model with a dynamic batch",
             "trace-batch",
         )
+    place, inner = found
     goals = [[s // count * b if d == place else s for d, s in enumerate(resolved)] for b in BATCHES]
-    return goals[0], goals[1]
+    value = shaped(reader, x, (goals[0], goals[1]))
+    if inner > 1:
+        reader.inner[value.step] = inner
+    return value
+
+
+def _place(sizes: list[int], before: int, count: int, fewer: bool) -> tuple[int, int] | None:
+    """Which of some sizes holds the batch, and how many entries of it come before the batch.
+
+    Args:
+        sizes: The sizes for the batch of the file.
+        before: How many entries lie before the batch.
+        count: The batch of the file.
+        fewer: Whether dimensions were joined, so that one may end in the batch rather than start with it.
+    """
+    starts = [d for d, size in enumerate(sizes) if volume(sizes[:d]) == before and size % count == 0]
+    alone = next((d for d in starts if sizes[d] == count), None)
+    if alone is not None:
+        return alone, 1
+    last = next((d for d, size in enumerate(sizes) if volume(sizes[: d + 1]) == before * count), None)
+    if last is not None and before > 1 and (fewer or not starts) and sizes[last] % count == 0:
+        return last, sizes[last] // count
+    return (starts[0], 1) if starts else None
 
 
 def _flatten(reader: Reader, op: Op, given: Given) -> Value:
@@ -155,9 +175,9 @@ def _expand(reader: Reader, op: Op, given: Given) -> Value:
         return kept[0] if same else Value((kept[0].worlds[0], kept[1].worlds[0]), "", x.name)
     if list(x.shape) == goals[0]:
         return x
-    kept = {d for d in x.by_batch if len(goals[0]) == x.ndim}
+    own_batch = {d for d in x.by_batch if len(goals[0]) == x.ndim}
     pairs = enumerate(zip(*goals, strict=True))
-    sizes_ = [-1 if d in kept else pair[0] if pair[0] == pair[1] else _by_batch(*pair) for d, pair in pairs]
+    sizes_ = [-1 if d in own_batch else pair[0] if pair[0] == pair[1] else _by_batch(*pair) for d, pair in pairs]
     return reader.call("expand", x, tuple(sizes_))
 
 
@@ -261,9 +281,8 @@ def _gather(reader: Reader, op: Op, given: Given) -> Value:
         def take(value: Tensor, where: Tensor) -> Tensor:
             where = where.to(torch.int64)
             index = torch.where(where < 0, where + value.shape[dim], where)
-            return value.index_select(dim, index.reshape(-1)).reshape(
-                *value.shape[:dim], *where.shape, *value.shape[dim + 1 :]
-            )
+            sizes = (*value.shape[:dim], *where.shape, *value.shape[dim + 1 :])
+            return value.index_select(dim, index.reshape(-1)).reshape(sizes)
 
         return reader.compute(take, x, places)
     if not places.known:
