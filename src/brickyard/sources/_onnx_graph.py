@@ -114,6 +114,8 @@ class Reader:
         self._shared: dict[str, str] = {}
         self._alive: list[Any] = []  # what keys name by identity
         self._counts: Counter[str] = Counter()
+        self._names: set[str] = set()  # of layers and tensors
+        self._within: set[str] = set()  # the groups that they lie in
         self._op: Op | None = None
         empty = tuple(torch.empty(batch, *shape, dtype=dtype, device="meta") for batch in BATCHES)
         self.images = Value((empty[0], empty[1]), "images", file.images.name)
@@ -356,17 +358,16 @@ class Reader:
         parts = [_PLAIN.sub("_", part).strip("_") for part in wanted.split(".")]
         parts = [f"n{part}" if part in ("weight", "bias") else part for part in parts if part][-16:]
         op = self._op.kind.lower() if self._op is not None else "step"
-        name = base = ".".join(parts)[:200] or ".".join(otherwise) or op
-        number = 1
-        while self._taken(name):
-            number += 1
-            name = f"{base}_{number}"
+        base = ".".join(parts)[:200].strip(".") or ".".join(otherwise) or op
+        if any(group in self._names for group in _groups(base)):  # it would lie within a layer or a tensor
+            base = base.replace(".", "_")
+        name = base
+        while name in self._names or name in self._within:
+            self._counts[f"{base} "] += 1
+            name = f"{base}_{self._counts[f'{base} '] + 1}"
+        self._names.add(name)
+        self._within.update(_groups(name))
         return name
-
-    def _taken(self, name: str) -> bool:
-        """Whether a name is that of a layer, a tensor or a group, or lies within a layer or a tensor."""
-        every = (*self.layers, *self.tensors)
-        return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in every)
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -382,6 +383,12 @@ class Reader:
         layers = {name: layer for name, layer in self.layers.items() if name in used}
         tensors = {name: value for name, value in self.tensors.items() if name in used}
         return Network(kept[::-1], layers, tensors).eval()
+
+
+def _groups(name: str) -> list[str]:
+    """The dotted names that a dotted name lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def scoped(name: str) -> str:
