@@ -73,7 +73,7 @@ def vision(name: str) -> nn.Module:
 
 
 NETWORKS = [  # name, size of the images, exporter, whether the batch is fixed
-    ("resnet18", 32, True, False),
+    ("squeezenet1_1", 32, True, True),
     ("shufflenet_v2_x0_5", 32, False, True),
     ("squeezenet1_1", 32, False, False),
     ("vit", 32, False, True),
@@ -84,7 +84,7 @@ NETWORKS = [  # name, size of the images, exporter, whether the batch is fixed
             ("mobilenet_v2", 32, True, False),
             ("mobilenet_v3_small", 32, True, True),
             ("shufflenet_v2_x0_5", 32, True, False),
-            ("squeezenet1_1", 32, True, True),
+            ("resnet18", 32, True, False),
             ("densenet121", 32, True, False),
             ("densenet121", 32, False, True),
             ("googlenet", 64, True, False),
@@ -122,10 +122,12 @@ def test_a_network_is_read_cut_and_saved_as_the_module_that_it_was_made_from(
 
     network.float()
     relevance = by.locate(network, (torch.rand(12, 3, size, size), torch.arange(12) % 4))
-    part = by.disassemble(network, relevance, ["1", "3"], budget=by.Budget(flops=0.6))
+    budget = by.Budget(flops=0.8 if name == "vit" else 0.6)
+    quick = {} if name == "resnet18" else {"select": "l1", "heal": "none"}
+    part = by.disassemble(network, relevance, task=["1", "3"], budget=budget, **quick)
     again = by.load(part.save(tmp_path / "part.safetensors"))
     assert torch.equal(again.logits(x), part.logits(x))
-    assert again.manifest.cost.flops < 0.62 if hasattr(again.manifest, "cost") else True
+    assert sum(value.numel() for value in part.parameters()) < sum(value.numel() for value in network.parameters())
 
 
 def test_layers_have_the_names_that_they_have_in_torch(tmp_path) -> None:
@@ -163,7 +165,7 @@ WAYS = [
 def test_an_export_of_a_component_is_a_source_again(make, how, dtype, reject, tmp_path) -> None:
     data = torch.rand(32, 3, 8, 8), torch.arange(32) % 4
     model = make()
-    part = by.disassemble(model, by.locate(model, data, preprocessing=how), ["1", "3"], reject=reject)
+    part = by.disassemble(model, by.locate(model, data, preprocessing=how), task=["1", "3"], reject=reject)
     export_onnx(part, tmp_path / "part.onnx", dtype=dtype)
     source = load_source(tmp_path / "part.onnx")
     assert source.classes == ("1", "3", *(["(none of these)"] if reject else []))
@@ -282,18 +284,21 @@ def clips(b: Built) -> None:
 
 
 def activations(b: Built) -> None:
-    b.conv(8, 3)
-    for kind, attributes in [
-        ("LeakyRelu", {"alpha": 0.2}),
-        *(("HardSigmoid", {"alpha": 1 / 6}), ("HardSigmoid", {}), ("HardSwish", {}), ("Softplus", {})),
-        *(("Elu", {"alpha": 0.7}), ("Selu", {}), ("Celu", {"alpha": 0.8}), ("Softsign", {}), ("Tanh", {})),
-        *(("Sigmoid", {}), ("Erf", {}), ("Exp", {}), ("Abs", {}), ("Sqrt", {}), ("Log", {}), ("Neg", {})),
-        *(("Sin", {}), ("Cos", {}), ("Reciprocal", {})),
-    ]:
-        b.add(kind, **attributes)
-    b.conv(8, 8)
-    b.add("PRelu", b.weight(8, 1, 1))
-    b.add("PRelu", b.weight(1))
+    value = b.conv(8, 3)
+    b.add("Abs")
+    positive = b.add("Add", b.weight(value=np.float32(0.2)))
+    found = [
+        b.add(kind, on=value, **attributes)
+        for kind, attributes in [
+            *(("LeakyRelu", {"alpha": 0.2}), ("HardSigmoid", {"alpha": 1 / 6}), ("HardSigmoid", {}), ("HardSwish", {})),
+            *(("Softplus", {}), ("Elu", {"alpha": 0.7}), ("Selu", {}), ("Celu", {"alpha": 0.8}), ("Softsign", {})),
+            *(("Tanh", {}), ("Sigmoid", {}), ("Erf", {}), ("Exp", {}), ("Neg", {}), ("Sin", {}), ("Cos", {})),
+            *(("Mish", {}), ("Gelu", {}), ("Gelu", {"approximate": "tanh"})),
+        ]
+    ]
+    found += [b.add(kind, on=positive) for kind in ("Sqrt", "Log", "Reciprocal")]
+    found += [b.add("PRelu", b.weight(*shape), on=value) for shape in ((8, 1, 1), (1,), (1, 14, 14))]
+    b.add("Sum", *found, on=value)
     b.conv(6, 8)
 
 
@@ -391,7 +396,7 @@ def sums(b: Built) -> None:
         b.add("ReduceLogSumExp", on=value, axes=[2, 3]),
         b.add("GlobalMaxPool", on=value),
     ]
-    b.add("Softmax", on=gates[0], axis=1)
+    b.add("Sigmoid", on=gates[0])
     for gate in gates[1:]:
         b.add("Add", gate)
     b.add("Mul", value)
@@ -419,7 +424,7 @@ FORMS: dict[str, Callable[[Built], None]] = {
 def test_operators_compute_what_onnx_runtime_computes(form, batch, tmp_path) -> None:
     if form in ("static shapes", "resized") and batch != 1:
         pytest.skip("the form fixes its batch")
-    built = Built((batch, *SIZE))
+    built = Built((batch, *SIZE), opset=20 if form == "activations" else 13)
     FORMS[form](built)
     path = built.head(6).save(tmp_path / "m.onnx")
     source = load_source(path)
@@ -516,7 +521,7 @@ def test_other_floating_point_types(kind, tmp_path, capsys) -> None:
     assert {value.dtype for value in source.model.parameters()} == {wanted}
     assert ("not compared" in capsys.readouterr().err) == (kind is np.float64)  # the runtime has no such convolution
     relevance = by.locate(source.model, (torch.rand(8, *SIZE).to(wanted), torch.arange(8) % 4))
-    assert by.disassemble(source.model, relevance, ["1", "3"]).classes == ("1", "3")
+    assert by.disassemble(source.model, relevance, task=["1", "3"]).classes == ("1", "3")
 
 
 def test_layers_that_share_weights_share_their_axis(tmp_path) -> None:

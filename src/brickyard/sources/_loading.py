@@ -99,7 +99,8 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    tensors, said = ({}, None) if weights is None else read_weights(Path(weights), averaged=averaged)
+    without = weights is None or _onnx.is_onnx(spec)
+    tensors, said = ({}, None) if without else read_weights(Path(weights or ""), averaged=averaged)
     text = said or SourceText(arch="auto")
     names = ordered_names(classes) or text.classes
     kind, colon, rest = spec.partition(":")
