@@ -258,7 +258,8 @@ class Reader:
         return [int(item) for item in value.worlds[0].reshape(-1)]
 
     def _fresh(self, kind: str) -> str:
-        name = f"{kind.lower()}_{self._counts[kind]}"
+        kind = kind.lower()  # an operator and a layer may differ in capitals alone
+        name = f"{kind}_{self._counts[kind]}"
         self._counts[kind] += 1
         return name
 
