@@ -99,8 +99,8 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    without = weights is None or _onnx.is_onnx(spec)
-    tensors, said = ({}, None) if without else read_weights(Path(weights or ""), averaged=averaged)
+    beside = None if _onnx.is_onnx(spec) else weights  # an ONNX file holds its own
+    tensors, said = ({}, None) if beside is None else read_weights(Path(beside), averaged=averaged)
     text = said or SourceText(arch="auto")
     names = ordered_names(classes) or text.classes
     kind, colon, rest = spec.partition(":")
