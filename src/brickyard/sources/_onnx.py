@@ -167,7 +167,7 @@ def _usual(file: OnnxFile) -> tuple[int, int] | None:
         part = json.loads(file.metadata.get("brickyard", ""))["parts"][0]
         height, width = part["preprocessing"].get("size") or part["input_shape"][1:]
         found = int(height), int(width)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     return found if min(found) > 0 else None
 
@@ -263,7 +263,7 @@ def _names_in(text: str) -> list[str]:
         pairs = re.findall(r"(\d{1,6})\s*:\s*(?:'([^']*)'|\"([^\"]*)\")", text) if text.startswith("{") else []
         found = {number: one or other for number, one, other in pairs} or text
     if isinstance(found, dict):
-        keys = sorted((key for key in found if str(key).isdecimal()), key=int)
+        keys = sorted((key for key in found if len(key) < 7 and key.isdecimal()), key=int)
         numbered = [int(key) for key in keys] == list(range(len(found)))
         found = [found[key] for key in keys] if numbered else []
     if isinstance(found, str):
@@ -331,11 +331,23 @@ def _check_against_runtime(
     )
 
 
+def _only(file: OnnxFile, port: Port) -> bytes:
+    """The file with what was read of it alone: nothing else of it is run."""
+    graph = file.proto.graph
+    kept = [value.SerializeToString() for value in graph.output if value.name == port.name]
+    del graph.output[:]
+    for content in kept:
+        graph.output.add().ParseFromString(content)
+    found: bytes = file.proto.SerializeToString()
+    return found
+
+
 def _run_file(runtime: Any, file: OnnxFile, port: Port, images: Tensor) -> Tensor:
     """The output of ONNX Runtime, in the batches that the file takes."""
     options = runtime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    content = str(file.path) if file.external else file.path.read_bytes()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = str(file.path) if file.external else _only(file, port)
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     numbers = images.numpy().astype("float16") if file.images.type == 10 else images.numpy()
     fixed = (file.images.shape or (None,))[0]

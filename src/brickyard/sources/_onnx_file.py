@@ -85,7 +85,8 @@ class OnnxFile:
         outputs: The outputs that are floating point.
         metadata: What the file says of itself, by key.
         external: Whether weights lie in files beside it.
-        half: Whether weights are float16.
+        half: Whether weights or values are float16.
+        proto: The same as `onnx` has it, with these operators alone.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class OnnxFile:
     metadata: Mapping[str, str]
     external: bool
     half: bool
+    proto: Any
 
 
 def open_onnx(path: Path, known: Collection[str]) -> OnnxFile:
@@ -132,7 +134,11 @@ def open_onnx(path: Path, known: Collection[str]) -> OnnxFile:
         for node in needed
     )
     metadata = {item.key: item.value for item in proto.metadata_props}
-    return OnnxFile(path, opset, ops, weights, images, outputs, metadata, bool(reader.files), reader.half)
+    half = reader.half or any(op.kind == "Cast" and op.attributes.get("to") == 10 for op in ops)
+    kept = [type(node).FromString(node.SerializeToString()) for node in needed]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    return OnnxFile(path, opset, ops, weights, images, outputs, metadata, bool(reader.files), half, proto)
 
 
 def _parsed(path: Path) -> Any:
@@ -395,6 +401,10 @@ def _attribute(item: Any, reader: _Tensors) -> Any:
     return None if read is None else read()
 
 
-def consumers(ops: tuple[Op, ...]) -> Counter[str]:
-    """How often each value is used."""
-    return Counter(name for op in ops for name in op.inputs if name)
+def users(ops: tuple[Op, ...]) -> dict[str, list[Op]]:
+    """The operators that use each value."""
+    found: dict[str, list[Op]] = {}
+    for op in ops:
+        for name in op.inputs:
+            found.setdefault(name, []).append(op)
+    return found

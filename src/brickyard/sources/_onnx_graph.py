@@ -24,11 +24,12 @@ from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer
 from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.network._torch_private import store, stored
-from brickyard.sources._onnx_file import OnnxFile, Op, consumers
+from brickyard.sources._onnx_file import OnnxFile, Op, users
 
 BATCHES = (2, 3)
 MAX_KNOWN = 1 << 26  # numbers in one value that is computed while reading
 MAX_STEPS = 1 << 13
+MAX_PLACES = 1 << 16
 _PLAIN = re.compile(r"[^0-9A-Za-z_]+")
 _PARTS = (".weight", ".bias", ".running_mean", ".running_var")
 
@@ -91,28 +92,29 @@ class Reader:
     Attributes:
         values: What is known by now, by name in the file.
         batch: The number of images that the file fixes; 1 where it leaves it open.
-        uses: How often each value is used.
-        ops: The operators by the first of their outputs.
+        uses: The operators that use each value.
+        inner: By step: how many entries of the batch's dimension lie before the batch.
     """
 
     def __init__(self, file: OnnxFile, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         self.file, self.dtype = file, dtype
         self.batch = (file.images.shape or (None,))[0] or 1
         self.values: dict[str, Value] = {name: constant(value, name) for name, value in file.weights.items()}
-        self.uses = consumers(file.ops)
-        self.uses.update(port.name for port in file.outputs)
+        self.uses = users(file.ops)
         self.nodes: list[Node] = [Node("images", "input")]
         self.layers: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}
         self.source: dict[str, Value] = {}  # by step: the value that it works on, where a later one may undo it
         self.orders: dict[str, list[int]] = {}  # by step: in which order it takes the dimensions
         self.scaled: dict[str, Value] = {}  # by step that scales images to 0..255: the images in [0, 1]
-        self.inner: dict[str, int] = {}  # by step: entries of the batch's dimension that lie before the batch
+        self.inner: dict[str, int] = {}
         self.done: set[str] = set()  # outputs of operators that an earlier one took in
         self._held: dict[tuple[str, int], str] = {}
         self._sized: dict[int, Ref] = {}
         self._shared: dict[str, str] = {}
         self._alive: list[Any] = []  # what keys name by identity
+        self._computed = 0  # numbers that were computed while reading
+        self._most_computed = MAX_KNOWN + 8 * sum(value.numel() for value in file.weights.values())
         self._counts: Counter[str] = Counter()
         self._names: set[str] = set()  # of layers and tensors
         self._within: set[str] = set()  # the groups that they lie in
@@ -192,16 +194,15 @@ class Reader:
         return constant(first) if torch.equal(first, second) else Value((first, second))
 
     def _check_size(self, run: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Refuse a value that would not fit in memory, before it is made."""
-        most = sum(value.worlds[1].numel() for value in _values((args, kwargs)))
-        if most <= 1 << 10 and run not in _GROWING:
-            return
+        """Refuse a value that would not fit in memory, alone or with all others, before it is made."""
         try:
             made = run(*_bare(args), **_bare(kwargs)).numel()
         except Exception:  # it needs the numbers, and returns as many as it takes
-            made = most
-        if made > MAX_KNOWN:
-            self.refuse(f"makes {made:,} numbers; the limit is {MAX_KNOWN:,}", "file-too-costly")
+            made = sum(value.worlds[1].numel() for value in _values((args, kwargs)))
+        self._computed += made
+        if made > MAX_KNOWN or self._computed > self._most_computed:
+            most = MAX_KNOWN if made > MAX_KNOWN else self._most_computed
+            self.refuse(f"makes {max(made, self._computed):,} numbers; the limit is {most:,}", "file-too-costly")
 
     def layer(
         self, kind: str, x: Value, config: Mapping[str, Any], tensors: Mapping[str, Value | None], title: str = ""
@@ -250,6 +251,12 @@ class Reader:
         if value is None or not value.constant or value.worlds[0].numel() != 1:
             self.refuse(f"needs its {what} as a constant number")
         return float(value.worlds[0])
+
+    def places(self, count: int) -> list[int]:
+        """All places of a dimension of so many entries."""
+        if count > MAX_PLACES:
+            self.refuse(f"orders {count:,} entries; the limit is {MAX_PLACES:,}", "file-too-costly")
+        return list(range(count))
 
     def integers(self, value: Value | None, what: str) -> list[int]:
         """The whole numbers that a constant holds."""
@@ -401,9 +408,6 @@ def scoped(name: str) -> str:
         else:
             whole.append(part)
     return ".".join(whole) or name
-
-
-_GROWING: set[Callable[..., Any]] = {torch.Tensor.expand, torch.Tensor.repeat, torch.full, torch.arange}
 
 
 def _values(value: Any) -> list[Value]:

@@ -248,7 +248,7 @@ def _slice(reader: Reader, op: Op, given: Given) -> Value:
                 continue
             reader.refuse("takes some of the images of a batch", "trace-batch")
         if step < 0:
-            places = list(range(size))[slice(start, end if end > -_FAR else None, step)]
+            places = reader.places(size)[slice(start, end if end > -_FAR else None, step)]
             x = _chosen(reader, x, dim, places)
             continue
         begin, stop, _ = slice(start, end, step).indices(size)
@@ -267,7 +267,7 @@ def _ints(reader: Reader, given: Given, place: int, x: Value) -> list[int]:
 
 def _chosen(reader: Reader, x: Value, dim: int, places: list[int]) -> Value:
     """Some entries of a dimension, in an order."""
-    if places == list(range(x.shape[dim])):
+    if places == reader.places(x.shape[dim]):
         return x
     return reader.call("take", x, dim, places)
 

@@ -164,8 +164,8 @@ def _matmul(reader: Reader, op: Op, given: Given) -> Value:
 def _added(reader: Reader, op: Op, width: int) -> tuple[Value | None, str]:
     """The vector that is added to a product and to nothing else, and the sum's name."""
     product = op.outputs[0]
-    after = [other for other in reader.file.ops if product in other.inputs]
-    if reader.uses[product] != 1 or not after or after[0].kind != "Add":
+    after = reader.uses.get(product, [])
+    if len(after) != 1 or after[0].kind != "Add" or product in (port.name for port in reader.file.outputs):
         return None, ""
     other = next((name for name in after[0].inputs if name != product), "")
     value = reader.values.get(other)
@@ -371,7 +371,8 @@ def _pool(reader: Reader, op: Op, given: Given) -> Value:
     y = call(padded(reader, x, pads))
     if zeros:
         return y
-    ones = constant(torch.ones(1, 1, *x.shape[2:], dtype=reader.dtype))
+    one = constant(torch.ones((), dtype=reader.dtype))
+    ones = reader.compute(torch.Tensor.expand, one, (1, 1, *x.shape[2:]))
     return reader.call("truediv", y, call(padded(reader, ones, pads)))
 
 
