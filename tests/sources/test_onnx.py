@@ -69,7 +69,11 @@ def vision(name: str) -> nn.Module:
         sizes = {"image_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}
         return randomised(models.VisionTransformer(**sizes, num_classes=4))
     more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    return randomised(models.get_model(name, weights=None, num_classes=4, **more))
+    model = randomised(models.get_model(name, weights=None, num_classes=4, **more))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.mul_(2)  # or the answers of a deep network would not depend on its images
+    return model
 
 
 NETWORKS = [  # name, size of the images, exporter, whether the batch is fixed
@@ -108,10 +112,10 @@ def test_a_network_is_read_cut_and_saved_as_the_module_that_it_was_made_from(
     x = torch.rand(3, 3, size, size)
     assert (source.name, source.input_shape, source.classes) == (name, (3, size, size), ("0", "1", "2", "3"))
     with torch.no_grad():
-        assert relative(source.model(x), model(x)) < 1e-5
+        assert relative(source.model(x), model(x)) < 1e-4
         network, wide = source.model.double(), model.double()
-        assert relative(network(x.double()), wide(x.double())) < 1e-5
-        assert relative(network(x.double().flip(0)), wide(x.double())) > 1e-5
+        assert relative(network(x.double()), wide(x.double())) < 1e-4  # batch norms are folded in float32
+        assert relative(network(x.double().flip(0)), wide(x.double())) > 1e-3
 
     graph, own = trace(network, x.double()), trace(wide, x.double())
     assert graph.free_share == pytest.approx(own.free_share, abs=1e-3)
@@ -843,6 +847,15 @@ def test_a_network_that_was_read_wrongly_is_refused(tmp_path, monkeypatch) -> No
     monkeypatch.setitem(_onnx._KINDS, "Relu", _onnx._KINDS["Sigmoid"])
     with refused("trace-mismatch", "ONNX Runtime"):
         load_source(tmp_path / "m.onnx")
+
+
+def test_a_comparison_that_shows_little_is_told(tmp_path, capsys) -> None:
+    for scale, told in ((1, False), (1e-8, True)):
+        b = Built()
+        plain(b)
+        b.add("Mul", b.weight(value=np.float32(scale)))
+        load_source(b.head(6).save(tmp_path / "m.onnx"))
+        assert ("hardly depend" in capsys.readouterr().err) == told
 
 
 def test_without_the_runtime_the_check_is_left_out_and_that_is_said(tmp_path, monkeypatch, capsys) -> None:
