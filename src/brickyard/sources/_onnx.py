@@ -5,6 +5,7 @@ What was read is then compared with ONNX Runtime on two images, so that a differ
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -326,12 +327,17 @@ def _check_against_runtime(
     found = _answers(network, images.to(_dtype(file)) / 255, file.path).double()
     expected = as_rows(expected).double()
     if expected.shape == found.shape and bool((expected.isfinite() == found.isfinite()).all()):
-        error_ = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-        if error_ <= (HALF_TOLERANCE if file.half else TOLERANCE):
+        unit = expected.abs().max().clamp_min(1e-6)
+        error_ = float((found - expected).abs().max() / unit)
+        allowed = HALF_TOLERANCE if file.half else TOLERANCE
+        if allowed < error_ < HALF_TOLERANCE:  # a network may turn the last digits of its numbers into more
+            wide = _answers(copy.deepcopy(network).double(), images.double() / 255, file.path)
+            allowed = max(allowed, 10 * float((found - wide).abs().max() / unit))
+        if error_ <= allowed:
             if float((expected[0] - expected[1]).abs().max()) <= TOLERANCE * float(expected.abs().max()):
                 say(f"{file.path.name}: its outputs hardly depend on random images, so comparing them shows little")
             return
-        how = f"by {error_:.1e} of the largest output; {HALF_TOLERANCE if file.half else TOLERANCE:.0e} is allowed"
+        how = f"by {error_:.1e} of the largest output; {allowed:.0e} is allowed"
     else:
         how = f"in shape: {tuple(found.shape)} for {tuple(expected.shape)}, or in what is finite"
     raise TraceError(
