@@ -48,7 +48,9 @@ def kept(graph, share: float = 0.7) -> dict[str, Tensor]:
 # -- networks of torchvision -------------------------------------------------------------------------------
 
 
-def exported(model: nn.Module, path: Path, size: int, *, dynamo: bool, static: bool = False) -> Path:
+def exported(
+    model: nn.Module, path: Path, size: int, *, dynamo: bool, static: bool = False, opset: int | None = None
+) -> Path:
     images, named = torch.rand(1 if static else 2, 3, size, size), {"input_names": ["x"], "output_names": ["y"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +61,7 @@ def exported(model: nn.Module, path: Path, size: int, *, dynamo: bool, static: b
             )
         else:
             open_batch = {} if static else {"dynamic_axes": {"x": {0: "batch"}}}
-            torch.onnx.export(model, (images,), path, dynamo=False, **named, **open_batch)
+            torch.onnx.export(model, (images,), path, dynamo=False, opset_version=opset, **named, **open_batch)
     return path
 
 
@@ -132,6 +134,16 @@ def test_a_network_is_read_cut_and_saved_as_the_module_that_it_was_made_from(
     again = by.load(part.save(tmp_path / "part.safetensors"))
     assert torch.equal(again.logits(x), part.logits(x))
     assert sum(value.numel() for value in part.parameters()) < sum(value.numel() for value in network.parameters())
+
+
+def test_a_layer_norm_of_an_old_file_is_one_layer(tmp_path) -> None:
+    model, x = vision("vit"), torch.rand(3, 3, 32, 32)
+    source = load_source(exported(model, tmp_path / "old.onnx", 32, dynamo=False, opset=14))
+    kinds = [type(source.model.layer(name)).__name__ for name in source.model.layer_names]
+    assert kinds.count("LayerNorm") == sum(isinstance(module, nn.LayerNorm) for module in model.modules())
+    assert relative(source.model(x), model(x)) < 1e-5
+    assert trace(source.model, x).free_share == pytest.approx(trace(model, x).free_share, abs=1e-3)
+    assert "encoder.layers.encoder_layer_0.ln_1" in source.model.layer_names
 
 
 def test_layers_have_the_names_that_they_have_in_torch(tmp_path) -> None:

@@ -93,6 +93,7 @@ class Reader:
         values: What is known by now, by name in the file.
         batch: The number of images that the file fixes; 1 where it leaves it open.
         uses: The operators that use each value.
+        makers: The operator that computes each value.
         inner: By step: how many entries of the batch's dimension lie before the batch.
     """
 
@@ -101,6 +102,7 @@ class Reader:
         self.batch = (file.images.shape or (None,))[0] or 1
         self.values: dict[str, Value] = {name: constant(value, name) for name, value in file.weights.items()}
         self.uses = users(file.ops)
+        self.makers = {name: op for op in file.ops for name in op.outputs}
         self.nodes: list[Node] = [Node("images", "input")]
         self.layers: dict[str, nn.Module] = {}
         self.tensors: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ import torch
 
 from brickyard.sources._onnx_file import Op
 from brickyard.sources._onnx_graph import Reader, Value, constant, volume
+from brickyard.sources._onnx_patterns import layer_norm
 
 Given = list[Value | None]
 Convert = Callable[[Reader, Op, Given], Value | list[Value]]
@@ -398,6 +399,9 @@ def _reduce(target: str) -> Convert:
         x = first(reader, given)
         dims = axes_of(reader, op, given, x.ndim)
         keep = bool(op.attributes.get("keepdims", 1))
+        norm = layer_norm(reader, op, x) if dims == [x.ndim - 1] else None
+        if norm is not None:
+            return norm
         if dims is None:
             if op.attributes.get("noop_with_empty_axes"):
                 return x
