@@ -331,6 +331,8 @@ def _trace(model: nn.Module, example: Tensor, path: Path) -> Draft:
 
 
 def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
+    if type(model) is Network and not hooked(model):
+        return _as_draft(model, example)
     tracer = _Tracer()
     try:
         draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines, path)
@@ -353,6 +355,14 @@ def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
         if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
             return exported
     return draft
+
+
+def _as_draft(network: Network, example: Tensor) -> Draft:
+    """Take a network's own steps: it is data already."""
+    layers = {name: shared_layer(network.layer(name)) for name in network.layer_names}
+    tensors = {name: _attribute(network, name, "") for name in network.tensor_names}
+    foreign = {name: _own_copy(call) if isinstance(call, nn.Module) else call for name, call in network.foreign.items()}
+    return Draft(list(network.nodes), layers, tensors, foreign, example)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
 
 SOURCE_HELP = (
-    "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:function, or a source file (.safetensors)."
+    "zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:function, model.onnx, or a source file "
+    "(.safetensors)."
 )
 DATA_HELP = (
     "digits, an image folder, a table of paths (.csv, .json), arrays (.npz), .parquet or IDX files; append "

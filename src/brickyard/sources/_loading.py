@@ -1,4 +1,4 @@
-"""Sources by a short text: a zoo, torchvision or timm name, a file of weights, or a function of the user's."""
+"""Sources by a short text: a name of a library's, a file of weights or of ONNX, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
+from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import (
     Built,
@@ -83,8 +84,8 @@ def load_source(
     Args:
         spec: `zoo:NAME`, `zoo:NAME?width=0.25&classes=100`, `torchvision:NAME`, `timm:NAME` (both with options such as
             `?num_classes=7`), `hf:FOLDER` or `hf:ID` (an image classifier of transformers),
-            `path/to/file.py:function` (your own code, run as it is), or the path of a `.safetensors` file that
-            `save_source` or `brickyard train` wrote.
+            `path/to/file.py:function` (your own code, run as it is), the path of an `.onnx` file, or that of a
+            `.safetensors` file that `save_source` or `brickyard train` wrote.
         weights: A `.safetensors` file, or `.pt`, `.pth` or `.bin` (read with weights_only). For torchvision and timm
             also "DEFAULT", or a name such as "IMAGENET1K_V2": the library's own weights, from its cache or downloaded.
         classes: Class names; default: what the weights say, else "0", "1", ...
@@ -113,7 +114,8 @@ def load_source(
         weights, spec = weights or spec, "zoo:auto"
     kind = _kind(spec)
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
-    tensors, said = ({}, None) if weights is None or own else read_weights(Path(weights), averaged=averaged)
+    inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
+    tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
     text = said or SourceText(arch="auto")
     asked = _Asked(
         spec, weights, own, tensors, said, ordered_names(classes) or text.classes, preprocessing, random_weights
@@ -168,12 +170,14 @@ def _kind(spec: str) -> str:
     kind, colon, _ = spec.partition(":")
     if colon and kind in _KINDS:
         return kind
+    if _onnx.is_onnx(spec):
+        return "file.onnx"
     if ".py:" in spec:
         return "file.py"
     raise OptionError(
         "option-source-unknown",
         f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, "
-        "path/to/file.py:function, or a file that `brickyard train` wrote. The zoo has "
+        "path/to/file.py:function, an .onnx file, or a file that `brickyard train` wrote. The zoo has "
         f"{', '.join(zoo.available())}",
     )
 
@@ -267,11 +271,17 @@ def _file(asked: _Asked) -> _Found:
     return _Found(_own(asked.spec, asked.names), Path(asked.spec).name, Preprocessing(), trained=True)
 
 
+def _onnx_file(asked: _Asked) -> _Found:
+    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how)
+    return _Found(model, Path(asked.spec).stem, how, shape, names, trained=True)
+
+
 _KINDS: dict[str, Callable[[_Asked], _Found]] = {
     "zoo": _zoo,
     "torchvision": partial(_library, from_torchvision),
     "timm": partial(_library, from_timm),
     "hf": _transformers,
+    "file.onnx": _onnx_file,
     "file.py": _file,
 }
 
