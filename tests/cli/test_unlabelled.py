@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,12 @@ def test_a_component_is_cut_and_healed_with_them(place: Path) -> None:
         assert heal.others == int((labels > second).sum())
         assert part.manifest.agreement is not None
         assert "answers 100" not in str(part)
+    answered = json.loads(run("predict", place / "a.safetensors", place / "photos", "--json").stdout)["predictions"]
+    names = [entry["classes"][0]["name"] for entry in answered]
+    assert sorted(Path(entry["image"]).name for entry in answered) == [f"{k:02}.png" for k in range(60)]
+    assert names == by.load(place / "a.safetensors").predict([Path(entry["image"]) for entry in answered])
+    (place / "none").mkdir()
+    assert "no pictures" in run("predict", place / "a.safetensors", place / "none", code=1).stderr
 
 
 def test_what_does_not_go_together_is_refused(place: Path) -> None:

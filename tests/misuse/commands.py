@@ -189,7 +189,6 @@ COMMANDS: dict[str, Any] = {
     "an optimiser that is none": bad(f"{TUNE} --optimizer lion", "optimizer", "'lion'", "'adamw'"),
     "a picture for a component": bad("predict W/photo.png W/a.safetensors", "photo.png"),
     "a picture that is not there": bad("predict W/a.safetensors F/no.png", "no.png"),
-    "a folder for a picture, on the command line": bad("predict W/a.safetensors W/train", "train"),
     "a picture that is text": bad("predict W/a.safetensors F/x.jpg", "x.jpg", write=put("x.jpg", b"text")),
     "a giant picture": bad("predict W/a.safetensors F/x.png", "x.png", write=GIANT),
     "a name longer than names may be, of a picture": bad(f"predict W/a.safetensors {'x' * 300}", "xxx"),

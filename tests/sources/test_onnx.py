@@ -588,7 +588,7 @@ def test_weights_are_read_from_the_folder_of_the_file_alone(tmp_path) -> None:
         model.graph.initializer[0].data_location = 1
         model.graph.initializer[0].external_data.add(key="location", value=location)
         (inner / "m.onnx").write_bytes(model.SerializeToString())
-        with refused("file-path-invalid", "secret.data"):
+        with refused("file-path-invalid", location[:12]):  # a long one is cut
             load_source(inner / "m.onnx")
     (inner / "link.data").symlink_to(tmp_path / "secret.data")
     model.graph.initializer[0].external_data[0].value = "link.data"
