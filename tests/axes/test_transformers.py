@@ -80,6 +80,53 @@ def test_heads_of_a_vision_transformer_are_free() -> None:
     assert not any(node.target.startswith("aten") for node in trace(build("ViT"), X[:2]).network.nodes)
 
 
+class Expanded(nn.Module):
+    """Attention with heads beside the batch, (tokens, batch * heads, width), as torch's own is read."""
+
+    def __init__(self, keep: bool) -> None:
+        super().__init__()
+        self.patches, self.head, self.keep = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 4), keep
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        randomised(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patches(x).flatten(2).permute(2, 0, 1)  # (tokens, batch, 16)
+        batch = y.shape[1]
+        q, k, v = (z.reshape(16, batch * 4, 4).transpose(0, 1) for z in self.qkv(y).chunk(3, -1))
+        if self.keep:  # which no view follows
+            q = q * 1.5
+        q, k, v = (z.view(batch, 4, 16, 4) for z in (q, k, v))
+        z = nn.functional.scaled_dot_product_attention(q, k, v)
+        result: torch.Tensor = self.head(
+            self.out(z.permute(2, 0, 1, 3).reshape(16 * batch, 16)).view(16, batch, 16).mean(0)
+        )
+        return result
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_heads_beside_the_batch_are_free_where_they_are_only_moved(keep: bool) -> None:
+    model = Expanded(keep).double()
+    graph = trace(model, X[:2].double())
+    sizes = {axis.name: axis.size for axis in graph.free}
+    assert ("qkv" in sizes) != keep
+    assert sizes.get("qkv", 4) == 4
+    for count in (1, 3, 5):  # as many images as the example has, and others
+        x = X[:count].double()
+        keeps = {axis.name: torch.tensor([0, *range(2, axis.size)]) for axis in graph.free}
+        with torch.no_grad():
+            expected = zeroed_output(graph, keeps, x)
+            assert relative(cut(graph, keeps)(x), expected) < 1e-10
+            assert relative(expected, model(x)) > 1e-3
+
+
+def test_heads_of_torchvisions_vision_transformer_are_free() -> None:
+    vision = pytest.importorskip("torchvision.models.vision_transformer")
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 1, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 48}
+    graph = trace(randomised(vision.VisionTransformer(num_classes=4, **sizes)).eval(), X[:2])
+    free = {axis.name: axis.size for axis in graph.free}
+    assert free == {"encoder.layers.encoder_layer_0.self_attention": 4, "encoder.layers.encoder_layer_0.mlp.0": 48}
+
+
 class Masked(nn.Module):
     """Attention with a mask."""
 

@@ -40,6 +40,7 @@ from brickyard.axes._shapes import (
     leaves,
     letters,
     many,
+    only_moved,
     plain_slice,
     same_numbers,
     tensor_refs,
@@ -255,7 +256,8 @@ class Labeller:
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             found = None
             self._pin_all(node, f"{self.title(node)} has arguments that could not be followed")
-        if fits(found, self.shapes[node.name]) and not self._along_batch(found, node.name):
+        mixed = self._along_batch(found, node.name) and not only_moved(node.name, self.network.nodes)
+        if fits(found, self.shapes[node.name]) and not mixed:
             return found
         for labels in found if isinstance(found, tuple) else (found,):
             self.pin(labels, f"{self.title(node)} has channels that could not be followed")

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._atoms import Labels
-from brickyard.network._network import Node, Ref, map_refs
+from brickyard.network._network import Node, Ref, map_refs, refs
+
+VIEWS = ("view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten")
+
+
+def only_moved(name: str, nodes: Sequence[Node]) -> bool:
+    """Whether a value is only rearranged next, as heads beside the batch are that a view takes apart again."""
+    return all(node.op == "function" and node.target in VIEWS for node in nodes if name in refs(node))
 
 
 def fits(labels: Any, value: Any) -> bool:
