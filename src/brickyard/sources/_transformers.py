@@ -15,6 +15,7 @@ from brickyard.base._messages import first_line, told
 from brickyard.base._records import Preprocessing
 from brickyard.network._identity import names_of
 from brickyard.runtime._progress import say
+from brickyard.sources._libraries import seeded
 from brickyard.sources._signatures import foreign
 
 PATIENCE = 4.0  # seconds for the hub to answer
@@ -70,7 +71,8 @@ def from_transformers(
             )
         _check_complete(place, report)
     else:
-        model = kind.from_config(config)
+        with seeded():
+            model = kind.from_config(config)
     if getattr(config, "problem_type", None) == "multi_label_classification":
         say(f"hf:{place}: an image may belong to several of its classes; only the first is taken here, which "
             "outputs='several' of brickyard.locate changes")  # fmt: skip
