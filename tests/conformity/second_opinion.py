@@ -15,7 +15,7 @@ from torch import nn
 from brickyard.axes._graph import Graph
 from brickyard.surgery._join import cut
 
-PATIENCE = 600  # seconds
+PATIENCE = 120  # seconds; with more of them, one network has taken all memory of a machine with 24 GiB
 
 
 def compare(entry: models.Entry, model: nn.Module, graph: Graph) -> str:
