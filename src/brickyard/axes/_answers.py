@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -17,7 +17,6 @@ from brickyard.network._network import Network, Node, Ref
 LOGITS = "logits"  # what libraries call them
 Path = tuple[str | int, ...]
 """Keys, names of fields or places that lead from what a model returns to its logits."""
-T = TypeVar("T")
 
 
 def path_to_logits(result: Any, images: int) -> Path | None:

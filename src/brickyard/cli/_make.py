@@ -152,8 +152,11 @@ def _located(
         "accuracy": source.accuracy,
         "name": source.name,
     }
-    chosen: Any = checked(declarations.LocateOptions, given, "locate")
-    found = located(source.model, images, chosen, _check_savable) if cut else find(source.model, images, **given)
+    if cut:
+        chosen: Any = checked(declarations.LocateOptions, given, "locate")
+        found = located(source.model, images, chosen, _check_savable)
+    else:
+        found = find(source.model, images, **given)
     if calibration is not None:  # a source is always right about its own answers
         found.record = found.record.model_copy(update={"right": None})
     return source, found, images
@@ -219,10 +222,8 @@ def disassemble(
     chosen = gathered(declarations.DisassembleOptions, options, thresholds=found.thresholds)
     classes = parse_classes(task, found.classes)
     more: Any = more_images
-    if (
-        more is None and calibration is not None and options["heal"] != "none"
-    ):  # other pictures of the folder tell what the layers do, too
-        more = shown.without(classes)
+    if more is None and calibration is not None and options["heal"] != "none":
+        more = shown.without(classes)  # other pictures of the folder tell what the layers do, too
     component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)
     return Result(_figures(component, output), f"{component}\n{output}")

@@ -106,8 +106,7 @@ def from_torchvision(text: str, tensors: Mapping[str, Tensor], classes: int, own
         made: nn.Module = models.get_model(name, weights=None, **{**options, **more})
         return made
 
-    counts = _count(options, classes, tensors)
-    model, size = _fitted(build, title, tensors, counts, "image_size")
+    model, size = _fitted(build, title, tensors, _count(options, classes, tensors), "image_size")
     if own:
         fill(model, tensors, chosen.url)
     how = Preprocessing.from_torchvision(chosen)
@@ -214,17 +213,19 @@ def _fitted(
 
 def _image_side(model: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
     """The side of the images whose number of patches the weights have embeddings for, where the network has others."""
+    patch = getattr(getattr(model, "patch_embed", model), "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    if not isinstance(patch, int):
+        return None
     own = model.state_dict()
     found = renamed(tensors, own)
     for name, value in own.items():
         given = found.get(name)
-        if not name.endswith(("pos_embed", "pos_embedding")) or given is None or given.shape == value.shape:
+        if not name.endswith(("pos_embed", "pos_embedding")) or given is None or given.ndim != 3:
             continue
-        patch = getattr(getattr(model, "patch_embed", model), "patch_size", None)
-        patch = patch[0] if isinstance(patch, tuple) else patch
-        prefix = int(getattr(model, "num_prefix_tokens", 1)) if name.endswith("pos_embedding") or given.ndim == 3 else 0
-        side = math.isqrt(max(0, given.shape[1] - prefix))
-        if isinstance(patch, int) and given.ndim == 3 and side * side == given.shape[1] - prefix:
+        patches = given.shape[1] - int(getattr(model, "num_prefix_tokens", 1))
+        side = math.isqrt(max(0, patches))
+        if given.shape != value.shape and side * side == patches:
             return side * patch
     return None
 

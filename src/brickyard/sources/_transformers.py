@@ -40,17 +40,10 @@ def from_transformers(
     if not place:
         raise OptionError("option-empty", "hf: must be followed by a folder or the id of a model, as in hf:models/vit")
     library = package("transformers", "transformers", f"hf:{place}")
-    folder = Path(place)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        there = ", ".join(sorted(item.name for item in folder.iterdir())[:6]) or "nothing"
-        raise FileError(
-            "file-missing", f"{place} has no config.json; it holds {there}. Give what save_pretrained wrote"
-        )
-    if not folder.is_dir():
+    if Path(place).is_dir():
+        _check_folder(Path(place))
+    else:
         _check_there(place)
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        if (what := foreign(file)) is not None:
-            raise FileError("file-weights-not-plain", f"{file} holds no weights: it is {what}")
     config = _read(lambda: library.AutoConfig.from_pretrained(place, trust_remote_code=False), place)
     if getattr(config, "problem_type", None) == "regression":
         raise OptionError(
@@ -92,6 +85,18 @@ def _silent(library: Any) -> Iterator[None]:
         log.set_verbosity(level)
         if shown:
             log.enable_progress_bar()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without a model, or with files in the place of its weights that hold none."""
+    if not (folder / "config.json").is_file():
+        there = ", ".join(sorted(item.name for item in folder.iterdir())[:6]) or "nothing"
+        raise FileError(
+            "file-missing", f"{folder} has no config.json; it holds {there}. Give what save_pretrained wrote"
+        )
+    for file in sorted(folder.glob("*.safetensors")):
+        if (what := foreign(file)) is not None:
+            raise FileError("file-weights-not-plain", f"{file} holds no weights: it is {what}")
 
 
 def _check_there(place: str) -> None:

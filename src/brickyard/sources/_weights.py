@@ -136,12 +136,12 @@ def _named_in(found: Any, tensors: Mapping[str, Tensor], path: Path) -> SourceTe
 
 def _unsafe(path: Path, error: Exception) -> str:
     """What a refused pickle holds, and how whoever trusts it takes the tensors out of it."""
-    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if foreign is None:
+    held = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if held is None:
         why = f"weights {path} hold more than tensors, or are damaged ({type(error).__name__}: {told(error, 200)})"
         return f"{why}; nothing in them was run. Save model.state_dict() alone, or a .safetensors file"
     return (
-        f"weights {path} hold {foreign[1]} beside the tensors, and loading that could run code; nothing in them was "
+        f"weights {path} hold {held[1]} beside the tensors, and loading that could run code; nothing in them was "
         "run. Save model.state_dict() alone; where you trust the file, take the tensors out of it once: found = "
         "torch.load(path, weights_only=False), then torch.save(found['model'], new_path) with the key they lie under"
     )
