@@ -12,7 +12,7 @@ import brickyard as by
 from brickyard.base._classes import parse_classes
 from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.inputs._decoding import decode_image
-from brickyard.inputs._preprocessing import preprocess, resize
+from brickyard.inputs._preprocessing import preprocess
 from brickyard.training._sources import accuracy, build_seeded, train
 from errors import refused
 
@@ -76,7 +76,7 @@ def test_classes_from_text() -> None:
 def test_resizing_is_what_torch_does(before, after, seed) -> None:
     x = torch.rand(2, 3, *before, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     expected = torch.nn.functional.interpolate(x, after, mode="bilinear", antialias=True, align_corners=False)
-    torch.testing.assert_close(resize(x, after), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(preprocess(x, by.Preprocessing(size=after)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_preprocessing_step_by_step() -> None:
@@ -154,9 +154,10 @@ def test_a_picture_goes_one_way_from_a_folder_and_from_predict(fit, tmp_path) ->
     data = load_data(tmp_path, size=how)
     for index, stored in enumerate(data.images):
         read = decode_image(tmp_path / "a" / f"{index}.png").unsqueeze(0)
-        assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), rtol=0, atol=1e-5)
-    rounded = (data.images * 255).round() / 255 if data.images.is_floating_point() else data.images  # the control
-    assert torch.equal(rounded, data.images) == (fit == "crop")
+        assert torch.equal(preprocess(stored[None], how), preprocess(read, how))
+        other = how.model_copy(update={"interpolation": "bicubic"})  # the control
+        assert index != 1 or not torch.equal(preprocess(stored[None], how), preprocess(read, other))
+    assert data.images.dtype == torch.uint8
 
 
 def test_colours_of_a_folder_go_the_same_way(tmp_path) -> None:
@@ -171,4 +172,4 @@ def test_colours_of_a_folder_go_the_same_way(tmp_path) -> None:
         data = load_data(tmp_path, size=how)
         for index, stored in enumerate(data.images):
             read = decode_image(tmp_path / "a" / f"{index}.png").unsqueeze(0)
-            assert torch.allclose(preprocess(stored[None], how), preprocess(read, how), rtol=0, atol=1e-5)
+            assert torch.equal(preprocess(stored[None], how), preprocess(read, how))

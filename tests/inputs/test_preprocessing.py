@@ -77,7 +77,10 @@ def test_types() -> None:
     exact = preprocess(raw.double() / 255, how)
     assert exact.dtype == torch.float64
     assert preprocess(raw, how).dtype == preprocess(raw.half() / 255, how).dtype == torch.float32
-    torch.testing.assert_close(preprocess(raw, how).double(), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(preprocess(raw.float() / 255, how).double(), exact, rtol=0, atol=1e-5)
+    grey_level = 1 / 255 / 0.2  # bytes are rounded to whole ones, once a side
+    torch.testing.assert_close(preprocess(raw, how).double(), exact, rtol=0, atol=1.01 * grey_level)
+    assert not torch.allclose(preprocess(raw, how).double(), exact, rtol=0, atol=1e-5)
     assert not torch.allclose(preprocess(raw.double(), how), exact)  # floats are taken to be in [0, 1]
 
 

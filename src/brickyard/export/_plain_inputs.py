@@ -11,11 +11,11 @@ from brickyard.export._spelling import literal, wrapped
 from brickyard.inputs._preprocessing import LUMA, PLACES
 
 _RESAMPLING = '''
-def resampling(before, after, like{more}):
-    """The matrix ({rows}, before) that resamples one side of an image; its rows sum to 1."""
+def resampling(before, after, like, start, count):
+    """The matrix (count, before) that resamples one side of an image; its rows sum to 1."""
     scale = torch.scalar_tensor(before, dtype=torch.float64, device=like.device) / after
     old = torch.arange({old}, dtype=torch.float64, device=like.device)[None, :] + {first}
-    new = (torch.arange({rows}, dtype=torch.float64, device=like.device)[:, None] + {start}0.5) * scale
+    new = (torch.arange(count, dtype=torch.float64, device=like.device)[:, None] + start + 0.5) * scale
     far = (old - new).abs(){reach}
 '''
 _BILINEAR = """
@@ -29,45 +29,45 @@ _BICUBIC = """
 """
 _EDGES = """
     place = (old[0] - 0.5).clamp(0, before - 1).long()  # beyond its sides an image goes on as at them
-    weight = weight.new_zeros({rows}, before).index_add(1, place, weight)
+    weight = weight.new_zeros(count, before).index_add(1, place, weight)
 """
 _ROWS = """
     return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
 """
 _RESIZED = '''
-def resized(x):
-    """Resize images (batch, channels, height, width) to {height} x {width}."""
-    height, width = x.shape[2], x.shape[3]{padded}
-    if width != {width}:
-        x = x @ resampling(width, {width}, x).T
-    if height != {height}:
-        x = resampling(height, {height}, x) @ x
-    return x
-'''
-_PADDED = """
-    down, right = {height} - height, {width} - width
-    if down >= 0 and right >= 0:
-        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))"""
-_CROPPED = '''
-def cropped(x, whole=False):
-    """Scale images {until} {goals[0]} x {goals[1]}, and take the middle {height} x {width} of them."""
+def resized(images):
+    """Scale images {until} {goals[0]} x {goals[1]}{middle}."""{same}
+    x = images.double() if images.dtype == torch.uint8 else images
     sides = [torch.scalar_tensor(side, dtype=torch.float64, device=x.device) for side in x.shape[2:]]{factor}
     found = []
     for before, side, after, goal in zip(x.shape[2:], sides, ({height}, {width}), ({goals[0]}, {goals[1]})):
         cover = {cover}
         start = ((cover - after) / 2).round()
         found.append(resampling(before, cover, x, start, after))
-    if not whole:
-        return found[0] @ (x @ found[1].T)
+    down, across = found
+    if images.dtype != torch.uint8:
+        return down @ (x @ across.T)
 {rounded}
 '''
+_SAME = """
+    if tuple(images.shape[2:]) == ({height}, {width}):
+        return images"""
 _FACTOR = """
     factor = torch.maximum({goals[0]} / sides[0], {goals[1]} / sides[1])"""
 _ROUNDED = """    down, across = ((weights * {places}).round() / {places} for weights in found)
     x = (x @ across.T + 0.5).floor().clamp(0, 255)
-    return (down @ x + 0.5).floor().clamp(0, 255)"""
-_SMOOTHLESS = "    return (found[0] @ (x @ found[1].T) + 0.5).floor().clamp(0, 255)"
-_COVERS = {"crop": "torch.clamp((side * factor + 1e-6).floor(), min=goal)", "resize": "torch.full_like(side, goal)"}
+    return (down @ x + 0.5).floor().clamp(0, 255).to(torch.uint8)"""
+_SMOOTHLESS = "    return (down @ (x @ across.T) + 0.5).floor().clamp(0, 255).to(torch.uint8)"
+_COVERING = "torch.clamp((side * factor + 1e-6).floor(), min=goal)"
+_SQUASHED = "torch.full_like(side, goal)"
+_PADDED = '''
+def padded(images):
+    """Pad images (batch, channels, height, width) to {height} x {width}, or scale them to it if they are larger."""
+    down, right = {height} - images.shape[2], {width} - images.shape[3]
+    if down < 0 or right < 0:
+        return resized(images)
+    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
+'''
 
 
 def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "preprocess") -> str:
@@ -81,39 +81,40 @@ def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "prep
     prefix = name.removesuffix("preprocess")
     parts = [_body(how, dtype, name)]
     if how.size is not None:
-        (height, width), crop = how.size, how.crops
-        if crop:
-            goals = [math.floor(side / how.crop + 1e-6) for side in how.size]
-            covers = how.fit == "crop"
-            words = {
-                "until": "until they just cover" if covers else "to",
-                "factor": _FACTOR.format(goals=goals) if covers else "",
-                "cover": _COVERS[how.fit],
-                "rounded": _ROUNDED.format(places=PLACES) if how.antialias else _SMOOTHLESS,
-            }
-            parts.insert(0, _CROPPED.format(height=height, width=width, goals=goals, **words))
-        else:
-            padded = _PADDED.format(height=height, width=width) if how.fit == "pad" else ""
-            parts.insert(0, _RESIZED.format(height=height, width=width, padded=padded))
-        parts.insert(0, _resampling(how, crop))
+        height, width = how.size
+        padding = [_PADDED.format(height=height, width=width)] if how.fit == "pad" else []
+        parts = [_resampling(how), _resizing(how), *padding, *parts]
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
-    for helper in ("resampling", "resized", "cropped") if prefix else ():
+    for helper in ("resampling", "resized", "padded") if prefix else ():
         text = text.replace(f"{helper}(", f"{prefix}{helper}(")
     return text
 
 
-def _resampling(how: Preprocessing, crop: bool) -> str:
-    rows = "count" if crop else "after"
+def _resizing(how: Preprocessing) -> str:
+    assert how.size is not None
+    (height, width), covers = how.size, how.fit == "crop"
+    goals = [math.floor(side / (how.crop if how.crops else 1.0) + 1e-6) for side in how.size]
+    return _RESIZED.format(
+        height=height,
+        width=width,
+        goals=goals,
+        until="until they just cover" if covers else "to",
+        middle=f", and take the middle {height} x {width} of them" if how.crops else "",
+        same=_SAME.format(height=height, width=width) if goals == [height, width] else "",
+        factor=_FACTOR.format(goals=goals) if covers else "",
+        cover=_COVERING if covers else _SQUASHED,
+        rounded=_ROUNDED.format(places=PLACES) if how.antialias else _SMOOTHLESS,
+    )
+
+
+def _resampling(how: Preprocessing) -> str:
     head = _RESAMPLING.format(
-        more=", start, count" if crop else "",
-        rows=rows,
         old="before" if how.antialias else "before + 4",
         first="0.5" if how.antialias else "0.5 - 2",
-        start="start + " if crop else "",
         reach=" / scale.clamp(min=1.0)" if how.antialias else "",
     )
     curve = _BILINEAR if how.interpolation == "bilinear" else _BICUBIC.format(a=-0.5 if how.antialias else -0.75)
-    edges = "" if how.antialias else _EDGES.format(rows=rows)
+    edges = "" if how.antialias else _EDGES
     return "\n".join(part.strip("\n") for part in (head, curve, edges, _ROWS) if part) + "\n"
 
 
@@ -124,20 +125,16 @@ def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
     lines += [f"    {line}".rstrip() for line in more] + (['    """'] if more else [])
     lines.append("    if images.dtype != torch.uint8 and not images.is_floating_point():")
     lines.append('        raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")')
-    crop = how.size is not None and how.crops
-    lines.append("    if images.dtype == torch.uint8:")
-    lines.append(f"        x = {'cropped(images.double(), whole=True).float()' if crop else 'images.float()'} / 255")
-    lines.append("    else:")
-    plain = "images if images.dtype == torch.float64 else images.float()"
-    lines.append(f"        x = {f'cropped({plain})' if crop else plain}")
+    lines.append("    x = images if images.dtype in (torch.uint8, torch.float64) else images.float()")
+    if how.size is not None:
+        lines.append(f"    x = {'padded' if how.fit == 'pad' else 'resized'}(x)")
+    lines += ["    if x.dtype == torch.uint8:", "        x = x.float() / 255"]
     if how.channels == 3:
         lines += ["    if x.shape[1] == 1:", "        x = x.expand(-1, 3, -1, -1)"]
     if how.channels == 1:
         red, green, blue = LUMA
         lines.append("    if x.shape[1] == 3:")
         lines.append(f"        x = {red} * x[:, 0:1] + {green} * x[:, 1:2] + {blue} * x[:, 2:3]")
-    if how.size is not None and not crop:
-        lines.append("    x = resized(x)")
     if how.mean is not None and how.std is not None:
         if len(how.mean) > 1:
             lines.append(f"    if x.shape[1] != {len(how.mean)}:")

@@ -20,7 +20,6 @@ from brickyard.base._records import Preprocessing
 OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 PLACES = 1 << 22  # parts of one in the weights of PIL
 _EDGE = 2  # pixels beyond a side that a cubic curve of one old pixel reaches
-_USUAL = Preprocessing()
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -44,31 +43,30 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         >>> preprocess(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), how)[0, :, 0, 0]
         tensor([2., 2., 2.])
     """
-    x = _to_unit(images)
-    if how.size is not None and how.crops:
-        whole = images.dtype == torch.uint8  # rounded as PIL does, so that pictures of a folder can be kept so
-        x = _cropped(images.double(), how, whole=True).float() / 255 if whole else _cropped(x, how)
+    x = _known(images)
+    if how.size is not None:
+        x = _to_size(x, how)
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
     if how.channels is not None:
         x = _to_channels(x, how.channels)
-    if how.size is not None and not how.crops:
-        x = _to_size(x, how)
     if how.mean is not None and how.std is not None:
         x = _normalised(x, how.mean, how.std)
     return x
 
 
-def _to_unit(images: Tensor) -> Tensor:
-    """Convert images (B, C, H, W) to floating point: uint8 is divided by 255, other values stay as they are."""
+def _known(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as uint8, float32 or float64."""
     if not isinstance(images, Tensor):
         raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dim() != 4:
         shape = tuple(images.shape)
         raise DataError("data-shape", f"images must be (batch, channels, height, width), got shape {shape}")
-    if images.dtype == torch.uint8:
-        return images.to(torch.float32) / 255
+    if images.dtype in (torch.uint8, torch.float64):
+        return images
     if not images.is_floating_point():
         raise DataError("data-type", f"images must be uint8 in 0..255 or floating point in [0, 1], got {images.dtype}")
-    return images if images.dtype == torch.float64 else images.to(torch.float32)
+    return images.to(torch.float32)
 
 
 def check_images(images: Tensor, what: str) -> None:
@@ -135,30 +133,42 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
 def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     """Bring a picture (C, H, W), uint8, to one size for all, from which `preprocess` goes on as from the picture.
 
-    Where a middle is taken, that is `size / crop`, of which `preprocess` takes it; otherwise it is `size`, in floating
-    point and in [0, 1] but for a little overshoot where that resizes the picture.
+    That is `size`, or, where a middle is taken, `size / crop`, of which `preprocess` takes it.
     """
-    if how.size is None:
-        return picture
-    if how.crops:
-        return _cropped(picture[None].double(), how, margin=True, whole=True)[0].to(torch.uint8)
-    sides = zip(picture.shape[1:], how.size, strict=True)
-    if all(side == wanted or (how.fit == "pad" and side < wanted) for side, wanted in sides):  # nothing is resized
-        return _to_size(picture[None], how)[0]
-    return _to_size(_to_unit(picture[None]), how)[0].clamp(-OVERSHOOT, 1 + OVERSHOOT)
+    return picture if how.size is None else _to_size(picture[None], how, margin=True)[0]
 
 
-def _cropped(x: Tensor, how: Preprocessing, margin: bool = False, whole: bool = False) -> Tensor:
+def _to_size(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
+    """Pad (B, C, H, W) to `size` where that is asked for and they are smaller, else resize them: (B, C, *size)."""
+    assert how.size is not None
+    if how.fit != "pad":
+        return _resized(x, how, margin)
+    if _is_open(x):
+        return _from_any_size(x, how.size, how)
+    down, right = how.size[0] - x.shape[2], how.size[1] - x.shape[3]
+    if down < 0 or right < 0:
+        return _resized(x, how)
+    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+
+
+def _is_open(x: Tensor) -> bool:
+    """Whether an exporter leaves the sides of images open."""
+    return any(isinstance(side, torch.SymInt) for side in x.shape[2:])
+
+
+def _resized(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     """Resize (B, C, H, W) until it just covers `size / crop`, or to it, then take the middle: (B, C, *size).
 
     The sides are those of torchvision's Resize and CenterCrop: the longer one is cut to whole pixels, and the first
     pixel of the middle is rounded. One matrix per side does both, also where an exporter leaves the sides open. With
-    `margin`, all of `size / crop` is taken, around the same middle. With `whole`, numbers are bytes in float64: as in
-    PIL, weights have 22 binary places, and numbers are rounded behind each of the two sides, the width first.
+    `margin`, all of `size / crop` is taken, around the same middle.
     """
     assert how.size is not None
+    share = how.crop if how.crops else 1.0
+    goals = [math.floor(side / share + 1e-6) for side in how.size]
+    if not _is_open(x) and list(x.shape[2:]) == goals == list(how.size):
+        return x
     sides = [_number(side, x) for side in (x.shape[2], x.shape[3])]
-    goals = [math.floor(side / how.crop + 1e-6) for side in how.size]
     factor = torch.maximum(goals[0] / sides[0], goals[1] / sides[1])
     found = []
     for before, after, side, goal in zip((x.shape[2], x.shape[3]), how.size, sides, goals, strict=True):
@@ -167,12 +177,22 @@ def _cropped(x: Tensor, how: Preprocessing, margin: bool = False, whole: bool = 
         if margin:
             start, count = start - round((goal - after) / 2), goal
         found.append(_resampling(before, cover, x, how, start, count))
-    if not whole:
-        return found[0] @ (x @ found[1].T)
+    return _multiplied(x, found[0], found[1], how)
+
+
+def _multiplied(x: Tensor, down: Tensor, across: Tensor, how: Preprocessing) -> Tensor:
+    """Apply a matrix to either side of (B, C, H, W).
+
+    Bytes stay bytes: as in PIL, weights have 22 binary places, and numbers are rounded behind each of the two sides,
+    the width first. All of that is exact in float64.
+    """
+    if x.dtype != torch.uint8:
+        return down @ (x @ across.T)
+    x = x.double()
     if not how.antialias:  # which PIL does not know
-        return _bytes(found[0] @ (x @ found[1].T))
-    down, across = ((weights * PLACES).round() / PLACES for weights in found)
-    return _bytes(down @ _bytes(x @ across.T))
+        return _bytes(down @ (x @ across.T)).to(torch.uint8)
+    down, across = ((weights * PLACES).round() / PLACES for weights in (down, across))
+    return _bytes(down @ _bytes(x @ across.T)).to(torch.uint8)
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -180,41 +200,17 @@ def _bytes(x: Tensor) -> Tensor:
     return (x + 0.5).floor().clamp(0, 255)
 
 
-def _to_size(x: Tensor, how: Preprocessing) -> Tensor:
-    """Pad or resize (B, C, H, W) to (B, C, *size)."""
-    assert how.size is not None
-    size, sides = how.size, (x.shape[2], x.shape[3])
-    height, width = sides
-    if any(isinstance(side, torch.SymInt) for side in sides):  # an exporter leaves it open
-        return _from_any_size(x, size, how)
-    if (height, width) == size:
-        return x
-    down, right = size[0] - height, size[1] - width
-    if how.fit == "pad" and down >= 0 and right >= 0:
-        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-    return resize(x, size, how)
-
-
-def resize(x: Tensor, size: tuple[int, int], how: Preprocessing = _USUAL) -> Tensor:
-    """Resize floating-point images (B, C, H, W) to (B, C, *size)."""
-    height, width = int(x.shape[2]), int(x.shape[3])
-    x = x if width == size[1] else x @ _resampling(width, size[1], x, how).T  # (B, C, H, W')
-    return x if height == size[0] else _resampling(height, size[0], x, how) @ x  # (B, C, H', W')
-
-
 def _from_any_size(x: Tensor, size: tuple[int, int], how: Preprocessing) -> Tensor:
-    """Do the same as `_to_size` for images whose sides are known only when the exported network runs.
+    """Pad or resize images whose sides are known only when the exported network runs.
 
-    No branch may depend on them: padding is a matrix product too, and the sizes select between the matrices. For a side
-    that needs no change the matrix is the identity, so its pixels stay exactly the same.
+    No branch may depend on them: padding is a matrix product too, and the sizes select between the matrices.
     """
     height, width = x.shape[2], x.shape[3]
     across, down = (_resampling(*sides, x, how) for sides in ((width, size[1]), (height, size[0])))
-    if how.fit == "pad":
-        fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
-        across = torch.where(fits, _padding(width, size[1], x), across)
-        down = torch.where(fits, _padding(height, size[0], x), down)
-    return down @ (x @ across.T)
+    fits = (_number(height, x) <= size[0]) & (_number(width, x) <= size[1])
+    across = torch.where(fits, _padding(width, size[1], across), across)
+    down = torch.where(fits, _padding(height, size[0], down), down)
+    return _multiplied(x, down, across, how)
 
 
 def _number(side: int, like: Tensor) -> Tensor:
@@ -249,7 +245,8 @@ def _resampling(
     if edge:
         place = (old[0] - 0.5).clamp(0, before - 1).long()
         weight = weight.new_zeros(rows, before).index_add(1, place, weight)
-    return (weight / weight.sum(1, keepdim=True)).to(like.dtype)
+    weight = weight / weight.sum(1, keepdim=True)
+    return weight if like.dtype == torch.uint8 else weight.to(like.dtype)
 
 
 def _cubic(far: Tensor, a: float) -> Tensor:
