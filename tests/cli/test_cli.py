@@ -161,11 +161,14 @@ def test_labels_follow_class_names(typed, work, tmp_path) -> None:
 
 
 def test_relevances_from_a_file_keep_their_thresholds(typed, tmp_path) -> None:
-    typed("locate W/a.source.st --data W/a-train --alpha 0.7 --beta 0.6 -o F/strict.st")
+    typed("locate W/a.source.st --data W/a-train --linear-alpha 0.9 --linear-beta 0.9 -o F/strict.st")
     cut = "disassemble W/a.source.st --relevance F/strict.st --task 0 --heal none --json"
-    kept, usual = (printed(typed(f"{cut} {how}")) for how in ("-o F/kept.st", "-o F/usual.st --alpha 0.3 --beta 0.2"))
-    assert by.load(tmp_path / "kept.safetensors").manifest.selection.thresholds["alpha"] == 0.7
-    assert kept["flops"] < usual["flops"]
+    kept, usual = (
+        printed(typed(f"{cut} {how}"))
+        for how in ("-o F/kept.st", "-o F/usual.st --linear-alpha 0.1 --linear-beta 0.05")
+    )
+    assert by.load(tmp_path / "kept.safetensors").manifest.selection.thresholds["linear_alpha"] == 0.9
+    assert kept["parameters"] < usual["parameters"]
     assert "--size, --alpha" in typed(f"{cut} -o F/no.st --flops 0.5 --alpha 0.2 --size 8", 1).stderr
     assert not (tmp_path / "no.safetensors").exists()
 

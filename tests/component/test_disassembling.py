@@ -332,7 +332,7 @@ def test_memory_and_batches_do_not_change_the_result(make, method, monkeypatch) 
         network = cut(graph, keep)
         heal_network(graph, keep, network, Shown(list(torch.cat(batches).split(size))), method, 1e-3)
         results.append(torch.cat([p.detach().flatten() for p in network.state_dict().values()]))
-    assert torch.equal(results[0], results[1])
+    assert relative(results[1], results[0]) < 1e-12  # rounding may depend on where values lie in memory
     assert relative(results[2], results[0]) < 1e-7
     assert not torch.equal(results[0], torch.cat([p.flatten() for p in cut(graph, keep).state_dict().values()]))
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from brickyard.inputs import _reading as reading
-from brickyard.inputs import load_data
+from brickyard import Preprocessing
+from brickyard.inputs import _pictures, load_data
+from brickyard.inputs._decoding import decode_image
 from brickyard.recipes._fingerprints import Fingerprints, data_files
 from errors import refused
 
@@ -136,7 +137,7 @@ def test_missing_pictures_are_counted_and_named_before_anything_is_decoded(folde
     (folder / "b.png").unlink()
     (folder / "deep" / "d.png").unlink()
     (folder / "t.csv").write_text(table())
-    monkeypatch.setattr(reading, "decode_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(_pictures, "decode_image", lambda *_: pytest.fail("decoded"))
     with refused("data-missing", "2 of 6", "'b.png'", "'deep/d.png'"):
         load_data(folder / "t.csv")
 
@@ -195,12 +196,14 @@ def test_options_choose_before_pictures_are_decoded(folder: Path, monkeypatch) -
     (folder / "t.csv").write_text(table())
     whole = load_data(folder / "t.csv")
     wanted = whole.of_classes(["dog", "eel"]).shuffled(0).subset(range(2))
+    assert torch.equal(load_data(f"{folder}/t.csv?classes=dog,eel", max_images=2).images, wanted.images)
     seen: list[str] = []
-    real = reading.decode_image
-    monkeypatch.setattr(reading, "decode_image", lambda path, title: seen.append(path.name) or real(path, title))
-    some = load_data(f"{folder}/t.csv?classes=dog,eel", max_images=2)
-    assert len(seen) == 2
-    assert torch.equal(some.images, wanted.images)
+    real = decode_image
+    monkeypatch.setattr(_pictures, "decode_image", lambda path, title: seen.append(path) or real(path, title))
+    some = load_data(f"{folder}/t.csv?classes=dog,eel", max_images=2, size=Preprocessing(size=(4, 4), channels=3))
+    assert len(seen) == 1  # the first one, to see whether pictures can be read
+    assert some.images.shape == (2, 3, 4, 4)
+    assert len(set(seen)) == 2
     assert torch.equal(some.labels, wanted.labels)
     (folder / "t.csv").write_text(table(labels=(5, 0, 5, 5, 0, 0)))
     with refused("data-no-images", "classes 3"):

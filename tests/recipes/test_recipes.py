@@ -663,7 +663,7 @@ def test_all_files_that_loading_reads_are_hashed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Image, "open", lambda path, **how: opened.add(Path(path)) or real(path, **how))
     for folder, split in (("plain", "train"), ("plain", "test"), ("parts", "train"), ("parts", "test")):
         opened.clear()
-        load_data(tmp_path / folder, split=split)
+        _ = load_data(tmp_path / folder, split=split).images
         assert opened == set(data_files(tmp_path / folder, split))
         assert len(opened) == 12
     for name in ("x-images-idx3-ubyte", "x-images.idx3-ubyte"):

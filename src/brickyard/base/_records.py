@@ -224,6 +224,7 @@ class LocateRecord(Frozen):
         ending: What the source's logits went through and was left out: "softmax", "log_softmax", "sigmoid", or
             "probabilities".
         right: How many of the images the source answers correctly, and how many it was asked.
+        candidates: How many images of each class the most confident ones were chosen from, where some had more.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -233,6 +234,7 @@ class LocateRecord(Frozen):
     data: str = ""
     ending: str | None = None
     right: tuple[Count, Count] | None = None
+    candidates: Count | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}

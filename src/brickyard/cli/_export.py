@@ -91,7 +91,7 @@ def _calibration(specs: Sequence[str], exported: Any) -> list[Any]:
             if len(known) < len(data):
                 say(f"{data.name}: {len(data) - len(known):,} images are of classes that the model lacks; left out")
             data = known
-        found += data.shuffled(0).images[: MOST_IMAGES // len(specs)]
+        found += data.shuffled(0).subset(range(min(len(data), MOST_IMAGES // len(specs)))).images
     return found
 
 

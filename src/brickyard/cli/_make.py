@@ -223,7 +223,7 @@ def disassemble(
     classes = parse_classes(task, found.classes)
     more: Any = more_images
     if more is None and calibration is not None and options["heal"] != "none":
-        more = shown.without(classes)  # other pictures of the folder tell what the layers do, too
+        more = shown.without(classes) or None  # other pictures of the folder tell what the layers do, too
     component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)
     return Result(_figures(component, output), f"{component}\n{output}")

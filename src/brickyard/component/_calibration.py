@@ -17,6 +17,7 @@ from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images, warn_of_names
+from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._preprocessing import check_raw, preprocess
@@ -180,9 +181,9 @@ def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Te
     images, like = options["more_images"], kind(graph.network)
     if isinstance(images, str | Path) and Path(images).is_dir():
         images = pictures_in(Path(images))
-    if isinstance(images, Sequence) and not isinstance(images, str):
-        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))[:most]
-        images = [images[place] for place in drawn.tolist()]
+    if isinstance(images, Sequence | ImageData) and not isinstance(images, str):
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))[:most].tolist()
+        images = images.subset(drawn).images if isinstance(images, ImageData) else [images[place] for place in drawn]
     found: list[Tensor] = []
     for batch in read_images(images, options["batch_size"]):
         check_raw(batch, how, "more_images")

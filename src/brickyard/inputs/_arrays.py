@@ -17,9 +17,9 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line, told
+from brickyard.inputs._pictures import MAX_BYTES, Rows, too_large
 from brickyard.inputs._preprocessing import OVERSHOOT
 from brickyard.inputs._reading import (
-    MAX_BYTES,
     SPLIT_NAMES,
     Found,
     Wanted,
@@ -28,10 +28,8 @@ from brickyard.inputs._reading import (
     labelled,
     no_split,
     note,
-    of_tensor,
     say_stand_in,
     split_names,
-    too_large,
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -324,7 +322,7 @@ def _found(path: Path, name: str, images: Stored, labels: Stored, names: Stored 
         raise too_large(labels.name, math.prod(labels.shape) * _NUMBER)
     classes = None if names is None or names.dtype.kind not in "SUO" else _texts(names)
     found_labels, found_classes = labelled(_label_values(labels.read(), path), f"{path}: the labels", classes)
-    return Found(found_labels, found_classes, name, of_tensor(pictures(images, path)))
+    return Found(found_labels, found_classes, name, Rows(pictures(images, path)))
 
 
 def _texts(stored: Stored) -> list[str]:

@@ -18,6 +18,7 @@ from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
+from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import check_images, check_raw, preprocess, sized
 
@@ -125,6 +126,7 @@ class Images:
         self._collate, self._workers = None, 0
         self._plain = True  # nothing of the user's puts images together
         self._tensors: tuple[Tensor, Tensor] | None = None
+        self._data: ImageData | None = None
         self._dataset: Any = None
         if isinstance(data, Images):
             self.__dict__.update({**data.__dict__, "preprocessing": preprocessing or data.preprocessing})
@@ -138,6 +140,10 @@ class Images:
             raise DataError("data-no-images", f"{what}: no images found; give at least one per class")
 
     def _open(self, data: DataLike) -> None:
+        if isinstance(data, ImageData):
+            self._labels(data.labels, len(data), f"{len(data)} images and labels")
+            self._data = data
+            return
         if isinstance(data, dict) and all(isinstance(item, Tensor | np.ndarray) for item in data.values()):
             data = _plain_pair(data, self.preprocessing)
         if isinstance(data, str | bytes | dict):
@@ -198,6 +204,8 @@ class Images:
             raise DataError("data-type", f"{why}; give images as numbers, and the class's index as label") from None
 
     def __len__(self) -> int:
+        if self._data is not None:
+            return len(self._data)
         return len(self._dataset if self._tensors is None else self._tensors[0])
 
     def raw(self, indices: Sequence[int] | None = None, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
@@ -212,6 +220,10 @@ class Images:
             yield images, labels
 
     def _batches(self, order: list[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._data is not None:
+            labels = self._data.labels[torch.tensor(order, dtype=torch.long)].split(batch_size)
+            yield from zip(self._data.batches(batch_size, order), labels, strict=True)
+            return
         if self._tensors is not None:
             images, labels = self._tensors
             for start in range(0, len(order), batch_size):
@@ -267,6 +279,8 @@ class Images:
 
     def all_labels(self) -> Tensor:
         """Return the labels of all images, one row per image; data sets without ready labels are read once."""
+        if self._data is not None:
+            return self._data.labels
         if self._tensors is not None:
             return self._tensors[1]
         ready = self._ready_labels()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
+from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader
 from brickyard.inputs._reading import (
     MAX_TEXT,
     SPLIT_NAMES,
@@ -26,15 +29,15 @@ from brickyard.inputs._reading import (
     note,
     say_stand_in,
     split_names,
-    stacked,
 )
 
 IMAGES = ("image", "img", "images", "jpg", "png")
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
-Columns = list[str]
-Batches = Callable[[Columns], Iterator[Any]]  # record batches of some columns
+_ROWS = 256  # that are unpacked at a time
+_FETCHED = 256, 4_096  # pictures that one pass over the files finds, first and at most
+_FETCHED_BYTES = 1 << 27
 
 
 def shards(folder: Path, wanted: Wanted) -> list[Path]:
@@ -83,25 +86,12 @@ def read_parquet(files: Sequence[Path], wanted: Wanted) -> Found:
     Raises:
         DataError: A file is damaged, or has no columns of images and labels.
     """
-    pq = package("pyarrow.parquet", "parquet", str(files[0]))
+    package("pyarrow.parquet", "parquet", str(files[0]))
     shard = _SHARD.fullmatch(files[0].name)
     if shard and int(shard["count"]) > 1 and len(files) == 1:
         note(f"{files[0].name} is one of {int(shard['count'])} shards; name its folder to read all of them")
-
-    def source(file: Path) -> _Source:
-        @contextmanager
-        def opened() -> Iterator[tuple[Columns, Any, Batches]]:
-            with pq.ParquetFile(file) as found:
-                yield (
-                    found.schema_arrow.names,
-                    found.schema_arrow.metadata,
-                    lambda columns: found.iter_batches(batch_size=256, columns=columns),
-                )
-
-        return _Source(file, "parquet", opened)
-
     name = f"{files[0].parent.name}/{shard['split'] if shard and len(files) > 1 else files[0].stem}"
-    return _found([source(file) for file in files], name, wanted, None)
+    return _found([_Parquet(file) for file in files], name, wanted, None)
 
 
 # -- folders that `datasets` saved -------------------------------------------------------------------------------
@@ -158,39 +148,10 @@ def read_saved(files: Sequence[Path], wanted: Wanted) -> Found:
     Raises:
         DataError: A file is damaged, or has no columns of images and labels.
     """
-    pa = package("pyarrow", "parquet", str(files[0]))
-    folder = files[0].parent
-
-    def source(file: Path) -> _Source:
-        @contextmanager
-        def opened() -> Iterator[tuple[Columns, Any, Batches]]:
-            with pa.memory_map(str(file)) as mapped:
-                try:
-                    stream = pa.ipc.open_stream(mapped)
-                except pa.ArrowInvalid:
-                    mapped.seek(0)
-                    whole = pa.ipc.open_file(mapped)
-                    yield (
-                        whole.schema.names,
-                        whole.schema.metadata,
-                        lambda columns: _pieces((whole.get_batch(k) for k in range(whole.num_record_batches)), columns),
-                    )
-                else:
-                    with stream:
-                        yield stream.schema.names, stream.schema.metadata, lambda columns: _pieces(stream, columns)
-
-        return _Source(file, "Arrow", opened)
-
-    info = folder / "dataset_info.json"
+    package("pyarrow", "parquet", str(files[0]))
+    info = files[0].with_name("dataset_info.json")
     names = _json(info) if info.is_file() else {}
-    return _found([source(file) for file in files], folder.name, wanted, names.get("features"))
-
-
-def _pieces(batches: Any, columns: Columns) -> Iterator[Any]:
-    for batch in batches:
-        some = batch.select(columns)
-        some.validate(full=True)  # offsets of a damaged file may lead anywhere
-        yield from (some.slice(start, 256) for start in range(0, some.num_rows, 256))
+    return _found([_Arrow(file) for file in files], files[0].parent.name, wanted, names.get("features"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -206,19 +167,36 @@ def _json(path: Path) -> dict[str, Any]:
 # -- the columns ---------------------------------------------------------------------------------------------------
 
 
-class _Source:
-    """One file with columns, opened anew for every pass over it."""
+@dataclass(frozen=True)
+class _Open:
+    """A file with columns that is open.
 
-    def __init__(
-        self, path: Path, kind: str, opened: Callable[[], AbstractContextManager[tuple[Columns, Any, Batches]]]
-    ) -> None:
+    Attributes:
+        columns: Their names.
+        metadata: What the file says of them.
+        batches: Some columns, a few hundred rows at a time, with the number of the first row. A repetitive column is
+            small until it is unpacked, so no more are. Parts of the file that hold no wanted row are passed over.
+    """
+
+    columns: list[str]
+    metadata: dict[bytes, bytes] | None
+    batches: Callable[[list[str], Callable[[range], bool]], Iterator[tuple[int, Any]]]
+
+
+class _File:
+    """A file with columns, opened anew for every pass over it."""
+
+    kind = ""
+
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.kind = kind
-        self._opened = opened
+
+    def _opened(self) -> AbstractContextManager[_Open]:
+        raise NotImplementedError
 
     @contextmanager
-    def open(self) -> Iterator[tuple[Columns, Any, Batches]]:
-        """Column names, metadata and batches; whatever pyarrow raises, which differs by version, becomes one error."""
+    def open(self) -> Iterator[_Open]:
+        """Open it; whatever pyarrow raises, which differs by version, becomes one error."""
         try:
             with self._opened() as found:
                 yield found
@@ -230,69 +208,136 @@ class _Source:
 
     def columns(self) -> tuple[str, str, list[str] | None]:
         """The names of the columns of images and of labels, and the class names where the file has them."""
-        with self.open() as (columns, metadata, _):
-            image = next((name for name in IMAGES if name in columns), None)
-            label = next((name for name in LABELS if name in columns), None)
+        with self.open() as found:
+            image = next((name for name in IMAGES if name in found.columns), None)
+            label = next((name for name in LABELS if name in found.columns), None)
             if image is None or label is None:
-                found = told(", ".join(columns), 300)
-                why = f"{self.path} must have columns 'image' and 'label', got {found}"
+                there = told(", ".join(found.columns), 300)
+                why = f"{self.path} must have columns 'image' and 'label', got {there}"
                 raise DataError("data-unknown-format", why)
-            return image, label, _names(_features(metadata), label)
+            return image, label, _names(_features(found.metadata), label)
 
 
-def _found(sources: list[_Source], name: str, wanted: Wanted, features: Any) -> Found:
-    """Read the labels of all files first; images are decoded when they are taken."""
-    kinds = [source.columns() for source in sources]
+class _Parquet(_File):
+    kind = "parquet"
+
+    @contextmanager
+    def _opened(self) -> Iterator[_Open]:
+        with package("pyarrow.parquet", "parquet", str(self.path)).ParquetFile(self.path) as file:
+
+            def batches(columns: list[str], wanted: Callable[[range], bool]) -> Iterator[tuple[int, Any]]:
+                start = 0
+                for group in range(file.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    if wanted(range(start, stop)):
+                        for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
+                            yield start, batch
+                            start += len(batch)
+                        if start != stop:
+                            raise ValueError(f"its group of rows {group} ends at row {start:,}, and not at {stop:,}")
+                    start = stop
+
+            yield _Open(file.schema_arrow.names, file.schema_arrow.metadata, batches)
+
+
+class _Arrow(_File):
+    kind = "Arrow"
+
+    @contextmanager
+    def _opened(self) -> Iterator[_Open]:
+        pa = package("pyarrow", "parquet", str(self.path))
+        with pa.memory_map(str(self.path)) as mapped:
+            try:
+                stream = pa.ipc.open_stream(mapped)
+            except pa.ArrowInvalid:
+                mapped.seek(0)
+                whole = pa.ipc.open_file(mapped)
+                every = (whole.get_batch(k) for k in range(whole.num_record_batches))
+                yield _Open(whole.schema.names, whole.schema.metadata, partial(_pieces, every))
+            else:
+                with stream:
+                    yield _Open(stream.schema.names, stream.schema.metadata, partial(_pieces, stream))
+
+
+def _pieces(batches: Iterable[Any], columns: list[str], wanted: Callable[[range], bool]) -> Iterator[tuple[int, Any]]:
+    start = 0
+    for batch in batches:
+        if wanted(range(start, start + batch.num_rows)):
+            some = batch.select(columns)
+            some.validate(full=True)  # offsets of a damaged file may lead anywhere
+            yield from ((start + at, some.slice(at, _ROWS)) for at in range(0, some.num_rows, _ROWS))
+        start += batch.num_rows
+
+
+def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Found:
+    """Read the labels of all files; pictures stay where they are."""
+    kinds = [file.columns() for file in files]
     image, label, names = kinds[0]
     odd = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), None)
     if odd is not None:
-        why = f"{sources[odd].path} has other columns or class names than {sources[0].path.name}"
+        why = f"{files[odd].path} has other columns or class names than {files[0].path.name}"
         raise DataError("data-damaged-file", f"{why}; get all shards of one set")
     values: list[Any] = []
     lengths = []
-    for source in sources:
-        with source.open() as (_, _, batches):
+    for file in files:
+        with file.open() as found:
             start = len(values)
-            for batch in batches([label]):
+            for _, batch in found.batches([label], lambda rows: True):
                 values += batch.column(0).to_pylist()
             lengths.append(len(values) - start)
-    place = f"{sources[0].path}: column {label!r}"
+    place = f"{files[0].path}: column {label!r}"
     labels, classes = labelled(values, place, names or _names(features, label))
-
-    def take(chosen: Sequence[int]) -> Tensor:
-        return stacked(_chosen(sources, lengths, image, chosen), wanted.size, str(sources[0].path))
-
-    return Found(labels, classes, name, take)
+    reader = Reader(_Column(files, lengths, image), wanted.size, str(files[0].path))
+    return Found(labels, classes, name, Pictures(reader))
 
 
-def _chosen(sources: list[_Source], lengths: list[int], image: str, chosen: Sequence[int]) -> Iterator[tuple[Any, str]]:
-    """The chosen pictures, in their order. A few hundred rows are unpacked at a time: a repetitive column is small."""
-    if list(chosen) == sorted(chosen):
-        yield from (picture for _, picture in _passing(sources, lengths, image, chosen))
-        return
-    found = dict(_passing(sources, lengths, image, chosen))
-    yield from (found.pop(index) for index in chosen)
+class _Column:
+    """The pictures in a column of several files."""
+
+    def __init__(self, files: Sequence[_File], lengths: Sequence[int], name: str) -> None:
+        self.files = files
+        self.name = name
+        self.starts = list(itertools.accumulate(lengths, initial=0))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def probes(self) -> Sequence[int]:
+        """The first ones, since only a pass over the file finds others."""
+        return range(min(PROBES, len(self)))
+
+    def fetch(self, indices: Sequence[int]) -> Iterator[Encoded]:
+        """The encoded pictures, in their order: one pass over the files for many of them, however they are mixed."""
+        start, (count, most) = 0, _FETCHED
+        while some := indices[start : start + count]:
+            found = dict(self._passing(sorted(some)))
+            size = sum(content.getbuffer().nbytes for content, _ in found.values())
+            yield from (found.pop(index) for index in some)
+            start += count
+            count = max(1, min(most, _FETCHED_BYTES * len(some) // max(1, size)))
+
+    def _passing(self, indices: Sequence[int]) -> Iterator[tuple[int, Encoded]]:
+        """Pictures in the order of the files."""
+        for file, first, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
+            mine = indices[bisect_left(indices, first) : bisect_left(indices, stop)]
+            if mine:
+                yield from _pictures_of(file, self.name, [index - first for index in mine], first)
 
 
-def _passing(
-    sources: list[_Source], lengths: list[int], image: str, chosen: Sequence[int]
-) -> Iterator[tuple[int, tuple[Any, str]]]:
-    """The chosen pictures in the order of the files."""
-    wanted, start = set(chosen), 0
-    for source, length in zip(sources, lengths, strict=True):
-        if wanted.isdisjoint(range(start, start + length)):
-            start += length
-            continue
-        with source.open() as (_, _, batches):
-            for batch in batches([image]):
-                column = batch.column(0)
-                for place in range(len(column)):
-                    if start + place in wanted:
-                        yield start + place, _content(column[place].as_py(), source.path, start + place)
-                start += len(column)
+def _pictures_of(file: _File, column: str, rows: Sequence[int], first: int) -> Iterator[tuple[int, Encoded]]:
+    """The pictures in some rows of a file, whose first row is number `first` of all."""
+
+    def wanted(some: range) -> bool:
+        return bisect_left(rows, some.start) < bisect_left(rows, some.stop)
+
+    with file.open() as found:
+        for start, batch in found.batches([column], wanted):
+            values = batch.column(0)
+            for row in rows[bisect_left(rows, start) : bisect_left(rows, start + len(values))]:
+                yield first + row, _content(values[row - start].as_py(), file.path, first + row)
 
 
-def _content(value: Any, path: Path, index: int) -> tuple[Any, str]:
+def _content(value: Any, path: Path, index: int) -> Encoded:
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
         why = f"{path}: image {index} has no bytes"

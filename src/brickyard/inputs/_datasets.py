@@ -1,13 +1,12 @@
 """Image data from a short text: `digits`, or a place whose form is recognised: folders, tables, arrays, files of data.
 
-All data are raw: images of one size, labels, class names. Images are uint8, or float32 in [0, 1] where their size had
-to be changed, so that nothing is rounded that `predict` does not round. Arrays of numbers that are no pictures stay as
-they are. The text may end in options: `digits?split=test&classes=0-2,7`.
+All data are raw: images of one size, labels, class names. Pictures are uint8, and are decoded when they are asked for.
+Arrays of numbers that are no pictures stay as they are. The text may end in options: `digits?split=test&classes=0-2,7`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -27,16 +26,20 @@ from brickyard.inputs._columns import read_parquet, read_saved, saved_files, sav
 from brickyard.inputs._folders import class_files, read_folder, root_of, split_folder
 from brickyard.inputs._idx import labels_beside, read_idx
 from brickyard.inputs._json_files import json_files, lists_pictures, read_json
-from brickyard.inputs._reading import Found, Wanted, of_tensor, quietly, say_stand_in, split_names
+from brickyard.inputs._pictures import Pictures, Rows, Store
+from brickyard.inputs._reading import Found, Wanted, quietly, say_stand_in, split_names
 from brickyard.inputs._tables import names_pictures, read_table, table_files
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):
     """Raw images with labels and class names.
 
+    Images in files are decoded when they are asked for, in threads and ahead of the one who asks, and only some of them
+    are kept in memory. Selecting some of them reads none.
+
     Args:
-        images: (images, channels, height, width), uint8; float32 in [0, 1] where they were resized, or other float32
-            numbers that are no pictures.
+        images: (images, channels, height, width), uint8; or float32, in [0, 1] or other numbers that are no pictures.
+            `load_data` gives what reads them instead.
         labels: (images,), indices into `classes`.
         classes: Class names.
         name: What messages and manifests call the data.
@@ -52,25 +55,69 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         (4, 2)
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
-        if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
-            raise DataError("data-type", f"{name}: images and labels must be tensors, and labels must be integers")
-        self.images = images
+    def __init__(self, images: Tensor | Store, labels: Tensor, classes: Sequence[str], name: str = "images") -> None:
+        if not isinstance(images, Tensor | Rows | Pictures) or not isinstance(labels, Tensor):
+            raise DataError("data-type", f"{name}: images and labels must be tensors")
+        if labels.is_floating_point():
+            raise DataError("data-type", f"{name}: labels must be integers, got {labels.dtype}")
+        self._store: Store = Rows(images) if isinstance(images, Tensor) else images
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
-            shape, kind = tuple(images.shape), images.dtype
-            found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
+        good = not isinstance(images, Tensor) or (images.ndim == 4 and images.dtype in (torch.uint8, torch.float32))
+        if not good or labels.shape != (len(images),):
+            shape = (
+                f"shape {tuple(images.shape)} and type {images.dtype}" if isinstance(images, Tensor) else len(images)
+            )
+            found = f"images of {shape}, labels of shape {tuple(labels.shape)}"
             wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         check_labels(self.labels, self.classes, name)
 
+    @property
+    def images(self) -> Tensor:
+        """All images at once, (images, channels, height, width); they stay in memory from then on.
+
+        Raises:
+            DataError: One cannot be decoded, their sizes differ, or they take too much memory.
+        """
+        if not isinstance(self._store, Rows) or self._store.places is not None:
+            self._store = Rows(self._store.all())
+        return self._store.tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the images.
+
+        Raises:
+            DataError: Some of those that were looked at differ in size.
+        """
+        return self._store.shape
+
+    def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Yield batches of images, of all or in the order of these indices: (images, channels, height, width).
+
+        Raises:
+            DataError: One cannot be decoded, or has another size than others.
+        """
+        return self._store.batches(batch_size, order)
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._store)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, got index {index}")
+        (images,) = self.batches(1, [index])
+        return images[0], int(self.labels[index])
+
+    def relabelled(self, labels: Tensor, classes: Sequence[str], name: str | None = None) -> ImageData:
+        """The same images with other labels and class names.
+
+        Raises:
+            DataError: The parts do not match.
+        """
+        return ImageData(self._store, labels, classes, self.name if name is None else name)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageData:
         """Select the images at these indices, or where a mask is true.
@@ -85,7 +132,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             found = f"{self.name} has images 0 to {len(self) - 1}, got index {int(chosen.max())}"
             raise DataError("data-index-out-of-range", found)
-        return ImageData(self.images[chosen], self.labels[chosen], self.classes, self.name)
+        return ImageData(self._store.at(chosen), self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes; labels and class names stay the same.
@@ -96,14 +143,13 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         wanted = torch.tensor(resolve_task(classes, self.classes))
         return self.subset(torch.isin(self.labels, wanted))
 
-    def without(self, classes: Sequence[int | str]) -> Tensor | None:
-        """The images of all other classes, without labels; None if there are none.
+    def without(self, classes: Sequence[int | str]) -> ImageData:
+        """Select the images of all other classes; labels and class names stay the same.
 
         Raises:
             TaskError: A class is unknown.
         """
-        chosen = ~torch.isin(self.labels, torch.tensor(resolve_task(classes, self.classes)))
-        return self.images[chosen] if bool(chosen.any()) else None
+        return self.subset(~torch.isin(self.labels, torch.tensor(resolve_task(classes, self.classes))))
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes, which become classes 0, 1, ... in this order.
@@ -114,7 +160,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         wanted = resolve_task(classes, self.classes)
         part = self.of_classes(wanted)
         labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
-        return ImageData(part.images, labels, [self.classes[k] for k in wanted], self.name)
+        return part.relabelled(labels, [self.classes[k] for k in wanted])
 
     def shuffled(self, seed: int = 0) -> ImageData:
         """Return the same images in random order."""
@@ -170,7 +216,9 @@ def load_data(
         split: "train" or "test", unless the text specifies it.
         size: Height and width for pictures in files: they are resized to cover it and cropped. A preprocessing: they
             are brought to its size in its way.
-        max_images: Maximum number of images, drawn with a fixed seed; no others are decoded.
+        max_images: Maximum number of images, drawn with a fixed seed.
+
+    Of pictures in files, only a few are decoded now, so that what cannot be read shows.
 
     Raises:
         DataError: The data cannot be read.
@@ -199,7 +247,11 @@ def load_data(
     if not len(chosen):
         which = told(options.get("classes", "any"), 80)
         raise DataError("data-no-images", f"{found.name} has no images of classes {which}; name others")
-    return ImageData(found.take(chosen.tolist()), found.labels[chosen], found.classes, found.name)
+    images = found.images.at(chosen) if len(chosen) < len(found.labels) else found.images
+    data = ImageData(images, found.labels[chosen], found.classes, found.name)
+    if isinstance(images, Pictures):
+        next(data.batches(1, [0]))  # the usual mistakes show now
+    return data
 
 
 def place_and_options(text: str) -> tuple[str, dict[str, str]]:
@@ -334,7 +386,7 @@ def _beside(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _folder_files(path: Path, wanted: Wanted) -> Sequence[Path]:
-    return [file for _, file in class_files(root_of(path, wanted))[1]]
+    return list(map(Path, class_files(root_of(path, wanted))[2]))
 
 
 def data_files(place: Path, split: str, asked: bool = False) -> list[Path]:
@@ -375,4 +427,4 @@ def _digits(split: str) -> Found:
     data = ImageData(images, torch.from_numpy(found.target), [str(k) for k in range(10)], "digits")
     check_choice("split of digits", split, ("train", "test"))
     part = data.split(0.7, seed=0)[split == "test"]
-    return Found(part.labels, part.classes, part.name, of_tensor(part.images))
+    return Found(part.labels, part.classes, part.name, Rows(part.images))

@@ -104,30 +104,37 @@ def _wraps(folder: Path, wanted: Wanted) -> bool:
     return again or len(_folders(folder)) > 1 or split_folder(folder, wanted.split) is not None
 
 
-def class_files(root: Path) -> tuple[list[str], list[tuple[int, Path]], list[str]]:
-    """The classes of a folder, the pictures with their class, in order, and what is left out.
+def class_files(root: Path) -> tuple[list[str], list[int], list[str], list[str]]:
+    """The classes of a folder, the class and the path of each picture, in order, and what is left out.
 
-    Links to folders are followed where they are classes, and nowhere below: they may lead round in a circle.
+    Links to folders are followed where they are classes, and nowhere below: they may lead round in a circle. A folder
+    may hold millions of pictures, so their paths are texts.
     """
     classes = [folder.name for folder in _folders(root)]
-    pictures: list[tuple[int, Path]] = []
+    labels: list[int] = []
+    pictures: list[str] = []
     left: list[str] = []
     for k, name in enumerate(classes):
-        for file in _below(root / name, left, root):
-            if is_picture(file.name):
-                pictures.append((k, file))
-            elif file.suffix.lower() not in _NO_PICTURES:
-                left.append(str(file.relative_to(root)))
-    return classes, pictures, left
+        for folder, file in _below(str(root / name), left, root):
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in SUFFIXES:
+                labels.append(k)
+                pictures.append(f"{folder}{os.sep}{file}")
+            elif suffix not in _NO_PICTURES:
+                left.append(os.path.relpath(os.path.join(folder, file), root))
+    return classes, labels, pictures, left
 
 
-def _below(folder: Path, left: list[str], root: Path) -> Iterator[Path]:
-    """The files in a folder, then those in its folders, in order; hidden ones are passed over, links are noted."""
+def _below(folder: str, left: list[str], root: Path) -> Iterator[tuple[str, str]]:
+    """The folder and the name of each file in a folder, then of those in its folders, in order.
+
+    Hidden ones are passed over, links to folders are noted.
+    """
     for at, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(at) / name).is_symlink()]
-        left += [str((Path(at) / name).relative_to(root)) for name in links]
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        left += [os.path.relpath(os.path.join(at, name), root) for name in links]
         folders[:] = sorted(name for name in set(folders) - set(links) if name[0] != "." and name != "__MACOSX")
-        yield from (Path(at) / name for name in sorted(files) if not name.startswith("."))
+        yield from ((at, name) for name in sorted(files) if not name.startswith("."))
 
 
 def read_folder(path: Path, wanted: Wanted) -> Found:
@@ -137,7 +144,7 @@ def read_folder(path: Path, wanted: Wanted) -> Found:
         DataError: There are no pictures in folders of classes.
     """
     root = root_of(path, wanted)
-    classes, pictures, left = class_files(root)
+    classes, labels, pictures, left = class_files(root)
     for name in classes:
         if not writable(name):
             why = f"{root} has a folder whose name is not valid UTF-8, {name!r}"
@@ -151,15 +158,15 @@ def read_folder(path: Path, wanted: Wanted) -> Found:
     if root != path and not direct:
         note(f"{path.name}: the classes are the folders of {root.relative_to(path)}")
     _tell(root, pictures, left)
-    labels = torch.tensor([k for k, _ in pictures], dtype=torch.long)
-    return Found(labels, classes, root.name, of_files([file for _, file in pictures], wanted.size, str(root)))
+    return Found(torch.tensor(labels), classes, root.name, of_files(pictures, wanted, str(root)))
 
 
-def _tell(root: Path, pictures: list[tuple[int, Path]], left: list[str]) -> None:
+def _tell(root: Path, pictures: list[str], left: list[str]) -> None:
     """Say which pictures lie deeper, and what is left out."""
-    deep = [file for _, file in pictures if len(file.relative_to(root).parts) > 2]
+    level = str(root / "class" / "file").count(os.sep)
+    deep = [file for file in pictures if file.count(os.sep) > level]
     if deep:
-        such = told(deep[0].relative_to(root), 80)
+        such = told(os.path.relpath(deep[0], root), 80)
         note(f"{root.name}: pictures in deeper folders belong to the topmost one: {len(deep):,}, such as {such}")
     if left:
         why = "pictures end in .png, .jpg or the like, and links to folders are not followed within a class"

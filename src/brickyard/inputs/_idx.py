@@ -14,7 +14,8 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line
-from brickyard.inputs._reading import MAX_BYTES, Found, of_tensor
+from brickyard.inputs._pictures import MAX_BYTES, Rows
+from brickyard.inputs._reading import Found
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -37,7 +38,7 @@ def read_idx(path: Path) -> Found:
     if len(images) != len(labels):
         found = f"images of shape {tuple(images.shape)}, labels of shape {tuple(labels.shape)}"
         raise DataError("data-shape", f"{path}: {found}; give one label an image")
-    return Found(labels.long(), names, f"{folder}/{path.name.split('-')[0]}", of_tensor(images))
+    return Found(labels.long(), names, f"{folder}/{path.name.split('-')[0]}", Rows(images))
 
 
 def labels_beside(images: Path) -> Path:

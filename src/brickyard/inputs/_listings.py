@@ -93,9 +93,9 @@ def read_listing(listing: Listing, wanted: Wanted, names: Sequence[str] | None =
         why = f"{listing.path}: {len(missing):,} of {len(paths):,} pictures are missing, such as {examples(missing)}"
         advice = "paths count from the folder of the file, and a name without its suffix must be that of one picture"
         raise DataError("data-missing", f"{why}; {advice}")
-    files = [file for file in found if file is not None]
+    files = [str(file) for file in found if file is not None]
     name = f"{listing.path.parent.name}/{listing.path.stem}" + (f" ({split})" if split else "")
-    return Found(labels, classes, name, of_files(files, wanted.size, str(listing.path)))
+    return Found(labels, classes, name, of_files(files, wanted, str(listing.path)))
 
 
 def listed_files(listing: Listing, wanted: Wanted) -> list[Path]:

@@ -1,9 +1,9 @@
-"""What every reader of image data shares: what is asked for, what is found, splits, labels, stacking pictures."""
+"""What every reader of image data shares: what is asked for, what is found, splits, labels."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,11 +17,9 @@ from brickyard.base._checks import is_whole
 from brickyard.base._errors import DataError
 from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
-from brickyard.inputs._decoding import decode_image
-from brickyard.inputs._preprocessing import sized
+from brickyard.inputs._pictures import Files, Pictures, Reader, Store
 from brickyard.runtime._progress import say
 
-MAX_BYTES = 8 << 30  # largest array of images in memory, and largest decompressed idx file
 MAX_TEXT = 1 << 29  # largest JSON file, and largest table of paths
 MAX_CLASSES = 1_000_000
 
@@ -53,19 +51,19 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of data before a picture is decoded.
+    """What is known of data, of which no picture is decoded yet.
 
     Attributes:
         labels: (images,), indices into `classes`.
         classes: Class names.
         name: What messages call the data.
-        take: Reads the images at some indices, in their order: (images, channels, height, width).
+        images: The images, or what decodes them.
     """
 
     labels: Tensor
     classes: Sequence[str]
     name: str
-    take: Callable[[Sequence[int]], Tensor]
+    images: Store
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -162,52 +160,6 @@ def number_of(value: Any) -> int | None:
     return int(value) if is_whole(value) and not abs(value) >> 62 else None
 
 
-def stacked(
-    pictures: Iterable[tuple[Any, str | None]], size: tuple[int, int] | Preprocessing | None, name: str
-) -> Tensor:
-    """Decode pictures, bring them to a size if there is one, and stack them; grey ones become colour if others are.
-
-    Args:
-        pictures: What `decode_image` takes, and what messages call it.
-        size: Height and width, to which pictures are resized until they cover it, and cropped; or a preprocessing.
-        name: What messages call all of them.
-
-    Raises:
-        DataError: One cannot be decoded, or their sizes differ.
-    """
-    how = Preprocessing(size=size, fit="crop") if isinstance(size, tuple) else size
-    found: list[Tensor] = []
-    for source, title in pictures:
-        picture = decode_image(source, title)
-        found.append(picture if how is None else sized(picture, how))
-        if found[-1].shape[1:] != found[0].shape[1:]:
-            one, other = (f"{item.shape[1]}x{item.shape[2]}" for item in (found[0], found[-1]))
-            why = f"{name}: images have different sizes, such as {one} and {other} ({told(title or source, 200)})"
-            raise DataError("data-not-batchable", f"{why}; give a size to resize them to")
-    if not found:
-        raise DataError("data-no-images", f"{name} holds no images; give at least one per class")
-    if any(picture.is_floating_point() for picture in found):
-        found = [picture if picture.is_floating_point() else picture.float() / 255 for picture in found]
-    if len({len(picture) for picture in found}) > 1:
-        found = [picture.expand(3, -1, -1) for picture in found]
-    return torch.stack(found)
-
-
-def of_files(paths: Sequence[Path], size: tuple[int, int] | Preprocessing | None, name: str) -> Callable[..., Tensor]:
-    """What reads some of these pictures."""
-    return lambda chosen: stacked(((paths[index], None) for index in chosen), size, name)
-
-
-def of_tensor(images: Tensor) -> Callable[[Sequence[int]], Tensor]:
-    """What picks some of these images; all of them in their order are not copied."""
-
-    def take(chosen: Sequence[int]) -> Tensor:
-        return images if list(chosen) == list(range(len(images))) else images[torch.as_tensor(chosen)]
-
-    return take
-
-
-def too_large(what: str, size: int) -> DataError:
-    """The error for data that would take more memory than the limit."""
-    found = f"{what} would take {size / 2**30:,.1f} GiB, and {MAX_BYTES / 2**30:g} GiB are the limit"
-    return DataError("data-too-large", f"{found}; give fewer or smaller images, or pictures in files of their own")
+def of_files(paths: Sequence[str], wanted: Wanted, name: str) -> Pictures:
+    """Pictures in files of their own, which messages call `name`."""
+    return Pictures(Reader(Files(paths), wanted.size, name))

@@ -28,8 +28,8 @@ from brickyard.inputs._listings import (
     plain,
     read_listing,
 )
+from brickyard.inputs._pictures import MAX_BYTES, Rows, too_large
 from brickyard.inputs._reading import (
-    MAX_BYTES,
     MAX_TEXT,
     Found,
     Wanted,
@@ -38,9 +38,7 @@ from brickyard.inputs._reading import (
     no_split,
     note,
     number_of,
-    of_tensor,
     quietly,
-    too_large,
 )
 
 FEWEST = 4  # pixels of the smallest picture that is told from a table of something else
@@ -167,7 +165,7 @@ def _pixels(path: Path, rows: Iterator[Row], head: Row, wanted: Wanted) -> Found
         table = table[:, :-1] if last else table[:, 1:]
     labels, classes = labelled(others, f"{path}: the column of labels")
     note(f"{path.name}: {len(table):,} grey pictures of {side} x {side} pixels")
-    return Found(labels, classes, f"{path.parent.name}/{path.stem}", of_tensor(table.reshape(-1, 1, side, side)))
+    return Found(labels, classes, f"{path.parent.name}/{path.stem}", Rows(table.reshape(-1, 1, side, side)))
 
 
 def _grey_values(path: Path, rows: Iterator[Row], head: Row, place: int | None, has_header: bool) -> Any:

@@ -40,6 +40,7 @@ _relevance_file = "relevance/{}.safetensors".format
 _component_file = "components/{}.safetensors".format
 _component_scores = "scores/components/{}.json".format
 
+_HASHED = 256  # images that are read at once
 Say = Callable[[object], None]
 Status = Literal["run", "up to date"]
 
@@ -442,7 +443,11 @@ def _shared_images(training: ImageData, scored: ImageData, source: str) -> str |
     """
 
     def hashes(data: ImageData) -> list[bytes]:
-        return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in data.images]
+        return [
+            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+            for images in data.batches(_HASHED)
+            for image in images
+        ]
 
     known = set(hashes(training))
     count = sum(item in known for item in hashes(scored))

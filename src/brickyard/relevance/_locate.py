@@ -31,11 +31,12 @@ from brickyard.relevance._contribution import class_sums
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
-from brickyard.runtime._progress import bar
+from brickyard.runtime._progress import bar, say
 
 MOST_LETTERS = 1024  # of a name, as in files
 FEW = 20  # images that say nothing about how good a source is
 FAR = 0.1  # below its known accuracy
+CANDIDATES = 20  # images that one of the most confident is chosen from, at most
 KEEP_BYTES = 1 << 28  # by default, sums are kept up to this size
 
 
@@ -328,12 +329,14 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
             )
     if record.choose == "all":
         return pools
+    assert per_class is not None
     if record.choose == "random":
-        generator = torch.Generator().manual_seed(record.seed)
-        return {
-            k: [pool[i] for i in torch.randperm(len(pool), generator=generator)[:per_class].tolist()]
-            for k, pool in pools.items()
-        }
+        return _drawn(pools, per_class, record.seed)
+    most = CANDIDATES * per_class
+    if larger := sum(len(pool) > most for pool in pools.values()):
+        relevance.record = record.model_copy(update={"candidates": most})
+        say(f"{larger:,} classes have more than {most:,} images; the most confident ones are those of {most:,} drawn")
+        pools = {k: sorted(pool) for k, pool in _drawn(pools, most, record.seed).items()}
     every = [index for pool in pools.values() for index in pool]
     confidence = run.notebook.recall_numbers(every)
     known = torch.tensor(int(confidence is not None))
@@ -346,6 +349,15 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     left = iter(confidence.tolist())
     ordered = {k: sorted((-next(left), index) for index in pool) for k, pool in pools.items()}
     return {k: [index for _, index in ranking[:per_class]] for k, ranking in ordered.items()}
+
+
+def _drawn(pools: dict[int, list[int]], most: int, seed: int) -> dict[int, list[int]]:
+    """At most so many images of each class, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        k: [pool[i] for i in torch.randperm(len(pool), generator=generator)[:most].tolist()]
+        for k, pool in pools.items()
+    }
 
 
 def _confidences(run: _Run, indices: list[int], classes: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ class Reader:
         self.source: dict[str, Value] = {}  # by step: the value that it works on, where a later one may undo it
         self.orders: dict[str, list[int]] = {}  # by step: in which order it takes the dimensions
         self.scaled: dict[str, Value] = {}  # by step that scales images to 0..255: the images in [0, 1]
+        self.raised: dict[str, Value] = {}  # by step that adds a half to whole numbers, to round them: these
         self.inner: dict[str, int] = {}
         self.done: set[str] = set()  # outputs of operators that an earlier one took in
         self._held: dict[tuple[str, int], str] = {}

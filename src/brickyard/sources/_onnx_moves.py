@@ -429,7 +429,7 @@ def _cast(reader: Reader, op: Op, given: Given) -> Value:
     if x.known:
         found = reader.compute(lambda value: value.to(wanted), x)
         return Value(found.worlds, "", x.name)
-    if not wanted.is_floating_point:
+    if not wanted.is_floating_point and not (wanted == torch.uint8 and x.step in reader.scaled):
         reader.refuse("rounds values of images to whole numbers, which has no channels to cut")
     return x
 
@@ -445,6 +445,12 @@ def _on_numbers(run: Callable[..., Any]) -> Convert:
         return reader.compute(run, *[value for value in given if value is not None])
 
     return convert
+
+
+def _floor(reader: Reader, op: Op, given: Given) -> Value:
+    """Round down what depends on no image, or bytes that a half was added to, which stay as they are."""
+    before = reader.raised.get(first(reader, given).step)
+    return _on_numbers(torch.floor)(reader, op, given) if before is None else before
 
 
 def _scatter(reader: Reader, op: Op, given: Given) -> Value:
@@ -503,7 +509,7 @@ MOVES: dict[str, Convert] = {
     "Identity": _same,
     "Dropout": _same,
     "Size": _size,
-    "Floor": _on_numbers(torch.floor),
+    "Floor": _floor,
     "Ceil": _on_numbers(torch.ceil),
     "Round": _on_numbers(torch.round),
     "Sign": _on_numbers(torch.sign),

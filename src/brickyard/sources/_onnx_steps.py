@@ -145,11 +145,12 @@ def _gemm(reader: Reader, op: Op, given: Given) -> Value:
 def _matmul(reader: Reader, op: Op, given: Given) -> Value:
     x, y = first(reader, given), at(given, 1)
     assert y is not None
+    for one, other in ((x, y), (y, x)):
+        if _is_identity(one) and other.ndim >= 2 and not other.known:
+            return other  # as where an export resizes images that have their size already
     if x.known or not y.constant or y.ndim != 2 or x.ndim < 2:
         return reader.call("matmul", x, y)
     matrix = y.worlds[0]
-    if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
-        return x  # as where an export resizes images that have their size already
     if not reader.layers and x.ndim == 4:
         return reader.call("matmul", x, y)  # along a side of an image, and no channels
     bias, name = _added(reader, op, len(matrix.T))
@@ -160,6 +161,12 @@ def _matmul(reader: Reader, op: Op, given: Given) -> Value:
         reader.done.add(name)
         reader.values[name] = found
     return found
+
+
+def _is_identity(value: Value) -> bool:
+    matrix = value.worlds[0]
+    square = value.constant and value.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    return square and torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype))
 
 
 def _added(reader: Reader, op: Op, width: int) -> tuple[Value | None, str]:
@@ -264,6 +271,8 @@ def _clip(reader: Reader, op: Op, given: Given) -> Value:
 
 
 def _clamped(reader: Reader, x: Value, low: float | None, high: float | None) -> Value:
+    if x.step in reader.scaled and (low or 0) <= 0 and (high is None or high >= 255):
+        return x
     if low == 0 and high == 6:
         return reader.call("relu6", x)
     if low == 0 and high is None:
@@ -327,6 +336,10 @@ def _two(reader: Reader, target: str, a: Value, b: Value) -> Value:
         factor = 1 / number if target == "truediv" else number
         if math.isclose(factor * 255, 1, rel_tol=1e-6):  # of raw images, which are given between 0 and 1 here
             return before
+    if target == "add" and number == 0.5 and before is not None:
+        found = reader.call(target, a, b)
+        reader.raised[found.step] = x
+        return found
     if target in ("maximum", "minimum"):
         return _clamped(reader, x, number, None) if target == "maximum" else _clamped(reader, x, None, number)
     if target == "pow" and one is b and number in (2.0, 0.5):

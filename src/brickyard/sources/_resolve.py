@@ -137,7 +137,7 @@ def source_and_data(
         if error.code != "option-source-size" or (how is not None and how.size is not None):
             raise
         images = data_of(data, how)
-        _, channels, height, width = images.images.shape
+        channels, height, width = images.shape
         channels = (how.channels if how is not None else None) or channels
         source = source_of(spec, weights, names, how, input_shape=(channels, height, width), **which)
         say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
@@ -158,7 +158,7 @@ def answered(source: Source, folder: Path) -> ImageData:
     from brickyard.inputs._datasets import ImageData
     from brickyard.inputs._folders import pictures_in
     from brickyard.inputs._preprocessing import preprocess
-    from brickyard.inputs._reading import of_files
+    from brickyard.inputs._reading import Wanted, of_files
     from brickyard.network._identity import weights_like
     from brickyard.runtime._progress import bar
 
@@ -169,11 +169,11 @@ def answered(source: Source, folder: Path) -> ImageData:
         say(f"{folder.name}: {MOST_UNLABELLED:,} of {len(paths):,} pictures are drawn")
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
         paths = [paths[k] for k in order[:MOST_UNLABELLED].sort().values.tolist()]
-    images = of_files(paths, how, folder.name)(range(len(paths)))
+    images = of_files(list(map(str, paths)), Wanted(size=how), folder.name)
     network, like = axes_of(source).network, weights_like(source.model)
     labels = []
     with torch.no_grad(), bar("asking the source", len(images)) as advance:
-        for batch in images.split(64):
+        for batch in images.batches(64):
             labels.append(network(preprocess(batch, how).to(like)).argmax(1))
             advance(len(batch))
     found = torch.cat(labels)
@@ -208,17 +208,10 @@ def named_after(source: Source, data: ImageData) -> Source:
 
 
 def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
-    """Image data, brought to the size of the preprocessing where its images have several."""
+    """Image data, whose pictures are brought to the size of the preprocessing."""
     from brickyard.inputs._datasets import load_data
-    from brickyard.inputs._reading import quietly
 
-    try:
-        return load_data(spec, split=split, max_images=most)
-    except DataError as error:
-        if error.code != "data-not-batchable" or how is None or how.size is None:
-            raise
-    with quietly():  # what was assumed has been said
-        return load_data(spec, split=split, size=how, max_images=most)
+    return load_data(spec, split=split, size=how, max_images=most)
 
 
 def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
@@ -230,12 +223,10 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     Raises:
         DataError: No name agrees, or there are not as many classes.
     """
-    from brickyard.inputs._datasets import ImageData
-
     numbered = data.classes == tuple(map(str, range(len(data.classes))))
     if numbered and len(data) and int(data.labels.min()) == 1 and int(data.labels.max()) == len(classes):
         say(f"{data.name}: labels run from 1 to {len(classes)} and are counted from 0")
-        data = ImageData(data.images, data.labels - 1, data.classes[:-1], data.name)
+        data = data.relabelled(data.labels - 1, data.classes[:-1])
     places = {name: k for k, name in enumerate(classes)}
     if data.classes == tuple(classes):
         return data
@@ -243,7 +234,7 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     found = [name if name in places else alike.get(_plain(name), name) for name in data.classes]
     if tuple(found) != data.classes and len(alike) == len(classes) and len(set(found)) == len(found):
         say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
-        return fitted(ImageData(data.images, data.labels, found, data.name), classes)
+        return fitted(data.relabelled(data.labels, found), classes)
     if not places.keys() & set(data.classes):
         unnamed = numbered or tuple(classes) == tuple(map(str, range(len(classes))))
         if len(data.classes) == len(classes) and unnamed:
@@ -264,7 +255,7 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     if len(known) < len(data):
         left = f"{len(data) - len(known):,} of {len(data):,}"
         say(f"{data.name}: {left} images are of classes that the source does not know; they are left out")
-    return ImageData(known.images, labels, tuple(classes), data.name)
+    return known.relabelled(labels, classes)
 
 
 def _plain(name: str) -> str:

@@ -100,7 +100,7 @@ def train(
     last = max(data.labels.tolist())
 
     def loss(chosen: list[int], generator: torch.Generator) -> Tensor:
-        raw, labels = data.images[chosen], data.labels[chosen].to(like.device)
+        (raw,), labels = data.batches(len(chosen), chosen), data.labels[chosen].to(like.device)
         if taught is not None and augment:  # both sides see the same images
             raw = shifted_and_mirrored(raw, generator)
         x = preprocess(raw, preprocessing).to(like.device, like.dtype)
@@ -120,7 +120,7 @@ def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, ba
     """Compute a classifier's accuracy, in [0, 1]."""
     right, like = 0, next(model.parameters())
     with as_before(model), torch.inference_mode():
-        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+        for images, labels in zip(data.batches(batch_size), data.labels.split(batch_size), strict=True):
             x = preprocess(images, preprocessing).to(like.device, like.dtype)
             right += int(ONE.says(model(x)).cpu().gather(1, labels.unsqueeze(1)).sum())
     return right / len(data) if len(data) else 0.0
@@ -151,6 +151,12 @@ class Trained:
         return save_source(
             path, self.source, arch=self.arch, options=self.options, scores=self.scores, overwrite=overwrite
         )
+
+
+def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of each channel."""
+    values = preprocess(images, Preprocessing()).double().transpose(0, 1).flatten(1)
+    return tuple(values.mean(1).tolist()), tuple((values.std(1) + 1e-6).tolist())
 
 
 @verb(ScratchOptions)
@@ -184,16 +190,16 @@ def train_source(
         why = f"{network} was asked for with classes={shape['classes']}, and the images have {len(images.classes)}"
         advice = "these make the outputs: leave it out, or choose classes of the data"
         raise OptionError("option-conflict", f"{why}; {advice}")
-    channels, side = shape.setdefault("channels", images.images.shape[1]), given.size or (32, 32)
+    channels, side = shape.setdefault("channels", images.shape[0]), given.size or (32, 32)
     if "size" in zoo.entry(name).defaults:
         shape.setdefault("size", side[0])
-    values = preprocess(images.images, Preprocessing()).double().transpose(0, 1).flatten(1)
+    mean, std = (given.mean, given.std) if given.mean is not None else _mean_and_std(images.images)
     how = Preprocessing(
         **given.model_dump(exclude={"size", "channels", "mean", "std"}),
         size=side,
         channels=1 if channels == 1 else 3,
-        mean=given.mean or tuple(values.mean(1).tolist()),
-        std=given.std or tuple((values.std(1) + 1e-6).tolist()),
+        mean=mean,
+        std=std,
     )
     width = shape.pop("width", 1.0)
     model = build_seeded(name, len(images.classes), width, options["seed"], **shape)
