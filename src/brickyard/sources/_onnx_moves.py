@@ -447,7 +447,7 @@ def _on_numbers(run: Callable[..., Any]) -> Convert:
     return convert
 
 
-def _floor(reader: Reader, op: Op, given: Given) -> Value:
+def _floor(reader: Reader, op: Op, given: Given) -> Value | list[Value]:
     """Round down what depends on no image, or bytes that a half was added to, which stay as they are."""
     before = reader.raised.get(first(reader, given).step)
     return _on_numbers(torch.floor)(reader, op, given) if before is None else before
