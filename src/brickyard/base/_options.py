@@ -5,12 +5,12 @@ A new option is one entry here; see `brickyard.base._declare` for what reads it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
-from brickyard.base._checks import seed_of
+from brickyard.base._checks import decision_thresholds, seed_of
 from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
 
@@ -327,6 +327,11 @@ class DisassembleOptions(TypedDict, total=False):
         Budget | None,
         Opt(default=None, help="Keep the best channels within this budget, instead of using thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
+    ]  # fmt: skip
+    decision_thresholds: Annotated[
+        Mapping[str, float] | float | None,
+        Opt(default=None, validate=decision_thresholds, shell=str, unset="0.5",
+            help="Answer with a class above this probability, such as 0.3 or cat=0.3,dog=0.7, where several are said."),
     ]  # fmt: skip
     select: Annotated[
         str | None,

@@ -135,13 +135,17 @@ def predict(
     names = (*classifier.classes, REJECT)
     answers: list[dict[str, Any]] = []
     lines: list[str] = []
+    several = not classifier.outputs.exclusive
     for titles, batch in _asked(images):
-        for title, probabilities in zip(titles, classifier.predict_proba(batch), strict=True):
+        named = classifier.predict(batch) if several else [None] * len(titles)
+        for title, probabilities, said in zip(titles, classifier.predict_proba(batch), named, strict=True):
             best = probabilities.topk(min(top, len(probabilities)))
             found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
             classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
-            answers.append({"image": title, "classes": classes})
-            lines.append(shown(f"{title}: " + ", ".join(f"{name} {p:.1%}" for name, p in found), ""))
+            answers.append({"image": title, "classes": classes, **({"answer": list(said)} if several else {})})
+            answer = [", ".join(said) or "none of the classes"] if several else []
+            text = "; ".join([*answer, ", ".join(f"{name} {p:.1%}" for name, p in found)])
+            lines.append(shown(f"{title}: {text}", ""))
     return Result({"predictions": answers}, "\n".join(lines))
 
 

@@ -95,7 +95,7 @@ def _checked(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def check(value: Any) -> Any:
         try:
-            return validate(value)
+            return value if value is None else validate(value)
         except OptionError as error:
             raise typer.BadParameter(str(error)) from None
 

@@ -28,7 +28,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
 from brickyard.network._untouched import as_before
-from brickyard.outputs._outputs import Cases
+from brickyard.outputs._outputs import Cases, find_outputs
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
@@ -177,8 +177,9 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
     right = {name: outputs.right(logits, cases) for name, logits in answers.items()}
     measures = {name: outputs.measures(logits, cases) for name, logits in answers.items()}
     if whole is not None:
-        right = {"base": outputs.right(found, cases.of(task)), **right}
-        measures["base"] = outputs.measures(found, cases.of(task))
+        every = outputs.placed(task, found.shape[1])
+        right = {"base": every.right(found, cases.of(task)), **right}
+        measures["base"] = every.measures(found, cases.of(task))
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
     notes = (note,) if single and outputs.exclusive else ()
@@ -198,14 +199,15 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
         place = torch.full((len(manifest.classes),), -1)
         place[torch.tensor(manifest.places[index])[task]] = torch.arange(len(task))
         cases = outputs.cases(seen.targets[mine]).of(place)
-        found["oracle"].append(outputs.right(logits[index][mine, : len(task)], cases))
+        own = find_outputs(part.outputs).deciding(part.thresholds_of(manifest.tasks[index]))
+        found["oracle"].append(own.right(logits[index][mine, : len(task)], cases))
         if source is not None:
             images = Images(data[index], part.preprocessing, label_dims=outputs.label_dims)
             if id(source) not in networks:  # one source may be that of several parts
                 networks[id(source)] = _network_of(source, images)
             whole = _logits(networks[id(source)], images, batch_size, seen.places[mine])
-            found["base"].append(outputs.right(whole, cases.of(task)))
-            found["restricted"].append(outputs.right(whole[:, task], cases))
+            found["base"].append(own.placed(task, whole.shape[1]).right(whole, cases.of(task)))
+            found["restricted"].append(own.right(whole[:, task], cases))
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}

@@ -75,7 +75,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
-    check_outputs(file.outputs)
+    check_outputs(file)
     return Relevance(
         classes=file.classes,
         task=file.task,
