@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._checks import decision_thresholds, given_path
+from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._messages import shown
 from brickyard.base._records import (
@@ -259,9 +259,14 @@ class Assembly(Joined, Predictor):
 
         They are those of its parts, for probabilities after scaling; see `Component.with_decision_thresholds`.
         """
-        given = decision_thresholds(thresholds)
-        found = thresholds_for(given, self.classes, self.manifest.decision_thresholds)
-        return self.with_manifest(parts=self.manifest.deciding(found))
+        manifest, given = self.manifest, decision_thresholds(thresholds)
+        found = thresholds_for(given, self.classes, manifest.decision_thresholds)
+        parts = []
+        for part, places in zip(manifest.parts, manifest.places, strict=True):
+            before = zip(part.task, part.decision_thresholds or (EVEN,) * len(part.task), strict=True)
+            own = tuple(found[places[k]] if places[k] >= 0 else share for k, share in before)
+            parts.append(part.model_copy(update={"decision_thresholds": own}))
+        return self.with_manifest(parts=tuple(parts))
 
     def _with(self, **changes: Any) -> Assembly:
         """A copy of the assembly with some of its contents replaced."""

@@ -96,6 +96,21 @@ def share_or_more(name: str, value: Any) -> float:
     return float(value)
 
 
+def output_name(value: Any) -> str:
+    """Convert the name or the place of a part of what a model returns to a str.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if is_whole(value) or (isinstance(value, str) and 0 < len(value) <= 1024):
+        return str(value)
+    raise OptionError(
+        "option-type",
+        f"output must be the name of a part of what the model returns, or its place, got {brief(value)}; give "
+        "'logits', 1, or 'head.logits'",
+    )
+
+
 EVEN = 0.5  # the probability above which a class is in an answer, where nothing else is said
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
-from brickyard.base._checks import decision_thresholds, seed_of
+from brickyard.base._checks import decision_thresholds, output_name, seed_of
 from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
 
@@ -282,6 +282,11 @@ class LocateOptions(TypedDict, total=False):
         str,
         Opt(default="one", help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python"),
     ]
+    output: Annotated[
+        str | int | None,
+        Opt(default=None, validate=output_name, only="python", unset="the one called logits, or the only one",
+            help="Take the logits from this part of what the model returns: logits, 1 or head.logits."),
+    ]  # fmt: skip
     choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class used for locating")]
     per_class: Annotated[int, Opt(default=50, least=1, help="Use this many images per class for locating.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]

@@ -226,6 +226,7 @@ class LocateRecord(Frozen):
         ending: What the source's logits went through and was left out: "softmax", "log_softmax", "sigmoid", or
             "probabilities".
         right: How many of the images the source answers correctly, and how many it was asked.
+        output: The part of what the source returns that was asked for as its logits, or None.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -235,6 +236,7 @@ class LocateRecord(Frozen):
     data: str = ""
     ending: str | None = None
     right: tuple[Count, Count] | None = None
+    output: Name | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}
@@ -381,6 +383,11 @@ class ComponentManifest(Frozen):
         return (self,)
 
     @property
+    def output(self) -> str | None:
+        """The part of what the source returns that was asked for as its logits, or None."""
+        return None if self.located is None else self.located.output
+
+    @property
     def width(self) -> int:
         """The network's own number of outputs, before task and reject are selected from them."""
         return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
@@ -473,15 +480,6 @@ class AssemblyManifest(Frozen):
         """The decision threshold of each class; none where the parts have none."""
         known = any(part.decision_thresholds for part in self.parts)
         return tuple(own[0] for own in self.thresholds_by_part) if known else ()
-
-    def deciding(self, thresholds: Sequence[float]) -> tuple[ComponentManifest, ...]:
-        """The parts with these decision thresholds of the assembly's classes."""
-        found = []
-        for part, places in zip(self.parts, self.places, strict=True):
-            before = zip(part.task, part.decision_thresholds or (EVEN,) * len(part.task), strict=True)
-            own = tuple(share if places[k] < 0 else thresholds[places[k]] for k, share in before)
-            found.append(part.model_copy(update={"decision_thresholds": own}))
-        return tuple(found)
 
     @property
     def plain(self) -> bool:

@@ -55,7 +55,7 @@ def evaluate(
     return Result(scores.as_dict(), scores)
 
 
-@with_options(words.PreprocessingOptions, only=("size",))
+@with_options(words.PreprocessingOptions, words.WeightOptions, only=("size", "output_name"))
 def show(
     item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
     weights: words.Weights = None,
@@ -67,10 +67,11 @@ def show(
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
         why = f"only a source takes it, and {item} is none"
-        check_effect(why, weights=weights, class_names=names, size=options["size"])
+        check_effect(why, weights=weights, class_names=names, **options)
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), random_weights=True)
+    which = {"output_name": options.pop("output_name"), "random_weights": True}
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
     graph = resolve.axes_of(source)
     value = {
         "source": source.name,

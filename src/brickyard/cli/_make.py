@@ -151,6 +151,7 @@ def _located(
         "task": parse_classes(task, source.classes) if task else seen,
         "accuracy": source.accuracy,
         "name": source.name,
+        "output": source.output,
     }
     if cut:
         chosen: Any = checked(declarations.LocateOptions, given, "locate")
@@ -201,11 +202,11 @@ def disassemble(
         found: Relevance = loaded(relevance, Relevance)
         used = flat(declarations.DisassembleOptions)
         which = gathered(words.WeightOptions, options)
-        idle = {name: value for name, value in options.items() if name not in used and name not in which} | (
-            thresholds if limited else {}
-        )
+        same = used.keys() | (which.keys() - {"output_name"})
+        idle = {name: value for name, value in options.items() if name not in same} | (thresholds if limited else {})
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        origin = resolve.source_of(source, weights, names, found.preprocessing, input_shape=found.input_shape, **which)
+        which |= {"input_shape": found.input_shape, "output_name": found.record.output}
+        origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
             images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
@@ -281,7 +282,7 @@ def assemble(
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
-    origin = None if source is None else resolve.source_of(source, weights, None, None, random_weights=True).model
+    origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
     whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
     whole.save(output, overwrite=force)
     value = {

@@ -47,7 +47,8 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    origin = resolve.source_of(source, weights, names, how, input_shape=known.input_shape)
+    which = {"input_shape": known.input_shape, "output_name": known.record.output}
+    origin = resolve.source_of(source, weights, names, how, **which)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)
     found = find(known, chosen)

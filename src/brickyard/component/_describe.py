@@ -28,6 +28,8 @@ def describe(manifest: ComponentManifest) -> str:
         )
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
+    if manifest.output is not None:
+        lines.append(f"  output       {manifest.output}, of what the source returns")
     if located is not None and located.ending is not None:
         lines.append(f"  outputs      logits, taken before the source's {located.ending}")
     if manifest.decision_thresholds:

@@ -175,8 +175,8 @@ class Work:
                 weights = None if said.weights is None else self.file.folder / said.weights
                 title = said.network or ""
                 network, how = self.file.resolved(title), self._how(name)
-                random = said.random_weights
-                source = source_of(network, weights, said.class_names, how, random_weights=random)
+                which: dict[str, Any] = {"random_weights": said.random_weights, "output_name": said.output_name}
+                source = source_of(network, weights, said.class_names, how, **which)
             images = data_of(self.file.resolved(said.images), source.preprocessing)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]
@@ -280,6 +280,7 @@ class Work:
                 task=sorted(task),
                 accuracy=source.accuracy,
                 name=source.name,
+                output=source.output,
                 resume=notes,
                 **gathered(LocateOptions, dict(said)),
             )

@@ -83,7 +83,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     model = source_of(model)
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
-    graph = trace(model, example)
+    graph = trace(model, example, options["output"])
     look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
     _check_kind(kind, options["outputs"], graph)
@@ -186,6 +186,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         images=(0,) * len(names),
         data=str(getattr(data, "name", type(data).__name__)),
         ending=graph.ending or None,
+        output=None if options["output"] is None else str(options["output"]),
     )
     return Relevance.blank(
         model,

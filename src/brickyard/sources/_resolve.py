@@ -80,6 +80,7 @@ def source_of(
     *,
     random_weights: bool = False,
     ema: bool = True,
+    output_name: str | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> Source:
     """A source, with class names from options, from a file that these name, or from its weights.
@@ -101,6 +102,7 @@ def source_of(
         random_weights=random_weights,
         averaged=ema,
         input_shape=input_shape,
+        output=output_name,
     )
     if how is not None:
         try:
@@ -192,7 +194,7 @@ def axes_of(source: Source) -> Graph:
     from brickyard.axes._graph import trace
     from brickyard.network._identity import weights_like
 
-    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)))
+    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)), source.output)
 
 
 def named_after(source: Source, data: ImageData) -> Source:
@@ -319,6 +321,7 @@ def models_of(
     places: Sequence[Path | None] = weights or [None] * len(specs)
     found = []
     for spec, place, part in zip(specs, places, parts, strict=False):
-        how, shape = (None, None) if part is None else (part.preprocessing, part.input_shape)
-        found.append(source_of(spec, place, None, how, random_weights=True, input_shape=shape).model)
+        how, shape, name = (None,) * 3 if part is None else (part.preprocessing, part.input_shape, part.output)
+        source = source_of(spec, place, None, how, random_weights=True, input_shape=shape, output_name=name)
+        found.append(source.model)
     return found
