@@ -279,9 +279,10 @@ class LocateOptions(TypedDict, total=False):
         Opt(default=None, help="Preprocess the images this way before they enter the model.", unset="nothing"),
     ]
     outputs: Annotated[
-        str,
-        Opt(default="one", help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python"),
-    ]
+        str | None,
+        Opt(default=None, help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python",
+            unset="several for a model of transformers that was trained for it, else one"),
+    ]  # fmt: skip
     output: Annotated[
         str | int | None,
         Opt(default=None, validate=output_name, only="python", unset="the one called logits, or the only one",

@@ -107,6 +107,30 @@ def names_of(model: nn.Module, outputs: int) -> tuple[str, ...] | None:
     return unique if len(set(unique)) == len(unique) else None
 
 
+QUANTITY, SEVERAL = "quantity", "several"
+
+
+def problem_of(model: Any) -> str:
+    """What a model of transformers, or one right inside another module, was trained for as its config says.
+
+    Returns:
+        `QUANTITY`; `SEVERAL` classes at once; or "" for one class of many, and where nothing is known.
+    """
+    for module in (model, *(model.children() if isinstance(model, nn.Module) else ())):
+        if hasattr(config := getattr(module, "config", None), "problem_type"):
+            return problem_in(config)
+    return ""
+
+
+def problem_in(config: Any) -> str:
+    """What a config of transformers says that a model was trained for, as for `problem_of`."""
+    kind = getattr(config, "problem_type", None)
+    if kind == "multi_label_classification":
+        return SEVERAL
+    one = getattr(config, "num_labels", 2) == 1  # the library then trains with a squared error
+    return QUANTITY if kind == "regression" or (kind is None and one) else ""
+
+
 def weights_like(model: nn.Module) -> Tensor:
     """A tensor with the device and type of a model's weights."""
     if isinstance(model, nn.Module):

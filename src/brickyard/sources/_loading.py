@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._tracing import rows_of
 from brickyard.base._checks import output_name
-from brickyard.base._classes import ordered_names
+from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
@@ -221,7 +221,9 @@ def _run_once(source: Source) -> Source:
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
-            "task-class-count", f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            "task-class-count",
+            f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            f"{one_too_many(len(names), outputs)}",
         )
     return replace(source, classes=names)
 

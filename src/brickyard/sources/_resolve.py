@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brickyard.base._classes import one_too_many
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.runtime._progress import say
 
@@ -239,6 +240,10 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         say(f"{data.name}: labels run from 1 to {len(classes)} and are counted from 0")
         data = ImageData(data.images, data.labels - 1, data.classes[:-1], data.name)
     places = {name: k for k, name in enumerate(classes)}
+    hint = one_too_many(int(data.labels.max()) + 1, len(classes)) if numbered and len(data) else ""
+    if hint and tuple(classes) == tuple(map(str, range(len(classes)))):
+        why = f"{data.name}: labels run to {len(classes)}, and the source has {len(classes)} outputs without names"
+        raise DataError("data-label-out-of-range", f"{why}{hint}")
     if data.classes == tuple(classes):
         return data
     alike = {_plain(name): name for name in classes}
