@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
     from brickyard.component._component import Component
     from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._several import SeveralData
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
@@ -122,7 +123,7 @@ def _located(
     options: dict[str, Any],
     *,
     cut: bool,
-) -> tuple[Source, Relevance, ImageData]:
+) -> tuple[Source, Relevance, ImageData | SeveralData]:
     """A source, its relevances and the images; with `cut`, only if a component of it can be written to a file.
 
     Images come from data with labels, or from a folder without.
@@ -134,14 +135,16 @@ def _located(
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
     data, calibration = given_images
+    images: ImageData | SeveralData
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
-        images = resolve.answered(source, calibration)
-        seen: list[int] | None = images.labels.unique().tolist()
+        images = resolve.answered(source, calibration, resolve.kind_of(source, options["outputs"]))
+        seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
-        source, images = resolve.source_and_data(spec, data, weights, names, how, **which)
-        source = resolve.named_after(source, images)
-        images, seen = resolve.fitted(images, source.classes), None
+        source, read = resolve.source_and_data(spec, data, weights, names, how, **which)
+        source = resolve.named_after(source, read)
+        images = resolve.in_rows(resolve.fitted(read, source.classes), resolve.kind_of(source, options["outputs"]))
+        seen = None
     else:
         raise OptionError("option-needs-data", "locate needs images; give --data, or --calibration without labels")
     say(f"locating in {source.name}: {len(images):,} images, {len(source.classes)} classes")
@@ -197,7 +200,7 @@ def disassemble(
     companions = {key: options[key] for key in declared(declarations.Budget)}
     check_companion("--flops, --parameters or --agreement", limited, **companions)
     thresholds = {name: options[name] for name in declared(declarations.Thresholds)}
-    images = None
+    images: Any = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
         used = flat(declarations.DisassembleOptions)
@@ -209,9 +212,10 @@ def disassemble(
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
-            images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
+            labelled = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
+            images = resolve.in_rows(labelled, found.outputs)
         elif calibration is not None:
-            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration)
+            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration, found.outputs)
     elif data is None and calibration is None:
         raise OptionError(
             "option-needs-data", "disassemble needs images or relevances; give --data, --calibration or --relevance"

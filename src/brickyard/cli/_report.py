@@ -54,7 +54,8 @@ def routes(
     found = find(known, chosen)
     rows: tuple[Faithfulness, ...] = ()
     if data is not None:
-        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images), known.classes)
+        labelled = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images), known.classes)
+        images = resolve.in_rows(labelled, known.outputs)
         rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
     draw(found, output, rows, overwrite=force)
     value = {
@@ -121,7 +122,7 @@ def report(
     for item, own in zip(items, parts, strict=True):
         if isinstance(item, Relevance):
             raw = resolve.data_of(data[0], item.preprocessing, split, max_images) if faithful and data else None
-            images.append(None if raw is None else resolve.fitted(raw, item.classes))
+            images.append(None if raw is None else resolve.in_rows(resolve.fitted(raw, item.classes), item.outputs))
         else:
             mine = [next(found) for _ in own] if data else []
             images.append(None if not mine else mine if isinstance(item, Assembly) else mine[0])

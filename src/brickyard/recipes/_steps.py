@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from brickyard.component._component import Component
     from brickyard.evaluation._scores import Scores
     from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._several import SeveralData
     from brickyard.relevance._relevance import Relevance
     from brickyard.sources._loading import Source
 
@@ -78,8 +79,8 @@ class Work:
         self.prints = prints
         self.trust = trust
         self._hashes: dict[tuple[str, str], str] = {}
-        self._sources: dict[str, tuple[Source, ImageData]] = {}
-        self._scored: dict[str, tuple[ImageData, str | None]] = {}
+        self._sources: dict[str, tuple[Source, ImageData | SeveralData]] = {}
+        self._scored: dict[str, tuple[ImageData | SeveralData, str | None]] = {}
 
     def steps(self) -> Iterator[Step]:
         """All steps, in an order in which they can run."""
@@ -162,9 +163,9 @@ class Work:
 
     # -- what is read once
 
-    def _source(self, name: str) -> tuple[Source, ImageData]:
+    def _source(self, name: str) -> tuple[Source, ImageData | SeveralData]:
         """A source under its name in the recipe, and its training images, numbered as it numbers its classes."""
-        from brickyard.sources._resolve import data_of, fitted, named_after, source_of
+        from brickyard.sources._resolve import data_of, fitted, in_rows, kind_of, named_after, source_of
 
         if name not in self._sources:
             said = self.recipe.sources[name]
@@ -180,19 +181,21 @@ class Work:
             images = data_of(self.file.resolved(said.images), source.preprocessing)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]
-            self._sources[name] = replace(source, name=f"{name} ({short})"), fitted(images, source.classes)
+            labelled = in_rows(fitted(images, source.classes), kind_of(source, dict(said.locate)["outputs"]))
+            self._sources[name] = replace(source, name=f"{name} ({short})"), labelled
         return self._sources[name]
 
-    def _test_images(self, name: str) -> tuple[ImageData, str | None]:
+    def _test_images(self, name: str) -> tuple[ImageData | SeveralData, str | None]:
         """The images that a source's components are scored on, and what is to be said of them."""
-        from brickyard.sources._resolve import data_of, fitted
+        from brickyard.sources._resolve import data_of, fitted, in_rows, kind_of
 
         said = self.recipe.evaluate
         assert said is not None
         if name not in self._scored:
             source, training = self._source(name)
             text = self.file.resolved(said.of(name))
-            found = fitted(data_of(text, source.preprocessing, "test", said.max_images), source.classes)
+            images = fitted(data_of(text, source.preprocessing, "test", said.max_images), source.classes)
+            found = in_rows(images, kind_of(source, dict(self.recipe.sources[name].locate)["outputs"]))
             self._scored[name] = found, _shared_images(training, found, name)
         return self._scored[name]
 
@@ -435,14 +438,14 @@ def _few_shot(scaling: str) -> bool:
     return find(scaling).few_shot
 
 
-def _shared_images(training: ImageData, scored: ImageData, source: str) -> str | None:
+def _shared_images(training: ImageData | SeveralData, scored: ImageData | SeveralData, source: str) -> str | None:
     """What to say of images that are scored and were there to locate, heal and scale with.
 
     Raises:
         DataError: All of them are.
     """
 
-    def hashes(data: ImageData) -> list[bytes]:
+    def hashes(data: ImageData | SeveralData) -> list[bytes]:
         return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in data.images]
 
     known = set(hashes(training))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
     from brickyard.base._records import ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._several import SeveralData
     from brickyard.sources._loading import Source
 
 
@@ -148,10 +149,11 @@ def source_and_data(
     return source, data_of(data, source.preprocessing)
 
 
-def answered(source: Source, folder: Path) -> ImageData:
+def answered(source: Source, folder: Path, outputs: str) -> ImageData | SeveralData:
     """The pictures of a folder without labels, whose labels are the source's own answers.
 
-    Of more than `MOST_UNLABELLED` pictures, so many are drawn.
+    Where an image may belong to several classes, its answers are those of a probability above one half. Of more than
+    `MOST_UNLABELLED` pictures, so many are drawn.
 
     Raises:
         DataError: There are no pictures, or they cannot be brought to one size.
@@ -162,7 +164,8 @@ def answered(source: Source, folder: Path) -> ImageData:
     from brickyard.inputs._folders import pictures_in
     from brickyard.inputs._preprocessing import preprocess
     from brickyard.inputs._reading import of_files
-    from brickyard.network._identity import weights_like
+    from brickyard.inputs._several import SeveralData
+    from brickyard.network._identity import SEVERAL, weights_like
     from brickyard.runtime._progress import bar
 
     if not folder.is_dir():
@@ -177,15 +180,42 @@ def answered(source: Source, folder: Path) -> ImageData:
     labels = []
     with torch.no_grad(), bar("asking the source", len(images)) as advance:
         for batch in images.split(64):
-            labels.append(network(preprocess(batch, how).to(like)).argmax(1))
+            logits = network(preprocess(batch, how).to(like))
+            labels.append((logits > 0).long() if outputs == SEVERAL else logits.argmax(1))
             advance(len(batch))
-    found = torch.cat(labels)
+    name = f"{folder.name}, by the source's own answers"
+    kind = SeveralData if outputs == SEVERAL else ImageData
+    data = kind(images, torch.cat(labels), source.classes, name)
     counts = (
         f"{len(images):,} pictures without labels",
-        f"{len(found.unique()):,} of its {len(source.classes):,} classes",
+        f"{len(seen_in(data)):,} of its {len(source.classes):,} classes",
     )
     say(f"{folder.name}: {counts[0]}; the source's own answers stand in their place, and name {counts[1]}")
-    return ImageData(images, found, source.classes, f"{folder.name}, by the source's own answers")
+    return data
+
+
+def seen_in(data: ImageData | SeveralData) -> list[int]:
+    """The classes that some image belongs to."""
+    found = data.labels.unique() if data.labels.ndim == 1 else data.labels.any(0).nonzero().flatten()
+    return [int(k) for k in found]
+
+
+def kind_of(source: Source, outputs: str | None) -> str:
+    """What a source's outputs mean: as was asked, or as a model of transformers says of itself."""
+    from brickyard.network._identity import problem_of
+
+    return outputs or problem_of(source.model) or "one"
+
+
+def in_rows(data: ImageData, outputs: str) -> ImageData | SeveralData:
+    """The same images with a row of 0 and 1 as their label, where an image may belong to several classes."""
+    from brickyard.inputs._several import SeveralData, one_each
+    from brickyard.network._identity import SEVERAL
+
+    if outputs != SEVERAL:
+        return data
+    rows = one_each(data.labels, len(data.classes), data.name)
+    return SeveralData(data.images, rows, data.classes, data.name)
 
 
 def axes_of(source: Source) -> Graph:
@@ -287,7 +317,7 @@ def labelled_images(
     most: int | None = None,
     *,
     shared: bool = False,
-) -> list[ImageData]:
+) -> list[ImageData | SeveralData]:
     """Images for every part, with labels that count its source's classes.
 
     Args:
@@ -308,7 +338,7 @@ def labelled_images(
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
     return [
-        fitted(data_of(spec, part.preprocessing, split, most), part.source.classes)
+        in_rows(fitted(data_of(spec, part.preprocessing, split, most), part.source.classes), part.outputs)
         for spec, part in zip(each, parts, strict=True)
     ]
 
