@@ -186,6 +186,19 @@ def test_the_data_go_through_locating() -> None:
     assert len(data) == 12
 
 
+def test_columns_follow_the_source(capsys: pytest.CaptureFixture[str]) -> None:
+    data = SeveralData(torch.rand(4, 3, 8, 8), torch.tensor(ROWS), CLASSES, "pets")
+    found = data.in_order(["hen", "dog", "cat"])
+    assert found.labels.tolist() == [[0, row[1], row[0]] for row in ROWS]
+    said = capsys.readouterr().err
+    assert "absent: 'hen'" in said
+    assert "left out: 'lamp'" in said
+    assert torch.equal(data.in_order(CLASSES).labels, data.labels)
+    assert capsys.readouterr().err == ""
+    with refused("data-unknown-class", "cat, dog, lamp", "0, 1"):
+        data.in_order(["0", "1"])
+
+
 def test_one_label_per_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert one_each(torch.tensor([2, 0]), 3, "pets").tolist() == [[0, 0, 1], [1, 0, 0]]
     assert "absent" in capsys.readouterr().err

@@ -116,8 +116,12 @@ def test_images_from_the_shell_with_one_label_too_many() -> None:
 # -- what models of transformers say of themselves -------------------------------------------------------------
 
 
+class NetForImageClassification(Net):
+    """With a name as those of transformers."""
+
+
 def said(**config: Any) -> nn.Module:
-    model = Net(config.get("num_labels", 4))
+    model = NetForImageClassification(config.get("num_labels", 4))
     model.config = SimpleNamespace(problem_type=None, **config)  # type: ignore[assignment]
     return model
 
@@ -150,6 +154,9 @@ def test_a_config_tells_a_quantity_and_several_classes(around: Callable[[nn.Modu
     assert capsys.readouterr().err == ""
     with refused("data-label-mismatch", "one row"):
         by.locate(around(model), (X, RANKS % 4))
+    backbone = Around(Net(4))  # the config of a trunk says nothing of the classifier around it
+    backbone.inner.config = model.config  # type: ignore[union-attr]
+    assert by.locate(backbone, (X, RANKS % 4)).outputs == "one"
     model.config.problem_type = "single_label_classification"
     assert by.locate(around(model), (X, RANKS % 4)).outputs == "one"
 

@@ -306,17 +306,16 @@ def _path(model: nn.Module, result: Any, images: int, output: str | None) -> Pat
     if path is None or not can_be_logits(at(result, path), images):
         line = line_of_forward(model, returns=True)
         where = f" (it returns at {line})" if line else ""
-        several = logits_in(result, images)
-        found = f"{' and '.join(map(repr, several[:6]))} could be them" if len(several) > 1 else ""
-        name = several[0] if several else ""
-        advice = f"name them with output={name!r}, or --output-name {name}" if found else "return the logits alone"
+        named = f"; {output!r} does not hold them alone" if output is not None else ""
+        advice = "return the logits alone"
+        if len(several := logits_in(result, images)) > 1:
+            named += f"; {' and '.join(map(repr, several[:6]))} could be them"
+            advice = f"name them with output={several[0]!r}, or --output-name {several[0]}"
         raise TraceError(
             "trace-output",
             f"{type(model).__name__} must return floating-point logits (batch, classes) for {images} images, alone, "
-            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}"
-            f"{f', and {found}' if found else ''}"
-            f"{f'; {output!r} does not hold them alone' if output is not None else ''}; {advice}, or wrap it in a "
-            "module that returns them",
+            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}{named}; {advice}, or wrap "
+            "it in a module that returns them",
         )
     return path
 

@@ -280,7 +280,7 @@ class LocateOptions(TypedDict, total=False):
     ]
     outputs: Annotated[
         str | None,
-        Opt(default=None, help="Take an image for one of the classes, or for several at once: one, several, or a kind of yours.",
+        Opt(default=None, help="Let an image belong to one class or to several: one, several, or a kind of your own.",
             unset="several for a model of transformers that was trained for it, else one"),
     ]  # fmt: skip
     output: Annotated[

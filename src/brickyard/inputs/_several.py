@@ -70,6 +70,31 @@ class SeveralData:
         chosen = self.labels[:, resolve_task(classes, self.classes)].sum(1) == 0
         return self.images[chosen] if bool(chosen.any()) else None
 
+    def in_order(self, classes: Sequence[str]) -> SeveralData:
+        """The same images with a column for each of a source's classes, by name.
+
+        Classes that the data do not name count as absent, and those of the data that the source does not have are left
+        out; both are said.
+
+        Raises:
+            DataError: No name agrees.
+        """
+        places = {name: k for k, name in enumerate(self.classes)}
+        if places.keys().isdisjoint(classes):
+            names = (told(", ".join(names[:5]), 100) for names in (self.classes, classes))
+            why = "{} ..., the source {} ..., and no name agrees".format(*names)
+            raise DataError("data-unknown-class", f"{self.name} has {why}; give the source's class names")
+        for what, odd in (
+            ("classes that the data do not name count as absent", [name for name in classes if name not in places]),
+            ("classes that the source does not have are left out", [name for name in places if name not in classes]),
+        ):
+            if odd:
+                note(f"{self.name}: {what}: {examples(odd)}{f' and {len(odd) - 3} more' if len(odd) > 3 else ''}")
+        labels = torch.zeros(len(self), len(classes), dtype=torch.long)
+        for k, name in enumerate(classes):
+            labels[:, k] = self.labels[:, places[name]] if name in places else 0
+        return SeveralData(self.images, labels, tuple(classes), self.name)
+
 
 def rows_of_sets(sets: Sequence[Collection[int]], classes: Sequence[str], what: str) -> Rows:
     """Rows of 0 and 1 from the classes of each image, as places in `classes`.
@@ -148,7 +173,7 @@ def _listed(value: Any, what: str) -> str | list[Any]:
         value = value.tolist()
     if isinstance(value, str):
         text = value.strip()
-        return _bracketed(text[1:-1]) if text[:1] + text[-1:] in ("[]", "()", "{}") else text
+        return _bracketed(text[1:-1]) if text[:1] + text[-1:] in ("[]", "{}") else text
     found = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
     if not all(isinstance(item, str) or number_of(item) is not None for item in found):
         raise DataError(

@@ -111,15 +111,16 @@ QUANTITY, SEVERAL = "quantity", "several"
 
 
 def problem_of(model: Any) -> str:
-    """What a model of transformers, or one right inside another module, was trained for as its config says.
+    """What a model of transformers, or a classifier right inside another module, was trained for as its config says.
 
     Returns:
         `QUANTITY`; `SEVERAL` classes at once; or "" for one class of many, and where nothing is known.
     """
-    for module in (model, *(model.children() if isinstance(model, nn.Module) else ())):
-        if hasattr(config := getattr(module, "config", None), "problem_type"):
-            return problem_in(config)
-    return ""
+    inner = (
+        [m for m in model.children() if "Classification" in type(m).__name__] if isinstance(model, nn.Module) else []
+    )
+    configs = [getattr(module, "config", None) for module in (model, *inner)]
+    return next((problem_in(config) for config in configs if hasattr(config, "problem_type")), "")
 
 
 def problem_in(config: Any) -> str:

@@ -202,9 +202,9 @@ def seen_in(data: ImageData | SeveralData) -> list[int]:
 
 def kind_of(source: Source, outputs: str | None) -> str:
     """What a source's outputs mean: as was asked, or as a model of transformers says of itself."""
-    from brickyard.network._identity import problem_of
+    from brickyard.network._identity import SEVERAL, problem_of
 
-    return outputs or problem_of(source.model) or "one"
+    return outputs or (SEVERAL if problem_of(source.model) == SEVERAL else "one")
 
 
 def in_rows(data: ImageData, outputs: str) -> ImageData | SeveralData:
