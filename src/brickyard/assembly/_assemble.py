@@ -17,6 +17,7 @@ from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
+from brickyard.outputs._outputs import outputs_of
 from brickyard.runtime._isolation import steady
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import find, scale
@@ -151,7 +152,7 @@ def assembly_manifest(
     gone = tuple(left_out) if any(left_out) else ()
     tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)
-    return AssemblyManifest(
+    manifest = AssemblyManifest(
         classes=classes,
         members=members,
         on_duplicate=on_duplicate,
@@ -162,6 +163,8 @@ def assembly_manifest(
         versions=made_with(),
         created=today(),
     )
+    outputs_of(manifest)  # refuses what does not fit together
+    return manifest
 
 
 def _members(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._checks import given_path
+from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._messages import shown
 from brickyard.base._records import (
@@ -22,7 +22,7 @@ from brickyard.base._records import (
     validated,
 )
 from brickyard.component._component import Component, check_input, read_familiarity
-from brickyard.component._describe import tuned_text
+from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
@@ -30,7 +30,7 @@ from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
-from brickyard.outputs._outputs import Outputs, check_outputs, find_outputs
+from brickyard.outputs._outputs import Outputs, check_outputs, outputs_of, thresholds_for
 from brickyard.scaling._scale import Gate, Scale, combine, owned
 from brickyard.storage._safefile import write
 
@@ -66,7 +66,7 @@ class Joined(nn.Module):
             found = " and ".join("none" if value is None else str(tuple(value.shape)) for value in (matrix, shift))
             why = f"scaling.matrix and scaling.shift of shapes {found} do not fit {count} logits"
             raise SurgeryError("surgery-scaling-shape", why)
-        self.outputs = find_outputs(self.manifest.outputs)
+        self.outputs = outputs_of(self.manifest)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
         self.gate = gate
@@ -114,6 +114,8 @@ class Joined(nn.Module):
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
             for i, p in enumerate(m.parts)
         ]
+        if m.decision_thresholds:
+            lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
             lines.append(f"  trained      {tuned_text(m.tuned)}")
         gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
@@ -252,6 +254,20 @@ class Assembly(Joined, Predictor):
         """The same assembly with changed manifest entries."""
         return self._with(manifest=self.manifest.model_copy(update=changes))
 
+    def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Assembly:
+        """The same assembly with other probabilities above which its answers include a class.
+
+        They are those of its parts, for probabilities after scaling; see `Component.with_decision_thresholds`.
+        """
+        manifest, given = self.manifest, decision_thresholds(thresholds)
+        found = thresholds_for(given, self.classes, manifest.decision_thresholds)
+        parts = []
+        for part, places in zip(manifest.parts, manifest.places, strict=True):
+            before = zip(part.task, part.decision_thresholds or (EVEN,) * len(part.task), strict=True)
+            own = tuple(found[places[k]] if places[k] >= 0 else share for k, share in before)
+            parts.append(part.model_copy(update={"decision_thresholds": own}))
+        return self.with_manifest(parts=tuple(parts))
+
     def _with(self, **changes: Any) -> Assembly:
         """A copy of the assembly with some of its contents replaced."""
         same: dict[str, Any] = {
@@ -321,9 +337,9 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
         found = f"{len(manifest.parts)} parts and {len(manifest.classes)} classes"
         raise FileError("file-too-large", f"{found} are too many for one file")
-    check_outputs(manifest.outputs)
     for part in manifest.parts:
         check_input(part)
+    check_outputs(manifest)
     bounds = Bounds(count_numbers(tensors))
     networks = [
         stored_network(spec, tensors, f"networks.{index}.", shape, width, bounds)

@@ -104,9 +104,9 @@ def quickest(parts: Sequence[Component], manifest: AssemblyManifest) -> Assembly
 def _union(
     parts: Sequence[Component], blueprints: Sequence[Part], source: nn.Module | None
 ) -> tuple[Network, tuple[str, ...]]:
-    if len({part.manifest.source.sha256 for part in parts}) > 1:
+    if len({(part.manifest.source.sha256, part.manifest.output) for part in parts}) > 1:
         names = ", ".join(dict.fromkeys(part.manifest.source.name for part in parts))
-        why = f"form='union' needs parts of one source, got {names}"
+        why = f"form='union' needs parts of one source, located on one of its outputs, got {names}"
         raise SurgeryError("surgery-union-sources", f"{why}; use form='parallel'")
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
@@ -142,7 +142,7 @@ def _source_graph(parts: Sequence[Component], source: nn.Module) -> Graph:
             raise SurgeryError("surgery-wrong-source", f"{why}; give its own source")
     like = next(source.parameters())
     example = torch.randn(2, *parts[0].manifest.input_shape, generator=torch.Generator().manual_seed(0))
-    return trace(source, example.to(like.device, like.dtype))
+    return trace(source, example.to(like.device, like.dtype), parts[0].manifest.output)
 
 
 def _check_equal(joined: Assembly, parallel: Assembly) -> None:

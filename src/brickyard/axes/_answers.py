@@ -1,35 +1,48 @@
 """Where the logits lie in what a model returns, and how they become (batch, classes).
 
 Models return a tensor, a dict, an object with fields, or a tuple; logits have further dimensions of size 1, or are a
-single number for two classes.
+single number for two classes. Where several tensors of a result can be logits, the user names one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
 
+from brickyard.base._errors import OptionError
+from brickyard.base._messages import brief, near
 from brickyard.network._network import Network, Node, Ref
 
 LOGITS = "logits"  # what libraries call them
+SHOWN = 8  # parts of a result in a message
 Path = tuple[str | int, ...]
 """Keys, names of fields or places that lead from what a model returns to its logits."""
 
 
-def path_to_logits(result: Any, images: int) -> Path | None:
+def path_to_logits(result: Any, images: int, output: str | None = None) -> Path | None:
     """Find the logits in what a model returns.
 
     Args:
         result: A tensor; or a dict, an object with fields or a tuple, nested or not. Of several tensors, that named
             "logits" is taken, else the only one that can be logits.
         images: The number of images that it was given.
+        output: The part of the result to look in, as `parts_of` names it; None: all of it.
 
     Returns:
         The way to them; None if there is no such tensor, or several.
+
+    Raises:
+        OptionError: The result has no part of that name.
     """
+    if output is not None:
+        start = _way(result, output)
+        rest = path_to_logits(at(result, start), images)
+        return None if rest is None else (*start, *rest)
     if isinstance(result, Tensor):
         return ()
     fields = dict(_fields(result))
@@ -41,6 +54,41 @@ def path_to_logits(result: Any, images: int) -> Path | None:
         if (rest := path_to_logits(value, images)) is not None and can_be_logits(at(value, rest), images)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _way(result: Any, output: str) -> Path:
+    """The way to the part of a result that has a name.
+
+    Raises:
+        OptionError: There is none.
+    """
+    named = dict(parts_of(result))
+    if output in named:
+        return named[output]
+    if isinstance(result, tuple | list) and re.fullmatch(r"-?[0-9]{1,4}", output):  # as Python counts, also by names
+        keys = [key for key, _ in _fields(result)]
+        with contextlib.suppress(IndexError):
+            return (keys[int(output)],)
+    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    found = f"it has {', '.join(map(brief, list(named)[:SHOWN]))}{more}{near(output, list(named))}"
+    raise OptionError(
+        "option-choice",
+        f"output={brief(output)} was asked for, and the model returns {told_of(result)}; "
+        f"{f'{found}: give one of these' if named else 'it has no parts: leave output out'}",
+    )
+
+
+def parts_of(result: Any, before: Path = ()) -> Iterator[tuple[str, Path]]:
+    """The parts of what a model returns, by keys joined with dots, such as "head.logits" or "0": each with its way."""
+    for key, value in _fields(result):
+        path = (*before, key)
+        yield ".".join(map(str, path)), path
+        yield from parts_of(value, path)
+
+
+def logits_in(result: Any, images: int) -> list[str]:
+    """The names of all parts of a result that can be logits."""
+    return [name for name, path in parts_of(result) if can_be_logits(at(result, path), images)]
 
 
 def can_be_logits(value: Any, images: int) -> bool:
@@ -70,7 +118,7 @@ def told_of(result: Any) -> str:
     if isinstance(result, Tensor):
         return f"a tensor of shape {tuple(result.shape)} of {result.dtype}"
     fields = [f"{key}: {_shape(value)}" for key, value in _fields(result)]
-    return f"{type(result).__name__} of {', '.join(fields[:8])}" if fields else type(result).__name__
+    return f"{type(result).__name__} of {', '.join(fields[:SHOWN])}" if fields else type(result).__name__
 
 
 def _shape(value: Any) -> str:

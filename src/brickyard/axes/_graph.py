@@ -24,6 +24,7 @@ from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
 from brickyard.axes._places import failing_step
 from brickyard.axes._tracing import read_network
+from brickyard.base._checks import output_name
 from brickyard.base._errors import TraceError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Pinned
@@ -262,7 +263,7 @@ class Graph(Axes):
     __repr__ = __str__
 
 
-def trace(model: nn.Module, example: Tensor) -> Graph:
+def trace(model: nn.Module, example: Tensor, output: str | int | None = None) -> Graph:
     """Trace a model and find its channel axes.
 
     Where a model ends in a softmax, a log-softmax or a sigmoid, its graph ends in the logits before it. Where it has
@@ -272,12 +273,15 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         model: A classifier that takes one image batch and returns logits (batch, classes): alone, in a dict, a tuple
             or an object with fields, and with any number of dimensions of size 1 behind them.
         example: Example images, (batch, channels, height, width); two are enough.
+        output: Which part of what the model returns the logits are, where several could be: a key or the name of a
+            field, a place in a tuple, or several of these joined with dots.
 
     Returns:
         A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
 
     Raises:
         TraceError: The model cannot be traced.
+        OptionError: The model returns no part of that name.
 
     Example:
         >>> import torch
@@ -293,7 +297,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     """
     if isinstance(example, Tensor) and example.ndim == 4:
         example = torch.cat([example, example])[:2]
-    network, example = _precise(read_network(model, example), example)
+    asked = None if output is None else output_name(output)
+    network, example = _precise(read_network(model, example, asked), example)
     network, ending = with_logits(network, example)
     graph = analyse(network, example, ending)
     if graph.output_width > 1:

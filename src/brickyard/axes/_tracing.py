@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from brickyard.axes._answers import Path, as_rows, at, can_be_logits, path_to_logits, told_of, with_rows
+from brickyard.axes._answers import Path, as_rows, at, can_be_logits, logits_in, path_to_logits, told_of, with_rows
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.axes._places import (
@@ -124,15 +124,17 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def read_network(model: nn.Module, example: Tensor) -> Network:
+def read_network(model: nn.Module, example: Tensor, output: str | None = None) -> Network:
     """Trace a model into a `Network` that shares its weights and computes the same.
 
     Args:
         model: Any module that takes one image batch and returns logits (batch, classes), as they are or in a dict, a
             tuple or an object with fields.
         example: Example images, (batch, channels, height, width).
+        output: The part of what it returns that holds the logits, where several could.
 
     Raises:
+        OptionError: The model returns no part of that name.
         TraceError: The model cannot be traced or does not return logits, or the traced network's result differs from
             the model's.
     """
@@ -153,11 +155,11 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
         result = _run(model, example)
-        path = _path(model, result, len(example))
+        path = _path(model, result, len(example), output)
         logits = at(result, path)
         _checked(model, logits, example, partial(_first_not_finite, model, path))
         network = with_rows(lowered(_trace(model, example.clone(), path)), logits.ndim)
-        _check_equal(model, network, _three_images(example))
+        _check_equal(model, network, _three_images(example), partial(_call, model, output))
     return network
 
 
@@ -175,7 +177,7 @@ def _three_images(example: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
+def _check_equal(model: nn.Module, network: Network, images: Tensor, call: Callable[[Tensor], Tensor]) -> None:
     """Compare what was read with the model, on three different images, and on each of two alone.
 
     Raises:
@@ -183,7 +185,7 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
     """
     name = type(model).__name__
     try:
-        expected = _call(model, images.clone())
+        expected = call(images.clone())
     except TraceError as error:
         if error.code == "trace-not-finite":
             raise
@@ -195,9 +197,9 @@ def _check_equal(model: nn.Module, network: Network, images: Tensor) -> None:
             "-1 in its place",
         ) from error
     for place in (0, len(images) - 1):
-        alone = _call(model, images[place : place + 1].clone())
+        alone = call(images[place : place + 1].clone())
         if not _close(alone[0], expected[place], 1e-3):
-            if not _close(_call(model, images.clone()), expected, 1e-6):
+            if not _close(call(images.clone()), expected, 1e-6):
                 break  # it draws random numbers, which is said below
             where = _found(partial(mixing_step, network, images, place))
             raise TraceError(
@@ -270,18 +272,19 @@ def _close(found: Tensor, expected: Tensor, share: float) -> bool:
     return torch.allclose(found, expected, rtol=share, atol=share * float(expected.abs().max().clamp(min=0.1)))
 
 
-def _call(model: nn.Module, example: Tensor) -> Tensor:
+def _call(model: nn.Module, output: str | None, example: Tensor) -> Tensor:
     """A model's logits, (batch, classes)."""
-    return _checked(model, logits_in(model, _run(model, example), len(example)), example)
+    return _checked(model, rows_of(model, _run(model, example), len(example), output), example)
 
 
-def logits_in(model: nn.Module, result: Any, images: int) -> Tensor:
+def rows_of(model: nn.Module, result: Any, images: int, output: str | None = None) -> Tensor:
     """The logits in what a model returned for so many images, (images, classes); one column may stand for two classes.
 
     Raises:
+        OptionError: The result has no part of the name `output`.
         TraceError: There are none, or several tensors could be them.
     """
-    return as_rows(at(result, _path(model, result, images)))
+    return as_rows(at(result, _path(model, result, images, output)))
 
 
 def _run(model: nn.Module, example: Tensor) -> Any:
@@ -295,17 +298,24 @@ def _run(model: nn.Module, example: Tensor) -> Any:
         ) from error
 
 
-def _path(model: nn.Module, result: Any, images: int) -> Path:
+def _path(model: nn.Module, result: Any, images: int, output: str | None) -> Path:
     """The way to the logits in what a model returned for so many images."""
-    path = path_to_logits(result, images)
+    if isinstance(model, Network):  # read from a file, with one result: what was asked for was chosen there
+        output = None
+    path = path_to_logits(result, images, output)
     if path is None or not can_be_logits(at(result, path), images):
         line = line_of_forward(model, returns=True)
         where = f" (it returns at {line})" if line else ""
+        named = f"; {output!r} does not hold them alone" if output is not None else ""
+        advice = "return the logits alone"
+        if len(several := logits_in(result, images)) > 1:
+            named += f"; {' and '.join(map(repr, several[:6]))} could be them"
+            advice = f"name them with output={several[0]!r}, or --output-name {several[0]}"
         raise TraceError(
             "trace-output",
             f"{type(model).__name__} must return floating-point logits (batch, classes) for {images} images, alone, "
-            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}; return the logits alone, "
-            "or wrap it in a module that does",
+            f"as 'logits', or as the only tensor of that form, got {told_of(result)}{where}{named}; {advice}, or wrap "
+            "it in a module that returns them",
         )
     return path
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,6 +94,66 @@ def share_or_more(name: str, value: Any) -> float:
     if not is_number(value) or not 0 <= value < math.inf:
         raise OptionError("option-range", f"{name} must be a finite number of 0 or more, got {brief(value)}")
     return float(value)
+
+
+def output_name(value: Any) -> str:
+    """Convert the name or the place of a part of what a model returns to a str.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if is_whole(value) or (isinstance(value, str) and 0 < len(value) <= 1024):
+        return str(value)
+    raise OptionError(
+        "option-type",
+        f"output must be the name of a part of what the model returns, or its place, got {brief(value)}; give "
+        "'logits', 1, or 'head.logits'",
+    )
+
+
+EVEN = 0.5  # the probability above which a class is in an answer, where nothing else is said
+
+
+def decision_thresholds(value: Any) -> dict[str, float] | float:
+    """Convert decision thresholds: one number for all classes, or numbers by class name.
+
+    Both may be text, as in "0.3" or "cat=0.3,dog=0.7".
+
+    Raises:
+        OptionError: They have another form, or are not between 0 and 1.
+    """
+    if isinstance(value, str):
+        value = _thresholds_read(value)
+    named = value if isinstance(value, Mapping) else {"": value}
+    for name, share in named.items():
+        if not isinstance(name, str) or not is_number(share) or not 0 < share < 1:
+            whose = f" of class {brief(name)}" if name else ""
+            raise OptionError(
+                "option-range",
+                f"a decision threshold{whose} must be a number between 0 and 1, got {brief(share)}; give one number "
+                "for all classes, or one by class name, such as {'cat': 0.3}",
+            )
+    if isinstance(value, Mapping):
+        return {name: float(share) for name, share in value.items()}
+    return float(value)
+
+
+def _thresholds_read(text: str) -> Any:
+    """A number, or numbers by class name, whose names may hold commas."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    found = re.findall(r"([^=]+)=([^=,]+)(?:,|$)", text)
+    try:
+        if "".join(f"{name}={share}," for name, share in found) != text.rstrip(",") + ",":
+            raise ValueError
+        return {name.strip(): float(share) for name, share in found}
+    except ValueError:
+        raise OptionError(
+            "option-syntax",
+            f"decision thresholds must be written as 0.3, or by class as cat=0.3,dog=0.7, got {brief(text)}",
+        ) from None
 
 
 def given_path(path: Any, what: str) -> Path:

@@ -87,6 +87,16 @@ def ordered_names(given: Any) -> Any:
     )
 
 
+def one_too_many(classes: int, outputs: int) -> str:
+    """What it may mean that there is one class more than outputs, as the end of a message; else nothing."""
+    if classes != outputs + 1:
+        return ""
+    return (
+        ". One more than outputs: an ordinal network (CORAL, CORN) has an output for each step between ranks, and none "
+        "for a class; train it with one output per class"
+    )
+
+
 def _place(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value) if _is_number(value) else None

@@ -5,12 +5,12 @@ A new option is one entry here; see `brickyard.base._declare` for what reads it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
-from brickyard.base._checks import seed_of
+from brickyard.base._checks import decision_thresholds, output_name, seed_of
 from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
 
@@ -291,9 +291,15 @@ class LocateOptions(TypedDict, total=False):
         Opt(default=None, help="Preprocess the images this way before they enter the model.", unset="nothing"),
     ]
     outputs: Annotated[
-        str,
-        Opt(default="one", help="Interpret outputs and labels as this kind in brickyard.outputs.", only="python"),
-    ]
+        str | None,
+        Opt(default=None, help="Let an image belong to one class or to several: one, several, or a kind of your own.",
+            unset="several for a model of transformers that was trained for it, else one"),
+    ]  # fmt: skip
+    output: Annotated[
+        str | int | None,
+        Opt(default=None, validate=output_name, only="python", unset="the one called logits, or the only one",
+            help="Take the logits from this part of what the model returns: logits, 1 or head.logits."),
+    ]  # fmt: skip
     choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class used for locating")]
     per_class: Annotated[int, Opt(default=50, least=1, help="Use this many images per class for locating.")]
     task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
@@ -339,6 +345,11 @@ class DisassembleOptions(TypedDict, total=False):
         Budget | None,
         Opt(default=None, help="Keep the best channels within this budget, instead of using thresholds.", unset="none",
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
+    ]  # fmt: skip
+    decision_thresholds: Annotated[
+        Mapping[str, float] | float | None,
+        Opt(default=None, validate=decision_thresholds, shell=str, unset="0.5",
+            help="Answer with a class above this probability, such as 0.3 or cat=0.3,dog=0.7, where several are said."),
     ]  # fmt: skip
     select: Annotated[
         str | None,

@@ -6,11 +6,13 @@ Nothing here depends on `torch`: a manifest is plain data, validated on creation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
+from brickyard.base._checks import EVEN
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import told
 
@@ -225,6 +227,7 @@ class LocateRecord(Frozen):
             "probabilities".
         right: How many of the images the source answers correctly, and how many it was asked.
         candidates: How many images of each class the most confident ones were chosen from, where some had more.
+        output: The part of what the source returns that was asked for as its logits, or None.
     """
 
     choose: Literal["confident", "random", "all"]
@@ -235,6 +238,7 @@ class LocateRecord(Frozen):
     ending: str | None = None
     right: tuple[Count, Count] | None = None
     candidates: Count | None = None
+    output: Name | None = None
 
 
 _RENAMED = {"spread": "allocation", "multiple": "round_to", "relevance": "global", "even": "uniform"}
@@ -331,7 +335,8 @@ class ComponentManifest(Frozen):
     """What a component is and where it came from.
 
     `agreement` is how many images that nothing was fitted to have the same answer as from the source, restricted to
-    the task, and how many were looked at.
+    the task, and how many were looked at. `decision_thresholds` has, for each class, the probability above which an
+    answer includes it, where classes do not exclude each other; none stands for one half each.
     """
 
     kind: Literal["component"] = "component"
@@ -350,6 +355,7 @@ class ComponentManifest(Frozen):
     agreement: tuple[Count, Count] | None = None
     tuned: TuneRecord | None = None
     outputs: Name = "one"
+    decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     statistics: Statistics | None = None
     scores: dict[str, Json] = {}
     versions: Versions
@@ -361,15 +367,27 @@ class ComponentManifest(Frozen):
             raise ValueError(f"{len(self.task)} task indices for {len(self.classes)} class names")
         if len(set(self.task)) != len(self.task):
             raise ValueError("the task has a class twice")
+        if self.decision_thresholds and len(self.decision_thresholds) != len(self.classes):
+            raise ValueError(f"{len(self.decision_thresholds)} decision thresholds for {len(self.classes)} classes")
         for index, name in zip(self.task, self.classes, strict=True):
             if index >= len(self.source.classes) or self.source.classes[index] != name:
                 raise ValueError(f"task index {index} is not class {name!r} of the source")
         return self
 
+    def thresholds_of(self, task: Sequence[int]) -> tuple[float, ...]:
+        """The decision thresholds of some classes of the task; none where the component has none."""
+        found = dict(zip(self.task, self.decision_thresholds, strict=False))
+        return tuple(found[k] for k in task) if found else ()
+
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
         """This manifest alone, matching an assembly's `parts`."""
         return (self,)
+
+    @property
+    def output(self) -> str | None:
+        """The part of what the source returns that was asked for as its logits, or None."""
+        return None if self.located is None else self.located.output
 
     @property
     def width(self) -> int:
@@ -449,6 +467,21 @@ class AssemblyManifest(Frozen):
     def outputs(self) -> str:
         """The kind of outputs that all parts share."""
         return self.parts[0].outputs
+
+    @property
+    def thresholds_by_part(self) -> tuple[tuple[float, ...], ...]:
+        """For each class, the decision thresholds that its parts have for it."""
+        found: list[float] = []
+        for part, task, columns in zip(self.parts, self.tasks, self.columns, strict=True):
+            own = part.thresholds_of(task)
+            found += [*own, *(EVEN,) * (len(columns) - len(own))]
+        return tuple(tuple(found[place] for place in member) for member in self.members)
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """The decision threshold of each class; none where the parts have none."""
+        known = any(part.decision_thresholds for part in self.parts)
+        return tuple(own[0] for own in self.thresholds_by_part) if known else ()
 
     @property
     def plain(self) -> bool:

@@ -55,7 +55,7 @@ def evaluate(
     return Result(scores.as_dict(), scores)
 
 
-@with_options(words.PreprocessingOptions, only=("size",))
+@with_options(words.PreprocessingOptions, words.WeightOptions, only=("size", "output_name"))
 def show(
     item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],
     weights: words.Weights = None,
@@ -67,10 +67,11 @@ def show(
     path = Path(item)
     if path.suffix == ".safetensors" and not _is_source(path):
         why = f"only a source takes it, and {item} is none"
-        check_effect(why, weights=weights, class_names=names, size=options["size"])
+        check_effect(why, weights=weights, class_names=names, **options)
         return _show_file(path, axes)
     spec = item if "?" in item or weights or not item.startswith("zoo:") else f"{item}?classes=10"
-    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), random_weights=True)
+    which = {"output_name": options.pop("output_name"), "random_weights": True}
+    source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
     graph = resolve.axes_of(source)
     value = {
         "source": source.name,
@@ -135,13 +136,17 @@ def predict(
     names = (*classifier.classes, REJECT)
     answers: list[dict[str, Any]] = []
     lines: list[str] = []
+    several = not classifier.outputs.exclusive
     for titles, batch in _asked(images):
-        for title, probabilities in zip(titles, classifier.predict_proba(batch), strict=True):
+        named = classifier.predict(batch) if several else [None] * len(titles)
+        for title, probabilities, said in zip(titles, classifier.predict_proba(batch), named, strict=True):
             best = probabilities.topk(min(top, len(probabilities)))
             found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
             classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
-            answers.append({"image": title, "classes": classes})
-            lines.append(shown(f"{title}: " + ", ".join(f"{name} {p:.1%}" for name, p in found), ""))
+            answers.append({"image": title, "classes": classes, **({"answer": list(said)} if several else {})})
+            answer = [", ".join(said) or "none of the classes"] if several else []
+            text = "; ".join([*answer, ", ".join(f"{name} {p:.1%}" for name, p in found)])
+            lines.append(shown(f"{title}: {text}", ""))
     return Result({"predictions": answers}, "\n".join(lines))
 
 

@@ -134,12 +134,13 @@ def _located(
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
     data, calibration = given_images
+    images: ImageData
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
-        images = resolve.answered(source, calibration)
-        seen: list[int] | None = images.labels.unique().tolist()
+        images = resolve.answered(source, calibration, resolve.kind_of(source, options["outputs"]))
+        seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
-        source, images = resolve.source_and_data(spec, data, weights, names, how, **which)
+        source, images = resolve.source_and_data(spec, data, weights, names, how, options["outputs"], **which)
         source = resolve.named_after(source, images)
         images, seen = resolve.fitted(images, source.classes), None
     else:
@@ -151,6 +152,7 @@ def _located(
         "task": parse_classes(task, source.classes) if task else seen,
         "accuracy": source.accuracy,
         "name": source.name,
+        "output": source.output,
     }
     if cut:
         chosen: Any = checked(declarations.LocateOptions, given, "locate")
@@ -196,21 +198,22 @@ def disassemble(
     companions = {key: options[key] for key in declared(declarations.Budget)}
     check_companion("--flops, --parameters or --agreement", limited, **companions)
     thresholds = {name: options[name] for name in declared(declarations.Thresholds)}
-    images = None
+    images: Any = None
     if relevance is not None:
         found: Relevance = loaded(relevance, Relevance)
         used = flat(declarations.DisassembleOptions)
         which = gathered(words.WeightOptions, options)
-        idle = {name: value for name, value in options.items() if name not in used and name not in which} | (
-            thresholds if limited else {}
-        )
+        same = used.keys() | (which.keys() - {"output_name"})
+        idle = {name: value for name, value in options.items() if name not in same} | (thresholds if limited else {})
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
-        origin = resolve.source_of(source, weights, names, found.preprocessing, input_shape=found.input_shape, **which)
+        which |= {"input_shape": found.input_shape, "output_name": found.record.output}
+        origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
-            images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
+            read = resolve.data_of(data, found.preprocessing, outputs=found.outputs)
+            images = resolve.fitted(read, found.classes)
         elif calibration is not None:
-            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration)
+            images = shown = resolve.answered(replace(origin, classes=found.classes), calibration, found.outputs)
     elif data is None and calibration is None:
         raise OptionError(
             "option-needs-data", "disassemble needs images or relevances; give --data, --calibration or --relevance"
@@ -281,7 +284,7 @@ def assemble(
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
-    origin = None if source is None else resolve.source_of(source, weights, None, None, random_weights=True).model
+    origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
     whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
     whole.save(output, overwrite=force)
     value = {

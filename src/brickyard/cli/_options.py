@@ -58,6 +58,11 @@ class WeightOptions(TypedDict, total=False):
 
     random_weights: Annotated[bool, Opt(default=False, help="Use a network without weights, initialised at random.")]
     ema: Annotated[bool, Opt(default=True, help="Use moving averages where the weights file holds them.")]
+    output_name: Annotated[
+        str | None,
+        Opt(default=None, help="Take the logits from this part of what the source returns: logits, 1 or head.logits.",
+            unset="the one called logits, or the only one"),
+    ]  # fmt: skip
 
 
 class _Declared(OptionInfo):
@@ -95,7 +100,7 @@ def _checked(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def check(value: Any) -> Any:
         try:
-            return validate(value)
+            return value if value is None else validate(value)
         except OptionError as error:
             raise typer.BadParameter(str(error)) from None
 

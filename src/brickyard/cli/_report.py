@@ -47,13 +47,15 @@ def routes(
     check_suffix(output)
     known: Any = loaded(relevance, Relevance)
     how = resolve.preprocessing_of(**options) or known.preprocessing
-    origin = resolve.source_of(source, weights, names, how, input_shape=known.input_shape)
+    which = {"input_shape": known.input_shape, "output_name": known.record.output}
+    origin = resolve.source_of(source, weights, names, how, **which)
     known.graph(origin.model)  # refuses another source
     chosen = parse_classes([classes], known.classes)
     found = find(known, chosen)
     rows: tuple[Faithfulness, ...] = ()
     if data is not None:
-        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images), known.classes)
+        read = resolve.data_of(data, known.preprocessing, split, max_images, outputs=known.outputs)
+        images = resolve.fitted(read, known.classes)
         rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
     draw(found, output, rows, overwrite=force)
     value = {
@@ -119,7 +121,9 @@ def report(
     images: list[Any] = []
     for item, own in zip(items, parts, strict=True):
         if isinstance(item, Relevance):
-            raw = resolve.data_of(data[0], item.preprocessing, split, max_images) if faithful and data else None
+            raw = None
+            if faithful and data:
+                raw = resolve.data_of(data[0], item.preprocessing, split, max_images, outputs=item.outputs)
             images.append(None if raw is None else resolve.fitted(raw, item.classes))
         else:
             mine = [next(found) for _ in own] if data else []

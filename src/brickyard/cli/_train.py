@@ -14,7 +14,7 @@ from brickyard.cli import _options as words
 from brickyard.cli._make import FROM_SCRATCH, Classes, trained
 from brickyard.cli._options import Data, Force, Output, check_companion, with_options
 from brickyard.cli._output import Result, loaded, model
-from brickyard.sources._resolve import check_free, labelled_images, source_of
+from brickyard.sources._resolve import check_free, labelled_images, models_of
 
 
 @with_options(FinetuneOptions)
@@ -48,7 +48,8 @@ def finetune(
     if teacher is not None:
         chosen["teacher"] = loaded(teacher, Predictor).to(place)
     elif source is not None:
-        chosen["teacher"] = source_of(source, weights, None, None, random_weights=True).model.to(place)
+        (own,) = models_of([source], [weights] if weights else [], student.manifest.parts[:1])
+        chosen["teacher"] = own.to(place)
     else:
         chosen.pop("distillation", None)
     better = tune(student, images[0] if isinstance(student, Component) else images, **chosen)

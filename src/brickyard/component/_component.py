@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._checks import given_path
+from brickyard.base._checks import decision_thresholds, given_path
 from brickyard.base._errors import DataError, FileError
 from brickyard.base._messages import first_line
 from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, Preprocessing, validated
@@ -21,7 +22,7 @@ from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
-from brickyard.outputs._outputs import check_outputs, find_outputs
+from brickyard.outputs._outputs import check_outputs, outputs_of, thresholds_for
 from brickyard.storage._safefile import write
 
 
@@ -41,7 +42,7 @@ class Cut(nn.Module):
         super().__init__()
         self.network = network
         self.manifest = manifest
-        self.outputs = find_outputs(manifest.outputs)
+        self.outputs = outputs_of(manifest)
         self._select = manifest.reject or manifest.output_axis is None
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
@@ -121,6 +122,32 @@ class Component(Cut, Predictor):
         """Return the same component with another way to prepare raw images, as where its source's was unknown."""
         return self.with_manifest(preprocessing=preprocessing)
 
+    def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Component:
+        """Return the same component with other probabilities above which its answers include a class.
+
+        Logits and probabilities stay the same. Assemblies of the component keep its thresholds.
+
+        Args:
+            thresholds: One for all classes, or some by class name; the others keep theirs, which are 0.5 at first.
+
+        Raises:
+            OptionError: One is not between 0 and 1, or the component answers with one class only.
+            TaskError: A name is none of the classes.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.testing import chain
+            >>> images, rows = torch.rand(8, 3, 8, 8), torch.eye(4).repeat(2, 1).long()
+            >>> relevance = by.locate(chain(), (images, rows), outputs="several")
+            >>> component = by.disassemble(chain(), relevance, task=["1", "3"])
+            >>> careful = component.with_decision_thresholds({"3": 0.9})
+            >>> said = careful.predict_proba(images) > torch.tensor([0.5, 0.9])
+            >>> careful.predict(images) == [tuple(n for n, yes in zip("13", row) if yes) for row in said.tolist()]
+            True
+        """
+        before, given = self.manifest.decision_thresholds, decision_thresholds(thresholds)
+        return self.with_manifest(decision_thresholds=thresholds_for(given, self.classes, before))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the task's classes for preprocessed images."""
         try:
@@ -199,7 +226,7 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     bounds = Bounds(count_numbers(tensors))
     network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
     check_input(file.manifest)
-    check_outputs(file.manifest.outputs)
+    check_outputs(file.manifest)
     familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.")
     check_all_used(tensors)
     return Component(network, file.manifest, file.skeleton, familiarity)

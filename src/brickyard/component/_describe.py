@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from brickyard.base._messages import shown
-from brickyard.base._records import ComponentManifest, TuneRecord
+from brickyard.base._records import AssemblyManifest, ComponentManifest, TuneRecord
 
 
 def describe(manifest: ComponentManifest) -> str:
@@ -28,8 +28,12 @@ def describe(manifest: ComponentManifest) -> str:
         )
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
+    if manifest.output is not None:
+        lines.append(f"  output       {manifest.output}, of what the source returns")
     if located is not None and located.ending is not None:
         lines.append(f"  outputs      logits, taken before the source's {located.ending}")
+    if manifest.decision_thresholds:
+        lines.append(f"  answers      {decision_text(manifest)}")
     if manifest.tuned is not None:
         lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
@@ -67,6 +71,14 @@ def agreement_text(manifest: ComponentManifest) -> str:
         return ""
     same, count = manifest.agreement
     return f"with its source on {share_text(same, count)} of {count:,} images held back"
+
+
+def decision_text(manifest: ComponentManifest | AssemblyManifest, most: int = 8) -> str:
+    """Say above which probabilities answers include a class, or "" where all are one half."""
+    pairs = [
+        f"{name} above {share:g}" for name, share in zip(manifest.classes, manifest.decision_thresholds, strict=False)
+    ]
+    return _short(pairs, most)
 
 
 def tuned_text(tuned: TuneRecord) -> str:

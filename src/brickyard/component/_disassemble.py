@@ -35,7 +35,7 @@ from brickyard.healing._distil import distil_network
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
-from brickyard.outputs._outputs import find_outputs
+from brickyard.outputs._outputs import Outputs, find_outputs, thresholds_for
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
@@ -92,6 +92,8 @@ class Choice:
         options: All options.
         task: The task's classes.
         outputs: The class outputs to keep: with a reject output, all.
+        answers: What the task's outputs mean.
+        decision_thresholds: Those of the task's classes, where they were given.
     """
 
     graph: Any
@@ -99,6 +101,8 @@ class Choice:
     options: Any
     task: list[int]
     outputs: list[int]
+    answers: Outputs
+    decision_thresholds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, relevance: Relevances, options: Any, graph: Callable[[], Axes]) -> Choice:
@@ -111,11 +115,15 @@ class Choice:
         if thresholds is not None and budget is not None:
             raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
         task = _task(options["task"], relevance, options["reject"])
+        given = options.get("decision_thresholds")  # graph networks have none
+        every = () if given is None else thresholds_for(given, relevance.classes)
+        shares = tuple(every[k] for k in task) if every else ()
+        answers = find_outputs(relevance.outputs).deciding(shares)
         axes = graph()
         if budget is None:
             relevance = relevance.with_thresholds(thresholds or relevance.thresholds, axes)
-        outputs = find_outputs(relevance.outputs).kept(task, len(relevance.classes), options["reject"])
-        return cls(axes, relevance, options, task, outputs)
+        outputs = answers.kept(task, len(relevance.classes), options["reject"])
+        return cls(axes, relevance, options, task, outputs, answers, shares)
 
     def manifest(
         self, keep: Mapping[str, Tensor], costs: Costs, heal: HealRecord, *, chosen: Selected | None = None
@@ -166,6 +174,7 @@ class Choice:
             ),
             heal=heal,
             outputs=relevance.outputs,
+            decision_thresholds=self.decision_thresholds,
             versions=made_with(),
             created=today(),
         )
@@ -200,7 +209,7 @@ class _Job:
         others = [k for k in range(len(choice.relevance.classes)) if k not in choice.task]
         return Judge(
             graph,
-            find_outputs(choice.relevance.outputs),
+            choice.answers,
             torch.tensor(choice.task, device=like),
             torch.tensor(others, device=like) if reject else None,
             reject or graph.output is None,
@@ -211,7 +220,7 @@ class _Job:
         """Whether answers can differ at all."""
         choice = self.choice
         several = len(choice.task) > 1 or choice.options["reject"]
-        return several or not find_outputs(choice.relevance.outputs).exclusive
+        return several or not choice.answers.exclusive
 
     def agreement(self, network: nn.Module) -> float:
         """On how many of the images held back a network gives the source's answer, as a share."""
@@ -371,7 +380,7 @@ def _distilled(job: _Job, network: Network) -> int:
         choice.outputs,
         images.shown.fit[: images.batches],
         images.shown.held,
-        outputs=find_outputs(choice.relevance.outputs),
+        outputs=choice.answers,
         minutes=choice.options["minutes"] or MINUTES,
         batch_size=choice.options["batch_size"],
         seed=choice.options["seed"],

@@ -28,7 +28,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
 from brickyard.network._untouched import as_before
-from brickyard.outputs._outputs import Cases
+from brickyard.outputs._outputs import Cases, find_outputs
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
@@ -146,7 +146,10 @@ class Answered:
 def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
     warn_of_names(data, component.manifest.source.classes, "the images to score")
     images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
-    whole = None if source is None else lambda some: _logits(_network_of(source, images), images, batch_size, some)
+    output = component.manifest.output
+    whole = (
+        None if source is None else lambda some: _logits(_network_of(source, images, output), images, batch_size, some)
+    )
     return component_answers(component, images.all_labels(), partial(_logits, component, images, batch_size), whole)
 
 
@@ -177,8 +180,9 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
     right = {name: outputs.right(logits, cases) for name, logits in answers.items()}
     measures = {name: outputs.measures(logits, cases) for name, logits in answers.items()}
     if whole is not None:
-        right = {"base": outputs.right(found, cases.of(task)), **right}
-        measures["base"] = outputs.measures(found, cases.of(task))
+        every = outputs.placed(task, found.shape[1])
+        right = {"base": every.right(found, cases.of(task)), **right}
+        measures["base"] = every.measures(found, cases.of(task))
     note = "a task of one class is always answered right; AUROC against the other classes says more"
     title = f"{', '.join(manifest.classes[:6])}{' ...' if len(task) > 6 else ''} of {manifest.source.name}"
     notes = (note,) if single and outputs.exclusive else ()
@@ -189,7 +193,7 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
     manifest, outputs = assembly.manifest, assembly.outputs
     seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
     found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
-    networks: dict[int, nn.Module] = {}
+    networks: dict[tuple[int, str | None], nn.Module] = {}
     logits = seen.signals[0].split([len(columns) for columns in manifest.columns], 1)
     for index, (part, source) in enumerate(zip(manifest.parts, sources, strict=True)):
         mine, task = seen.owners == index, torch.tensor(manifest.tasks[index])
@@ -198,14 +202,16 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
         place = torch.full((len(manifest.classes),), -1)
         place[torch.tensor(manifest.places[index])[task]] = torch.arange(len(task))
         cases = outputs.cases(seen.targets[mine]).of(place)
-        found["oracle"].append(outputs.right(logits[index][mine, : len(task)], cases))
+        own = find_outputs(part.outputs).deciding(part.thresholds_of(manifest.tasks[index]))
+        found["oracle"].append(own.right(logits[index][mine, : len(task)], cases))
         if source is not None:
             images = Images(data[index], part.preprocessing, label_dims=outputs.label_dims)
-            if id(source) not in networks:  # one source may be that of several parts
-                networks[id(source)] = _network_of(source, images)
-            whole = _logits(networks[id(source)], images, batch_size, seen.places[mine])
-            found["base"].append(outputs.right(whole, cases.of(task)))
-            found["restricted"].append(outputs.right(whole[:, task], cases))
+            which = id(source), part.output  # one source may be that of several parts
+            if which not in networks:
+                networks[which] = _network_of(source, images, part.output)
+            whole = _logits(networks[which], images, batch_size, seen.places[mine])
+            found["base"].append(own.placed(task, whole.shape[1]).right(whole, cases.of(task)))
+            found["restricted"].append(own.right(whole[:, task], cases))
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
@@ -223,10 +229,10 @@ def assembly_title(manifest: AssemblyManifest) -> str:
     )
 
 
-def _network_of(source: nn.Module, images: Images) -> nn.Module:
+def _network_of(source: nn.Module, images: Images, output: str | None) -> nn.Module:
     """What computes the logits of a source, whatever it returns them in."""
     with as_before(source):
-        return trace(source, images.example(kind(source))).network
+        return trace(source, images.example(kind(source)), output).network
 
 
 def _logits(model: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:

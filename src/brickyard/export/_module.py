@@ -23,7 +23,7 @@ from torch import Tensor
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.base._checks import given_path
+from brickyard.base._checks import EVEN, given_path
 from brickyard.base._errors import FileError
 from brickyard.base._messages import shown, tidy
 from brickyard.base._records import ComponentManifest
@@ -32,6 +32,7 @@ from brickyard.component._describe import share_text
 from brickyard.component._predictor import REJECT
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
+from brickyard.outputs._outputs import Several
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 from brickyard.storage._safefile import KEY as OWN_KEY
 
@@ -192,6 +193,7 @@ def _text(model: Component | Assembly, content: Content, stem: str, mark: str) -
     names = (*model.classes, *([REJECT] if model.reject else []))
     constants = [
         *wrapped(f"CLASSES = ({joined(map(literal, names))}{',' * (len(names) == 1)})"),
+        *_thresholds(model),
         f'WEIGHTS = __file__.rpartition(".")[0] + "{SUFFIX}"',
         f"MODULE = {literal(mark)}  # its weights say so too",
         *content.constants,
@@ -200,6 +202,19 @@ def _text(model: Component | Assembly, content: Content, stem: str, mark: str) -
     functional = ["import torch.nn.functional as F"] if re.search(r"\bF\.", body) else []
     imports = ["import torch", *functional, "from safetensors import safe_open", "from torch import nn"]
     return "\n\n".join([_docstring(_about(model, stem)), "\n".join(imports), body]) + "\n"
+
+
+def _by_sigmoid(model: Component | Assembly) -> bool:
+    """Whether its answer is each class with a probability above a threshold."""
+    return type(model.outputs) is Several
+
+
+def _thresholds(model: Component | Assembly) -> list[str]:
+    """The constant of the thresholds, where a model answers by them."""
+    if not _by_sigmoid(model):
+        return []
+    found = model.manifest.decision_thresholds or (EVEN,) * len(model.classes)
+    return wrapped(f"THRESHOLDS = ({joined(map(repr, found))}{',' * (len(found) == 1)})")
 
 
 # -- what it says of itself --------------------------------------------------------------------------------
@@ -220,7 +235,13 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
         f"    from {stem} import CLASSES, load, preprocess",
         "    model = load()",
     ]
-    if manifest.outputs == "one":
+    if _by_sigmoid(model):
+        rows = "model(preprocess(images)).double().sigmoid().tolist()"
+        lines += [
+            f"    for row in {rows}:",
+            "        print([name for name, p, t in zip(CLASSES, row, THRESHOLDS) if p > t])",
+        ]
+    elif manifest.outputs == "one":
         lines.append("    print([CLASSES[k] for k in model(preprocess(images)).argmax(1)])")
     else:
         lines.append("    logits = model(preprocess(images))  # one for each of CLASSES")
@@ -236,7 +257,9 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
         lines += _origin(part, f"Part {index}: cut" if isinstance(model, Assembly) else "Cut")
     if model.reject:
         lines.append(f"The last output, {REJECT}, stands for all other classes of the source.")
-    if manifest.outputs != "one":
+    if _by_sigmoid(model):
+        lines.append("An image may belong to several classes: those with a probability above their threshold.")
+    elif manifest.outputs != "one":
         lines.append(f"What its outputs mean was registered under the name {tidy(manifest.outputs)}.")
     return lines
 

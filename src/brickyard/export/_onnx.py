@@ -503,6 +503,8 @@ def description(model: Component | Assembly) -> dict[str, Any]:
         "kind": manifest.kind,
         "classes": list(model.classes),
         "outputs": [*model.classes, *([REJECT] if model.reject else [])],
+        "answers": manifest.outputs,
+        **({"decision_thresholds": list(manifest.decision_thresholds)} if manifest.decision_thresholds else {}),
         "parts": [part.model_dump(mode="json", include=kept) for part in manifest.parts],
         "scores": manifest.scores,
         "created": manifest.created,

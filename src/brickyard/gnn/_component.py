@@ -231,5 +231,5 @@ def _columns(parts: Sequence[ComponentManifest], shared_input: bool) -> list[Ten
         if len(part.input_shape) != 1 or axis is None or not axis.kept or max(axis.kept) >= part.input_shape[0]:
             why = f"its manifest does not say which of the {part.input_shape} features are read"
             raise FileError("file-inconsistent", why)
-        check_outputs(part.outputs)
+        check_outputs(part)
     return columns_of(parts, shared_input)

@@ -31,6 +31,7 @@ from brickyard.inputs._reading import (
     say_stand_in,
     split_names,
 )
+from brickyard.inputs._several import rows_of_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -77,7 +78,7 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
     images, labels, part = _chosen(path, stored, wanted)
     names = next((stored[key] for key in NAMES if key in stored and key not in (images, labels)), None)
     name = f"{path.parent.name}/{path.stem}" + (f" ({part})" if part else "")
-    return _found(path, name, stored[images], stored[labels], names)
+    return _found(path, name, wanted, stored[images], stored[labels], names)
 
 
 def read_images(path: Path) -> Tensor:
@@ -137,7 +138,7 @@ def read_npy(path: Path, wanted: Wanted) -> Found:
         why = f"{path} has no labels beside it"
         raise DataError("data-no-labels", f"{why}; save them as {path.stem}_labels.npy or labels.npy")
     name = f"{path.parent.name}/{path.stem}"
-    return _found(path, name, _npy(images), _npy(labels), None if names is None else _npy(names))
+    return _found(path, name, wanted, _npy(images), _npy(labels), None if names is None else _npy(names))
 
 
 # -- reading what is stored ----------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def _lacks(path: Path, stored: Mapping[str, Stored], what: str, code: str) -> Da
     return DataError(code, f"{why}; save it with np.savez(path, images=, labels=)")
 
 
-def _found(path: Path, name: str, images: Stored, labels: Stored, names: Stored | None) -> Found:
+def _found(path: Path, name: str, wanted: Wanted, images: Stored, labels: Stored, names: Stored | None) -> Found:
     for stored in (images, labels):
         if stored.dtype.hasobject:
             stored.read()  # which refuses it
@@ -321,7 +322,7 @@ def _found(path: Path, name: str, images: Stored, labels: Stored, names: Stored 
     if math.prod(labels.shape) * _NUMBER > MAX_BYTES:
         raise too_large(labels.name, math.prod(labels.shape) * _NUMBER)
     classes = None if names is None or names.dtype.kind not in "SUO" else _texts(names)
-    found_labels, found_classes = labelled(_label_values(labels.read(), path), f"{path}: the labels", classes)
+    found_labels, found_classes = _labels(labels.read(), path, classes, wanted)
     return Found(found_labels, found_classes, name, Rows(pictures(images, path)))
 
 
@@ -336,6 +337,17 @@ def _texts(stored: Stored) -> list[str]:
         raise DataError("data-class-names", f"{stored.name}: a name is not valid UTF-8; save them as texts") from None
 
 
+def _labels(
+    values: Array, path: Path, classes: Sequence[str] | None, wanted: Wanted
+) -> tuple[torch.Tensor, Sequence[str]]:
+    """Labels and class names; rows of 0 and 1 where an image may belong to several classes."""
+    what = f"{path}: the labels"
+    if wanted.several and values.ndim == 2 and values.shape[1] > 1:
+        rows = rows_of_array(values, what, classes)
+        return rows.labels, rows.classes
+    return labelled(_label_values(values, path), what, classes)
+
+
 def _label_values(values: Array, path: Path) -> list[Any]:
     """One label an image: of (N,), (N, 1), or a one in the place of the class in (N, classes)."""
     if values.ndim == 2 and values.shape[1] == 1:
@@ -347,7 +359,8 @@ def _label_values(values: Array, path: Path) -> list[Any]:
             return list(values.argmax(1).tolist())
     if values.ndim != 1:
         why = f"{path}: labels of shape {values.shape} are not one class an image"
-        raise DataError("data-label-mismatch", f"{why}; give labels (images,), or images of one class each")
+        advice = "give labels (images,), or say that an image may belong to several classes (--outputs several)"
+        raise DataError("data-label-mismatch", f"{why}; {advice}")
     found = values.tolist()
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
 

@@ -175,6 +175,8 @@ class Images:
         return images, self._labels(labels, len(images), f"{len(images)} images and labels")
 
     def _labels(self, labels: Tensor, count: int, found: str) -> Tensor:
+        if self.label_dims == 2 and labels.ndim == 2 and not labels.is_complex():  # as training with a sigmoid has them
+            labels = labels.long() if bool(((labels == 0) | (labels == 1)).all()) else labels
         if labels.ndim != self.label_dims or len(labels) != count or labels.is_floating_point() or labels.is_complex():
             wanted = "one whole number" if self.label_dims == 1 else "one row of whole numbers"
             why = f"{self.what} has {found} of shape {tuple(labels.shape)} and type {labels.dtype}"

@@ -30,6 +30,7 @@ from brickyard.inputs._reading import (
     say_stand_in,
     split_names,
 )
+from brickyard.inputs._several import rows_of_names
 
 IMAGES = ("image", "img", "images", "jpg", "png")
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
@@ -286,7 +287,12 @@ def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Foun
                 values += batch.column(0).to_pylist()
             lengths.append(len(values) - start)
     place = f"{files[0].path}: column {label!r}"
-    labels, classes = labelled(values, place, names or _names(features, label))
+    names = names or _names(features, label)
+    if wanted.several:
+        rows = rows_of_names(values, place, names)
+        labels, classes = rows.labels, list(rows.classes)
+    else:
+        labels, classes = labelled(values, place, names)
     reader = Reader(_Column(files, lengths, image), wanted.size, str(files[0].path))
     return Found(labels, classes, name, Pictures(reader))
 
@@ -354,6 +360,8 @@ def _features(metadata: dict[bytes, bytes] | None) -> Any:
 
 def _names(features: Any, label: str) -> list[str] | None:
     try:
-        return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError):
+        column = features[label]
+        column = column[0] if isinstance(column, list) else column.get("feature", column)
+        return [str(name) for name in column["names"]]
+    except (AttributeError, IndexError, KeyError, TypeError):
         return None

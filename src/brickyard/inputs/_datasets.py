@@ -7,8 +7,9 @@ Arrays of numbers that are no pictures stay as they are. The text may end in opt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -27,11 +28,12 @@ from brickyard.inputs._folders import class_files, read_folder, root_of, split_f
 from brickyard.inputs._idx import labels_beside, read_idx
 from brickyard.inputs._json_files import json_files, lists_pictures, read_json
 from brickyard.inputs._pictures import Pictures, Rows, Store
-from brickyard.inputs._reading import Found, Wanted, quietly, say_stand_in, split_names
+from brickyard.inputs._reading import Found, Wanted, examples, note, quietly, say_stand_in, split_names
+from brickyard.inputs._several import one_each
 from brickyard.inputs._tables import names_pictures, read_table, table_files
 
 
-class ImageData(Dataset[tuple[Tensor, int]]):
+class ImageData(Dataset[tuple[Tensor, Any]]):
     """Raw images with labels and class names.
 
     Images in files are decoded when they are asked for, in threads and ahead of the one who asks, and only some of them
@@ -40,7 +42,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     Args:
         images: (images, channels, height, width), uint8; or float32, in [0, 1] or other numbers that are no pictures.
             `load_data` gives what reads them instead.
-        labels: (images,), indices into `classes`.
+        labels: (images,), indices into `classes`; or (images, classes), 0 or 1 for each, where an image may belong to
+            several classes.
         classes: Class names.
         name: What messages and manifests call the data.
 
@@ -65,7 +68,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.classes = tuple(classes)
         self.name = name
         good = not isinstance(images, Tensor) or (images.ndim == 4 and images.dtype in (torch.uint8, torch.float32))
-        if not good or labels.shape != (len(images),):
+        if not good or labels.ndim not in (1, 2) or len(labels) != len(images):
             shape = (
                 f"shape {tuple(images.shape)} and type {images.dtype}" if isinstance(images, Tensor) else len(images)
             )
@@ -73,6 +76,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         check_labels(self.labels, self.classes, name)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may belong to several classes."""
+        return self.labels.ndim == 2
 
     @property
     def images(self) -> Tensor:
@@ -105,11 +113,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, got index {index}")
         (images,) = self.batches(1, [index])
-        return images[0], int(self.labels[index])
+        return images[0], self.labels[index] if self.several else int(self.labels[index])
 
     def relabelled(self, labels: Tensor, classes: Sequence[str], name: str | None = None) -> ImageData:
         """The same images with other labels and class names.
@@ -126,7 +134,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             DataError: An index is out of range.
         """
         chosen = torch.as_tensor(indices)
-        if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
+        if chosen.dtype == torch.bool and chosen.shape == self.labels.shape[:1]:
             chosen = chosen.nonzero().flatten()
         chosen = chosen.long()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
@@ -140,8 +148,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        wanted = torch.tensor(resolve_task(classes, self.classes))
-        return self.subset(torch.isin(self.labels, wanted))
+        return self.subset(belong(self.labels, resolve_task(classes, self.classes)))
 
     def without(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of all other classes; labels and class names stay the same.
@@ -149,7 +156,32 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         Raises:
             TaskError: A class is unknown.
         """
-        return self.subset(~torch.isin(self.labels, torch.tensor(resolve_task(classes, self.classes))))
+        return self.subset(~belong(self.labels, resolve_task(classes, self.classes)))
+
+    def in_order(self, classes: Sequence[str]) -> ImageData:
+        """The same images with a column for each of a source's classes, by name, where labels are rows.
+
+        Classes that the data do not name count as absent, and those of the data that the source does not have are left
+        out; both are said.
+
+        Raises:
+            DataError: No name agrees.
+        """
+        places = {name: k for k, name in enumerate(self.classes)}
+        if places.keys().isdisjoint(classes):
+            theirs, ours = (told(", ".join(names[:5]), 100) for names in (self.classes, classes))
+            why = f"{self.name} has {theirs} ..., the source {ours} ..., and no name agrees"
+            raise DataError("data-unknown-class", f"{why}; give the source's class names")
+        for what, odd in (
+            ("classes that the data do not name count as absent", [name for name in classes if name not in places]),
+            ("classes that the source does not have are left out", [name for name in places if name not in classes]),
+        ):
+            if odd:
+                note(f"{self.name}: {what}: {examples(odd)}{f' and {len(odd) - 3} more' if len(odd) > 3 else ''}")
+        labels = torch.zeros(len(self), len(classes), dtype=torch.long)
+        for k, name in enumerate(classes):
+            labels[:, k] = self.labels[:, places[name]] if name in places else 0
+        return self.relabelled(labels, classes)
 
     def renumbered(self, classes: Sequence[int | str]) -> ImageData:
         """Select the images of some classes, which become classes 0, 1, ... in this order.
@@ -159,6 +191,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         """
         wanted = resolve_task(classes, self.classes)
         part = self.of_classes(wanted)
+        if self.several:
+            return part.relabelled(part.labels[:, wanted], [self.classes[k] for k in wanted])
         labels = torch.tensor([wanted.index(k) for k in part.labels.tolist()], dtype=torch.long)
         return part.relabelled(labels, [self.classes[k] for k in wanted])
 
@@ -169,6 +203,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
         """Split into `fraction` of every class's images and the rest, both in random order.
 
+        Where an image may belong to several classes, it is a fraction of all images.
+
         Raises:
             OptionError: The fraction is not between 0 and 1.
         """
@@ -176,14 +212,24 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             raise OptionError("option-range", f"a split must be a fraction between 0 and 1, got {fraction!r}")
         mixed = self.shuffled(seed)
         first = torch.zeros(len(self), dtype=torch.bool)
+        if self.several:
+            first[: round(fraction * len(self))] = True
+            return mixed.subset(first), mixed.subset(~first)
         for k in range(len(self.classes)):
             places = (mixed.labels == k).nonzero().flatten()
             first[places[: round(fraction * len(places))]] = True
         return mixed.subset(first), mixed.subset(~first)
 
 
+def belong(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Which images belong to one of these classes, or to several: bool, (images,)."""
+    if labels.ndim == 2:
+        return labels[:, list(classes)].any(1)
+    return torch.isin(labels, torch.tensor(list(classes), dtype=torch.long))
+
+
 def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
-    """Refuse class names that are not unique, and labels that are not indices into them.
+    """Refuse class names that are not unique, and labels that are neither indices into them nor rows of 0 and 1.
 
     Raises:
         DataError: They are not.
@@ -191,7 +237,11 @@ def check_labels(labels: Tensor, classes: Sequence[str], name: str) -> None:
     if len(set(classes)) != len(classes):
         found = told(", ".join(classes[:8]), 200)
         raise DataError("data-class-names", f"{name}: class names must be unique, but two are equal among {found}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+    if labels.ndim == 2:
+        if labels.shape[1] != len(classes) or not bool(((labels == 0) | (labels == 1)).all()):
+            found = f"labels of shape {tuple(labels.shape)} for {len(classes)} class names"
+            raise DataError("data-label-out-of-range", f"{name}: {found}; give a row of 0 and 1 an image")
+    elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         found = f"labels run from {int(labels.min())} to {int(labels.max())}, for {len(classes)} class names"
         advice = "give labels that count the names from 0, and leave out images without a label"
         raise DataError("data-label-out-of-range", f"{name}: {found}; {advice}")
@@ -203,6 +253,7 @@ def load_data(
     split: str = "train",
     size: tuple[int, int] | Preprocessing | None = None,
     max_images: int | None = None,
+    several: bool = False,
 ) -> ImageData:
     """Load image data.
 
@@ -217,6 +268,9 @@ def load_data(
         size: Height and width for pictures in files: they are resized to cover it and cropped. A preprocessing: they
             are brought to its size in its way.
         max_images: Maximum number of images, drawn with a fixed seed.
+        several: Whether an image may belong to several classes. Labels are then rows of 0 and 1, (images, classes):
+            from columns of 0 and 1, from names in one column ("cat|dog", lists, "" for none), from arrays, from
+            several rows or annotations of one picture, or from one class an image.
 
     Of pictures in files, only a few are decoded now, so that what cannot be read shows.
 
@@ -236,12 +290,15 @@ def load_data(
     if unknown:
         name = sorted(unknown)[0]
         raise OptionError("option-unknown-name", f"data {spec!s}: unknown option {name!r}; use split= or classes=")
-    found = _open(place, Wanted(options.get("split", split), "split" in options, size))
+    found = _open(place, Wanted(options.get("split", split), "split" in options, size, several))
+    if several and found.labels.ndim == 1:
+        check_labels(found.labels, found.classes, found.name)
+        found = replace(found, labels=one_each(found.labels, len(found.classes), found.name))
     check_labels(found.labels, found.classes, found.name)
     chosen = torch.arange(len(found.labels))
     if "classes" in options:
         kept = resolve_task(parse_classes([options["classes"]], found.classes), found.classes)
-        chosen = torch.isin(found.labels, torch.tensor(kept)).nonzero().flatten()
+        chosen = belong(found.labels, kept).nonzero().flatten()
     if max_images is not None and len(chosen) > whole("max_images", max_images):
         chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:max_images]]
     if not len(chosen):

@@ -1,4 +1,4 @@
-"""JSON files: lines or a list of pictures and labels, and COCO annotations with one category an image."""
+"""JSON files: lines or a list of pictures and labels, and COCO annotations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read_json(path: Path, wanted: Wanted) -> Found:
     Raises:
         DataError: It has another structure, an image has no category or several, or pictures are missing.
     """
-    listing, names = _listing(path)
+    listing, names = _listing(path, wanted)
     return read_listing(listing, wanted, names)
 
 
 def json_files(path: Path, wanted: Wanted) -> list[Path]:
     """The file, and the pictures that it names."""
-    return [path, *listed_files(_listing(path)[0], wanted)]
+    return [path, *listed_files(_listing(path, wanted)[0], wanted)]
 
 
 def lists_pictures(path: Path, wanted: Wanted) -> bool:
@@ -40,7 +40,7 @@ def lists_pictures(path: Path, wanted: Wanted) -> bool:
                 found.append(json.loads(text))
     except (OSError, ValueError, RecursionError):
         return False
-    rows = [row for row in found if isinstance(row, dict) and is_header(list(row))]
+    rows = [row for row in found if isinstance(row, dict) and is_header(list(row), wanted.several)]
     texts = [_first(row) for row in rows]
     with quietly():
         return any(located(path, [text for text in texts if text], wanted.split))
@@ -52,18 +52,19 @@ def _first(row: Mapping[str, Any]) -> str:
     return next((str(known[word]) for word in PATHS if isinstance(known.get(word), str | int)), "")
 
 
-def _listing(path: Path) -> tuple[Listing, list[str] | None]:
+def _listing(path: Path, wanted: Wanted) -> tuple[Listing, list[str] | None]:
     """What a file lists, and the names of classes where labels are indices into them."""
     found = _content(path)
     if isinstance(found, dict) and set(found) >= _COCO:
-        return _coco(path, found)
+        return _coco(path, found, wanted.several)
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     if not rows or len(rows) != len(found):
         kind = f"keys {examples(list(found))}" if isinstance(found, dict) else f"a {type(found).__name__}"
         why = f"{path} must hold a list of objects with a path and a label, or COCO annotations; it holds {kind}"
         raise DataError("data-unknown-format", f'{why}: write [{{"path": "a.png", "label": "cat"}}, ...]')
-    columns = [key for key, value in rows[0].items() if isinstance(value, str | int | float)]
-    if not is_header(columns):
+    kinds = (str, int, float, list) if wanted.several else (str, int, float)
+    columns = [key for key, value in rows[0].items() if isinstance(value, kinds)]
+    if not is_header(columns, wanted.several):
         why = f"{path}: objects must have a path and a label, and the first has {told(', '.join(rows[0]), 200)}"
         raise DataError("data-unknown-format", f"{why}; name them 'path' and 'label'")
     return Listing(path, columns, [[row.get(column) for column in columns] for row in rows]), None
@@ -97,8 +98,8 @@ def _lines(text: str) -> list[Any]:
 # -- COCO ----------------------------------------------------------------------------------------------------------
 
 
-def _coco(path: Path, found: Mapping[str, Any]) -> tuple[Listing, list[str]]:
-    """COCO annotations as labels: every image must have annotations of exactly one category."""
+def _coco(path: Path, found: Mapping[str, Any], several: bool) -> tuple[Listing, list[str]]:
+    """COCO annotations as labels: every image must have annotations of one category, unless it may have several."""
     images, categories = _by_id(path, found, "images"), _by_id(path, found, "categories")
     names = {number: str(categories[number].get("name", number)) for number in sorted(categories)}
     each: dict[int, set[int]] = {number: set() for number in images}
@@ -109,11 +110,16 @@ def _coco(path: Path, found: Mapping[str, Any]) -> tuple[Listing, list[str]]:
             why = f"{path}: annotation {index} must name an image and a category of the file, got {told(pair, 60)}"
             raise DataError("data-damaged-file", f"{why}; get a fresh copy")
         each[pair[0]].add(pair[1])
+    if several:
+        listed = [
+            [images[number].get("file_name"), [names[k] for k in sorted(kinds)]] for number, kinds in each.items()
+        ]
+        return Listing(path, ("path", "label"), listed), list(names.values())
     counts = Counter(min(len(found), 2) for found in each.values())
     if counts[0] or counts[2]:
-        several = f"{counts[2]:,} of {len(each):,} images have annotations of several categories, {counts[0]:,} of none"
-        advice = "give images of one category each, such as the boxes cut out as pictures of their own"
-        raise DataError("data-label-mismatch", f"{path}: {several}; {advice}")
+        odd = f"{counts[2]:,} of {len(each):,} images have annotations of several categories, {counts[0]:,} of none"
+        advice = "give images of one category each, or say that an image may have several (--outputs several)"
+        raise DataError("data-label-mismatch", f"{path}: {odd}; {advice}")
     places = {number: k for k, number in enumerate(names)}
     rows = [[images[number].get("file_name"), places[min(kinds)]] for number, kinds in each.items()]
     return Listing(path, ("path", "label"), rows), list(names.values())

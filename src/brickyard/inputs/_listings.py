@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from brickyard.base._errors import DataError
 from brickyard.base._messages import told
 from brickyard.inputs._reading import (
@@ -26,6 +28,7 @@ from brickyard.inputs._reading import (
     say_stand_in,
     split_names,
 )
+from brickyard.inputs._several import rows_of_columns, rows_of_names
 
 # Names of columns without regard to case and to signs between words; the first that is there counts.
 # fmt: off
@@ -69,10 +72,10 @@ class Listing:
         return [known.index(word) for word in words if word in known]
 
 
-def is_header(cells: Sequence[object]) -> bool:
-    """Whether these are names of a column of pictures and of one of labels."""
+def is_header(cells: Sequence[object], several: bool = False) -> bool:
+    """Whether these are names of a column of pictures and of one of labels; with `several`, of one for each class."""
     words = {plain(cell) for cell in cells}
-    return bool(words & set(PATHS)) and bool(words & {*LABELS, *NAMES})
+    return bool(words & set(PATHS)) and (bool(words & {*LABELS, *NAMES}) or (several and len(words) > 1))
 
 
 def read_listing(listing: Listing, wanted: Wanted, names: Sequence[str] | None = None) -> Found:
@@ -107,11 +110,11 @@ def listed_files(listing: Listing, wanted: Wanted) -> list[Path]:
 def _rows(listing: Listing, wanted: Wanted, names: Sequence[str] | None) -> tuple[list[str], Any, list[str], str]:
     """Paths, labels, class names, and the split if the list has several."""
     place = listing.column(PATHS)
-    if not place or not listing.column((*LABELS, *NAMES)):
+    if not place or not is_header(listing.columns, wanted.several):
         found = told(", ".join(map(str, listing.columns)), 200)
         why = f"{listing.path} must have columns such as 'path' and 'label', got {found}"
         raise DataError("data-unknown-format", f"{why}; rename them in the first line")
-    labels, classes = _labels(listing, names)
+    labels, classes = _rows_of_classes(listing, names) if wanted.several else _labels(listing, names)
     texts = [_path(row[place[0]], listing, index) for index, row in enumerate(listing.rows)]
     parts = _parts(listing, texts)
     chosen, part = list(range(len(texts))), ""
@@ -123,7 +126,10 @@ def _rows(listing: Listing, wanted: Wanted, names: Sequence[str] | None) -> tupl
         chosen = [index for index, name in enumerate(parts) if name == part]
     elif wanted.asked and not is_of(listing.path, wanted.split):
         raise no_split(listing.path, wanted.split, [])
-    chosen = _once(listing, chosen, texts, labels.tolist())
+    if wanted.several:
+        chosen, labels = _together(chosen, texts, labels)
+    else:
+        chosen = _once(listing, chosen, texts, labels.tolist())
     return [texts[index] for index in chosen], labels[chosen], classes, part
 
 
@@ -149,12 +155,34 @@ def _once(listing: Listing, chosen: Sequence[int], texts: Sequence[str], labels:
     return kept
 
 
+def _together(chosen: Sequence[int], texts: Sequence[str], labels: Tensor) -> tuple[list[int], Tensor]:
+    """The first row of each picture, and labels in which it belongs to the classes of all its rows."""
+    first: dict[str, int] = {}
+    joined = labels.clone()
+    for index in chosen:
+        joined[first.setdefault(texts[index], index)] |= labels[index]
+    return list(first.values()), joined
+
+
 def _path(value: Any, listing: Listing, index: int) -> str:
     text = value.strip() if isinstance(value, str) else str(value) if number_of(value) is not None else ""
     if not text:
         why = f"{listing.path}: row {index} names no picture, got {told(repr(value), 40)}"
         raise DataError("data-damaged-file", f"{why}; give every row a path, or leave it out")
     return text
+
+
+def _rows_of_classes(listing: Listing, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """Rows of 0 and 1, and class names: of the names in one column, or of a column for each class."""
+    places = listing.column((*NAMES, *LABELS))
+    if places:
+        what = f"{listing.path}: column {str(listing.columns[places[0]])!r}"
+        found = rows_of_names([row[places[0]] for row in listing.rows], what, names)
+    else:
+        other = [k for k in range(len(listing.columns)) if k not in listing.column((*PATHS, *PARTS))]
+        columns = {str(listing.columns[k]): [row[k] for row in listing.rows] for k in other}
+        found = rows_of_columns(columns, str(listing.path))
+    return found.labels, list(found.classes)
 
 
 def _labels(listing: Listing, names: Sequence[str] | None) -> tuple[Any, list[str]]:

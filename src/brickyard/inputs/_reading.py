@@ -42,11 +42,13 @@ class Wanted:
         split: The split.
         asked: Whether the text of the data names it, so that it must exist.
         size: What pictures are brought to, if anything.
+        several: Whether an image may belong to several classes, so that its label is a row.
     """
 
     split: str = "train"
     asked: bool = False
     size: tuple[int, int] | Preprocessing | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Found:
     """What is known of data, of which no picture is decoded yet.
 
     Attributes:
-        labels: (images,), indices into `classes`.
+        labels: (images,), indices into `classes`; or 0 and 1, (images, classes).
         classes: Class names.
         name: What messages call the data.
         images: The images, or what decodes them.
@@ -133,7 +135,9 @@ def labelled(values: Sequence[Any], what: str, names: Sequence[str] | None = Non
             wrong = [k for k, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
             row = next((k for k in wrong if numbers[k] is None), wrong[0] if wrong else 0)
             why = f"{what} must hold whole numbers or names, and row {row} holds {told(repr(values[row]), 40)}"
-            raise DataError("data-label-mismatch", f"{why}; leave out images without a label")
+            rows = isinstance(values[row], list | tuple)
+            advice = "say that an image may belong to several classes (--outputs several)" if rows else ""
+            raise DataError("data-label-mismatch", f"{why}; {advice or 'leave out images without a label'}")
         classes = sorted({value.strip() for value in values}) if names is None else list(names)
         places = {name: k for k, name in enumerate(classes)}
         unknown = sorted({value.strip() for value in values} - places.keys())

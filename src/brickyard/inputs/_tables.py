@@ -74,7 +74,7 @@ def names_pictures(path: Path, wanted: Wanted) -> bool:
     try:
         with _rows(path) as (rows, head):
             place = next((k for word in PATHS for k, cell in enumerate(head) if plain(cell) == word), None)
-            if place is None or not is_header(head):
+            if place is None or not is_header(head, wanted.several):
                 return pixel_count(head) > 0 and not is_header(head)
             first = [row[place] for row, _ in zip(rows, range(8), strict=False) if len(row) == len(head)]
     except DataError:
@@ -134,7 +134,7 @@ def _listing(path: Path, wanted: Wanted) -> Listing:
     with _rows(path) as (rows, head):
         columns = head
         table = list(rows)
-    if not is_header(head):
+    if not is_header(head, wanted.several):
         if len(head) != 2 or not _is_there(path, head[0], wanted):
             found = told(", ".join(head), 200)
             why = f"{path} must start with names of columns such as 'path,label', got {found}"

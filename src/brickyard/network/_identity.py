@@ -107,6 +107,31 @@ def names_of(model: nn.Module, outputs: int) -> tuple[str, ...] | None:
     return unique if len(set(unique)) == len(unique) else None
 
 
+QUANTITY, SEVERAL = "quantity", "several"
+
+
+def problem_of(model: Any) -> str:
+    """What a model of transformers, or a classifier right inside another module, was trained for as its config says.
+
+    Returns:
+        `QUANTITY`; `SEVERAL` classes at once; or "" for one class of many, and where nothing is known.
+    """
+    inner = (
+        [m for m in model.children() if "Classification" in type(m).__name__] if isinstance(model, nn.Module) else []
+    )
+    configs = [getattr(module, "config", None) for module in (model, *inner)]
+    return next((problem_in(config) for config in configs if hasattr(config, "problem_type")), "")
+
+
+def problem_in(config: Any) -> str:
+    """What a config of transformers says that a model was trained for, as for `problem_of`."""
+    kind = getattr(config, "problem_type", None)
+    if kind == "multi_label_classification":
+        return SEVERAL
+    one = getattr(config, "num_labels", 2) == 1  # the library then trains with a squared error
+    return QUANTITY if kind == "regression" or (kind is None and one) else ""
+
+
 def weights_like(model: nn.Module) -> Tensor:
     """A tensor with the device and type of a model's weights."""
     if isinstance(model, nn.Module):

@@ -7,15 +7,18 @@ class, how to read an answer, join it with another part's and judge it, and what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._checks import EVEN
+from brickyard.base._errors import DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import brief, near
+from brickyard.base._records import AssemblyManifest, ComponentManifest, RelevanceFile
 
 
 class Cases(NamedTuple):
@@ -129,6 +132,27 @@ class Outputs:
         """Which images have the same answer from both: bool, (images,)."""
         return (self.says(logits) == self.says(others)).flatten(1).all(1)
 
+    def deciding(self, thresholds: Sequence[float]) -> Self:
+        """The same kind for outputs whose answers include the classes with a probability above these thresholds.
+
+        Args:
+            thresholds: One per output; none where the kind decides by itself.
+
+        Raises:
+            OptionError: Thresholds are given, and the kind has none.
+        """
+        if len(thresholds):
+            raise OptionError(
+                "option-conflict",
+                f"decision_thresholds= are for classes that do not exclude each other, and "
+                f"{type(self).__name__} decides in another way; leave them out, or locate with outputs='several'",
+            )
+        return self
+
+    def placed(self, task: Tensor, count: int) -> Outputs:
+        """The same kind for all `count` outputs of a source, of which those of `task` are this model's."""
+        return self
+
     # -- several parts ---------------------------------------------------------------------------------
 
     def normalised(self, logits: Tensor) -> Tensor:
@@ -185,18 +209,69 @@ def find_outputs(name: str) -> Outputs:
     return OUTPUTS[name]
 
 
-def check_outputs(name: str) -> None:
-    """Check the kind that a file names.
+def outputs_of(manifest: ComponentManifest | AssemblyManifest) -> Outputs:
+    """What a model's outputs mean, with its decision thresholds.
 
     Raises:
-        FileError: The name is unknown.
+        OptionError: The kind is unknown or has no thresholds, or parts that share a class differ in its threshold.
     """
+    if isinstance(manifest, AssemblyManifest):
+        for name, own in zip(manifest.classes, manifest.thresholds_by_part, strict=True):
+            if len(set(own)) > 1:
+                raise OptionError(
+                    "option-conflict",
+                    f"class {brief(name)} has decision thresholds {' and '.join(f'{one:g}' for one in own)} in the "
+                    "parts that share it; give them one, with part.with_decision_thresholds",
+                )
+    return find_outputs(manifest.outputs).deciding(manifest.decision_thresholds)
+
+
+def thresholds_for(
+    given: Mapping[str, float] | float, classes: Sequence[str], before: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """Decision thresholds by class.
+
+    Args:
+        given: One for all classes, or some by class name.
+        classes: The class names.
+        before: What classes have that are not named; none: one half each.
+
+    Returns:
+        One per class.
+
+    Raises:
+        TaskError: A name is none of the classes.
+    """
+    known = dict(zip(classes, before or [EVEN] * len(classes), strict=True))
+    named = given if isinstance(given, Mapping) else dict.fromkeys(classes, given)
+    if unknown := [name for name in named if name not in known]:
+        raise TaskError(
+            "task-unknown-class",
+            f"decision_thresholds= names class {brief(unknown[0])}; classes: {', '.join(classes[:8])}"
+            f"{near(unknown[0], classes)}: give one of them",
+        )
+    return tuple({**known, **named}.values())
+
+
+def check_outputs(text: ComponentManifest | AssemblyManifest | RelevanceFile) -> None:
+    """Check what the outputs of a file mean.
+
+    Raises:
+        FileError: Their kind is unknown, or has no thresholds.
+    """
+    name = text.outputs
     if name not in OUTPUTS:
         raise FileError(
             "file-unknown-operation",
             f"its outputs are of kind {brief(name)}, which is not known here ({', '.join(OUTPUTS)} are); register it "
             "with brickyard.outputs.outputs before loading",
         )
+    if isinstance(text, RelevanceFile):
+        return
+    try:
+        outputs_of(text)
+    except OptionError as error:
+        raise FileError("file-inconsistent", f"its decision thresholds cannot be used: {error}") from None
 
 
 @outputs("one")
@@ -262,9 +337,14 @@ class OneOfMany(Outputs):
 
 @outputs("several")
 class Several(Outputs):
-    """Several classes at once: sigmoid. A label is 0 or 1 for each image and class; a target of -1 is unknown."""
+    """Several classes at once: sigmoid. A label is 0 or 1 for each image and class; a target of -1 is unknown.
+
+    Attributes:
+        thresholds: The probability above which an answer includes a class, (classes,) in float64; None: one half.
+    """
 
     label_dims = 2
+    thresholds: Tensor | None = None
 
     def check_labels(self, labels: Tensor, count: int) -> None:
         if labels.shape[1] != count or not bool(((labels == 0) | (labels == 1)).all()):
@@ -294,10 +374,27 @@ class Several(Outputs):
         return F.logsigmoid(logits)
 
     def says(self, logits: Tensor) -> Tensor:
-        return logits > 0
+        if self.thresholds is None:
+            return logits > 0
+        return self.probabilities(logits.double()) > self.thresholds.to(logits.device)
+
+    def deciding(self, thresholds: Sequence[float]) -> Self:
+        if type(self).says is not Several.says:
+            return super().deciding(thresholds)
+        found = copy.copy(self)
+        found.thresholds = torch.tensor(thresholds, dtype=torch.float64) if set(thresholds) - {EVEN} else None
+        return found
+
+    def placed(self, task: Tensor, count: int) -> Outputs:
+        if self.thresholds is None:
+            return self
+        every = torch.full((count,), EVEN, dtype=torch.float64)
+        every[task] = self.thresholds
+        return self.deciding(every.tolist())
 
     def named(self, logits: Tensor, names: Sequence[str]) -> list[Any]:
-        return [tuple(name for name, z in zip(names, row, strict=False) if z > 0) for row in logits.tolist()]
+        answers = self.says(logits).tolist()
+        return [tuple(name for name, said in zip(names, row, strict=False) if said) for row in answers]
 
     def names_in(self, answer: Any) -> set[str]:
         return set(answer)

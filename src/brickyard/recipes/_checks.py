@@ -46,7 +46,7 @@ def _source_problems(file: RecipeFile, place: Place, source: SourceRecipe) -> It
         given = "both were" if source.train else "neither was"
         yield place, f"{what} needs one of 'network' and 'train'; {given} given"
     if source.train is not None:
-        for key in ("weights", "class_names"):
+        for key in ("weights", "class_names", "output_name"):
             if getattr(source, key) is not None:
                 name = key_of(key)
                 yield (*place, name), f"{what}.{name} would change nothing: the source is trained; remove it"

@@ -37,6 +37,11 @@ def _one(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _word(value: Any) -> Any:
+    """A whole number as a text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _size(value: Any) -> Any:
     """32, 32x48, or a list of two."""
     if isinstance(value, int):
@@ -138,6 +143,7 @@ class SourceRecipe(Section):
     weights: Text | None = None
     random_weights: bool = False
     class_names: Items | None = None
+    output_name: Annotated[Text, BeforeValidator(_word)] | None = None
     preprocessing: PreprocessingRecipe | None = None
     locate: LocateRecipe = LocateRecipe()
 

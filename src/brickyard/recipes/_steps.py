@@ -165,7 +165,7 @@ class Work:
 
     def _source(self, name: str) -> tuple[Source, ImageData]:
         """A source under its name in the recipe, and its training images, numbered as it numbers its classes."""
-        from brickyard.sources._resolve import data_of, fitted, named_after, source_of
+        from brickyard.sources._resolve import data_of, fitted, kind_of, named_after, source_of
 
         if name not in self._sources:
             said = self.recipe.sources[name]
@@ -176,9 +176,10 @@ class Work:
                 weights = None if said.weights is None else self.file.folder / said.weights
                 title = said.network or ""
                 network, how = self.file.resolved(title), self._how(name)
-                random = said.random_weights
-                source = source_of(network, weights, said.class_names, how, random_weights=random)
-            images = data_of(self.file.resolved(said.images), source.preprocessing)
+                which: dict[str, Any] = {"random_weights": said.random_weights, "output_name": said.output_name}
+                source = source_of(network, weights, said.class_names, how, **which)
+            outputs = kind_of(source, dict(said.locate)["outputs"])
+            images = data_of(self.file.resolved(said.images), source.preprocessing, outputs=outputs)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]
             self._sources[name] = replace(source, name=f"{name} ({short})"), fitted(images, source.classes)
@@ -186,14 +187,16 @@ class Work:
 
     def _test_images(self, name: str) -> tuple[ImageData, str | None]:
         """The images that a source's components are scored on, and what is to be said of them."""
-        from brickyard.sources._resolve import data_of, fitted
+        from brickyard.sources._resolve import data_of, fitted, kind_of
 
         said = self.recipe.evaluate
         assert said is not None
         if name not in self._scored:
             source, training = self._source(name)
             text = self.file.resolved(said.of(name))
-            found = fitted(data_of(text, source.preprocessing, "test", said.max_images), source.classes)
+            outputs = kind_of(source, dict(self.recipe.sources[name].locate)["outputs"])
+            images = data_of(text, source.preprocessing, "test", said.max_images, outputs=outputs)
+            found = fitted(images, source.classes)
             self._scored[name] = found, _shared_images(training, found, name)
         return self._scored[name]
 
@@ -281,6 +284,7 @@ class Work:
                 task=sorted(task),
                 accuracy=source.accuracy,
                 name=source.name,
+                output=source.output,
                 resume=notes,
                 **gathered(LocateOptions, dict(said)),
             )

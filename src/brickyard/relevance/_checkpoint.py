@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.base._records import Preprocessing
+from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images
 from brickyard.relevance._relevance import Relevance
 from brickyard.storage._notes import Notes
@@ -27,6 +27,12 @@ def _told(how: Preprocessing) -> dict[str, Any]:
     """A preprocessing as earlier versions wrote it, with what is newer only where it says something."""
     said = how.model_dump(mode="json")
     return {key: value for key, value in said.items() if key not in _NEWER or value != _USUAL[key]}
+
+
+def _record(record: LocateRecord) -> dict[str, Any]:
+    """What was asked for, as earlier versions wrote it."""
+    unknown = {"images", "ending", "right"} | ({"output"} if record.output is None else set())
+    return record.model_dump(mode="json", exclude=unknown)
 
 
 _USUAL = Preprocessing().model_dump(mode="json")
@@ -51,7 +57,7 @@ class Notebook:
             "source": relevance.source_sha256,
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
-            "record": relevance.record.model_dump(mode="json", exclude={"images", "ending", "right"}),
+            "record": _record(relevance.record),
             "preprocessing": _told(relevance.preprocessing),
             "sums": relevance.sums is not None,
         }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph, trace
 from brickyard.base._checks import check_kind, given_path, is_whole
-from brickyard.base._classes import ordered_names, resolve_task
+from brickyard.base._classes import one_too_many, ordered_names, resolve_task
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
@@ -22,12 +22,13 @@ from brickyard.base._options import LocateOptions
 from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images, class_names, warn_of_names
 from brickyard.network._fusing import quick_layout
-from brickyard.network._identity import names_of, source_of, weights_like
+from brickyard.network._identity import SEVERAL, names_of, problem_of, source_of, weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
+from brickyard.relevance._quantities import check_labels, check_no_quantity, check_no_rank
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
@@ -77,18 +78,21 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
 @steady
 def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[[Graph], None]) -> Relevance:
     """Do what `locate` does, with all options given; `look` sees the source's axes before any work is done."""
-    kind = find_outputs(options["outputs"])
+    model = source_of(model)
+    check_no_quantity(model, data)
+    outputs = _kind_of(model, options["outputs"])
+    kind = find_outputs(outputs)
     check_kind("preprocessing", options["preprocessing"], Preprocessing, "give brickyard.Preprocessing(mean=..., ...)")
     _check_name(options["name"])
     resume = None if options["resume"] is None else given_path(options["resume"], "the folder to go on from")
-    model = source_of(model)
     images = Images(data, options["preprocessing"], "the images to locate with", kind.label_dims)
     example = images.example(weights_like(model))
-    graph = trace(model, example)
+    graph = trace(model, example, options["output"])
     look(graph)
     like = weights_like(graph.network)  # half-precision networks are processed in float32
-    _check_kind(kind, options["outputs"], graph)
-    relevance = _blank(model, graph, images, data, options)
+    _check_kind(kind, outputs, graph)
+    check_no_rank(graph)
+    relevance = _blank(model, graph, images, data, {**options, "outputs": outputs})
     if options["classes"] is not None:
         warn_of_names(data, relevance.classes, "the images to locate with", 6)
     layout = quick_layout(graph.network, example.to(like.dtype))
@@ -107,6 +111,15 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
         relevance.preprocessing = images.preprocessing.model_copy(update={"unknown": True})
     _warn(relevance, right, options["accuracy"])
     return relevance
+
+
+def _kind_of(model: nn.Module, asked: str | None) -> str:
+    """The kind of outputs that was asked for, or that a model of transformers says of itself."""
+    if asked is not None or problem_of(model) != SEVERAL:
+        return asked or "one"
+    say(f"{type(model).__name__}: an image may belong to several of its classes (problem_type of its config), as with "
+        "outputs='several': a label is a row with 0 or 1 for each; outputs='one' takes the likeliest only")  # fmt: skip
+    return "several"
 
 
 def _check_kind(kind: Outputs, name: str, graph: Graph) -> None:
@@ -187,6 +200,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         images=(0,) * len(names),
         data=str(getattr(data, "name", type(data).__name__)),
         ending=graph.ending or None,
+        output=None if options["output"] is None else str(options["output"]),
     )
     return Relevance.blank(
         model,
@@ -197,7 +211,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
         classes=names,
         task=tuple(wanted),
         preprocessing=images.preprocessing,
-        outputs=options["outputs"],
+        outputs=options["outputs"] or "one",
         sums={} if (size <= KEEP_BYTES if keep_sums is None else keep_sums) else None,
     )
 
@@ -288,7 +302,9 @@ def output_names(classes: Any, count: int) -> tuple[str, ...]:
     names = tuple(map(str, given))
     if len(names) != count:
         raise TaskError(
-            "task-class-count", f"got {len(names)} class names for {count} model outputs; give one per class"
+            "task-class-count",
+            f"got {len(names)} class names for {count} model outputs; give one per class"
+            f"{one_too_many(len(names), count)}",
         )
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
         if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
@@ -318,7 +334,7 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
     """Choose the images to use for each class to locate, as indices."""
     names, record, per_class = relevance.classes, relevance.record, relevance.record.per_class
     labels = run.images.all_labels()
-    run.outputs.check_labels(labels, len(names))
+    check_labels(run.outputs, labels, run.graph)
     pools = {k: torch.nonzero(run.outputs.members(labels, k)).flatten().tolist() for k in relevance.task}
     for k, pool in pools.items():
         if not pool:

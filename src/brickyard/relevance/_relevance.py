@@ -75,7 +75,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
-    check_outputs(file.outputs)
+    check_outputs(file)
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -371,7 +371,7 @@ class Relevance(Relevances):
             generator = torch.Generator().manual_seed(0)
             like = weights_like(model)
             example = torch.randn(2, *self.input_shape, generator=generator).to(like.device, like.dtype)
-            self._graph = trace(model, example)
+            self._graph = trace(model, example, self.record.output)
         graph: Graph = self._graph
         return graph
 
@@ -388,6 +388,8 @@ class Relevance(Relevances):
         if self.record.right is not None and self.record.right[1]:
             right, asked = self.record.right
             lines.append(f"  source: {right / asked:.1%} of {asked:,} images right")
+        if self.record.output is not None:
+            lines.append(f"  output: {self.record.output}, of what the source returns")
         if self.record.ending is not None:
             lines.append(f"  logits: taken before the source's {self.record.ending}")
         for name, mask in self.hard_masks.items():

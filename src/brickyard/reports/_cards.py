@@ -15,7 +15,7 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
-from brickyard.component._describe import agreement_text, selection_text, share_text
+from brickyard.component._describe import agreement_text, decision_text, selection_text, share_text
 from brickyard.evaluation._scores import Scores
 from brickyard.reports._templates import card_environment, markdown
 
@@ -72,6 +72,8 @@ def model_card(
         front_matter=Markup(_front_matter(title, parts, tables, license, data)),
         assembly=manifest if isinstance(manifest, AssemblyManifest) else None,
         classes=manifest.classes,
+        several=not model.outputs.exclusive,
+        decided=decision_text(manifest, 50),
         parts=parts,
         described=[_described(part, names[k] if names else f"Part {k}") for k, part in enumerate(parts)],
         size=_size(parts),

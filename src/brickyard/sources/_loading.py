@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from brickyard.axes._tracing import logits_in
-from brickyard.base._classes import ordered_names
+from brickyard.axes._tracing import rows_of
+from brickyard.base._checks import output_name
+from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
@@ -53,6 +54,7 @@ class Source:
         preprocessing: What is done to raw images before it takes them.
         input_shape: (channels, height, width) that it takes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
+        output: The part of what the model returns that holds its logits, where it was named.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Source:
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
     scores: Mapping[str, float] = field(default_factory=dict)
+    output: str | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -78,6 +81,7 @@ def load_source(
     random_weights: bool = False,
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
+    output: str | int | None = None,
 ) -> Source:
     """Load a trained classifier.
 
@@ -93,6 +97,8 @@ def load_source(
         random_weights: Whether a network without weights is meant.
         averaged: Whether to take moving averages where a checkpoint holds them beside the weights of the last step.
         input_shape: (channels, height, width) of its images where nothing else says so.
+        output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
+            `output=source.output` to `locate` too.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -118,7 +124,15 @@ def load_source(
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
     text = said or SourceText(arch="auto")
     asked = _Asked(
-        spec, weights, own, tensors, said, ordered_names(classes) or text.classes, preprocessing, random_weights
+        spec,
+        weights,
+        own,
+        tensors,
+        said,
+        ordered_names(classes) or text.classes,
+        preprocessing,
+        random_weights,
+        None if output is None else output_name(output),
     )
     found = _KINDS[kind](asked)
     if tensors:
@@ -132,7 +146,10 @@ def load_source(
         )
     how = preprocessing or text.preprocessing or found.how
     shape = _shape(how, text.input_shape or input_shape or found.shape)
-    return replace(_source(found.model, found.title, asked.names or found.classes, how, shape), scores=text.scores)
+    source = Source(
+        found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
+    )
+    return _run_once(source)
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,7 @@ class _Asked:
     names: Sequence[str]
     how: Preprocessing | None
     random_weights: bool
+    output: str | None
 
     @property
     def rest(self) -> str:
@@ -182,9 +200,14 @@ def _kind(spec: str) -> str:
     )
 
 
-def _source(
-    model: nn.Module, name: str, classes: Sequence[str], how: Preprocessing, shape: tuple[int, int, int]
-) -> Source:
+def _run_once(source: Source) -> Source:
+    """The source, with names for all of its outputs.
+
+    Raises:
+        OptionError: It does not run on images of its size.
+        TaskError: It has other names than outputs.
+    """
+    model, name, shape, names = source.model, source.name, source.input_shape, source.classes
     model.eval()
     with torch.no_grad():
         like = next(model.parameters(), torch.zeros(0))
@@ -194,13 +217,15 @@ def _source(
             raise OptionError(
                 "option-source-size", f"source {name!r} fails on images of shape {shape}: {error}; give its --size"
             ) from None
-    outputs = max(2, logits_in(model, result, 2).shape[1])  # one is the logit of two classes
-    names = tuple(classes) or tuple(map(str, range(outputs)))
+    outputs = max(2, rows_of(model, result, 2, source.output).shape[1])  # one is the logit of two classes
+    names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise TaskError(
-            "task-class-count", f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            "task-class-count",
+            f"source {name!r} has {outputs} outputs, got {len(names)} class names; give as many"
+            f"{one_too_many(len(names), outputs)}",
         )
-    return Source(model, name, names, how, shape)
+    return replace(source, classes=names)
 
 
 def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, int, int]:
@@ -272,7 +297,7 @@ def _file(asked: _Asked) -> _Found:
 
 
 def _onnx_file(asked: _Asked) -> _Found:
-    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how)
+    model, how, shape, names = _onnx.load(asked.spec, asked.weights, asked.names, asked.how, asked.output)
     return _Found(model, Path(asked.spec).stem, how, shape, names, trained=True)
 
 

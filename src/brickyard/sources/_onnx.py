@@ -19,7 +19,7 @@ from torch import Tensor
 
 from brickyard.axes._answers import as_rows, can_be_logits
 from brickyard.base._errors import FileError, OptionError, TraceError
-from brickyard.base._messages import first_line, told, writable
+from brickyard.base._messages import brief, first_line, near, told, writable
 from brickyard.base._records import Preprocessing
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network, refs
@@ -60,7 +60,7 @@ def is_onnx(spec: str) -> bool:
 
 
 def load(
-    spec: str, weights: Any, classes: Sequence[str], how: Preprocessing | None
+    spec: str, weights: Any, classes: Sequence[str], how: Preprocessing | None, output: str | None = None
 ) -> tuple[Network, Preprocessing, tuple[int, int, int], tuple[str, ...]]:
     """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
 
@@ -69,6 +69,7 @@ def load(
         weights: A file of weights; there must be none.
         classes: Class names that were given, which go before those of the file.
         how: The preprocessing that was given, whose size goes before the file's where that is open.
+        output: The output of the file that holds the logits, by name or place.
 
     Raises:
         OptionError: Weights are given, or the size is missing.
@@ -77,16 +78,17 @@ def load(
     """
     if weights is not None:
         raise OptionError("option-conflict", f"{spec} holds its own weights; leave weights ({weights}) out")
-    found = read_onnx(spec, None if how is None else how.size)
+    found = read_onnx(spec, None if how is None else how.size, output)
     return found.model, found.preprocessing, found.input_shape, tuple(classes) or found.classes
 
 
-def read_onnx(path: str | Path, size: tuple[int, int] | None = None) -> OnnxSource:
+def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str | None = None) -> OnnxSource:
     """Read an ONNX classifier into a network, and compare it with ONNX Runtime where that is installed.
 
     Args:
         path: The file. Weights may lie in files beside it.
         size: Height and width of the images, where the file leaves them open.
+        output: The output that holds the logits, by name or place, where several could.
 
     Raises:
         FileError: The file cannot be read, or has operators that are not known.
@@ -114,7 +116,7 @@ def read_onnx(path: str | Path, size: tuple[int, int] | None = None) -> OnnxSour
     _start(reader, last)
     for op in file.ops:
         reader.run(op, _KINDS[op.kind])
-    port = _logits(reader)
+    port = _logits(reader, output)
     network = reader.network(reader.values[port.name])
     _check_cost(network, shape, path)
     _check_against_runtime(network, file, port, shape, last)
@@ -191,14 +193,16 @@ def _start(reader: Reader, last: bool) -> None:
 # -- its outputs -------------------------------------------------------------------------------------------
 
 
-def _logits(reader: Reader) -> Port:
-    """The output that holds the logits; of several, that from which the others are computed.
+def _logits(reader: Reader, output: str | None) -> Port:
+    """The output that holds the logits: that which was asked for, or that from which the others are computed.
 
     Raises:
+        OptionError: There is no output of that name or place.
         TraceError: None or several can be logits.
     """
     file = reader.file
-    ports = [port for port in file.outputs if _can_be_logits(reader.values[port.name])]
+    asked = file.outputs if output is None else [_asked(file, output)]
+    ports = [port for port in asked if _can_be_logits(reader.values[port.name])]
     if len(ports) > 1:
         before = {port.name: _ancestors(reader, reader.values[port.name].step) for port in ports}
         steps = {port.name: reader.values[port.name].step for port in ports}
@@ -210,12 +214,35 @@ def _logits(reader: Reader) -> Port:
             say(f"{file.path.name}: of its outputs, {told(ports[0].name, 60)} holds the logits")
         return ports[0]
     told_of = ", ".join(f"{told(p.name, 60)} {_at_batch(reader.values[p.name])}" for p in file.outputs[:6])
-    why = "several of its outputs could be them" if ports else "no output is one row of logits per image"
+    why = (
+        "several of its outputs could be them"
+        if ports
+        else f"output {output!r} is not"
+        if output
+        else "no output is one row of logits per image"
+    )
     raise TraceError(
         "trace-output",
-        f"{file.path} must return logits (batch, classes), and {why}: {told_of}; give a classifier, with one such "
-        "output or one called logits",
+        f"{file.path} must return logits (batch, classes), and {why}: {told_of}; give a classifier, and name "
+        "one such output with --output-name (in Python output=)",
     )
+
+
+def _asked(file: OnnxFile, output: str) -> Port:
+    """The output of a name or a place.
+
+    Raises:
+        OptionError: There is none.
+    """
+    named = {str(k): port for k, port in enumerate(file.outputs)} | {port.name: port for port in file.outputs}
+    if output not in named:
+        names = [port.name for port in file.outputs]
+        raise OptionError(
+            "option-choice",
+            f"output={brief(output)} was asked for, and {file.path.name} has {', '.join(map(brief, names[:8]))}"
+            f"{near(output, names)}: give one of these",
+        )
+    return named[output]
 
 
 def _can_be_logits(value: Value) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brickyard.base._classes import one_too_many
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.runtime._progress import say
 
@@ -80,6 +81,7 @@ def source_of(
     *,
     random_weights: bool = False,
     ema: bool = True,
+    output_name: str | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> Source:
     """A source, with class names from options, from a file that these name, or from its weights.
@@ -101,6 +103,7 @@ def source_of(
         random_weights=random_weights,
         averaged=ema,
         input_shape=input_shape,
+        output=output_name,
     )
     if how is not None:
         try:
@@ -124,6 +127,7 @@ def source_and_data(
     weights: Path | None,
     names: str | Sequence[str] | None,
     how: Preprocessing | None,
+    outputs: str | None,
     **which: Any,
 ) -> tuple[Source, ImageData]:
     """A source and its images; a network of the user's own that does not take pictures of 224 x 224 takes the images'.
@@ -136,19 +140,20 @@ def source_and_data(
     except OptionError as error:
         if error.code != "option-source-size" or (how is not None and how.size is not None):
             raise
-        images = data_of(data, how)
+        images = data_of(data, how, outputs=outputs)
         channels, height, width = images.shape
         channels = (how.channels if how is not None else None) or channels
         source = source_of(spec, weights, names, how, input_shape=(channels, height, width), **which)
         say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
         return source, images
-    return source, data_of(data, source.preprocessing)
+    return source, data_of(data, source.preprocessing, outputs=kind_of(source, outputs))
 
 
-def answered(source: Source, folder: Path) -> ImageData:
+def answered(source: Source, folder: Path, outputs: str) -> ImageData:
     """The pictures of a folder without labels, whose labels are the source's own answers.
 
-    Of more than `MOST_UNLABELLED` pictures, so many are drawn.
+    Where an image may belong to several classes, its answers are those of a probability above one half. Of more than
+    `MOST_UNLABELLED` pictures, so many are drawn.
 
     Raises:
         DataError: There are no pictures, or they cannot be brought to one size.
@@ -159,7 +164,7 @@ def answered(source: Source, folder: Path) -> ImageData:
     from brickyard.inputs._folders import pictures_in
     from brickyard.inputs._preprocessing import preprocess
     from brickyard.inputs._reading import Wanted, of_files
-    from brickyard.network._identity import weights_like
+    from brickyard.network._identity import SEVERAL, weights_like
     from brickyard.runtime._progress import bar
 
     if not folder.is_dir():
@@ -174,15 +179,30 @@ def answered(source: Source, folder: Path) -> ImageData:
     labels = []
     with torch.no_grad(), bar("asking the source", len(images)) as advance:
         for batch in images.batches(64):
-            labels.append(network(preprocess(batch, how).to(like)).argmax(1))
+            logits = network(preprocess(batch, how).to(like))
+            labels.append((logits > 0).long() if outputs == SEVERAL else logits.argmax(1))
             advance(len(batch))
-    found = torch.cat(labels)
+    name = f"{folder.name}, by the source's own answers"
+    data = ImageData(images, torch.cat(labels), source.classes, name)
     counts = (
         f"{len(images):,} pictures without labels",
-        f"{len(found.unique()):,} of its {len(source.classes):,} classes",
+        f"{len(seen_in(data)):,} of its {len(source.classes):,} classes",
     )
     say(f"{folder.name}: {counts[0]}; the source's own answers stand in their place, and name {counts[1]}")
-    return ImageData(images, found, source.classes, f"{folder.name}, by the source's own answers")
+    return data
+
+
+def seen_in(data: ImageData) -> list[int]:
+    """The classes that some image belongs to."""
+    found = data.labels.unique() if data.labels.ndim == 1 else data.labels.any(0).nonzero().flatten()
+    return [int(k) for k in found]
+
+
+def kind_of(source: Source, outputs: str | None) -> str:
+    """What a source's outputs mean: as was asked, or as a model of transformers says of itself."""
+    from brickyard.network._identity import SEVERAL, problem_of
+
+    return outputs or (SEVERAL if problem_of(source.model) == SEVERAL else "one")
 
 
 def axes_of(source: Source) -> Graph:
@@ -192,7 +212,7 @@ def axes_of(source: Source) -> Graph:
     from brickyard.axes._graph import trace
     from brickyard.network._identity import weights_like
 
-    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)))
+    return trace(source.model, torch.zeros(2, *source.input_shape).to(weights_like(source.model)), source.output)
 
 
 def named_after(source: Source, data: ImageData) -> Source:
@@ -207,11 +227,19 @@ def named_after(source: Source, data: ImageData) -> Source:
     return source
 
 
-def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
-    """Image data, whose pictures are brought to the size of the preprocessing."""
+def data_of(
+    spec: str,
+    how: Preprocessing | None,
+    split: str = "train",
+    most: int | None = None,
+    *,
+    outputs: str | None = None,
+) -> ImageData:
+    """Image data, whose pictures are brought to the size of the preprocessing, with labels for a kind of outputs."""
     from brickyard.inputs._datasets import load_data
+    from brickyard.network._identity import SEVERAL
 
-    return load_data(spec, split=split, size=how, max_images=most)
+    return load_data(spec, split=split, size=how, max_images=most, several=outputs == SEVERAL)
 
 
 def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
@@ -224,10 +252,19 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
         DataError: No name agrees, or there are not as many classes.
     """
     numbered = data.classes == tuple(map(str, range(len(data.classes))))
+    if data.several:
+        if numbered and len(data.classes) == len(classes) and data.classes != tuple(classes):
+            say(f"{data.name}: columns of labels are matched with the source's classes by number")
+            return data.relabelled(data.labels, classes)
+        return data if data.classes == tuple(classes) else data.in_order(classes)
     if numbered and len(data) and int(data.labels.min()) == 1 and int(data.labels.max()) == len(classes):
         say(f"{data.name}: labels run from 1 to {len(classes)} and are counted from 0")
         data = data.relabelled(data.labels - 1, data.classes[:-1])
     places = {name: k for k, name in enumerate(classes)}
+    hint = one_too_many(int(data.labels.max()) + 1, len(classes)) if numbered and len(data) else ""
+    if hint and tuple(classes) == tuple(map(str, range(len(classes)))):
+        why = f"{data.name}: labels run to {len(classes)}, and the source has {len(classes)} outputs without names"
+        raise DataError("data-label-out-of-range", f"{why}{hint}")
     if data.classes == tuple(classes):
         return data
     alike = {_plain(name): name for name in classes}
@@ -292,7 +329,7 @@ def labelled_images(
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
     return [
-        fitted(data_of(spec, part.preprocessing, split, most), part.source.classes)
+        fitted(data_of(spec, part.preprocessing, split, most, outputs=part.outputs), part.source.classes)
         for spec, part in zip(each, parts, strict=True)
     ]
 
@@ -310,6 +347,7 @@ def models_of(
     places: Sequence[Path | None] = weights or [None] * len(specs)
     found = []
     for spec, place, part in zip(specs, places, parts, strict=False):
-        how, shape = (None, None) if part is None else (part.preprocessing, part.input_shape)
-        found.append(source_of(spec, place, None, how, random_weights=True, input_shape=shape).model)
+        how, shape, name = (None,) * 3 if part is None else (part.preprocessing, part.input_shape, part.output)
+        source = source_of(spec, place, None, how, random_weights=True, input_shape=shape, output_name=name)
+        found.append(source.model)
     return found

@@ -13,7 +13,7 @@ from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
 from brickyard.base._records import Preprocessing
-from brickyard.network._identity import names_of
+from brickyard.network._identity import QUANTITY, names_of, problem_in
 from brickyard.runtime._progress import say
 from brickyard.sources._libraries import seeded
 from brickyard.sources._signatures import foreign
@@ -45,9 +45,11 @@ def from_transformers(
     else:
         _check_there(place)
     config = _read(lambda: library.AutoConfig.from_pretrained(place, trust_remote_code=False), place)
-    if getattr(config, "problem_type", None) == "regression":
+    if problem_in(config) == QUANTITY:
         raise OptionError(
-            "option-source-unknown", f"hf:{place} predicts a quantity (problem_type is regression); give a classifier"
+            "option-source-unknown",
+            f"hf:{place} predicts a quantity: its config has num_labels 1 or problem_type regression; give a "
+            "classifier",
         )
     kind = library.AutoModelForImageClassification
     if type(config) not in kind._model_mapping:
@@ -66,9 +68,6 @@ def from_transformers(
     else:
         with seeded():
             model = kind.from_config(config)
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        say(f"hf:{place}: an image may belong to several of its classes; only the first is taken here, which "
-            "outputs='several' of brickyard.locate changes")  # fmt: skip
     return model.eval(), how or _preprocessing(library, place, config), names_of(model, config.num_labels) or ()
 
 

@@ -72,7 +72,7 @@ class SourceTeacher:
             raise OptionError("option-teacher-source", f"{why}, and {advice}")
         self.component, self.like = component, weights_like(source)
         example = torch.zeros(2, *manifest.input_shape).to(self.like.device, self.like.dtype)
-        graph = trace(source, example)
+        graph = trace(source, example, manifest.output)
         self.network: Network = graph.network
         self.kept: Tensor | None
         self.stop, self.kept = 0, None

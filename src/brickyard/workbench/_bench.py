@@ -326,10 +326,14 @@ class Bench:
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)
         classes = [{**item, "bricks": sorted(set(owners[item["name"]]))} for item in best]
+        several = not kept.assembly.outputs.exclusive
+        answer = list(kept.assembly.predict([image])[0]) if several else [classes[0]["name"]]
         return {
             "picture": title[:80],
             "classes": classes,
-            "answered": classes[0]["bricks"],
+            "answer": answer,
+            "several": several,
+            "answered": sorted({owner for name in answer for owner in owners[name]}) or classes[0]["bricks"],
             "views": [
                 {
                     "brick": brick,

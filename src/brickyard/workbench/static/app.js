@@ -425,7 +425,7 @@ async function classify(files, sample = null, url = null) {
     const found = await (await ask(path, { method: "POST", body: sample === null ? form : null })).json();
     found.answers.forEach((answer, index) => drawAnswer(answer, sample === null ? URL.createObjectURL(files[index]) : url));
     const last = found.answers[found.answers.length - 1];
-    if (last) tell(`${last.picture}: ${last.classes[0].name}, ${percent(last.classes[0].probability)}, answered by ${bricksOf(last).join(" and ")}`);
+    if (last) tell(`${last.picture}: ${headline(last)}, ${percent(last.classes[0].probability)}, answered by ${bricksOf(last).join(" and ")}`);
   } catch (error) {
     complain("try-error", error);
   } finally {
@@ -440,7 +440,10 @@ function lines(classes) {
   return make("div", { className: "lines" }, ...classes.flatMap((item) => [make("span", {}, item.name), make("div", { className: owner(item) }, bar(item.probability)), make("span", { className: "number" }, percent(item.probability))]));
 }
 
+const headline = (answer) => (answer.answer.length ? answer.answer.join(", ") : "none of the classes");
+
 function sureness(answer) {
+  if (answer.several) return `the highest, ${answer.classes[0].name}`;
   const [first, second] = answer.classes;
   if (first.probability >= 0.9) return "confident";
   if (second && first.probability - second.probability < 0.2) return `undecided between ${first.name} and ${second.name}`;
@@ -463,7 +466,7 @@ function drawAnswer(answer, url) {
     "li", { className: `answer ${colour(brickOf(state.made.bricks[answer.answered[0]]))}` },
     make("img", { src: url, alt: answer.picture }),
     make(
-      "div", {}, make("p", { className: "headline" }, best.name), make("p", {}, `${percent(best.probability)} · ${sureness(answer)}`),
+      "div", {}, make("p", { className: "headline" }, headline(answer)), make("p", {}, `${percent(best.probability)} · ${sureness(answer)}`),
       make("p", { className: "soft" }, "answered by ", ...tags),
       strange ? make("p", { className: "soft" }, "The picture is unfamiliar to the brick that answered: treat the answer with caution.") : null,
     ),
