@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import Graph, trace
+from brickyard.healing._heal import Shown
+from brickyard.selection._turning import turned as in_principal_directions
 from brickyard.surgery._join import cut
 from brickyard.surgery._rotation import principal, residuals, rotated
 from brickyard.surgery._verify import zeroed_output
 from brickyard.testing import chain, randomised
+from errors import refused
 from nets import relative
 
 WIDTH = 12
@@ -179,15 +182,12 @@ def test_principal_directions_come_in_order_and_do_not_depend_on_signs() -> None
 
 @pytest.fixture(scope="module")
 def part() -> tuple[nn.Module, by.Component]:
-    model, labels = ViT(depth=3).float(), torch.arange(60) % 4
-    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    relevance = by.locate(model, (images, labels))
-    budget = by.Budget(flops=0.5, round_to=1)
-    return model, by.disassemble(model, relevance, task=[0, 2], budget=budget, images=(images, labels))
+    model = ViT(depth=3).float()
+    return model, made(model, [0, 2], flops=0.5)
 
 
 def test_a_component_has_fewer_directions_and_says_so(part, tmp_path: Path) -> None:
-    model, component = part
+    _, component = part
     manifest = component.manifest
     assert manifest.selection.budget["rotated"] == 1
     assert manifest.axes["embed"].size == WIDTH
@@ -198,3 +198,69 @@ def test_a_component_has_fewer_directions_and_says_so(part, tmp_path: Path) -> N
     x = IMAGES.float()
     assert torch.equal(again(x), component(x))
     assert "rotated 1" in str(component)
+
+
+SAMPLES = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(60) % 4
+
+
+def made(model: nn.Module, task: list[int], **budget) -> by.Component:
+    relevance = by.locate(model, (SAMPLES, LABELS))
+    limits = by.Budget(**{"round_to": 1, **budget})
+    return by.disassemble(model, relevance, task=task, budget=limits, images=(SAMPLES, LABELS))
+
+
+@pytest.fixture(scope="module")
+def other(part) -> by.Component:
+    return made(part[0], [1, 3], flops=0.6)
+
+
+@pytest.mark.parametrize("form", ["padded", "grouped"])
+def test_parts_with_bases_of_their_own_are_laid_side_by_side(part, other, form: str) -> None:
+    x = IMAGES.float()
+    joined = by.assemble([part[1], other], form=form)
+    torch.testing.assert_close(joined(x), by.assemble([part[1], other], form="parallel")(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(joined(x), by.assemble([other, part[1]], form="parallel")(x), rtol=1e-4, atol=1e-5)
+
+
+def test_they_cannot_be_laid_over_each_other(part, other) -> None:
+    for source in (None, part[0]):
+        with refused("surgery-union-sources", "0, 2", "rotate=False", "form='parallel'"):
+            by.assemble([part[1], other], form="union", source=source)
+
+
+def test_a_budget_may_forbid_it(part) -> None:
+    plain = made(part[0], [0, 2], flops=0.7, rotate=False)
+    assert len(plain.manifest.axes["embed"].kept) == WIDTH
+    assert "rotated" not in plain.manifest.selection.budget
+    relevance = by.locate(part[0], (SAMPLES, LABELS))
+    with refused("option-conflict", "rotate=True", "select='l1'"):
+        by.disassemble(part[0], relevance, task=[0, 2], budget=by.Budget(flops=0.7, rotate=True), select="l1")
+
+
+def test_the_basis_is_that_of_the_task(part) -> None:
+    """Its energies are the eigenvalues of what the norms give, as the model itself computes it."""
+    model = part[0]
+    images = SAMPLES[LABELS % 2 == 0]
+    seen: list[Tensor] = []
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    hooks = [
+        norm.register_forward_hook(lambda _, given, __: seen.append(F.layer_norm(given[0], (WIDTH,)).double()))
+        for norm in norms
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    rows = torch.cat([x.reshape(-1, WIDTH) for x in seen])
+    graph = trace(model, images[:2])
+    (stream,) = residuals(graph)
+    found, count = in_principal_directions(graph, Shown([images]))
+    energies = torch.zeros(WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        for _, node, values in found.network.walk(images):
+            if node.name in stream.norms:
+                x = values[node.args[0].node].reshape(-1, WIDTH).double()
+                energies += (x / x.square().mean(1, keepdim=True).sqrt()).square().sum(0)
+    assert count == 1
+    torch.testing.assert_close(energies, torch.linalg.eigvalsh(rows.T @ rows).flip(0), rtol=1e-2, atol=1e-1)

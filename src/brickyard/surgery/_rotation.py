@@ -24,10 +24,13 @@ from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, kind, refs, with_refs
 
 # Steps that move values, or add up or average them over other dimensions, and so commute with a rotation of channels.
-_LINEAR = frozenset(
-    "flatten reshape view unflatten permute transpose squeeze unsqueeze expand expand_as flip roll getitem take repeat "
-    "mean contiguous clone detach dropout dropout2d interpolate".split()
-)
+# fmt: off
+_LINEAR = frozenset((
+    "flatten", "reshape", "view", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "expand_as",
+    "flip", "roll", "getitem", "take", "repeat", "mean", "contiguous", "clone", "detach", "dropout", "dropout2d",
+    "interpolate",
+))
+# fmt: on
 _SUMS = frozenset(("add", "tensor_add", "cat", "stack"))  # of values that lie in one basis
 _SCALES = frozenset(("mul", "tensor_mul"))
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
