@@ -98,6 +98,8 @@ class Budget:
             select="damage", 4 on axes of 32 channels or more.
         factors: Whether convolutions may become pairs of thinner ones, a column and a row, whose middle the budget
             may cut too. None: with select="damage". False: keep a pure sub-network of the source.
+        rotate: Whether the residual streams of transformers may be turned to their principal directions, which the
+            budget may cut then. None: with select="damage". False: streams that layer norms pin stay whole.
 
     Raises:
         OptionError: Not exactly one of `flops`, `parameters` and `agreement` is given, or a value is out of range.
@@ -126,6 +128,10 @@ class Budget:
     factors: bool | None = opt(
         None, owner="budget", unset='with select="damage"',
         help="Replace convolutions by pairs of thinner ones where that saves more than it costs.",
+    )  # fmt: skip
+    rotate: bool | None = opt(
+        None, owner="budget", unset='with select="damage"',
+        help="Turn residual streams of transformers to their principal directions, and cut these too.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -156,14 +162,20 @@ class Budget:
         """How many channels of an axis of that size stay or go together, where damage is measured."""
         return self.round_to or (4 if size >= 32 else 1)
 
-    def record(self, select: str, pairs: int = 0) -> dict[str, Any]:
-        """Return the manifest's entry, including the ranking criterion and how many layers became pairs of factors."""
+    def record(self, select: str, pairs: int = 0, turned: int = 0) -> dict[str, Any]:
+        """Return the manifest's entry.
+
+        Args:
+            select: The criterion that ranked the channels.
+            pairs: How many layers became pairs of factors.
+            turned: How many residual streams were turned.
+        """
         rounded = {"round_to": self.round_to} if (self.round_to or 1) > 1 else {}
-        factors = {"factors": pairs} if pairs else {}
+        changed = {name: count for name, count in (("factors", pairs), ("rotated", turned)) if count}
         limit: dict[str, Any] = {"agreement": self.agreement}
         if self.agreement is None:
             limit = {self.resource: self.share}
-        return {**limit, "allocation": self.allocation, "select": select, **rounded, **factors}
+        return {**limit, "allocation": self.allocation, "select": select, **rounded, **changed}
 
 
 LR = {"sgd": 0.01, "adamw": 3e-4}

@@ -166,7 +166,9 @@ class Choice:
             located=relevance.record,
             selection=SelectionRecord(
                 thresholds=relevance.thresholds.as_dict() if budget is None else None,
-                budget=None if budget is None else budget.record(self.options["select"], chosen.pairs if chosen else 0),
+                budget=None
+                if budget is None
+                else budget.record(self.options["select"], *((chosen.pairs, chosen.turned) if chosen else ())),
                 parameters=part.parameters,
                 flops=part.flops,
             ),
@@ -271,7 +273,15 @@ def _criterion(options: DisassembleOptions, pool: Pool | None) -> str:
         )
     if select is None:
         select = "mda" if budget is None or (pool is None and options["heal"] == "none") else "damage"
-    asked = {} if budget is None else {"factors": budget.factors, "agreement": budget.agreement}
+    asked = (
+        {}
+        if budget is None
+        else {
+            "factors": budget.factors,
+            "rotate": budget.rotate,
+            "agreement": budget.agreement,
+        }
+    )
     for name in (name for name, value in asked.items() if value and select != "damage"):
         raise OptionError(
             "option-conflict",

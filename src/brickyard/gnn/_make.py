@@ -193,10 +193,10 @@ def disassemble(
             f"disassemble needs what brickyard.gnn.locate returned, got {type(relevance).__name__}",
         )
     budget = options["budget"]
-    if budget is not None and (budget.agreement is not None or budget.factors):
+    if budget is not None and (budget.agreement is not None or budget.factors or budget.rotate):
         raise OptionError(
             "option-conflict",
-            "a budget of a graph network has neither agreement= nor factors=; give flops= or parameters=",
+            "a budget of a graph network has no agreement=, factors= or rotate=; give flops= or parameters=",
         )
     choice = Choice.of(relevance, options, lambda: relevance.graph(model, options["features"]))
     graph: NodeGraph = choice.graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from brickyard.selection._budget import check_enough
 from brickyard.selection._curves import Curve, damage_curves
 from brickyard.selection._factors import Factored, factored
 from brickyard.selection._thresholds import kept_outputs
+from brickyard.selection._turning import turned
 from brickyard.surgery._cost import CostModel, Mask, cost_share, keep_mask
 from brickyard.surgery._join import cut
 from brickyard.surgery._pairs import carried, paying, with_pairs
@@ -40,15 +41,17 @@ class Selected:
     """What a component keeps.
 
     Attributes:
-        graph: The source's graph, in which layers may be replaced by pairs of factors.
+        graph: The source's graph, in which layers may be replaced by pairs of factors, and streams be turned.
         keep: The channels that stay.
         pairs: How many layers were replaced.
+        turned: How many residual streams are in another basis.
         notes: What a reader of the manifest should know.
     """
 
     graph: Graph
     keep: dict[str, Tensor]
     pairs: int = 0
+    turned: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -57,9 +60,9 @@ def by_damage(
 ) -> Selected:
     """Keep the channels whose loss the refit cannot repair; see the module.
 
-    Layers become pairs of factors first, unless the budget forbids it; those that save nothing in the end become layers
-    again. Channels are removed in stages. Each starts from the remainder, refitted, since the cost of losing a channel
-    depends on what else is gone.
+    Residual streams are turned to their principal directions, and layers become pairs of factors, unless the budget
+    forbids it; pairs that save nothing in the end become layers again. Channels are removed in stages. Each starts from
+    the remainder, refitted, since the cost of losing a channel depends on what else is gone.
 
     Args:
         graph: The source's graph.
@@ -75,9 +78,7 @@ def by_damage(
     whole = getattr(CostModel(graph).whole, budget.resource)
     if cost_share(graph, fixed, whole, budget.resource) <= budget.share:
         return Selected(graph, {**graph.everything(), **fixed})
-    made = Factored(graph, {}, fixed)
-    if budget.factors is not False:
-        made = factored(graph, fixed, shown, budget.step)
+    graph, made, count = _opened(graph, shown, outputs, budget)
     keep = {**made.graph.everything(), **made.keep}
     start = cost_share(made.graph, keep, whole, budget.resource)
     stages = max(1, round(math.log(budget.share / start) / math.log(STAGE)))
@@ -88,7 +89,17 @@ def by_damage(
         network = cut(made.graph, keep)
         heal_network(made.graph, keep, network, shown, "refit", ridge, PER_INPUT)
     curves = damage_curves(made.graph, shown, keep, network)
-    return _settled(graph, made, curves, keep, budget)
+    return replace(_settled(graph, made, curves, keep, budget, whole), turned=count)
+
+
+def _opened(graph: Graph, shown: Shown, outputs: Sequence[int], budget: Budget) -> tuple[Graph, Factored, int]:
+    """The source with streams turned, and with layers as pairs too, unless the budget forbids it; and how many."""
+    count = 0
+    if budget.rotate is not False:
+        graph, count = turned(graph, shown)
+    fixed = kept_outputs(graph, outputs)
+    made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.step)
+    return graph, made, count
 
 
 def by_agreement(
@@ -115,9 +126,10 @@ def by_agreement(
     assert budget.agreement is not None
     fixed = kept_outputs(graph, outputs)
     whole = CostModel(graph).whole.flops
-    made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.step)
+    best = Selected(graph, {**graph.everything(), **fixed})
+    graph, made, count = _opened(graph, shown, outputs, budget)
     keep = {**made.graph.everything(), **made.keep}
-    best, share = Selected(graph, {**graph.everything(), **fixed}), cost_share(made.graph, keep, whole, "flops")
+    share = cost_share(made.graph, keep, whole, "flops")
     curves = damage_curves(made.graph, shown, keep)
     step, halvings = STEP, HALVINGS
 
@@ -126,7 +138,7 @@ def by_agreement(
 
     while halvings and share * step > SMALLEST:
         try:
-            found = _settled(graph, made, curves, keep, limited(share * step))
+            found = replace(_settled(graph, made, curves, keep, limited(share * step), whole), turned=count)
         except OptionError:  # one channel an axis takes more
             break
         tried = _repaired(found, shown, ridge)
@@ -151,16 +163,16 @@ def _repaired(found: Selected, shown: Shown, ridge: float | None) -> Network:
 
 
 def _settled(
-    graph: Graph, made: Factored, curves: Mapping[str, Curve], keep: Mapping[str, Tensor], budget: Budget
+    graph: Graph, made: Factored, curves: Mapping[str, Curve], keep: Mapping[str, Tensor], budget: Budget, whole: int
 ) -> Selected:
     """Cut down to the budget, and make layers again of pairs that save nothing, until each of them does."""
-    limit = int(budget.share * getattr(CostModel(graph).whole, budget.resource))
+    limit = int(budget.share * whole)
     pairs, now = made.pairs, made.graph
     while True:
         found = by_curves(now, curves, dict(keep), limit, budget)
         useful = paying(graph, now, found, pairs, budget.resource)
         if len(useful) == len(pairs):
-            return Selected(now, found, len(pairs), made.notes)
+            return Selected(now, found, len(pairs), notes=made.notes)
         after = with_pairs(graph, useful) if useful else graph
         idle = [name for name in pairs if name not in useful]
         keep, curves = carried(keep, now, after, idle), carried(curves, now, after, idle)

@@ -1,0 +1,42 @@
+"""Residual streams in the basis of their principal directions on the task's images, so that directions can be cut."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brickyard.axes._graph import Graph
+from brickyard.healing._heal import Shown
+from brickyard.network._network import Network, Ref
+from brickyard.surgery._rotation import Residual, principal, residuals, rotated
+
+
+def turned(graph: Graph, shown: Shown) -> tuple[Graph, int]:
+    """Turn every residual stream that can be turned; the network computes what it did before.
+
+    Args:
+        graph: The source's graph.
+        shown: Preprocessed images of the task.
+
+    Returns:
+        The graph, and how many streams are turned.
+    """
+    count = 0
+    while streams := residuals(graph):  # one that is turned has no layer norms any more
+        graph = rotated(graph, streams[0], principal(_moments(graph.network, streams[0], shown)))
+        count += 1
+    return graph, count
+
+
+def _moments(network: Network, stream: Residual, shown: Shown) -> Tensor:
+    """Second moments of the stream behind all its norms, without their affine parts: (width, width), in float64."""
+    total = torch.zeros(stream.width, stream.width, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in shown.fit:
+            for _, node, values in network.walk(batch):
+                if node.name in stream.norms and isinstance(node.args[0], Ref):
+                    x = values[node.args[0].node].reshape(-1, stream.width).double()
+                    x = x - x.mean(1, keepdim=True)
+                    x = x / x.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt()
+                    total += (x.T @ x).cpu()
+    return total
