@@ -15,6 +15,7 @@ import brickyard as by
 from brickyard.axes._graph import Graph, trace
 from brickyard.healing._heal import Shown
 from brickyard.selection._turning import turned as in_principal_directions
+from brickyard.surgery._cost import CostModel
 from brickyard.surgery._join import cut
 from brickyard.surgery._rotation import principal, residuals, rotated
 from brickyard.surgery._verify import zeroed_output
@@ -108,6 +109,11 @@ def test_a_turned_network_computes_the_same_and_any_direction_can_be_cut(form, p
         assert relative(found, zeroed_output(after, keep, IMAGES)) < 1e-10
         assert relative(found, model(IMAGES)) > 1e-4  # the control
     assert residuals(after) == []  # it is turned once
+    whole, now = CostModel(graph).whole, CostModel(after).whole
+    norms = 0 if form == "plain" else 2 * 2 * WIDTH  # of a block; what they weigh is in other layers now
+    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH}[form]
+    assert now.parameters == whole.parameters - 2 * WIDTH + 2 * (moved - norms - (2 * WIDTH if form == "plain" else 0))
+    assert now.flops == whole.flops
 
 
 def test_the_source_stays_as_it_is() -> None:

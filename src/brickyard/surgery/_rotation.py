@@ -240,19 +240,21 @@ def rotated(graph: Graph, stream: Residual, basis: Tensor) -> Graph:
     network = graph.network
     centred = basis - basis.mean(0)  # the norms subtract the mean; now those do that write
     layers = {name: network.layer(name) for name in network.layer_names}
-    tensors = {name: network.tensor(name).detach() for name in network.tensor_names}
+    tensors = {name: network.tensor(name) for name in network.tensor_names}
     scales = dict(stream.scales.values())
     for name in stream.writers:
-        scale = tensors[scales[name]].double().reshape(-1) if name in scales else None
+        scale = tensors[scales[name]].detach().double().reshape(-1) if name in scales else None
         layers[name] = _writing(layers[name], centred, scale)
     for name, dim in stream.tensors.items():
-        turned = torch.movedim(tensors[name].double(), dim, -1) @ centred.to(tensors[name].device)
-        tensors[name] = torch.movedim(turned, -1, dim).to(tensors[name].dtype).contiguous()
+        before = tensors[name]
+        turned = torch.movedim(before.detach().double(), dim, -1) @ centred.to(before.device)
+        turned = torch.movedim(turned, -1, dim).to(before.dtype).contiguous()
+        tensors[name] = nn.Parameter(turned) if isinstance(before, nn.Parameter) else turned
     norms = {node.name: node for node in network.nodes if node.name in stream.norms}
     for name, norm in stream.readers.items():
-        before = network.layer(norms[norm].target)
-        assert isinstance(before, nn.LayerNorm)
-        layers[name] = _reading(layers[name], before, basis)
+        opened = network.layer(norms[norm].target)
+        assert isinstance(opened, nn.LayerNorm)
+        layers[name] = _reading(layers[name], opened, basis)
     nodes = _steps(network, stream)
     used = {node.target for node in nodes}
     made = Network(
