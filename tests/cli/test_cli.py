@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 import brickyard as by
+from brickyard.axes import trace
 from brickyard.inputs._datasets import load_data
 from brickyard.sources._loading import load_source
+from brickyard.surgery._join import cut
 from shell import COMMANDS, run, save_folder
 
 
@@ -236,3 +238,24 @@ def test_routes_and_report_say_what_the_files_say(typed, work, tmp_path) -> None
     ]:
         assert message in typed(f"report {line}", 1).output
     assert not (tmp_path / "x.html").exists()
+
+
+def test_show_says_what_can_be_cut(tmp_path) -> None:
+    """As a cut that keeps one channel of each free axis says; and what keeps the rest whole."""
+    (tmp_path / "net.py").write_text(
+        "from torchvision.models import VisionTransformer\n"
+        "def make():\n    return VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=3)\n"
+    )
+    found = json.loads(run("show", f"{tmp_path / 'net.py'}:make", "--size", "32", "--json").stdout)["free"]
+    model = load_source(f"{tmp_path / 'net.py'}:make", preprocessing=by.Preprocessing(size=(32, 32)))
+    graph = trace(model.model, torch.zeros(2, 3, 32, 32))
+    least = cut(graph, {axis.name: torch.tensor([0]) for axis in graph.free})
+    whole, left = (sum(p.numel() for p in net.parameters()) for net in (graph.network, least))
+    assert found["parameters"] == pytest.approx(1 - left / whole)
+    assert found["turned"]["streams"] == 1
+    assert found["turned"]["parameters"] > 0.9 > found["parameters"] > 0.3
+    assert found["kept_whole"] == {}  # once it is turned
+    told = run("show", "timm:convnext_atto").stdout
+    assert "can be cut: " in told
+    assert "kept whole: LayerNorm mixes channels (17 times)" in told
+    assert "turns" not in told

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -17,6 +19,9 @@ from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_op
 from brickyard.cli._output import Result, loaded, model
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources import _resolve as resolve
+
+if TYPE_CHECKING:
+    from brickyard.axes._graph import Graph
 
 
 @with_options(EvaluateOptions)
@@ -73,16 +78,45 @@ def show(
     which = {"output_name": options.pop("output_name"), "random_weights": True}
     source = resolve.source_of(spec, weights, names, resolve.preprocessing_of(**options), **which)
     graph = resolve.axes_of(source)
+    free = _free(graph)
     value = {
         "source": source.name,
         "classes": list(source.classes),
         "input_shape": list(source.input_shape),
+        "free": free,
         "axes": [
             {"name": a.name, "size": a.size, "writers": a.writers, "readers": a.readers, "pinned": a.pinned}
             for a in graph.axes
         ],
     }
-    return Result(value, f"{source.name}, {len(source.classes)} classes\n{graph}")
+    return Result(value, "\n".join([f"{source.name}, {len(source.classes)} classes", *_free_text(free), str(graph)]))
+
+
+def _free(graph: Graph) -> dict[str, Any]:
+    """What can be cut of a source, with and without its residual streams turned, and what keeps the rest whole."""
+    from brickyard.surgery._cost import Removable
+    from brickyard.surgery._rotation import opened
+
+    turned, streams = opened(graph)
+    kept = Counter(re.sub(r" '[^']*'", "", pin.reason) for pin in turned.pinned())
+    return {
+        **vars(Removable.of(graph)),
+        "turned": {"streams": streams, **vars(Removable.of(turned))},
+        "kept_whole": dict(kept.most_common()),
+    }
+
+
+def _free_text(free: dict[str, Any]) -> list[str]:
+    def shares(found: dict[str, Any]) -> str:
+        return f"{found['parameters']:.1%} of the parameters, {found['flops']:.1%} of the FLOPs"
+
+    lines = [f"can be cut: {shares(free)}"]
+    if streams := free["turned"]["streams"]:
+        what = "the residual stream" if streams == 1 else f"{streams} residual streams"
+        lines.append(f"with a budget, which turns {what}: {shares(free['turned'])}")
+    for reason, count in free["kept_whole"].items():
+        lines.append(f"kept whole: {reason}" + (f" ({count} times)" if count > 1 else ""))
+    return lines
 
 
 def _is_source(path: Path) -> bool:

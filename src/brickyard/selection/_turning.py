@@ -8,7 +8,7 @@ from torch import Tensor
 from brickyard.axes._graph import Graph
 from brickyard.healing._heal import Shown
 from brickyard.network._network import Network, Ref
-from brickyard.surgery._rotation import Residual, principal, residuals, rotated
+from brickyard.surgery._rotation import Residual, opened, principal
 
 
 def turned(graph: Graph, shown: Shown) -> tuple[Graph, int]:
@@ -21,11 +21,7 @@ def turned(graph: Graph, shown: Shown) -> tuple[Graph, int]:
     Returns:
         The graph, and how many streams are turned.
     """
-    count = 0
-    while streams := residuals(graph):  # one that is turned has no layer norms any more
-        graph = rotated(graph, streams[0], principal(_moments(graph.network, streams[0], shown)))
-        count += 1
-    return graph, count
+    return opened(graph, lambda graph, stream: principal(_moments(graph.network, stream, shown)))
 
 
 def _moments(network: Network, stream: Residual, shown: Shown) -> Tensor:

@@ -170,3 +170,21 @@ def keep_mask(graph: Axes, keep: Mapping[str, Tensor]) -> Mask:
 def cost_share(graph: Graph, keep: Mapping[str, Tensor], whole: int, resource: str) -> float:
     """What a keep-set costs, as a share of the whole."""
     return float(getattr(CostModel(graph)(keep_mask(graph, keep)), resource)) / max(1, whole)
+
+
+@dataclass(frozen=True)
+class Removable:
+    """What can be cut of a network at most, as shares of its cost: all but one channel of each free axis."""
+
+    parameters: float
+    flops: float
+
+    @classmethod
+    def of(cls, graph: Graph) -> Removable:
+        """Compute it for a traced network."""
+        cost = CostModel(graph)
+        mask = np.ones(graph.channels, dtype=np.bool_)
+        for axis in graph.free:
+            mask[axis.start + 1 : axis.start + axis.size] = False
+        least = cost(mask)
+        return cls(1 - least.parameters / max(1, cost.whole.parameters), 1 - least.flops / max(1, cost.whole.flops))

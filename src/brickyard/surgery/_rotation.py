@@ -11,6 +11,7 @@ other: one that is zero changes no norm. (Rotations of language models: Ashkboos
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -342,3 +343,19 @@ def principal(moments: Tensor) -> Tensor:
     signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     found: Tensor = vectors * signs
     return found
+
+
+def opened(graph: Graph, basis: Callable[[Graph, Residual], Tensor] | None = None) -> tuple[Graph, int]:
+    """The network with every stream turned that can be, and how many these are.
+
+    Args:
+        graph: A network's graph.
+        basis: Gives the new directions of a stream, as for `rotated`; None: those that it has.
+    """
+    count = 0
+    while streams := residuals(graph):  # one that is turned has no layer norms any more
+        stream = streams[0]
+        new = torch.eye(stream.width, dtype=torch.float64) if basis is None else basis(graph, stream)
+        graph = rotated(graph, stream, new)
+        count += 1
+    return graph, count
