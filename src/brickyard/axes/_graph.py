@@ -27,6 +27,7 @@ from brickyard.axes._tracing import read_network
 from brickyard.base._errors import TraceError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Pinned
+from brickyard.base._sides import BATCHED
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
 
@@ -99,7 +100,8 @@ class Axes:
     Attributes:
         axes: The channel axes.
         input_name: What writes the axis of the input, which is never cut.
-        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with.
+        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with,
+            or that of its signals or cubes.
     """
 
     axes: tuple[Axis, ...]
@@ -271,7 +273,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     Args:
         model: A classifier that takes one image batch and returns logits (batch, classes): alone, in a dict, a tuple
             or an object with fields, and with any number of dimensions of size 1 behind them.
-        example: Example images, (batch, channels, height, width); two are enough.
+        example: Example images (batch, channels, height, width), signals (batch, channels, length) or cubes (batch,
+            channels, depth, height, width); two are enough.
 
     Returns:
         A graph that prints as a table of axes: size, writers, readers, followers, and why an axis is pinned.
@@ -291,7 +294,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         conv2    8     conv2    linear   bn2
         linear   4     linear                       the class outputs are chosen by the task
     """
-    if isinstance(example, Tensor) and example.ndim == 4:
+    if isinstance(example, Tensor) and example.ndim in BATCHED:
         example = torch.cat([example, example])[:2]
     network, example = _precise(read_network(model, example), example)
     network, ending = with_logits(network, example)

@@ -22,6 +22,7 @@ from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.inputs._arrays import npy_in, npy_parts, read_npy, read_npz
 from brickyard.inputs._columns import read_parquet, read_saved, saved_files, saved_folder, shards
 from brickyard.inputs._folders import class_files, read_folder, root_of, split_folder
@@ -29,6 +30,7 @@ from brickyard.inputs._idx import labels_beside, read_idx
 from brickyard.inputs._json_files import json_files, lists_pictures, read_json
 from brickyard.inputs._reading import Found, Wanted, of_tensor, quietly, say_stand_in, split_names
 from brickyard.inputs._tables import names_pictures, read_table, table_files
+from brickyard.inputs._taken import Taken
 
 
 class ImageData(Dataset[tuple[Tensor, int]]):
@@ -36,7 +38,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
     Args:
         images: (images, channels, height, width), uint8; float32 in [0, 1] where they were resized, or other float32
-            numbers that are no pictures.
+            numbers that are no pictures. Also signals (signals, channels, length) and cubes (cubes, channels, depth,
+            height, width).
         labels: (images,), indices into `classes`.
         classes: Class names.
         name: What messages and manifests call the data.
@@ -59,10 +62,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
+        if images.ndim not in BATCHED or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
             shape, kind = tuple(images.shape), images.dtype
             found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
-            wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
+            wanted = f"give {BATCHES}, uint8 or float32, and one label for each"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         check_labels(self.labels, self.classes, name)
 
@@ -157,6 +160,7 @@ def load_data(
     split: str = "train",
     size: tuple[int, int] | Preprocessing | None = None,
     max_images: int | None = None,
+    shape: Sequence[int] | Taken | None = None,
 ) -> ImageData:
     """Load image data.
 
@@ -171,6 +175,8 @@ def load_data(
         size: Height and width for pictures in files: they are resized to cover it and cropped. A preprocessing: they
             are brought to its size in its way.
         max_images: Maximum number of images, drawn with a fixed seed; no others are decoded.
+        shape: What the network takes, where that is no pictures: (channels, length) for signals, (channels, depth,
+            height, width) for cubes. Arrays are read as such, and the number of channels tells which axis holds them.
 
     Raises:
         DataError: The data cannot be read.
@@ -188,7 +194,7 @@ def load_data(
     if unknown:
         name = sorted(unknown)[0]
         raise OptionError("option-unknown-name", f"data {spec!s}: unknown option {name!r}; use split= or classes=")
-    found = _open(place, Wanted(options.get("split", split), "split" in options, size))
+    found = _open(place, Wanted(options.get("split", split), "split" in options, size, Taken.of(shape)))
     check_labels(found.labels, found.classes, found.name)
     chosen = torch.arange(len(found.labels))
     if "classes" in options:

@@ -19,6 +19,7 @@ from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import sized
+from brickyard.inputs._taken import Taken
 from brickyard.runtime._progress import say
 
 MAX_BYTES = 8 << 30  # largest array of images in memory, and largest decompressed idx file
@@ -44,11 +45,13 @@ class Wanted:
         split: The split.
         asked: Whether the text of the data names it, so that it must exist.
         size: What pictures are brought to, if anything.
+        taken: What takes the inputs, where arrays may hold other ones than pictures.
     """
 
     split: str = "train"
     asked: bool = False
     size: tuple[int, int] | Preprocessing | None = None
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True)
