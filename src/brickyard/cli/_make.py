@@ -208,7 +208,7 @@ def disassemble(
         origin = resolve.source_of(source, weights, names, found.preprocessing, input_shape=found.input_shape, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
-            images = resolve.fitted(resolve.data_of(data, found.preprocessing), found.classes)
+            images = resolve.fitted(resolve.data_of(data, found.preprocessing, shape=found.input_shape), found.classes)
         elif calibration is not None:
             images = shown = resolve.answered(replace(origin, classes=found.classes), calibration)
     elif data is None and calibration is None:

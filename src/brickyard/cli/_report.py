@@ -53,7 +53,7 @@ def routes(
     found = find(known, chosen)
     rows: tuple[Faithfulness, ...] = ()
     if data is not None:
-        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images), known.classes)
+        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images, known.input_shape), known.classes)
         rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
     draw(found, output, rows, overwrite=force)
     value = {
@@ -119,7 +119,8 @@ def report(
     images: list[Any] = []
     for item, own in zip(items, parts, strict=True):
         if isinstance(item, Relevance):
-            raw = resolve.data_of(data[0], item.preprocessing, split, max_images) if faithful and data else None
+            where = (split, max_images, item.input_shape)
+            raw = resolve.data_of(data[0], item.preprocessing, *where) if faithful and data else None
             images.append(None if raw is None else resolve.fitted(raw, item.classes))
         else:
             mine = [next(found) for _ in own] if data else []

@@ -177,7 +177,7 @@ class Work:
                 network, how = self.file.resolved(title), self._how(name)
                 random = said.random_weights
                 source = source_of(network, weights, said.class_names, how, random_weights=random)
-            images = data_of(self.file.resolved(said.images), source.preprocessing)
+            images = data_of(self.file.resolved(said.images), source.preprocessing, shape=source.input_shape)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]
             self._sources[name] = replace(source, name=f"{name} ({short})"), fitted(images, source.classes)
@@ -192,7 +192,9 @@ class Work:
         if name not in self._scored:
             source, training = self._source(name)
             text = self.file.resolved(said.of(name))
-            found = fitted(data_of(text, source.preprocessing, "test", said.max_images), source.classes)
+            found = fitted(
+                data_of(text, source.preprocessing, "test", said.max_images, source.input_shape), source.classes
+            )
             self._scored[name] = found, _shared_images(training, found, name)
         return self._scored[name]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.runtime._progress import say
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
     from brickyard.base._records import ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._taken import Taken
     from brickyard.sources._loading import Source
 
 
@@ -112,7 +114,7 @@ def source_of(
             if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
                 raise  # else it does not take its usual size: the size that was asked for decides
     source = load(preprocessing=how)
-    if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
+    if how is not None and how.channels is None and is_picture(source.input_shape) and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
     return source
@@ -128,6 +130,9 @@ def source_and_data(
 ) -> tuple[Source, ImageData]:
     """A source and its images; a network of the user's own that does not take pictures of 224 x 224 takes the images'.
 
+    Where an array can be read in several ways (pictures, signals, channels first or last), the first counts on which
+    the network runs.
+
     Raises:
         OptionError: The source does not run on images of its size.
     """
@@ -136,13 +141,48 @@ def source_and_data(
     except OptionError as error:
         if error.code != "option-source-size" or (how is not None and how.size is not None):
             raise
-        images = data_of(data, how)
-        _, channels, height, width = images.images.shape
-        channels = (how.channels if how is not None else None) or channels
-        source = source_of(spec, weights, names, how, input_shape=(channels, height, width), **which)
-        say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
-        return source, images
-    return source, data_of(data, source.preprocessing)
+        load = functools.partial(source_of, spec, weights, names, how, **which)
+        return _of_the_datas_shape(load, data, how)
+    return source, data_of(data, source.preprocessing, shape=source.input_shape)
+
+
+def _of_the_datas_shape(
+    load: Callable[..., Source], data: str, how: Preprocessing | None
+) -> tuple[Source, ImageData]:
+    """A source that takes inputs of the data's own shape, and the data.
+
+    Raises:
+        OptionError: It runs on none of the ways to read them.
+    """
+    from brickyard.inputs._taken import Taken
+
+    problems: dict[tuple[int, ...], OptionError] = {}
+    sources: dict[tuple[int, ...], Source] = {}
+
+    def runs(shape: tuple[int, ...]) -> bool:
+        channels = how.channels if how is not None and is_picture(shape) else None
+        shape = (channels or shape[0], *shape[1:])
+        try:
+            sources[shape] = load(input_shape=shape)
+        except OptionError as error:
+            if error.code not in ("option-source-size", "option-preprocessing"):
+                raise
+            problems[shape] = error
+        return shape in sources
+
+    try:
+        images = data_of(data, how, shape=Taken(runs, "nothing of this"))
+    except DataError:
+        if problems:
+            raise list(problems.values())[-1] from None
+        raise
+    shape = tuple(images.images.shape[1:])
+    if not sources and not runs(shape):
+        raise next(iter(problems.values()))
+    source = next(iter(sources.values()))
+    what = f"{NAMES[len(shape) - 1]} of {by_sides(source.input_shape)}"
+    say(f"{source.name}: taken for a network of {what}, as those of the data")
+    return source, images
 
 
 def answered(source: Source, folder: Path) -> ImageData:
@@ -162,6 +202,9 @@ def answered(source: Source, folder: Path) -> ImageData:
     from brickyard.network._identity import weights_like
     from brickyard.runtime._progress import bar
 
+    if not is_picture(source.input_shape):
+        why = f"{source.name} takes {NAMES[len(source.input_shape) - 1]} of {by_sides(source.input_shape)}"
+        raise DataError("data-type", f"{why}, and --calibration is for pictures; give --data, with labels")
     if not folder.is_dir():
         raise DataError("data-missing", f"--calibration must be a folder of pictures, got {folder}; give a folder")
     paths, how = pictures_in(folder), source.preprocessing
@@ -207,13 +250,19 @@ def named_after(source: Source, data: ImageData) -> Source:
     return source
 
 
-def data_of(spec: str, how: Preprocessing | None, split: str = "train", most: int | None = None) -> ImageData:
-    """Image data, brought to the size of the preprocessing where its images have several."""
+def data_of(
+    spec: str,
+    how: Preprocessing | None,
+    split: str = "train",
+    most: int | None = None,
+    shape: Sequence[int] | Taken | None = None,
+) -> ImageData:
+    """Image data, brought to the size of the preprocessing where its images have several; arrays as `shape` says."""
     from brickyard.inputs._datasets import load_data
     from brickyard.inputs._reading import quietly
 
     try:
-        return load_data(spec, split=split, max_images=most)
+        return load_data(spec, split=split, max_images=most, shape=shape)
     except DataError as error:
         if error.code != "data-not-batchable" or how is None or how.size is None:
             raise
@@ -301,7 +350,7 @@ def labelled_images(
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
     return [
-        fitted(data_of(spec, part.preprocessing, split, most), part.source.classes)
+        fitted(data_of(spec, part.preprocessing, split, most, part.input_shape), part.source.classes)
         for spec, part in zip(each, parts, strict=True)
     ]
 
