@@ -15,6 +15,7 @@ from torch import Tensor
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
+from brickyard.inputs._lists import gathered
 from brickyard.inputs._reading import (
     MAX_TEXT,
     SPLIT_NAMES,
@@ -26,10 +27,9 @@ from brickyard.inputs._reading import (
     note,
     say_stand_in,
     split_names,
-    stacked,
 )
 
-IMAGES = ("image", "img", "images", "jpg", "png")
+IMAGES = ("image", "img", "images", "jpg", "png", "signal", "signals", "cube", "cubes", "x", "data", "features")
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
@@ -235,7 +235,7 @@ class _Source:
             label = next((name for name in LABELS if name in columns), None)
             if image is None or label is None:
                 found = told(", ".join(columns), 300)
-                why = f"{self.path} must have columns 'image' and 'label', got {found}"
+                why = f"{self.path} must have columns 'image' (or 'signal') and 'label', got {found}"
                 raise DataError("data-unknown-format", why)
             return image, label, _names(_features(metadata), label)
 
@@ -260,7 +260,7 @@ def _found(sources: list[_Source], name: str, wanted: Wanted, features: Any) -> 
     labels, classes = labelled(values, place, names or _names(features, label))
 
     def take(chosen: Sequence[int]) -> Tensor:
-        return stacked(_chosen(sources, lengths, image, chosen), wanted.size, str(sources[0].path))
+        return gathered(_chosen(sources, lengths, image, chosen), wanted, str(sources[0].path))
 
     return Found(labels, classes, name, take)
 
@@ -294,6 +294,8 @@ def _passing(
 
 def _content(value: Any, path: Path, index: int) -> tuple[Any, str]:
     found = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(found, list):
+        return found, f"{path}, row {index}"
     if not isinstance(found, bytes):
         why = f"{path}: image {index} has no bytes"
         raise DataError("data-unreadable-image", f"{why}; embed the images in it, since paths are not followed")

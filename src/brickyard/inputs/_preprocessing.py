@@ -16,7 +16,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
-from brickyard.base._sides import BATCHED, BATCHES, NAMES
+from brickyard.base._sides import BATCHED, BATCHES, NAMES, axes_text
 
 OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 PLACES = 1 << 22  # parts of one in the weights of PIL
@@ -48,8 +48,8 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     """
     x = _to_unit(images)
     if x.dim() != 4 and (how.size is not None or how.channels is not None):
-        why = f"{NAMES[x.dim() - 2]} of shape {tuple(x.shape)} are no pictures, and only pictures have a size and colours"
-        raise DataError("data-wrong-size", f"{why}; leave size and channels out of the preprocessing")
+        why = f"only pictures {axes_text(2, 'batch')} can be brought to a size or colours, got {tuple(x.shape)}"
+        raise DataError("data-shape", f"{why}; for {NAMES[x.dim() - 2]}, leave both out of the preprocessing")
     if how.size is not None and how.crops:
         whole = images.dtype == torch.uint8  # rounded as PIL does, so that pictures of a folder can be kept so
         x = _cropped(images.double(), how, whole=True).float() / 255 if whole else _cropped(x, how)
