@@ -300,6 +300,11 @@ def _images_key(path: Path, stored: Mapping[str, Stored], labels: str | None) ->
     found = next((key for key in IMAGES if key in stored and key != labels), None)
     if found is not None:
         return found
+    for part in ("test", *sorted(SPLIT_NAMES)):  # only where no labels are asked for
+        for key in _split_keys(part, IMAGES):
+            if labels is None and key in stored:
+                note(f"{path.name}: {key!r} is taken for the images")
+                return key
     maps = [key for key, item in stored.items() if len(item.shape) in BATCHED and item.dtype.kind in "buif"]
     if len(maps) != 1:
         raise _lacks(path, stored, "images", "data-unknown-format")

@@ -275,7 +275,8 @@ def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
     """Subtract the mean and divide by the standard deviation per channel; a single number serves all channels."""
     if len(mean) not in (1, x.shape[1]):
         why = f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}"
-        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels, or set channels={len(mean)}")
+        advice = f", or set channels={len(mean)}" if x.dim() == 4 else ""
+        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels{advice}")
     ones = [1] * (x.dim() - 2)
     shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, *ones) for v in (mean, std))
     return (x - shift) / scale

@@ -197,7 +197,7 @@ def _source(
             raise OptionError(
                 "option-source-size",
                 f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
-            ) from None
+            ) from error
     outputs = max(2, logits_in(model, result, 2).shape[1])  # one is the logit of two classes
     names = tuple(classes) or tuple(map(str, range(outputs)))
     if len(names) != outputs:

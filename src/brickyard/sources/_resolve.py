@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._messages import first_line
 from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.runtime._progress import say
 
@@ -146,9 +147,7 @@ def source_and_data(
     return source, data_of(data, source.preprocessing, shape=source.input_shape)
 
 
-def _of_the_datas_shape(
-    load: Callable[..., Source], data: str, how: Preprocessing | None
-) -> tuple[Source, ImageData]:
+def _of_the_datas_shape(load: Callable[..., Source], data: str, how: Preprocessing | None) -> tuple[Source, ImageData]:
     """A source that takes inputs of the data's own shape, and the data.
 
     Raises:
@@ -156,33 +155,61 @@ def _of_the_datas_shape(
     """
     from brickyard.inputs._taken import Taken
 
-    problems: dict[tuple[int, ...], OptionError] = {}
-    sources: dict[tuple[int, ...], Source] = {}
+    tried = _Tried(load, None if how is None else how.channels)
+    try:
+        images = data_of(data, how, shape=Taken(tried.runs, "nothing of this"))
+    except DataError:
+        if tried.source is None and tried.problems:
+            raise tried.error(data) from None
+        raise
+    if tried.source is None and not tried.runs(tuple(images.images.shape[1:])):
+        raise tried.error(data)
+    assert tried.source is not None
+    shape = tried.source.input_shape
+    say(f"{tried.source.name}: taken for a network of {_text(shape)}, as those of the data")
+    return tried.source, images
 
-    def runs(shape: tuple[int, ...]) -> bool:
-        channels = how.channels if how is not None and is_picture(shape) else None
-        shape = (channels or shape[0], *shape[1:])
+
+class _Tried:
+    """Shapes of inputs that a source is tried with.
+
+    Args:
+        load: Loads the source for an `input_shape`.
+        channels: What pictures are brought to, if anything.
+
+    Attributes:
+        source: The source, once it ran.
+        problems: What it said to the shapes on which it did not run.
+    """
+
+    def __init__(self, load: Callable[..., Source], channels: int | None) -> None:
+        self.load, self.channels = load, channels
+        self.source: Source | None = None
+        self.problems: dict[tuple[int, ...], OptionError] = {}
+
+    def runs(self, shape: tuple[int, ...]) -> bool:
+        """Whether the source runs on inputs of this shape."""
+        if self.channels is not None and is_picture(shape):
+            shape = (self.channels, *shape[1:])
         try:
-            sources[shape] = load(input_shape=shape)
+            self.source = self.load(input_shape=shape)
         except OptionError as error:
             if error.code not in ("option-source-size", "option-preprocessing"):
                 raise
-            problems[shape] = error
-        return shape in sources
+            self.problems[shape] = error
+            return False
+        return True
 
-    try:
-        images = data_of(data, how, shape=Taken(runs, "nothing of this"))
-    except DataError:
-        if problems:
-            raise list(problems.values())[-1] from None
-        raise
-    shape = tuple(images.images.shape[1:])
-    if not sources and not runs(shape):
-        raise next(iter(problems.values()))
-    source = next(iter(sources.values()))
-    what = f"{NAMES[len(shape) - 1]} of {by_sides(source.input_shape)}"
-    say(f"{source.name}: taken for a network of {what}, as those of the data")
-    return source, images
+    def error(self, data: str) -> OptionError:
+        """The error for data on which it does not run in any way to read them."""
+        if len(self.problems) == 1:
+            return next(iter(self.problems.values()))
+        reasons = (f"{_text(shape)}: {first_line(error.__cause__ or error)}" for shape, error in self.problems.items())
+        return OptionError("option-source-size", f"the source runs on {data} in no way to read it; {'; '.join(reasons)}")
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"{NAMES[len(shape) - 1]} of {by_sides(shape)}"
 
 
 def answered(source: Source, folder: Path) -> ImageData:
@@ -203,7 +230,7 @@ def answered(source: Source, folder: Path) -> ImageData:
     from brickyard.runtime._progress import bar
 
     if not is_picture(source.input_shape):
-        why = f"{source.name} takes {NAMES[len(source.input_shape) - 1]} of {by_sides(source.input_shape)}"
+        why = f"{source.name} takes {_text(source.input_shape)}"
         raise DataError("data-type", f"{why}, and --calibration is for pictures; give --data, with labels")
     if not folder.is_dir():
         raise DataError("data-missing", f"--calibration must be a folder of pictures, got {folder}; give a folder")

@@ -54,7 +54,7 @@ class SourceText(Frozen):
     options: dict[str, float | int | str] = {}
     classes: tuple[Name, ...] = ()
     preprocessing: Preprocessing | None = None
-    input_shape: Annotated[tuple[Size, ...], Field(min_length=2, max_length=4)] | None = None
+    input_shape: tuple[Size, Size, Size] | None = None
     scores: dict[str, float] = {}
 
 
