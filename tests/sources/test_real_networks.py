@@ -17,7 +17,7 @@ from brickyard.inputs._datasets import load_data
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.sources._loading import load_source
-from shell import run
+from shell import run, save_folder
 
 models = pytest.importorskip("torchvision.models")
 pytestmark = pytest.mark.shared
@@ -132,13 +132,14 @@ def test_one_command_makes_a_component_of_a_librarys_network(name: str, shared: 
     weights, data = shared / "models" / f"{name}.safetensors", shared / "data"
     names = tmp_path / "names.txt"
     names.write_text("\n".join(imagenet_names(shared)))
-    train, test = (str(data / "imagenette" / f"{part}.parquet") for part in ("train", "test"))
-    given = (LIBRARY[name][0], "--weights", weights, "--class-names", names, "--data", train)
-    task = ("--task", ",".join(IMAGENET), "--flops", 0.8, "--per-class", 8, "--heal", "none")
+    shown = load_data(data / "imagenette" / "train.parquet", max_images=100).of_classes(IMAGENET)
+    save_folder(shown, tmp_path / "photographs")
+    given = (LIBRARY[name][0], "--weights", weights, "--class-names", names, "--data", tmp_path / "photographs")
+    task = ("--task", ",".join(IMAGENET), "--flops", 0.8, "--heal", "none")
     run("disassemble", *given, *task, "-o", tmp_path / "part.safetensors")
     part = by.load(tmp_path / "part.safetensors")
     assert part.manifest.selection.flops <= 0.8 * part.manifest.source.flops
-    images = load_data(test, max_images=200, size=part.manifest.preprocessing).of_classes(IMAGENET)
+    images = load_data(data / "imagenette" / "test.parquet", max_images=150).of_classes(IMAGENET)
     assert part.score(images.images, [images.classes[k] for k in images.labels.tolist()]) > 0.8
 
 
@@ -199,7 +200,9 @@ def test_birds_of_a_folder_by_one_command(shared: Path, birds: Path, photographs
     assert "agreement" in said.stdout
     made = by.load(part)
     assert made.manifest.selection.flops <= 0.5 * made.manifest.source.flops
-    rows = json.loads(run("evaluate", part, "--data", birds, "--source", given[0], "--weights", weights, "--json").stdout)
+    rows = json.loads(
+        run("evaluate", part, "--data", birds, "--source", given[0], "--weights", weights, "--json").stdout
+    )
     accuracy = {row["name"]: row["accuracy"] for row in rows["rows"]}
     assert accuracy["restricted"] == accuracy["component"] == 100.0
     answers = json.loads(run("predict", part, *(birds / name for name in BIRDS), "--json").stdout)["predictions"]

@@ -53,7 +53,9 @@ def routes(
     found = find(known, chosen)
     rows: tuple[Faithfulness, ...] = ()
     if data is not None:
-        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images, known.input_shape), known.classes)
+        images = resolve.fitted(
+            resolve.data_of(data, known.preprocessing, split, max_images, known.input_shape), known.classes
+        )
         rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
     draw(found, output, rows, overwrite=force)
     value = {

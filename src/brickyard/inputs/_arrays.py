@@ -320,9 +320,7 @@ def _lacks(path: Path, stored: Mapping[str, Stored], what: str, code: str) -> Da
     return DataError(code, f"{why}; save it with np.savez(path, images=, labels=)")
 
 
-def _found(
-    path: Path, name: str, images: Stored, labels: Stored, names: Stored | None, taken: Taken | None
-) -> Found:
+def _found(path: Path, name: str, images: Stored, labels: Stored, names: Stored | None, taken: Taken | None) -> Found:
     for stored in (images, labels):
         if stored.dtype.hasobject:
             stored.read()  # which refuses it

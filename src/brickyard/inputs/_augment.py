@@ -84,7 +84,9 @@ def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
 def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
     count, sides = len(images), images.shape[2:]
     other = images[torch.randperm(count, generator=generator)]
-    part = torch.rand((count, 1), generator=generator) ** (1 / len(sides))  # all sides shrink alike: the area is uniform
+    part = torch.rand((count, 1), generator=generator) ** (
+        1 / len(sides)
+    )  # all sides shrink alike: the area is uniform
     box = torch.ones((), dtype=torch.bool)
     for dim, length in enumerate(sides, 2):
         centre = torch.randint(0, length, (count, 1), generator=generator)

@@ -62,7 +62,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        if images.ndim not in BATCHED or images.dtype not in (torch.uint8, torch.float32) or labels.shape != (len(images),):
+        if (
+            images.ndim not in BATCHED
+            or images.dtype not in (torch.uint8, torch.float32)
+            or labels.shape != (len(images),)
+        ):
             shape, kind = tuple(images.shape), images.dtype
             found = f"images of shape {shape} and type {kind}, labels of shape {tuple(labels.shape)}"
             wanted = f"give {BATCHES}, uint8 or float32, and one label for each"

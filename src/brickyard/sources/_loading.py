@@ -185,9 +185,7 @@ def _kind(spec: str) -> str:
     )
 
 
-def _source(
-    model: nn.Module, name: str, classes: Sequence[str], how: Preprocessing, shape: tuple[int, ...]
-) -> Source:
+def _source(model: nn.Module, name: str, classes: Sequence[str], how: Preprocessing, shape: tuple[int, ...]) -> Source:
     model.eval()
     with torch.no_grad():
         like = next(model.parameters(), torch.zeros(0))
@@ -211,8 +209,8 @@ def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]
     channels, *sides = known or (3, 224, 224)
     if known is not None and not is_picture(known):
         if how.size is not None or how.channels is not None:
-            why = f"the source takes {NAMES[len(sides)]} of {by_sides(known)}, and size and channels are for pictures only"
-            raise OptionError("option-preprocessing", f"{why}; leave them out")
+            why = f"the source takes {NAMES[len(sides)]} of {by_sides(known)}"
+            raise OptionError("option-preprocessing", f"{why}; leave out size and channels, which are for pictures")
         return known
     return (how.channels or channels, *(how.size or sides))
 

@@ -133,7 +133,7 @@ def read_onnx(path: str | Path, size: tuple[int, int] | None = None) -> OnnxSour
 def _shape(file: OnnxFile, size: tuple[int, int] | None) -> tuple[tuple[int, ...], bool]:
     """(channels, height, width) of the images, and whether the file has the channels last."""
     _, *found = file.images.shape or ()
-    if not is_picture(found):
+    if len(found) != 3:
         return _array_shape(file, found, size), False
     last = found[0] not in _CHANNELS and found[2] in _CHANNELS
     last = last or (found[0] in _CHANNELS and found[2] in _CHANNELS and _turned(file))
@@ -171,7 +171,8 @@ def _array_shape(file: OnnxFile, found: Sequence[int | None], size: tuple[int, i
     shape = tuple(side for side in found if side is not None)
     if len(shape) < len(found):
         raise TraceError(
-            "trace-forward-inputs", f"{file.path} leaves sides of its {what} open ({file.images}); export it with them fixed"
+            "trace-forward-inputs",
+            f"{file.path} leaves sides of its {what} open ({file.images}); export it with them fixed",
         )
     if math.prod(shape) > 64 * MAX_SIDE**2:
         raise FileError("file-too-costly", f"{file.path} takes {file.images}, which is too large")
@@ -300,7 +301,7 @@ def _dtype(file: OnnxFile) -> torch.dtype:
     return FLOATS.get(file.images.type, torch.float32)
 
 
-def _check_cost(network: Network, shape: tuple[int, int, int], path: Path) -> None:
+def _check_cost(network: Network, shape: tuple[int, ...], path: Path) -> None:
     """Refuse a network that costs too much for its weights, before it runs."""
     numbers = sum(value.numel() for value in network.state_dict().values())
     try:
@@ -319,9 +320,7 @@ def _answers(network: Network, images: Tensor, path: Path) -> Tensor:
         raise FileError("file-network-invalid", f"{why}; obtain the file again") from None
 
 
-def _check_against_runtime(
-    network: Network, file: OnnxFile, port: Port, shape: tuple[int, ...], last: bool
-) -> None:
+def _check_against_runtime(network: Network, file: OnnxFile, port: Port, shape: tuple[int, ...], last: bool) -> None:
     """Compare the network with ONNX Runtime on two images.
 
     Raises:

@@ -205,7 +205,9 @@ class _Tried:
         if len(self.problems) == 1:
             return next(iter(self.problems.values()))
         reasons = (f"{_text(shape)}: {first_line(error.__cause__ or error)}" for shape, error in self.problems.items())
-        return OptionError("option-source-size", f"the source runs on {data} in no way to read it; {'; '.join(reasons)}")
+        return OptionError(
+            "option-source-size", f"the source runs on {data} in no way to read it; {'; '.join(reasons)}"
+        )
 
 
 def _text(shape: Sequence[int]) -> str:
