@@ -37,4 +37,5 @@ def save_folder(data, path) -> None:
     for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
         place = path / data.classes[label]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(place / f"{i}.png")
+        array = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(array.numpy()).save(place / f"{i}.png")

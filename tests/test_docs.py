@@ -236,9 +236,16 @@ def sources_page(printed: str, names: dict[str, Any]) -> None:
     assert names["how"].std == (0.229, 0.224, 0.225)
 
 
+def signals_page(printed: str, names: dict[str, Any]) -> None:
+    assert names["part"].input_shape == (6, 100)
+    assert set(names["part"].predict(names["signals"])) <= {"walk", "run"}
+    assert printed.startswith("['")
+
+
 PAGES = {
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
+    "howto/signals.md": signals_page,
     "howto/budget.md": ratios,
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,

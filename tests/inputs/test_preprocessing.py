@@ -100,7 +100,7 @@ def test_images_that_are_refused() -> None:
         bad[2, 1, 0, 1] = value
         with refused("data-not-finite", "mine", "2"):
             check_images(bad, "mine")
-    for images in (good[0], good[:0]):
+    for images in (good[0, 0], good[None, None], good[:0]):
         with refused("data-shape", "mine"):
             check_images(images, "mine")
     with refused("data-wrong-size", "2", "3"):

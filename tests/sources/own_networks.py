@@ -53,3 +53,33 @@ def signs() -> nn.Module:
         *(nn.Flatten(), nn.Linear(1152, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()),
         *(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 42)),
     )
+
+
+class Same(nn.Sequential):
+    """Layers before which zeros are put right and below alone, as TensorFlow does for stride 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = super().forward(F.pad(x, (0, 1, 0, 1)))
+        return result
+
+
+def birds() -> nn.Module:
+    """MobileNetV2 of TensorFlow's padding for 965 birds."""
+    from torchvision.models import mobilenet_v2
+
+    net = mobilenet_v2(num_classes=965)
+    for name, block in list(net.named_modules()):
+        if isinstance(block, nn.Sequential) and getattr(block[0], "stride", None) == (2, 2):
+            block[0].padding = (0, 0)
+            net.set_submodule(name, Same(*block))
+    return net
+
+
+def shuffle() -> nn.Module:
+    """ShuffleNetV2 for pictures of 32 x 32: neither its first layer nor a pool halves them."""
+    from torchvision.models import shufflenet_v2_x0_5
+
+    net = shufflenet_v2_x0_5(num_classes=10)
+    net.conv1[0].stride = (1, 1)
+    net.maxpool = nn.Identity()
+    return net

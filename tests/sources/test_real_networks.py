@@ -17,7 +17,7 @@ from brickyard.inputs._datasets import load_data
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.sources._loading import load_source
-from shell import run
+from shell import run, save_folder
 
 models = pytest.importorskip("torchvision.models")
 pytestmark = pytest.mark.shared
@@ -83,6 +83,13 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str, float]] = {
         "3-6",
         0.75,
     ),
+    "shufflenetv2_x0_5-cifar10-chenyaofo": (
+        "shuffle",
+        "cifar10/test.parquet?classes=3-6",
+        ("--size", "32", "--mean", ".4914,.4822,.4465", "--std", ".2023,.1994,.2010"),
+        "3-6",
+        0.75,
+    ),
 }
 
 
@@ -114,3 +121,89 @@ def test_a_spectrogram_file_is_answered(shared: Path, tmp_path: Path) -> None:
     right = sum(answers[k]["classes"][0]["name"] == part.manifest.source.classes[labels[k]] for k in inside)
     assert right > 0.9 * len(inside)
     run("export", tmp_path / "part.safetensors", "-o", tmp_path / "part.onnx")
+
+
+IMAGENET = ("tench", "church", "golf ball")  # of Imagenette's ten
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIBRARY)
+def test_one_command_makes_a_component_of_a_librarys_network(name: str, shared: Path, tmp_path: Path) -> None:
+    weights, data = shared / "models" / f"{name}.safetensors", shared / "data"
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(imagenet_names(shared)))
+    shown = load_data(data / "imagenette" / "train.parquet", max_images=100).of_classes(IMAGENET)
+    save_folder(shown, tmp_path / "photographs")
+    given = (LIBRARY[name][0], "--weights", weights, "--class-names", names, "--data", tmp_path / "photographs")
+    task = ("--task", ",".join(IMAGENET), "--flops", 0.8)
+    run("disassemble", *given, *task, "-o", tmp_path / "part.safetensors")
+    part = by.load(tmp_path / "part.safetensors")
+    assert part.manifest.selection.flops <= 0.8 * part.manifest.source.flops
+    images = load_data(data / "imagenette" / "test.parquet", max_images=150).of_classes(IMAGENET)
+    assert part.score(images.images, [images.classes[k] for k in images.labels.tolist()]) > 0.8
+
+
+def imagenet_names(shared: Path) -> list[str]:
+    """The thousand classes, in the order of the outputs."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    metadata = pq.read_schema(shared / "data" / "imagenet-one-a-class" / "train.parquet").metadata
+    return list(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
+
+
+# -- birds ---------------------------------------------------------------------------------------------------------
+
+BIRDS = ("Passerina cyanea (Indigo Bunting)", "Haliaeetus leucocephalus (Bald Eagle)", "Cygnus atratus (Black Swan)")
+HALF = 128 / 255
+
+
+@pytest.fixture(scope="module")
+def birds(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of birds, one JPEG file of each that ImageNet and the network's labels call the same in English."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    folder, theirs = tmp_path_factory.mktemp("birds"), imagenet_names(shared)
+    lines = (shared / "models" / "mobilenet_v2-coral-birds.labels.txt").read_text().splitlines()
+    ours = {name.rpartition("(")[2].rstrip(")").casefold(): name for name in lines}
+    for row in pq.read_table(shared / "data" / "imagenet-one-a-class" / "train.parquet").to_pylist():
+        name = ours.get(theirs[row["label"]].partition(",")[0].casefold())
+        if name is not None:
+            (folder / name).mkdir()
+            (folder / name / "one.jpg").write_bytes(row["image"]["bytes"])
+    return folder
+
+
+def test_birds_get_the_logits_of_torchs_own_pipeline(shared: Path, birds: Path, photographs: list[Path]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    weights = shared / "models" / "mobilenet_v2-coral-birds.safetensors"
+    how = by.Preprocessing(size=(224, 224), fit="crop", channels=3, mean=(HALF,) * 3, std=(HALF,) * 3)
+    source = load_source(f"{OWN}:birds", weights=weights, preprocessing=how)
+    usual = load_source("torchvision:mobilenet_v2?num_classes=965", weights=weights, preprocessing=how)
+    sized = transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor()
+    theirs = transforms.Compose([*sized, transforms.Normalize([HALF] * 3, [HALF] * 3)])
+    paths = [*sorted(birds.glob("*/one.jpg")), *photographs[:10]]
+    images = read_images(paths, 1)
+    with torch.no_grad():
+        ours = torch.cat([source.model(preprocess(x, how)) for x in images])
+        wanted = torch.cat([source.model(theirs(Image.open(path).convert("RGB"))[None]) for path in paths])
+        control = usual.model(preprocess(images[0], how))
+    assert (ours - wanted).abs().max() < 1e-4
+    assert (control - wanted[0]).abs().max() > 0.1  # torchvision pads on all sides
+
+
+@pytest.mark.slow
+def test_birds_of_a_folder_by_one_command(shared: Path, birds: Path, photographs: list[Path], tmp_path: Path) -> None:
+    weights = shared / "models" / "mobilenet_v2-coral-birds.safetensors"
+    given = (f"{OWN}:birds", "--weights", weights, "--class-names", weights.with_suffix(".labels.txt"))
+    how = ("--size", "crop:224", "--mean", HALF, "--std", HALF)
+    part = tmp_path / "part.safetensors"
+    data = ("--data", birds, "--more-images", photographs[0].parent)
+    said = run("disassemble", *given, *how, *data, "--task", ",".join(BIRDS), "--flops", 0.5, "-o", part)
+    assert "agreement" in said.stdout
+    made = by.load(part)
+    assert made.manifest.selection.flops <= 0.5 * made.manifest.source.flops
+    rows = json.loads(
+        run("evaluate", part, "--data", birds, "--source", given[0], "--weights", weights, "--json").stdout
+    )
+    accuracy = {row["name"]: row["accuracy"] for row in rows["rows"]}
+    assert accuracy["restricted"] == accuracy["component"] == 100.0
+    answers = json.loads(run("predict", part, *(birds / name for name in BIRDS), "--json").stdout)["predictions"]
+    assert [answer["classes"][0]["name"] for answer in answers] == list(BIRDS)

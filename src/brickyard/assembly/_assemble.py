@@ -12,9 +12,10 @@ from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_kind
 from brickyard.base._declare import declared, verb
-from brickyard.base._errors import OptionError, TaskError
+from brickyard.base._errors import OptionError, SurgeryError, TaskError
 from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
+from brickyard.base._sides import NAMES
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
 from brickyard.outputs._outputs import outputs_of
@@ -113,6 +114,10 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
             )
     if not parts:
         raise OptionError("option-empty", "assemble needs components, got none; create some, or load them")
+    kinds = sorted({NAMES[len(part.manifest.input_shape) - 1] for part in parts})
+    if len(kinds) > 1:
+        why = f"all parts must take inputs of one kind, and these take {' and '.join(kinds)}"
+        raise SurgeryError("surgery-input-mismatch", f"{why}; assemble those of one kind")
     return parts, gone
 
 

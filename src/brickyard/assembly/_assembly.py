@@ -134,7 +134,7 @@ class Assembly(Joined, Predictor):
         skeletons: The sources' networks as data, one a part.
 
     Shapes:
-        (batch, channels, height, width) -> (batch, classes)
+        (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
 
     Example:
         >>> import brickyard as by, torch
@@ -175,6 +175,11 @@ class Assembly(Joined, Predictor):
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """How each part prepares raw images."""
         return tuple(part.preprocessing for part in self.manifest.parts)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What the first part takes after preprocessing: (channels, height, width) for images."""
+        return self.manifest.parts[0].input_shape
 
     @property
     def reject(self) -> bool:

@@ -28,6 +28,7 @@ from brickyard.base._checks import output_name
 from brickyard.base._errors import TraceError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Pinned
+from brickyard.base._sides import BATCHED
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, step_shapes
 
@@ -100,7 +101,8 @@ class Axes:
     Attributes:
         axes: The channel axes.
         input_name: What writes the axis of the input, which is never cut.
-        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with.
+        input_shape: The shape of one input: (channels, height, width) of the images that a network was traced with,
+            or that of its signals or cubes.
     """
 
     axes: tuple[Axis, ...]
@@ -272,7 +274,8 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
     Args:
         model: A classifier that takes one image batch and returns logits (batch, classes): alone, in a dict, a tuple
             or an object with fields, and with any number of dimensions of size 1 behind them.
-        example: Example images, (batch, channels, height, width); two are enough.
+        example: Example images (batch, channels, height, width), signals (batch, channels, length) or cubes (batch,
+            channels, depth, height, width); two are enough.
         output: Which part of what the model returns the logits are, where several could be: a key or the name of a
             field, a place in a tuple, or several of these joined with dots.
 
@@ -295,7 +298,7 @@ def trace(model: nn.Module, example: Tensor, output: str | int | None = None) ->
         conv2    8     conv2    linear   bn2
         linear   4     linear                       the class outputs are chosen by the task
     """
-    if isinstance(example, Tensor) and example.ndim == 4:
+    if isinstance(example, Tensor) and example.ndim in BATCHED:
         example = torch.cat([example, example])[:2]
     asked = None if output is None else output_name(output)
     network, example = _precise(read_network(model, example, asked), example)

@@ -269,7 +269,7 @@ class Labeller:
             channels = self.atoms.fresh(self.shapes[node.name].shape[1])
             self.pin(channels, "the image input is never cut")
             self._record(node.name, "out", channels)
-            return self._place(channels, 4, 1)
+            return self._place(channels, self.shapes[node.name].ndim, 1)
         if node.op == "output":
             return self._of(node.args[0])
         if node.op == "tensor":

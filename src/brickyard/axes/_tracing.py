@@ -33,6 +33,7 @@ from brickyard.axes._places import (
 )
 from brickyard.base._errors import BrickyardError, TraceError
 from brickyard.base._messages import first_line
+from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.network._arguments import canonical
 from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
@@ -130,7 +131,8 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
     Args:
         model: Any module that takes one image batch and returns logits (batch, classes), as they are or in a dict, a
             tuple or an object with fields.
-        example: Example images, (batch, channels, height, width).
+        example: Example images (batch, channels, height, width), signals (batch, channels, length) or cubes (batch,
+            channels, depth, height, width).
         output: The part of what it returns that holds the logits, where several could.
 
     Raises:
@@ -145,11 +147,11 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
             f"the example must be a tensor of images, got {type(example).__name__}; give two images "
             "in the form the model takes",
         )
-    if example.ndim != 4 or not example.is_floating_point() or not example.numel():
+    if example.ndim not in BATCHED or not example.is_floating_point() or not example.numel():
         raise TraceError(
             "trace-example",
-            "the example must be floating-point images (batch, channels, height, width), got "
-            f"{tuple(example.shape)} of {example.dtype}; give two images in the form the model takes",
+            f"the example must be floating-point {BATCHES}, got {tuple(example.shape)} of {example.dtype}; give two "
+            "inputs in the form the model takes",
         )
     _check_finite(model)
     with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():

@@ -22,7 +22,7 @@ CODES: dict[str, str] = {
     "data-overflow": "Numbers computed from the images are not finite; check the weights and the preprocessing, or use a source in float32 or float64.",
     "data-preprocessing-unknown": "Pictures are given to a model whose source was located on images prepared elsewhere; give the preprocessing.",
     "data-seen-in-training": "All images to score were also used for training; score with other images.",
-    "data-shape": "A tensor of images or features has the wrong dimensions or is empty; images must be (batch, channels, height, width).",
+    "data-shape": "A tensor of images or features has the wrong dimensions or is empty; images must be (batch, channels, height, width), signals (batch, channels, length), cubes (batch, channels, depth, height, width).",
     "data-too-few": "There are too few images or classes to train on or to fit a probe to; give more.",
     "data-too-large": "The data would take more memory than the limit allows; give fewer or smaller images, or divide the file.",
     "data-type": "The data are not of an accepted type or number format; give them in one of the forms that the message lists.",

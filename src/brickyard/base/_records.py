@@ -40,7 +40,9 @@ class Preprocessing(Frozen):
 
     Raw images are uint8 in 0..255 or floating point in [0, 1], of shape (batch, channels, height, width).
     They are scaled to [0, 1], converted to `channels` and `size`, then normalised as `(x - mean) / std` per channel.
-    The default changes nothing, so a network without preprocessing takes the same input as its source.
+    The default changes nothing, so a network without preprocessing takes the same input as its source. Signals
+    (batch, channels, length) and cubes (batch, channels, depth, height, width) are only normalised: floating-point
+    ones are in any unit, in which `mean` and `std` are too.
 
     Attributes:
         size: Height and width of the network's input, or None to keep the size.

@@ -65,8 +65,10 @@ def export(
     elif output.suffix == ".safetensors":
         record = export_state_dict(exported, output, overwrite=force)
     else:
-        how = exported.manifest.parts[0].preprocessing
-        images: Any = None if data is None else data_of(data, how, "test", MOST_CHECKED)
+        part = exported.manifest.parts[0]
+        images: Any = None
+        if data is not None:
+            images = data_of(data, part.preprocessing, "test", MOST_CHECKED, shape=part.input_shape)
         options: Any = {"dtype": "uint8" if uint8 else "float32", "channels": channels, "int8": int8}
         if calibration_data:
             options["images"] = _calibration(calibration_data, exported)
@@ -83,8 +85,9 @@ def _calibration(specs: Sequence[str], exported: Any) -> list[Any]:
 
     check_int8()  # before images are read
     found: list[Any] = []
+    part = exported.manifest.parts[0]
     for spec in specs:
-        data = data_of(spec, exported.manifest.parts[0].preprocessing)
+        data = data_of(spec, part.preprocessing, shape=part.input_shape)
         named = [name for name in data.classes if name in exported.classes]
         if named and not exported.reject:
             known = data.of_classes(named)

@@ -171,7 +171,7 @@ def predict(
     answers: list[dict[str, Any]] = []
     lines: list[str] = []
     several = not classifier.outputs.exclusive
-    for titles, batch in _asked(images):
+    for titles, batch in _asked(images, classifier.input_shape):
         named = classifier.predict(batch) if several else [None] * len(titles)
         for title, probabilities, said in zip(titles, classifier.predict_proba(batch), named, strict=True):
             best = probabilities.topk(min(top, len(probabilities)))
@@ -184,7 +184,7 @@ def predict(
     return Result({"predictions": answers}, "\n".join(lines))
 
 
-def _asked(paths: Sequence[Path]) -> list[tuple[list[str], Any]]:
+def _asked(paths: Sequence[Path], shape: Sequence[int]) -> list[tuple[list[str], Any]]:
     """Images by their titles: pictures, in folders too, and arrays.
 
     Raises:
@@ -192,6 +192,7 @@ def _asked(paths: Sequence[Path]) -> list[tuple[list[str], Any]]:
     """
     from brickyard.inputs._arrays import ARRAYS, read_images
     from brickyard.inputs._folders import pictures_in
+    from brickyard.inputs._taken import Taken
 
     found: list[tuple[list[str], Any]] = []
     for path in paths:
@@ -202,7 +203,7 @@ def _asked(paths: Sequence[Path]) -> list[tuple[list[str], Any]]:
             why = "it is no plain file" if path.exists() else "there is no such file"
             raise FileError("file-missing", f"cannot read image {path}: {why}; check the path")
         elif path.suffix.lower() in ARRAYS:
-            array = read_images(path)
+            array = read_images(path, Taken.of(shape))
             found.append(([f"{path}[{k}]" for k in range(len(array))], array))
         else:
             found.append(([str(path)], [path]))

@@ -210,8 +210,8 @@ def disassemble(
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
         found.graph(origin.model).network.to_spec()
         if data is not None:
-            read = resolve.data_of(data, found.preprocessing, outputs=found.outputs)
-            images = resolve.fitted(read, found.classes)
+            kind: Any = {"outputs": found.outputs, "shape": found.input_shape}
+            images = resolve.fitted(resolve.data_of(data, found.preprocessing, **kind), found.classes)
         elif calibration is not None:
             images = shown = resolve.answered(replace(origin, classes=found.classes), calibration, found.outputs)
     elif data is None and calibration is None:

@@ -54,8 +54,8 @@ def routes(
     found = find(known, chosen)
     rows: tuple[Faithfulness, ...] = ()
     if data is not None:
-        read = resolve.data_of(data, known.preprocessing, split, max_images, outputs=known.outputs)
-        images = resolve.fitted(read, known.classes)
+        kind: Any = {"outputs": known.outputs, "shape": known.input_shape}
+        images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images, **kind), known.classes)
         rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
     draw(found, output, rows, overwrite=force)
     value = {
@@ -123,7 +123,8 @@ def report(
         if isinstance(item, Relevance):
             raw = None
             if faithful and data:
-                raw = resolve.data_of(data[0], item.preprocessing, split, max_images, outputs=item.outputs)
+                kind: Any = {"outputs": item.outputs, "shape": item.input_shape}
+                raw = resolve.data_of(data[0], item.preprocessing, split, max_images, **kind)
             images.append(None if raw is None else resolve.fitted(raw, item.classes))
         else:
             mine = [next(found) for _ in own] if data else []

@@ -134,7 +134,8 @@ def yard_rank(
     sides = [entry.input_shape[1:] for entry in entries if len(entry.input_shape) == 3]
     # Pictures of several sizes are brought to the largest one that a component takes.
     how = Preprocessing(size=(max(s[0] for s in sides), max(s[1] for s in sides))) if sides else None
-    images = data_of(data, how)
+    shape = next((entry.input_shape for entry in entries if not sides), None)
+    images = data_of(data, how, shape=shape)
     found = yard.rank(images, score=score, per_class=per_class, **options)  # type: ignore[arg-type]
     if not found:
         say(_nothing(place))

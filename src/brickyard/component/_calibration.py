@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
@@ -124,11 +125,10 @@ def unlabelled(images: Tensor, relevance: Relevance) -> Images:
     Raises:
         DataError: They have another form.
     """
-    if images.ndim != 4 or len(images) == 0:
+    if images.ndim not in BATCHED or len(images) == 0:
         raise DataError(
             "data-shape",
-            "the images to heal with must be (batch, channels, height, width) with at least one image, got shape "
-            f"{tuple(images.shape)}",
+            f"the images to heal with must be {BATCHES}, at least one, got shape {tuple(images.shape)}",
         )
     return Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing)
 
@@ -185,7 +185,7 @@ def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Te
         drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))[:most].tolist()
         images = images.subset(drawn).images if isinstance(images, ImageData) else [images[place] for place in drawn]
     found: list[Tensor] = []
-    for batch in read_images(images, options["batch_size"]):
+    for batch in read_images(images, options["batch_size"], graph.input_shape):
         check_raw(batch, how, "more_images")
         x = preprocess(batch, how).to(like.device, like.dtype)
         _check_size(graph, x, "more_images need")

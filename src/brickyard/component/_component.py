@@ -80,7 +80,7 @@ class Component(Cut, Predictor):
         reads_at: The step of the network whose input its features are.
 
     Shapes:
-        (batch, channels, height, width) -> (batch, classes of the task), plus one output with reject.
+        (batch, *input_shape) -> (batch, classes of the task), plus one output with reject.
 
     Example:
         >>> import brickyard as by, torch
@@ -117,6 +117,11 @@ class Component(Cut, Predictor):
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """How raw images are prepared."""
         return (self.manifest.preprocessing,)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What the network takes after preprocessing: (channels, height, width) for images."""
+        return self.manifest.input_shape
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
         """Return the same component with another way to prepare raw images, as where its source's was unknown."""

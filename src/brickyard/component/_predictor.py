@@ -44,6 +44,11 @@ class Predictor(nn.Module):
         """How each of its networks prepares raw images."""
         raise NotImplementedError
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What its first network takes, such as (channels, height, width)."""
+        raise NotImplementedError
+
     def logits(self, images: Tensor) -> Tensor:
         """Map raw images (batch, channels, height, width), uint8 or in [0, 1], to (batch, outputs)."""
         raise NotImplementedError
@@ -61,7 +66,9 @@ class Predictor(nn.Module):
                 height, width, channels) of grey or colour images; a single image; or a list that may mix paths, PIL
                 images, arrays (height, width[, channels]) and tensors (channels, height, width). Files and PIL images
                 are rotated according to their EXIF data; palettes become colour, 16 bits become 8, and transparent
-                areas become white.
+                areas become white. For networks of signals or cubes: tensors or arrays (batch, channels, length) or
+                (batch, channels, depth, height, width), single ones, or a list of these; the axis of a single channel
+                may be left out.
             batch_size: Number of images to process at once.
 
         Raises:
@@ -95,7 +102,7 @@ class Predictor(nn.Module):
                 "data-meta-device", "the model is on the meta device and has no weights to compute with; load it again"
             )
         with as_before(self), torch.inference_mode():
-            batches = read_images(images, batch_size)
+            batches = read_images(images, batch_size, self.input_shape)
             for batch, one in itertools.product(batches, self.preprocessings):
                 check_raw(batch, one, "the images")
             return [how(run_images(self.logits, batch, "the images").double()) for batch in batches]

@@ -30,6 +30,7 @@ from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import share_text
 from brickyard.component._predictor import REJECT
+from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
 from brickyard.outputs._outputs import Several
@@ -247,7 +248,7 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
         lines.append("    logits = model(preprocess(images))  # one for each of CLASSES")
     lines += [
         "",
-        "images is a tensor (batch, channels, height, width), uint8 or in [0, 1].",
+        f"images is a tensor of {raw_text(len(model.input_shape) - 1)}.",
         f"The weights are in {stem}{SUFFIX}, beside this file: move and rename both together.",
         "",
     ]

@@ -24,6 +24,7 @@ from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
+from brickyard.base._sides import NAMES, SIDES, is_picture
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
 from brickyard.export._int8 import (
@@ -95,14 +96,17 @@ class ExportRecord:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Input of an exported network: raw images (batch, channels, *size), of any size if `size` is None."""
+    """Input of an exported network: raw images (batch, channels, *size), of any size if `size` is None.
+
+    Signals and cubes have another number of sides, and always a size.
+    """
 
     channels: int
-    size: tuple[int, int] | None
-    usual: tuple[int, int]
+    size: tuple[int, ...] | None
+    usual: tuple[int, ...]
     dtype: str
 
-    def random(self, count: int, size: tuple[int, int], seed: int) -> Tensor:
+    def random(self, count: int, size: tuple[int, ...], seed: int) -> Tensor:
         shape, generator = (count, self.channels, *size), torch.Generator().manual_seed(seed)
         if self.dtype == "uint8":
             return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -110,9 +114,10 @@ class _Entry:
 
     def batches(self) -> list[Tensor]:
         """Random images for the check, one and five at a time, of other sizes too where those may differ."""
-        height, width = self.usual
-        others = [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
-        sizes = [self.usual, *(others if self.size is None else [])]
+        sizes = [self.usual]
+        if self.size is None:
+            height, width = self.usual
+            sizes += [(height + height // 2 + 1, width + 1), (max(height // 2, 2), max(width - 1, 2))]
         return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
@@ -145,7 +150,8 @@ def export_onnx(
 ) -> ExportRecord:
     """Export a component or an assembly as an ONNX file that takes raw images.
 
-    The input is `images`, (batch, channels, height, width), for any batch size; the outputs are `logits` and
+    The input is `images`, (batch, channels, height, width), or signals (batch, channels, length) or cubes (batch,
+    channels, depth, height, width) where the model takes those, for any batch size; the outputs are `logits` and
     `probabilities`, (batch, classes), with one more at the end for "(none of these)" if a component has a reject
     output. All preprocessing is included: scale, channels, padding or resizing, normalisation. If it sets a size, the
     file takes images of any size; otherwise, images of the source's input size. The file's metadata holds the class
@@ -317,8 +323,11 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
     if channels is not None and (channels not in (1, 3) or (fixed and fixed != {channels})):
         free = f"{usual}: it takes its images' channels as they are" if fixed else "1 or 3"
         raise OptionError("option-range", f"channels={channels} cannot be used; {_title(model)} takes {free}")
+    if dtype == "uint8" and not is_picture(parts[0].input_shape):
+        why = f"{_title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
+        raise OptionError("option-conflict", f"{why}; leave it out (--uint8)")
     size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
-    return _Entry(channels or usual, size, size or parts[0].preprocessing.size, dtype)  # type: ignore[arg-type]
+    return _Entry(channels or usual, size, size or parts[0].preprocessing.size or (), dtype)
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -328,7 +337,8 @@ def _on_cpu(model: Component | Assembly) -> Component | Assembly:
 def _fitting(images: Any, entry: _Entry, most: int, what: str) -> list[Tensor]:
     """Real images as the file takes them, one by one, (1, channels, height, width)."""
     pictures = getattr(images, "images", images)
-    singles = [one[None] for batch in read_images(pictures, most) for one in batch][:most]
+    shape = (entry.channels, *entry.usual)
+    singles = [one[None] for batch in read_images(pictures, most, shape) for one in batch][:most]
     for index, one in enumerate(singles):
         start = f"image {index} of those for {what}"
         if one.shape[1] != entry.channels:
@@ -377,7 +387,8 @@ def _proto(model: Predictor, entry: _Entry) -> Any:
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapping[str, Any] | None = None) -> None:
     """Add a description to the file, and remove paths of this machine from its nodes."""
     sides = proto.graph.input[0].type.tensor_type.shape.dim
-    renamed = {sides[place].dim_param: name for place, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    names = ("batch", "", *SIDES[len(sides) - 2])
+    renamed = {side.dim_param: name for side, name in zip(sides, names, strict=True) if name}
     values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
     for value in values:
         for side in value.type.tensor_type.shape.dim:
@@ -396,12 +407,13 @@ def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapp
 
 def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
     raw = "0 to 255" if entry.dtype == "uint8" else "0 to 1"
+    pictures = is_picture(model.input_shape)
     normalised = any(part.preprocessing.mean is not None for part in model.manifest.parts)
     return {
         "name": "images",
         "dtype": entry.dtype,
         "shape": ["batch", entry.channels, *(entry.size or ("height", "width"))],
-        "values": raw if normalised or entry.dtype == "uint8" else f"{raw}, or as the source takes them",
+        "values": raw if pictures and (normalised or entry.dtype == "uint8") else f"{raw}, or as the source takes them",
     }
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import NAMES, axes_text
 from brickyard.export._spelling import literal, wrapped
 from brickyard.inputs._preprocessing import LUMA, PLACES
 
@@ -70,16 +71,17 @@ def padded(images):
 '''
 
 
-def preprocessing_text(how: Preprocessing, dtype: torch.dtype, name: str = "preprocess") -> str:
+def preprocessing_text(how: Preprocessing, dtype: torch.dtype, sides: int, name: str = "preprocess") -> str:
     """Functions that turn raw images into a network's input, of which the last is called `name`.
 
     Args:
         how: The preprocessing.
         dtype: The type of the network's numbers.
+        sides: How many sides its inputs have: two for pictures, one for signals, three for cubes.
         name: The name; what it begins with goes in front of the names of the other functions too.
     """
     prefix = name.removesuffix("preprocess")
-    parts = [_body(how, dtype, name)]
+    parts = [_body(how, dtype, sides, name)]
     if how.size is not None:
         height, width = how.size
         padding = [_PADDED.format(height=height, width=width)] if how.fit == "pad" else []
@@ -118,9 +120,9 @@ def _resampling(how: Preprocessing) -> str:
     return "\n".join(part.strip("\n") for part in (head, curve, edges, _ROWS) if part) + "\n"
 
 
-def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
+def _body(how: Preprocessing, dtype: torch.dtype, sides: int, name: str) -> str:
     """The function that calls the others."""
-    first, *more = _told(how)
+    first, *more = _told(how, sides)
     lines = [f"def {name}(images):", f'    """{first}' + ("" if more else '"""')]
     lines += [f"    {line}".rstrip() for line in more] + (['    """'] if more else [])
     lines.append("    if images.dtype != torch.uint8 and not images.is_floating_point():")
@@ -141,14 +143,21 @@ def _body(how: Preprocessing, dtype: torch.dtype, name: str) -> str:
             lines.append(f'        raise ValueError(f"images must have {len(how.mean)} channels, got {{x.shape[1]}}")')
         for word, values in (("mean", how.mean), ("std", how.std)):
             lines += wrapped(f"{word} = torch.tensor({literal(values)}, dtype=x.dtype, device=x.device)", 4)
-        lines.append("    x = (x - mean.reshape(1, -1, 1, 1)) / std.reshape(1, -1, 1, 1)")
+        ones = ", ".join(["1", "-1", *["1"] * sides])
+        lines.append(f"    x = (x - mean.reshape({ones})) / std.reshape({ones})")
     lines.append(f"    return x.to({dtype})")
     return "\n".join(lines) + "\n"
 
 
-def _told(how: Preprocessing) -> list[str]:
+def raw_text(sides: int) -> str:
+    """What the functions take, for a docstring."""
+    values = "uint8 or in [0, 1]" if sides == 2 else "uint8 or floating point"
+    return f"{NAMES[sides]} {axes_text(sides, 'batch')}, {values}"
+
+
+def _told(how: Preprocessing, sides: int) -> list[str]:
     """What a preprocessing does, as the lines of a docstring."""
-    lines = ["Turn raw images (batch, channels, height, width), uint8 or in [0, 1], into what the network takes."]
+    lines = [f"Turn raw {raw_text(sides)}, into what the network takes."]
     more: list[str] = []
     if how.size is not None:
         word = {

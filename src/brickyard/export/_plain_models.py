@@ -14,7 +14,7 @@ from brickyard.base._messages import tidy
 from brickyard.base._records import ComponentManifest, Preprocessing
 from brickyard.component._component import Component
 from brickyard.component._familiarity import SHORTNESS, Familiarity
-from brickyard.export._plain_inputs import preprocessing_text
+from brickyard.export._plain_inputs import preprocessing_text, raw_text
 from brickyard.export._plain_network import GROUP, PlainNetwork
 from brickyard.export._spelling import joined, literal, wrapped
 from brickyard.network._network import kind
@@ -91,7 +91,8 @@ def component_content(component: Component) -> Content:
     about = "The network; its layers have the names that they have in the source."
     count = len(component.classes) + component.reject
     text = _network_class(network, "Model", about, component.manifest.input_shape, count, head)
-    inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype)
+    sides = len(component.input_shape) - 1
+    inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype, sides)
     return Content(constants, inputs, _with_group([network], [text]), dict(tensors_of(component.network, "")))
 
 
@@ -210,17 +211,18 @@ def _inputs_text(assembly: Assembly) -> str:
     shared = manifest.form != "parallel" and manifest.shared_input
     hows = [part.preprocessing for part in manifest.parts[: 1 if shared else None]]
     dtypes = [kind(networks[index if manifest.form == "parallel" else 0]).dtype for index in range(len(hows))]
+    sides = len(assembly.input_shape) - 1
     if shared:
-        return preprocessing_text(hows[0], dtypes[0])
+        return preprocessing_text(hows[0], dtypes[0], sides)
     places: dict[tuple[Preprocessing, torch.dtype], int] = {}
     for index, how in enumerate(zip(hows, dtypes, strict=True)):
         places.setdefault(how, index)
-    texts = [preprocessing_text(*how, f"part{index}_preprocess").strip() for how, index in places.items()]
+    texts = [preprocessing_text(*how, sides, f"part{index}_preprocess").strip() for how, index in places.items()]
     lists = joined(f"x{places[how]}" for how in zip(hows, dtypes, strict=True))
     result = f"[{lists}]" if manifest.form == "parallel" else f"torch.cat([{lists}], 1)"
     lines = [
         "def preprocess(images):",
-        '    """Turn raw images (batch, channels, height, width), uint8 or in [0, 1], into what the parts take."""',
+        f'    """Turn raw {raw_text(sides)}, into what the parts take."""',
         *(f"    x{index} = part{index}_preprocess(images)" for index in places.values()),
         *wrapped(f"return {result}", 4),
     ]

@@ -6,19 +6,19 @@ import contextlib
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line, told
+from brickyard.base._sides import BATCHED
+from brickyard.inputs._layouts import Array, arranged
 from brickyard.inputs._pictures import MAX_BYTES, Rows, too_large
-from brickyard.inputs._preprocessing import OVERSHOOT
 from brickyard.inputs._reading import (
     SPLIT_NAMES,
     Found,
@@ -32,17 +32,14 @@ from brickyard.inputs._reading import (
     split_names,
 )
 from brickyard.inputs._several import rows_of_array
+from brickyard.inputs._taken import Taken
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-IMAGES = ("images", "image", "imgs", "img", "x", "X", "data", "features", "pixels", "arr_0")
+IMAGES = ("images", "image", "imgs", "img", "x", "X", "data", "features", "pixels", "signals", "cubes", "arr_0")
 LABELS = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
 NAMES = ("classes", "class_names", "label_names", "names", "categories")
 ARRAYS = (".npy", ".npz")
 MOST_MEMBERS = 4_096
-_CHUNK = 1 << 24  # numbers that are looked at together
 _NUMBER = 32  # bytes of a label in a list
-_COLOURS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -81,17 +78,21 @@ def read_npz(path: Path, wanted: Wanted) -> Found:
     return _found(path, name, wanted, stored[images], stored[labels], names)
 
 
-def read_images(path: Path) -> Tensor:
+def read_images(path: Path, taken: Taken | None = None) -> Tensor:
     """The images of a .npy or .npz file, which need no labels beside them: (images, channels, height, width).
+
+    Args:
+        path: The file.
+        taken: What takes them, where those may be signals (signals, channels, length) or cubes.
 
     Raises:
         DataError: It is damaged or too large, or holds no images.
     """
     if path.suffix.lower() == ".npy":
-        return pictures(_npy(path), path)
+        return _images(_npy(path), path, taken)
     stored = _members(path)
     labels = next((key for key in LABELS if key in stored), None)
-    return pictures(stored[_images_key(path, stored, labels)], path)
+    return _images(stored[_images_key(path, stored, labels)], path, taken)
 
 
 def npy_parts(path: Path) -> tuple[Path, Path | None, Path | None]:
@@ -172,7 +173,8 @@ def _checked(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], size: int)
     """Refuse what is no plain array, is larger than the limit, or is not as long as its header says."""
     if dtype.hasobject or dtype.fields is not None or dtype.kind not in "buifSU":
         why = f"{name} holds {told(dtype, 60)}, which is no plain array; nothing in it was run"
-        raise DataError("data-unknown-format", f"{why}: save numbers, or texts as np.array(names, dtype=str)")
+        advice = "save numbers, of one length for all, or texts as np.array(names, dtype=str)"
+        raise DataError("data-unknown-format", f"{why}: {advice}")
     wanted = math.prod(shape) * dtype.itemsize
     if wanted > MAX_BYTES:
         raise too_large(name, wanted)
@@ -297,7 +299,12 @@ def _images_key(path: Path, stored: Mapping[str, Stored], labels: str | None) ->
     found = next((key for key in IMAGES if key in stored and key != labels), None)
     if found is not None:
         return found
-    maps = [key for key, item in stored.items() if len(item.shape) in (3, 4) and item.dtype.kind in "buif"]
+    for part in ("test", *sorted(SPLIT_NAMES)):  # only where no labels are asked for
+        for key in _split_keys(part, IMAGES):
+            if labels is None and key in stored:
+                note(f"{path.name}: {key!r} is taken for the images")
+                return key
+    maps = [key for key, item in stored.items() if len(item.shape) in BATCHED and item.dtype.kind in "buif"]
     if len(maps) != 1:
         raise _lacks(path, stored, "images", "data-unknown-format")
     note(f"{path.name}: {maps[0]!r} is taken for the images")
@@ -323,7 +330,15 @@ def _found(path: Path, name: str, wanted: Wanted, images: Stored, labels: Stored
         raise too_large(labels.name, math.prod(labels.shape) * _NUMBER)
     classes = None if names is None or names.dtype.kind not in "SUO" else _texts(names)
     found_labels, found_classes = _labels(labels.read(), path, classes, wanted)
-    return Found(found_labels, found_classes, name, Rows(pictures(images, path)))
+    return Found(found_labels, found_classes, name, Rows(_images(images, path, wanted.taken)))
+
+
+def _images(stored: Stored, path: Path, taken: Taken | None) -> Tensor:
+    """The images of an array whose header was read."""
+    size = math.prod(stored.shape) * 4
+    if stored.dtype.itemsize != 1 and size > MAX_BYTES:
+        raise too_large(f"{stored.name}, as 32-bit numbers,", size)
+    return arranged(stored, path.name, taken)
 
 
 def _texts(stored: Stored) -> list[str]:
@@ -337,9 +352,7 @@ def _texts(stored: Stored) -> list[str]:
         raise DataError("data-class-names", f"{stored.name}: a name is not valid UTF-8; save them as texts") from None
 
 
-def _labels(
-    values: Array, path: Path, classes: Sequence[str] | None, wanted: Wanted
-) -> tuple[torch.Tensor, Sequence[str]]:
+def _labels(values: Array, path: Path, classes: Sequence[str] | None, wanted: Wanted) -> tuple[Tensor, Sequence[str]]:
     """Labels and class names; rows of 0 and 1 where an image may belong to several classes."""
     what = f"{path}: the labels"
     if wanted.several and values.ndim == 2 and values.shape[1] > 1:
@@ -363,93 +376,3 @@ def _label_values(values: Array, path: Path) -> list[Any]:
         raise DataError("data-label-mismatch", f"{why}; {advice}")
     found = values.tolist()
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in found]
-
-
-# -- from arrays to images -----------------------------------------------------------------------------------------
-
-
-def pictures(stored: Stored, path: Path) -> Tensor:
-    """An array as images (images, channels, height, width); what was assumed is said.
-
-    Raises:
-        DataError: Its shape or its numbers cannot be told to be those of images.
-    """
-    shape = stored.shape
-    layout, text = _layout(stored)
-    if stored.dtype.kind not in "buif":
-        raise DataError("data-type", f"{stored.name} must hold numbers, got {stored.dtype}; save images as uint8")
-    if not math.prod(shape):
-        raise DataError("data-no-images", f"{stored.name} holds no images: its shape is {shape}")
-    if stored.dtype.itemsize != 1 and math.prod(shape) * 4 > MAX_BYTES:
-        raise too_large(f"{stored.name}, as 32-bit numbers,", math.prod(shape) * 4)
-    array = stored.read()
-    array = array.reshape(layout) if layout is not None else array
-    if text == "channels last":
-        array = array.transpose(0, 3, 1, 2)
-    images, kind = _values(array, stored)
-    sides = " x ".join(map(str, images.shape[1:]))
-    note(f"{path.name}: {len(images):,} images of {sides}: {text}{kind}")
-    return images
-
-
-def _layout(stored: Stored) -> tuple[tuple[int, ...] | None, str]:
-    """The shape to bring an array to, if it is another, and which axes its channels were taken for."""
-    shape = stored.shape
-    if len(shape) == 2:
-        side = math.isqrt(shape[1])
-        if side * side == shape[1] and side > 1:
-            return (shape[0], 1, side, side), "rows are square grey pictures"
-    if len(shape) == 3:
-        return (shape[0], 1, *shape[1:]), "one channel, as the array has three axes"
-    if len(shape) == 4:
-        first, middle, last = shape[1:]
-        ends = first in _COLOURS, last in _COLOURS
-        if ends == (False, False):
-            ends = middle == last != first, first == middle != last
-        if ends != (True, True) and any(ends):
-            return None, "channels first" if ends[0] else "channels last"
-    why = f"{stored.name} has shape {shape}, and it cannot be told which axis holds the channels"
-    advice = "save it as (images, height, width), (images, 3, height, width) or (images, height, width, 3)"
-    raise DataError("data-shape", f"{why}; {advice}")
-
-
-def _values(array: Array, stored: Stored) -> tuple[Tensor, str]:
-    """Numbers as uint8, or as float32: in [0, 1], or as they are where they are no pictures."""
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if kind == "b":
-        return torch.from_numpy(array.astype(np.uint8) * np.uint8(255)), ", true as white"
-    if array.dtype == np.uint8:
-        return torch.from_numpy(array), ""
-    low, high = _range(array, stored.name)
-    if kind in "ui":
-        if size == 2 and kind == "u" and high > 255:
-            return torch.from_numpy(array.astype(np.float32) / np.float32(65535)), ", 16 bits, divided by 65535"
-        if low < 0 or not 1 < high <= 255 or (size == 2 and kind == "u"):
-            why = f"{stored.name} holds {array.dtype} from {low:g} to {high:g}, and it cannot be told what is white"
-            raise DataError("data-type", f"{why}; save it as uint8 in 0..255, or as float32 in [0, 1]")
-        return torch.from_numpy(array.astype(np.uint8)), f", {array.dtype} from {low:g} to {high:g} taken as 8 bits"
-    images = torch.from_numpy(array.astype(np.float32, copy=False))
-    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        return images, ""
-    if low >= 0 and high <= 255:
-        why = f"{stored.name} holds {array.dtype} from {low:g} to {high:g}: pictures must be in [0, 1]"
-        advice = "divide it by 255; or, if these are no pictures, subtract their mean first"
-        raise DataError("data-not-raw", f"{why}; {advice}")
-    return images, f", numbers from {low:.4g} to {high:.4g}, which are no pictures and stay as they are"
-
-
-def _range(array: Array, name: str) -> tuple[float, float]:
-    """The smallest and the largest number, looked at in pieces."""
-    lows, highs = [], []
-    for part in _pieces(array):
-        low, high = float(part.min()), float(part.max())
-        if not math.isfinite(low) or not math.isfinite(high):
-            raise DataError("data-not-finite", f"{name} holds NaN or infinity; repair it, or leave those images out")
-        lows.append(low)
-        highs.append(high)
-    return min(lows), max(highs)
-
-
-def _pieces(array: Array) -> Iterable[Array]:
-    step = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
-    return (array[start : start + step] for start in range(0, len(array), step))

@@ -10,12 +10,33 @@ from torch import Tensor
 
 
 def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift and mirror each image independently, (batch, channels, height, width); uncovered areas are 0."""
-    count, size, reach = len(x), x.shape[2:], max(1, x.shape[3] // SHIFT)
-    top, left = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    x = windows(F.pad(x, (reach,) * 4), top, left, size)
-    mirror = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirror.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
+    """Shift and mirror each image independently, (batch, channels, height, width); uncovered areas are 0.
+
+    Signals and cubes are shifted along all their sides; signals are not mirrored.
+    """
+    sides, reach = x.shape[2:], max(1, x.shape[-1] // SHIFT)
+    reaches = [*(max(1, side // SHIFT) for side in sides[:-2]), *[reach] * len(sides[-2:])]
+    return _mirrored(_moved(x, reaches, generator, "constant"), generator)
+
+
+def _mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images from left to right; a signal backwards would be another one."""
+    if x.ndim == 3:
+        return x
+    mirror = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(_at(mirror[:, None], 1, x.ndim).to(x.device), x.flip(-1), x)
+
+
+def _moved(x: Tensor, reaches: Sequence[int], generator: torch.Generator, mode: str) -> Tensor:
+    """Shift each image independently by up to a reach on every side."""
+    padded = F.pad(x, [reach for reach in reversed(reaches) for _ in range(2)], mode=mode)
+    starts = [torch.randint(0, 2 * reach + 1, (len(x), 1), generator=generator) for reach in reaches]
+    return _windows(padded, starts, x.shape[2:])
+
+
+def _at(values: Tensor, dim: int, dims: int) -> Tensor:
+    """Values (batch or 1, length) in so many dimensions, of which one is the length."""
+    return values.reshape(len(values), *(values.shape[1] if d == dim else 1 for d in range(1, dims)))
 
 
 SHIFT = 8  # images are shifted by up to their size divided by this
@@ -31,21 +52,15 @@ def with_copies(batches: Sequence[Tensor], copies: int, seed: int) -> list[Tenso
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    count, _, height, width = images.shape
-    down, across = height // SHIFT, width // SHIFT
-    padded = F.pad(images, (across, across, down, down), mode="reflect")
-    top = torch.randint(0, 2 * down + 1, (count, 1), generator=generator)
-    left = torch.randint(0, 2 * across + 1, (count, 1), generator=generator)
-    return windows(padded, top, left, (height, width))
+    return _moved(images, [side // SHIFT for side in images.shape[2:]], generator, "reflect")
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut a window of `size` from each image, starting at its own row `top` and column `left`, (count, 1) each."""
+def _windows(images: Tensor, starts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Cut a window of `size` from each image, which starts at its own place on every side, (count, 1) each."""
     count, channels = images.shape[:2]
-    rows = (top + torch.arange(size[0])).reshape(count, 1, size[0], 1)
-    columns = (left + torch.arange(size[1])).reshape(count, 1, 1, size[1])
-    which = torch.arange(count).reshape(count, 1, 1, 1), torch.arange(channels).reshape(1, channels, 1, 1)
-    return images[*which, rows, columns]
+    places = [torch.arange(channels)[None], *(start + torch.arange(n) for start, n in zip(starts, size, strict=True))]
+    which = [_at(values, dim, images.ndim) for dim, values in enumerate(places, 1)]
+    return images[_at(torch.arange(count)[:, None], 1, images.ndim), *which]
 
 
 def varied(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,9 +69,7 @@ def varied(images: Tensor, generator: torch.Generator) -> Tensor:
     Edges are reflected. One draw decides for the batch between mixup (Zhang et al., 2018: a weighted mean that keeps
     at least half of the image) and cutmix (Yun et al., 2019: a rectangle of another image, its area uniform in [0, 1]).
     """
-    x = _shifted(images, generator)
-    mirror = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(mirror.reshape(-1, 1, 1, 1).to(x.device), x.flip(3), x)
+    x = _mirrored(_shifted(images, generator), generator)
     half = len(x) // 2
     cut = bool(torch.rand((), generator=generator) < 0.5)
     return torch.cat([(_cutmix if cut else _mixup)(x[:half], generator), x[half:]])
@@ -64,17 +77,18 @@ def varied(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
     other = images[torch.randperm(len(images), generator=generator)]
-    share = 0.5 + 0.5 * torch.rand((len(images), 1, 1, 1), generator=generator).to(images)
+    share = 0.5 + 0.5 * _at(torch.rand((len(images), 1), generator=generator), 1, images.ndim).to(images)
     return share * images + (1 - share) * other
 
 
 def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
-    count, _, height, width = images.shape
+    count, sides = len(images), images.shape[2:]
     other = images[torch.randperm(count, generator=generator)]
-    side = torch.rand((count, 1), generator=generator).sqrt()  # both sides shrink alike: the area is uniform
-    inside = []
-    for length in (height, width):
+    part = torch.rand((count, 1), generator=generator) ** (
+        1 / len(sides)
+    )  # all sides shrink alike: the area is uniform
+    box = torch.ones((), dtype=torch.bool)
+    for dim, length in enumerate(sides, 2):
         centre = torch.randint(0, length, (count, 1), generator=generator)
-        inside.append((torch.arange(length) - centre).abs() * 2 < side * length)
-    box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        box = box & _at((torch.arange(length) - centre).abs() * 2 < part * length, dim, images.ndim)
     return torch.where(box.to(images.device), other, images)

@@ -18,6 +18,7 @@ from brickyard.base._classes import ordered_names
 from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import BATCHED
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import check_images, check_raw, preprocess, sized
@@ -171,7 +172,7 @@ class Images:
             if value.is_meta or value.layout != torch.strided:
                 kind = "on the meta device, without numbers" if value.is_meta else f"of layout {value.layout}"
                 raise DataError("data-type", f"{self.what}: the {what} are {kind}; give ordinary tensors")
-        check_images(images[:1] if images.ndim == 4 else images, self.what)
+        check_images(images[:1] if images.ndim in BATCHED else images, self.what)
         return images, self._labels(labels, len(images), f"{len(images)} images and labels")
 
     def _labels(self, labels: Tensor, count: int, found: str) -> Tensor:
@@ -189,7 +190,7 @@ class Images:
             raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
         images, labels = ([*values] for values in zip(*found, strict=True))
         single = self.label_dims - 1
-        if all(image.ndim == 3 and label.ndim == single for image, label in zip(images, labels, strict=True)):
+        if all(image.ndim + 1 in BATCHED and label.ndim == single for image, label in zip(images, labels, strict=True)):
             images, labels = [image[None] for image in images], [label[None] for label in labels]
         try:
             return self._pair(torch.cat(images), torch.cat(labels))
@@ -214,7 +215,7 @@ class Images:
         """Yield batches of images as given, with labels, in the order of `indices`.
 
         Raises:
-            DataError: Images are not finite or not 4-D, labels are not integers, or sizes differ.
+            DataError: Images are not finite or have other dimensions, labels are not integers, or sizes differ.
         """
         order = list(range(len(self))) if indices is None else list(indices)
         for images, labels in self._batches(order, batch_size):
@@ -275,7 +276,7 @@ class Images:
             yield (x if like is None else x.to(like.device, like.dtype)), labels
 
     def example(self, like: Tensor | None = None) -> Tensor:
-        """Return two preprocessed images, (2, channels, height, width)."""
+        """Return two preprocessed images, (2, channels, sides ...)."""
         x, _ = next(self.batches([0], 1, like))
         return torch.cat([x, x])
 

@@ -17,7 +17,8 @@ from typing import Any
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
-from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader
+from brickyard.inputs._lists import read_lists
+from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader, Rows
 from brickyard.inputs._reading import (
     MAX_TEXT,
     SPLIT_NAMES,
@@ -32,7 +33,7 @@ from brickyard.inputs._reading import (
 )
 from brickyard.inputs._several import rows_of_names
 
-IMAGES = ("image", "img", "images", "jpg", "png")
+IMAGES = ("image", "img", "images", "jpg", "png", "signal", "signals", "cube", "cubes", "x", "data", "features")
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
@@ -214,7 +215,7 @@ class _File:
             label = next((name for name in LABELS if name in found.columns), None)
             if image is None or label is None:
                 there = told(", ".join(found.columns), 300)
-                why = f"{self.path} must have columns 'image' and 'label', got {there}"
+                why = f"{self.path} must have columns 'image' (or 'signal') and 'label', got {there}"
                 raise DataError("data-unknown-format", why)
             return image, label, _names(_features(found.metadata), label)
 
@@ -293,8 +294,12 @@ def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Foun
         labels, classes = rows.labels, list(rows.classes)
     else:
         labels, classes = labelled(values, place, names)
-    reader = Reader(_Column(files, lengths, image), wanted.size, str(files[0].path))
-    return Found(labels, classes, name, Pictures(reader))
+    column = _Column(files, lengths, image)
+    if len(column) and any(isinstance(value, list) for value, _ in column.fetch([0])):
+        return Found(
+            labels, classes, name, Rows(read_lists(column.fetch(range(len(column))), wanted, str(files[0].path)))
+        )
+    return Found(labels, classes, name, Pictures(Reader(column, wanted.size, str(files[0].path))))
 
 
 class _Column:
@@ -317,7 +322,7 @@ class _Column:
         start, (count, most) = 0, _FETCHED
         while some := indices[start : start + count]:
             found = dict(self._passing(sorted(some)))
-            size = sum(content.getbuffer().nbytes for content, _ in found.values())
+            size = sum(item.getbuffer().nbytes for item, _ in found.values() if isinstance(item, io.BytesIO))
             yield from (found.pop(index) for index in some)
             start += count
             count = max(1, min(most, _FETCHED_BYTES * len(some) // max(1, size)))
@@ -345,6 +350,8 @@ def _pictures_of(file: _File, column: str, rows: Sequence[int], first: int) -> I
 
 def _content(value: Any, path: Path, index: int) -> Encoded:
     found = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(found, list):
+        return found, f"{path}, row {index}"
     if not isinstance(found, bytes):
         why = f"{path}: image {index} has no bytes"
         raise DataError("data-unreadable-image", f"{why}; embed the images in it, since paths are not followed")

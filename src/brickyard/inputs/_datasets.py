@@ -22,6 +22,7 @@ from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.inputs._arrays import npy_in, npy_parts, read_npy, read_npz
 from brickyard.inputs._columns import read_parquet, read_saved, saved_files, saved_folder, shards
 from brickyard.inputs._folders import class_files, read_folder, root_of, split_folder
@@ -31,6 +32,7 @@ from brickyard.inputs._pictures import Pictures, Rows, Store
 from brickyard.inputs._reading import Found, Wanted, examples, note, quietly, say_stand_in, split_names
 from brickyard.inputs._several import one_each
 from brickyard.inputs._tables import names_pictures, read_table, table_files
+from brickyard.inputs._taken import Taken
 
 
 class ImageData(Dataset[tuple[Tensor, Any]]):
@@ -41,7 +43,8 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
 
     Args:
         images: (images, channels, height, width), uint8; or float32, in [0, 1] or other numbers that are no pictures.
-            `load_data` gives what reads them instead.
+            Also signals (signals, channels, length) and cubes (cubes, channels, depth, height, width). `load_data`
+            gives what reads them instead.
         labels: (images,), indices into `classes`; or (images, classes), 0 or 1 for each, where an image may belong to
             several classes.
         classes: Class names.
@@ -67,13 +70,15 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
         self.labels = labels.long()
         self.classes = tuple(classes)
         self.name = name
-        good = not isinstance(images, Tensor) or (images.ndim == 4 and images.dtype in (torch.uint8, torch.float32))
+        found = f"{len(images)} images"
+        if isinstance(images, Tensor):
+            found = f"images of shape {tuple(images.shape)} and type {images.dtype}"
+        good = not isinstance(images, Tensor) or (
+            images.ndim in BATCHED and images.dtype in (torch.uint8, torch.float32)
+        )
         if not good or labels.ndim not in (1, 2) or len(labels) != len(images):
-            shape = (
-                f"shape {tuple(images.shape)} and type {images.dtype}" if isinstance(images, Tensor) else len(images)
-            )
-            found = f"images of {shape}, labels of shape {tuple(labels.shape)}"
-            wanted = "give uint8 images (images, channels, height, width), or float32 in [0, 1], and one label an image"
+            found = f"{found}, labels of shape {tuple(labels.shape)}"
+            wanted = f"give {BATCHES}, uint8 or float32, and one label for each"
             raise DataError("data-shape", f"{name}: {found}; {wanted}")
         check_labels(self.labels, self.classes, name)
 
@@ -254,6 +259,7 @@ def load_data(
     size: tuple[int, int] | Preprocessing | None = None,
     max_images: int | None = None,
     several: bool = False,
+    shape: Sequence[int] | Taken | None = None,
 ) -> ImageData:
     """Load image data.
 
@@ -271,6 +277,8 @@ def load_data(
         several: Whether an image may belong to several classes. Labels are then rows of 0 and 1, (images, classes):
             from columns of 0 and 1, from names in one column ("cat|dog", lists, "" for none), from arrays, from
             several rows or annotations of one picture, or from one class an image.
+        shape: What the network takes, where that is no pictures: (channels, length) for signals, (channels, depth,
+            height, width) for cubes. Arrays are read as such, and the number of channels tells which axis holds them.
 
     Of pictures in files, only a few are decoded now, so that what cannot be read shows.
 
@@ -290,7 +298,8 @@ def load_data(
     if unknown:
         name = sorted(unknown)[0]
         raise OptionError("option-unknown-name", f"data {spec!s}: unknown option {name!r}; use split= or classes=")
-    found = _open(place, Wanted(options.get("split", split), "split" in options, size, several))
+    wanted = Wanted(options.get("split", split), "split" in options, size, several, Taken.of(shape))
+    found = _open(place, wanted)
     if several and found.labels.ndim == 1:
         check_labels(found.labels, found.classes, found.name)
         found = replace(found, labels=one_each(found.labels, len(found.classes), found.name))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._messages import first_line
+from brickyard.base._sides import NAMES, axes_text, by_sides, is_picture
 from brickyard.inputs._preprocessing import check_images
 
 _PHOTOMETRIC = 262  # tag of a TIFF that says what its numbers mean
@@ -108,8 +109,19 @@ def _on_white(values: np.ndarray[Any, Any], image: Image.Image, white: int) -> n
 COLOURS = (1, 3)  # channels of a picture
 
 
-def read_images(images: Any, batch_size: int) -> list[Tensor]:
-    """Convert images in any form that `Predictor.predict_proba` takes to raw batches."""
+def read_images(images: Any, batch_size: int, shape: Sequence[int] | None = None) -> list[Tensor]:
+    """Convert images in any form that `Predictor.predict_proba` takes to raw batches.
+
+    Args:
+        images: What it takes.
+        batch_size: Number of images of a batch.
+        shape: What the network takes, where that may be signals or cubes.
+
+    Raises:
+        DataError: The images have another form.
+    """
+    if shape is not None and not is_picture(shape):
+        return _arrays(images, batch_size, shape)
     if isinstance(images, np.ndarray) and images.ndim == 4:
         last = images.shape[3] in COLOURS and images.shape[1] not in COLOURS
         images = _tensor(images.transpose(0, 3, 1, 2) if last else images)
@@ -119,6 +131,32 @@ def read_images(images: Any, batch_size: int) -> list[Tensor]:
     if isinstance(images, str | Path) or not isinstance(images, Sequence):
         images = [images]
     return [_picture(item) for item in images]
+
+
+def _arrays(items: Any, batch_size: int, shape: Sequence[int]) -> list[Tensor]:
+    """Signals or cubes as raw batches: a batch, a single one, or a list of these."""
+    if isinstance(items, Tensor | np.ndarray):
+        return list(_batch(items, shape).split(batch_size))
+    single = isinstance(items, str | Path) or not isinstance(items, Sequence)
+    return [_batch(item, shape) for item in ([items] if single else items)]
+
+
+def _batch(item: Any, shape: Sequence[int]) -> Tensor:
+    """Signals or cubes as (batch, *shape), of which the sides may differ; a single channel needs no axis of its own."""
+    x = _tensor(item) if isinstance(item, np.ndarray) else item
+    missing = len(shape) + 1 - x.ndim if isinstance(x, Tensor) else -1
+    if missing == 2 and shape[0] == 1:
+        x = x[None, None]
+    elif missing == 1:
+        x = x.unsqueeze(1 if shape[0] == 1 else 0)
+    elif missing:
+        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        sides = len(shape) - 1
+        wanted = f"arrays or tensors {axes_text(sides)} or {axes_text(sides, 'batch')}"
+        why = f"the model takes {NAMES[sides]} of {by_sides(shape)}, got {found}"
+        raise DataError("data-type", f"{why}; give {wanted}")
+    check_images(x, f"the {NAMES[len(shape) - 1]}")
+    return x
 
 
 def _picture(item: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import BATCHED, BATCHES, NAMES, axes_text
 
 OVERSHOOT = 0.1  # beyond [0, 1], as bicubic resizing leaves it
 PLACES = 1 << 22  # parts of one in the weights of PIL
@@ -27,14 +28,15 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
     """Turn raw images into a network's input.
 
     Args:
-        images: (B, C, H, W), uint8 in 0..255 or floating point in [0, 1].
+        images: (B, C, H, W), uint8 in 0..255 or floating point in [0, 1]; or signals (B, C, T) or cubes (B, C, D, H, W)
+            in any unit, which are scaled and normalised in the same way, and neither resized nor converted to colour.
         how: The preprocessing; the default only scales uint8 images.
 
     Returns:
-        (B, C', H', W'), float64 for float64 images, otherwise float32.
+        (B, C', H', W'), or (B, C, T) or (B, C, D, H, W); float64 for float64 images, otherwise float32.
 
     Raises:
-        DataError: The images are not 4-D, have another type, or have channels that `how` cannot use.
+        DataError: The images have other dimensions or another type, or have sides or channels that `how` cannot use.
 
     Example:
         >>> import torch
@@ -44,6 +46,9 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
         tensor([2., 2., 2.])
     """
     x = _known(images)
+    if x.dim() != 4 and (how.size is not None or how.channels is not None):
+        why = f"only pictures {axes_text(2, 'batch')} can be brought to a size or colours, got {tuple(x.shape)}"
+        raise DataError("data-shape", f"{why}; for {NAMES[x.dim() - 2]}, leave both out of the preprocessing")
     if how.size is not None:
         x = _to_size(x, how)
     if x.dtype == torch.uint8:
@@ -56,12 +61,11 @@ def preprocess(images: Tensor, how: Preprocessing) -> Tensor:
 
 
 def _known(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) as uint8, float32 or float64."""
+    """Images as uint8, float32 or float64."""
     if not isinstance(images, Tensor):
         raise DataError("data-type", f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.dim() != 4:
-        shape = tuple(images.shape)
-        raise DataError("data-shape", f"images must be (batch, channels, height, width), got shape {shape}")
+    if images.dim() not in BATCHED:
+        raise DataError("data-shape", f"the input must be {BATCHES}, got shape {tuple(images.shape)}")
     if images.dtype in (torch.uint8, torch.float64):
         return images
     if not images.is_floating_point():
@@ -70,10 +74,9 @@ def _known(images: Tensor) -> Tensor:
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Reject images that are not (B, C, H, W), are empty, or hold NaN or infinity."""
-    if images.dim() != 4 or images.numel() == 0:
-        advice = "give at least one image (batch, channels, height, width)"
-        raise DataError("data-shape", f"{what}: images of shape {tuple(images.shape)}; {advice}")
+    """Reject images that are not (B, C, H, W), signals (B, C, T) or cubes (B, C, D, H, W), are empty, or not finite."""
+    if images.dim() not in BATCHED or images.numel() == 0:
+        raise DataError("data-shape", f"{what}: images of shape {tuple(images.shape)}; give at least one of {BATCHES}")
     if not images.is_floating_point():
         return
     bad = ~torch.isfinite(images).flatten(1).all(1)  # (B,)
@@ -93,6 +96,8 @@ def _is_raw(images: Tensor) -> bool:
 def check_raw(images: Tensor, how: Preprocessing, what: str) -> bool:
     """Reject images that preprocessing would misread: normalised ones, floating-point ones up to 255, pictures.
 
+    Signals and cubes in floating point may be in any unit, in which their mean and standard deviation are too.
+
     Returns:
         Whether they are raw.
 
@@ -100,7 +105,7 @@ def check_raw(images: Tensor, how: Preprocessing, what: str) -> bool:
         DataError: They are not raw although `how` normalises, or they are raw and how they were prepared is unknown.
     """
     raw = _is_raw(images)
-    if how.mean is not None and not raw:
+    if how.mean is not None and not raw and images.dim() == 4:
         low, high = (float(value) for value in images.aminmax())
         raise DataError(
             "data-not-raw",
@@ -267,6 +272,8 @@ def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
     """Subtract the mean and divide by the standard deviation per channel; a single number serves all channels."""
     if len(mean) not in (1, x.shape[1]):
         why = f"images with {x.shape[1]} channels, but a mean and std for {len(mean)}"
-        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels, or set channels={len(mean)}")
-    shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, 1, 1) for v in (mean, std))
+        advice = f", or set channels={len(mean)}" if x.dim() == 4 else ""
+        raise DataError("data-wrong-size", f"{why}; give as many numbers as channels{advice}")
+    ones = [1] * (x.dim() - 2)
+    shift, scale = (torch.tensor(v, dtype=x.dtype, device=x.device).reshape(1, -1, *ones) for v in (mean, std))
     return (x - shift) / scale

@@ -18,6 +18,7 @@ from brickyard.base._errors import DataError
 from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._pictures import Files, Pictures, Reader, Store
+from brickyard.inputs._taken import Taken
 from brickyard.runtime._progress import say
 
 MAX_TEXT = 1 << 29  # largest JSON file, and largest table of paths
@@ -43,12 +44,14 @@ class Wanted:
         asked: Whether the text of the data names it, so that it must exist.
         size: What pictures are brought to, if anything.
         several: Whether an image may belong to several classes, so that its label is a row.
+        taken: What takes the inputs, where arrays may hold other ones than pictures.
     """
 
     split: str = "train"
     asked: bool = False
     size: tuple[int, int] | Preprocessing | None = None
     several: bool = False
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from brickyard.base._errors import FileError
 from brickyard.base._messages import told
 from brickyard.base._records import NetworkSpec
+from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network
 
@@ -30,8 +31,8 @@ def stored_network(
 ) -> Network:
     """Build a network, check that it runs from the image to the right number of outputs, and fill in its weights."""
     network = Network.from_spec(spec)
-    if len(shape) != 3:
-        raise FileError("file-inconsistent", f"its input shape must be (channels, height, width), got {shape}")
+    if len(shape) + 1 not in BATCHED:
+        raise FileError("file-inconsistent", f"its input shape must be {INPUTS}, got {shape}")
     match_types(network, tensors, prefix)
     try:
         found = bounds.run(network, shape)

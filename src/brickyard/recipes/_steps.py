@@ -178,8 +178,8 @@ class Work:
                 network, how = self.file.resolved(title), self._how(name)
                 which: dict[str, Any] = {"random_weights": said.random_weights, "output_name": said.output_name}
                 source = source_of(network, weights, said.class_names, how, **which)
-            outputs = kind_of(source, dict(said.locate)["outputs"])
-            images = data_of(self.file.resolved(said.images), source.preprocessing, outputs=outputs)
+            kind: Any = {"outputs": kind_of(source, dict(said.locate)["outputs"]), "shape": source.input_shape}
+            images = data_of(self.file.resolved(said.images), source.preprocessing, **kind)
             source = named_after(source, images)
             short = title.partition("?")[0].rpartition("/")[2]
             self._sources[name] = replace(source, name=f"{name} ({short})"), fitted(images, source.classes)
@@ -195,7 +195,8 @@ class Work:
             source, training = self._source(name)
             text = self.file.resolved(said.of(name))
             outputs = kind_of(source, dict(self.recipe.sources[name].locate)["outputs"])
-            images = data_of(text, source.preprocessing, "test", said.max_images, outputs=outputs)
+            kind: Any = {"outputs": outputs, "shape": source.input_shape}
+            images = data_of(text, source.preprocessing, "test", said.max_images, **kind)
             found = fitted(images, source.classes)
             self._scored[name] = found, _shared_images(training, found, name)
         return self._scored[name]

@@ -17,6 +17,7 @@ from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, validated
+from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._stored import check_all_used, taken
@@ -100,10 +101,8 @@ def _check_text(file: RelevanceFile) -> None:
     Raises:
         FileError: It contradicts itself.
     """
-    if len(file.input_shape) != 3:
-        raise FileError(
-            "file-inconsistent", f"its input shape must be (channels, height, width), got {file.input_shape}"
-        )
+    if len(file.input_shape) + 1 not in BATCHED:
+        raise FileError("file-inconsistent", f"its input shape must be {INPUTS}, got {file.input_shape}")
     end = 0
     for name, (start, size) in sorted(file.axes.items(), key=lambda item: item[1]):
         if start != end:

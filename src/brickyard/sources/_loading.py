@@ -26,6 +26,7 @@ from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing, first_problem
+from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import (
@@ -52,7 +53,8 @@ class Source:
         name: What manifests call it.
         classes: Class names, one an output.
         preprocessing: What is done to raw images before it takes them.
-        input_shape: (channels, height, width) that it takes.
+        input_shape: (channels, height, width) that it takes; (channels, length) of signals, (channels, depth, height,
+            width) of cubes.
         scores: Its accuracies when it was trained here, as its file tells them; in [0, 1].
         output: The part of what the model returns that holds its logits, where it was named.
     """
@@ -61,7 +63,7 @@ class Source:
     name: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     output: str | None = None
 
@@ -96,7 +98,8 @@ def load_source(
         preprocessing: What is done to raw images; default: what the weights or the library say.
         random_weights: Whether a network without weights is meant.
         averaged: Whether to take moving averages where a checkpoint holds them beside the weights of the last step.
-        input_shape: (channels, height, width) of its images where nothing else says so.
+        input_shape: (channels, height, width) of its images, or the shape of its signals or cubes, where nothing else
+            says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
 
@@ -179,7 +182,7 @@ class _Found:
     model: nn.Module
     title: str
     how: Preprocessing
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
     classes: Sequence[str] = ()
     trained: bool = False
 
@@ -215,8 +218,9 @@ def _run_once(source: Source) -> Source:
             result = model(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
         except Exception as error:
             raise OptionError(
-                "option-source-size", f"source {name!r} fails on images of shape {shape}: {error}; give its --size"
-            ) from None
+                "option-source-size",
+                f"source {name!r} fails on {NAMES[len(shape) - 1]} of shape {shape}: {error}; give its --size",
+            ) from error
     outputs = max(2, rows_of(model, result, 2, source.output).shape[1])  # one is the logit of two classes
     names = names or tuple(map(str, range(outputs)))
     if len(names) != outputs:
@@ -228,11 +232,14 @@ def _run_once(source: Source) -> Source:
     return replace(source, classes=names)
 
 
-def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, int, int]:
-    channels, height, width = known or (3, 224, 224)
-    if how.size is not None:
-        height, width = how.size
-    return how.channels or channels, height, width
+def _shape(how: Preprocessing, known: tuple[int, ...] | None) -> tuple[int, ...]:
+    channels, *sides = known or (3, 224, 224)
+    if known is not None and not is_picture(known):
+        if how.size is not None or how.channels is not None:
+            why = f"the source takes {NAMES[len(sides)]} of {by_sides(known)}"
+            raise OptionError("option-preprocessing", f"{why}; leave out size and channels, which are for pictures")
+        return known
+    return (how.channels or channels, *(how.size or sides))
 
 
 # -- where networks come from --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from brickyard.axes._answers import as_rows, can_be_logits
 from brickyard.base._errors import FileError, OptionError, TraceError
 from brickyard.base._messages import brief, first_line, near, told, writable
 from brickyard.base._records import Preprocessing
+from brickyard.base._sides import NAMES, is_picture
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network, refs
 from brickyard.runtime._progress import say
@@ -45,13 +47,13 @@ class OnnxSource:
         model: The network.
         classes: Class names that the file tells, one an output; may be empty.
         preprocessing: The size and channels that it takes.
-        input_shape: (channels, height, width) that it takes.
+        input_shape: (channels, height, width) that it takes, or the shape of its signals or cubes.
     """
 
     model: Network
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
 
 
 def is_onnx(spec: str) -> bool:
@@ -61,7 +63,7 @@ def is_onnx(spec: str) -> bool:
 
 def load(
     spec: str, weights: Any, classes: Sequence[str], how: Preprocessing | None, output: str | None = None
-) -> tuple[Network, Preprocessing, tuple[int, int, int], tuple[str, ...]]:
+) -> tuple[Network, Preprocessing, tuple[int, ...], tuple[str, ...]]:
     """The network of an ONNX file as a source, its preprocessing, what it takes, and its class names.
 
     Args:
@@ -121,16 +123,20 @@ def read_onnx(path: str | Path, size: tuple[int, int] | None = None, output: str
     _check_cost(network, shape, path)
     _check_against_runtime(network, file, port, shape, last)
     classes = _classes(file, network, shape)
-    channels: Any = shape[0] if shape[0] in _CHANNELS else None
-    return OnnxSource(network, classes, Preprocessing(size=shape[1:], channels=channels), shape)
+    how: dict[str, Any] = {}
+    if is_picture(shape):
+        how = {"size": shape[1:], "channels": shape[0] if shape[0] in _CHANNELS else None}
+    return OnnxSource(network, classes, Preprocessing(**how), shape)
 
 
 # -- its images --------------------------------------------------------------------------------------------
 
 
-def _shape(file: OnnxFile, size: tuple[int, int] | None) -> tuple[tuple[int, int, int], bool]:
+def _shape(file: OnnxFile, size: tuple[int, int] | None) -> tuple[tuple[int, ...], bool]:
     """(channels, height, width) of the images, and whether the file has the channels last."""
     _, *found = file.images.shape or ()
+    if len(found) != 3:
+        return _array_shape(file, found, size), False
     last = found[0] not in _CHANNELS and found[2] in _CHANNELS
     last = last or (found[0] in _CHANNELS and found[2] in _CHANNELS and _turned(file))
     channels, sides = (found[2], found[:2]) if last else (found[0], found[1:])
@@ -156,6 +162,23 @@ def _shape(file: OnnxFile, size: tuple[int, int] | None) -> tuple[tuple[int, int
     if last:
         say(f"{file.path.name}: images have their channels last in the file; here they come first")
     return (channels, int(sides[0] or 1), int(sides[1] or 1)), last
+
+
+def _array_shape(file: OnnxFile, found: Sequence[int | None], size: tuple[int, int] | None) -> tuple[int, ...]:
+    """(channels, length) of signals or (channels, depth, height, width) of cubes, as the file fixes them."""
+    what = NAMES[len(found) - 1]
+    if size is not None:
+        why = f"{file.path} takes {what} ({file.images}), and a size is for pictures only"
+        raise OptionError("option-preprocessing", f"{why}; leave it out")
+    shape = tuple(side for side in found if side is not None)
+    if len(shape) < len(found):
+        raise TraceError(
+            "trace-forward-inputs",
+            f"{file.path} leaves sides of its {what} open ({file.images}); export it with them fixed",
+        )
+    if math.prod(shape) > 64 * MAX_SIDE**2:
+        raise FileError("file-too-costly", f"{file.path} takes {file.images}, which is too large")
+    return shape
 
 
 def _turned(file: OnnxFile) -> bool:
@@ -267,7 +290,7 @@ def _ancestors(reader: Reader, step: str) -> set[str]:
     return needed
 
 
-def _classes(file: OnnxFile, network: Network, shape: tuple[int, int, int]) -> tuple[str, ...]:
+def _classes(file: OnnxFile, network: Network, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Class names that the file tells, if they are as many as it has outputs."""
     count = _answers(network, torch.zeros(1, *shape, dtype=_dtype(file)), file.path).shape[1]
     for key in _NAMES:
@@ -305,7 +328,7 @@ def _dtype(file: OnnxFile) -> torch.dtype:
     return FLOATS.get(file.images.type, torch.float32)
 
 
-def _check_cost(network: Network, shape: tuple[int, int, int], path: Path) -> None:
+def _check_cost(network: Network, shape: tuple[int, ...], path: Path) -> None:
     """Refuse a network that costs too much for its weights, before it runs."""
     numbers = sum(value.numel() for value in network.state_dict().values())
     try:
@@ -324,9 +347,7 @@ def _answers(network: Network, images: Tensor, path: Path) -> Tensor:
         raise FileError("file-network-invalid", f"{why}; obtain the file again") from None
 
 
-def _check_against_runtime(
-    network: Network, file: OnnxFile, port: Port, shape: tuple[int, int, int], last: bool
-) -> None:
+def _check_against_runtime(network: Network, file: OnnxFile, port: Port, shape: tuple[int, ...], last: bool) -> None:
     """Compare the network with ONNX Runtime on two images.
 
     Raises:

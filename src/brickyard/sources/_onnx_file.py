@@ -19,6 +19,7 @@ from torch import Tensor
 from brickyard.base._errors import FileError, TraceError
 from brickyard.base._lazy import package
 from brickyard.base._messages import told
+from brickyard.base._sides import BATCHED, BATCHES
 
 MAX_BYTES = 1 << 31  # protobuf's own limit; weights beyond it lie in files beside
 MAX_EXTERNAL = 1 << 34  # bytes of weights in files beside
@@ -199,11 +200,11 @@ def _input(proto: Any, path: Path) -> Port:
             "trace-forward-inputs",
             f"{path} must take one batch of images, and has {len(found)} inputs: {names}; export the classifier alone",
         )
-    if found[0].shape is None or len(found[0].shape) != 4 or found[0].type not in (*FLOATS, 2):
+    if found[0].shape is None or len(found[0].shape) not in BATCHED or found[0].type not in (*FLOATS, 2):
         raise TraceError(
             "trace-forward-inputs",
-            f"{path} must take images (batch, channels, height, width), floating point or uint8, and takes {found[0]} "
-            f"of ONNX type {found[0].type}; export an image classifier",
+            f"{path} must take {BATCHES}, floating point or uint8, and takes {found[0]} of ONNX type {found[0].type}; "
+            "export such a classifier",
         )
     return found[0]
 

@@ -86,7 +86,7 @@ class Reader:
 
     Args:
         file: The file.
-        shape: (channels, height, width) of the images.
+        shape: (channels, height, width) of the images, or the shape of signals or cubes.
         dtype: The type of the network's numbers.
 
     Attributes:
@@ -97,7 +97,7 @@ class Reader:
         inner: By step: how many entries of the batch's dimension lie before the batch.
     """
 
-    def __init__(self, file: OnnxFile, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, file: OnnxFile, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.file, self.dtype = file, dtype
         self.batch = (file.images.shape or (None,))[0] or 1
         self.values: dict[str, Value] = {name: constant(value, name) for name, value in file.weights.items()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._classes import one_too_many
 from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._messages import first_line
+from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.runtime._progress import say
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from brickyard.axes._graph import Graph
     from brickyard.base._records import ComponentManifest, Preprocessing
     from brickyard.inputs._datasets import ImageData
+    from brickyard.inputs._taken import Taken
     from brickyard.sources._loading import Source
 
 
@@ -115,7 +118,7 @@ def source_of(
             if error.code != "option-source-size" and not (whole and error.code == "option-preprocessing"):
                 raise  # else it does not take its usual size: the size that was asked for decides
     source = load(preprocessing=how)
-    if how is not None and how.channels is None and source.input_shape[0] in (1, 3):
+    if how is not None and how.channels is None and is_picture(source.input_shape) and source.input_shape[0] in (1, 3):
         channels = source.input_shape[0]
         source = replace(source, preprocessing=how.model_copy(update={"channels": channels}))
     return source
@@ -132,6 +135,9 @@ def source_and_data(
 ) -> tuple[Source, ImageData]:
     """A source and its images; a network of the user's own that does not take pictures of 224 x 224 takes the images'.
 
+    Where an array can be read in several ways (pictures, signals, channels first or last), the first counts on which
+    the network runs.
+
     Raises:
         OptionError: The source does not run on images of its size.
     """
@@ -140,13 +146,79 @@ def source_and_data(
     except OptionError as error:
         if error.code != "option-source-size" or (how is not None and how.size is not None):
             raise
-        images = data_of(data, how, outputs=outputs)
-        channels, height, width = images.shape
-        channels = (how.channels if how is not None else None) or channels
-        source = source_of(spec, weights, names, how, input_shape=(channels, height, width), **which)
-        say(f"{source.name}: taken for a network of images of {channels} x {height} x {width}, as those of the data")
-        return source, images
-    return source, data_of(data, source.preprocessing, outputs=kind_of(source, outputs))
+        load = functools.partial(source_of, spec, weights, names, how, **which)
+        return _of_the_datas_shape(load, data, how, outputs)
+    kind: Any = {"outputs": kind_of(source, outputs), "shape": source.input_shape}
+    return source, data_of(data, source.preprocessing, **kind)
+
+
+def _of_the_datas_shape(
+    load: Callable[..., Source], data: str, how: Preprocessing | None, outputs: str | None
+) -> tuple[Source, ImageData]:
+    """A source that takes inputs of the data's own shape, and the data.
+
+    Raises:
+        OptionError: It runs on none of the ways to read them.
+    """
+    from brickyard.inputs._taken import Taken
+
+    tried = _Tried(load, None if how is None else how.channels)
+    try:
+        images = data_of(data, how, shape=Taken(tried.runs, "nothing of this"), outputs=outputs)
+    except DataError:
+        if tried.source is None and tried.problems:
+            raise tried.error(data) from None
+        raise
+    if tried.source is None and not tried.runs(images.shape):
+        raise tried.error(data)
+    assert tried.source is not None
+    shape = tried.source.input_shape
+    say(f"{tried.source.name}: taken for a network of {_text(shape)}, as those of the data")
+    return tried.source, images
+
+
+class _Tried:
+    """Shapes of inputs that a source is tried with.
+
+    Args:
+        load: Loads the source for an `input_shape`.
+        channels: What pictures are brought to, if anything.
+
+    Attributes:
+        source: The source, once it ran.
+        problems: What it said to the shapes on which it did not run.
+    """
+
+    def __init__(self, load: Callable[..., Source], channels: int | None) -> None:
+        self.load, self.channels = load, channels
+        self.source: Source | None = None
+        self.problems: dict[tuple[int, ...], OptionError] = {}
+
+    def runs(self, shape: tuple[int, ...]) -> bool:
+        """Whether the source runs on inputs of this shape."""
+        if self.channels is not None and is_picture(shape):
+            shape = (self.channels, *shape[1:])
+        try:
+            self.source = self.load(input_shape=shape)
+        except OptionError as error:
+            if error.code not in ("option-source-size", "option-preprocessing"):
+                raise
+            self.problems[shape] = error
+            return False
+        return True
+
+    def error(self, data: str) -> OptionError:
+        """The error for data on which it does not run in any way to read them."""
+        if len(self.problems) == 1:
+            return next(iter(self.problems.values()))
+        reasons = (f"{_text(shape)}: {first_line(error.__cause__ or error)}" for shape, error in self.problems.items())
+        return OptionError(
+            "option-source-size", f"the source runs on {data} in no way to read it; {'; '.join(reasons)}"
+        )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"{NAMES[len(shape) - 1]} of {by_sides(shape)}"
 
 
 def answered(source: Source, folder: Path, outputs: str) -> ImageData:
@@ -167,6 +239,9 @@ def answered(source: Source, folder: Path, outputs: str) -> ImageData:
     from brickyard.network._identity import SEVERAL, weights_like
     from brickyard.runtime._progress import bar
 
+    if not is_picture(source.input_shape):
+        why = f"{source.name} takes {_text(source.input_shape)}"
+        raise DataError("data-type", f"{why}, and --calibration is for pictures; give --data, with labels")
     if not folder.is_dir():
         raise DataError("data-missing", f"--calibration must be a folder of pictures, got {folder}; give a folder")
     paths, how = pictures_in(folder), source.preprocessing
@@ -234,12 +309,17 @@ def data_of(
     most: int | None = None,
     *,
     outputs: str | None = None,
+    shape: Sequence[int] | Taken | None = None,
 ) -> ImageData:
-    """Image data, whose pictures are brought to the size of the preprocessing, with labels for a kind of outputs."""
+    """Image data, whose pictures are brought to the size of the preprocessing, with labels for a kind of outputs.
+
+    Arrays are read as `shape` says.
+    """
     from brickyard.inputs._datasets import load_data
     from brickyard.network._identity import SEVERAL
 
-    return load_data(spec, split=split, size=how, max_images=most, several=outputs == SEVERAL)
+    several = outputs == SEVERAL
+    return load_data(spec, split=split, size=how, max_images=most, several=several, shape=shape)
 
 
 def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
@@ -329,7 +409,10 @@ def labelled_images(
         )
     each = specs if len(specs) == len(parts) else list(specs) * len(parts)
     return [
-        fitted(data_of(spec, part.preprocessing, split, most, outputs=part.outputs), part.source.classes)
+        fitted(
+            data_of(spec, part.preprocessing, split, most, outputs=part.outputs, shape=part.input_shape),
+            part.source.classes,
+        )
         for spec, part in zip(each, parts, strict=True)
     ]
 

@@ -403,14 +403,14 @@ def _check_shapes(builder: _Builder, network: Network) -> None:
     if network.foreign:
         return  # foreign callables may not run there
     plan = builder.plan
-    channels, height, width = plan.first.input_shape
+    channels, *sides = plan.first.input_shape
     channels *= 1 if plan.shared_input else len(plan.parts)
     bones = Network(
         network.nodes,
         {name: _on_meta(network.layer(name)) for name in network.layer_names},
         {name: _tensor_on_meta(network.tensor(name)) for name in network.tensor_names},
     )
-    example = torch.empty(2, channels, height, width, device="meta")
+    example = torch.empty(2, channels, *sides, device="meta")
     try:
         shapes = step_shapes(bones, example)
     except NotImplementedError:  # sizes that depend on numbers: a mask as a subscript

@@ -317,6 +317,7 @@ class Bench:
             raise BusyError(
                 "workbench-too-slow", "the pictures take too long to process; send fewer at once, or shrink them first"
             )
+        pictures.check_wanted(parts)
         picture = pictures.decode(content, title, self.limits)
         return pictures.fitted(pictures.shrunk(picture, parts), parts)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._records import ComponentManifest, Preprocessing
+from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.inputs._reading import SUFFIXES
@@ -119,6 +120,19 @@ def _blocks(content: bytes) -> Iterator[int]:
             yield place
             place += 1 + content[place]
         place += 1
+
+
+def check_wanted(parts: Sequence[ComponentManifest]) -> None:
+    """Refuse pictures for parts that take something else.
+
+    Raises:
+        DataError: A part takes signals or cubes.
+    """
+    for part in parts:
+        if not is_picture(part.input_shape):
+            what = f"{NAMES[len(part.input_shape) - 1]} of {by_sides(part.input_shape)}"
+            why = f"the brick of {part.source.name!r} takes {what}, and the workbench shows pictures only"
+            raise DataError("data-type", f"{why}; download the classifier, and ask it with `brickyard predict`")
 
 
 def fitted(picture: Tensor, parts: Sequence[ComponentManifest]) -> Tensor:
