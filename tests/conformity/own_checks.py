@@ -80,8 +80,7 @@ def _check(own: Own, report: Report, folder: Path, onnx: bool) -> None:
         report["traced"] = checks.relative(graph.network(x), model(x))
         report["zeroed"] = checks.relative(part(x), wanted)
         report["control"] = checks.relative(part(x), model(x))
-        if own.sizes:
-            bigger = images(2, 2, torch.float64, 24)
+        if own.sizes and _takes(model, bigger := images(2, 2, torch.float64, 24)):
             try:
                 report["sizes"] = checks.relative(part(bigger), zeroed_output(graph, keep, bigger))
                 report["sizes"] = max(report["sizes"], checks.relative(graph.network(bigger), model(bigger)))
@@ -102,6 +101,14 @@ def _check(own: Own, report: Report, folder: Path, onnx: bool) -> None:
     if onnx:
         report["stage"] = "onnx"
         report["onnx"] = exported(component, data[0][:3], folder)
+
+
+def _takes(model: nn.Module, x: Tensor) -> bool:
+    try:
+        model(x)
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return True
 
 
 def exported(component: by.Component, x: Tensor, folder: Path) -> float:

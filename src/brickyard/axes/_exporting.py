@@ -50,7 +50,8 @@ _SAME = {
     "affine_grid_generator": "affine_grid",
     **{f"__{name}__": f"bitwise_{name}" for name in ("and", "or", "xor")},
 }
-_OTHER = {"size", "getitem", "float", "interpolate", "take", "mean_of", "conv_tbc", "to_type", "shape", "layer_norm"}
+_OTHER = {"size", "getitem", "float", "interpolate", "take", "mean_of", "to_type", "shape"}
+_OTHER |= {"arange", "linspace", "new_full", "iadd", "imul", "truediv", "floordiv", "mod", "add", "sub", "mul"}
 _PARTS = {"select", "slice"}
 _VIEWS = {"select", "slice", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
 _CONVERSIONS = {"to", "_to_copy", "type_as"}
@@ -272,6 +273,8 @@ def _put_back(draft: Draft, step: fx.Node, part: fx.Node, args: tuple[Any, ...],
     if part.target._opname == "select":  # type: ignore[union-attr]
         value = _step(draft, step, "unsqueeze", (value, dim))
         start, end, by = start, start + 1 or None, 1
+    if part.target._opname == "slice" and start in (0, None) and isinstance(end, int) and end >= 1 << 62:
+        return value  # the whole dimension
     if by != 1 or isinstance(start, Ref) or isinstance(end, Ref) or not isinstance(size, int):
         raise ValueError(f"{step.target} overwrites places that are no run")
     first, last, _ = slice(start, end).indices(size)

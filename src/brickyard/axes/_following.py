@@ -104,14 +104,12 @@ class Follower:
         map_refs((node.args, dict(node.kwargs)), visit)
 
     def _pin_counts(self, node: Node) -> None:
-        """Pin what a number counts if that number must not change with the cut."""
-        counts = [ref.node for ref in tensor_refs(node) if ref.node in self.counts]
-        if not counts:
-            return
+        """Pin what a number counts that must not change with a cut."""
         reason = f"{self.title(node)} uses a number computed from a count of channels"
-        self._pin_all(node, reason)
-        for labels in (labels for name in counts for labels in self._counted[name]):
-            self.pin(labels, reason)
+        for name in (ref.node for ref in tensor_refs(node) if ref.node in self.counts):
+            self.apart.add(self._step)  # it counts the channels of all parts that lie side by side
+            for labels in self._counted[name]:
+                self.pin(labels, reason)
 
     def _counts(self, node: Node, *labels: Labels) -> None:
         self.counts.add(node.name)

@@ -58,10 +58,6 @@ class Draft:
         _fold(self)
         return [node.target for node in _without_unused(self) if node.target in self.foreign]
 
-    def network_as_read(self) -> Network:
-        """The network with all that was read, as it is now."""
-        return Network(self.nodes, self.layers, self.tensors, self.foreign).eval()
-
     def network(self) -> Network:
         self.nodes = _without_unused(self)
         used = {node.target for node in self.nodes}
@@ -109,8 +105,8 @@ def _fold(draft: Draft) -> None:
             groups[node.name] = {node.target.rpartition(".")[0]}
             if isinstance(known[node.name], nn.Parameter):
                 trained.add(node.name)
-        elif _is_constant(node, inputs, known, computed, draft):
-            known[node.name] = _result(draft, node, known)
+        elif _is_constant(node, inputs, known, computed, draft) and _is_stored(value := _result(draft, node, known)):
+            known[node.name] = value
             computed.add(node.name)
             groups[node.name] = set().union(*(groups.get(name, set()) for name in inputs))
             if trained & set(inputs):
@@ -165,6 +161,11 @@ def _result(draft: Draft, node: Node, known: Mapping[str, Any]) -> Any:
     with torch.no_grad():
         result = call(*args, **kwargs)
     return tuple(result) if isinstance(result, torch.Size) else result
+
+
+def _is_stored(value: Any) -> bool:
+    """Whether a file can hold a value; complex numbers stay pairs of others until they are needed."""
+    return not (isinstance(value, Tensor) and value.is_complex())
 
 
 def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) -> Node:

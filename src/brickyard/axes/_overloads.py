@@ -68,9 +68,13 @@ def _part(own: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | 
     """A part of one dimension as a subscript."""
     given = dict(zip(("input", "dim", "start" if own == "narrow" else "index", "length"), args, strict=False)) | kwargs
     dim, start, length = given["dim"], given.get("start"), given.get("length")
-    whole = own == "select" or (isinstance(start, int) and isinstance(length, int) and start >= 0)
-    if not isinstance(dim, int) or not whole:
+    from_first = start == 0 and isinstance(start, int)
+    if not isinstance(dim, int) or not (own == "select" or from_first or _both_counted(start, length)):
         return None
-    part = given["index"] if own == "select" else slice(start, start + length)  # type: ignore[operator]
+    part = given["index"] if own == "select" else slice(start, length if from_first else start + length)
     before, behind = ((slice(None),) * dim, ()) if dim >= 0 else ((Ellipsis,), (slice(None),) * (-dim - 1))
     return "getitem", (given["input"], (*before, part, *behind)), {}
+
+
+def _both_counted(start: Any, length: Any) -> bool:
+    return isinstance(start, int) and isinstance(length, int) and start >= 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brickyard.axes._lowering import Draft
+from brickyard.network._functions import FUNCTIONS
 from brickyard.network._network import Node, Ref, map_refs, refs, with_refs
 
 _CONVERSIONS = {
@@ -31,7 +32,7 @@ def settle(draft: Draft) -> None:
     names = {_name_of(call) for call in draft.foreign.values()}
     if not names & (_CONVERSIONS | _SIZED | {"getattr"}):
         return
-    values = _run(draft)
+    values = run(draft, draft.example)
     same: dict[str, Any] = {}
     nodes: list[Node] = []
     for node in draft.nodes:
@@ -57,16 +58,32 @@ def _settled(same: dict[str, Any], ref: Ref) -> Any:
     return same.get(ref.node, ref)
 
 
-def _run(draft: Draft) -> dict[str, Any]:
-    """Every step's value on the example; of tensors, an empty one of that type and device."""
-    network, found, values = draft.network_as_read(), {}, {}
-    for node in network.nodes:
-        value = network.taken(draft.example) if node.op == "input" else network.step(node, values)
-        values[node.name] = value
+def run(draft: Draft, images: Tensor) -> dict[str, Any]:
+    """Every step's value on some images; of tensors, an empty one of that type and device."""
+    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    last = {name: place for place, node in enumerate(draft.nodes) for name in (node.name, *refs(node))}
+    for place, node in enumerate(draft.nodes):
+        value = values[node.name] = _value(draft, node, values, images)
         found[node.name] = value.new_empty(0) if isinstance(value, Tensor) else value
-        for name in network.dead_after(len(found) - 1):
-            del values[name]
+        for name in {node.name, *refs(node)}:
+            if last[name] == place:
+                del values[name]
     return found
+
+
+def _value(draft: Draft, node: Node, values: dict[str, Any], images: Tensor) -> Any:
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values[ref.node])
+    if node.op == "input":
+        return images.clone()
+    if node.op == "tensor":
+        return draft.tensors[node.target]
+    if node.op == "output":
+        return args[0]
+    layer = draft.layers.get(node.target) if node.op == "layer" else None
+    call = layer or draft.foreign.get(node.target) or FUNCTIONS[node.target].call
+    with torch.no_grad():
+        return call(*args, **kwargs)
 
 
 def _convert(draft: Draft, node: Node, values: dict[str, Any], nodes: list[Node], same: dict[str, Any]) -> None:
@@ -111,13 +128,11 @@ def _made(draft: Draft, node: Node, name: str, value: Tensor, values: dict[str, 
         call = _filled(name, images, given, kwargs, draft)
     if call is None or value.device != draft.example.device:
         return []
-    target, args = call
-    whole = target == "arange"
-    if value.dtype == draft.example.dtype or (whole and not value.is_floating_point()):
-        return [replace(node, target=target, args=args, kwargs={})]
-    if whole:
-        return [replace(node, target=target, args=args, kwargs={})]
-    first = replace(node, name=f"{node.name}_made", target=target, args=args, kwargs={})
+    if value.dtype == draft.example.dtype and call[0] in ("new_full", "full_like"):
+        return [replace(node, target=call[0], args=call[1], kwargs={})]
+    if not value.is_floating_point() and call[0] == "arange":
+        return [replace(node, target=call[0], args=call[1], kwargs={})]
+    first = replace(node, name=f"{node.name}_made", target=call[0], args=call[1], kwargs={})
     return [first, _typed(draft, node, Ref(first.name), value.dtype)]
 
 
@@ -127,7 +142,7 @@ def _row(
     if name == "linspace":
         keys = ("start", "end", "steps")
         found = dict(zip(keys, given, strict=False)) | {key: kwargs[key] for key in keys if key in kwargs}
-        return ("linspace", (images, *(found[key] for key in keys))) if len(found) == 3 else None
+        return ("linspace", (images, *(found[key] for key in keys), dtype)) if len(found) == 3 else None
     start, end, step = kwargs.get("start", 0), kwargs.get("end"), kwargs.get("step", 1)
     if len(given) == 1:
         end = given[0]

@@ -163,7 +163,7 @@ _ORDER = {
     **{f"{kind}_cell": "input hx | w_ih w_hh b_ih b_hh" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     "new_full": "input size fill_value |",
     "arange": "input start end step dtype |",
-    "linspace": "input start end steps |",
+    "linspace": "input start end steps dtype |",
     "batch_norm": "input | running_mean running_var weight bias training momentum eps",
     "size": "input | dim",
     "pad": "input pad | mode value",

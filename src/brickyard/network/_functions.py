@@ -96,9 +96,9 @@ def _arange(x: torch.Tensor, start: Any, end: Any, step: Any, dtype: torch.dtype
     return torch.arange(start, end, step, dtype=dtype, device=x.device)
 
 
-def _linspace(x: torch.Tensor, start: Any, end: Any, steps: int) -> torch.Tensor:
-    """Evenly spaced numbers, on the device of a value and of its type."""
-    return torch.linspace(start, end, steps, dtype=x.dtype, device=x.device)
+def _linspace(x: torch.Tensor, start: Any, end: Any, steps: int, dtype: torch.dtype) -> torch.Tensor:
+    """Evenly spaced numbers, on the device of a value."""
+    return torch.linspace(start, end, steps, dtype=dtype, device=x.device)
 
 
 def _to_type(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -324,7 +324,7 @@ _PIN = (
 )
 
 _MADE = (
-    _method("new_full", "made"),
+    Function("new_full", torch.Tensor.new_full, "made"),
     Function(
         "arange",
         _arange,
@@ -335,7 +335,7 @@ _MADE = (
         "linspace",
         _linspace,
         "made",
-        python="torch.linspace({start}, {end}, {steps}, dtype={input}.dtype, device={input}.device)",
+        python="torch.linspace({start}, {end}, {steps}, dtype={dtype}, device={input}.device)",
     ),
 )
 
