@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -59,19 +60,20 @@ _INSIDE = "inside."  # before the names of a model within `_Logits`
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy"}
 
 
-def export_draft(model: nn.Module, example: Tensor, path: Path = ()) -> Draft | str:
+def export_draft(model: nn.Module, example: Tensor, path: Path = (), any_size: bool = False) -> Draft | str:
     """Return the steps of a model in evaluation mode, or why they are not available; the model is left unchanged.
 
     Args:
         model: The model.
         example: Images.
         path: The way to the logits in what it returns.
+        any_size: Leave the size of the images free, where the model's code allows it.
     """
     batch = example if len(example) > 1 else torch.cat([example, example])
     whole = _Logits(model, path) if path else model
     try:
         with _quiet():
-            program = torch.export.export(whole, (batch,), dynamic_shapes=_open_batch(whole))
+            program = torch.export.export(whole, (batch,), dynamic_shapes=_open_shape(whole, any_size))
         return _read(whole, program, example, _INSIDE if path else "")
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -89,9 +91,11 @@ class _Logits(nn.Module):
         return at(self.inside(images), self.path)
 
 
-def _open_batch(model: nn.Module) -> Any:
-    """Leave the batch free; a forward that takes `*args` has its image in there."""
-    shape = {0: torch.export.Dim("batch")}
+def _open_shape(model: nn.Module, any_size: bool) -> Any:
+    """Leave the batch free, and the size of the images if asked; a forward that takes `*args` has its image in there."""
+    shape: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if any_size:
+        shape |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     first = next(iter(inspect.signature(model.forward).parameters.values()))
     return ((shape,),) if first.kind == first.VAR_POSITIONAL else (shape,)
 
@@ -241,6 +245,7 @@ def _overwrite_part(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     if any(order[alias] < order[step] < order[user] for alias in (*aliases, *parts) for user in alias.users):
         raise ValueError(f"{step.target} overwrites a part of a value of which another view is used later")
     value: Ref = _whole_part(draft, step, _plain(step.args[1], same), _plain(step.args[0], same))
+    same[step.name] = value
     for part in parts:
         value = _put_back(draft, step, part, _plain(part.args, same), value)
     before, after = _plain(base, same), value
@@ -288,7 +293,8 @@ def _put_back(draft: Draft, step: fx.Node, part: fx.Node, args: tuple[Any, ...],
 
 def _step(draft: Draft, step: fx.Node, target: str, args: tuple[Any, ...]) -> Ref:
     """Add a step that stands for a part of another one."""
-    name = f"{step.name}_{sum(node.name.startswith(step.name) for node in draft.nodes)}"
+    taken = {node.name for node in (*draft.nodes, *step.graph.nodes)}
+    name = next(name for number in itertools.count() if (name := f"{step.name}_{target}_{number}") not in taken)
     draft.nodes.append(Node(name, "function", target, args, {}, line_of_export(step.stack_trace)))
     draft.homes[name] = draft.homes.get(step.name, "")
     return Ref(name)

@@ -9,6 +9,7 @@ from brickyard.network._network import Ref
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 _EXTREMES = {"max": ("amax", "maximum"), "min": ("amin", "minimum")}
+_OF_MEMORY = ("device", "layout", "pin_memory", "memory_format", "requires_grad")
 _ATTRIBUTES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "shape": ("shape", ()),
     "ndim": ("dim", ()),
@@ -51,6 +52,8 @@ def resolved(name: str | None, own: str, args: tuple[Any, ...], kwargs: Mapping[
     if own == "meshgrid":
         tensors = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
         return name or own, (tuple(tensors), others.get("indexing", "ij")), {}
+    if own.endswith("_like"):  # that is on the device of its input, wherever it is
+        others = {key: value for key, value in others.items() if key not in _OF_MEMORY}
     return None if name is None else (name, args, others)
 
 

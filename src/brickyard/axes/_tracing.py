@@ -19,7 +19,6 @@ from brickyard.axes._answers import Path, as_rows, at, can_be_logits, path_to_lo
 from brickyard.axes._converting import attribute, converted, own_copy, shared_layer
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
-from brickyard.axes._settling import settle
 from brickyard.axes._places import (
     advice_for,
     after,
@@ -33,6 +32,8 @@ from brickyard.axes._places import (
     not_finite,
     parting_step,
 )
+from brickyard.axes._settling import settle
+from brickyard.axes._sizes import fix_numbers, larger
 from brickyard.base._errors import BrickyardError, TraceError
 from brickyard.base._messages import first_line
 from brickyard.network._arguments import canonical
@@ -158,7 +159,7 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         path = _path(model, result, len(example))
         logits = at(result, path)
         _checked(model, logits, example, partial(_first_not_finite, model, path))
-        network = with_rows(lowered(_trace(model, example.clone(), path)), logits.ndim)
+        network = with_rows(lowered(_trace(model, example.clone(), path, _larger(model, example, path))), logits.ndim)
         _check_equal(model, network, _three_images(example))
     return network
 
@@ -326,23 +327,59 @@ def _checked(
     return logits
 
 
-def _trace(model: nn.Module, example: Tensor, path: Path) -> Draft:
-    """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows."""
+def _larger(model: nn.Module, example: Tensor, path: Path) -> Tensor | None:
+    """A larger image, if the model takes one."""
+    image = larger(example)
+    try:
+        logits = at(model(image.clone()), path)
+    except Exception:  # whatever the model's own code raises
+        return None
+    return image if isinstance(logits, Tensor) and can_be_logits(logits, 1) else None
+
+
+def _trace(model: nn.Module, example: Tensor, path: Path, other: Tensor | None = None) -> Draft:
+    """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows.
+
+    Args:
+        model: The model.
+        example: Images.
+        path: The way to the logits in what it returns.
+        other: A larger image, if the model takes one.
+    """
     with _tracing:  # torch's tracer and exporter patch functions that all threads use
-        return _traced(model, example, path)
+        return _traced(model, example, path, other)
 
 
-def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
+def _exported(model: nn.Module, example: Tensor, path: Path, other: Tensor | None) -> Draft | str:
+    """Export a model for images of any size if it takes them and can be read so, else for those of one size."""
+    if other is not None:
+        found = export_draft(model, example, path, any_size=True)
+        if isinstance(found, Draft) and not found.unknown() and _suits(found, model, other, path):
+            return found
+    return export_draft(model, example, path)
+
+
+def _suits(draft: Draft, model: nn.Module, images: Tensor, path: Path) -> bool:
+    """Whether a model as it was read returns for some images what the model does."""
+    try:
+        fix_numbers(draft, images)
+        return _close(draft.network()(images), at(model(images.clone()), path), 1e-4)
+    except Exception:  # a step that was read for one size can fail in any way
+        return False
+
+
+def _traced(model: nn.Module, example: Tensor, path: Path, other: Tensor | None) -> Draft:
     if type(model) is Network and not hooked(model):
         return _as_draft(model, example)
     tracer = _Tracer()
     try:
         draft = converted(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines, path)
         settle(draft)
+        fix_numbers(draft, other)
     except BrickyardError:
         raise
     except Exception as error:
-        exported = export_draft(model, example, path)
+        exported = _exported(model, example, path, other)
         if isinstance(exported, Draft):
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
@@ -354,7 +391,7 @@ def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
         ) from error
     unknown = draft.unknown()
     if unknown:
-        exported = export_draft(model, example, path)
+        exported = _exported(model, example, path, other)
         if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
             return exported
     return draft

@@ -121,7 +121,7 @@ _ORDER = {
     "prod": "input | dim keepdim dtype",
     "kthvalue": "input k | dim keepdim",
     **dict.fromkeys(("cumsum", "cumprod"), "input dim | dtype"),
-    **dict.fromkeys(("logcumsumexp", "cummax", "cummin"), "input dim |"),
+    **dict.fromkeys(("cummax", "cummin"), "input dim |"),
     **dict.fromkeys(("sort", "argsort"), "input | dim descending stable"),
     "topk": "input k | dim largest sorted",
     **dict.fromkeys(("tril", "triu"), "input | diagonal"),

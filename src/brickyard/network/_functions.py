@@ -284,7 +284,7 @@ _REDUCE = (
 
 _TRANSFORMS = ("fft", "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn")
 _ALONG = (
-    *_methods("along", "cumsum", "cumprod", "logcumsumexp", "argsort", "tril", "triu"),
+    *_methods("along", "cumsum", "cumprod", "argsort", "tril", "triu"),
     *(_several("along", call) for call in (torch.sort, torch.topk, torch.cummax, torch.cummin)),
     *(
         Function(f"fft_{name}", getattr(torch.fft, name), "along", python=f"torch.fft.{name}")
