@@ -51,7 +51,7 @@ def resolved(name: str | None, own: str, args: tuple[Any, ...], kwargs: Mapping[
         return _part(own, args, others)
     if own == "meshgrid":
         tensors = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
-        return name or own, (tuple(tensors), others.get("indexing", "ij")), {}
+        return own, (tuple(tensors), others.get("indexing", "ij")), {}
     if own.endswith("_like"):  # that is on the device of its input, wherever it is
         others = {key: value for key, value in others.items() if key not in _OF_MEMORY}
     return None if name is None else (name, args, others)

@@ -99,7 +99,7 @@ _ORDER = {
     "tensor_split": "input indices_or_sections | dim",
     "tensor_unfold": "input dimension size step |",
     "rot90": "input k dims |",
-    "meshgrid": "tensors | indexing",
+    "meshgrid": "tensors indexing |",
     "pixel_shuffle": "input upscale_factor |",
     "pixel_unshuffle": "input downscale_factor |",
     "unfold": "input kernel_size | dilation padding stride",
