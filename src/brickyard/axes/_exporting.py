@@ -194,7 +194,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
         known, args, kwargs = found
     if known is not None and _returns_more(step, known):
         users = list(step.users)
-        if any(user.args[1:] != (0,) for user in users):
+        if any(user.args[1:] != (0,) and user.users for user in users):
             known = None
         else:  # as adaptive_max_pool2d, whose second value holds places: the table's function returns the first alone
             same.update((user.name, Ref(step.name)) for user in users)
