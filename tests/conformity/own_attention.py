@@ -164,7 +164,9 @@ class GlobalContext(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.mask = nn.Conv2d(c, 1, 1)
-        self.add = nn.Sequential(nn.Conv2d(c, c // 2, 1), nn.LayerNorm([c // 2, 1, 1]), nn.ReLU(), nn.Conv2d(c // 2, c, 1))
+        self.add = nn.Sequential(
+            nn.Conv2d(c, c // 2, 1), nn.LayerNorm([c // 2, 1, 1]), nn.ReLU(), nn.Conv2d(c // 2, c, 1)
+        )
 
     def forward(self, x):
         b, c, h, w = x.size()
@@ -191,7 +193,8 @@ class SelectiveKernel(nn.Module):
     def __init__(self, c, m=2):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, c, 3, padding=1 + i, dilation=1 + i), nn.BatchNorm2d(c), nn.ReLU()) for i in range(m)
+            nn.Sequential(nn.Conv2d(c, c, 3, padding=1 + i, dilation=1 + i), nn.BatchNorm2d(c), nn.ReLU())
+            for i in range(m)
         )
         self.fc = nn.Linear(c, 8)
         self.fcs = nn.ModuleList(nn.Linear(8, c) for _ in range(m))
@@ -244,7 +247,7 @@ class ShuffleAttention(nn.Module):
         self.gn = nn.GroupNorm(n, n)
 
     def forward(self, x):
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         x0, x1 = x.reshape(b * self.g, -1, h, w).chunk(2, dim=1)
         x0 = x0 * torch.sigmoid(self.cw * x0.mean((2, 3), keepdim=True) + self.cb)
         x1 = x1 * torch.sigmoid(self.sw * self.gn(x1) + self.sb)
@@ -309,7 +312,9 @@ class FrequencyAttention(nn.Module):
             for t in range(size):
                 filters[i, t, :] = math.cos(math.pi * (i % freq) * (t + 0.5) / size) / math.sqrt(size)
         self.register_buffer("weight", filters)
-        self.fc = nn.Sequential(nn.Linear(c, 4, bias=False), nn.ReLU(inplace=True), nn.Linear(4, c, bias=False), nn.Sigmoid())
+        self.fc = nn.Sequential(
+            nn.Linear(c, 4, bias=False), nn.ReLU(inplace=True), nn.Linear(4, c, bias=False), nn.Sigmoid()
+        )
 
     def forward(self, x):
         n, c, _, _ = x.shape
@@ -322,10 +327,15 @@ class FrequencyAttention(nn.Module):
 class DoubleAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.a, self.b, self.v, self.out = nn.Conv2d(c, 8, 1), nn.Conv2d(c, 6, 1), nn.Conv2d(c, 6, 1), nn.Conv2d(8, c, 1)
+        self.a, self.b, self.v, self.out = (
+            nn.Conv2d(c, 8, 1),
+            nn.Conv2d(c, 6, 1),
+            nn.Conv2d(c, 6, 1),
+            nn.Conv2d(8, c, 1),
+        )
 
     def forward(self, x):
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         a = self.a(x).view(b, 8, -1)
         maps = F.softmax(self.b(x).view(b, 6, -1), dim=-1)
         vectors = F.softmax(self.v(x).view(b, 6, -1), dim=1)
@@ -367,7 +377,9 @@ class BottleneckAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.channel = nn.Sequential(nn.Linear(c, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, c))
-        self.spatial = nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 1, 1))
+        self.spatial = nn.Sequential(
+            nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 1, 1)
+        )
 
     def forward(self, x):
         c = self.channel(x.mean([2, 3]))[:, :, None, None].expand_as(x)

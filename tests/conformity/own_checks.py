@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import brickyard as by
 from brickyard.axes._graph import Graph, trace
-from brickyard.surgery._cost import CostModel, keep_mask
+from brickyard.surgery._cost import CostModel
 from brickyard.surgery._join import cut
-from brickyard.testing import randomised, zeroed_output
+from brickyard.testing import zeroed_output
 
 Report = dict[str, Any]
 
@@ -46,7 +46,15 @@ def free_parameters(graph: Graph) -> float:
 
 def check(own: Own, *, onnx: bool) -> Report:
     """Everything of one own module; what stops it is in "stage" and "reason"."""
-    report: Report = {"name": own.name, "stage": "", "reason": "", "saved": False, "onnx": None, "sizes": None, "free": 0.0}
+    report: Report = {
+        "name": own.name,
+        "stage": "",
+        "reason": "",
+        "saved": False,
+        "onnx": None,
+        "sizes": None,
+        "free": 0.0,
+    }
     start = time.perf_counter()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
@@ -71,7 +79,9 @@ def _check(own: Own, report: Report, folder: Path, onnx: bool) -> None:
     report["trace_s"] = time.perf_counter() - start
     report["foreign"] = sorted(graph.network.foreign)
     report["free"] = free_parameters(graph)
-    report["pinned"] = sorted({reason for axis in graph.axes if axis.pinned and not axis.output for reason in axis.pinned})
+    report["pinned"] = sorted(
+        {reason for axis in graph.axes if axis.pinned and not axis.output for reason in axis.pinned}
+    )
     report["stage"] = "cut"
     with torch.no_grad():
         keep = checks.drawn_keep(graph, 0)

@@ -54,7 +54,9 @@ class DynamicConv(nn.Module):
     def __init__(self, c, k=3):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(k, c, c, 3, 3) * 0.1)
-        self.attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 8), nn.ReLU(), nn.Linear(8, k))
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 8), nn.ReLU(), nn.Linear(8, k)
+        )
 
     def forward(self, x):
         b, c, h, w = x.shape
@@ -312,7 +314,7 @@ class Res2(nn.Module):
         out = F.relu(self.conv1(x))
         spx = torch.split(out, self.width, 1)
         for i in range(self.nums):
-            sp = spx[i] if i == 0 else sp + spx[i]
+            sp = spx[i] if i == 0 else sp + spx[i]  # noqa: F821
             sp = F.relu(self.convs[i](sp))
             out = sp if i == 0 else torch.cat((out, sp), 1)
         return x + self.conv3(torch.cat((out, spx[self.nums]), 1))

@@ -326,7 +326,9 @@ class Stripes(nn.Module):
     def __init__(self, c, parts=4):
         super().__init__()
         self.parts = parts
-        self.reduce = nn.ModuleList(nn.Sequential(nn.Conv2d(c, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(parts))
+        self.reduce = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(parts)
+        )
         self.fcs = nn.ModuleList(nn.Linear(8, CLASSES) for _ in range(parts))
 
     def forward(self, x):
@@ -346,7 +348,7 @@ class MultiSampleDropout(nn.Module):
     def forward(self, x):
         x = x.mean((2, 3))
         for i, drop in enumerate(self.drops):
-            out = self.fc(drop(x)) if i == 0 else out + self.fc(drop(x))
+            out = self.fc(drop(x)) if i == 0 else out + self.fc(drop(x))  # noqa: F821
         return out / len(self.drops)
 
 

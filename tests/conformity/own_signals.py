@@ -108,7 +108,10 @@ class WaveNet(nn.Module):
         self.start = nn.Conv1d(48, 16, 1)
         self.filters = nn.ModuleList(nn.Conv1d(16, 12, 2, dilation=2**i) for i in range(3))
         self.gates = nn.ModuleList(nn.Conv1d(16, 12, 2, dilation=2**i) for i in range(3))
-        self.res, self.skip = nn.ModuleList(nn.Conv1d(12, 16, 1) for _ in range(3)), nn.ModuleList(nn.Conv1d(12, 20, 1) for _ in range(3))
+        self.res, self.skip = (
+            nn.ModuleList(nn.Conv1d(12, 16, 1) for _ in range(3)),
+            nn.ModuleList(nn.Conv1d(12, 20, 1) for _ in range(3)),
+        )
         self.end = nn.Conv1d(20, CLASSES, 1)
 
     def forward(self, x):
@@ -156,7 +159,10 @@ class ThreeDimensional(nn.Module):
 class TwoPlusOne(nn.Module):
     def __init__(self):
         super().__init__()
-        self.space, self.time = nn.Conv3d(3, 12, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(12, 16, (3, 1, 1), padding=(1, 0, 0))
+        self.space, self.time = (
+            nn.Conv3d(3, 12, (1, 3, 3), padding=(0, 1, 1)),
+            nn.Conv3d(12, 16, (3, 1, 1), padding=(1, 0, 0)),
+        )
         self.norm, self.fc = nn.InstanceNorm3d(12, affine=True), nn.Linear(16, CLASSES)
 
     def forward(self, x):
@@ -171,7 +177,11 @@ class FramesShifted(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1), nn.Linear(24, CLASSES)
+        self.conv1, self.conv2, self.fc = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 24, 3, padding=1),
+            nn.Linear(24, CLASSES),
+        )
 
     def forward(self, x):
         y = F.relu(self.conv1(x))
@@ -234,7 +244,11 @@ class Spectrogram(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("window", torch.hann_window(32))
-        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 24, 3, 2, 1), nn.Linear(24, CLASSES)
+        self.conv1, self.conv2, self.fc = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(16, 24, 3, 2, 1),
+            nn.Linear(24, CLASSES),
+        )
 
     def forward(self, x):
         s = torch.stft(x.mean(1).flatten(1), n_fft=32, hop_length=16, window=self.window, return_complex=True)
@@ -332,7 +346,7 @@ class NearestNeighbours(nn.Module):
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
-        b, n, c = x.shape
+        _, n, c = x.shape
         inner = -2 * torch.matmul(x, x.transpose(2, 1))
         xx = torch.sum(x**2, dim=2, keepdim=True)
         idx = (-xx - inner - xx.transpose(2, 1)).topk(k=self.k, dim=-1)[1]

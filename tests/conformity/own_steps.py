@@ -118,7 +118,15 @@ class Arithmetic(nn.Module):
 class FewActivations(nn.Module):
     def __init__(self, c):
         super().__init__()
-        acts = [nn.Softsign(), nn.Tanhshrink(), nn.Hardshrink(0.2), nn.Softshrink(0.2), nn.Threshold(0.1, 0.0), nn.RReLU(), nn.CELU()]
+        acts = [
+            nn.Softsign(),
+            nn.Tanhshrink(),
+            nn.Hardshrink(0.2),
+            nn.Softshrink(0.2),
+            nn.Threshold(0.1, 0.0),
+            nn.RReLU(),
+            nn.CELU(),
+        ]
         self.acts = nn.ModuleList(acts)
         self.convs = nn.ModuleList(nn.Conv2d(c, c, 1) for _ in acts)
 
@@ -330,7 +338,9 @@ class FlattenUnflatten(nn.Module):
     def __init__(self):
         super().__init__()
         self.front = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 192), nn.ReLU())
-        self.back = nn.Sequential(nn.Unflatten(1, (12, 4, 4)), nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(64, CLASSES))
+        self.back = nn.Sequential(
+            nn.Unflatten(1, (12, 4, 4)), nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(64, CLASSES)
+        )
 
     def forward(self, x):
         return self.back(self.front(x))
@@ -342,7 +352,11 @@ class StandardisedInput(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.more, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, 2, 1), nn.Linear(24, CLASSES)
+        self.conv, self.more, self.fc = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 24, 3, 2, 1),
+            nn.Linear(24, CLASSES),
+        )
 
     def forward(self, x):
         mean = torch.tensor([0.4, 0.5, 0.6], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)

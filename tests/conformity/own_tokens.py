@@ -152,7 +152,7 @@ class MultiQuery(nn.Module):
         self.q, self.kv, self.o = nn.Linear(d, d), nn.Linear(d, 2 * (d // h)), nn.Linear(d, d)
 
     def forward(self, x):
-        b, n, d = x.shape
+        b, n, _ = x.shape
         q = self.q(x).view(b, n, self.h, -1).transpose(1, 2)
         k, v = self.kv(x).chunk(2, dim=-1)
         out = F.scaled_dot_product_attention(q, k.unsqueeze(1), v.unsqueeze(1))
@@ -186,7 +186,9 @@ class Rotary(nn.Module):
         super().__init__()
         self.h, self.s = h, d // h
         self.qkv, self.o = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
-        self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, self.s, 2).float() / self.s)), persistent=False)
+        self.register_buffer(
+            "inv_freq", 1.0 / (10000 ** (torch.arange(0, self.s, 2).float() / self.s)), persistent=False
+        )
 
     def forward(self, x):
         b, n, _ = x.shape
@@ -251,7 +253,7 @@ class AlibiBias(nn.Module):
         self.register_buffer("slopes", torch.tensor([2.0 ** -(i + 1) for i in range(h)]).view(1, h, 1, 1))
 
     def forward(self, x):
-        b, n, c = x.shape
+        b, n, _ = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.h, -1).permute(2, 0, 3, 1, 4)
         place = torch.arange(n, device=x.device)
         distance = (place[None, :] - place[:, None]).abs().neg()[None, None]
@@ -388,7 +390,11 @@ class RmsSwiGlu(nn.Module):
     def __init__(self, d):
         super().__init__()
         self.norm = RmsNorm(d)
-        self.w1, self.w2, self.w3 = nn.Linear(d, 40, bias=False), nn.Linear(40, d, bias=False), nn.Linear(d, 40, bias=False)
+        self.w1, self.w2, self.w3 = (
+            nn.Linear(d, 40, bias=False),
+            nn.Linear(40, d, bias=False),
+            nn.Linear(d, 40, bias=False),
+        )
 
     def forward(self, x):
         x = self.norm(x)
@@ -501,7 +507,7 @@ class PoolMixer(nn.Module):
         self.pool, self.side = nn.AvgPool2d(3, 1, 1, count_include_pad=False), 4
 
     def forward(self, x):
-        b, n, c = x.shape
+        b, _, c = x.shape
         y = x.transpose(1, 2).view(b, c, self.side, self.side)
         return (self.pool(y) - y).flatten(2).transpose(1, 2)
 
@@ -561,7 +567,12 @@ class ClassToken(nn.Module):
         self.proj = nn.Linear(48, DIM)
         self.cls, self.pos = nn.Parameter(torch.randn(1, 1, DIM)), nn.Parameter(torch.randn(1, 17, DIM))
         self.registers = nn.Parameter(torch.randn(1, 3, DIM))
-        self.norm, self.q, self.kv, self.o = nn.LayerNorm(DIM), nn.Linear(DIM, 16), nn.Linear(DIM, 32), nn.Linear(16, DIM)
+        self.norm, self.q, self.kv, self.o = (
+            nn.LayerNorm(DIM),
+            nn.Linear(DIM, 16),
+            nn.Linear(DIM, 32),
+            nn.Linear(16, DIM),
+        )
         self.mlp, self.head = nn.Sequential(nn.Linear(DIM, 48), nn.GELU(), nn.Linear(48, DIM)), nn.Linear(DIM, CLASSES)
 
     def forward(self, img):
@@ -618,7 +629,9 @@ class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
         self.patch = nn.Conv2d(3, DIM, 4, 4)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 32), nn.GELU(), nn.Linear(32, DIM)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, 32), nn.GELU(), nn.Linear(32, DIM)) for _ in range(2)
+        )
         self.head = nn.Linear(DIM, CLASSES)
 
     def forward(self, x):

@@ -10,6 +10,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,13 @@ EXAMPLES: dict[str, Between | tuple[Between, dict[str, Any]]] = {
     **{name: method(name) for name in ("asin", "acos", "sinh", "cosh", "nan_to_num", "isnan", "isfinite", "neg")},
     **{name: method(name, times=5.0) for name in _SIGNED},
     **{name: method(name) for name in ("contiguous", "clone", "detach", "float")},
-    **{name: (lambda net, x, n=name: net.own(x + getattr(torch, n)(x))) for name in ("exp2", "zeros_like", "ones_like")},
-    **{name: (lambda net, x, n=name: net.own(getattr(F, n)(x - 0.5))) for name in ("relu6", "leaky_relu", "elu", "selu")},
+    **{
+        name: (lambda net, x, n=name: net.own(x + getattr(torch, n)(x))) for name in ("exp2", "zeros_like", "ones_like")
+    },
+    **{
+        name: (lambda net, x, n=name: net.own(getattr(F, n)(x - 0.5)))
+        for name in ("relu6", "leaky_relu", "elu", "selu")
+    },
     **{name: (lambda net, x, n=name: net.own(getattr(F, n)(x - 0.5))) for name in ("celu", "silu", "mish", "gelu")},
     **{name: (lambda net, x, n=name: net.own(getattr(F, n)(x - 0.5))) for name in ("softplus", "softsign", "hardtanh")},
     **{name: (lambda net, x, n=name: net.own(getattr(F, n)(x - 0.5))) for name in ("logsigmoid", "hardswish", "rrelu")},
@@ -266,7 +272,9 @@ EXAMPLES: dict[str, Between | tuple[Between, dict[str, Any]]] = {
     "cummax": first(lambda y: y.cummax(2)),
     "cummin": first(lambda y: y.cummin(2)),
     **{f"fft_{n}": transformed(getattr(torch.fft, n)) for n in ("fft", "ifft", "rfft", "fft2", "ifft2", "rfft2")},
-    **{f"fft_{n}": transformed(lambda x, n=n: getattr(torch.fft, n)(x, dim=(2, 3))) for n in ("fftn", "ifftn", "rfftn")},
+    **{
+        f"fft_{n}": transformed(lambda x, n=n: getattr(torch.fft, n)(x, dim=(2, 3))) for n in ("fftn", "ifftn", "rfftn")
+    },
     **{f"fft_{n}": transformed(getattr(torch.fft, n)) for n in ("irfft", "irfft2")},
     "fft_irfftn": transformed(lambda x: torch.fft.irfftn(x, dim=(2, 3))),
     **{f"fft_{n}": transformed(lambda x, n=n: getattr(torch.fft, n)(x, dim=(2, 3))) for n in ("fftshift", "ifftshift")},
@@ -328,43 +336,49 @@ WRITTEN_AS = {
     **{"linear": "Linear", "layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "group_norm": "GroupNorm"},
     **{"instance_norm": "InstanceNorm2d", "batch_norm": "BatchNorm2d", "prelu": "PReLU"},
     "dim": "truediv",  # by a constant
+    **{"iadd": "add", "imul": "mul"},  # as torch writes what Python does to its tracer
     "channel_shuffle": "take",
     "mean_of": "mean",  # until it is cut
 }
 
 # -- layers ------------------------------------------------------------------------------------------------
 
+_PLAIN = (
+    *("Identity", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU", "SiLU", "Mish", "GELU", "Sigmoid", "Tanh"),
+    *("Softplus", "Softsign", "RReLU", "LogSigmoid", "Hardswish", "Hardsigmoid", "Hardtanh", "Tanhshrink", "Softmax2d"),
+    *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
+)
+# Layers of one, two and three dimensions, with their arguments.
+_OF_ANY_DIMENSION: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), (WIDTH, 6, 2)),
+    **dict.fromkeys(("BatchNorm", "InstanceNorm"), (WIDTH,)),
+    **dict.fromkeys(("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool"), (2,)),
+    "LPPool": (2, 2),
+    **dict.fromkeys(("ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad"), (1,)),
+    "ConstantPad": (1, 0.5),
+}
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    **{f"Conv{n}d": (lambda n=n: getattr(nn, f"Conv{n}d")(WIDTH, 6, 2)) for n in (1, 2, 3)},
-    **{f"ConvTranspose{n}d": (lambda n=n: getattr(nn, f"ConvTranspose{n}d")(WIDTH, 6, 2)) for n in (1, 2, 3)},
-    "Linear": lambda: nn.Linear(SIZE, 6),
-    **{f"{k}Norm{n}d": (lambda k=k, n=n: getattr(nn, f"{k}Norm{n}d")(WIDTH)) for k in ("Batch", "Instance") for n in (1, 2, 3)},
-    "PReLU": lambda: nn.PReLU(WIDTH),
-    "GroupNorm": lambda: nn.GroupNorm(2, WIDTH),
-    "LayerNorm": lambda: nn.LayerNorm(SIZE),
-    "RMSNorm": lambda: nn.RMSNorm(SIZE),
-    "LocalResponseNorm": lambda: nn.LocalResponseNorm(3),
-    **{name: (lambda name=name: getattr(nn, name)(2)) for name in ("Softmin", "Softmax", "LogSoftmax")},
-    **{name: getattr(nn, name) for name in ("Softmax2d", "Identity", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SELU", "CELU")},
-    **{name: getattr(nn, name) for name in ("SiLU", "Mish", "GELU", "Sigmoid", "Tanh", "Softplus", "Softsign", "RReLU")},
-    **{name: getattr(nn, name) for name in ("LogSigmoid", "Hardswish", "Hardsigmoid", "Hardtanh", "Tanhshrink")},
-    **{name: (lambda name=name: getattr(nn, name)(0.2)) for name in ("Hardshrink", "Softshrink")},
-    "Threshold": lambda: nn.Threshold(0.3, 0.1),
-    **{name: getattr(nn, name) for name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout")},
-    "FeatureAlphaDropout": nn.FeatureAlphaDropout,
-    **{f"{k}Pool{n}d": (lambda k=k, n=n: getattr(nn, f"{k}Pool{n}d")(2)) for k in ("Max", "Avg") for n in (1, 2, 3)},
-    **{f"Adaptive{k}Pool{n}d": (lambda k=k, n=n: getattr(nn, f"Adaptive{k}Pool{n}d")(2)) for k in ("Max", "Avg") for n in (1, 2, 3)},
-    **{f"LPPool{n}d": (lambda n=n: getattr(nn, f"LPPool{n}d")(2, 2)) for n in (1, 2, 3)},
-    **{name: (lambda name=name: getattr(nn, name)(scale_factor=2)) for name in ("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")},
-    **{f"{k}Pad{n}d": (lambda k=k, n=n: getattr(nn, f"{k}Pad{n}d")(1)) for k in ("Zero", "Reflection", "Replication", "Circular") for n in (1, 2, 3)},
-    **{f"ConstantPad{n}d": (lambda n=n: getattr(nn, f"ConstantPad{n}d")(1, 0.5)) for n in (1, 2, 3)},
-    "Flatten": lambda: nn.Flatten(2),
-    "ChannelShuffle": lambda: nn.ChannelShuffle(2),
-    "PixelShuffle": lambda: nn.PixelShuffle(2),
-    "PixelUnshuffle": lambda: nn.PixelUnshuffle(2),
-    "Unfold": lambda: nn.Unfold(2, stride=2),
-    "Fold": lambda: nn.Fold((4, 16), 2, stride=2),
-    "GLU": lambda: nn.GLU(1),
+    **{name: getattr(nn, name) for name in _PLAIN},
+    **{
+        f"{name}{n}d": partial(getattr(nn, f"{name}{n}d"), *a)
+        for name, a in _OF_ANY_DIMENSION.items()
+        for n in (1, 2, 3)
+    },
+    **{name: partial(getattr(nn, name), 2) for name in ("Softmin", "Softmax", "LogSoftmax", "Flatten")},
+    **{name: partial(getattr(nn, name), 2) for name in ("ChannelShuffle", "PixelShuffle", "PixelUnshuffle")},
+    **{name: partial(getattr(nn, name), 0.2) for name in ("Hardshrink", "Softshrink")},
+    **{name: partial(getattr(nn, name), scale_factor=2) for name in ("Upsample", "UpsamplingNearest2d")},
+    "UpsamplingBilinear2d": partial(nn.UpsamplingBilinear2d, scale_factor=2),
+    "Linear": partial(nn.Linear, SIZE, 6),
+    "PReLU": partial(nn.PReLU, WIDTH),
+    "GroupNorm": partial(nn.GroupNorm, 2, WIDTH),
+    "LayerNorm": partial(nn.LayerNorm, SIZE),
+    "RMSNorm": partial(nn.RMSNorm, SIZE),
+    "LocalResponseNorm": partial(nn.LocalResponseNorm, 3),
+    "Threshold": partial(nn.Threshold, 0.3, 0.1),
+    "Unfold": partial(nn.Unfold, 2, stride=2),
+    "Fold": partial(nn.Fold, (4, 16), 2, stride=2),
+    "GLU": partial(nn.GLU, 1),
 }
 
 

@@ -92,7 +92,7 @@ class _Logits(nn.Module):
 
 
 def _open_shape(model: nn.Module, any_size: bool) -> Any:
-    """Leave the batch free, and the size of the images if asked; a forward that takes `*args` has its image in there."""
+    """Leave the batch free, and the images' size if asked; a forward that takes `*args` has its image in there."""
     shape: dict[int, Any] = {0: torch.export.Dim("batch")}
     if any_size:
         shape |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
@@ -273,12 +273,14 @@ def _whole_part(draft: Draft, step: fx.Node, value: Any, part: Ref) -> Ref:
 def _put_back(draft: Draft, step: fx.Node, part: fx.Node, args: tuple[Any, ...], value: Ref) -> Ref:
     """A value in which one part, a slice or one place of a dimension, is replaced."""
     source, whole = args[0], part.all_input_nodes[0].meta["val"]
-    dim, start, end, by = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
+    usual: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, by = args[1:] + usual[len(args) - 1 :]
     dim, size = dim % whole.ndim, whole.shape[dim]
-    if part.target._opname == "select":  # type: ignore[union-attr]
+    selects = getattr(part.target, "_opname", "") == "select"
+    if selects:
         value = _step(draft, step, "unsqueeze", (value, dim))
         start, end, by = start, start + 1 or None, 1
-    if part.target._opname == "slice" and start in (0, None) and isinstance(end, int) and end >= 1 << 62:
+    if not selects and start in (0, None) and isinstance(end, int) and end >= 1 << 62:
         return value  # the whole dimension
     if by != 1 or isinstance(start, Ref) or isinstance(end, Ref) or not isinstance(size, int):
         raise ValueError(f"{step.target} overwrites places that are no run")

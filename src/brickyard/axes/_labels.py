@@ -22,35 +22,26 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._atoms import (
-    Atoms,
-    DimRecord,
-    DimRole,
     Labels,
-    PinRecord,
     compress,
     indexed_dims,
     lying_dims,
-    settled,
 )
 from brickyard.axes._roles import Roles
 from brickyard.axes._shapes import (
     arranged,
     fits,
     has_tensors,
-    implicit_dim,
     leaves,
     letters,
-    many,
     only_moved,
     plain_slice,
-    same_numbers,
     tensor_refs,
 )
 from brickyard.network._arguments import argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import find_mixing, layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, map_refs, refs
-
 
 # Where a step takes numbers from by their place: the argument that says along which dimensions, and its default.
 _TAKES_PLACES: dict[str, tuple[str, Any]] = {

@@ -69,7 +69,9 @@ def _extreme(own: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def _part(own: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     """A part of one dimension as a subscript."""
-    given = dict(zip(("input", "dim", "start" if own == "narrow" else "index", "length"), args, strict=False)) | kwargs
+    given = dict(zip(("input", "dim", "start" if own == "narrow" else "index", "length"), args, strict=False)) | dict(
+        kwargs
+    )
     dim, start, length = given["dim"], given.get("start"), given.get("length")
     from_first = start == 0 and isinstance(start, int)
     if not isinstance(dim, int) or not (own == "select" or from_first or _both_counted(start, length)):

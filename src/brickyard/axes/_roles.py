@@ -12,7 +12,7 @@ from brickyard.axes._atoms import DimRecord, Labels, lying_dims
 from brickyard.axes._following import Follower
 from brickyard.axes._shapes import implicit_dim, many
 from brickyard.network._arguments import argument
-from brickyard.network._network import Node, Ref
+from brickyard.network._network import Node
 
 _GROUPED = ((4, 4), (4, 3), (3, 4))  # dimensions of maps or patches before and after
 _OVER_ONE = ("softmax", "tensor_softmax", "log_softmax", "softmin", "normalize")
@@ -120,7 +120,7 @@ class Roles(Follower):
         if dim is not None:
             return dim if many(dim) else (dim,)
         if node.target.endswith(("fft2", "fftn", "fftshift")):
-            sizes = argument(node, "s") if not node.target.endswith("shift") else None
+            sizes: Any = argument(node, "s") if not node.target.endswith("shift") else None
             last = 2 if node.target.endswith("2") else len(sizes) if many(sizes) else ndim
             return range(ndim - last, ndim)
         return (-1,)
@@ -147,8 +147,8 @@ class Roles(Follower):
         labels = self._of(node.args[0])
         if labels is None:
             return None
-        dim = self.network.layer(node.target).dim if node.op == "layer" else argument(node, "dim", -1)
-        dim = int(dim) % labels.ndim  # type: ignore[call-overload]
+        given: Any = self.network.layer(node.target).dim if node.op == "layer" else argument(node, "dim", -1)
+        dim = int(given) % labels.ndim
         if labels.shape[dim] == 1:
             return labels
         first, second = np.split(labels, 2, axis=dim)

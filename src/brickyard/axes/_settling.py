@@ -114,7 +114,12 @@ def _by_sizes(node: Node, values: dict[str, Any]) -> bool:
 
 
 def _is_like(node: Node) -> bool:
-    return node.target.partition(" ")[0].rpartition(".")[0] in ("Tensor", "aten.new_zeros", "aten.new_ones", "aten.new_full")
+    return node.target.partition(" ")[0].rpartition(".")[0] in (
+        "Tensor",
+        "aten.new_zeros",
+        "aten.new_ones",
+        "aten.new_full",
+    )
 
 
 def _made(draft: Draft, node: Node, name: str, value: Tensor, values: dict[str, Any]) -> list[Node]:
@@ -154,6 +159,7 @@ def _row(
 def _filled(
     name: str, images: Ref, given: list[Any], kwargs: dict[str, Any], draft: Draft
 ) -> tuple[str, tuple[Any, ...]] | None:
+    number: Any = None
     if name in _FILLED:
         number = _FILLED[name]
         size = kwargs.get("size", given[0] if len(given) == 1 else tuple(given))

@@ -40,9 +40,7 @@ def fix_numbers(draft: Draft, other: Tensor | None) -> None:
     others = [torch.cat([example, example]), *([] if other is None else [other])]
     runs = [run(draft, images) for images in (example, *others)]
     constant = {name: value for name, value in runs[0].items() if _is_constant([one[name] for one in runs])}
-    draft.nodes = [
-        with_refs(node, partial(_written, constant)) for node in draft.nodes if node.name not in constant
-    ]
+    draft.nodes = [with_refs(node, partial(_written, constant)) for node in draft.nodes if node.name not in constant]
 
 
 def _is_constant(values: Sequence[Any]) -> bool:
@@ -51,4 +49,3 @@ def _is_constant(values: Sequence[Any]) -> bool:
 
 def _written(constant: dict[str, Any], ref: Ref) -> Any:
     return constant.get(ref.node, ref)
-

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,12 +33,10 @@ from brickyard.axes._settling import settle
 from brickyard.axes._sizes import fix_numbers, larger
 from brickyard.base._errors import BrickyardError, TraceError
 from brickyard.base._messages import first_line
-from brickyard.network._arguments import canonical
-from brickyard.network._functions import function_name, method_name
 from brickyard.network._identity import source_of, wrapped
-from brickyard.network._layer_types import build_layer, describe_layer, find_type
-from brickyard.network._network import Network, Node, Ref, overwrites
-from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
+from brickyard.network._layer_types import find_type
+from brickyard.network._network import Network
+from brickyard.network._torch_private import NO_FORWARD, hooked
 from brickyard.network._untouched import as_before
 
 _tracing = threading.RLock()

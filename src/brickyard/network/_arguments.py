@@ -155,7 +155,7 @@ _ORDER = {
     "outer": "input vec2 |",
     **dict.fromkeys(("baddbmm", "addmm"), "input batch1 batch2 | beta alpha"),
     "affine_grid": "theta size | align_corners",
-    "stft": "input n_fft | hop_length win_length window center pad_mode normalized onesided return_complex align_to_window",
+    "stft": "input n_fft | hop_length win_length window center pad_mode normalized onesided return_complex",
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu"),
         "input hx params | has_biases num_layers dropout train bidirectional batch_first",

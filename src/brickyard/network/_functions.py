@@ -187,7 +187,9 @@ _POINTWISE = (
     _method("relu_", "pointwise", torch.relu_, F.relu_),
     _method("clamp", "pointwise", torch.clamp, torch.clip, also=("clip",)),
     _method("abs", "pointwise", torch.abs, torch.absolute, operator.abs, also=("absolute",)),
-    *_methods("pointwise", "clamp_min", "clamp_max", "square", "sqrt", "exp", "log", "sin", "cos", "rsqrt", "reciprocal"),
+    *_methods(
+        "pointwise", "clamp_min", "clamp_max", "square", "sqrt", "exp", "log", "sin", "cos", "rsqrt", "reciprocal"
+    ),
     *_methods("pointwise", "erf", "sign", "floor", "ceil", "round", "trunc", "frac", "log1p", "expm1", "log2", "log10"),
     *_methods("pointwise", "exp2", "tan", "atan", "asin", "acos", "sinh", "cosh", "nan_to_num", "isnan", "isfinite"),
     Function("pow", _guarded(operator.pow), "pointwise", (operator.pow, torch.pow), ("pow",), "{input} ** {exponent}"),

@@ -359,8 +359,28 @@ def overwrites(node: Node, layer: nn.Module | None, call: Callable[..., Any] | N
 
 
 # Besides steps that move numbers: what may return its input, or a view of it.
-_VIEWS = {"detach", "contiguous", "float", "dropout", "dropout2d", "alpha_dropout", "to_type", "type_as", "real", "imag"}
-_VIEWS |= {"pixel_shuffle", "pixel_unshuffle", "view_as_complex", "view_as_real", "nan_to_num", "round", "trunc", "floor"}
+_VIEWS = {
+    "detach",
+    "contiguous",
+    "float",
+    "dropout",
+    "dropout2d",
+    "alpha_dropout",
+    "to_type",
+    "type_as",
+    "real",
+    "imag",
+}
+_VIEWS |= {
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "view_as_complex",
+    "view_as_real",
+    "nan_to_num",
+    "round",
+    "trunc",
+    "floor",
+}
 
 
 def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool:

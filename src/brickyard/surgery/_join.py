@@ -189,7 +189,7 @@ class _Builder:
         if self._halves(node):
             (x,) = refs(node)
             dim = self.plan.dim(self._steps[x])
-            given = self.source.layer(node.target).dim if node.op == "layer" else argument(node, "dim", -1)
+            given: Any = self.source.layer(node.target).dim if node.op == "layer" else argument(node, "dim", -1)
             whole = dim is not None and int(given) % self.plan.first.shapes[x].ndim == dim
             pieces = np.split(self._numbers(x, dim), 2) if whole else []
         elif node.target in ("cat", "repeat", "tile"):
