@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 CLASSES = 4
 SIZE = 16
-FILES = ("own_attention", "own_convolutions", "own_heads", "own_signals", "own_steps", "own_tokens")
+FILES = tuple(
+    f"own_{kind}"
+    for kind in ("attention", "convolutions", "heads", "networks", "patches", "signals", "steps", "tokens")
+)
 T = TypeVar("T", bound=type[nn.Module])
 
 
@@ -46,6 +49,11 @@ class Around(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.body(self.block(self.stem(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
+
+
+def conv_bn(c, out, k=3, stride=1, groups=1):
+    conv = nn.Conv2d(c, out, k, stride, k // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
 
 
 def block(width: int = 8, sizes: bool = True) -> Callable[[T], T]:

@@ -282,14 +282,16 @@ def _put_back(draft: Draft, step: fx.Node, part: fx.Node, args: tuple[Any, ...],
         start, end, by = start, start + 1 or None, 1
     if not selects and start in (0, None) and isinstance(end, int) and end >= 1 << 62:
         return value  # the whole dimension
-    if by != 1 or isinstance(start, Ref) or isinstance(end, Ref) or not isinstance(size, int):
+    if by != 1 or isinstance(start, Ref) or isinstance(end, Ref):
         raise ValueError(f"{step.target} overwrites places that are no run")
-    first, last, _ = slice(start, end).indices(size)
+    if isinstance(size, int):
+        start, end, _ = slice(start, end).indices(size)
+    ends = end is None or end >= 1 << 62 or (isinstance(size, int) and end == size)
     pieces = [value]
-    if first > 0:
-        pieces.insert(0, _step(draft, step, "getitem", (source, (*[slice(None)] * dim, slice(None, first)))))
-    if last < size:
-        pieces.append(_step(draft, step, "getitem", (source, (*[slice(None)] * dim, slice(last, None)))))
+    if start not in (0, None):
+        pieces.insert(0, _step(draft, step, "getitem", (source, (*[slice(None)] * dim, slice(None, start)))))
+    if not ends:
+        pieces.append(_step(draft, step, "getitem", (source, (*[slice(None)] * dim, slice(end, None)))))
     return _step(draft, step, "cat", (tuple(pieces), dim)) if len(pieces) > 1 else value
 
 

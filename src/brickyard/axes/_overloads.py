@@ -69,17 +69,18 @@ def _extreme(own: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def _part(own: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
     """A part of one dimension as a subscript."""
-    given = dict(zip(("input", "dim", "start" if own == "narrow" else "index", "length"), args, strict=False)) | dict(
-        kwargs
-    )
-    dim, start, length = given["dim"], given.get("start"), given.get("length")
-    from_first = start == 0 and isinstance(start, int)
-    if not isinstance(dim, int) or not (own == "select" or from_first or _both_counted(start, length)):
+    keys = ("input", "dim", "index") if own == "select" else ("input", "dim", "start", "length")
+    given = dict(zip(keys, args, strict=False)) | dict(kwargs)
+    dim, part = given["dim"], given["index"] if own == "select" else _run_of(given["start"], given["length"])
+    if not isinstance(dim, int) or part is None:
         return None
-    part = given["index"] if own == "select" else slice(start, length if from_first else start + length)
     before, behind = ((slice(None),) * dim, ()) if dim >= 0 else ((Ellipsis,), (slice(None),) * (-dim - 1))
     return "getitem", (given["input"], (*before, part, *behind)), {}
 
 
-def _both_counted(start: Any, length: Any) -> bool:
-    return isinstance(start, int) and isinstance(length, int) and start >= 0
+def _run_of(start: Any, length: Any) -> slice | None:
+    """So many places from one on, if their end is known."""
+    if start == 0 and isinstance(start, int):
+        return slice(0, length)
+    counted = isinstance(start, int) and isinstance(length, int) and start > 0
+    return slice(start, start + length) if counted else None

@@ -29,7 +29,7 @@ _ATTRIBUTE_KINDS = (torch.dtype, torch.device, torch.layout, str, bool, type(Non
 
 def settle(draft: Draft) -> None:
     """Replace conversions, and values made of sizes, by functions of the table; changes the draft."""
-    names = {_name_of(call) for call in draft.foreign.values()}
+    names = {_name_of(call) for call in draft.foreign.values()} | {node.target for node in draft.nodes}
     if not names & (_CONVERSIONS | _SIZED | {"getattr"}):
         return
     values = run(draft, draft.example)
@@ -41,7 +41,7 @@ def settle(draft: Draft) -> None:
         name, value = _name_of(call), values.get(node.name)
         if call is getattr and isinstance(value, _ATTRIBUTE_KINDS):
             same[node.name] = value
-        elif name in _CONVERSIONS and isinstance(value, Tensor):
+        elif (name in _CONVERSIONS or node.target == "type_as") and isinstance(value, Tensor):
             _convert(draft, node, values, nodes, same)
         elif name in _SIZED and isinstance(value, Tensor) and _by_sizes(node, values):
             nodes += _made(draft, node, name, value, values) or [node]
@@ -114,12 +114,8 @@ def _by_sizes(node: Node, values: dict[str, Any]) -> bool:
 
 
 def _is_like(node: Node) -> bool:
-    return node.target.partition(" ")[0].rpartition(".")[0] in (
-        "Tensor",
-        "aten.new_zeros",
-        "aten.new_ones",
-        "aten.new_full",
-    )
+    """Whether a value is made like another one, which is the first argument."""
+    return node.target.startswith(("Tensor.", "aten.new_"))
 
 
 def _made(draft: Draft, node: Node, name: str, value: Tensor, values: dict[str, Any]) -> list[Node]:

@@ -17,13 +17,13 @@ from brickyard.axes._lowering import Draft
 from brickyard.axes._settling import run
 from brickyard.network._network import Ref, with_refs
 
-_MORE = 32  # pixels by which larger images are larger: most networks halve them up to five times
+EVEN, ODD = 32, 33  # pixels by which larger images are larger: most networks halve them up to five times
 _Number = int | float | bool
 
 
-def larger(images: Tensor) -> Tensor:
+def larger(images: Tensor, more: int = EVEN) -> Tensor:
     """One image, continued on two sides by its own beginning."""
-    rows, columns = ((torch.arange(size + _MORE, device=images.device) % size) for size in images.shape[-2:])
+    rows, columns = ((torch.arange(size + more, device=images.device) % size) for size in images.shape[-2:])
     return images[:1, :, rows][..., columns]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,8 +31,8 @@ from brickyard.axes._places import (
     parting_step,
 )
 from brickyard.axes._settling import settle
-from brickyard.axes._sizes import fix_numbers, larger
-from brickyard.base._errors import BrickyardError, TraceError
+from brickyard.axes._sizes import ODD, fix_numbers, larger
+from brickyard.base._errors import BrickyardError, BrickyardWarning, TraceError
 from brickyard.base._messages import first_line
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import find_type
@@ -154,8 +155,11 @@ def read_network(model: nn.Module, example: Tensor) -> Network:
         path = _path(model, result, len(example))
         logits = at(result, path)
         _checked(model, logits, example, partial(_first_not_finite, model, path))
-        network = with_rows(lowered(_trace(model, example.clone(), path, _larger(model, example, path))), logits.ndim)
+        other = _larger(model, example, path)
+        network = with_rows(lowered(_trace(model, example.clone(), path, other)), logits.ndim)
         _check_equal(model, network, _three_images(example))
+        if other is not None:
+            _warn_of_sizes(model, network, other, example)
     return network
 
 
@@ -330,6 +334,26 @@ def _larger(model: nn.Module, example: Tensor, path: Path) -> Tensor | None:
     except Exception:  # whatever the model's own code raises
         return None
     return image if isinstance(logits, Tensor) and can_be_logits(logits, 1) else None
+
+
+def _warn_of_sizes(model: nn.Module, network: Network, other: Tensor, example: Tensor) -> None:
+    """Say if the network runs on larger images, but returns something else than the model."""
+
+    def differs(images: Tensor) -> bool:
+        try:
+            found, wanted = network(images.clone()), _call(model, images)
+        except Exception:  # one of them takes no such images, and says so where it is given them
+            return False
+        return not _close(found, wanted, 1e-3)
+
+    if differs(other) or differs(larger(example, ODD)):
+        height, width = example.shape[-2:]
+        warnings.warn(
+            f"{type(model).__name__} computes with sizes of its images in a way that cannot be followed: what was read "
+            f"of it holds for images like those of {height} x {width}; give it images of that size",
+            BrickyardWarning,
+            stacklevel=2,
+        )
 
 
 def _trace(model: nn.Module, example: Tensor, path: Path, other: Tensor | None = None) -> Draft:
