@@ -182,7 +182,7 @@ def test_a_refusal_names_the_line_and_what_to_write(name: str) -> None:
 def test_an_output_that_cannot_be_used_names_where_it_is_returned(name: str) -> None:
     with pytest.raises(BrickyardError) as caught:
         trace(Ends(ENDS[name]), X)
-    judge(caught.value, "trace-output", place_of("ends"), "return the logits")
+    judge(caught.value, "trace-output", place_of("ends"), "return")
 
 
 def test_a_number_of_python_that_changes_is_found_by_the_first_layer_after_it() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import checks
 import models
+import own_report
 import torch
 
 import brickyard as by
@@ -32,8 +33,11 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="architectures at once, one thread each"
     )
+    parser.add_argument("--own", action="store_true", help=f"the own modules instead; writes {own_report.PAGE.name}")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.own:
+        return own_report.run(args.only, write=args.only is None)
     if args.one:
         return run_one(args.one)
     chosen = [entry for entry in models.MODELS if args.only is None or entry.name in args.only]

@@ -12,7 +12,7 @@ from torch import nn
 
 from brickyard.base._records import LayerSpec
 from brickyard.export._spelling import BREAK, callee, function, layer
-from brickyard.network._arguments import OPERANDS
+from brickyard.network._arguments import OPERANDS, ORDER
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import LAYER_TYPES, describe_layer
 from brickyard.network._network import Ref
@@ -26,7 +26,15 @@ SAMPLES = {
     "places": [2, 0],
     "keepdim": True,
     "share": 0.5,
+    "dtype": torch.float64,
+    "indexing": "xy",
+    "start": 1,
+    "end": 7,
+    "step": 2,
+    "steps": 4,
+    "k": 2,
 }
+ROWS = {"meshgrid": torch.rand(2, 3)}  # what these functions work on, instead of maps
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -38,26 +46,29 @@ def test_every_function_can_be_written(name) -> None:
         text = function(name, args, {"dim": (1, slice(None))}, {ref.node: ref.node for ref in args})
         assert isinstance(ast.parse(text.replace(BREAK, " ")).body[0], ast.Expr)
         return
-    values = [SAMPLES[key] for key in OPERANDS[name]]
-    wanted = entry.call(SAMPLES["input"].clone(), *values[1:])
-    space = {"x": SAMPLES["input"].clone(), "torch": torch}
-    for args, kwargs in (
-        ((Ref("x"), *values[1:]), {}),
-        ((Ref("x"),), dict(zip(OPERANDS[name][1:], values[1:], strict=True))),
-    ):
+    given = ROWS.get(name, SAMPLES["input"])
+    named = "{" not in entry.python  # a function of torch under its own name
+    keys = [key for key in ORDER[name][1:] if key in ("k", "dim")] if named else OPERANDS[name][1:]
+    values = {key: (1,) if key == "dim" and name.endswith(("fft2", "fftn", "shift")) else SAMPLES[key] for key in keys}
+    wanted = entry.call(given.clone(), **values) if named else entry.call(given.clone(), *values.values())
+    space = {"x": given.clone(), "torch": torch}
+    for args, kwargs in (((Ref("x"),), values), *([] if named else [((Ref("x"), *values.values()), {})])):
         text = function(name, args, kwargs, {"x": "x"}).replace(BREAK, " ")
         if " = " in text.replace("+= ", " = ").replace("*= ", " = ") and entry.in_place:
             exec(text, copied := {**space, "x": space["x"].clone()})  # noqa: S102
             found = copied["x"]
         else:
             found = eval(text, space)  # noqa: S307
-        assert torch.equal(torch.as_tensor(found), torch.as_tensor(wanted)), text
+        found, wanted_too = (one if isinstance(one, tuple) else (one,) for one in (found, wanted))
+        for one, other in zip(found, wanted_too, strict=True):
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other)), text
 
 
 NEEDED = {
     **dict.fromkeys(("in_channels", "out_channels", "in_features", "out_features", "num_features"), 4),
     **{"num_channels": 4, "num_groups": 2, "groups": 2, "kernel_size": 3, "normalized_shape": (4, 2), "padding": 1},
-    **{"output_size": (2, None), "value": 0.5},
+    **{"output_size": (2, None), "value": 0.5, "size": 3, "threshold": 0.1, "norm_type": 2},
+    **{"upscale_factor": 2, "downscale_factor": 2},
 }
 
 

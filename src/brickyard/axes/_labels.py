@@ -22,33 +22,34 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._atoms import (
-    Atoms,
-    DimRecord,
-    DimRole,
     Labels,
-    PinRecord,
     compress,
     indexed_dims,
     lying_dims,
-    settled,
 )
+from brickyard.axes._roles import Roles
 from brickyard.axes._shapes import (
     arranged,
     fits,
     has_tensors,
-    implicit_dim,
     leaves,
     letters,
-    many,
     only_moved,
     plain_slice,
-    same_numbers,
     tensor_refs,
 )
 from brickyard.network._arguments import argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import find_mixing, layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, map_refs, refs
+
+# Where a step takes numbers from by their place: the argument that says along which dimensions, and its default.
+_TAKES_PLACES: dict[str, tuple[str, Any]] = {
+    "roll": ("dims", 0),
+    "unbind": ("dim", 0),
+    "rot90": ("dims", (0, 1)),
+    "tensor_unfold": ("dimension", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,8 @@ class _Operand:
     dims: tuple[int, ...]
 
 
-class Labeller:
+class Labeller(Roles):
     """Runs over a network's steps once; afterwards its attributes hold the results.
-
-    Attributes:
-        atoms: The channels, and their ties.
-        labels: By step: the labels of its value, a tuple of them, or None.
-        dims: The tensor dimensions that are cut together with their atoms.
-        pins: Atoms that are kept whole, and why.
-        apart: Steps that treat channels of different networks, laid side by side, differently than alone.
-        sums: By step: labels of values whose channels the step sums, counting dropped ones as zeros.
-        counts: Steps whose value is a number computed from a count of channels.
-        by_batch: Steps whose value is a number that changes with the size of the batch.
 
     Args:
         network: The network.
@@ -88,23 +79,7 @@ class Labeller:
     """
 
     def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
-        self.network = network
-        self.shapes = shapes
-        self._other = shapes if other is None else other
-        self.by_batch = {name for name, value in shapes.items() if not same_numbers(value, self._other[name])}
-        self.atoms = Atoms()
-        self.labels: dict[str, Any] = {}
-        self.dims: list[DimRecord] = []
-        self.pins: list[PinRecord] = []
-        self.apart: set[str] = set()
-        self.sums: dict[str, Labels] = {}
-        self.counts: set[str] = set()
-        self._counted: dict[str, list[Labels]] = {}  # such a step -> labels of the values whose sizes it counts
-        self._step = self._line = ""
-        self._size_of: dict[str, str] = {}  # step that returns all sizes of a value -> the value
-        self._bare: dict[str, str] = {}  # step -> bare tensor's dotted name
-        self._whole: set[str] = set()  # bare tensors whose use forbids slicing them
-        self._layer_dims: dict[str, dict[str, Labels]] = {}
+        super().__init__(network, shapes, other)
         for position, node in enumerate(network.nodes):
             self.position, self._step, self._line = position, node.name, node.line
             self.labels[node.name] = self._followed(node)
@@ -113,132 +88,6 @@ class Labeller:
         for record in self.dims:
             if record.owner in self._whole:
                 self.pin(record.atoms, f"tensor {record.owner!r} is also used where it cannot be sliced")
-
-    # -- helpers ---------------------------------------------------------------------------------------
-
-    def _concrete(self, value: Any) -> Any:
-        return map_refs(value, lambda ref: self.shapes[ref.node])
-
-    def _of(self, value: Any) -> Labels | None:
-        found = self.labels.get(value.node) if isinstance(value, Ref) else None
-        return self._settled(found) if isinstance(found, np.ndarray) else None
-
-    def _settled(self, labels: Labels) -> Labels:
-        """Drop the dimensions along which the labels are tied by now."""
-        return settled(labels, self.atoms.roots)
-
-    def _tied_over(self, labels: Labels, dims: Sequence[int]) -> Labels:
-        """Tie along some dimensions; the result varies along the others."""
-        for dim in dims:
-            first = labels.take([0], axis=dim)
-            if labels.shape[dim] > 1:
-                self.atoms.tie(first, labels)
-            labels = first
-        return labels
-
-    def _tie_spread(self) -> None:
-        """Tie values whose channels are spread over several dimensions, until each lies along one."""
-        spread = True
-        while spread:
-            spread = False
-            for value in self.labels.values():
-                for labels in value if isinstance(value, tuple) else (value,):
-                    if isinstance(labels, np.ndarray) and labels.size > max(labels.shape):
-                        found = self._settled(labels)
-                        dims = sorted(range(found.ndim), key=lambda d: -found.shape[d])
-                        if found.shape[dims[1]] > 1:
-                            self._tied_over(found, dims[1:])
-                            spread = True
-
-    def pin(self, labels: Labels | None, reason: str) -> None:
-        if labels is not None and labels.size:
-            self.pins.append(PinRecord(np.unique(labels), reason, self._line))
-            self.apart.add(self._step)
-
-    def _pin_all(self, node: Node, reason: str) -> None:
-        def visit(ref: Ref) -> None:
-            if ref.node in self._bare:
-                self._whole.add(self._bare[ref.node])
-            found = self.labels.get(ref.node)
-            for item in found if isinstance(found, tuple) else (found,):
-                if isinstance(item, np.ndarray):
-                    self.pin(item, reason)
-
-        map_refs((node.args, dict(node.kwargs)), visit)
-
-    def _pin_counts(self, node: Node) -> None:
-        """Pin what a number counts if that number must not change with the cut."""
-        counts = [ref.node for ref in tensor_refs(node) if ref.node in self.counts]
-        if not counts:
-            return
-        reason = f"{self.title(node)} uses a number computed from a count of channels"
-        self._pin_all(node, reason)
-        for labels in (labels for name in counts for labels in self._counted[name]):
-            self.pin(labels, reason)
-
-    def _counts(self, node: Node, *labels: Labels) -> None:
-        self.counts.add(node.name)
-        self._counted.setdefault(node.name, []).extend(labels)
-
-    def title(self, node: Node) -> str:
-        """What reasons call a step."""
-        if node.op == "layer":
-            kind = type(self.network.layer(node.target)).__name__
-            return f"{kind} {node.target!r}"
-        return f"{node.target} ({node.name})" if node.target in FUNCTIONS else node.target
-
-    def _along(self, node: Node, labels: Labels | None, shape: Sequence[int], dim: int) -> Labels:
-        """Atoms along one dimension, tied along all others; unknown ones are new and pinned."""
-        dim = dim % len(shape)
-        if labels is not None and (labels.size == 1 or labels.shape[dim] > 1):
-            labels = self._tied_over(labels, [d for d in range(labels.ndim) if d != dim])
-            return np.broadcast_to(labels.reshape(-1), (shape[dim],)).copy()
-        reason = f"{self.title(node)} reads channels that could not be followed"
-        self.pin(labels, reason)
-        atom = self.atoms.fresh(1)
-        self.pin(atom, reason)
-        return np.repeat(atom, shape[dim])
-
-    def _mixed_over(self, node: Node, labels: Labels | None, dims: Sequence[int]) -> Labels | None:
-        """For a step that mixes numbers along some dimensions, tie along them, or pin channels that lie there alone."""
-        if labels is None:
-            return None
-        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
-        inside = [d for d in lying if d in dims]
-        if len(inside) < len(lying):
-            return self._tied_over(labels, inside)
-        if inside:
-            self.pin(labels, f"{self.title(node)} mixes channels")
-        return labels
-
-    def _in_groups(self, atoms: Labels, groups: int) -> Labels:
-        """Tie the atoms within each of several groups; return one per group."""
-        rows = atoms.reshape(groups, -1)
-        self.atoms.tie(rows[:, :1], rows)
-        return rows[:, 0]
-
-    def _across_groups(self, atoms: Labels, groups: int) -> Labels:
-        """Tie the atoms at the same position of every group; return those of one group."""
-        rows = atoms.reshape(groups, -1)
-        self.atoms.tie(rows[:1], rows)
-        return rows[:1].reshape(-1)
-
-    @staticmethod
-    def _place(atoms: Labels, ndim: int, dim: int) -> Labels:
-        shape = [1] * ndim
-        shape[dim % ndim] = len(atoms)
-        return atoms.reshape(shape)
-
-    def _record(self, owner: str, role: DimRole, atoms: Labels, dim: int = 0) -> Labels:
-        """Record a dimension; a layer that runs twice ties the atoms of both runs."""
-        known = self._layer_dims.setdefault(owner, {})
-        key = f"{role}{dim}"
-        if key in known:
-            self.atoms.tie(known[key], atoms)
-        else:
-            known[key] = atoms
-        self.dims.append(DimRecord(owner, role, atoms, self.position, dim))
-        return known[key]
 
     # -- one step --------------------------------------------------------------------------------------
 
@@ -283,7 +132,7 @@ class Labeller:
         if not any(isinstance(item, Tensor) for item in leaves(self.shapes[node.name])):
             self._count(node)
             return None
-        found = getattr(self, f"_{role}")(node)
+        found = self._along_dims(node) if role == "along" else getattr(self, f"_{role}")(node)
         if found is None and node.name not in self.apart:
             self._pin_all(node, f"{self.title(node)} has channels that could not be followed")
         return found
@@ -308,6 +157,8 @@ class Labeller:
             dims = picked if isinstance(picked, list) else [picked]
             if labels is not None and set(dims) & set(lying_dims(labels, sizes)):
                 self._counts(node, labels)
+        elif node.target == "numel" and labels is not None:
+            self._counts(node, labels)
         elif self.counts & {ref.node for ref in inputs}:
             self._counts(node, *(labels for ref in inputs for labels in self._counted.get(ref.node, ())))
 
@@ -359,22 +210,12 @@ class Labeller:
         self._record(node.target, "follow", atoms)
         return self._place(atoms, len(out_shape), 1)
 
-    def _normalising_layer(self, node: Node, module: nn.Module, labels: Labels | None, ndim: int) -> Labels | None:
-        if isinstance(module, nn.LayerNorm):
-            dims = range(ndim - len(module.normalized_shape), ndim)
-        elif isinstance(module, nn.GroupNorm):
-            dims = range(1, ndim)
-        else:
-            dim = implicit_dim(ndim) if module.dim is None else int(module.dim) % ndim  # type: ignore[arg-type]
-            dims = range(dim, dim + 1)
-        return self._mixed_over(node, labels, dims)
-
     # -- roles -----------------------------------------------------------------------------------------
 
     def _pointwise(self, node: Node) -> Labels | None:
         tensors = [ref for ref in tensor_refs(node) if isinstance(self.shapes[ref.node], Tensor)]
         self._pin_counts(node)
-        return self._meeting(node, tensors)
+        return self._meeting(node, tensors[:1] if node.target == "type_as" else tensors)
 
     def _binary(self, node: Node) -> Labels | None:
         tensors = [x for x in tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
@@ -416,6 +257,9 @@ class Labeller:
                 dim = operand.dims[varying[0]]
                 atoms = self._record(self._bare[name], "follow", result.reshape(-1), dim)
                 self.labels[name] = self._place(atoms, len(self.shapes[name].shape), dim)
+            elif touching and name in self._open and len(varying) == 1:
+                labels = np.broadcast_to(result.reshape(-1), (operand.shape[varying[0]],))
+                self.labels[name] = self._place(labels, len(self.shapes[name].shape), operand.dims[varying[0]])
             elif touching:
                 self._pin_all(node, f"{self.title(node)} meets channels that could not be followed")
         return result
@@ -431,6 +275,30 @@ class Labeller:
         if bool(along[0]) == bool(along[1]):  # else one channel meets many
             self.atoms.tie(a, b)
         return self._settled(np.broadcast_to(a if along[0] else b, np.broadcast_shapes(a.shape, b.shape)).copy())
+
+    def _places(self, node: Node) -> Labels | None:
+        """Handle numbers that are taken from places along a dimension, or put there; all else stays where it is."""
+        values = [x for x in tensor_refs(node) if isinstance(self.shapes[x.node], Tensor)]
+        shapes = [tuple(self.shapes[x.node].shape) for x in values]
+        dim = int(argument(node, "dim")) % len(shapes[0])
+        if node.target == "index_select":
+            return self._mixed_over(node, self._of(values[0]), [dim])
+        found: list[_Operand] = []
+        for x, shape in zip(values, shapes, strict=True):
+            if shape[:dim] + shape[dim + 1 :] != shapes[0][:dim] + shapes[0][dim + 1 :]:
+                raise ValueError("values of different sizes")
+            labels = self._of(x)
+            if labels is not None and dim in lying_dims(labels, shape):
+                labels = self._without(node, labels, shape, dim)
+            found.append(_Operand(x, labels, (*shape[:dim], 1, *shape[dim + 1 :]), tuple(range(len(shape)))))
+        return self._joined(node, found)
+
+    def _without(self, node: Node, labels: Labels, shape: tuple[int, ...], dim: int) -> Labels | None:
+        """Labels tied along a dimension whose numbers a step mixes; None, pinned, if the channels lie there alone."""
+        if lying_dims(labels, shape) == (dim,):
+            self.pin(labels, f"{self.title(node)} mixes channels")
+            return None
+        return self._tied_over(labels, [dim])
 
     def _attend(self, node: Node) -> Labels | None:
         """Handle a sum of products: channels stay along dimensions that are not summed over."""
@@ -455,10 +323,6 @@ class Labeller:
             found.append(_Operand(x, labels, sizes, tuple(map(own.find, result))))
         return self._joined(node, found)
 
-    def _spatial(self, node: Node) -> Labels | None:
-        labels = self._of(node.args[0])
-        return None if labels is None else self._mixed_over(node, labels, range(2, labels.ndim))
-
     def _move(self, node: Node) -> Any:
         """Apply the step to the labels as it applies to the numbers."""
         if node.target == "getitem" and isinstance(self.labels.get(refs(node)[0]), tuple):
@@ -466,6 +330,8 @@ class Labeller:
         used = [ref for ref in tensor_refs(node) if has_tensors(self.shapes[ref.node])]
         if node.target == "getitem" and len(used) > 1:
             return self._picked(node, used[1:])
+        if node.target == "repeat_interleave" and len(used) > 1:
+            raise ValueError("how often is not known")
         if node.target in ("expand_as", "reshape_as", "view_as"):
             used = used[:1]  # the other one only provides its shape
         if all(self.labels.get(ref.node) is None for ref in used):
@@ -531,8 +397,9 @@ class Labeller:
             return
         if node.target == "getitem":
             picked = [d for d, index in indexed_dims(node.args[1], labels.ndim) if not plain_slice(index)]
-        elif node.target in ("roll", "unbind"):
-            dims = argument(node, "dims" if node.target == "roll" else "dim", 0)
+        elif node.target in _TAKES_PLACES:
+            key, usual = _TAKES_PLACES[node.target]
+            dims = argument(node, key, usual)
             picked = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
         elif node.target == "channel_shuffle" or (node.op == "layer" and "Shuffle" in self.title(node)):
             picked = [1]
@@ -543,58 +410,3 @@ class Labeller:
             self._tied_over(labels, [d for d in picked if d in varying])
         elif varying:
             self.pin(labels, f"{self.title(node)} picks channels by their place")
-
-    def _reduce(self, node: Node) -> Labels | None:
-        labels = self._of(node.args[0])
-        if labels is None:
-            return None
-        dims, keep = self._concrete(argument(node, "dim")), bool(argument(node, "keepdim", False))
-        if dims is None or dims == () or dims == []:
-            reduced = list(range(labels.ndim))
-        else:
-            reduced = [d % labels.ndim for d in (dims if isinstance(dims, tuple | list) else (dims,))]
-        lying = lying_dims(labels, self.shapes[node.args[0].node].shape)
-        inside = [d for d in lying if d in reduced]
-        if len(inside) < len(lying):
-            labels = self._tied_over(labels, inside)
-        elif inside and node.target in ("mean", "sum", "mean_of"):
-            self.apart.add(node.name)
-            self.sums[node.name] = labels
-            return None
-        elif inside:
-            self.pin(labels, f"{self.title(node)} mixes channels")
-            return None
-        return labels if keep else labels.reshape([s for d, s in enumerate(labels.shape) if d not in reduced])
-
-    def _pad(self, node: Node) -> Labels | None:
-        labels = self._of(node.args[0])
-        if labels is None:
-            return None
-        shape = self.shapes[node.args[0].node].shape
-        amounts = list(self._concrete(argument(node, "pad")))
-        for back, (left, right) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
-            dim = labels.ndim - 1 - back
-            if (labels.shape[dim] == 1 and dim != 1) or (left, right) == (0, 0):
-                continue
-            mode, value = argument(node, "mode", "constant"), argument(node, "value", 0)
-            one_dim = all(size == 1 for d, size in enumerate(labels.shape) if d != dim)
-            if mode != "constant" or value not in (0, None) or min(left, right) < 0 or not one_dim:
-                self.pin(labels, f"{self.title(node)} pads channels with something else than zeros")
-                return None
-            inner = np.broadcast_to(labels.reshape(-1), (shape[dim],))
-            zeros = self.atoms.fresh(left + right)
-            self.dims.append(DimRecord(node.name, "zeros", zeros, self.position, dim))
-            labels = self._place(np.concatenate([zeros[:left], inner, zeros[left:]]), labels.ndim, dim)
-        return labels
-
-    def _pin(self, node: Node) -> Labels | None:
-        if node.op == "function" and node.target in ("softmax", "tensor_softmax", "log_softmax", "normalize"):
-            ndim = len(self.shapes[node.name].shape)
-            dim = argument(node, "dim", 1 if node.target == "normalize" else None)
-            dims = [d % ndim for d in ([implicit_dim(ndim)] if dim is None else dim if many(dim) else [dim])]
-            return self._mixed_over(node, self._of(node.args[0]), dims)
-        self._pin_all(node, f"{self.title(node)} mixes channels")
-        labels = self._of(node.args[0])
-        return labels if node.target in ("layer_norm", "group_norm", "batch_norm") else None
-
-    _number = _pin

@@ -24,7 +24,7 @@ from brickyard.network._network import Network, Node, Ref, map_refs, overwrites,
 from brickyard.network._torch_private import is_pure, store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
-_LIKE = {"new_zeros", "new_ones", "new_full"}  # use no values of their input
+_LIKE = {"new_zeros", "new_ones", "new_full", "new_tensor"}  # use no values of their input
 _SIZES = {"shape", "size", "dim", "floordiv", "mod"}
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
 _MOST_PLACES = 4096
@@ -105,8 +105,8 @@ def _fold(draft: Draft) -> None:
             groups[node.name] = {node.target.rpartition(".")[0]}
             if isinstance(known[node.name], nn.Parameter):
                 trained.add(node.name)
-        elif _is_constant(node, inputs, known, computed, draft):
-            known[node.name] = _result(draft, node, known)
+        elif _is_constant(node, inputs, known, computed, draft) and _is_stored(value := _result(draft, node, known)):
+            known[node.name] = value
             computed.add(node.name)
             groups[node.name] = set().union(*(groups.get(name, set()) for name in inputs))
             if trained & set(inputs):
@@ -126,6 +126,10 @@ def _fold(draft: Draft) -> None:
 
 def _with_places(node: Node, known: Mapping[str, Any]) -> Node:
     """Write places along a dimension as numbers where a subscript takes them from a buffer."""
+    if node.op == "function" and node.target == "index_select" and isinstance(node.args[2:], tuple) and node.args[2:]:
+        places = known.get(node.args[2].node) if isinstance(node.args[2], Ref) else None
+        if isinstance(places, Tensor) and places.ndim == 1 and 0 < len(places) <= _MOST_PLACES and node.args[1] >= 0:
+            return replace(node, target="take", args=(node.args[0], node.args[1], places.tolist()))
     if node.op != "function" or node.target != "getitem" or len(node.args) != 2:
         return node
 
@@ -157,6 +161,11 @@ def _result(draft: Draft, node: Node, known: Mapping[str, Any]) -> Any:
     with torch.no_grad():
         result = call(*args, **kwargs)
     return tuple(result) if isinstance(result, torch.Size) else result
+
+
+def _is_stored(value: Any) -> bool:
+    """Whether a file can hold a value; complex numbers stay pairs of others until they are needed."""
+    return not (isinstance(value, Tensor) and value.is_complex())
 
 
 def _constant(draft: Draft, name: str, home: str, value: Tensor, trained: bool) -> Node:
@@ -205,6 +214,9 @@ _SIGNATURES = {
     "batch_norm": inspect.signature(F.batch_norm),
     "layer_norm": inspect.signature(F.layer_norm),
     "group_norm": inspect.signature(F.group_norm),
+    "rms_norm": inspect.signature(F.rms_norm),
+    "instance_norm": inspect.signature(F.instance_norm),
+    "prelu": inspect.signature(lambda input, weight: None),
 }
 
 
@@ -314,12 +326,37 @@ def _batch_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
     }
 
 
+def _rms_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    shape = _listed(values["normalized_shape"])
+    return "RMSNorm", {"normalized_shape": shape, "eps": values["eps"], "elementwise_affine": "weight" in sizes}
+
+
+def _instance_norm(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    tracked = "running_mean" in sizes
+    if ("weight" in sizes) != ("bias" in sizes) or values["use_input_stats"] == tracked or x.ndim < 3:
+        return None
+    return f"InstanceNorm{x.ndim - 2}d", {
+        "num_features": int(x.shape[1]),
+        "eps": values["eps"],
+        "momentum": values["momentum"],
+        "affine": "weight" in sizes,
+        "track_running_stats": tracked,
+    }
+
+
+def _prelu(values: dict[str, Any], sizes: _Sizes, x: Any) -> _Found:
+    return ("PReLU", {"num_parameters": sizes["weight"][0]}) if "weight" in sizes else None
+
+
 _READ: dict[str, Callable[[dict[str, Any], _Sizes, Any], _Found]] = {
     **{f"conv{transpose}{n}d": _conv for n in (1, 2, 3) for transpose in ("", "_transpose")},
     "linear": _linear,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,
+    "rms_norm": _rms_norm,
+    "instance_norm": _instance_norm,
+    "prelu": _prelu,
 }
 
 

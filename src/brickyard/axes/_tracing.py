@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from brickyard.axes._answers import Path, as_rows, at, can_be_logits, logits_in, path_to_logits, told_of, with_rows
+from brickyard.axes._converting import attribute, converted, own_copy, shared_layer
 from brickyard.axes._exporting import export_draft
 from brickyard.axes._lowering import Draft, lowered
 from brickyard.axes._places import (
@@ -31,15 +30,15 @@ from brickyard.axes._places import (
     not_finite,
     parting_step,
 )
-from brickyard.base._errors import BrickyardError, TraceError
+from brickyard.axes._settling import settle
+from brickyard.axes._sizes import ODD, fix_numbers, larger
+from brickyard.base._errors import BrickyardError, BrickyardWarning, TraceError
 from brickyard.base._messages import first_line
-from brickyard.base._sides import BATCHED, BATCHES
-from brickyard.network._arguments import canonical
-from brickyard.network._functions import function_name, method_name
+from brickyard.base._sides import BATCHED, BATCHES, by_sides
 from brickyard.network._identity import source_of, wrapped
-from brickyard.network._layer_types import build_layer, describe_layer, find_type
-from brickyard.network._network import Network, Node, Ref, overwrites
-from brickyard.network._torch_private import ASSERT, ASSERT_IS_NONE, NO_FORWARD, hooked, store, stored
+from brickyard.network._layer_types import find_type
+from brickyard.network._network import Network
+from brickyard.network._torch_private import NO_FORWARD, hooked
 from brickyard.network._untouched import as_before
 
 _tracing = threading.RLock()
@@ -160,8 +159,11 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
         path = _path(model, result, len(example), output)
         logits = at(result, path)
         _checked(model, logits, example, partial(_first_not_finite, model, path))
-        network = with_rows(lowered(_trace(model, example.clone(), path)), logits.ndim)
+        other = _larger(model, example, path)
+        network = with_rows(lowered(_trace(model, example.clone(), path, other)), logits.ndim)
         _check_equal(model, network, _three_images(example), partial(_call, model, output))
+        if other is not None:
+            _warn_of_sizes(partial(_call, model, output), network, other, example)
     return network
 
 
@@ -336,22 +338,78 @@ def _checked(
     return logits
 
 
-def _trace(model: nn.Module, example: Tensor, path: Path) -> Draft:
-    """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows."""
+def _larger(model: nn.Module, example: Tensor, path: Path) -> Tensor | None:
+    """A larger image, if the model takes one."""
+    image = larger(example)
+    try:
+        logits = at(model(image.clone()), path)
+    except Exception:  # whatever the model's own code raises
+        return None
+    return image if isinstance(logits, Tensor) and can_be_logits(logits, 1) else None
+
+
+def _warn_of_sizes(run: Callable[[Tensor], Tensor], network: Network, other: Tensor, example: Tensor) -> None:
+    """Say if the network runs on larger images, but returns something else than the model."""
+
+    def differs(images: Tensor) -> bool:
+        try:
+            found, wanted = network(images.clone()), run(images)
+        except Exception:  # one of them takes no such images, and says so where it is given them
+            return False
+        return not _close(found, wanted, 1e-3)
+
+    if differs(other) or differs(larger(example, ODD)):
+        warnings.warn(
+            "the model computes with sizes of its images in a way that cannot be followed: what was read of it holds "
+            f"for images like those of {by_sides(example.shape[2:])}; give it images of that size",
+            BrickyardWarning,
+            stacklevel=2,
+        )
+
+
+def _trace(model: nn.Module, example: Tensor, path: Path, other: Tensor | None = None) -> Draft:
+    """Trace symbolically; use `torch.export` if that fails, or leaves unknown operations that export knows.
+
+    Args:
+        model: The model.
+        example: Images.
+        path: The way to the logits in what it returns.
+        other: A larger image, if the model takes one.
+    """
     with _tracing:  # torch's tracer and exporter patch functions that all threads use
-        return _traced(model, example, path)
+        return _traced(model, example, path, other)
 
 
-def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
+def _exported(model: nn.Module, example: Tensor, path: Path, other: Tensor | None) -> Draft | str:
+    """Export a model for images of any size if it takes them and can be read so, else for those of one size."""
+    if other is not None:
+        found = export_draft(model, example, path, any_size=True)
+        if isinstance(found, Draft) and not found.unknown() and _suits(found, model, other, path):
+            return found
+    return export_draft(model, example, path)
+
+
+def _suits(draft: Draft, model: nn.Module, images: Tensor, path: Path) -> bool:
+    """Whether a model as it was read returns for some images what the model does."""
+    try:
+        fix_numbers(draft, images)
+        return _close(draft.network()(images), at(model(images.clone()), path), 1e-4)
+    except Exception:  # a step that was read for one size can fail in any way
+        return False
+
+
+def _traced(model: nn.Module, example: Tensor, path: Path, other: Tensor | None) -> Draft:
     if type(model) is Network and not hooked(model):
         return _as_draft(model, example)
     tracer = _Tracer()
     try:
-        draft = _convert(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines, path)
+        draft = converted(model, tracer.trace(model, concrete_args=_defaults(model)), example, tracer.lines, path)
+        settle(draft)
+        fix_numbers(draft, other)
     except BrickyardError:
         raise
     except Exception as error:
-        exported = export_draft(model, example, path)
+        exported = _exported(model, example, path, other)
         if isinstance(exported, Draft):
             return exported
         where = f" in layer {tracer.deepest!r}" if tracer.deepest else ""
@@ -363,7 +421,7 @@ def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
         ) from error
     unknown = draft.unknown()
     if unknown:
-        exported = export_draft(model, example, path)
+        exported = _exported(model, example, path, other)
         if isinstance(exported, Draft) and len(exported.unknown()) < len(unknown):
             return exported
     return draft
@@ -372,8 +430,8 @@ def _traced(model: nn.Module, example: Tensor, path: Path) -> Draft:
 def _as_draft(network: Network, example: Tensor) -> Draft:
     """Take a network's own steps: it is data already."""
     layers = {name: shared_layer(network.layer(name)) for name in network.layer_names}
-    tensors = {name: _attribute(network, name, "") for name in network.tensor_names}
-    foreign = {name: _own_copy(call) if isinstance(call, nn.Module) else call for name, call in network.foreign.items()}
+    tensors = {name: attribute(network, name, "") for name in network.tensor_names}
+    foreign = {name: own_copy(call) if isinstance(call, nn.Module) else call for name, call in network.foreign.items()}
     return Draft(list(network.nodes), layers, tensors, foreign, example)
 
 
@@ -404,184 +462,3 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
             "a module that supplies the rest",
         )
     return {p.name: p.default for p in rest} or None
-
-
-def _convert(model: nn.Module, graph: fx.Graph, example: Tensor, lines: dict[str, str], path: Path) -> Draft:
-    draft = Draft([], {}, {}, {}, example)
-    nodes = draft.nodes
-    same: dict[str, Ref] = {}
-    for step in graph.nodes:
-        if step.op == "output":
-            step.args = (at(step.args[0], path),)
-        args, kwargs = _arguments(step, same)
-        target = str(step.target)
-        draft.homes[step.name] = next(reversed(step.meta.get("nn_module_stack") or [""]))
-        if step.op == "placeholder":
-            if nodes and not all(_checks_default(user) for user in step.users):
-                raise TraceError(
-                    "trace-forward-inputs",
-                    f"{type(model).__name__}.forward{after(line_of_forward(model))} takes a second input, "
-                    f"{step.name!r}; only one is supported: wrap it in a module that supplies the rest",
-                )
-            if not nodes:
-                nodes.append(Node(step.name, "input"))
-        elif step.op == "call_module":
-            module = model.get_submodule(target)
-            if _representable(module) and len(args) == 1 and not kwargs:  # more would change what a layer does
-                draft.layers.setdefault(target, shared_layer(module))
-                nodes.append(Node(step.name, "layer", target, args, kwargs))
-            else:
-                draft.foreign[target] = draft.foreign.get(target) or _own_copy(module)
-                nodes.append(Node(step.name, "function", target, args, kwargs))
-        elif step.op == "get_attr":
-            draft.tensors[target] = _attribute(model, target, lines.get(step.name, ""))
-            nodes.append(Node(step.name, "tensor", target))
-        elif step.op == "output":
-            nodes.append(Node(step.name, "output", "", args))
-        elif step.target is ASSERT_IS_NONE or (isinstance(step.target, type) and _only_returned(step)):
-            continue
-        elif _is_idle(step):
-            same[step.name] = args[0]
-        else:
-            node = _function_node(step, args, kwargs, draft.foreign)
-            if node is not None:
-                nodes.append(node)
-        if nodes and nodes[-1].name == step.name:
-            nodes[-1] = replace(nodes[-1], line=lines.get(step.name, ""))
-            if _overwrites(nodes[-1], draft):
-                _pass_on(nodes[-1], same)
-    _keep_from_layers(draft)
-    return draft
-
-
-def _overwrites(node: Node, draft: Draft) -> bool:
-    """Whether a step overwrites the tensor it is given; not `+=` of Python, which may be given a number."""
-    if not node.args or not isinstance(node.args[0], Ref) or node.op not in ("layer", "function"):
-        return False
-    name = node.target.partition(" ")[0]
-    if name in ("iadd", "imul") or name.endswith("__"):
-        return False
-    layer = draft.layers[node.target] if node.op == "layer" else None
-    return overwrites(node, layer, draft.foreign.get(node.target))
-
-
-def _pass_on(node: Node, same: dict[str, Ref]) -> None:
-    """Let later steps take a value that was overwritten from the step that did it, under whatever name they know it."""
-    before, after = node.args[0], Ref(node.name)
-    same.update({name: after for name, ref in same.items() if ref == before})
-    same[before.node] = after
-
-
-def _keep_from_layers(draft: Draft) -> None:
-    """Rename bare tensors that belong to a layer that also runs: a layer does not share its tensors."""
-    for index, node in enumerate(draft.nodes):
-        group, _, leaf = node.target.rpartition(".")
-        if node.op == "tensor" and group in draft.layers:
-            name = f"{group}_{leaf}"
-            draft.tensors[name] = draft.tensors[node.target]
-            draft.nodes[index] = replace(node, target=name)
-
-
-def _checks_default(user: fx.Node) -> bool:
-    """Whether a step only checks that an argument has its default."""
-    is_none, is_equal = ASSERT_IS_NONE, operator.eq
-    return user.target is is_none or (user.target is is_equal and all(check.target is ASSERT for check in user.users))
-
-
-def _only_returned(step: fx.Node) -> bool:
-    """Whether nothing is done with a value but to return it, as with the object that holds the logits."""
-    return all(user.op == "output" for user in step.users)
-
-
-def _is_idle(step: fx.Node) -> bool:
-    """Whether a step is stochastic depth, which does nothing in evaluation mode."""
-    training = step.args[3] if len(step.args) > 3 else step.kwargs.get("training", True)
-    return getattr(step.target, "__name__", "") == "stochastic_depth" and training is False
-
-
-def _function_node(
-    step: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], foreign: dict[str, Callable[..., Any]]
-) -> Node | None:
-    if step.op == "call_method":
-        name = method_name(str(step.target))
-        call: Callable[..., Any] = getattr(Tensor, str(step.target))
-        title = f"Tensor.{step.target}"
-    else:
-        call = step.target  # type: ignore[assignment]
-        title = getattr(call, "__name__", str(call))
-        if title == "_assert":
-            return None
-        name = function_name(call)
-        if call is getattr and args[1] == "shape":
-            name, args = "shape", args[:1]
-    if name is None:
-        target = f"{title} ({step.name})"
-        foreign[target] = call
-        return Node(step.name, "function", target, args, kwargs)
-    return Node(step.name, "function", name, *canonical(name, args, kwargs))
-
-
-def _arguments(step: fx.Node, same: dict[str, Ref]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A step's arguments; `same` maps steps that only pass on an earlier value."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return same.get(value.name) or Ref(value.name)
-        if isinstance(value, slice):
-            return slice(plain(value.start), plain(value.stop), plain(value.step))
-        if isinstance(value, tuple):
-            return tuple(plain(item) for item in value)
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return value
-
-    args = tuple(plain(value) for value in step.args)
-    kwargs = {key: plain(value) for key, value in step.kwargs.items()}
-    if step.op == "call_module" and not args and len(kwargs) == 1:  # layers name their one input as they like
-        args = (kwargs.popitem()[1],)
-    return args, kwargs
-
-
-def _representable(module: nn.Module) -> bool:
-    return find_type(module) is not None and not getattr(module, "return_indices", False)
-
-
-def shared_layer(module: nn.Module) -> nn.Module:
-    """A plain copy of a layer, in evaluation mode, that shares its weights but not its hooks."""
-    entry = find_type(module)
-    assert entry is not None
-    found = build_layer(entry.name, describe_layer(module))
-    for name in stored(found):
-        value = getattr(module, name)
-        store(found, name, None if value is None else _ordinary(value))
-    return found.requires_grad_(False)
-
-
-def _own_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module outside the table, in evaluation mode, that shares its weights where it can.
-
-    It becomes part of the network, which moves and converts its parts; the model's own module stays as it is.
-    """
-    shared: dict[int, Any] = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    try:
-        return copy.deepcopy(module, shared).eval()
-    except Exception:  # a module may hold anything; one that cannot be copied is used as it is
-        return module
-
-
-def _ordinary(value: Tensor) -> Tensor:
-    """The same tensor without a history; an inference tensor is copied, since no gradient can pass through it."""
-    return value.detach().clone() if value.is_inference() else value.detach()
-
-
-def _attribute(model: nn.Module, target: str, line: str) -> Tensor:
-    group, _, leaf = target.rpartition(".")
-    value = getattr(model.get_submodule(group), leaf)
-    if not isinstance(value, Tensor):
-        raise TraceError(
-            "trace-control-flow",
-            f"{target!r} is used as a value in the forward{after(line)} and must be a tensor, got "
-            f"{type(value).__name__}; register it as a buffer or a parameter",
-        )
-    is_parameter = isinstance(value, nn.Parameter)
-    return nn.Parameter(_ordinary(value), requires_grad=False) if is_parameter else _ordinary(value)

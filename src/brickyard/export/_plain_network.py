@@ -127,7 +127,7 @@ def _added(place: _Place, path: str) -> list[str]:
         made = f"torch.zeros({literal(tuple(value.shape))}{type_})"
         made = f"nn.Parameter({made})" if isinstance(value, nn.Parameter) else made
         where = place.tensor(name)
-        plain = where.startswith("._") or isinstance(value, nn.Parameter)
+        plain = where.startswith(("._parameters[", "._buffers[")) or isinstance(value, nn.Parameter)
         lines += wrapped(f"{path}{where} = {made}" if plain else f"{path}.register_buffer({literal(name)}, {made})", 8)
     for name, inner in place.inner.items():
         if place.spec is not None:

@@ -177,8 +177,10 @@ def callee(entry: Function) -> str:
 def function(target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Names) -> str:
     """A call of a function of the table as Python."""
     entry = FUNCTIONS[target]
-    if entry.python:
+    if "{" in entry.python:
         return _by_template(entry, args, kwargs, names)
+    if entry.python:
+        return f"{entry.python}({arguments(args, kwargs, names)})"
     name = callee(entry)
     method = name.removeprefix("torch.Tensor.")
     if method != name and args and isinstance(args[0], Ref):
@@ -188,8 +190,8 @@ def function(target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], name
 
 def assigned(target: str) -> str:
     """The sign of a function that Python writes as an assignment, such as "+=", or ""."""
-    sign = FUNCTIONS[target].python.removeprefix("{input} ").removesuffix(" {other}")
-    return sign if sign.endswith("=") else ""
+    entry = FUNCTIONS[target]
+    return entry.python.removeprefix("{input} ").removesuffix(" {other}") if entry.in_place else ""
 
 
 def _by_template(entry: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Names) -> str:

@@ -155,6 +155,10 @@ def _multiply_adds(name: str, args: Any, outputs: list[Tensor]) -> int:
         return made * inside
     if name in ("mm", "bmm", "mv", "dot"):
         return made * int(args[0].shape[-1])
+    if "cdist" in name:
+        return made * int(args[0].shape[-1])
+    if name in ("_trilinear", "bilinear"):
+        return made * int(math.prod(args[2].shape[-2:] if name == "bilinear" else args[1].shape))
     if name in ("addmm", "baddbmm", "addmv"):
         return made * int(args[1].shape[-1])
     if "scaled_dot_product" in name:

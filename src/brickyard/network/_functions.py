@@ -19,7 +19,23 @@ MAX_DIMS = 64
 MAX_NUMBER = 1 << 63
 _SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 
-FunctionRole = Literal["pointwise", "binary", "spatial", "move", "reduce", "attend", "pad", "pin", "number"]
+FunctionRole = Literal[
+    "pointwise",
+    "binary",
+    "spatial",
+    "move",
+    "regroup",
+    "halve",
+    "reduce",
+    "along",
+    "places",
+    "sample",
+    "attend",
+    "pad",
+    "made",
+    "pin",
+    "number",
+]
 
 
 @dataclass(frozen=True)
@@ -29,13 +45,16 @@ class Function:
     Attributes:
         name: The name in files.
         call: The function to run.
-        role: What it does to channels: as for layers, or binary (joins two values element by element), reduce (sums
-            or averages some dimensions), attend (sums products of activations), pad, number (returns sizes or other
-            plain numbers, no tensor).
+        role: What it does to channels: as for layers, or binary (joins values element by element), halve (joins two
+            halves of a dimension), reduce (makes one number of those
+            along some dimensions), along (mixes numbers along some dimensions, which stay), places (takes or puts
+            numbers along a dimension where another value says), sample (reads maps where a grid says), attend (sums
+            products of activations), pad, made (makes a value from sizes), number (returns sizes or other plain
+            numbers, no tensor).
         same: Equivalent callables that take the same arguments.
         methods: Names of equivalent tensor methods that take the same arguments.
-        python: How Python writes it, by the names of its arguments, where it is neither a function of torch nor a
-            method of tensors: "{input} + {other}".
+        python: How Python writes it where it is neither a function of torch nor a method of tensors: by the names of
+            its arguments, as in "{input} + {other}", or the name of a function that takes the same arguments.
     """
 
     name: str
@@ -65,6 +84,38 @@ def _take(x: torch.Tensor, dim: int, places: Sequence[int]) -> torch.Tensor:
 def _mean_of(x: torch.Tensor, dim: int | tuple[int, ...] | None, keepdim: bool, share: float) -> torch.Tensor:
     """Average over numbers of which only a share is in `x`; the others are zero."""
     return x.mean(dim, keepdim) * share
+
+
+def _neg(x: Any) -> Any:
+    """Minus a tensor, or a size."""
+    return torch.neg(x) if isinstance(x, torch.Tensor) else -x
+
+
+def _arange(x: torch.Tensor, start: Any, end: Any, step: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers one step apart, on the device of a value."""
+    return torch.arange(start, end, step, dtype=dtype, device=x.device)
+
+
+def _linspace(x: torch.Tensor, start: Any, end: Any, steps: int, dtype: torch.dtype) -> torch.Tensor:
+    """Evenly spaced numbers, on the device of a value."""
+    return torch.linspace(start, end, steps, dtype=dtype, device=x.device)
+
+
+def _to_type(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype)
+
+
+def _meshgrid(tensors: Sequence[torch.Tensor], indexing: str) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.meshgrid(*tensors, indexing=indexing))
+
+
+def _plain_tuple(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch that returns named values, with a plain tuple of them."""
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(call(*args, **kwargs))
+
+    return run
 
 
 def _guarded(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -97,8 +148,26 @@ def _operator(name: str, call: Callable[[Any, Any], Any], role: FunctionRole, si
     return Function(name, _guarded(call), role, (call,), python=f"{{input}} {sign} {{other}}")
 
 
-def _method(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
-    return Function(name, getattr(torch.Tensor, name), role, same, (name,))
+def _method(name: str, role: FunctionRole, *same: Callable[..., Any], also: tuple[str, ...] = ()) -> Function:
+    return Function(name, getattr(torch.Tensor, name), role, same, (name, *also))
+
+
+def _compared(name: str, sign: str) -> Function:
+    call = getattr(operator, name)
+    more = (call, getattr(torch, name))
+    return Function(name, _guarded(call), "binary", more, (name,), f"{{input}} {sign} {{other}}")
+
+
+def _methods(role: FunctionRole, *names: str) -> tuple[Function, ...]:
+    """Methods that torch has as functions of the same name too."""
+    return tuple(_method(name, role, getattr(torch, name)) for name in names)
+
+
+def _several(role: FunctionRole, call: Callable[..., Any], name: str = "") -> Function:
+    """A function of torch that returns several values."""
+    of_torch = call.__name__
+    method = (of_torch,) if not name and hasattr(torch.Tensor, of_torch) else ()
+    return Function(name or of_torch, _plain_tuple(call), role, () if name else (call,), method, f"torch.{of_torch}")
 
 
 def _functional(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Function:
@@ -106,8 +175,9 @@ def _functional(name: str, role: FunctionRole, *same: Callable[..., Any]) -> Fun
 
 
 _ACTIVATIONS = (
-    *("relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "softplus"),
-    *("hardswish", "hardsigmoid", "hardtanh", "dropout", "dropout2d"),
+    *("relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "softplus", "softsign", "logsigmoid"),
+    *("hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "tanhshrink", "threshold", "rrelu"),
+    *("dropout", "dropout2d", "alpha_dropout"),
 )
 _POINTWISE = (
     Function("relu", F.relu, "pointwise", (torch.relu,), ("relu",)),
@@ -115,26 +185,28 @@ _POINTWISE = (
     Function("tanh", torch.tanh, "pointwise", (F.tanh,), ("tanh",)),
     *(_functional(name, "pointwise") for name in _ACTIVATIONS),
     _method("relu_", "pointwise", torch.relu_, F.relu_),
-    _method("clamp", "pointwise", torch.clamp),
-    _method("clamp_min", "pointwise", torch.clamp_min),
-    _method("abs", "pointwise", torch.abs),
-    _method("square", "pointwise", torch.square),
-    _method("sqrt", "pointwise", torch.sqrt),
-    _method("exp", "pointwise", torch.exp),
-    _method("log", "pointwise", torch.log),
-    _method("sin", "pointwise", torch.sin),
-    _method("cos", "pointwise", torch.cos),
-    _method("rsqrt", "pointwise", torch.rsqrt),
-    _method("reciprocal", "pointwise", torch.reciprocal),
-    _method("erf", "pointwise", torch.erf),
+    _method("clamp", "pointwise", torch.clamp, torch.clip, also=("clip",)),
+    _method("abs", "pointwise", torch.abs, torch.absolute, operator.abs, also=("absolute",)),
+    *_methods(
+        "pointwise", "clamp_min", "clamp_max", "square", "sqrt", "exp", "log", "sin", "cos", "rsqrt", "reciprocal"
+    ),
+    *_methods("pointwise", "erf", "sign", "floor", "ceil", "round", "trunc", "frac", "log1p", "expm1", "log2", "log10"),
+    *_methods("pointwise", "exp2", "tan", "atan", "asin", "acos", "sinh", "cosh", "nan_to_num", "isnan", "isfinite"),
     Function("pow", _guarded(operator.pow), "pointwise", (operator.pow, torch.pow), ("pow",), "{input} ** {exponent}"),
-    _method("neg", "pointwise", torch.neg, operator.neg),
+    Function("neg", _neg, "pointwise", (operator.neg, torch.neg, torch.negative), ("neg", "negative"), "-{input}"),
+    _method("logical_not", "pointwise", torch.logical_not),
+    _method("bitwise_not", "pointwise", torch.bitwise_not, operator.invert),
+    *(Function(name, getattr(torch, name), "pointwise") for name in ("zeros_like", "ones_like", "full_like")),
+    *(Function(name, getattr(torch, name), "pointwise") for name in ("real", "imag", "angle")),
     _method("contiguous", "pointwise"),
     _method("clone", "pointwise", torch.clone),
     _method("detach", "pointwise"),
     _method("float", "pointwise"),
+    Function("to_type", _to_type, "pointwise", python="{input}.to({dtype})"),
+    _method("type_as", "pointwise"),
 )
 
+_COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 _BINARY = (
     _operator("add", operator.add, "binary", "+"),
     _operator("sub", operator.sub, "binary", "-"),
@@ -144,18 +216,25 @@ _BINARY = (
     _operator("imul", operator.imul, "binary", "*="),
     Function("tensor_add", torch.add, "binary", (), ("add",)),
     Function("tensor_mul", torch.mul, "binary", (torch.multiply,), ("mul", "multiply")),
-    Function("tensor_sub", torch.sub, "binary", (torch.subtract,), ("sub",)),
-    Function("tensor_div", torch.div, "binary", (torch.true_divide,), ("div",)),
+    Function("tensor_sub", torch.sub, "binary", (torch.subtract,), ("sub", "subtract")),
+    Function("tensor_div", torch.div, "binary", (torch.true_divide, torch.divide), ("div", "true_divide", "divide")),
     _method("add_", "binary"),
     _method("mul_", "binary"),
     _method("sub_", "binary"),
     _method("div_", "binary"),
-    _method("addcmul", "binary", torch.addcmul),
     _method("maximum", "binary", torch.maximum),
     _method("minimum", "binary", torch.minimum),
+    *(_compared(name, sign) for name, sign in zip(_COMPARED, ("==", "!=", "<", "<=", ">", ">="), strict=True)),
+    *_methods("binary", "addcmul", "addcdiv", "lerp", "hypot", "atan2", "fmod", "remainder", "masked_fill"),
+    *_methods("binary", "logical_and", "logical_or", "logical_xor"),
+    _method("bitwise_and", "binary", torch.bitwise_and, operator.and_),
+    _method("bitwise_or", "binary", torch.bitwise_or, operator.or_),
+    _method("bitwise_xor", "binary", torch.bitwise_xor, operator.xor),
+    Function("where", torch.where, "binary"),
+    Function("complex", torch.complex, "binary"),
 )
 
-_POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3))
+_POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp") for n in (1, 2, 3))
 _SPATIAL = tuple(_functional(name, "spatial") for name in (*_POOLS, "interpolate"))
 
 _TAKE = "{input}.index_select({dim}, torch.tensor({places}, dtype=torch.int64, device={input}.device))"
@@ -170,51 +249,102 @@ _MOVE = (
     _method("reshape_as", "move"),
     _method("view_as", "move"),
     _method("repeat", "move"),
+    _method("tile", "move", torch.tile),
+    _method("repeat_interleave", "move", torch.repeat_interleave),
     _method("permute", "move", torch.permute),
-    _method("transpose", "move", torch.transpose, torch.swapaxes, torch.swapdims),
+    _method("transpose", "move", torch.transpose, torch.swapaxes, torch.swapdims, also=("swapaxes", "swapdims")),
+    _method("movedim", "move", torch.movedim, torch.moveaxis, also=("moveaxis",)),
+    _method("t", "move", torch.t),
     _method("squeeze", "move", torch.squeeze),
     _method("unsqueeze", "move", torch.unsqueeze),
     _method("chunk", "move", torch.chunk),
     _method("split", "move", torch.split),
+    _method("tensor_split", "move", torch.tensor_split),
     _method("unbind", "move", torch.unbind),
-    _method("expand", "move"),
+    Function("tensor_unfold", torch.Tensor.unfold, "move", (), ("unfold",)),
+    _method("expand", "move", torch.broadcast_to, also=("broadcast_to",)),
     _method("expand_as", "move"),
     _method("flip", "move", torch.flip),
     _method("roll", "move", torch.roll),
+    _method("rot90", "move", torch.rot90),
     _functional("channel_shuffle", "move", torch.channel_shuffle),
+    Function("meshgrid", _meshgrid, "move", python="torch.meshgrid(*{tensors}, indexing={indexing})"),
     Function("take", _take, "move", python=_TAKE),
 )
+
+_REGROUP = tuple(_functional(name, "regroup") for name in ("pixel_shuffle", "pixel_unshuffle", "unfold", "fold"))
 
 _REDUCE = (
     _method("mean", "reduce", torch.mean),
     _method("sum", "reduce", torch.sum),
-    _method("amax", "reduce", torch.amax),
-    _method("norm", "reduce", torch.norm),
+    _method("norm", "reduce", torch.norm, torch.linalg.vector_norm),
+    *_methods("reduce", "amax", "amin", "prod", "any", "all", "std", "var", "logsumexp", "argmax", "argmin"),
+    *(_several("reduce", getattr(torch, name), f"{name}_along") for name in ("max", "min", "median")),
+    *(_several("reduce", call) for call in (torch.var_mean, torch.std_mean, torch.kthvalue)),
     Function("mean_of", _mean_of, "reduce", python="{input}.mean({dim}, {keepdim}) * {share}"),
 )
 
+_TRANSFORMS = ("fft", "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn")
+_ALONG = (
+    *_methods("along", "cumsum", "cumprod", "argsort", "tril", "triu"),
+    *(_several("along", call) for call in (torch.sort, torch.topk, torch.cummax, torch.cummin)),
+    *(
+        Function(f"fft_{name}", getattr(torch.fft, name), "along", python=f"torch.fft.{name}")
+        for name in (*_TRANSFORMS, "fftshift", "ifftshift")
+    ),
+)
+_PLACES = tuple(_methods("places", "gather", "scatter", "scatter_add", "index_select"))
+
 _ATTEND = (
-    _method("matmul", "attend", torch.matmul, operator.matmul, torch.bmm),
+    _method("matmul", "attend", torch.matmul, operator.matmul, torch.bmm, torch.mm, also=("bmm", "mm")),
     Function("einsum", torch.einsum, "attend"),
     _functional("scaled_dot_product_attention", "attend"),
 )
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 _PIN = (
     Function("softmax", F.softmax, "pin"),
     Function("tensor_softmax", torch.softmax, "pin", (), ("softmax",)),
-    _functional("log_softmax", "pin"),
-    _functional("layer_norm", "pin"),
-    _functional("group_norm", "pin"),
-    _functional("normalize", "pin"),
+    *(_functional(name, "pin") for name in ("log_softmax", "softmin", "normalize")),
+    *(_functional(name, "pin") for name in ("layer_norm", "group_norm", "rms_norm", "instance_norm")),
+    _functional("local_response_norm", "pin"),
     *(_functional(name, "pin") for name in ("conv1d", "conv2d", "conv3d")),
     *(_functional(f"conv_transpose{n}d", "pin") for n in (1, 2, 3)),
-    _functional("linear", "pin"),
+    *(_functional(name, "pin") for name in ("linear", "bilinear", "embedding", "prelu")),
     _functional("batch_norm", "pin"),
+    _functional("cosine_similarity", "pin"),
+    _functional("pairwise_distance", "pin"),
+    Function("cdist", torch.cdist, "pin"),
+    _method("outer", "pin", torch.outer, also=("ger",)),
+    _method("baddbmm", "pin", torch.baddbmm),
+    _method("addmm", "pin", torch.addmm),
+    _functional("affine_grid", "pin"),
+    _method("stft", "pin", torch.stft),
+    Function("view_as_complex", torch.view_as_complex, "pin"),
+    Function("view_as_real", torch.view_as_real, "pin"),
+    *(Function(name, getattr(torch, name), "pin") for name in _RECURRENT),
+)
+
+_MADE = (
+    Function("new_full", torch.Tensor.new_full, "made"),
+    Function(
+        "arange",
+        _arange,
+        "made",
+        python="torch.arange({start}, {end}, {step}, dtype={dtype}, device={input}.device)",
+    ),
+    Function(
+        "linspace",
+        _linspace,
+        "made",
+        python="torch.linspace({start}, {end}, {steps}, dtype={dtype}, device={input}.device)",
+    ),
 )
 
 _NUMBER = (
     _method("size", "number"),
-    _method("dim", "number"),
+    _method("dim", "number", also=("ndimension",)),
+    _method("numel", "number", torch.numel, also=("nelement",)),
     Function("shape", _shape, "number", python="{input}.shape"),
     _operator("floordiv", operator.floordiv, "number", "//"),
     _operator("mod", operator.mod, "number", "%"),
@@ -227,10 +357,16 @@ FUNCTIONS: dict[str, Function] = {
         *_BINARY,
         *_SPATIAL,
         *_MOVE,
+        *_REGROUP,
         *_REDUCE,
+        *_ALONG,
+        *_PLACES,
         *_ATTEND,
         *_PIN,
+        *_MADE,
         *_NUMBER,
+        _functional("glu", "halve"),
+        _functional("grid_sample", "sample"),
         _functional("pad", "pad", PAD),
     )
 }

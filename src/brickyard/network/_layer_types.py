@@ -19,7 +19,7 @@ from brickyard.base._errors import FileError, SurgeryError
 from brickyard.base._messages import told
 from brickyard.network._mixing import Config, Convolution, Dims, Linear, Mixing, Transposed
 
-Role = Literal["mix", "follow", "pointwise", "spatial", "move", "normalise"]
+Role = Literal["mix", "follow", "pointwise", "spatial", "move", "regroup", "halve", "normalise"]
 """What a layer does to channels.
 
 mix: reads one channel axis and writes another (convolution, linear).
@@ -27,6 +27,8 @@ follow: holds numbers of its own for every channel or group of channels (batch n
 pointwise: treats every number alike (activations, dropout).
 spatial: works within each channel (pooling, upsampling).
 move: only moves numbers to other places (flatten).
+regroup: moves numbers between the channels and the positions of a map (pixel shuffle, unfolding into patches).
+halve: joins the two halves of a dimension (gated linear unit).
 normalise: mixes the numbers along some dimensions (layer norm, softmax), whose channels then stay whole.
 """
 
@@ -78,6 +80,11 @@ _NORM_DIMS: Dims = {"weight": ("out",), "bias": ("out",), "running_mean": ("out"
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+_PATCH = ("kernel_size", "dilation", "padding", "stride")
+_POWER_POOLS = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)
+_PADS = tuple(
+    getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
+)
 
 
 def _mixing(cls: type[nn.Module], mixing: type[Mixing], *config: str) -> LayerType:
@@ -112,7 +119,10 @@ LAYER_TYPES: dict[str, LayerType] = {
             dims={"weight": ("out",)},
             resize=_resize_prelu,
         ),
-        LayerType(cls=nn.InstanceNorm2d, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features),
+        *(
+            LayerType(cls=cls, role="follow", config=_NORM, dims=_NORM_DIMS, resize=_resize_features)
+            for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+        ),
         LayerType(
             cls=nn.GroupNorm,
             role="follow",
@@ -121,6 +131,10 @@ LAYER_TYPES: dict[str, LayerType] = {
             resize=_resize_group_norm,
         ),
         LayerType(cls=nn.LayerNorm, role="normalise", config=("normalized_shape", "eps", "elementwise_affine", "bias")),
+        LayerType(cls=nn.RMSNorm, role="normalise", config=("normalized_shape", "eps", "elementwise_affine")),
+        LayerType(cls=nn.LocalResponseNorm, role="normalise", config=("size", "alpha", "beta", "k")),
+        LayerType(cls=nn.Softmin, role="normalise", config=("dim",)),
+        LayerType(cls=nn.Softmax2d, role="normalise"),
         LayerType(cls=nn.Softmax, role="normalise", config=("dim",)),
         LayerType(cls=nn.LogSoftmax, role="normalise", config=("dim",)),
         _pointwise(nn.Identity),
@@ -141,8 +155,17 @@ LAYER_TYPES: dict[str, LayerType] = {
         _pointwise(nn.Hardswish, "inplace"),
         _pointwise(nn.Hardsigmoid, "inplace"),
         _pointwise(nn.Hardtanh, "min_val", "max_val", "inplace"),
+        _pointwise(nn.Threshold, "threshold", "value", "inplace"),
+        _pointwise(nn.RReLU, "lower", "upper", "inplace"),
+        _pointwise(nn.Hardshrink, "lambd"),
+        _pointwise(nn.Softshrink, "lambd"),
+        _pointwise(nn.Tanhshrink),
         _pointwise(nn.Dropout, "p", "inplace"),
+        _pointwise(nn.Dropout1d, "p", "inplace"),
         _pointwise(nn.Dropout2d, "p", "inplace"),
+        _pointwise(nn.Dropout3d, "p", "inplace"),
+        _pointwise(nn.AlphaDropout, "p", "inplace"),
+        _pointwise(nn.FeatureAlphaDropout, "p", "inplace"),
         _spatial(nn.MaxPool1d, *_POOL, "dilation"),
         _spatial(nn.MaxPool2d, *_POOL, "dilation"),
         _spatial(nn.MaxPool3d, *_POOL, "dilation"),
@@ -152,15 +175,22 @@ LAYER_TYPES: dict[str, LayerType] = {
         _spatial(nn.AdaptiveAvgPool1d, "output_size"),
         _spatial(nn.AdaptiveAvgPool2d, "output_size"),
         _spatial(nn.AdaptiveAvgPool3d, "output_size"),
+        _spatial(nn.AdaptiveMaxPool1d, "output_size"),
         _spatial(nn.AdaptiveMaxPool2d, "output_size"),
+        _spatial(nn.AdaptiveMaxPool3d, "output_size"),
+        *(_spatial(cls, "norm_type", "kernel_size", "stride", "ceil_mode") for cls in _POWER_POOLS),
+        _spatial(nn.UpsamplingNearest2d, "size", "scale_factor"),
+        _spatial(nn.UpsamplingBilinear2d, "size", "scale_factor"),
         _spatial(nn.Upsample, "size", "scale_factor", "mode", "align_corners"),
-        _spatial(nn.ZeroPad2d, "padding"),
-        _spatial(nn.ReflectionPad2d, "padding"),
-        _spatial(nn.ReplicationPad2d, "padding"),
-        _spatial(nn.CircularPad2d, "padding"),
-        _spatial(nn.ConstantPad2d, "padding", "value"),
+        *(_spatial(cls, "padding") for cls in _PADS),
+        *(_spatial(cls, "padding", "value") for cls in (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)),
         LayerType(cls=nn.Flatten, role="move", config=("start_dim", "end_dim")),
         LayerType(cls=nn.ChannelShuffle, role="move", config=("groups",)),
+        LayerType(cls=nn.PixelShuffle, role="regroup", config=("upscale_factor",)),
+        LayerType(cls=nn.PixelUnshuffle, role="regroup", config=("downscale_factor",)),
+        LayerType(cls=nn.Unfold, role="regroup", config=_PATCH),
+        LayerType(cls=nn.Fold, role="regroup", config=("output_size", *_PATCH)),
+        LayerType(cls=nn.GLU, role="halve", config=("dim",)),
     )
 }
 

@@ -27,7 +27,7 @@ NetworkT = TypeVar("NetworkT", bound="Network")
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 }
 _MAX_DEPTH = 16
 _MAX_TEXT = 256
@@ -358,7 +358,29 @@ def overwrites(node: Node, layer: nn.Module | None, call: Callable[..., Any] | N
     return bool(node.kwargs.get("inplace")) or name.endswith("_")
 
 
-_VIEWS = {"detach", "contiguous", "float", "dropout", "dropout2d"}  # which may return their input
+# Besides steps that move numbers: what may return its input, or a view of it.
+_VIEWS = {
+    "detach",
+    "contiguous",
+    "float",
+    "dropout",
+    "dropout2d",
+    "alpha_dropout",
+    "to_type",
+    "type_as",
+    "real",
+    "imag",
+}
+_VIEWS |= {
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "view_as_complex",
+    "view_as_real",
+    "nan_to_num",
+    "round",
+    "trunc",
+    "floor",
+}
 
 
 def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool:
@@ -461,8 +483,10 @@ def _to_json(value: Any, where: str) -> Any:
         return {"ellipsis": True}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
     raise FileError(
         "file-unsupported-operation", f"step {where!r} has an argument {value!r} that cannot be stored as data"
     )
@@ -490,6 +514,8 @@ def _from_json(value: Any, where: str, depth: int) -> Any:
             return tuple(_from_json(item, where, depth + 1) for item in inner)
         if key == "slice" and isinstance(inner, list) and len(inner) == 3:
             return slice(*(_from_json(item, where, depth + 1) for item in inner))
+        if key == "float" and inner in ("inf", "-inf", "nan"):
+            return float(inner)
         if key == "ellipsis" and inner is True:
             return Ellipsis
         if key == "dtype" and isinstance(inner, str) and inner in _DTYPES:

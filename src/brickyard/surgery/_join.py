@@ -24,7 +24,7 @@ from brickyard.axes._graph import Graph
 from brickyard.axes._places import failing_step
 from brickyard.base._errors import SurgeryError
 from brickyard.base._messages import first_line
-from brickyard.network._arguments import listed
+from brickyard.network._arguments import argument, listed
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type, layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, kind, map_refs, refs, step_shapes, with_refs
@@ -155,7 +155,7 @@ class _Builder:
             return True
         if self._moves(node) and self._breaks_single(node):
             return True
-        if node.op != "layer":
+        if node.op != "layer" or self._halves(node):
             return self._breaks_layout(node)
         layer = self.source.layer(node.target)
         if layer_role(layer) == "follow":
@@ -170,6 +170,11 @@ class _Builder:
             return layer_role(self.source.layer(node.target)) == "move"
         return node.target in FUNCTIONS and FUNCTIONS[node.target].role == "move"
 
+    def _halves(self, node: Node) -> bool:
+        if node.op == "layer":
+            return layer_role(self.source.layer(node.target)) == "halve"
+        return node.target in FUNCTIONS and FUNCTIONS[node.target].role == "halve"
+
     def _breaks_layout(self, node: Node) -> bool:
         """Whether moving channels that lie side by side results in an order other than the planned one.
 
@@ -181,11 +186,17 @@ class _Builder:
             (x,) = refs(node)
             dim = self.plan.dim(self._steps[x])
             return dim in [d % self.plan.first.shapes[x].ndim for d in dims]
-        if node.target in ("cat", "repeat"):
+        if self._halves(node):
+            (x,) = refs(node)
+            dim = self.plan.dim(self._steps[x])
+            given: Any = self.source.layer(node.target).dim if node.op == "layer" else argument(node, "dim", -1)
+            whole = dim is not None and int(given) % self.plan.first.shapes[x].ndim == dim
+            pieces = np.split(self._numbers(x, dim), 2) if whole else []
+        elif node.target in ("cat", "repeat", "tile"):
             dim = self.plan.dim(node)
             names = refs(node) if node.target == "cat" else [refs(node)[0]] * 2
             pieces = [self._numbers(name, dim) for name in names]
-        elif node.target in ("chunk", "split"):
+        elif node.target in ("chunk", "split", "tensor_split"):
             values = self.plan.first.labels(node)
             dim = self.plan.dim(self._steps[refs(node)[0]])
             pieces = [self.plan.along(node, dim, place)[0] for place in range(len(values))] if dim is not None else []

@@ -135,6 +135,14 @@ def _take(plan: Plan, node: Node) -> Node:
     return replace(node, args=(node.args[0], dim, new.tolist()))
 
 
+def _new_full(plan: Plan, node: Node) -> Node:
+    changed, sizes = plan.changed(node), node.args[1]
+    if not changed or isinstance(sizes, Ref):
+        return node
+    new = tuple(changed.get(dim, size) for dim, size in enumerate(sizes))
+    return replace(node, args=(node.args[0], new, *node.args[2:]))
+
+
 def _mean(plan: Plan, node: Node) -> Node:
     """Average over channels, counting the dropped ones as zeros."""
     producer = _producer(plan, node)
@@ -156,6 +164,8 @@ _REWRITE: dict[str, Callable[[Plan, Node], Node]] = {
     "unflatten": _unflatten,
     "chunk": _split,
     "split": _split,
+    "tensor_split": _split,
+    "new_full": _new_full,
     "getitem": _getitem,
     "pad": _pad,
     "take": _take,
