@@ -96,7 +96,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     counts = (
         ("exact", sum(map(exact, rows)), len(rows)),
         ("saved and loaded", sum(row["saved"] for row in rows), len(rows)),
-        ("onnx", sum((row["onnx"] or 1.0) < CLOSE for row in rows), len(rows)),
+        ("onnx", sum(row["onnx"] is not None and row["onnx"] < CLOSE for row in rows), len(rows)),
         ("other sizes", sum(map(any_size, sized)), len(sized)),
         ("more than 70 % of the parameters free", sum(row["free"] > 0.7 for row in rows), len(rows)),
     )
@@ -124,8 +124,8 @@ def _missing(row: dict[str, Any]) -> str:
 
 def _short(reason: str) -> str:
     lines = [line for line in reason.splitlines() if line.strip()]
-    kept = next((line for line in lines if "No decompositions" in line or "missing" in line.lower()), lines[0])
-    return "".join(char for char in kept if char.isprintable())[:160]
+    kept = next((line for line in lines if "No ONNX function found" in line or "Error when calling" in line), lines[0])
+    return "".join(char for char in kept.partition("Error'>: ")[2] or kept if char.isprintable())[:140]
 
 
 def _spread(rows: Sequence[dict[str, Any]]) -> list[str]:

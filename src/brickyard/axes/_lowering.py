@@ -25,7 +25,7 @@ from brickyard.network._torch_private import is_pure, store, stored
 
 _MAKERS = {"arange", "zeros", "ones", "full", "linspace", "tensor", "eye"}
 _LIKE = {"new_zeros", "new_ones", "new_full", "new_tensor"}  # use no values of their input
-_SIZES = {"shape", "size", "dim", "floordiv", "mod"}
+_ROWS = ("arange", "linspace")
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, getattr)
 _MOST_PLACES = 4096
 _VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "channel_shuffle"}
@@ -150,6 +150,8 @@ def _is_constant(node: Node, inputs: list[str], known: Mapping[str, Any], comput
     name = node.target.partition(" ")[0].removeprefix("aten.").partition(".")[0]
     if node.op != "function" or ((name.endswith("_") or name in ("iadd", "imul")) and inputs[0] not in computed):
         return False  # in place: the model's own values must not change
+    if node.target in _ROWS:
+        return len(inputs) == 1  # the images, of which it takes the device alone
     if not inputs or name in _LIKE:
         return name in _MAKERS or (name in _LIKE and len(inputs) == 1)
     return not isinstance(draft.foreign.get(node.target), nn.Module) and all(name in known for name in inputs)

@@ -90,7 +90,7 @@ def _convert(draft: Draft, node: Node, values: dict[str, Any], nodes: list[Node]
     """Leave a conversion out that changes nothing; write another one as a function of the table."""
     x, after = node.args[0], values[node.name]
     before = values[x.node]
-    if before.device != after.device:
+    if before.device != after.device or (node.target == "type_as" and before.dtype != after.dtype):
         nodes.append(node)
     elif before.dtype == after.dtype:
         same[node.name] = x

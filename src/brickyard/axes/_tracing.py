@@ -42,6 +42,8 @@ from brickyard.network._torch_private import NO_FORWARD, hooked
 from brickyard.network._untouched import as_before
 
 _tracing = threading.RLock()
+_UNROLLED = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # step by step, for as many steps as an image has
+_MOST_STEPS = 150  # of a network that is exported for images of any size: what torch infers about sizes takes minutes
 
 
 @contextmanager
@@ -382,11 +384,14 @@ def _trace(model: nn.Module, example: Tensor, path: Path, other: Tensor | None =
 
 def _exported(model: nn.Module, example: Tensor, path: Path, other: Tensor | None) -> Draft | str:
     """Export a model for images of any size if it takes them and can be read so, else for those of one size."""
-    if other is not None:
-        found = export_draft(model, example, path, any_size=True)
-        if isinstance(found, Draft) and not found.unknown() and _suits(found, model, other, path):
-            return found
-    return export_draft(model, example, path)
+    found = export_draft(model, example, path)
+    if other is None or not isinstance(found, Draft) or len(found.nodes) > _MOST_STEPS:
+        return found
+    if any(node.target in _UNROLLED for node in found.nodes):
+        return found
+    free = export_draft(model, example, path, any_size=True)
+    suits = isinstance(free, Draft) and not free.unknown() and _suits(free, model, other, path)
+    return free if suits else found
 
 
 def _suits(draft: Draft, model: nn.Module, images: Tensor, path: Path) -> bool:
