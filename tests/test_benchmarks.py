@@ -22,6 +22,7 @@ NAMES = (
     "guards",
     "incremental",
     "sensitivity",
+    "transformer",
     "signals",
     "transfer",
 )
