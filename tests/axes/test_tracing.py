@@ -276,3 +276,39 @@ def test_taking_places_that_do_not_exist_is_an_error() -> None:
     for places in ([6], [-1]):
         with pytest.raises(IndexError, match="size 6"):
             take(x, 1, places)
+
+
+class Registers(nn.Module):
+    """Several learned tokens in front of those of the image, brought to the batch in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.embed, self.tokens = nn.Conv2d(3, 12, 4, 4), nn.Parameter(torch.randn(1, 4, 12))
+        self.wide, self.back, self.head = nn.Linear(12, 10), nn.Linear(10, 12), nn.Linear(12, 4)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        tokens = self.tokens.repeat(count, 1, 1) if self.way == "repeat" else self.tokens.expand(count, -1, -1)
+        tokens = self.tokens.expand(count, 4, 12) if self.way == "sizes" else tokens
+        if self.way == "read elsewhere":
+            tokens = tokens + self.tokens.mean(1, keepdim=True)
+        x = torch.cat([tokens, self.embed(x).flatten(2).transpose(1, 2)], 1)
+        x = x + self.back(torch.relu(self.wide(x)))
+        if self.way == "along channels":
+            x = torch.cat([x, self.tokens.expand(count, -1, -1)[:, :1].expand(-1, x.shape[1], -1)], 2)[:, :, :12]
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("way", ["expand", "repeat", "sizes", "read elsewhere", "along channels"])
+def test_learned_tokens_have_the_channels_of_those_that_they_are_joined_to(way: str) -> None:
+    graph = trace(Registers(way).double(), torch.rand(2, 3, 8, 8, dtype=torch.float64))
+    axis = graph.axis("embed")
+    assert (axis.size, axis.pinned) == (12, ())
+    assert "tokens" in axis.followers
+    keep = {axis.name: torch.arange(1, axis.size, 2) for axis in graph.free}
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(cut(graph, keep)(x), zeroed_output(graph, keep, x)) < 1e-10
+        assert relative(cut(graph, keep)(x), graph.network(x)) > 1e-4

@@ -57,6 +57,7 @@ class ViT(nn.Module):
         self.pool = pool
         self.embed = nn.Conv2d(3, WIDTH, 4, 4)
         self.token, self.places = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.registers = nn.Parameter(torch.randn(1, 3, WIDTH)) if form == "registers" else None
         self.blocks = nn.ModuleList(Block(form) for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(2 * WIDTH if pool == "both" else WIDTH, classes)
@@ -68,6 +69,8 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], 1)
         for block in self.blocks:
             x = block(x)
         if self.pool == "mean first":
@@ -78,7 +81,7 @@ class ViT(nn.Module):
         return self.head(x[:, 0] if self.pool == "token" else x.mean(1))
 
 
-FORMS, POOLS = ("usual", "plain", "scaled"), ("token", "mean", "mean first", "both")
+FORMS, POOLS = ("usual", "plain", "scaled", "registers"), ("token", "mean", "mean first", "both")
 
 
 def basis(width: int = WIDTH, seed: int = 0) -> Tensor:
@@ -111,7 +114,7 @@ def test_a_turned_network_computes_the_same_and_any_direction_can_be_cut(form, p
     assert residuals(after) == []  # it is turned once
     whole, now = CostModel(graph).whole, CostModel(after).whole
     norms = 0 if form == "plain" else 2 * 2 * WIDTH  # of a block; what they weigh is in other layers now
-    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH}[form]
+    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH, "registers": 0}[form]
     assert now.parameters == whole.parameters - 2 * WIDTH + 2 * (moved - norms - (2 * WIDTH if form == "plain" else 0))
     assert now.flops == whole.flops
 

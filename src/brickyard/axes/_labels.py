@@ -133,7 +133,7 @@ class Labeller(Roles):
             self._count(node)
             return None
         found = self._along_dims(node) if role == "along" else getattr(self, f"_{role}")(node)
-        if found is None and node.name not in self.apart:
+        if found is None and node.name not in self.apart and node.name not in self._bare:
             self._pin_all(node, f"{self.title(node)} has channels that could not be followed")
         return found
 
@@ -335,7 +335,10 @@ class Labeller(Roles):
         if node.target in ("expand_as", "reshape_as", "view_as"):
             used = used[:1]  # the other one only provides its shape
         if all(self.labels.get(ref.node) is None for ref in used):
+            self._still_bare(node, used)
             return None
+        if node.target == "cat":
+            self._joined_behind(node, used)
 
         def expanded(ref: Ref) -> Any:
             value = self.shapes[ref.node]
@@ -371,6 +374,28 @@ class Labeller(Roles):
             elif node.target == "stack" and labels.shape[dim % labels.ndim] > 1:
                 self.pin(labels, f"{self.title(node)} makes a dimension of single channels")
         return labels
+
+    def _still_bare(self, node: Node, used: Sequence[Ref]) -> None:
+        """Record that a bare tensor is only repeated for every image here."""
+        if node.target not in ("expand", "repeat") or len(used) != 1 or used[0].node not in self._bare:
+            return
+        before, after = (tuple(self.shapes[name].shape) for name in (used[0].node, node.name))
+        if len(before) == len(after) and before[1:] == after[1:] and before[0] == 1:
+            self._bare[node.name] = self._bare[used[0].node]
+
+    def _joined_behind(self, node: Node, used: Sequence[Ref]) -> None:
+        """Let bare tensors that are joined to values along another dimension have their channels, as tokens have."""
+        found = [labels for ref in used if (labels := self._of(ref)) is not None and labels.size > 1]
+        along = {d for labels in found for d, size in enumerate(labels.shape) if size > 1}
+        if len(along) != 1 or argument(node, "dim", 0) % found[0].ndim in along:
+            return
+        (dim,) = along
+        for ref in used:
+            if self._of(ref) is None and ref.node in self._bare and self.shapes[ref.node].shape[dim] == found[0].size:
+                owner = self._bare[ref.node]
+                atoms = self._record(owner, "follow", found[0].reshape(-1), dim)
+                for name in (name for name, other in self._bare.items() if other == owner):
+                    self.labels[name] = self._place(atoms, found[0].ndim, dim)
 
     def _picked(self, node: Node, places: Sequence[Ref]) -> Labels | None:
         """Handle a subscript that holds tensors: which places they name is not known, and may differ by image."""
