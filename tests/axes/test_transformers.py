@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from torch import nn
 
 import brickyard as by
 from brickyard.axes import trace
+from brickyard.export import _onnx, export_onnx
 from brickyard.surgery import cut
 from brickyard.testing import randomised, zeroed_output
+from errors import refused
 from nets import relative
 from shell import python
 
@@ -183,3 +186,17 @@ def test_a_component_is_saved_and_runs_without_transformers(tmp_path: Path) -> N
     )
     assert python(code, path, tmp_path / "x.pt").strip() == "True"
     assert "transformers" in sys.modules
+
+
+@pytest.mark.slow
+def test_windows_of_attention_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter must not rely on where attention's kernel puts its values in memory."""
+    data = X, torch.arange(12) % 4
+    model = build("Swin")
+    part = by.disassemble(model, by.locate(model, data), task=[0, 2])
+    error = export_onnx(part, tmp_path / "part.onnx").error
+    assert error is not None
+    assert error < 1e-5
+    monkeypatch.setattr(_onnx, "_LaidOut", contextlib.nullcontext)  # the control
+    with refused("surgery-export-failed"):
+        export_onnx(part, tmp_path / "other.onnx")

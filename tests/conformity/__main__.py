@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import checks
+import families
 import models
 import own_report
 import torch
@@ -34,10 +35,18 @@ def main() -> int:
         "--workers", type=int, default=os.cpu_count() or 1, help="architectures at once, one thread each"
     )
     parser.add_argument("--own", action="store_true", help=f"the own modules instead; writes {own_report.PAGE.name}")
+    parser.add_argument("--families", action="store_true", help=f"families instead; writes {families.PAGE.name}")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--family", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.own:
         return own_report.run(args.only, write=args.only is None)
+    if args.families:
+        return families.run(args.only, args.workers, write=args.only is None)
+    if args.family:
+        torch.set_num_threads(1)
+        print("REPORT " + json.dumps(families.check(args.family, families.every()[args.family])))
+        return 0
     if args.one:
         return run_one(args.one)
     chosen = [entry for entry in models.MODELS if args.only is None or entry.name in args.only]

@@ -40,6 +40,7 @@ _SAME = {
     **dict.fromkeys(("swapaxes", "swapdims"), "transpose"),
     "moveaxis": "movedim",
     "broadcast_to": "expand",
+    **dict.fromkeys(("view", "_unsafe_view"), "reshape"),  # contiguous() is left out where the example needs none
     **dict.fromkeys(("bmm", "mm"), "matmul"),
     "linalg_vector_norm": "norm",
     "clip": "clamp",

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
@@ -365,11 +367,22 @@ def _of_type(images: Tensor, dtype: str) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
+class _LaidOut(TorchFunctionMode):
+    """Lets attention give values that lie in memory in the order of their dimensions.
+
+    Its kernel may lay them out otherwise. The exporter would rely on that, and what it turns the kernel into does not.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result.contiguous() if func is F.scaled_dot_product_attention else result
+
+
 def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
     open_sides = {0: torch.export.Dim("batch")}
     if entry.size is None:
         open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    with torch.no_grad():
+    with torch.no_grad(), _LaidOut():
         images = entry.random(2, entry.usual, 0)
         return torch.export.export(_FromRaw(model), (images,), dynamic_shapes=(open_sides,), strict=False)
 
