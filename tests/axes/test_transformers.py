@@ -37,6 +37,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "DINOv2": ("Dinov2Config", VIT),
     "DINOv2 with registers": ("Dinov2WithRegistersConfig", VIT),
     "BEiT": ("BeitConfig", VIT),
+    "BEiT with a bias, made in place": ("BeitConfig", {**VIT, "use_relative_position_bias": True}),
     "Swin": ("SwinConfig", WINDOWS),
     "SwinV2": ("Swinv2Config", WINDOWS),
     "ResNet": ("ResNetConfig", {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}),

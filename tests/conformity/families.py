@@ -25,6 +25,7 @@ from models import CLASSES
 from torch import Tensor, nn
 
 import brickyard as by
+from brickyard.axes._answers import at, path_to_logits
 from brickyard.axes._graph import Graph, trace
 from brickyard.export import export_onnx
 from brickyard.runtime._progress import bar
@@ -153,9 +154,6 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "hgnet v2": ("HGNetV2Config", {}),
     "pp-lcnet": ("PPLCNetConfig", {"scale": 0.5}),
     "textnet": ("TextNetConfig", {}),
-    "efficientformer": ("EfficientFormerConfig", {}),
-    "imagegpt": ("ImageGPTConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
-    "perceiver": ("PerceiverConfig", {}),
 }
 
 
@@ -244,7 +242,9 @@ def _cut(graph: Graph, model: nn.Module, x: Tensor, report: dict[str, Any]) -> N
         part = cut(graph, keep)
         wanted = zeroed_output(graph, keep, x)
         result = model(x)
-        result = result if isinstance(result, Tensor) else result.logits
+        path = path_to_logits(result, len(x))
+        assert path is not None
+        result = at(result, path)
         report["traced"] = checks.relative(graph.network(x), result)
         report["zeroed"] = checks.relative(part(x), wanted)
         report["control"] = checks.relative(part(x), result)

@@ -75,7 +75,11 @@ def export_draft(model: nn.Module, example: Tensor, path: Path = (), any_size: b
     try:
         with _quiet():
             program = torch.export.export(whole, (batch,), dynamic_shapes=_open_shape(whole, any_size))
-        return _read(whole, program, example, _INSIDE if path else "")
+        prefix = _INSIDE if path else ""
+        try:
+            return _read(whole, program, example, prefix)
+        except ValueError:  # it changes values in place that other steps use
+            return _read(whole, program.run_decompositions({}), example, prefix)
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
