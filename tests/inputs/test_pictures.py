@@ -243,3 +243,21 @@ def test_the_most_confident_are_chosen_from_a_bounded_number(million, capsys) ->
     some = data.of_classes(["class0"]).subset(range(100))
     less = by.locate(network(), some, per_class=5, task=[0], classes=data.classes)
     assert less.record.candidates is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_pictures_at_all_are_an_empty_tensor_of_their_shape(form: str, tmp_path: Path) -> None:
+    data = load_data(FORMS[form](tmp_path), size=(8, 8))
+    for none in (data.subset([]), data.of_classes(["cat"]).of_classes(["dog"]), data.subset([]).shuffled(1)):
+        assert (len(none), list(none.batches(2)), none.images.shape) == (0, [], (0, 3, 8, 8))
+        assert none.images.dtype == torch.uint8
+    assert data.subset([0]).images.shape == (1, 3, 8, 8)  # the control
+
+
+@pytest.mark.parametrize(("indices", "named"), [([-1, 3], "index -1"), ([3, COUNT], f"index {COUNT}")])
+def test_an_index_out_of_range_is_named(indices: list[int], named: str, tmp_path: Path) -> None:
+    data = load_data(as_folder(tmp_path))
+    with refused("data-index-out-of-range", named, f"0 to {COUNT - 1}"):
+        data.subset(indices)
+    with refused("data-index-out-of-range", "no images"):
+        data.subset([]).subset([0])

@@ -250,6 +250,8 @@ class Pictures:
         Raises:
             DataError: They take too much memory.
         """
+        if not len(self):
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
         found: list[Tensor] = []
         with closing(self._reader.each(self._places.tolist())) as pictures:
             for picture in pictures:
