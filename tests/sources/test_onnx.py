@@ -842,12 +842,17 @@ def _opset(version: int) -> Callable[[Any], None]:
     return change
 
 
+def _no_text(what: bytes) -> Callable[[], bytes]:
+    """A file in which a name has bytes that are no UTF-8."""
+    return lambda: _whole().SerializeToString().replace(what, b"\xff" * len(what))
+
+
 def _words(model: Any) -> None:
     model.graph.output[0].type.tensor_type.elem_type = 7
 
 
 def _rank(model: Any) -> None:
-    del model.graph.input[0].type.tensor_type.shape.dim[3]
+    del model.graph.input[0].type.tensor_type.shape.dim[2:]
 
 
 def _short(model: Any) -> None:
@@ -876,7 +881,10 @@ DAMAGED = {
     "a cycle": (_change(_cycle), "file-network-invalid", "before it is computed"),
     "written twice": (_change(_twice), "file-network-invalid", "v0_0"),
     "two inputs": (_change(_second_input), "trace-forward-inputs", "extra"),
-    "no images": (_change(_rank), "trace-forward-inputs", "(1, 3, 16)"),
+    "no images": (_change(_rank), "trace-forward-inputs", "(1, 3)"),
+    "an operator that is no text": (_no_text(b"Flatten"), "file-damaged"),
+    "a value that is no text": (_no_text(b"v0_0"), "file-damaged"),
+    "an attribute that is no text": (_no_text(b"kernel_shape"), "file-damaged"),
     "whole numbers": (_change(_words), "trace-output"),
     "an old opset": (_change(_opset(6)), "file-unknown-operation", "opset 6"),
     "a new opset": (_change(_opset(99)), "file-newer-version", "opset 99"),
