@@ -183,3 +183,20 @@ def test_a_file_that_was_written_anew_after_its_labels_were_read_is_refused(rows
     os.utime(file, ns=(1, 1))  # clocks of file systems may be coarse
     with refused("data-damaged-file", "train.parquet", "load the data again"):
         list(data.batches(4))
+
+
+@pytest.mark.parametrize("place", [0, 9])
+@pytest.mark.parametrize("none", [None, {"bytes": None, "path": None}])
+def test_a_row_without_an_image_is_to_be_left_out(none: Any, place: int, tmp_path: Path) -> None:
+    images = table(slice(0, 10)).column("image").to_pylist()
+    pq.write_table(table(slice(0, 10), image=[*images[:place], none, *images[place + 1 :]]), tmp_path / "train.parquet")
+    with refused("data-unreadable-image", f"row {place} ", "leave it out") as caught:
+        _ = load_data(tmp_path).images
+    assert "paths" not in str(caught.value)
+
+
+def test_a_path_in_place_of_an_image_is_not_followed(tmp_path: Path) -> None:
+    images = [{"bytes": None, "path": "a.png"}] * 10
+    pq.write_table(table(slice(0, 10), image=images), tmp_path / "train.parquet")
+    with refused("data-unreadable-image", "paths are not followed"):
+        load_data(tmp_path)

@@ -367,6 +367,8 @@ def _content(value: Any, path: Path, index: int) -> Encoded:
     found = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(found, list):
         return found, f"{path}, row {index}"
+    if value is None or (isinstance(value, dict) and not any(value.values())):
+        raise DataError("data-unreadable-image", f"{path}: row {index} has no image; leave it out")
     if not isinstance(found, bytes):
         why = f"{path}: image {index} has no bytes"
         raise DataError("data-unreadable-image", f"{why}; embed the images in it, since paths are not followed")
