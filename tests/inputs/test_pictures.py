@@ -261,3 +261,32 @@ def test_an_index_out_of_range_is_named(indices: list[int], named: str, tmp_path
         data.subset(indices)
     with refused("data-index-out-of-range", "no images"):
         data.subset([]).subset([0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", [b"no picture", "size"])
+def test_pictures_that_are_not_asked_for_are_not_looked_at(other: bytes | str, form: str, tmp_path: Path) -> None:
+    as_folder(tmp_path)
+    for file in (tmp_path / "dog").iterdir():
+        if other == "size":
+            Image.new("RGB", (5, 5)).save(file)
+        else:
+            file.write_bytes(b"no picture")
+    if form == "table":
+        rows = [f"{name(k)},{CLASSES[k % 3]}" for k in range(COUNT)]
+        (tmp_path / "all.csv").write_text("\n".join(["path,label", *rows]))
+    if form == "parquet":
+        content = [{"bytes": (tmp_path / name(k)).read_bytes()} for k in range(COUNT)]
+        columns = {"image": content, "label": [CLASSES[k % 3] for k in range(COUNT)]}
+        pq.write_table(pa.table(columns), tmp_path / "train.parquet", row_group_size=37)
+    place = {"folder": tmp_path, "table": tmp_path / "all.csv", "parquet": tmp_path / "train.parquet"}[form]
+    data = load_data(f"{place}?classes=cat,eel")
+    assert (len(data), data.shape) == (200, (3, *SIDES))
+    assert torch.equal(data.of_classes(["cat"]).images, torch.from_numpy(NOISE[0::3]).permute(0, 3, 1, 2))
+    with refused("data-not-batchable" if other == "size" else "data-unreadable-image"):
+        _ = load_data(place).images  # the control: where they are asked for
+
+
+def test_a_split_of_what_has_none_is_to_be_left_out(tmp_path: Path) -> None:
+    with refused("data-missing", "no split 'test'", "leave split= out"):
+        load_data(f"{as_table(tmp_path)}?split=test")

@@ -328,9 +328,9 @@ class _Column:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def probes(self) -> Sequence[int]:
+    def probes(self, among: Sequence[int]) -> Sequence[int]:
         """The first ones, since only a pass over the file finds others."""
-        return range(min(PROBES, len(self)))
+        return sorted(among)[:PROBES]
 
     def fetch(self, indices: Sequence[int]) -> Iterator[Encoded]:
         """The encoded pictures, in their order: one pass over the files for many of them, however they are mixed."""

@@ -103,8 +103,9 @@ def say_stand_in(name: str, split: str, used: str) -> None:
 
 def no_split(place: object, split: str, there: Iterable[str]) -> DataError:
     """The error for a split that is not there."""
-    known = told(", ".join(there), 200) or "none"
-    return DataError("data-missing", f"{place} has no split {split!r}; its splits are {known}: name one of them")
+    known = told(", ".join(there), 200)
+    what = f"its splits are {known}: name one of them" if known else "it has no splits: leave split= out"
+    return DataError("data-missing", f"{place} has no split {split!r}; {what}")
 
 
 def is_of(path: Path, split: str) -> bool:
