@@ -200,3 +200,11 @@ def test_a_path_in_place_of_an_image_is_not_followed(tmp_path: Path) -> None:
     pq.write_table(table(slice(0, 10), image=images), tmp_path / "train.parquet")
     with refused("data-unreadable-image", "paths are not followed"):
         load_data(tmp_path)
+
+
+def test_true_and_false_are_names_as_they_are_in_text(tmp_path: Path) -> None:
+    answers = [True, False, False, True, True, False, True, True, False, False]
+    pq.write_table(table(slice(0, 10), named=False, label=answers), tmp_path / "train.parquet")
+    data = load_data(tmp_path)
+    assert data.classes == ("False", "True")
+    assert data.labels.tolist() == [int(answer) for answer in answers]

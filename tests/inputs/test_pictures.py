@@ -263,6 +263,24 @@ def test_an_index_out_of_range_is_named(indices: list[int], named: str, tmp_path
         data.subset([]).subset([0])
 
 
+@pytest.mark.parametrize("size", [None, (9, 12)])
+def test_fewer_pictures_are_decoded_ahead_where_they_are_large(size, tmp_path: Path, monkeypatch) -> None:
+    data = load_data(as_folder(tmp_path), size=size)
+    decoded: list[str] = []
+    decode = _pictures.decode_image
+    monkeypatch.setattr(
+        _pictures, "decode_image", lambda source, title: [decoded.append(str(source)), decode(source)][1]
+    )
+    monkeypatch.setattr(_pictures, "KEPT_BYTES", 5 * 3 * 9 * 12)
+    pictures = data.batches(1, range(1, COUNT))
+    for taken in range(1, 4):
+        next(pictures)
+        threading.Event().wait(0.05)
+        assert len(decoded) <= taken + 5
+    assert len(list(pictures)) == COUNT - 4
+    assert len(decoded) >= COUNT - 1 - 5
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("other", [b"no picture", "size"])
 def test_pictures_that_are_not_asked_for_are_not_looked_at(other: bytes | str, form: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from brickyard.inputs._preprocessing import sized
 
 MAX_BYTES = 8 << 30  # largest array of images in memory, and largest decompressed idx file
 KEPT_BYTES = 1 << 28  # of decoded pictures that are kept, so that those used again are not decoded again
-AHEAD = 64  # pictures that are decoded before they are asked for
+AHEAD = 64  # pictures that are decoded before they are asked for, and at most as many bytes as are kept
 MOST_WORKERS = 8
 PROBES = 8  # pictures that tell what all of them look like
 
@@ -168,10 +169,11 @@ class Reader:
         missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
         coming = zip(missing, self.encodings.fetch(missing), strict=True)
         ready: dict[int, Future[Tensor]] = {}
+        ahead = self._ahead()
         pool = ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1), "decoding")
         try:
             for index in indices:
-                for number, item in islice(coming, AHEAD - len(ready)):
+                for number, item in islice(coming, ahead - len(ready)):
                     ready[number] = pool.submit(self._decoded, *item)
                 picture = self._kept.get(index)
                 if index in ready:
@@ -183,6 +185,11 @@ class Reader:
                 yield picture
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _ahead(self) -> int:
+        """How many pictures are decoded before they are asked for: fewer where they are large."""
+        shape = self._shape or (3, *(self.how.size or (1, 1)))
+        return max(1, min(AHEAD, KEPT_BYTES // math.prod(shape)))
 
     def _decoded(self, source: Any, title: str | None) -> Tensor:
         return self._fitting(self._sized(source, title), told(title or source, 200))
