@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,41 @@ def test_what_the_library_itself_saves(tmp_path: Path) -> None:
     datasets.DatasetDict(train=found, test=found.select([2])).save_to_disk(tmp_path / "all")
     assert torch.equal(load_data(tmp_path / "all").images, WANTED)
     assert torch.equal(load_data(f"{tmp_path}/all?split=test").images, WANTED[2:3])
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(9, None, -1)], ids=["fewer", "in another order"])
+def test_a_file_that_was_written_anew_after_its_labels_were_read_is_refused(rows: slice, tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    pq.write_table(table(slice(0, 10)), file)
+    data = load_data(file)
+    assert torch.equal(torch.cat(list(data.batches(4))), WANTED)  # the control: the same file, read twice
+    data = load_data(file)
+    pq.write_table(table(rows), file)
+    os.utime(file, ns=(1, 1))  # clocks of file systems may be coarse
+    with refused("data-damaged-file", "train.parquet", "load the data again"):
+        list(data.batches(4))
+
+
+@pytest.mark.parametrize("place", [0, 9])
+@pytest.mark.parametrize("none", [None, {"bytes": None, "path": None}])
+def test_a_row_without_an_image_is_to_be_left_out(none: Any, place: int, tmp_path: Path) -> None:
+    images = table(slice(0, 10)).column("image").to_pylist()
+    pq.write_table(table(slice(0, 10), image=[*images[:place], none, *images[place + 1 :]]), tmp_path / "train.parquet")
+    with refused("data-unreadable-image", f"row {place} ", "leave it out") as caught:
+        _ = load_data(tmp_path).images
+    assert "paths" not in str(caught.value)
+
+
+def test_a_path_in_place_of_an_image_is_not_followed(tmp_path: Path) -> None:
+    images = [{"bytes": None, "path": "a.png"}] * 10
+    pq.write_table(table(slice(0, 10), image=images), tmp_path / "train.parquet")
+    with refused("data-unreadable-image", "paths are not followed"):
+        load_data(tmp_path)
+
+
+def test_true_and_false_are_names_as_they_are_in_text(tmp_path: Path) -> None:
+    answers = [True, False, False, True, True, False, True, True, False, False]
+    pq.write_table(table(slice(0, 10), named=False, label=answers), tmp_path / "train.parquet")
+    data = load_data(tmp_path)
+    assert data.classes == ("False", "True")
+    assert data.labels.tolist() == [int(answer) for answer in answers]

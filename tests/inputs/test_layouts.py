@@ -152,3 +152,12 @@ def test_shifted_copies(x: torch.Tensor) -> None:
     assert steps.abs().max() <= 8
     assert len(steps.unique()) > 5
     assert bool((moved[:, 0, 12:52].diff(dim=1) == 1).all())  # forwards in time, all of them
+
+
+@pytest.mark.parametrize("largest", [1e39, -1e39])
+@pytest.mark.parametrize("shape", [None, SIGNAL])
+def test_numbers_that_float32_cannot_hold_do_not_become_infinity(shape: Any, largest: float, tmp_path: Path) -> None:
+    images = np.where(R.random((6, 3, 20)) < 0.5, largest, 0.5)
+    with refused("data-not-finite", "float32", "d.npz"):
+        load_data(saved(tmp_path, images), shape=shape)
+    assert load_data(saved(tmp_path, images / 10), shape=shape).images.isfinite().all()  # the control

@@ -243,3 +243,68 @@ def test_the_most_confident_are_chosen_from_a_bounded_number(million, capsys) ->
     some = data.of_classes(["class0"]).subset(range(100))
     less = by.locate(network(), some, per_class=5, task=[0], classes=data.classes)
     assert less.record.candidates is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_pictures_at_all_are_an_empty_tensor_of_their_shape(form: str, tmp_path: Path) -> None:
+    data = load_data(FORMS[form](tmp_path), size=(8, 8))
+    for none in (data.subset([]), data.of_classes(["cat"]).of_classes(["dog"]), data.subset([]).shuffled(1)):
+        assert (len(none), list(none.batches(2)), none.images.shape) == (0, [], (0, 3, 8, 8))
+        assert none.images.dtype == torch.uint8
+    assert data.subset([0]).images.shape == (1, 3, 8, 8)  # the control
+
+
+@pytest.mark.parametrize(("indices", "named"), [([-1, 3], "index -1"), ([3, COUNT], f"index {COUNT}")])
+def test_an_index_out_of_range_is_named(indices: list[int], named: str, tmp_path: Path) -> None:
+    data = load_data(as_folder(tmp_path))
+    with refused("data-index-out-of-range", named, f"0 to {COUNT - 1}"):
+        data.subset(indices)
+    with refused("data-index-out-of-range", "no images"):
+        data.subset([]).subset([0])
+
+
+@pytest.mark.parametrize("size", [None, (9, 12)])
+def test_fewer_pictures_are_decoded_ahead_where_they_are_large(size, tmp_path: Path, monkeypatch) -> None:
+    data = load_data(as_folder(tmp_path), size=size)
+    decoded: list[str] = []
+    decode = _pictures.decode_image
+    monkeypatch.setattr(
+        _pictures, "decode_image", lambda source, title: [decoded.append(str(source)), decode(source)][1]
+    )
+    monkeypatch.setattr(_pictures, "KEPT_BYTES", 5 * 3 * 9 * 12)
+    pictures = data.batches(1, range(1, COUNT))
+    for taken in range(1, 4):
+        next(pictures)
+        threading.Event().wait(0.05)
+        assert len(decoded) <= taken + 5
+    assert len(list(pictures)) == COUNT - 4
+    assert len(decoded) >= COUNT - 1 - 5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", [b"no picture", "size"])
+def test_pictures_that_are_not_asked_for_are_not_looked_at(other: bytes | str, form: str, tmp_path: Path) -> None:
+    as_folder(tmp_path)
+    for file in (tmp_path / "dog").iterdir():
+        if other == "size":
+            Image.new("RGB", (5, 5)).save(file)
+        else:
+            file.write_bytes(b"no picture")
+    if form == "table":
+        rows = [f"{name(k)},{CLASSES[k % 3]}" for k in range(COUNT)]
+        (tmp_path / "all.csv").write_text("\n".join(["path,label", *rows]))
+    if form == "parquet":
+        content = [{"bytes": (tmp_path / name(k)).read_bytes()} for k in range(COUNT)]
+        columns = {"image": content, "label": [CLASSES[k % 3] for k in range(COUNT)]}
+        pq.write_table(pa.table(columns), tmp_path / "train.parquet", row_group_size=37)
+    place = {"folder": tmp_path, "table": tmp_path / "all.csv", "parquet": tmp_path / "train.parquet"}[form]
+    data = load_data(f"{place}?classes=cat,eel")
+    assert (len(data), data.shape) == (200, (3, *SIDES))
+    assert torch.equal(data.of_classes(["cat"]).images, torch.from_numpy(NOISE[0::3]).permute(0, 3, 1, 2))
+    with refused("data-not-batchable" if other == "size" else "data-unreadable-image"):
+        _ = load_data(place).images  # the control: where they are asked for
+
+
+def test_a_split_of_what_has_none_is_to_be_left_out(tmp_path: Path) -> None:
+    with refused("data-missing", "no split 'test'", "leave split= out"):
+        load_data(f"{as_table(tmp_path)}?split=test")

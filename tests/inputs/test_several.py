@@ -330,3 +330,29 @@ def test_rows_of_floats_are_labels_as_training_has_them() -> None:
         assert torch.equal(Images((torch.rand(4, 3, 8, 8), labels), label_dims=2).all_labels(), torch.tensor(ROWS))
     with refused("data-label-mismatch"):
         Images((torch.rand(4, 3, 8, 8), rows / 2), label_dims=2)
+
+
+@pytest.mark.parametrize(
+    "form", [list, np.asarray, str, lambda row: " ".join(map(str, row)), lambda row: [*map(float, row)]]
+)
+@pytest.mark.parametrize("wanted", [[[0, 1, 1], [1, 0, 0], [0, 0, 0]], [[0, 1], [1, 0]], [[1, 1], [0, 1]]])
+def test_lists_of_0_and_1_for_each_class_are_no_indices(form, wanted, capsys) -> None:
+    found = rows_of_names([form(row) for row in wanted], "a.json")
+    assert (found.labels.tolist(), found.classes) == (wanted, tuple(map(str, range(len(wanted[0])))))
+    assert "0 and 1" in capsys.readouterr().err
+    named = rows_of_names([form(row) for row in wanted], "a.json", ["cat", "dog", "eel"][: len(wanted[0])])
+    assert named.labels.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "wanted"),
+    [
+        ([[0, 1], [0, 1]], None, [[1, 1], [1, 1]]),
+        ([[0, 1], [1]], None, [[1, 1], [0, 1]]),
+        ([[0], [1]], None, [[1, 0], [0, 1]]),
+        ([[1, 0], [0, 1]], ["cat", "dog", "eel"], [[1, 1, 0], [1, 1, 0]]),
+        ([[0, 2], [1, 2]], None, [[1, 0, 1], [0, 1, 1]]),
+    ],
+)
+def test_lists_of_indices_stay_indices(values, classes, wanted) -> None:
+    assert rows_of_names(values, "a.json", classes).labels.tolist() == wanted

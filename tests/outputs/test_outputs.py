@@ -17,6 +17,7 @@ from brickyard.base._options import TrainingOptions
 from brickyard.evaluation._faithfulness import faithfulness
 from brickyard.outputs import OUTPUTS, Several, outputs
 from brickyard.testing import chain
+from errors import refused
 
 TASK, OTHER = [3, 1], [0, 2]
 
@@ -164,6 +165,19 @@ def test_routes_are_measured_class_by_class() -> None:
     assert (row.images, row.other_images) == (int(inside.sum()), int((~inside).sum()))
     assert row.whole.hits == pytest.approx(100 * said[inside].double().mean().item())
     assert row.whole.others == pytest.approx(100 * said[~inside].double().mean().item())
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rows_with_other_classes_than_the_source_are_refused_and_not_misread(count: int) -> None:
+    rows = (TEST[0], torch.cat([TEST[1], TEST[1]], 1)[:, :count])
+    wanted = str(TEST[1].shape[1])
+    for call in (
+        lambda: by.evaluate(part([0, 2]), rows),
+        lambda: by.evaluate(part([0, 2]), rows, source=centred()),
+        lambda: by.evaluate(by.assemble([part([0]), part([2])]), [rows, TEST]),
+    ):
+        with refused("data-label-out-of-range", f"{wanted} classes", f"got {count} per image"):
+            call()
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -56,6 +56,15 @@ def test_outputs_that_move_together_are_a_rank(end: Callable[[Tensor], Any]) -> 
         by.locate(Coral(end), (X, (torch.arange(4) < RANKS[:, None]).long()), outputs="several")
 
 
+def test_shares_of_classes_as_labels_are_no_quantity() -> None:
+    smoothed = torch.full((40, 4), 0.025) + 0.9 * torch.eye(4)[RANKS % 4]
+    for labels in (smoothed, smoothed.numpy(), torch.rand(40, 4).softmax(1)):
+        with refused("data-label-mismatch", "argmax") as caught:
+            by.locate(Net(4), (X, labels))
+        assert "quantity" not in str(caught.value)
+    assert len(by.locate(Net(4), (X, smoothed.argmax(1))).task) == 4
+
+
 @pytest.mark.parametrize("make", [chain, lambda: Net(4), lambda: Net(2), lambda: Net(1), lambda: Net(4).double()])
 def test_classifiers_are_no_ranks(make: Callable[[], nn.Module]) -> None:
     model = make()
@@ -71,7 +80,7 @@ def test_a_network_that_says_the_same_to_every_image_is_not_taken_for_a_rank() -
 
 
 def test_one_label_more_than_outputs() -> None:
-    with refused("data-label-out-of-range", "0 to 4", "classes 0 to 3", "CORN"):
+    with refused("data-label-out-of-range", "0 to 4", "classes 0 to 3", "CORN", "background"):
         by.locate(Net(4), (X, RANKS))
     with refused("task-class-count", "5 class names", "4 model outputs", "CORN"):
         by.locate(Net(4), (X, RANKS % 4), classes=list("abcde"))

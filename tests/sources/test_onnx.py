@@ -462,6 +462,63 @@ def test_operators_compute_what_onnx_runtime_computes(form, batch, tmp_path) -> 
     assert source.model.from_spec(source.model.to_spec()).layer_names == source.model.layer_names
 
 
+RESIZES = {
+    "nearest by halves": {"scale": 1.5},
+    "nearest down": {"scale": 0.5, "nearest_mode": "round_prefer_ceil"},
+    "nearest corners": {"scale": 0.6, "coordinate_transformation_mode": "align_corners", "nearest_mode": "ceil"},
+    "nearest symmetric": {
+        "scale": 1.7,
+        "coordinate_transformation_mode": "half_pixel_symmetric",
+        "nearest_mode": "floor",
+    },
+    "nearest of TensorFlow": {"scale": 0.3, "coordinate_transformation_mode": "tf_half_pixel_for_nn"},
+    "nearest of opset 10, up": {"scale": 1.7, "opset": 10},
+    "nearest of opset 10, down": {"scale": 0.6, "opset": 10},
+    "linear by a factor that rounds": {"scale": 1.3, "mode": "linear"},
+    "cubic by a factor that rounds": {"scale": 0.7, "mode": "cubic"},
+    "some axes": {"scale": 2, "axes": [2, 3], "mode": "linear", "opset": 18},
+}
+
+
+@pytest.mark.parametrize("form", RESIZES)
+def test_pixels_are_resized_by_the_rules_of_the_file(form, tmp_path) -> None:
+    own = dict(RESIZES[form])
+    scale, opset = own.pop("scale"), own.pop("opset", 13 if "symmetric" not in form else 19)
+    built = Built((1, *SIZE), opset=opset)
+    built.conv(6, 3)
+    scales = built.weight(value=np.asarray([scale] * 2 if "axes" in own else [1, 1, scale, scale], np.float32))
+    built.add("Resize", *([scales] if opset == 10 else ["", scales]), **own)
+    built.add("Sigmoid", on=built.conv(6, 6, strides=[2, 2]))
+    path = built.head(6).save(tmp_path / "m.onnx")
+    images = torch.rand(2, *SIZE)
+    assert relative(load_source(path).model(images), answers(path, images)) < 1e-4
+    assert relative(load_source(path).model(images.flip(3)), answers(path, images)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "own", [{"antialias": 1}, {"mode": "cubic", "exclude_outside": 1}, {"mode": "cubic", "cubic_coeff_a": -0.5}]
+)
+def test_ways_to_resize_that_torch_lacks_are_refused(own, tmp_path) -> None:
+    built = Built((1, *SIZE), opset=18)
+    built.conv(6, 3)
+    built.add("Resize", "", built.weight(value=np.asarray([1, 1, 0.7, 0.7], np.float32)), **{"mode": "linear", **own})
+    with refused("file-unknown-operation", "Resize", next(iter(own.keys() - {"mode"}))):
+        load_source(built.head(6).save(tmp_path / "m.onnx"))
+
+
+def test_a_selu_has_the_factors_of_the_file(tmp_path) -> None:
+    found = []
+    for own in ({}, {"alpha": 1.0, "gamma": 2.0}):
+        built = Built()
+        built.conv(6, 3)
+        built.add("Selu", **own)
+        path = built.head(6).save(tmp_path / "m.onnx")
+        images = torch.rand(2, *SIZE, generator=torch.Generator().manual_seed(1))
+        found.append(load_source(path).model(images))
+        assert relative(found[-1], answers(path, images)) < 1e-4
+    assert relative(*found) > 1e-4  # the control
+
+
 def test_the_two_ways_to_pad_to_the_same_size_differ(tmp_path) -> None:
     upper, lower = Built(), Built()
     FORMS["same upper"](upper)
@@ -785,12 +842,17 @@ def _opset(version: int) -> Callable[[Any], None]:
     return change
 
 
+def _no_text(what: bytes) -> Callable[[], bytes]:
+    """A file in which a name has bytes that are no UTF-8."""
+    return lambda: _whole().SerializeToString().replace(what, b"\xff" * len(what))
+
+
 def _words(model: Any) -> None:
     model.graph.output[0].type.tensor_type.elem_type = 7
 
 
 def _rank(model: Any) -> None:
-    del model.graph.input[0].type.tensor_type.shape.dim[3]
+    del model.graph.input[0].type.tensor_type.shape.dim[2:]
 
 
 def _short(model: Any) -> None:
@@ -819,7 +881,10 @@ DAMAGED = {
     "a cycle": (_change(_cycle), "file-network-invalid", "before it is computed"),
     "written twice": (_change(_twice), "file-network-invalid", "v0_0"),
     "two inputs": (_change(_second_input), "trace-forward-inputs", "extra"),
-    "no images": (_change(_rank), "trace-forward-inputs", "(1, 3, 16)"),
+    "no images": (_change(_rank), "trace-forward-inputs", "(1, 3)"),
+    "an operator that is no text": (_no_text(b"Flatten"), "file-damaged"),
+    "a value that is no text": (_no_text(b"v0_0"), "file-damaged"),
+    "an attribute that is no text": (_no_text(b"kernel_shape"), "file-damaged"),
     "whole numbers": (_change(_words), "trace-output"),
     "an old opset": (_change(_opset(6)), "file-unknown-operation", "opset 6"),
     "a new opset": (_change(_opset(99)), "file-newer-version", "opset 99"),

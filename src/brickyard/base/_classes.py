@@ -92,8 +92,9 @@ def one_too_many(classes: int, outputs: int) -> str:
     if classes != outputs + 1:
         return ""
     return (
-        ". One more than outputs: an ordinal network (CORAL, CORN) has an output for each step between ranks, and none "
-        "for a class; train it with one output per class"
+        ". One more than outputs: leave out a class that has no output, such as a background. An ordinal network "
+        "(CORAL, CORN) has an output for each step between ranks, and none for a class; train it with one output per "
+        "class"
     )
 
 

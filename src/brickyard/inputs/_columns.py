@@ -192,6 +192,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stamp: tuple[int, int] | None = None
 
     def _opened(self) -> AbstractContextManager[_Open]:
         raise NotImplementedError
@@ -200,6 +201,7 @@ class _File:
     def open(self) -> Iterator[_Open]:
         """Open it; whatever pyarrow raises, which differs by version, becomes one error."""
         try:
+            self._check_same()
             with self._opened() as found:
                 yield found
         except DataError:
@@ -207,6 +209,19 @@ class _File:
         except Exception as error:
             why = f"cannot read {self.path} as {self.kind}: {first_line(error)}"
             raise DataError("data-damaged-file", f"{why}; get a fresh copy") from None
+
+    def _check_same(self) -> None:
+        """Refuse a file that was written anew since its labels were read: its pictures may be others.
+
+        Raises:
+            DataError: Its size or its time differs from when it was first opened.
+        """
+        found = self.path.stat()
+        stamp = found.st_size, found.st_mtime_ns
+        self._stamp = self._stamp or stamp
+        if stamp != self._stamp:
+            why = f"{self.path} changed since its labels were read, and its pictures may be others"
+            raise DataError("data-damaged-file", f"{why}; load the data again")
 
     def columns(self) -> tuple[str, str, list[str] | None]:
         """The names of the columns of images and of labels, and the class names where the file has them."""
@@ -313,9 +328,9 @@ class _Column:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def probes(self) -> Sequence[int]:
+    def probes(self, among: Sequence[int]) -> Sequence[int]:
         """The first ones, since only a pass over the file finds others."""
-        return range(min(PROBES, len(self)))
+        return sorted(among)[:PROBES]
 
     def fetch(self, indices: Sequence[int]) -> Iterator[Encoded]:
         """The encoded pictures, in their order: one pass over the files for many of them, however they are mixed."""
@@ -352,6 +367,8 @@ def _content(value: Any, path: Path, index: int) -> Encoded:
     found = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(found, list):
         return found, f"{path}, row {index}"
+    if value is None or (isinstance(value, dict) and not any(value.values())):
+        raise DataError("data-unreadable-image", f"{path}: row {index} has no image; leave it out")
     if not isinstance(found, bytes):
         why = f"{path}: image {index} has no bytes"
         raise DataError("data-unreadable-image", f"{why}; embed the images in it, since paths are not followed")

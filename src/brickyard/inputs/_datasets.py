@@ -142,9 +142,10 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape[:1]:
             chosen = chosen.nonzero().flatten()
         chosen = chosen.long()
-        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
-            found = f"{self.name} has images 0 to {len(self) - 1}, got index {int(chosen.max())}"
-            raise DataError("data-index-out-of-range", found)
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if len(outside):
+            there = f"images 0 to {len(self) - 1}" if len(self) else "no images"
+            raise DataError("data-index-out-of-range", f"{self.name} has {there}, got index {int(outside[0])}")
         return ImageData(self._store.at(chosen), self.labels[chosen], self.classes, self.name)
 
     def of_classes(self, classes: Sequence[int | str]) -> ImageData:

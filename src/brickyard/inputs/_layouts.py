@@ -24,6 +24,7 @@ from brickyard.inputs._taken import Taken
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _CHUNK = 1 << 24  # numbers that are looked at together
+_LARGEST = float(np.finfo(np.float32).max)
 _COLOURS = (1, 3)
 
 
@@ -194,6 +195,9 @@ def _range(array: Array, name: str) -> tuple[float, float]:
         low, high = float(part.min()), float(part.max())
         if not math.isfinite(low) or not math.isfinite(high):
             raise DataError("data-not-finite", f"{name} holds NaN or infinity; repair it, or leave those images out")
+        if array.dtype.kind == "f" and max(-low, high) > _LARGEST:
+            why = f"{name} holds {array.dtype} from {low:g} to {high:g}, and float32 holds at most {_LARGEST:.4g}"
+            raise DataError("data-not-finite", f"{why}; scale it, or leave those images out")
         lows.append(low)
         highs.append(high)
     return min(lows), max(highs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from brickyard.inputs._preprocessing import sized
 
 MAX_BYTES = 8 << 30  # largest array of images in memory, and largest decompressed idx file
 KEPT_BYTES = 1 << 28  # of decoded pictures that are kept, so that those used again are not decoded again
-AHEAD = 64  # pictures that are decoded before they are asked for
+AHEAD = 64  # pictures that are decoded before they are asked for, and at most as many bytes as are kept
 MOST_WORKERS = 8
 PROBES = 8  # pictures that tell what all of them look like
 
@@ -96,9 +97,9 @@ class Files:
         """The files of some pictures, in their order."""
         return ((self.paths[index], None) for index in indices)
 
-    def probes(self) -> Sequence[int]:
-        """Pictures that tell what all of them look like."""
-        return range(0, len(self), -(-len(self) // PROBES))
+    def probes(self, among: Sequence[int]) -> Sequence[int]:
+        """Some of these pictures, which tell what all of them look like."""
+        return among[:: -(-len(among) // PROBES)]
 
 
 class Encodings(Protocol):
@@ -109,8 +110,8 @@ class Encodings(Protocol):
     def fetch(self, indices: Sequence[int]) -> Iterable[Encoded]:
         """What `decode_image` takes for some of them, in their order."""
 
-    def probes(self) -> Sequence[int]:
-        """Pictures that tell what all of them look like, which are soon found."""
+    def probes(self, among: Sequence[int]) -> Sequence[int]:
+        """Some of these pictures, which tell what all of them look like, and are soon found."""
 
 
 class Reader:
@@ -136,15 +137,20 @@ class Reader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": OrderedDict(), "_bytes": 0}
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels, height and width of each picture, by a few of them: one channel if all of these are grey.
+    def shape(self, among: Tensor) -> tuple[int, ...]:
+        """Channels, height and width of each picture: one channel if those that are looked at are grey.
+
+        Args:
+            among: The pictures that are asked for, (images,), of which a few are looked at the first time; others may
+                never be read. None of them stands for all.
 
         Raises:
             DataError: There are none, or they have several sizes.
         """
         if self._shape is None:
-            found = [self._sized(*item) for item in self.encodings.fetch(self.encodings.probes())]
+            places = among.tolist() or range(len(self.encodings))
+            probes = self.encodings.probes(places) if len(places) else []
+            found = [self._sized(*item) for item in self.encodings.fetch(probes)]
             if not found:
                 raise DataError("data-no-images", f"{self.name} holds no images; give at least one per class")
             self._shape = (max(map(len, found)), *found[0].shape[1:])
@@ -152,20 +158,22 @@ class Reader:
                 self._fitting(picture, None)
         return self._shape
 
-    def each(self, indices: Sequence[int]) -> Generator[Tensor]:
-        """Yield pictures (channels, height, width) in this order.
+    def each(self, indices: Sequence[int], among: Tensor) -> Generator[Tensor]:
+        """Yield pictures (channels, height, width) in this order, of those `among` which they are.
 
         Raises:
             DataError: One cannot be decoded, or has another size than others.
         """
-        self._look()
+        if self.how.size is None or self.how.channels is None:  # else all are brought to one shape
+            self.shape(among)
         missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
         coming = zip(missing, self.encodings.fetch(missing), strict=True)
         ready: dict[int, Future[Tensor]] = {}
+        ahead = self._ahead()
         pool = ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1), "decoding")
         try:
             for index in indices:
-                for number, item in islice(coming, AHEAD - len(ready)):
+                for number, item in islice(coming, ahead - len(ready)):
                     ready[number] = pool.submit(self._decoded, *item)
                 picture = self._kept.get(index)
                 if index in ready:
@@ -178,10 +186,10 @@ class Reader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _look(self) -> None:
-        """Look at the shape, unless preprocessing brings all pictures to one size and one number of channels."""
-        if self.how.size is None or self.how.channels is None:
-            _ = self.shape
+    def _ahead(self) -> int:
+        """How many pictures are decoded before they are asked for: fewer where they are large."""
+        shape = self._shape or (3, *(self.how.size or (1, 1)))
+        return max(1, min(AHEAD, KEPT_BYTES // math.prod(shape)))
 
     def _decoded(self, source: Any, title: str | None) -> Tensor:
         return self._fitting(self._sized(source, title), told(title or source, 200))
@@ -233,14 +241,14 @@ class Pictures:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._reader.shape
+        return self._reader.shape(self._places)
 
     def at(self, places: Tensor) -> Pictures:
         return Pictures(self._reader, self._places[places])
 
     def batches(self, batch_size: int, order: Sequence[int] | None = None) -> Iterator[Tensor]:
         places = self._places if order is None else self._places[torch.tensor(order, dtype=torch.long)]
-        with closing(self._reader.each(places.tolist())) as pictures:
+        with closing(self._reader.each(places.tolist(), self._places)) as pictures:
             while some := list(islice(pictures, batch_size)):
                 yield _stacked(some)
 
@@ -250,8 +258,10 @@ class Pictures:
         Raises:
             DataError: They take too much memory.
         """
+        if not len(self):
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
         found: list[Tensor] = []
-        with closing(self._reader.each(self._places.tolist())) as pictures:
+        with closing(self._reader.each(self._places.tolist(), self._places)) as pictures:
             for picture in pictures:
                 if picture.numel() * len(self) > MAX_BYTES:
                     raise too_large(self._reader.name, picture.numel() * len(self))

@@ -103,8 +103,9 @@ def say_stand_in(name: str, split: str, used: str) -> None:
 
 def no_split(place: object, split: str, there: Iterable[str]) -> DataError:
     """The error for a split that is not there."""
-    known = told(", ".join(there), 200) or "none"
-    return DataError("data-missing", f"{place} has no split {split!r}; its splits are {known}: name one of them")
+    known = told(", ".join(there), 200)
+    what = f"its splits are {known}: name one of them" if known else "it has no splits: leave split= out"
+    return DataError("data-missing", f"{place} has no split {split!r}; {what}")
 
 
 def is_of(path: Path, split: str) -> bool:
@@ -122,7 +123,7 @@ def labelled(values: Sequence[Any], what: str, names: Sequence[str] | None = Non
     """Labels and class names from what stands for labels: whole numbers are indices, other texts are names.
 
     Args:
-        values: One label an image.
+        values: One label an image; true and false alone are names.
         what: What messages call them, such as "a.csv: column 'label'".
         names: The class names, where they are known.
 
@@ -131,6 +132,8 @@ def labelled(values: Sequence[Any], what: str, names: Sequence[str] | None = Non
     """
     if not values:
         raise DataError("data-no-images", f"{what} holds no images; give at least one per class")
+    if all(isinstance(value, bool) for value in values):
+        values = list(map(str, values))
     numbers = [number_of(value) for value in values]
     if any(number is None for number in numbers):
         texts = all(isinstance(value, str) and value.strip() for value in values)

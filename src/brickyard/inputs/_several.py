@@ -63,7 +63,8 @@ def rows_of_names(values: Sequence[Any], what: str, classes: Sequence[str] | Non
     Args:
         values: For each image, a list of names or of indices; or a text such as "cat|dog", "cat;dog", "cat, dog",
             "cat dog" or '["cat", "dog"]'. "", None, NaN and an empty list stand for no class. One sign separates the
-            names of the whole column.
+            names of the whole column. Lists of as many 0 and 1 as there are classes say which of them an image shows,
+            where they cannot be indices because a number is there twice, or two are there in both orders.
         what: What messages call them, such as "a.csv: column 'labels'".
         classes: The class names, where they are known: they tell signs between names from those within.
 
@@ -146,6 +147,9 @@ def _named(names: Sequence[Sequence[Any]], what: str, classes: Sequence[str] | N
     """
     every = {item for found in names for item in found}
     numbers = {item: number for item in every if (number := number_of(item)) is not None}
+    if len(numbers) == len(every) and _are_bits([[numbers[item] for item in found] for found in names], classes):
+        note(f"{what}: lists of {len(names[0])} numbers 0 and 1 say for each class whether an image shows it")
+        return rows_of_array(np.asarray([[numbers[item] for item in found] for found in names]), what, classes)
     if every and len(numbers) == len(every) and not {*map(str, every)} <= {*(classes or ())}:
         low, high = min(numbers.values()), max(numbers.values())
         count = min(high + 1, MAX_CLASSES) if classes is None else len(classes)
@@ -168,6 +172,14 @@ def _named(names: Sequence[Sequence[Any]], what: str, classes: Sequence[str] | N
     if not known:
         raise DataError("data-no-labels", f"{what} names no class in any of {len(names):,} rows; name those shown")
     return rows_of_sets([{places[item] for item in found} for found in texts], known, what)
+
+
+def _are_bits(rows: Sequence[Sequence[int]], classes: Sequence[str] | None) -> bool:
+    """Whether lists of numbers are a 0 or 1 for each class, and no indices: these are not named twice or both ways."""
+    count = len(rows[0]) if rows and classes is None else len(classes or ())
+    if count < 2 or any(len(row) != count or not {*row} <= {0, 1} for row in rows):
+        return False
+    return count > 2 or any(len({*row}) < 2 for row in rows) or len({*map(tuple, rows)}) > 1
 
 
 # -- other forms ---------------------------------------------------------------------------------------------------

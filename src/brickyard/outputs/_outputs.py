@@ -359,6 +359,12 @@ class Several(Outputs):
         return labels[:, k] == 1
 
     def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
+        if labels.shape[1] != len(places):
+            raise DataError(
+                "data-label-out-of-range",
+                f"labels must be 0 or 1 for each of the source's {len(places)} classes, got {labels.shape[1]} per "
+                "image: give one row per image in the order of these classes, as `ImageData.in_order` does by name",
+            )
         found = torch.full((len(labels), count), -1)
         found[:, places[places >= 0]] = labels[:, places >= 0]
         return found

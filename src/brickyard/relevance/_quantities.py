@@ -38,6 +38,12 @@ def check_no_quantity(model: nn.Module, data: Any) -> None:
         )
     labels = data[1] if isinstance(data, tuple | list) and len(data) == 2 else getattr(data, "labels", None)
     fractions = _fractions(labels)
+    if len(fractions) and _are_shares(labels):
+        raise DataError(
+            "data-label-mismatch",
+            f"labels are shares of classes, such as {float(fractions[0]):.3g}, that sum to 1 per image; give each "
+            "image the index of its largest one, as with labels.argmax(1)",
+        )
     if len(fractions):
         raise DataError(
             "data-label-mismatch",
@@ -56,6 +62,14 @@ def _fractions(labels: Any) -> Tensor:
         return torch.zeros(0)
     found: Tensor = labels[labels.isfinite() & (labels != labels.round())]
     return found
+
+
+def _are_shares(labels: Any) -> bool:
+    """Whether each row of labels sums to 1, as probabilities, smoothed or mixed labels do."""
+    rows = torch.as_tensor(labels).double()
+    if rows.ndim != 2 or rows.shape[1] < 2 or not bool((rows >= 0).all()):
+        return False
+    return torch.allclose(rows.sum(1), torch.ones(len(rows), dtype=rows.dtype), atol=1e-2)
 
 
 def check_no_rank(graph: Graph) -> None:

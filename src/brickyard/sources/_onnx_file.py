@@ -163,11 +163,26 @@ def _parsed(path: Path) -> Any:
     except Exception as error:  # what protobuf raises differs between its versions
         why = f"{path} is no ONNX file, or is cut off ({type(error).__name__})"
         raise FileError("file-damaged", f"{why}; get a fresh copy") from None
+    _check_text(proto, path)
     if not proto.HasField("graph") or not proto.graph.node or not proto.graph.output:
         raise FileError("file-damaged", f"{path} holds no network, or is no ONNX file; get a fresh copy")
     if len(proto.graph.node) > MAX_NODES:
         raise FileError("file-too-large", f"{path} has {len(proto.graph.node):,} operators; the limit is {MAX_NODES:,}")
     return proto
+
+
+def _check_text(proto: Any, path: Path) -> None:
+    """Refuse names that are no UTF-8, which protobuf gives as bytes or refuses itself, as its version goes."""
+    graph = proto.graph
+    words = [item.domain for item in proto.opset_import]
+    words += [text for item in proto.metadata_props for text in (item.key, item.value)]
+    words += [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    words += [text for item in graph.initializer for pair in item.external_data for text in (pair.key, pair.value)]
+    for node in graph.node:
+        words += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    odd = next((text for text in words if not isinstance(text, str)), None)
+    if odd is not None:
+        raise FileError("file-damaged", f"{path} has a name that is no UTF-8, {told(odd, 60)}; get a fresh copy")
 
 
 def _opset(proto: Any, path: Path) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from brickyard.sources._onnx_file import FLOATS, Op
 from brickyard.sources._onnx_graph import BATCHES, Reader, Value, constant, volume
+from brickyard.sources._onnx_resize import resize
 from brickyard.sources._onnx_steps import Convert, Given, at, axes_of, first
 
 _FAR = 1 << 31  # an end of a slice that means the end
@@ -300,33 +301,6 @@ def _gather(reader: Reader, op: Op, given: Given) -> Value:
     return _chosen(reader, x, dim, found)
 
 
-def _resize(reader: Reader, op: Op, given: Given) -> Value:
-    x = first(reader, given)
-    old = op.kind == "Upsample" or reader.file.opset < 11
-    scales, sizes = (at(given, 1), None) if old else (at(given, 2), at(given, 3))
-    mode = str(op.attributes.get("mode", "nearest"))
-    if sizes is not None and sizes.worlds[0].numel():
-        goal = [int(size) for size in sizes.worlds[0].reshape(-1)]
-        goal = [have if d == 0 else size for d, (have, size) in enumerate(zip(x.shape, goal, strict=True))]
-    else:
-        held = op.attributes.get("scales") if scales is None else scales.worlds[0].double().reshape(-1).tolist()
-        if not held:
-            reader.refuse("has neither scales nor sizes")
-        goal = [int(size * scale + 1e-6) for size, scale in zip(x.shape, held, strict=True)]
-    if goal == list(x.shape):
-        return x
-    if goal[:2] != list(x.shape[:2]) or x.ndim != 4:
-        reader.refuse("scales the batch or the channels")
-    how = "asymmetric" if old else str(op.attributes.get("coordinate_transformation_mode", "half_pixel"))
-    size = tuple(goal[2:])
-    if mode == "nearest":
-        return reader.call("interpolate", x, size=size, mode="nearest")
-    if mode not in ("linear", "bilinear", "cubic") or how not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        reader.refuse(f"scales by {mode} with {how} coordinates, which is not read")
-    kind = "bicubic" if mode == "cubic" else "bilinear"
-    return reader.call("interpolate", x, size=size, mode=kind, align_corners=how == "align_corners")
-
-
 def _pad(reader: Reader, op: Op, given: Given) -> Value:
     x, amounts = first(reader, given), at(given, 1)
     found = op.attributes.get("pads", op.attributes.get("paddings")) if amounts is None else None
@@ -495,8 +469,8 @@ MOVES: dict[str, Convert] = {
     "GatherElements": _gather_elements,
     "ScatterElements": _scatter,
     "ScatterND": _scatter_nd,
-    "Resize": _resize,
-    "Upsample": _resize,
+    "Resize": resize,
+    "Upsample": resize,
     "Pad": _pad,
     "Tile": _tile,
     "DepthToSpace": _depth_to_space,

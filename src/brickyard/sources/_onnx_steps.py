@@ -16,6 +16,7 @@ from brickyard.sources._onnx_patterns import layer_norm
 Given = list[Value | None]
 Convert = Callable[[Reader, Op, Given], Value | list[Value]]
 
+_SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
 _LOWEST = -3.4028234663852886e38  # infinity cannot be written to a file
 
 
@@ -280,6 +281,14 @@ def _clamped(reader: Reader, x: Value, low: float | None, high: float | None) ->
     return x if low is None and high is None else reader.call("clamp", x, min=low, max=high)
 
 
+def _selu(reader: Reader, op: Op, given: Given) -> Value:
+    x, own = first(reader, given), {name: op.attributes.get(name) for name in ("alpha", "gamma")}
+    if all(value is None or abs(value - _SELU[name]) < 1e-6 for name, value in own.items()):
+        return reader.call("selu", x)
+    alpha, gamma = (float(_SELU[name] if value is None else value) for name, value in own.items())
+    return reader.call("mul", reader.call("elu", x, alpha=alpha), gamma)
+
+
 def _hard_sigmoid(reader: Reader, op: Op, given: Given) -> Value:
     x, alpha, beta = first(reader, given), float(op.attributes.get("alpha", 0.2)), float(op.attributes.get("beta", 0.5))
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
@@ -467,13 +476,14 @@ STEPS: dict[str, Convert] = {
     "Softsign": _softsign,
     "Softmax": _softmax("softmax"),
     "LogSoftmax": _softmax("log_softmax"),
+    "Selu": _selu,
     "Elu": _unary("elu", alpha="alpha"),
     "Celu": _unary("celu", alpha="alpha"),
     **{
         kind: _unary(target)
         for kind, target in {
             **{name: name.lower() for name in ("Relu", "Sigmoid", "Tanh", "Erf", "Softplus", "Mish", "HardSwish")},
-            **{name: name.lower() for name in ("Sqrt", "Exp", "Log", "Neg", "Abs", "Selu", "Reciprocal", "Sin", "Cos")},
+            **{name: name.lower() for name in ("Sqrt", "Exp", "Log", "Neg", "Abs", "Reciprocal", "Sin", "Cos")},
         }.items()
     },
     **{
