@@ -41,6 +41,7 @@ with tempfile.TemporaryDirectory() as folder:
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[0].numpy()).save(place / f"{number}.png")
     data, test = load_data(folder), load_data(folder, split="test")
+    _ = data.images, test.images  # pictures are decoded when they are asked for, and these files go away
 
 how = by.Preprocessing(size=(16, 16), mean=(0.3,), std=(0.4,))
 torch.manual_seed(0)

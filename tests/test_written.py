@@ -147,6 +147,9 @@ def test_public_names_are_still_there() -> None:
 # -- components and assemblies -----------------------------------------------------------------------------
 
 
+RESIZED = ("preprocessing", "assembly-mixed")  # models that resize bytes
+
+
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_a_model_says_what_it_said(name, tmp_path) -> None:
     path, expected, then = HERE / f"{name}.safetensors", Expected(name), told(name)
@@ -156,13 +159,18 @@ def test_a_model_says_what_it_said(name, tmp_path) -> None:
     total = then["parameters"] if "parameters" in then else sum(part["parameters"] for part in then["parts"])
     assert f"{total:,}" in text
     assert f"{total:,}" in str(model)
-    assert expected.agrees("logits", model.logits(expected["images"]))
-    assert expected.agrees("probabilities", model.predict_proba(expected["images"]))
+    images = expected["images"]
+    if name in RESIZED:  # bytes were not rounded then
+        assert not expected.agrees("logits", model.logits(images))
+        torch.testing.assert_close(model.logits(images), expected["logits"], rtol=0, atol=0.02)
+        images = images.float() / 255
+    assert expected.agrees("logits", model.logits(images))
+    assert expected.agrees("probabilities", model.predict_proba(images))
     again = by.load(model.save(tmp_path / "again.safetensors"))
-    assert expected.agrees("logits", again.logits(expected["images"]))
+    assert expected.agrees("logits", again.logits(images))
     other = by.load(with_another_number(path, tmp_path / "other.safetensors", *weight))
     assert facts(other) == then
-    assert not expected.agrees("logits", other.logits(expected["images"]))
+    assert not expected.agrees("logits", other.logits(images))
 
 
 @pytest.mark.parametrize("name", GRAPH_MODELS)

@@ -18,7 +18,7 @@ CLASSES = 4
 SIZE = 16
 FILES = tuple(
     f"own_{kind}"
-    for kind in ("attention", "convolutions", "heads", "networks", "patches", "signals", "steps", "tokens")
+    for kind in ("attention", "convolutions", "heads", "classifiers", "patches", "signals", "steps", "tokens")
 )
 T = TypeVar("T", bound=type[nn.Module])
 

@@ -110,7 +110,7 @@ def alone(models: dict[str, Any], folder: Path) -> dict[str, Any]:
             wanted = model.logits(images[key])
         assert found.dtype == wanted.dtype, key
         unit = torch.finfo(wanted.dtype).eps * float(wanted.abs().max())  # BLAS may round by where memory lies
-        assert float((found - wanted).abs().max()) <= 2 * unit, key
+        assert float((found - wanted).abs().max()) <= 16 * unit, key
         assert found.shape[1] < 2 or not torch.equal(found, wanted.roll(1, 1)), key  # the control
         names, state, training = told[key]
         assert names == [*model.classes, *([REJECT] if model.reject else [])]

@@ -132,14 +132,14 @@ def test_one_command_makes_a_component_of_a_librarys_network(name: str, shared: 
     weights, data = shared / "models" / f"{name}.safetensors", shared / "data"
     names = tmp_path / "names.txt"
     names.write_text("\n".join(imagenet_names(shared)))
-    shown = load_data(data / "imagenette" / "train.parquet", max_images=100).of_classes(IMAGENET)
+    shown = load_data(data / "imagenette" / "train.parquet", max_images=40).of_classes(IMAGENET)
     save_folder(shown, tmp_path / "photographs")
     given = (LIBRARY[name][0], "--weights", weights, "--class-names", names, "--data", tmp_path / "photographs")
     task = ("--task", ",".join(IMAGENET), "--flops", 0.8)
     run("disassemble", *given, *task, "-o", tmp_path / "part.safetensors")
     part = by.load(tmp_path / "part.safetensors")
     assert part.manifest.selection.flops <= 0.8 * part.manifest.source.flops
-    images = load_data(data / "imagenette" / "test.parquet", max_images=150).of_classes(IMAGENET)
+    images = load_data(data / "imagenette" / "test.parquet", max_images=100).of_classes(IMAGENET)
     assert part.score(images.images, [images.classes[k] for k in images.labels.tolist()]) > 0.8
 
 

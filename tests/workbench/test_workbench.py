@@ -146,7 +146,8 @@ def test_onnx_says_the_same(page, digits_yard, tmp_path) -> None:
     images = load_data("digits", split="test").images[:3]
     found = session.run(["probabilities"], {"images": images.float().numpy() / 255})[0]
     for answer, row in zip(answers(page, key, *images), found, strict=True):
-        assert answer["classes"][0]["probability"] == pytest.approx(float(row.max()), abs=1e-5)
+        probability = answer["classes"][0]["probability"]
+        assert probability == pytest.approx(float(row.max()), abs=1e-3)  # bytes are rounded where they are resized
 
 
 def test_the_report_is_about_the_classifier_and_its_bricks(page) -> None:

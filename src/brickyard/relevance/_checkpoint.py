@@ -31,7 +31,7 @@ def _told(how: Preprocessing) -> dict[str, Any]:
 
 def _record(record: LocateRecord) -> dict[str, Any]:
     """What was asked for, as earlier versions wrote it."""
-    unknown = {"images", "ending", "right"} | ({"output"} if record.output is None else set())
+    unknown = {"images", "ending", "right", "candidates"} | ({"output"} if record.output is None else set())
     return record.model_dump(mode="json", exclude=unknown)
 
 
