@@ -26,6 +26,7 @@ from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.inputs._arrays import npy_in, npy_parts, read_npy, read_npz
 from brickyard.inputs._columns import read_parquet, read_saved, saved_files, saved_folder, shards
 from brickyard.inputs._folders import class_files, read_folder, root_of, split_folder
+from brickyard.inputs._hub import PREFIX, read_hub
 from brickyard.inputs._idx import labels_beside, read_idx
 from brickyard.inputs._json_files import json_files, lists_pictures, read_json
 from brickyard.inputs._pictures import Pictures, Rows, Store
@@ -269,8 +270,8 @@ def load_data(
             `test` (or `val`) folders of that kind; a CSV, TSV or JSON file that lists pictures and labels; a CSV file
             of pixels; a `.npz` file, or a `.npy` file with labels beside it; a `.parquet` file or folder, or a folder
             that `save_to_disk` wrote, as of the Hugging Face library; an idx file of images, or a folder with idx
-            files. Options may follow a question mark: `split` (which must exist), and `classes` to keep only some
-            (labels stay the same).
+            files; or `hf:ID`, a data set of the Hugging Face hub. Options may follow a question mark: `split` (which
+            must exist), and `classes` to keep only some (labels stay the same).
         split: "train" or "test", unless the text specifies it.
         size: Height and width for pictures in files: they are resized to cover it and cropped. A preprocessing: they
             are brought to its size in its way.
@@ -481,6 +482,8 @@ def _recognised(path: Path, wanted: Wanted) -> tuple[Form, Sequence[Path]]:
 def _open(place: str, wanted: Wanted) -> Found:
     if place == "digits":
         return _digits(wanted.split)
+    if place.startswith(PREFIX) and not _exists(Path(place)):
+        return read_hub(place.removeprefix(PREFIX), wanted)
     form, files = _recognised(Path(place), wanted)
     return form.read(files, wanted)
 
