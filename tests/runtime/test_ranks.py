@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import brickyard as by
 from brickyard.testing import Residual, chain
@@ -45,6 +47,23 @@ def trained() -> tuple[list[float], int]:
     minutes = 0.01 * (2 + int(os.environ["RANK"]))  # as where processes are not equally fast
     part = by.disassemble(model, relevance, task=[0, 2], budget=by.Budget(flops=0.5), heal="distil", minutes=minutes)
     return torch.cat([p.flatten() for p in part.parameters()]).tolist(), part.manifest.heal.steps
+
+
+def opened(folder: str) -> list[str]:
+    """The pictures of a folder that this process decodes to locate three classes, eight pictures of each."""
+    from brickyard.inputs import Preprocessing, _pictures, load_data
+
+    seen: list[str] = []
+    real = _pictures.decode_image
+
+    def decode(source: Any, title: str | None) -> torch.Tensor:
+        seen.append(os.path.relpath(source, folder))
+        return real(source, title)
+
+    _pictures.decode_image = decode
+    data = load_data(folder, size=Preprocessing(size=(8, 8), channels=3))
+    by.locate(chain(3), data, choose="random", per_class=8, batch_size=2)
+    return seen
 
 
 def group(count: int, *command: str, **variables: str) -> list[subprocess.Popen[str]]:
@@ -96,6 +115,20 @@ def test_any_number_of_processes_gives_the_same(count, alone) -> None:
             torch.testing.assert_close(
                 torch.tensor(together[name], dtype=torch.float64), expected, rtol=bound, atol=bound, msg=name
             )
+
+
+@pytest.mark.slow
+def test_each_process_decodes_its_share_of_a_folder(tmp_path) -> None:
+    noise = torch.randint(0, 256, (90, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, pixels in enumerate(noise):
+        (tmp_path / f"class{number % 3}").mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"class{number % 3}" / f"{number:02}.png")
+    outputs = [process.communicate(timeout=600) for process in group(2, __file__, "open", str(tmp_path))]
+    one, two = (set(json.loads(text)) for text, _ in outputs)
+    first = {os.path.join("class0", "00.png")}  # which shows the form of all
+    assert one & two == first
+    assert len((one | two) - first) in (23, 24)  # eight of each class, with or without that one
+    assert abs(len(one) - len(two)) <= 6  # each its batches
 
 
 def test_a_killed_process_ends_the_others_with_one_error() -> None:
@@ -175,5 +208,8 @@ if __name__ == "__main__":
         from brickyard.runtime._processes import joined
 
         with joined():
-            found = trained() if sys.argv[1:] == ["distil"] else results()
+            if sys.argv[1:2] == ["open"]:
+                found = opened(sys.argv[2])
+            else:
+                found = trained() if sys.argv[1:] == ["distil"] else results()
         print(json.dumps(found))
