@@ -44,6 +44,10 @@ class Block(nn.Module):
         b, n, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, 2, 4).permute(2, 0, 3, 1, 4)
         y = self.drop(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 8)))
+        if self.form == "in place":
+            x += y
+            x += self.fc2(F.gelu(self.fc1(self.norm2(x))))
+            return x
         x = x + (self.gamma1 * y if self.form == "scaled" else y)
         y = self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return (y * self.gamma2 if self.form == "scaled" else y) + x
@@ -81,7 +85,7 @@ class ViT(nn.Module):
         return self.head(x[:, 0] if self.pool == "token" else x.mean(1))
 
 
-FORMS, POOLS = ("usual", "plain", "scaled", "registers"), ("token", "mean", "mean first", "both")
+FORMS, POOLS = ("usual", "plain", "scaled", "registers", "in place"), ("token", "mean", "mean first", "both")
 
 
 def basis(width: int = WIDTH, seed: int = 0) -> Tensor:
@@ -114,7 +118,7 @@ def test_a_turned_network_computes_the_same_and_any_direction_can_be_cut(form, p
     assert residuals(after) == []  # it is turned once
     whole, now = CostModel(graph).whole, CostModel(after).whole
     norms = 0 if form == "plain" else 2 * 2 * WIDTH  # of a block; what they weigh is in other layers now
-    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH, "registers": 0}[form]
+    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH, "registers": 0, "in place": 0}[form]
     assert now.parameters == whole.parameters - 2 * WIDTH + 2 * (moved - norms - (2 * WIDTH if form == "plain" else 0))
     assert now.flops == whole.flops
 

@@ -32,7 +32,7 @@ _LINEAR = frozenset((
     "interpolate",
 ))
 # fmt: on
-_SUMS = frozenset(("add", "tensor_add", "cat", "stack"))  # of values that lie in one basis
+_SUMS = frozenset(("add", "tensor_add", "add_", "iadd", "cat", "stack"))  # of values that lie in one basis
 _SCALES = frozenset(("mul", "tensor_mul"))
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -217,7 +217,7 @@ class _Search:
 
 def _numbers(node: Node) -> bool:
     """Whether a sum has a plain number among its terms."""
-    return node.target in ("add", "tensor_add") and (
+    return node.target in ("add", "tensor_add", "add_", "iadd") and (
         any(isinstance(value, int | float) for value in node.args) or bool(node.kwargs)
     )
 
