@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +264,8 @@ def run(only: Sequence[str] | None, workers: int, *, write: bool) -> int:
     chosen = [title for title in every() if only is None or any(text in title for text in only)]
     todo = [title for title in chosen if title not in known]
     with ThreadPoolExecutor(workers) as pool, bar("models", len(todo)) as advance, NOTES.open("a") as file:
-        for row in pool.map(_alone, todo):
+        for done in as_completed([pool.submit(_alone, title) for title in todo]):
+            row = done.result()
             known[row["title"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
