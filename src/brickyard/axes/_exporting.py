@@ -26,7 +26,7 @@ from brickyard.axes._places import line_of_export
 from brickyard.axes._settling import settle
 from brickyard.network._arguments import canonical
 from brickyard.network._functions import FUNCTIONS, function_name
-from brickyard.network._network import Node, Ref
+from brickyard.network._network import Node, Ref, refs
 
 # ATen operators -> the table's function that takes the same arguments, where the names differ.
 _SAME = {
@@ -79,9 +79,23 @@ def export_draft(model: nn.Module, example: Tensor, path: Path = (), any_size: b
         try:
             return _read(whole, program, example, prefix)
         except ValueError:  # it changes values in place that other steps use
-            return _read(whole, program.run_decompositions({}), example, prefix)
+            draft = _read(whole, program.run_decompositions({}), example, prefix)
+            if _unknown_on_images(draft):  # that form takes layers apart, too
+                raise
+            return draft
     except Exception as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _unknown_on_images(draft: Draft) -> bool:
+    """Whether an operator outside the table works on something that depends on the images."""
+    reached: set[str] = set()
+    for node in draft.nodes:
+        if node.op == "input" or reached & set(refs(node)):
+            reached.add(node.name)
+            if node.target in draft.foreign:
+                return True
+    return False
 
 
 class _Logits(nn.Module):
@@ -171,7 +185,7 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     if step.name in same:
         return
     args, operator = _plain(step.args, same), step.target
-    kwargs = {key: _plain(value, same) for key, value in step.kwargs.items()}
+    kwargs = {key: _plain(value, same) for key, value in step.kwargs.items() if key != "memory_format"}
     assert callable(operator)
     known = function_name(operator)  # operators on sizes are Python's own
     name = str(getattr(operator, "_opname", operator))
@@ -191,6 +205,10 @@ def _add(draft: Draft, step: fx.Node, same: dict[str, Ref]) -> None:
     if known is None and name == "batch_norm":
         x, weight, bias, mean, variance, training, momentum, eps, *_ = args
         known, args = name, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif known is None and name == "_native_batch_norm_legit_no_training":  # as run_decompositions writes it
+        x, weight, bias, mean, variance, momentum, eps = args
+        known, args = "batch_norm", (x, mean, variance, weight, bias, False, momentum, eps)
+        same.update((user.name, Ref(step.name)) for user in step.users if user.args[1:] == (0,))
     elif known is None and name in ("select", "slice"):
         known, args, kwargs = "getitem", (args[0], _subscript(name, args[1:], inputs[0].meta["val"].ndim)), {}
     elif known is None and name in REWRITTEN:
