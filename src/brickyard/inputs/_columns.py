@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
@@ -169,6 +171,34 @@ def _json(path: Path) -> dict[str, Any]:
 # -- the columns ---------------------------------------------------------------------------------------------------
 
 
+def image_and_label(columns: Sequence[str], place: str) -> tuple[str, str]:
+    """The names of the columns of images and of labels.
+
+    Raises:
+        DataError: One is missing.
+    """
+    image = next((name for name in IMAGES if name in columns), None)
+    label = next((name for name in LABELS if name in columns), None)
+    if image is None or label is None:
+        why = f"{place} must have columns 'image' (or 'signal') and 'label', got {told(', '.join(columns), 300)}"
+        raise DataError("data-unknown-format", why)
+    return image, label
+
+
+def labels_in(
+    values: Sequence[Any], what: str, names: Sequence[str] | None, wanted: Wanted
+) -> tuple[Tensor, Sequence[str]]:
+    """Labels and class names of a column: one class an image, or rows of 0 and 1 where it may have several.
+
+    Raises:
+        DataError: The values are no labels of that kind.
+    """
+    if not wanted.several:
+        return labelled(values, what, names)
+    rows = rows_of_names(values, what, names)
+    return rows.labels, rows.classes
+
+
 @dataclass(frozen=True)
 class _Open:
     """A file with columns that is open.
@@ -226,12 +256,7 @@ class _File:
     def columns(self) -> tuple[str, str, list[str] | None]:
         """The names of the columns of images and of labels, and the class names where the file has them."""
         with self.open() as found:
-            image = next((name for name in IMAGES if name in found.columns), None)
-            label = next((name for name in LABELS if name in found.columns), None)
-            if image is None or label is None:
-                there = told(", ".join(found.columns), 300)
-                why = f"{self.path} must have columns 'image' (or 'signal') and 'label', got {there}"
-                raise DataError("data-unknown-format", why)
+            image, label = image_and_label(found.columns, str(self.path))
             return image, label, _names(_features(found.metadata), label)
 
 
@@ -303,12 +328,7 @@ def _found(files: list[_File], name: str, wanted: Wanted, features: Any) -> Foun
                 values += batch.column(0).to_pylist()
             lengths.append(len(values) - start)
     place = f"{files[0].path}: column {label!r}"
-    names = names or _names(features, label)
-    if wanted.several:
-        rows = rows_of_names(values, place, names)
-        labels, classes = rows.labels, list(rows.classes)
-    else:
-        labels, classes = labelled(values, place, names)
+    labels, classes = labels_in(values, place, names or _names(features, label), wanted)
     column = _Column(files, lengths, image)
     if len(column) and any(isinstance(value, list) for value, _ in column.fetch([0])):
         return Found(

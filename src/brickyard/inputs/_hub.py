@@ -11,10 +11,9 @@ from typing import Any
 
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import first_line, told
-from brickyard.inputs._columns import IMAGES, LABELS
-from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader
-from brickyard.inputs._reading import Found, Wanted, labelled, no_split, say_stand_in, split_names
-from brickyard.inputs._several import rows_of_names
+from brickyard.inputs._columns import image_and_label, labels_in
+from brickyard.inputs._pictures import Encoded, Pictures, Reader, spread
+from brickyard.inputs._reading import Found, Wanted, no_split, say_stand_in, split_names
 
 PREFIX = "hf:"
 PATIENCE = 4  # seconds for the hub to answer; without an answer, only the cache is looked at
@@ -38,21 +37,11 @@ def read_hub(name: str, wanted: Wanted) -> Found:
         raise OptionError("option-missing-package", f"{why}; pip install datasets") from None
     data, split = _loaded(datasets, name, wanted)
     place = f"{PREFIX}{name} ({split})"
-    columns = list(data.column_names)
-    image = next((one for one in IMAGES if one in columns), None)
-    label = next((one for one in LABELS if one in columns), None)
-    if image is None or label is None:
-        there = told(", ".join(columns), 300)
-        raise DataError("data-unknown-format", f"{place} must have columns 'image' and 'label', got {there}")
-    values, names = list(data.with_format(None)[label]), _names(data.features[label])
-    pictures = Pictures(
-        Reader(_Rows(data.cast_column(image, datasets.Image(decode=False)), image, place), wanted.size, place)
-    )
-    what = f"{place}: column {label!r}"
-    if wanted.several:
-        rows = rows_of_names(values, what, names)
-        return Found(rows.labels, rows.classes, place, pictures)
-    return Found(*labelled(values, what, names), place, pictures)
+    image, label = image_and_label(data.column_names, place)
+    values = list(data.with_format(None)[label])
+    labels, classes = labels_in(values, f"{place}: column {label!r}", _names(data.features[label]), wanted)
+    encoded = data.select_columns(image).cast_column(image, datasets.Image(decode=False))
+    return Found(labels, classes, place, Pictures(Reader(_Rows(encoded, image, place), wanted.size, place)))
 
 
 def _loaded(datasets: Any, name: str, wanted: Wanted) -> tuple[Any, str]:
@@ -110,7 +99,7 @@ class _Rows:
         return len(self.data)
 
     def probes(self, among: Sequence[int]) -> Sequence[int]:
-        return among[:: -(-len(among) // PROBES)]
+        return spread(among)
 
     def fetch(self, indices: Sequence[int]) -> Iterator[Encoded]:
         """The encoded pictures: bytes, or files in the library's cache."""

@@ -99,7 +99,12 @@ class Files:
 
     def probes(self, among: Sequence[int]) -> Sequence[int]:
         """Some of these pictures, which tell what all of them look like."""
-        return among[:: -(-len(among) // PROBES)]
+        return spread(among)
+
+
+def spread(among: Sequence[int]) -> Sequence[int]:
+    """A few of these, from all over."""
+    return among[:: -(-len(among) // PROBES)]
 
 
 class Encodings(Protocol):
