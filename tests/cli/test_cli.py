@@ -252,8 +252,8 @@ def test_show_says_what_can_be_cut(tmp_path) -> None:
     least = cut(graph, {axis.name: torch.tensor([0]) for axis in graph.free})
     whole, left = (sum(p.numel() for p in net.parameters()) for net in (graph.network, least))
     assert found["parameters"] == pytest.approx(1 - left / whole)
-    assert found["turned"]["streams"] == 1
-    assert found["turned"]["parameters"] > 0.9 > found["parameters"] > 0.3
+    assert (found["opened"]["turned"], found["opened"]["norms"]) == (1, 0)
+    assert found["opened"]["parameters"] > 0.9 > found["parameters"] > 0.3
     assert found["kept_whole"] == {}  # once it is turned
     told = run("show", "timm:convnext_atto").stdout
     assert "can be cut: " in told

@@ -217,7 +217,10 @@ def _check(title: str, size: int, report: dict[str, Any], folder: Path) -> None:
     report["stage"] = "trace"
     x = images(3, 1, size).double()
     graph = trace(model.double(), x[:2])
-    report["free"], report["turned"] = own_checks.free_parameters(graph), own_checks.free_parameters(opened(graph)[0])
+    report["free"], report["turned"] = (
+        own_checks.free_parameters(graph),
+        own_checks.free_parameters(opened(graph).graph),
+    )
     report["pinned"] = sorted({reason for axis in graph.axes if axis.pinned for reason in axis.pinned})[:4]
     report["stage"] = "cut"
     _cut(graph, model, x, report)

@@ -17,7 +17,7 @@ from brickyard.healing._heal import Shown
 from brickyard.selection._turning import turned as in_principal_directions
 from brickyard.surgery._cost import CostModel
 from brickyard.surgery._join import cut
-from brickyard.surgery._rotation import principal, residuals, rotated
+from brickyard.surgery._rotation import opened, principal, residuals, rotated
 from brickyard.surgery._verify import zeroed_output
 from brickyard.testing import chain, randomised
 from errors import refused
@@ -33,7 +33,11 @@ class Block(nn.Module):
     def __init__(self, form: str) -> None:
         super().__init__()
         self.form = form
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-3), nn.LayerNorm(WIDTH, elementwise_affine=form != "plain")
+        if form == "rms":
+            self.norm1, self.norm2 = nn.RMSNorm(WIDTH, eps=1e-3), nn.RMSNorm(WIDTH)
+        else:
+            self.norm1 = nn.LayerNorm(WIDTH, eps=1e-3)
+            self.norm2 = nn.LayerNorm(WIDTH, elementwise_affine=form != "plain")
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * 8, bias=form != "plain"), nn.Linear(8, WIDTH)
         self.fc1, self.fc2 = nn.Linear(WIDTH, 10), nn.Linear(10, WIDTH)
         self.drop = nn.Dropout(0.5)
@@ -63,7 +67,9 @@ class ViT(nn.Module):
         self.token, self.places = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(1, 5, WIDTH))
         self.registers = nn.Parameter(torch.randn(1, 3, WIDTH)) if form == "registers" else None
         self.blocks = nn.ModuleList(Block(form) for _ in range(depth))
-        self.norm = nn.LayerNorm(WIDTH)
+        self.first = nn.LayerNorm(WIDTH) if form == "norm first" else nn.Identity()
+        self.norm = nn.RMSNorm(WIDTH) if form == "rms" else nn.LayerNorm(WIDTH)
+        self.average = nn.AdaptiveAvgPool1d(1)
         self.head = nn.Linear(2 * WIDTH if pool == "both" else WIDTH, classes)
         randomised(self)
         for parameter in self.parameters():
@@ -75,8 +81,11 @@ class ViT(nn.Module):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], 1)
+        x = self.first(x)
         for block in self.blocks:
             x = block(x)
+        if self.pool == "pool":
+            return self.head(self.average(self.norm(x).transpose(1, 2)).flatten(1))
         if self.pool == "mean first":
             return self.head(self.norm(x.mean(1)))
         x = self.norm(x)
@@ -85,7 +94,8 @@ class ViT(nn.Module):
         return self.head(x[:, 0] if self.pool == "token" else x.mean(1))
 
 
-FORMS, POOLS = ("usual", "plain", "scaled", "registers", "in place"), ("token", "mean", "mean first", "both")
+FORMS = ("usual", "plain", "scaled", "registers", "in place", "rms")
+POOLS = ("token", "mean", "mean first", "both", "pool")
 
 
 def basis(width: int = WIDTH, seed: int = 0) -> Tensor:
@@ -118,8 +128,9 @@ def test_a_turned_network_computes_the_same_and_any_direction_can_be_cut(form, p
     assert residuals(after) == []  # it is turned once
     whole, now = CostModel(graph).whole, CostModel(after).whole
     norms = 0 if form == "plain" else 2 * 2 * WIDTH  # of a block; what they weigh is in other layers now
-    moved = {"usual": 0, "plain": 24, "scaled": -2 * WIDTH, "registers": 0, "in place": 0}[form]
-    assert now.parameters == whole.parameters - 2 * WIDTH + 2 * (moved - norms - (2 * WIDTH if form == "plain" else 0))
+    moved = {"plain": 24, "scaled": -2 * WIDTH, "rms": 2 * WIDTH}.get(form, 0)
+    last, plain = (1 if form == "rms" else 2) * WIDTH, 2 * WIDTH * (form == "plain")
+    assert now.parameters == whole.parameters - last + 2 * (moved - norms - plain)
     assert now.flops == whole.flops
 
 
@@ -136,7 +147,7 @@ class Odd(ViT):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.more = nn.Linear(WIDTH, WIDTH).double()
+        self.more, self.other = nn.Linear(WIDTH, WIDTH).double(), nn.RMSNorm(WIDTH).double()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2)
@@ -157,6 +168,10 @@ class Odd(ViT):
             x = x + self.norm(x)
         if self.kind == "two norms in one":
             x = x + self.more(self.norm(x) + self.blocks[0].norm1(x))
+        if self.kind == "padded behind a norm":
+            x = torch.cat([x, self.more(F.pad(self.norm(x), (0, 0, 0, 1)))], 1)
+        if self.kind == "norms of two kinds":
+            x = x + self.more(self.other(x))
         if self.kind == "a layer twice":
             x = x + self.more(self.norm(x))
             x = x + self.more(self.norm(x))
@@ -169,6 +184,7 @@ class Odd(ViT):
 
 ODD = ("rectified", "shifted", "largest", "read without a norm", "a product", "normalised twice")
 ODD += ("added behind the norm", "two norms in one", "a layer twice", "after the sum")
+ODD += ("padded behind a norm", "norms of two kinds")
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -176,6 +192,21 @@ def test_what_does_not_commute_with_a_rotation_is_left_alone(kind: str) -> None:
     model = randomised(Odd(kind)).eval().double()
     assert residuals(trace(model, IMAGES[:2])) == []
     assert len(residuals(trace(ViT(), IMAGES[:2]))) == 1  # the control
+
+
+def test_a_stream_that_begins_behind_a_norm_is_turned_behind_a_layer_that_changes_nothing() -> None:
+    """As in CLIP, whose embeddings are normalised before the first block."""
+    model = ViT("norm first")
+    graph = trace(model, IMAGES[:2])
+    made = opened(graph, lambda _, stream: basis(stream.width))
+    assert (made.turned, made.norms) == (2, 0)
+    assert [axis.size for axis in made.graph.axes if axis.pinned] == [3, 4]
+    keep = {axis.name: torch.arange((axis.size + 1) // 2) for axis in made.graph.free}
+    with torch.no_grad():
+        assert relative(made.graph.network(IMAGES), model(IMAGES)) < 1e-10
+        found = cut(made.graph, keep)(IMAGES)
+        assert relative(found, zeroed_output(made.graph, keep, IMAGES)) < 1e-10
+        assert relative(found, model(IMAGES)) > 1e-4  # the control
 
 
 def test_networks_without_such_a_stream_are_left_alone() -> None:
@@ -268,12 +299,13 @@ def test_the_basis_is_that_of_the_task(part) -> None:
     rows = torch.cat([x.reshape(-1, WIDTH) for x in seen])
     graph = trace(model, images[:2])
     (stream,) = residuals(graph)
-    found, count = in_principal_directions(graph, Shown([images]))
+    made = in_principal_directions(graph, Shown([images]))
+    found = made.graph
     energies = torch.zeros(WIDTH, dtype=torch.float64)
     with torch.no_grad():
         for _, node, values in found.network.walk(images):
             if node.name in stream.norms:
                 x = values[node.args[0].node].reshape(-1, WIDTH).double()
                 energies += (x / x.square().mean(1, keepdim=True).sqrt()).square().sum(0)
-    assert count == 1
+    assert (made.turned, made.norms) == (1, 0)
     torch.testing.assert_close(energies, torch.linalg.eigvalsh(rows.T @ rows).flip(0), rtol=1e-2, atol=1e-1)

@@ -109,14 +109,14 @@ def _union(
         why = f"form='union' needs parts of one source, located on one of its outputs, got {names}"
         raise SurgeryError("surgery-union-sources", f"{why}; use form='parallel'")
     for manifest in (part.manifest for part in parts):
-        if (manifest.selection.budget or {}).get("rotated"):
-            why = (
+        found = manifest.selection.budget or {}
+        if found.get("rotated") or found.get("norms"):
+            what = "directions of its residual stream in their place" if found.get("rotated") else "norms of its own"
+            raise SurgeryError(
+                "surgery-union-sources",
                 f"form='union' lays channels of one source over each other, and {', '.join(manifest.classes[:3])} has "
+                f"{what}; cut it with rotate=False, or use form='parallel'",
             )
-            advice = (
-                "directions of its residual stream in their place; cut it with rotate=False, or use form='parallel'"
-            )
-            raise SurgeryError("surgery-union-sources", why + advice)
     network, notes = overlay(blueprints, None if source is None else _source_graph(parts, source))
     changed: list[str] = [p.manifest.heal.method for p in parts if p.manifest.heal.method != "none"]
     changed += ["training" for p in parts if p.manifest.tuned is not None]

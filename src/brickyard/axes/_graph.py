@@ -9,7 +9,7 @@ the others in an axis of their own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from brickyard.base._messages import first_line
 from brickyard.base._records import Pinned
 from brickyard.base._sides import BATCHED
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
-from brickyard.network._network import Network, Node, iter_layers, step_shapes
+from brickyard.network._network import Network, Node, iter_layers, kind, step_shapes
 
 OUTPUT = "the class outputs are chosen by the task"
 
@@ -241,6 +241,24 @@ class Graph(Axes):
                 position = found[node.target].position
             found[node.target] = Mixer(node.target, position, reads, writes, flops)
         return list(found.values())
+
+    def rewritten(self, nodes: Sequence[Node], layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> Graph:
+        """The graph of these steps, with those of the layers and tensors that they use.
+
+        They must take the same images and end in the same outputs.
+        """
+        used = {node.target for node in nodes}
+        made = Network(
+            nodes,
+            {name: layer for name, layer in layers.items() if name in used},
+            {name: value for name, value in tensors.items() if name in used},
+            self.network.foreign,
+        ).eval()
+        like = kind(self.network)
+        example = torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device)
+        graph = analyse(made, example, self.ending)
+        graph.one_logit = self.one_logit
+        return graph
 
     def __str__(self) -> str:
         header = ("axis", "size", "writers", "readers", "followers", "pinned because")

@@ -98,8 +98,9 @@ class Budget:
             select="damage", 4 on axes of 32 channels or more.
         factors: Whether convolutions may become pairs of thinner ones, a column and a row, whose middle the budget
             may cut too. None: with select="damage". False: keep a pure sub-network of the source.
-        rotate: Whether the residual streams of transformers may be turned to their principal directions, which the
-            budget may cut then. None: with select="damage". False: streams that layer norms pin stay whole.
+        rotate: Whether norms over channels may be rewritten so that the streams that they normalise can be cut: the
+            residual stream of a transformer is turned to its principal directions where nothing but norms reads it;
+            other norms are written as steps. None: with select="damage". False: such streams stay whole.
 
     Raises:
         OptionError: Not exactly one of `flops`, `parameters` and `agreement` is given, or a value is out of range.
@@ -131,7 +132,8 @@ class Budget:
     )  # fmt: skip
     rotate: bool | None = opt(
         None, owner="budget", unset='with select="damage"',
-        help="Turn residual streams of transformers to their principal directions, and cut these too.",
+        help="Rewrite norms over channels so that the streams behind them can be cut: turned to their principal "
+        "directions where possible.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -162,20 +164,19 @@ class Budget:
         """How many channels of an axis of that size stay or go together, where damage is measured."""
         return self.round_to or (4 if size >= 32 else 1)
 
-    def record(self, select: str, pairs: int = 0, turned: int = 0) -> dict[str, Any]:
+    def record(self, select: str, changed: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Return the manifest's entry.
 
         Args:
             select: The criterion that ranked the channels.
-            pairs: How many layers became pairs of factors.
-            turned: How many residual streams were turned.
+            changed: What was rewritten before channels were chosen, and how often.
         """
         rounded = {"round_to": self.round_to} if (self.round_to or 1) > 1 else {}
-        changed = {name: count for name, count in (("factors", pairs), ("rotated", turned)) if count}
+        written = {name: count for name, count in (changed or {}).items() if count}
         limit: dict[str, Any] = {"agreement": self.agreement}
         if self.agreement is None:
             limit = {self.resource: self.share}
-        return {**limit, "allocation": self.allocation, "select": select, **rounded, **changed}
+        return {**limit, "allocation": self.allocation, "select": select, **rounded, **written}
 
 
 LR = {"sgd": 0.01, "adamw": 3e-4}

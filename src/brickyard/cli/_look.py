@@ -93,15 +93,15 @@ def show(
 
 
 def _free(graph: Graph) -> dict[str, Any]:
-    """What can be cut of a source, with and without its residual streams turned, and what keeps the rest whole."""
+    """What can be cut of a source, with and without its norms opened, and what keeps the rest whole."""
     from brickyard.surgery._cost import Removable
     from brickyard.surgery._rotation import opened
 
-    turned, streams = opened(graph)
-    kept = Counter(re.sub(r" '[^']*'", "", pin.reason) for pin in turned.pinned())
+    made = opened(graph)
+    kept = Counter(re.sub(r" '[^']*'", "", pin.reason) for pin in made.graph.pinned())
     return {
         **vars(Removable.of(graph)),
-        "turned": {"streams": streams, **vars(Removable.of(turned))},
+        "opened": {"turned": made.turned, "norms": made.norms, **vars(Removable.of(made.graph))},
         "kept_whole": dict(kept.most_common()),
     }
 
@@ -111,9 +111,12 @@ def _free_text(free: dict[str, Any]) -> list[str]:
         return f"{found['parameters']:.1%} of the parameters, {found['flops']:.1%} of the FLOPs"
 
     lines = [f"can be cut: {shares(free)}"]
-    if streams := free["turned"]["streams"]:
-        what = "the residual stream" if streams == 1 else f"{streams} residual streams"
-        lines.append(f"with a budget, which turns {what}: {shares(free['turned'])}")
+    opened = free["opened"]
+    streams = "the residual stream" if opened["turned"] == 1 else f"{opened['turned']} residual streams"
+    norms = "a norm as steps" if opened["norms"] == 1 else f"{opened['norms']} norms as steps"
+    done = [f"turns {streams}"] * bool(opened["turned"]) + [f"writes {norms}"] * bool(opened["norms"])
+    if done:
+        lines.append(f"with a budget, which {' and '.join(done)}: {shares(opened)}")
     for reason, count in free["kept_whole"].items():
         lines.append(f"kept whole: {reason}" + (f" ({count} times)" if count > 1 else ""))
     return lines

@@ -168,7 +168,7 @@ class Choice:
                 thresholds=relevance.thresholds.as_dict() if budget is None else None,
                 budget=None
                 if budget is None
-                else budget.record(self.options["select"], *((chosen.pairs, chosen.turned) if chosen else ())),
+                else budget.record(self.options["select"], chosen.changed if chosen else None),
                 parameters=part.parameters,
                 flops=part.flops,
             ),

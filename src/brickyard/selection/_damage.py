@@ -28,6 +28,7 @@ from brickyard.selection._turning import turned
 from brickyard.surgery._cost import CostModel, Mask, cost_share, keep_mask
 from brickyard.surgery._join import cut
 from brickyard.surgery._pairs import carried, paying, with_pairs
+from brickyard.surgery._rotation import Opened
 
 STAGE = 0.8  # approximate share left after each stage
 PER_INPUT = 20  # samples for each input of a layer, in refits between stages
@@ -41,10 +42,11 @@ class Selected:
     """What a component keeps.
 
     Attributes:
-        graph: The source's graph, in which layers may be replaced by pairs of factors, and streams be turned.
+        graph: The source's graph, in which layers may be replaced by pairs of factors, and norms be opened.
         keep: The channels that stay.
         pairs: How many layers were replaced.
         turned: How many residual streams are in another basis.
+        norms: How many norms are written as steps.
         notes: What a reader of the manifest should know.
     """
 
@@ -52,7 +54,13 @@ class Selected:
     keep: dict[str, Tensor]
     pairs: int = 0
     turned: int = 0
+    norms: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """What was rewritten, as the manifest names it, and how often."""
+        return {"factors": self.pairs, "rotated": self.turned, "norms": self.norms}
 
 
 def by_damage(
@@ -78,7 +86,8 @@ def by_damage(
     whole = getattr(CostModel(graph).whole, budget.resource)
     if cost_share(graph, fixed, whole, budget.resource) <= budget.share:
         return Selected(graph, {**graph.everything(), **fixed})
-    graph, made, count = _opened(graph, shown, outputs, budget)
+    opened, made = _opened(graph, shown, outputs, budget)
+    graph = opened.graph
     keep = {**made.graph.everything(), **made.keep}
     start = cost_share(made.graph, keep, whole, budget.resource)
     stages = max(1, round(math.log(budget.share / start) / math.log(STAGE)))
@@ -89,17 +98,17 @@ def by_damage(
         network = cut(made.graph, keep)
         heal_network(made.graph, keep, network, shown, "refit", ridge, PER_INPUT)
     curves = damage_curves(made.graph, shown, keep, network)
-    return replace(_settled(graph, made, curves, keep, budget, whole), turned=count)
+    found = _settled(graph, made, curves, keep, budget, whole)
+    return replace(found, turned=opened.turned, norms=opened.norms)
 
 
-def _opened(graph: Graph, shown: Shown, outputs: Sequence[int], budget: Budget) -> tuple[Graph, Factored, int]:
-    """The source with streams turned, and with layers as pairs too, unless the budget forbids it; and how many."""
-    count = 0
-    if budget.rotate is not False:
-        graph, count = turned(graph, shown)
+def _opened(graph: Graph, shown: Shown, outputs: Sequence[int], budget: Budget) -> tuple[Opened, Factored]:
+    """The source with its norms opened, and with layers as pairs too, unless the budget forbids it."""
+    opened = Opened(graph, 0, 0) if budget.rotate is False else turned(graph, shown)
+    graph = opened.graph
     fixed = kept_outputs(graph, outputs)
     made = Factored(graph, {}, fixed) if budget.factors is False else factored(graph, fixed, shown, budget.step)
-    return graph, made, count
+    return opened, made
 
 
 def by_agreement(
@@ -126,8 +135,10 @@ def by_agreement(
     assert budget.agreement is not None
     fixed = kept_outputs(graph, outputs)
     whole = CostModel(graph).whole.flops
-    best = Selected(graph, {**graph.everything(), **fixed})
-    graph, made, count = _opened(graph, shown, outputs, budget)
+    source = graph
+    best = Selected(source, {**graph.everything(), **fixed})
+    opened, made = _opened(graph, shown, outputs, budget)
+    graph = opened.graph
     keep = {**made.graph.everything(), **made.keep}
     share = cost_share(made.graph, keep, whole, "flops")
     curves = damage_curves(made.graph, shown, keep)
@@ -138,7 +149,7 @@ def by_agreement(
 
     while halvings and share * step > SMALLEST:
         try:
-            found = replace(_settled(graph, made, curves, keep, limited(share * step), whole), turned=count)
+            found = _settled(graph, made, curves, keep, limited(share * step), whole)
         except OptionError:  # one channel an axis takes more
             break
         tried = _repaired(found, shown, ridge)
@@ -152,7 +163,7 @@ def by_agreement(
                 tried = _repaired(found, shown, ridge)
             keep = found.keep
             curves = damage_curves(made.graph, shown, keep, tried)
-    return best
+    return best if best.graph is source else replace(best, turned=opened.turned, norms=opened.norms)
 
 
 def _repaired(found: Selected, shown: Shown, ridge: float | None) -> Network:

@@ -18,7 +18,7 @@ from brickyard.axes._graph import Graph, analyse
 from brickyard.base._errors import SurgeryError
 from brickyard.base._records import ComponentManifest
 from brickyard.network._layer_types import mixing_of
-from brickyard.network._network import Network, Node, Ref, kind, refs
+from brickyard.network._network import Network, Node, Ref, refs
 from brickyard.surgery._cost import keep_mask
 from brickyard.surgery._plan import KeepSet, Part
 
@@ -111,10 +111,7 @@ def with_pairs(graph: Graph, pairs: Mapping[str, Pair]) -> Graph:
     for name, pair in pairs.items():
         layers |= {middle(name): pair.first, f"{name}.{SECOND}": pair.second}
     tensors = {name: source.tensor(name) for name in source.tensor_names}
-    network = Network(nodes, layers, tensors, source.foreign).eval()
-    like = kind(source)
-    example = torch.zeros(2, *graph.input_shape, dtype=like.dtype, device=like.device)
-    return analyse(network, example, graph.ending)
+    return graph.rewritten(nodes, layers, tensors)
 
 
 def paying(plain: Graph, made: Graph, keep: KeepSet, pairs: Mapping[str, Pair], resource: str) -> dict[str, Pair]:

@@ -20,21 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._atoms import Labels
-from brickyard.axes._graph import Axis, Graph, analyse
+from brickyard.axes._graph import Axis, Graph
+from brickyard.network._arguments import argument
 from brickyard.network._layer_types import layer_role, mixing_of
 from brickyard.network._network import Network, Node, Ref, kind, refs, with_refs
+from brickyard.surgery._norms import epsilon, spread
 
 # Steps that move values, or add up or average them over other dimensions, and so commute with a rotation of channels.
 # fmt: off
 _LINEAR = frozenset((
     "flatten", "reshape", "view", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "expand_as",
     "flip", "roll", "getitem", "take", "repeat", "mean", "contiguous", "clone", "detach", "dropout", "dropout2d",
-    "interpolate",
+    "interpolate", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
 ))
 # fmt: on
 _SUMS = frozenset(("add", "tensor_add", "add_", "iadd", "cat", "stack"))  # of values that lie in one basis
 _SCALES = frozenset(("mul", "tensor_mul"))
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Residual:
         norms: The steps that normalise it, whose results are read by linear layers only.
         readers: For each layer that reads it, the step that normalises what it reads.
         scales: Steps that multiply what a layer writes with a bare tensor: the layer's name, and the tensor's.
+        centred: Whether its norms subtract the mean.
     """
 
     axis: Axis
@@ -56,6 +61,7 @@ class Residual:
     norms: tuple[str, ...]
     readers: dict[str, str]
     scales: dict[str, tuple[str, str]]
+    centred: bool
 
     @property
     def width(self) -> int:
@@ -64,7 +70,7 @@ class Residual:
 
 
 def residuals(graph: Graph) -> list[Residual]:
-    """The streams of a network that can be turned: those that layer norms pin, and that nothing else treats by channel.
+    """The streams of a network that can be turned: those that norms pin, and that nothing else treats by channel.
 
     Every layer that writes a stream or reads it must do so once, and read it behind a norm.
     """
@@ -78,9 +84,9 @@ def residuals(graph: Graph) -> list[Residual]:
 
 
 def _norm_width(network: Network, node: Node) -> int:
-    """How many channels a step normalises, if it is a layer norm over the last dimension alone; else 0."""
+    """How many channels a step normalises, if it is a layer or RMS norm over the last dimension alone; else 0."""
     layer = network.layer(node.target) if node.op == "layer" else None
-    if not isinstance(layer, nn.LayerNorm) or len(layer.normalized_shape) != 1:
+    if not isinstance(layer, _NORMS) or len(layer.normalized_shape) != 1:
         return 0
     return layer.normalized_shape[0]
 
@@ -122,9 +128,10 @@ class _Search:
         once = all(runs.count(name) == 1 for name in (*self.writers, *self.readers, *self.tensors))
         apart = not set(self.writers) & set(self.readers)
         behind = {norm for norm in self.norm_of.values() if norm}
-        if not norms or behind != set(norms) or not once or not apart:
+        kinds = {isinstance(network.layer(node.target), nn.LayerNorm) for node in network.nodes if node.name in norms}
+        if behind != set(norms) or len(kinds) != 1 or not once or not apart:
             return None
-        return Residual(self.axis, tuple(self.writers), self.tensors, norms, self.readers, self.scales)
+        return Residual(self.axis, tuple(self.writers), self.tensors, norms, self.readers, self.scales, *kinds)
 
     def _step(self, node: Node) -> bool:
         """Whether a step leaves the stream turnable."""
@@ -178,14 +185,18 @@ class _Search:
         network = self.graph.network
         layer = network.layer(node.target) if node.op == "layer" else None
         source = refs(node)[0]
-        if isinstance(layer, nn.LayerNorm):
+        if isinstance(layer, _NORMS):
             if basis or _norm_width(network, node) != self.axis.size:  # which holds other copies, too
                 return False
             self.norm_of[node.name] = node.name
             return True
         if node.op == "function" and node.target in _SCALES and not basis:
             return self._scales(node)
-        good = isinstance(layer, _IDLE) if layer is not None else node.target in _LINEAR
+        good = (
+            isinstance(layer, _IDLE + _POOLS)
+            if layer is not None
+            else node.target in _LINEAR or _adds_zeros(node, basis)
+        )
         if node.target in _SUMS:  # of nothing but values on the stream, side by side in another dimension
             joins = node.target in ("cat", "stack")
             good = count == len(refs(node)) and (joins or not (basis or _numbers(node)))
@@ -222,6 +233,15 @@ def _numbers(node: Node) -> bool:
     )
 
 
+def _adds_zeros(node: Node, basis: str) -> bool:
+    """Whether a step adds zeros, to a stream that is not normalised yet: a norm's shift would be missing there."""
+    if node.target != "pad":
+        return False
+    amounts, value = argument(node, "pad"), argument(node, "value", 0)
+    nothing = all(isinstance(amount, int) and amount == 0 for amount in amounts)
+    return nothing or (not basis and argument(node, "mode", "constant") == "constant" and value in (0, None))
+
+
 def _mixes_all(layer: nn.Module) -> bool:
     """Whether every output of a layer may read every input."""
     return layer_role(layer) == "mix" and mixing_of(layer).groups == 1
@@ -239,41 +259,29 @@ def rotated(graph: Graph, stream: Residual, basis: Tensor) -> Graph:
         basis: The new directions as columns, orthonormal: (width, width), in float64.
     """
     network = graph.network
-    centred = basis - basis.mean(0)  # the norms subtract the mean; now those do that write
+    turn = basis - basis.mean(0) if stream.centred else basis  # what the norms subtract, those do now that write
     layers = {name: network.layer(name) for name in network.layer_names}
     tensors = {name: network.tensor(name) for name in network.tensor_names}
     scales = dict(stream.scales.values())
     for name in stream.writers:
         scale = tensors[scales[name]].detach().double().reshape(-1) if name in scales else None
-        layers[name] = _writing(layers[name], centred, scale)
+        layers[name] = _writing(layers[name], turn, scale)
     for name, dim in stream.tensors.items():
         before = tensors[name]
-        turned = torch.movedim(before.detach().double(), dim, -1) @ centred.to(before.device)
+        turned = torch.movedim(before.detach().double(), dim, -1) @ turn.to(before.device)
         turned = torch.movedim(turned, -1, dim).to(before.dtype).contiguous()
         tensors[name] = nn.Parameter(turned) if isinstance(before, nn.Parameter) else turned
-    norms = {node.name: node for node in network.nodes if node.name in stream.norms}
+    norms = {node.name: network.layer(node.target) for node in network.nodes if node.name in stream.norms}
     for name, norm in stream.readers.items():
-        opened = network.layer(norms[norm].target)
-        assert isinstance(opened, nn.LayerNorm)
-        layers[name] = _reading(layers[name], opened, basis)
-    nodes = _steps(network, stream)
-    used = {node.target for node in nodes}
-    made = Network(
-        nodes,
-        {name: layer for name, layer in layers.items() if name in used},
-        {name: value for name, value in tensors.items() if name in used},
-        network.foreign,
-    ).eval()
-    like = kind(network)
-    example = torch.zeros(2, *graph.input_shape, dtype=like.dtype, device=like.device)
-    return analyse(made, example, graph.ending)
+        layers[name] = _reading(layers[name], norms[norm], basis)
+    return graph.rewritten(_steps(network, stream), layers, tensors)
 
 
-def _writing(layer: nn.Module, centred: Tensor, scale: Tensor | None) -> nn.Module:
+def _writing(layer: nn.Module, turn: Tensor, scale: Tensor | None) -> nn.Module:
     """A layer that writes the stream in the new basis."""
     turned = copy.deepcopy(layer)
     mixing = mixing_of(turned)
-    rows, turn = mixing.rows.double(), centred.to(mixing.rows.device)
+    rows, turn = mixing.rows.double(), turn.to(mixing.rows.device)
     turn = turn if scale is None else turn * scale.to(turn.device).unsqueeze(1)
     mixing.set_rows((turn.T @ rows.flatten(1)).reshape(rows.shape).to(mixing.rows.dtype))
     if isinstance(turned.bias, Tensor):
@@ -281,12 +289,13 @@ def _writing(layer: nn.Module, centred: Tensor, scale: Tensor | None) -> nn.Modu
     return turned
 
 
-def _reading(layer: nn.Module, norm: nn.LayerNorm, basis: Tensor) -> nn.Module:
+def _reading(layer: nn.Module, norm: nn.Module, basis: Tensor) -> nn.Module:
     """A linear layer that turns the normalised stream back, and does what the norm's affine part did."""
     assert isinstance(layer, nn.Linear)
     copies = layer.in_features // len(basis)
     rows, turn = layer.weight.detach().double(), torch.block_diag(*[basis.to(layer.weight.device)] * copies)
-    weight, shift = (None if one is None else one.detach().double().repeat(copies) for one in (norm.weight, norm.bias))
+    affine = (getattr(norm, part, None) for part in ("weight", "bias"))
+    weight, shift = (one.detach().double().repeat(copies) if isinstance(one, Tensor) else None for one in affine)
     biases = [layer.bias.detach().double()] if isinstance(layer.bias, Tensor) else []
     biases += [rows @ shift] if shift is not None else []
     made = nn.Linear(layer.in_features, layer.out_features, bool(biases), device="meta")
@@ -306,9 +315,7 @@ def _steps(network: Network, stream: Residual) -> list[Node]:
         if node.name in stream.scales:
             (same[node.name],) = [name for name in refs(moved) if _target(network, name) not in gone]
         elif node.name in stream.norms:
-            norm = network.layer(node.target)
-            assert isinstance(norm, nn.LayerNorm)
-            nodes += _opened(moved, stream.width, norm.eps)
+            nodes += _opened(moved, stream.width, epsilon(network.layer(node.target)))
         elif node.op != "tensor" or node.target not in gone:
             nodes.append(moved)
     return nodes
@@ -345,17 +352,72 @@ def principal(moments: Tensor) -> Tensor:
     return found
 
 
-def opened(graph: Graph, basis: Callable[[Graph, Residual], Tensor] | None = None) -> tuple[Graph, int]:
-    """The network with every stream turned that can be, and how many these are.
+@dataclass(frozen=True)
+class Opened:
+    """A network whose norms leave the streams that they normalise free to be cut.
+
+    Attributes:
+        graph: The network, which computes what it did before.
+        turned: How many of its residual streams are in another basis.
+        norms: How many norms of other streams are written as steps.
+    """
+
+    graph: Graph
+    turned: int
+    norms: int
+
+
+def opened(graph: Graph, basis: Callable[[Graph, Residual], Tensor] | None = None) -> Opened:
+    """The network with every stream turned that can be, and other norms over channels written as steps.
 
     Args:
         graph: A network's graph.
         basis: Gives the new directions of a stream, as for `rotated`; None: those that it has.
     """
     count = 0
-    while streams := residuals(graph):  # one that is turned has no layer norms any more
+    graph = _begun(graph)
+    while streams := residuals(graph):  # one that is turned has no norms any more
         stream = streams[0]
         new = torch.eye(stream.width, dtype=torch.float64) if basis is None else basis(graph, stream)
         graph = rotated(graph, stream, new)
         count += 1
-    return graph, count
+    graph, norms = spread(graph)
+    return Opened(graph, count, norms)
+
+
+def _begun(graph: Graph) -> Graph:
+    """The network with a layer that changes nothing behind a norm whose result is a stream that can then be turned.
+
+    Such a norm stands before the first block, as in CLIP. Where there is none, the network is as it was.
+    """
+    network = graph.network
+    for node in network.nodes:
+        width = _norm_width(network, node)
+        idle = (other.name for other in network.nodes if node.name in refs(other) and _idles(network, other))
+        same = {node.name, *idle}
+        if width and any(same & set(refs(other)) and _norm_width(network, other) for other in network.nodes):
+            begun, name = _with_layer_behind(graph, node, width)
+            return begun if any(name in stream.writers for stream in residuals(begun)) else graph
+    return graph
+
+
+def _with_layer_behind(graph: Graph, norm: Node, width: int) -> tuple[Graph, str]:
+    """The network with a linear layer that changes nothing behind a step; and the layer's name."""
+    network = graph.network
+    layer = nn.Linear(width, width, bias=False).to(kind(network)).eval()
+    layer.weight.data.copy_(torch.eye(width))
+    begin = Node(f"{norm.name}_begin", "layer", f"{norm.target}_begin", (Ref(norm.name),))
+
+    def moved(ref: Ref) -> Ref:
+        return Ref(begin.name) if ref.node == norm.name else ref
+
+    nodes: list[Node] = []
+    for node in network.nodes:
+        nodes += [with_refs(node, moved), *([begin] if node is norm else [])]
+    layers = {begin.target: layer, **{name: network.layer(name) for name in network.layer_names}}
+    tensors = {name: network.tensor(name) for name in network.tensor_names}
+    return graph.rewritten(nodes, layers, tensors), begin.target
+
+
+def _idles(network: Network, node: Node) -> bool:
+    return node.op == "layer" and isinstance(network.layer(node.target), _IDLE)
