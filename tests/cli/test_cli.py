@@ -257,5 +257,10 @@ def test_show_says_what_can_be_cut(tmp_path) -> None:
     assert found["kept_whole"] == {}  # once it is turned
     told = run("show", "timm:convnext_atto").stdout
     assert "can be cut: " in told
-    assert "kept whole: LayerNorm mixes channels (17 times)" in told
+    assert "with a budget, which writes 17 norms as steps: " in told
     assert "turns" not in told
+    (tmp_path / "odd.py").write_text(
+        "from torch import nn\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Softmax(1), nn.Flatten(), nn.Linear(600, 3))\n"
+    )
+    assert "kept whole: Softmax mixes channels" in run("show", f"{tmp_path / 'odd.py'}:make", "--size", "12").stdout

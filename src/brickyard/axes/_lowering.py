@@ -74,6 +74,7 @@ def lowered(draft: Draft) -> Network:
     shapes = step_shapes(draft.network(), draft.example)
     _make_layers(draft, shapes)
     _join_shuffles(draft, shapes)
+    _repeat_heads(draft, shapes)
     return draft.network()
 
 
@@ -189,6 +190,25 @@ def _drop_masks(draft: Draft) -> None:
             args, kwargs = node.args[:3], {key: value for key, value in node.kwargs.items() if key != "attn_mask"}
             more = dict(zip(ORDER[node.target][4:], node.args[4:], strict=False))
             draft.nodes[index] = replace(node, args=args, kwargs={**more, **kwargs})
+
+
+def _repeat_heads(draft: Draft, shapes: Mapping[str, Any]) -> None:
+    """Write attention of groups of queries as attention of equal counts of heads, with keys and values repeated."""
+    nodes: list[Node] = []
+    for node in draft.nodes:
+        attends = node.op == "function" and node.target == "scaled_dot_product_attention"
+        if not attends or not argument(node, "enable_gqa", False):
+            nodes.append(node)
+            continue
+        given = {name: argument(node, name) for name in ORDER[node.target] if name != "enable_gqa"}
+        for name in ("key", "value"):
+            times = shapes[given["query"].node].shape[-3] // shapes[given[name].node].shape[-3]
+            repeated = Node(f"{node.name}_{name}", "function", "repeat_interleave", (given[name], times, -3))
+            nodes.append(repeated)
+            given[name] = Ref(repeated.name)
+        first = tuple(given.pop(name) for name in ("query", "key", "value"))
+        nodes.append(replace(node, args=first, kwargs={name: one for name, one in given.items() if one is not None}))
+    draft.nodes = nodes
 
 
 def _hides_nothing(node: Node, by_name: Mapping[str, Node], draft: Draft) -> bool:
