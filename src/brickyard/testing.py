@@ -128,7 +128,7 @@ def randomised(model: ModuleT, seed: int = 0) -> ModuleT:
             if not value.is_floating_point():
                 continue
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("running_var"):
+            if name.endswith("var"):
                 value.copy_(noise.abs() + 0.5)
             elif value.ndim > 1:
                 value.copy_(noise / value[0].numel() ** 0.5)

@@ -76,6 +76,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
             "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
+    scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
@@ -91,6 +92,12 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         seen = shared_signals(assembly, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
         evidence = seen.evidence(manifest)
     return assembly.with_scaling(*scale(scaling, evidence, more))
+
+
+def _with_images(parts: Sequence[Component], form: Form) -> str:
+    """The scaling that is best where there are labelled images."""
+    apart = form in ("parallel", "auto") and all(part.familiarity is not None for part in parts)
+    return "lda" if apart else "joint-head"
 
 
 def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component], list[tuple[int, ...]]]:

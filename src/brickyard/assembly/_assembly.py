@@ -31,7 +31,7 @@ from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
 from brickyard.outputs._outputs import Outputs, check_outputs, outputs_of, thresholds_for
-from brickyard.scaling._scale import Gate, Scale, combine, owned
+from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
 
 
@@ -52,6 +52,8 @@ class Joined(nn.Module):
     shift: Tensor | None
     gate: Gate | None
     _share: Tensor
+    _usual: Tensor  # of the parts' energies, and their spread: (2, parts)
+    _owner: list[int]  # the part of each logit
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,11 +73,24 @@ class Joined(nn.Module):
         self.register_buffer("shift", shift)
         self.gate = gate
         self._plain = self.manifest.plain
+        if self.manifest.scaling.energy:
+            self.register_buffer("_usual", usual_energies(self.manifest).to(kind(self).device), persistent=False)
+            self._owner = [part for part, columns in enumerate(self.manifest.columns) for _ in columns]
 
     def laid(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs of each part's network -> the logits of their classes side by side, (batch, logits)."""
         columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
         return torch.cat([self._columns(*column) for column in columns], 1)
+
+    def energies(self, outputs: Sequence[Tensor]) -> Tensor | None:
+        """The log-sum-exp of each part's logits, (batch, parts), if the scaling reads it."""
+        if not self.manifest.scaling.energy:
+            return None
+        own = [
+            found[:, list(part.task)] if part.reject or part.output_axis is None else found
+            for part, found in zip(self.manifest.parts, outputs, strict=True)
+        ]
+        return torch.stack([logits.logsumexp(1) for logits in own], 1)
 
     def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
         """A part's logits of the classes that are asked of it."""
@@ -87,8 +102,17 @@ class Joined(nn.Module):
             return outputs[:, list(columns)]
         return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
 
-    def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
+    def scaled(
+        self,
+        logits: Tensor,
+        features: Tensor | None = None,
+        distances: Tensor | None = None,
+        energies: Tensor | None = None,
+    ) -> Tensor:
         """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
+        if energies is not None:
+            usual, spread = self._usual.to(logits.dtype)
+            logits = logits - shortfall(energies, usual, spread)[:, self._owner]
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
         logits = logits if self._plain else combine(self.manifest, logits)
@@ -199,16 +223,12 @@ class Assembly(Joined, Predictor):
         """The parts, in parallel form; in another form there are none left."""
         return list(self.parts) if self.manifest.form == "parallel" else []
 
-    def signals(self, images: Tensor, features: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def signals(self, images: Tensor, features: bool = False) -> Signals:
         """Run the parts, without scaling.
 
         Args:
             images: Raw images, (batch, channels, height, width).
             features: Also return features and distances; only in parallel form.
-
-        Returns:
-            Logits of the parts' columns, (batch, logits); their features, unit length per part, (batch, features);
-            and the distances of these from the parts' own classes, (batch, parts).
         """
         return self._signals(self.inputs(images), features)
 
@@ -225,24 +245,25 @@ class Assembly(Joined, Predictor):
         """Map the result of `inputs` to the logits of all classes."""
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
-    def _signals(self, inputs: Sequence[Tensor], features: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
         if not features or self.manifest.form != "parallel":
             outputs = [network(x) for network, x in zip(self.networks(), inputs, strict=True)]
             if self.manifest.form != "parallel":
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
-            return self.laid(outputs), None, None
+            return Signals(self.laid(outputs), energies=self.energies(outputs))
         seen = [part.observe(x) for part, x in zip(self.components(), inputs, strict=True)]
-        logits = self.laid([output for _, _, output in seen])
+        outputs = [output for _, _, output in seen]
+        logits, energies = self.laid(outputs), self.energies(outputs)
         known = [(part.familiarity, found) for part, (found, _, _) in zip(self.components(), seen, strict=True)]
         distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
         if len(distances) < len(known):
-            return logits, None, None
+            return Signals(logits, energies=energies)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
-        return logits, torch.cat(entering, 1), torch.stack(distances, 1)
+        return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies)
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' logits before scaling, (batch, logits)."""
-        return self.signals(images)[0]
+        return self.signals(images).logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""

@@ -16,9 +16,7 @@ from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.outputs._outputs import Outputs
-from brickyard.scaling._scale import Evidence
-
-Signals = tuple[Tensor, Tensor | None, Tensor | None]
+from brickyard.scaling._scale import Evidence, Signals
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,8 @@ class Shared(Examples):
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
         """Convert this to evidence for a few-shot scaling of the assembly."""
-        logits, *entering = self.signals
-        return Evidence(manifest, logits, self.targets, self.owners, *entering)
+        seen = self.signals
+        return Evidence(manifest, seen.logits, self.targets, self.owners, seen.features, seen.distances)
 
 
 def shared_signals(
@@ -148,9 +146,9 @@ def shared_signals(
         for pool, own in zip(examples.pools, examples.chosen, strict=True):
             for x, _ in pool.raw(own, batch_size) if pool is not None else ():
                 found.append(run_images(lambda x: assembly.signals(x, features), x, "the labelled images"))
-    logits, entering, distances = (_joined(values) for values in zip(*found, strict=True))
+    logits, *others = (_joined(values) for values in zip(*found, strict=True))
     assert logits is not None
-    return Shared(**vars(examples), signals=(logits, entering, distances))
+    return Shared(**vars(examples), signals=Signals(logits, *others))
 
 
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:

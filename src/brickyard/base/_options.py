@@ -393,7 +393,7 @@ class AssembleOptions(TypedDict, total=False):
     without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
     form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
     scaling: Annotated[
-        str, Opt(default="none", choices=SCALINGS, help="Make the parts' logits comparable with this method")
+        str, Opt(default="auto", choices=SCALINGS, help="Make the parts' logits comparable with this method")
     ]
     images: Annotated[
         Any,

@@ -313,7 +313,8 @@ class Statistics(Frozen):
     """Statistics for later scaling, measured on the component's own training images.
 
     All lists have one entry per class of the task. `winning_logit` is None if no image of the class was answered
-    correctly. `margin` is the mean difference between the highest and the next logit.
+    correctly. `margin` is the mean difference between the highest and the next logit. `energy` is the usual (median)
+    log-sum-exp of an image's logits, and how far below it the lowest tenth begins.
     """
 
     images: tuple[Count, ...]
@@ -322,6 +323,7 @@ class Statistics(Frozen):
     mean_logit: tuple[float | None, ...]
     magnitude: float | None = None
     margin: float | None = None
+    energy: tuple[float, Annotated[float, Field(gt=0)]] | None = None
     familiarity: FamiliarityRecord | None = None
 
 
@@ -406,7 +408,8 @@ class ComponentManifest(Frozen):
 class ScalingRecord(Frozen):
     """How the parts' logits were made comparable.
 
-    `gate` means that each part's classes also gain or lose by how familiar its features look.
+    `gate` means that each part's classes also gain or lose by how familiar its features look; `energy`, that they lose
+    where the part's logits are lower than they usually are.
     """
 
     name: Name
@@ -414,6 +417,7 @@ class ScalingRecord(Frozen):
     images: Count = 0
     log_probability: bool = False
     gate: bool = False
+    energy: bool = False
     notes: tuple[str, ...] = ()
 
 

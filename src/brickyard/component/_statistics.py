@@ -16,6 +16,7 @@ from brickyard.network._identity import weights_like
 from brickyard.outputs._outputs import ONE, Outputs
 
 PER_CLASS = 100
+FEW = 8  # images, of which a lowest tenth means little
 
 
 def observed(
@@ -95,11 +96,20 @@ def statistics_of(logits: Tensor, labels: Tensor, magnitude: float, outputs: Out
         mean_logit=tuple(_mean(own[labels == k]) for k in classes),
         magnitude=magnitude,
         margin=_margin(logits),
+        energy=_energy(logits),
     )
 
 
 def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
+
+
+def _energy(logits: Tensor) -> tuple[float, float] | None:
+    """The usual log-sum-exp of an image's logits, and how far below it the lowest tenth begins."""
+    if len(logits) < FEW:
+        return None
+    usual, low = logits.logsumexp(1).quantile(torch.tensor([0.5, 0.1], dtype=logits.dtype)).tolist()
+    return (usual, usual - low) if usual > low else None
 
 
 def _margin(logits: Tensor) -> float:

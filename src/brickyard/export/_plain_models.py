@@ -20,7 +20,7 @@ from brickyard.export._spelling import joined, literal, wrapped
 from brickyard.network._network import kind
 from brickyard.network._stored import tensors_of
 from brickyard.outputs._outputs import OneOfMany, Outputs
-from brickyard.scaling._scale import owned
+from brickyard.scaling._scale import owned, usual_energies
 
 GLOBALS = ("CLASSES", "MEMBERS", "MODULE", "OTHERS", "TASK", "WEIGHTS")  # no variable of a network may hide them
 
@@ -197,6 +197,8 @@ def _state(assembly: Assembly, known: Sequence[Familiarity]) -> dict[str, Tensor
         state |= tensors_of(network, f"parts.{index}." if parallel else "joined.")
     for name, value in (("matrix", assembly.matrix), ("shift", assembly.shift)):
         state |= {} if value is None else {name: value}
+    if assembly.manifest.scaling.energy:
+        state["usual"] = usual_energies(assembly.manifest)
     for index, one in enumerate(known):
         state |= tensors_of(one, f"familiarity.{index}.")
     if known and assembly.gate is not None:
@@ -238,6 +240,8 @@ def _assembly_class(assembly: Assembly, known: Sequence[Familiarity]) -> list[st
     sizes: list[tuple[str, tuple[int, ...]]] = []
     if assembly.matrix is not None:
         sizes += [("matrix", (count, count)), ("shift", (count,))]
+    if manifest.scaling.energy:
+        sizes.append(("usual", (2, len(parts))))
     if known:
         shapes = [f"Familiarity({', '.join(map(str, (*one.mean.shape, len(one.directions))))})" for one in known]
         made.append(f"self.familiarity = nn.ModuleList([{joined(shapes)}])")
@@ -272,8 +276,19 @@ def _answers(assembly: Assembly, gated: bool) -> list[str]:
         lines = [f"outputs = self.joined(x).split([{widths}], 1)"]
         lines += [f"{name} = outputs[{index}]" for index, name in enumerate(names)]
     for name, part, columns in zip(names, manifest.parts, manifest.columns, strict=True):
+        if manifest.scaling.energy:
+            own = f"[:, {literal(list(part.task))}]" if part.reject or part.output_axis is None else ""
+            lines.append(f"energy_of_{name} = {name}{own}.logsumexp(1)")
         lines += [f"{name} = {text}" for text in _columns(assembly, name, part, columns)]
     lines.append(f"logits = torch.cat([{joined(names)}], 1)")
+    if manifest.scaling.energy:
+        owner = [part for part, columns in enumerate(manifest.columns) for _ in columns]
+        lines += [
+            f"energies = torch.stack([{joined(f'energy_of_{name}' for name in names)}], 1)",
+            "usual, spread = self.usual.to(logits.dtype)  # of each part's energy on its own images",
+            "lost = spread * torch.log1p((usual - energies).clamp_min(0) / spread)",
+            f"logits = logits - lost[:, {literal(owner)}]",
+        ]
     if assembly.matrix is not None:
         lines.append("logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)")
     if not manifest.plain:

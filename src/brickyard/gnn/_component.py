@@ -145,12 +145,17 @@ class GraphAssembly(Joined):
 
     def side_by_side(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """The parts' logits of their classes before scaling, (nodes, logits)."""
+        return self.laid(self._outputs(x, edge_index))
+
+    def _outputs(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, ...]:
         outputs = torch.cat([network(x, edge_index) for network in self.networks], 1)
-        return self.laid(outputs.split([part.width for part in self.manifest.parts], 1))
+        found: tuple[Tensor, ...] = outputs.split([part.width for part in self.manifest.parts], 1)
+        return found
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits of all classes for all nodes."""
-        return self.scaled(self.side_by_side(x, edge_index))
+        outputs = self._outputs(x, edge_index)
+        return self.scaled(self.laid(outputs), energies=self.energies(outputs))
 
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> GraphAssembly:
         """The same assembly, scaled otherwise."""

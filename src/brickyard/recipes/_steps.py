@@ -433,7 +433,7 @@ def _options(said: dict[str, Any]) -> dict[str, str]:
 
 
 def _few_shot(scaling: str) -> bool:
-    if scaling == "none":
+    if scaling in ("auto", "none"):
         return False
     from brickyard.scaling._strategies import find
 

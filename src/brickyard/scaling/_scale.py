@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from brickyard.base._errors import FileError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.outputs._outputs import Outputs, find_outputs
 
@@ -97,6 +98,7 @@ class Scale:
         gate: Offset for the classes of each part, or None.
         log_probability: Whether each part's logits are first normalised as its kind of outputs prescribes: to
             log-probabilities over all its outputs, including reject.
+        energy: Whether each part's logits are lowered where they are lower than usual, as by `shortfall`.
         notes: Notes for the manifest.
     """
 
@@ -104,8 +106,53 @@ class Scale:
     shift: Tensor | None = None
     gate: Gate | None = None
     log_probability: bool = False
+    energy: bool = False
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def shortfall(energies: Tensor, usual: Tensor, spread: Tensor) -> Tensor:
+    """What parts' logits lose where all of a part's are low, as on an image of none of its classes: (batch, parts).
+
+    An image whose log-sum-exp E is below `usual` loses `spread * log(1 + (usual - E) / spread)`. So half of a part's
+    own images lose nothing, and a part loses in units of its own logits. (Energy as a score of strangers: Liu et al.,
+    2020, arXiv 2010.03759.)
+
+    Args:
+        energies: The log-sum-exp of each part's logits, (batch, parts).
+        usual: The median of each part's own images, (parts,).
+        spread: How far below it the lowest tenth of them begins, (parts,).
+    """
+    return spread * torch.log1p((usual - energies).clamp_min(0) / spread)
+
+
+def usual_energies(manifest: AssemblyManifest) -> Tensor:
+    """The usual log-sum-exp of each part's logits, and its spread: (2, parts).
+
+    Raises:
+        FileError: A part does not know its own.
+    """
+    known = [part.statistics.energy for part in manifest.parts if part.statistics is not None]
+    found = [energy for energy in known if energy is not None]
+    if len(found) < len(manifest.parts):
+        raise FileError("file-inconsistent", "its scaling needs the energies of every part's own images")
+    return torch.tensor(found).T
+
+
+class Signals(NamedTuple):
+    """What parts say of images, before scaling.
+
+    Attributes:
+        logits: Those of the parts' columns side by side, (batch, logits).
+        features: Their features, unit length per part, (batch, features), or None.
+        distances: The distances of these from the parts' own classes, (batch, parts), or None.
+        energies: The log-sum-exp of each part's logits, (batch, parts), or None.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+    distances: Tensor | None = None
+    energies: Tensor | None = None
 
 
 def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:

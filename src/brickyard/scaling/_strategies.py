@@ -70,6 +70,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
         images=0 if evidence.logits is None or not strategy.few_shot else len(evidence.logits),
         log_probability=fitted.log_probability,
         gate=fitted.gate is not None,
+        energy=fitted.energy,
         notes=fitted.notes,
     )
     return fitted, record
@@ -83,6 +84,30 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
         advice = f"leave it out, or choose one of {', '.join(able)}"
         raise OptionError("option-without-effect", f"scaling={name!r} does not use {option}=; {advice}")
     return SCALINGS[name]
+
+
+@scaling(
+    "auto",
+    help="Lowers the logits of a part where they are lower than on its own images; with votes, uses log-probabilities.",
+)
+def automatic(evidence: Evidence) -> Scale:
+    """The best that is known without labelled images, from what each part stored about its own.
+
+    Parts that vote on each other's classes, whose sources know them, are compared by their log-probabilities. Other
+    parts are compared by their logits, lowered where they are lower than they usually are.
+    """
+    if len(evidence.parts) == 1:
+        return Scale(notes=("one part needs no scaling",))
+    if evidence.manifest.outputs != "one":
+        return Scale(notes=("classes that do not exclude each other need no scaling",))
+    if evidence.manifest.votes:
+        return Scale(log_probability=True, notes=("parts vote on each other's classes, by their log-probabilities",))
+    unknown = [part for part in evidence.parts if part.statistics is None or part.statistics.energy is None]
+    if unknown:
+        names = "; ".join(", ".join(part.classes[:3]) for part in unknown)
+        why = f"the logits stay as they are, since too few labelled images of the parts for {names} were seen"
+        return Scale(notes=(f"{why} to know how low theirs usually are: cut them with 8 or more",))
+    return Scale(energy=True, notes=("logits are lowered where they are lower than on the part's own images",))
 
 
 @scaling("none", help="Concatenates the logits unchanged.")
