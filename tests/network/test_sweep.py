@@ -30,9 +30,6 @@ from conftest import needed_package
 from errors import refused
 from nets import relative
 
-onnxruntime = needed_package("onnxruntime")
-needed_package("onnxscript")
-
 WIDTH, SIZE, CLASSES = 8, 8, 4
 Between = Callable[["Net", Tensor], Tensor]
 
@@ -499,10 +496,16 @@ def test_layer(name: str, tmp_path: Path) -> None:
     assert name in found
 
 
+@pytest.fixture
+def onnxruntime() -> Any:
+    needed_package("onnxscript")
+    return needed_package("onnxruntime")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("start", range(0, len(WRITTEN), AT_ONCE))
-def test_written_as_onnx(start: int, tmp_path: Path) -> None:
+def test_written_as_onnx(start: int, tmp_path: Path, onnxruntime: Any) -> None:
     part = plain_part(Many([with_entry(name) for name in WRITTEN[start : start + AT_ONCE]]), 0.9)
     export_onnx(part, tmp_path / "part.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "part.onnx", providers=["CPUExecutionProvider"])
@@ -514,6 +517,7 @@ def test_written_as_onnx(start: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", UNWRITTEN)
 def test_not_written_as_onnx(name: str, tmp_path: Path) -> None:
