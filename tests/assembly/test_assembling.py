@@ -28,6 +28,11 @@ NETS = [chain, Residual, Branches, SqueezeExcite]
 NAMES = (["a", "b", "c", "d"], ["e", "f", "g", "h"])
 
 
+def assemble(components, *, scaling="none", **options) -> by.Assembly:
+    """Join parts with their logits as they are, unless a scaling is named."""
+    return by.assemble(components, scaling=scaling, **options)
+
+
 def parts(make=chain, tasks=((2, 0), (1, 3, 2)), preprocessing=(None, None), **options) -> list[by.Component]:
     found = []
     for seed, (task, names, how) in enumerate(zip(tasks, NAMES, preprocessing, strict=True)):
@@ -46,25 +51,25 @@ def test_each_block_is_its_part_in_every_form(make, reject, how, monkeypatch) ->
     x = DATA[0]
     alone = [part(part.preprocess(x))[:, : len(part.classes)] for part in pair]
     for form in ("parallel", "padded", "grouped", "auto"):
-        whole = by.assemble(pair, form=form)
+        whole = assemble(pair, form=form)
         assert whole.classes == ("c", "a", "f", "h", "g")
         torch.testing.assert_close(whole(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
-        swapped = by.assemble(pair[::-1], form=form)
+        swapped = assemble(pair[::-1], form=form)
         torch.testing.assert_close(swapped(x), torch.cat(alone[::-1], 1), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(swapped(x)[:, :2], whole(x)[:, :2])
-    assert torch.equal(by.assemble(pair)(x), torch.cat(alone, 1))
+    assert torch.equal(assemble(pair)(x), torch.cat(alone, 1))
 
 
 def test_one_part_assembled_is_the_part() -> None:
     part = parts()[0]
     for form in ("parallel", "padded", "grouped", "union"):
-        assert torch.allclose(by.assemble([part], form=form)(DATA[0]), part(DATA[0]), atol=1e-6)
+        assert torch.allclose(assemble([part], form=form)(DATA[0]), part(DATA[0]), atol=1e-6)
 
 
 def test_raw_bytes_and_fractions_are_the_same_images() -> None:
     pair = parts(preprocessing=(by.Preprocessing(mean=(0.5,), std=(0.2,)), None))
     raw = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    whole = by.assemble(pair)
+    whole = assemble(pair)
     assert torch.equal(whole(raw), whole(raw.float() / 255))
     assert torch.allclose(whole(raw)[:, :2], pair[0]((raw.float() / 255 - 0.5) / 0.2), atol=1e-5)
 
@@ -73,11 +78,11 @@ def test_parts_of_different_architectures_and_sizes() -> None:
     a = parts(chain, preprocessing=(by.Preprocessing(size=(8, 8)), None))[0]
     b = parts(Residual, preprocessing=(None, by.Preprocessing(size=(8, 8), fit="pad")))[1]
     image = torch.rand(3, 3, 6, 6)
-    whole = by.assemble([a, b])
+    whole = assemble([a, b])
     expected = [p(preprocess(image, p.manifest.preprocessing)) for p in (a, b)]
     assert torch.equal(whole(image), torch.cat(expected, 1))
     with refused("surgery-not-paddable", "form='parallel'"):
-        by.assemble([a, b], form="padded")
+        assemble([a, b], form="padded")
 
 
 def test_auto_takes_the_form_that_is_fastest_here(monkeypatch) -> None:
@@ -95,13 +100,13 @@ def test_auto_takes_the_form_that_is_fastest_here(monkeypatch) -> None:
         ({"parallel": 4.0, "padded": 3.9, "grouped": 5.0}, "parallel"),  # not clearly
     ):
         times.update(given)
-        whole = by.assemble(pair, form="auto")
+        whole = assemble(pair, form="auto")
         assert whole.manifest.form == expected
         assert f" {expected} " in whole.manifest.notes[-1]
     times.update({"parallel": 4.0, "padded": 1.0, "grouped": 1.0})
-    assert by.assemble(pair, form="auto", scaling="mahalanobis").manifest.form == "parallel"  # it needs the parts
+    assert assemble(pair, form="auto", scaling="mahalanobis").manifest.form == "parallel"  # it needs the parts
     other = parts(Residual)[1]
-    assert by.assemble([pair[0], other], form="auto").manifest.form == "parallel"  # there is no other
+    assert assemble([pair[0], other], form="auto").manifest.form == "parallel"  # there is no other
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -113,7 +118,7 @@ def test_fused_assemblies_and_parts_give_the_same_and_come_back_from_files(make,
         pair = [by.disassemble(model, relevance, task=[task], heal="none") for task in ("a", "c")]
     else:
         pair = parts(make)
-    whole = by.assemble(pair, form=form, scaling="logit-mean")
+    whole = assemble(pair, form=form, scaling="logit-mean")
     fast = whole.fused()
     again = by.load(fast.save(tmp_path / "fast.safetensors"))
     for model in (fast, again, again.fused()):
@@ -126,14 +131,14 @@ def test_fused_assemblies_and_parts_give_the_same_and_come_back_from_files(make,
         norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm2d)]
         assert all(m.weight is not None for m in norms)  # the original has its own still
     with refused("surgery-no-structure", "Sequential" if make is chain else make.__name__):
-        by.assemble([part, pair[1]], form="padded")
+        assemble([part, pair[1]], form="padded")
 
 
 def test_a_gated_assembly_is_fused_with_its_gate() -> None:
-    whole = by.assemble(parts(), scaling="mahalanobis")
+    whole = assemble(parts(), scaling="mahalanobis")
     fast = whole.fused()
     torch.testing.assert_close(fast(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(by.assemble(parts())(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(assemble(parts())(DATA[0]), whole(DATA[0]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -142,14 +147,14 @@ def test_union_of_parts_of_one_source(make) -> None:
     relevance = by.locate(model, DATA, classes=NAMES[0])
     tasks = ["c"], ["a", "d"]
     pair = [by.disassemble(model, relevance, task=list(task), heal="none") for task in tasks]
-    whole = by.assemble(pair, form="union", source=model)
+    whole = assemble(pair, form="union", source=model)
     together = by.disassemble(model, relevance, task=["c", "a", "d"], heal="none")
     assert torch.equal(whole(DATA[0]), together(DATA[0]))
     assert whole.classes == together.classes
     count = sum(p.numel() for p in whole.parameters())
     assert count == sum(p.numel() for p in together.parameters())
     assert count <= sum(p.numel() for part in pair for p in part.parameters())
-    alone = by.assemble(pair, form="union")
+    alone = assemble(pair, form="union")
     shared = {name: axis.kept for name, axis in pair[0].manifest.axes.items()}
     if all(pair[1].manifest.axes[name].kept == kept for name, kept in shared.items() if name != "linear"):
         assert torch.equal(alone(DATA[0]), whole(DATA[0]))
@@ -159,16 +164,16 @@ def test_union_of_parts_of_one_source(make) -> None:
 
 def test_union_needs_one_source_and_equal_numbers() -> None:
     with refused("surgery-union-sources", "form='union'"):
-        by.assemble(parts(tasks=((0,), (1,))), form="union")
+        assemble(parts(tasks=((0,), (1,))), form="union")
     model = chain(widths=(16, 24))
     relevance = by.locate(model, DATA)
     healed = [by.disassemble(model, relevance, task=[k], heal="refit") for k in (0, 1)]
     with refused("surgery-weights-differ", "conv2", "source="):
-        by.assemble(healed, form="union")
-    assert len(by.assemble(healed, form="union", source=model).manifest.notes) == 1  # what healing did is lost
+        assemble(healed, form="union")
+    assert len(assemble(healed, form="union", source=model).manifest.notes) == 1  # what healing did is lost
     pair = [by.disassemble(model, relevance, task=[k], heal="none") for k in (0, 1)]
     with refused("surgery-wrong-source", "form='union'"):
-        by.assemble(pair, form="union", source=randomised(chain(), 5))
+        assemble(pair, form="union", source=randomised(chain(), 5))
 
 
 def test_duplicate_class_names() -> None:
@@ -177,14 +182,14 @@ def test_duplicate_class_names() -> None:
     a = by.disassemble(model, by.locate(model, data, classes=["cat", "dog", "x", "y"]), task=["cat", "dog"])
     b = by.disassemble(other, by.locate(other, data, classes=["u", "cat", "v", "w"], name="Other"), task=["v", "cat"])
     with refused("task-class-in-two-parts", "'cat'", "part 0 (Sequential)", "part 1 (Other)"):
-        by.assemble([a, b])
+        assemble([a, b])
     x, y = a(data[0]), b(data[0])
-    average = by.assemble([a, b], on_duplicate="average")
+    average = assemble([a, b], on_duplicate="average")
     assert average.classes == ("cat", "dog", "v")
     assert torch.allclose(average(data[0]), torch.stack([(x[:, 0] + y[:, 1]) / 2, x[:, 1], y[:, 0]], 1))
-    highest = by.assemble([a, b], on_duplicate="max")
+    highest = assemble([a, b], on_duplicate="max")
     assert torch.equal(highest(data[0]), torch.stack([torch.maximum(x[:, 0], y[:, 1]), x[:, 1], y[:, 0]], 1))
-    renamed = by.assemble([a, b], on_duplicate="rename")
+    renamed = assemble([a, b], on_duplicate="rename")
     assert renamed.classes == ("cat", "dog", "v", "cat (Other)")
     assert torch.equal(renamed(data[0]), torch.cat([x, y], 1))
 
@@ -194,14 +199,14 @@ def test_duplicate_class_names() -> None:
 
 def test_logit_mean_divides_by_the_mean_winning_logit() -> None:
     pair = parts()
-    whole = by.assemble(pair, scaling="logit-mean")
+    whole = assemble(pair, scaling="logit-mean")
     factors = []
     for part in pair:
         relevant = part.manifest.statistics.winning_logit
         usable = [v for v in relevant if v is not None and v > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
         factors += [1 / (v if v is not None and v > 0 else fallback) for v in relevant]
-    expected = by.assemble(pair)(DATA[0]) * torch.tensor(factors)
+    expected = assemble(pair)(DATA[0]) * torch.tensor(factors)
     torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -222,7 +227,7 @@ def test_a_class_that_is_never_right_does_not_break_the_scale() -> None:
     pair = parts()
     statistics = pair[0].manifest.statistics.model_copy(update={"winning_logit": (None, 2.0), "correct": (0, 12)})
     part = by.Component(pair[0].network, pair[0].manifest.model_copy(update={"statistics": statistics}), None)
-    whole = by.assemble([part, pair[1]], scaling="logit-mean")
+    whole = assemble([part, pair[1]], scaling="logit-mean")
     assert torch.isfinite(whole.matrix).all()
     assert whole.matrix[0, 0] == whole.matrix[1, 1] == 0.5
     assert any("'c'" in note for note in whole.manifest.scaling.notes)
@@ -230,16 +235,16 @@ def test_a_class_that_is_never_right_does_not_break_the_scale() -> None:
 
 def test_log_probability_uses_the_reject_output() -> None:
     pair = parts(reject=True)
-    whole = by.assemble(pair, scaling="log-probability")
+    whole = assemble(pair, scaling="log-probability")
     expected = torch.cat([p(DATA[0]).log_softmax(1)[:, :-1] for p in pair], 1)
     torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(expected, by.assemble(pair)(DATA[0]))
+    assert not torch.allclose(expected, assemble(pair)(DATA[0]))
 
 
 def test_magnitude_is_relative_to_the_mean() -> None:
     pair = parts()
     found = [p.manifest.statistics.magnitude for p in pair]
-    whole = by.assemble(pair, scaling="magnitude")
+    whole = assemble(pair, scaling="magnitude")
     expected = [sum(found) / 2 / m for m, p in zip(found, pair, strict=True) for _ in p.classes]
     torch.testing.assert_close(whole.matrix.diagonal(), torch.tensor(expected, dtype=torch.float64))
 
@@ -250,7 +255,7 @@ def few_shot_case(count=400):
     targets = torch.randint(0, 5, (count,), generator=generator)
     z = 3 * nn.functional.one_hot(targets, 5).double() + torch.randn(count, 5, generator=generator, dtype=torch.float64)
     z[:, 2:] = z[:, 2:] * 0.3 - 4
-    return Evidence(by.assemble(parts()).manifest, z[:200], targets[:200]), z[200:], targets[200:]
+    return Evidence(assemble(parts()).manifest, z[:200], targets[:200]), z[200:], targets[200:]
 
 
 @pytest.mark.parametrize("name", [name for name, s in SCALINGS.items() if s.few_shot and not s.gated])
@@ -335,7 +340,7 @@ def test_features_are_what_the_classifier_reads(make) -> None:
 def test_mahalanobis_lowers_what_is_far() -> None:
     pair = parts()
     x = DATA[0]
-    plain, whole = by.assemble(pair), by.assemble(pair, scaling="mahalanobis")
+    plain, whole = assemble(pair), assemble(pair, scaling="mahalanobis")
     margins, far = [], []
     for part in pair:
         features, _, logits = part.observe(x)
@@ -347,7 +352,7 @@ def test_mahalanobis_lowers_what_is_far() -> None:
     lost = 0.3 * min(margins) * torch.stack([far[0]] * 2 + [far[1]] * 3, 1)
     torch.testing.assert_close(whole(x), plain(x) - lost, rtol=1e-4, atol=1e-5)
     assert lost.min() > 0
-    assert torch.equal(by.assemble(pair, scaling="mahalanobis", weight=0.0)(x), plain(x))
+    assert torch.equal(assemble(pair, scaling="mahalanobis", weight=0.0)(x), plain(x))
 
 
 def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
@@ -355,7 +360,7 @@ def test_classes_that_a_source_knows_are_not_foreign_to_it() -> None:
     pair = parts()
     model = randomised(chain(), 0)
     knowing = by.disassemble(model, by.locate(model, DATA, classes=known), task=["a", "d"])
-    slopes = [by.assemble([first, pair[1]], scaling="mahalanobis").gate.slopes for first in (pair[0], knowing)]
+    slopes = [assemble([first, pair[1]], scaling="mahalanobis").gate.slopes for first in (pair[0], knowing)]
     assert slopes[0][0] == slopes[0][1] == slopes[1][1] > 0
     assert slopes[1][0] / slopes[1][1] == pytest.approx(2 / 3)
 
@@ -378,7 +383,7 @@ def test_lda_learns_to_tell_parts_apart_from_few_images() -> None:
     share = {}
     for scaling in ("none", "affine", "lda"):
         images = None if scaling == "none" else sets
-        whole = by.assemble(pair, scaling=scaling, images=images, shots=None if images is None else 2)
+        whole = assemble(pair, scaling=scaling, images=images, shots=None if images is None else 2)
         with torch.no_grad():
             share[scaling] = sum(
                 int((whole(x[y < 3]).argmax(1) // 3 == index).sum()) for index, (x, y) in enumerate(sets)
@@ -389,9 +394,9 @@ def test_lda_learns_to_tell_parts_apart_from_few_images() -> None:
 
 def test_lda_with_an_endless_prior_is_mahalanobis() -> None:
     pair, sets = coloured_parts()
-    held = by.assemble(pair, scaling="lda", images=sets, strength=1e12)
-    free = by.assemble(pair, scaling="lda", images=sets)
-    expected = by.assemble(pair, scaling="mahalanobis")
+    held = assemble(pair, scaling="lda", images=sets, strength=1e12)
+    free = assemble(pair, scaling="lda", images=sets)
+    expected = assemble(pair, scaling="mahalanobis")
     torch.testing.assert_close(held(sets[0][0]), expected(sets[0][0]), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(free(sets[0][0]), expected(sets[0][0]), atol=1e-2)
 
@@ -432,17 +437,17 @@ def test_a_part_votes_on_classes_that_its_source_knows() -> None:
     pair = voters()
     x = DATA[0]
     first, second = (part.network(x) for part in pair)  # all classes of their sources
-    whole = by.assemble(pair, votes=True)
+    whole = assemble(pair, votes=True)
     assert whole.classes == ("a", "b", "c", "x")
     expected = [(first[:, 0] + second[:, 3]) / 2, first[:, 1], (second[:, 1] + first[:, 2]) / 2, second[:, 2]]
     torch.testing.assert_close(whole(x), torch.stack(expected, 1))
-    assert not torch.allclose(whole(x), by.assemble(pair)(x), atol=1e-3)
-    torch.testing.assert_close(by.assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
-    swapped = by.assemble(pair[::-1], votes=True)
+    assert not torch.allclose(whole(x), assemble(pair)(x), atol=1e-3)
+    torch.testing.assert_close(assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
+    swapped = assemble(pair[::-1], votes=True)
     torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1]], whole(x))
     for reject in (True, False):
         with refused("task-no-votes", "votes=True"):
-            by.assemble(parts(reject=reject), votes=True)
+            assemble(parts(reject=reject), votes=True)
 
 
 @pytest.mark.parametrize("scaling", ["affine", "joint-head", "lda", "mahalanobis", "logit-mean"])
@@ -450,18 +455,18 @@ def test_scalings_know_of_votes(scaling) -> None:
     pair = voters()
     few = SCALINGS[scaling].few_shot
     images = [DATA, DATA] if few else None
-    whole = by.assemble(pair, votes=True, scaling=scaling, images=images)
+    whole = assemble(pair, votes=True, scaling=scaling, images=images)
     assert whole(DATA[0]).shape == (48, 4)
     if few:
-        held = by.assemble(pair, votes=True, scaling=scaling, images=images, strength=1e12)
-        plain = by.assemble(pair, votes=True, scaling="mahalanobis" if scaling == "lda" else "none")
+        held = assemble(pair, votes=True, scaling=scaling, images=images, strength=1e12)
+        plain = assemble(pair, votes=True, scaling="mahalanobis" if scaling == "lda" else "none")
         torch.testing.assert_close(held(DATA[0]), plain(DATA[0]), rtol=1e-3, atol=1e-3)
         assert not torch.allclose(whole(DATA[0]), plain(DATA[0]), atol=1e-3)
 
 
 def test_scores_of_an_assembly_with_votes() -> None:
     pair = voters()
-    scores = by.evaluate(whole := by.assemble(pair, votes=True), [DATA, DATA], latency=False)
+    scores = by.evaluate(whole := assemble(pair, votes=True), [DATA, DATA], latency=False)
     right = {"oracle": 0, "assembled": 0}
     with torch.no_grad():
         for index, part in enumerate(pair):
@@ -481,22 +486,22 @@ def test_scalings_refuse_what_they_cannot_use() -> None:
         ({"scaling": "mahalanobis", "form": "padded"}, "option-needs-parallel-form", "form='parallel'"),
     ]:
         with refused(code, quoted):
-            by.assemble(pair, **options)
+            assemble(pair, **options)
     model = chain()
     bare = by.disassemble(model, by.locate(model, DATA), task=[0, 1], images=DATA[0])
     for scaling in ("logit-mean", "mahalanobis"):
         with refused("option-needs-statistics", scaling):
-            by.assemble([bare], scaling=scaling)
+            assemble([bare], scaling=scaling)
     few = by.disassemble(model, by.locate(model, (DATA[0][:4], DATA[1][:4])), task=[0, 1])
     with refused("option-needs-statistics", "mahalanobis"):
-        by.assemble([few], scaling="mahalanobis")
+        assemble([few], scaling="mahalanobis")
 
 
 def test_few_shot_images_and_shots() -> None:
     pair = parts()
-    one = by.assemble(pair, scaling="joint-head", images=[DATA, DATA], shots=1)
+    one = assemble(pair, scaling="joint-head", images=[DATA, DATA], shots=1)
     assert one.manifest.scaling.images == 5
-    many = by.assemble(pair, scaling="joint-head", images=[DATA, DATA])
+    many = assemble(pair, scaling="joint-head", images=[DATA, DATA])
     assert many.manifest.scaling.images == 24 + 36
     assert not torch.equal(one.matrix, many.matrix)
 
@@ -560,7 +565,7 @@ def test_scores_of_an_assembly() -> None:
         by.disassemble(model, by.locate(model, DATA, classes=names), task=task)
         for model, names, task in zip(sources, NAMES, ([0, 1], [2, 3, 0]), strict=True)
     ]
-    whole = by.assemble(pair)
+    whole = assemble(pair)
     scores = by.evaluate(whole, [DATA, DATA], source=sources, latency=False)
     right = {"base": [], "oracle": [], "assembled": []}
     for image, label in zip(*DATA, strict=True):
@@ -601,9 +606,9 @@ def test_images_of_the_wrong_size_are_one_clear_error() -> None:
     labels = torch.tensor([0, 2, 0, 2, 0, 2])
     for call, code in (
         (lambda: part.predict(wrong), "data-wrong-size"),
-        (lambda: by.assemble([part]).predict(wrong), "data-wrong-size"),
+        (lambda: assemble([part]).predict(wrong), "data-wrong-size"),
         (lambda: by.evaluate(part, (wrong, labels), latency=False), "data-wrong-size"),
-        (lambda: by.evaluate(by.assemble([part]), [(wrong, labels)], latency=False), "data-wrong-size"),
+        (lambda: by.evaluate(assemble([part]), [(wrong, labels)], latency=False), "data-wrong-size"),
         (lambda: by.locate(model, (wrong, labels)), "trace-run-failed"),
         (lambda: by.disassemble(model, by.locate(model, DATA), task=[2], images=(wrong, labels)), "data-wrong-size"),
     ):
@@ -631,11 +636,11 @@ def test_components_and_assemblies_export_with_a_dynamic_batch(make) -> None:
     for model in (
         pair[0],
         pair[0].fused(),
-        by.assemble(pair),
-        by.assemble(pair, form="padded", scaling="logit-mean"),
-        by.assemble(pair, form="grouped"),
-        by.assemble(pair, form="padded").fused(),
-        by.assemble(pair, scaling="lda", images=[DATA, DATA]),
+        assemble(pair),
+        assemble(pair, form="padded", scaling="logit-mean"),
+        assemble(pair, form="grouped"),
+        assemble(pair, form="padded").fused(),
+        assemble(pair, scaling="lda", images=[DATA, DATA]),
     ):
         batch = torch.export.Dim("batch", min=1, max=1024)
         program = torch.export.export(model, (DATA[0][:2],), dynamic_shapes=({0: batch},))
@@ -650,7 +655,7 @@ def test_every_form_compiles_as_one_graph(form) -> None:
     relevance = by.locate(model, DATA)
     tasks = ([0], [2]) if form == "union" else ([0, 1], [2, 3])
     heal = "none" if form == "union" else "refit"
-    whole = by.assemble([by.disassemble(model, relevance, task=task, heal=heal) for task in tasks], form=form)
+    whole = assemble([by.disassemble(model, relevance, task=task, heal=heal) for task in tasks], form=form)
     for made in (whole, whole.fused()):
         compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(DATA[0]), made(DATA[0]), rtol=1e-5, atol=1e-5)
@@ -664,15 +669,15 @@ def test_every_form_compiles_as_one_graph(form) -> None:
 def test_a_class_that_is_added_leaves_all_others_as_they_are(make, scaling) -> None:
     first, second = parts(make)
     new = parts(make, tasks=((0, 1), (0,)), preprocessing=(None, None))[1]
-    deployed = by.assemble([first], scaling=scaling)
-    more = by.assemble([deployed, second], scaling=scaling)
+    deployed = assemble([first], scaling=scaling)
+    more = assemble([deployed, second], scaling=scaling)
     assert more.classes == ("c", "a", "f", "h", "g")
     assert torch.equal(more.side_by_side(DATA[0])[:, :2], deployed.side_by_side(DATA[0]))
-    most = by.assemble([more, new])
+    most = assemble([more, new])
     assert most.classes == (*more.classes, "e")
     assert torch.equal(most.side_by_side(DATA[0])[:, :5], more.side_by_side(DATA[0]))
     assert torch.equal(most(DATA[0])[:, 5:], new(new.preprocess(DATA[0])))
-    assert not torch.equal(by.assemble([new, more])(DATA[0])[:, :5], more.side_by_side(DATA[0]))  # control
+    assert not torch.equal(assemble([new, more])(DATA[0])[:, :5], more.side_by_side(DATA[0]))  # control
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -680,8 +685,8 @@ def test_a_class_that_is_added_leaves_all_others_as_they_are(make, scaling) -> N
 @pytest.mark.parametrize("reject", [False, True])
 def test_a_class_that_is_removed_leaves_all_others_as_they_are(make, form, reject, tmp_path) -> None:
     pair = parts(make, reject=reject)
-    whole = by.assemble(pair, form=form)
-    less = by.assemble(pair, form=form, without=["a", "g"])
+    whole = assemble(pair, form=form)
+    less = assemble(pair, form=form, without=["a", "g"])
     assert less.classes == ("c", "f", "h")
     assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 2, 3]])
     again = by.load(less.save(tmp_path / "less.safetensors"))
@@ -689,12 +694,12 @@ def test_a_class_that_is_removed_leaves_all_others_as_they_are(make, form, rejec
     assert again.manifest == less.manifest
     assert re.search(r"  a, g$", str(again), re.M)
     if form == "parallel":
-        least = by.assemble([again], without=["h"])
+        least = assemble([again], without=["h"])
         assert least.classes == ("c", "f")
         assert torch.equal(least(DATA[0]), whole(DATA[0])[:, [0, 2]])
-        alone = by.assemble([again], without=["f", "h"])
+        alone = assemble([again], without=["f", "h"])
         assert len(alone.manifest.parts) == 1
-        back = by.assemble(list(alone.components()))
+        back = assemble(list(alone.components()))
         assert back.classes == ("c", "a")
 
 
@@ -702,17 +707,17 @@ def test_scalings_do_without_a_class_that_was_removed() -> None:
     pair = parts()
     kept = [0, 2, 3]
     for name in ("logit-mean", "magnitude"):
-        whole, less = (by.assemble(pair, scaling=name, without=gone) for gone in ([], ["a", "g"]))
+        whole, less = (assemble(pair, scaling=name, without=gone) for gone in ([], ["a", "g"]))
         torch.testing.assert_close(less(DATA[0]), whole(DATA[0])[:, kept], rtol=1e-6, atol=1e-6)
     for name in ("affine", "joint-head", "lda", "mahalanobis", "log-probability"):
         few = {"images": [DATA, DATA], "shots": 4} if SCALINGS[name].few_shot else {}
-        less = by.assemble(pair, scaling=name, without=["a", "g"], **few)
+        less = assemble(pair, scaling=name, without=["a", "g"], **few)
         assert less(DATA[0]).shape == (48, 3)
 
 
 def test_scores_leave_out_images_of_a_class_that_was_removed() -> None:
     pair = parts()
-    less = by.assemble(pair, without=["a", "g"])
+    less = assemble(pair, without=["a", "g"])
     sources = [randomised(chain(), seed) for seed in (0, 1)]
     scores = by.evaluate(less, [DATA, DATA], source=sources, latency=False)
     images, labels = DATA
@@ -732,10 +737,10 @@ def test_one_of_two_classes_of_one_name_can_be_removed() -> None:
     model = randomised(chain(), 0)
     relevance = by.locate(model, DATA, classes=NAMES[0])
     pair = [by.disassemble(model, relevance, task=task) for task in (["a", "b"], ["b", "c"])]
-    whole = by.assemble(pair, on_duplicate="rename")
+    whole = assemble(pair, on_duplicate="rename")
     assert whole.classes == ("a", "b", "b (Sequential)", "c")
-    less = by.assemble(pair, on_duplicate="rename", without=["b (Sequential)"])
+    less = assemble(pair, on_duplicate="rename", without=["b (Sequential)"])
     assert less.classes == ("a", "b", "c")
     assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 1, 3]])
-    mean = by.assemble(pair, on_duplicate="average", without=["b"])
+    mean = assemble(pair, on_duplicate="average", without=["b"])
     assert torch.equal(mean(DATA[0]), whole(DATA[0])[:, [0, 3]])

@@ -101,6 +101,35 @@ def test_what_could_be_meant_is_told() -> None:
         trace(Two(lambda a, b: {"head": {"cls": a, "aux": b}}), X[:2])
 
 
+BOTH: dict[str, Callable[[Tensor], Any]] = {
+    "softmax": lambda z: (z.softmax(1), z),
+    "logarithms": lambda z: {"scores": z, "log": z.log_softmax(1)},
+    "sigmoid": lambda z: [z, torch.sigmoid(z)],
+    "three": lambda z: (z.softmax(1).log(), {"p": z.softmax(1)}, z),
+    "further dimensions": lambda z: (z[:, :, None], z.softmax(1)),
+    "one number": lambda z: (z[:, 0].sigmoid(), z[:, 0]),
+}
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("form", BOTH)
+def test_of_logits_and_their_probabilities_the_logits_are_read(form: str, steps: bool) -> None:
+    model = Two(lambda a, b: BOTH[form](a), steps)
+    with torch.no_grad():
+        main, aux = model.both(X)
+        wanted = torch.stack([-main[:, 0], main[:, 0]], 1) / 2 if form == "one number" else main
+    graph = trace(model, X[:2])
+    assert graph.ending == ""
+    assert relative(graph.network(X), wanted) < 1e-6
+    assert relative(graph.network(X), aux[:, : wanted.shape[1]]) > 0.1  # the control
+
+
+@pytest.mark.parametrize("other", [lambda a, b: b.softmax(1), lambda a, b: 2 * a, lambda a, b: a])
+def test_what_is_not_the_probabilities_of_the_other_is_refused(other: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with refused("trace-output", "'0' and '1'"):
+        trace(Two(lambda a, b: (a, other(a, b))), X[:2])
+
+
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], Any], Any, str, tuple[str, ...]]] = {
     "unknown": (lambda a, b: {"cls": a, "aux": b}, "axu", "option-choice", ("'axu'", "'cls', 'aux'", "did you mean")),
     "no such place": (lambda a, b: (a, b), 2, "option-choice", ("'2'", "'0', '1'")),

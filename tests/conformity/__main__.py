@@ -164,13 +164,15 @@ def page(reports: list[dict[str, Any]], minutes: float, workers: int) -> str:
         or "Nothing.",
         agreeing=len(agree),
         agree=textwrap.fill(", ".join(agree), 118),
-        others="\n".join(f"- {r['title']}: {r['pruning']}" for r in good if not r["pruning"].startswith("agrees")),
+        others="\n".join(
+            f"- {r['title']}: {checks.told(r['pruning'], 200)}" for r in good if not r["pruning"].startswith("agrees")
+        ),
     )
 
 
 def row(r: dict[str, Any]) -> str:
     if "error" in r:
-        return f"| {r['title']} | {r['error']} |" + " |" * 9
+        return f"| {r['title']} | {checks.told(r['error'], 200)} |" + " |" * 9
     cells = (
         *(r["title"], r["size"], r["axes"], f"{r['free']:.0%}", f"{r['trace_s']:.1f} s", f"{r['zeroed']:.0e}"),
         *(f"{r['control']:.0e}", f"{r['padded']:.0e}", f"{r['bare']:.2g} → {r['refit']:.2g}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 import time
@@ -169,6 +170,11 @@ def check(entry: models.Entry, folder: Path, *, onnx: bool, pruning: bool) -> Re
         report["onnx"] = check_onnx(entry, component, folder)
     report["seconds"] = time.perf_counter() - start
     return report
+
+
+def told(text: str, most: int) -> str:
+    """The beginning of a message, in one line, of which a page takes nothing for HTML."""
+    return html.escape(" ".join(text.split())[:most], quote=False)
 
 
 def wrong(report: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""One small model of every family of timm, torchvision's classifiers, and configurations of transformers.
+"""One small model of every family of timm, torchvision's classifiers, configurations of transformers, rows of blocks.
 
 `python tests/conformity --families` checks them, each in a process of its own, goes on where it stopped, and writes
 `docs/families.md`.
@@ -15,12 +15,14 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import checks
 import own_checks
 import torch
+import yaml_models
 from models import CLASSES
 from torch import Tensor, nn
 
@@ -161,7 +163,8 @@ def every() -> dict[str, int]:
     """All models by title, with the size of their images."""
     found = {f"timm:{name}": size for name, size in TIMM.items()}
     found |= {f"torchvision:{name}": size for name, size in TORCHVISION.items()}
-    return found | {f"transformers:{name}": _side(options) for name, (_, options) in TRANSFORMERS.items()}
+    found |= {f"transformers:{name}": _side(options) for name, (_, options) in TRANSFORMERS.items()}
+    return found | {f"yaml:{name}": 64 for name in yaml_models.CONFIGS}
 
 
 def _side(options: dict[str, Any]) -> int:
@@ -185,6 +188,8 @@ def build(title: str) -> nn.Module:
             slow = name.startswith(("vgg", "googlenet", "inception"))
             options = {"init_weights": False} if slow else {}
             return randomised(torchvision.models.get_model(name, num_classes=CLASSES, **options))
+        if library == "yaml":
+            return randomised(yaml_models.made(name, CLASSES))
         import transformers
 
         kind, given = TRANSFORMERS[name]
@@ -193,14 +198,14 @@ def build(title: str) -> nn.Module:
         return randomised((found[0] if isinstance(found, tuple) else found)(config))
 
 
-def check(title: str, size: int) -> dict[str, Any]:
+def check(title: str, size: int, *, onnx: bool = True) -> dict[str, Any]:
     """Everything of one model; what stops it is in "stage" and "reason"."""
     report: dict[str, Any] = {"title": title, "size": size, "stage": "", "reason": "", "saved": False, "onnx": None}
     start = time.perf_counter()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         try:
-            _check(title, size, report, Path(folder))
+            _check(title, size, report, Path(folder), onnx)
             report["stage"] = ""
         except by.BrickyardError as error:
             report["reason"] = f"{error.code}: {error}"
@@ -210,7 +215,7 @@ def check(title: str, size: int) -> dict[str, Any]:
     return report
 
 
-def _check(title: str, size: int, report: dict[str, Any], folder: Path) -> None:
+def _check(title: str, size: int, report: dict[str, Any], folder: Path, onnx: bool) -> None:
     report["stage"] = "build"
     model = build(title)
     report["parameters"] = sum(p.numel() for p in model.parameters())
@@ -235,6 +240,8 @@ def _check(title: str, size: int, report: dict[str, Any], folder: Path) -> None:
     loaded = by.load(component.save(folder / "part.safetensors"))
     with torch.no_grad():
         report["saved"] = torch.equal(component(data[0][:4]), loaded(data[0][:4]))
+    if not onnx:
+        return
     report["stage"] = "onnx"
     report["onnx"] = export_onnx(component, folder / "part.onnx", check_images=data[0][:5]).error
 
@@ -248,9 +255,14 @@ def _cut(graph: Graph, model: nn.Module, x: Tensor, report: dict[str, Any]) -> N
         path = path_to_logits(result, len(x))
         assert path is not None
         result = at(result, path)
-        report["traced"] = checks.relative(graph.network(x), result)
+        report["traced"] = checks.relative(_ended(graph, graph.network(x)), result)
         report["zeroed"] = checks.relative(part(x), wanted)
-        report["control"] = checks.relative(part(x), result)
+        report["control"] = checks.relative(_ended(graph, part(x)), result)
+
+
+def _ended(graph: Graph, logits: Tensor) -> Tensor:
+    """What the model makes of its logits."""
+    return logits.softmax(1) if graph.ending == "softmax" else logits
 
 
 def images(count: int, seed: int, size: int) -> Tensor:
@@ -304,11 +316,12 @@ def exact(row: dict[str, Any]) -> bool:
 TEXT = """# Families of models
 
 Written by `python tests/conformity --families`: one small model of every file of models in timm {timm}, torchvision's
-classifiers up to 100 million parameters, and {configs} small configurations of classifiers of transformers
-{transformers}, with random weights. Brickyard {version}, torch {torch}.
+classifiers up to 100 million parameters, {configs} small configurations of classifiers of transformers {transformers},
+and {rows} classifiers whose blocks are rows of a configuration, as in people's detectors
+(`tests/conformity/yaml_models.py`), with random weights. Brickyard {version}, torch {torch}.
 
-| what holds | timm | torchvision | transformers |
-|---|---|---|---|
+| what holds | timm | torchvision | transformers | rows |
+|---|---|---|---|---|
 {counts}
 
 - **exact**: a random 30 % of every free axis is cut, and the result equals the source with these channels at zero, in
@@ -329,9 +342,6 @@ classifiers up to 100 million parameters, and {configs} small configurations of 
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    import timm
-    import transformers
-
     holds = {
         "exact": exact,
         "saved and loaded": lambda row: row["saved"],
@@ -339,23 +349,23 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "free": lambda row: row.get("free", 0) > MOSTLY,
         "free, turned": lambda row: row.get("turned", 0) > MOSTLY,
     }
-    groups = [
-        [row for row in rows if row["title"].startswith(name)] for name in ("timm", "torchvision", "transformers")
-    ]
+    libraries = ("timm", "torchvision", "transformers", "yaml")
+    groups = [[row for row in rows if row["title"].startswith(f"{name}:")] for name in libraries]
     counts = [
         f"| {what} | " + " | ".join(f"{sum(map(has, own))} of {len(own)}" for own in groups) + " |"
         for what, has in holds.items()
     ]
     others = [f"- `{row['title']}`: {_problem(row)}" for row in rows if _problem(row)]
     pinned = [
-        f"- `{row['title']}` ({row['turned']:.0%}): {'; '.join(row['pinned'])[:240]}"
+        f"- `{row['title']}` ({row['turned']:.0%}): {checks.told('; '.join(row['pinned']), 240)}"
         for row in rows
         if "turned" in row and row["turned"] <= MOSTLY
     ]
     return TEXT.format(
-        timm=timm.__version__,
-        transformers=transformers.__version__,
+        timm=version("timm"),
+        transformers=version("transformers"),
         configs=len(TRANSFORMERS),
+        rows=len(yaml_models.CONFIGS),
         version=by.__version__,
         torch=torch.__version__,
         counts="\n".join(counts),
@@ -365,7 +375,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _problem(row: dict[str, Any]) -> str:
-    found = [f"{row['stage']}: {' '.join(row['reason'].split())[:160]}"] if row["reason"] else []
+    found = [f"{row['stage']}: {checks.told(row['reason'], 160)}"] if row["reason"] else []
     if "zeroed" in row and not exact(row):
         found.append(f"not exact ({row['zeroed']:.0e}, {row['traced']:.0e})")
     if row["onnx"] is not None and row["onnx"] >= CLOSE:

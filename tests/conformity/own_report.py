@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import checks
 import own_checks
 import own_modules
 import torch
@@ -118,14 +119,16 @@ def _missing(row: dict[str, Any]) -> str:
     if row["onnx"] is not None and row["onnx"] >= CLOSE:
         found.append(f"onnx differs by {row['onnx']:.0e}")
     if row["sizes"] is not None and not any_size(row):
-        found.append("other sizes of images: " + (row["sizes"] if isinstance(row["sizes"], str) else "another result"))
+        said = checks.told(row["sizes"], 100) if isinstance(row["sizes"], str) else "another result"
+        found.append(f"other sizes of images: {said}")
     return f"- `{row['name']}`: " + "; ".join(found) if found else ""
 
 
 def _short(reason: str) -> str:
     lines = [line for line in reason.splitlines() if line.strip()]
     kept = next((line for line in lines if "No ONNX function found" in line or "Error when calling" in line), lines[0])
-    return "".join(char for char in kept.partition("Error'>: ")[2] or kept if char.isprintable())[:140]
+    kept = "".join(char for char in kept.partition("Error'>: ")[2] or kept if char.isprintable())
+    return checks.told(kept, 140)
 
 
 def _spread(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -134,5 +137,5 @@ def _spread(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["free"] <= 0.7 and "pinned" in row:
             reasons = [reason for reason in row["pinned"] if reason != "the image input is never cut"]
-            found.append(f"| `{row['name']}` | {row['free']:.0%} | {'; '.join(reasons[:3])[:200]} |")
+            found.append(f"| `{row['name']}` | {row['free']:.0%} | {checks.told('; '.join(reasons[:3]), 200)} |")
     return found

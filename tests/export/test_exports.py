@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 import brickyard as by
 from brickyard.component._familiarity import Familiarity, _squared
@@ -136,6 +137,35 @@ def test_the_file_explains_itself_and_is_the_same_each_time(tmp_path) -> None:
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     with pytest.raises(Exception, match="9"):
         session(tmp_path / "x.onnx").run(None, {"images": np.zeros((1, 3, 9, 9), np.float32)})
+
+
+class Hidden(nn.Module):
+    """Layers and tensors named like attributes of the networks that hold them, and of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.step = nn.Conv2d(3, 6, 3, padding=1), nn.Parameter(torch.rand(6, 1, 1))
+        self.tensor = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.register_buffer("nodes", torch.rand(8, 1, 1))
+        self.foreign = nn.ModuleDict({"layer": nn.Linear(8, 4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.layer(x)) * self.step
+        return self.foreign["layer"]((torch.relu(self.tensor(x)) + self.nodes).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", ["component", "parallel"])
+def test_no_name_of_a_layer_is_in_the_way(tmp_path: Path, form: str) -> None:
+    parts = pair((Hidden, Hidden), (None, None))
+    model = parts[0] if form == "component" else by.assemble(parts, form="parallel")
+    before = list(model.state_dict())
+    record = export_onnx(model, tmp_path / "x.onnx")
+    assert record.fused
+    agrees(tmp_path / "x.onnx", model, (1, 3, 8, 8), (7, 3, 8, 8))
+    x = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch_program(model).module()(x)[0], model(x))
+    assert list(model.state_dict()) == before
 
 
 def test_a_file_that_says_something_else_is_never_written(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from torch.nn import functional as F
 
 import brickyard as by
 from brickyard.axes._graph import trace
-from brickyard.export import export_module
+from brickyard.export import export_module, export_onnx
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import LAYER_TYPES
 from brickyard.surgery._join import cut
 from brickyard.testing import randomised, zeroed_output
+from conftest import needed_package
+from errors import refused
+from nets import relative
 
 WIDTH, SIZE, CLASSES = 8, 8, 4
 Between = Callable[["Net", Tensor], Tensor]
@@ -55,9 +58,12 @@ class Net(nn.Module):
     def tried(self, x: Tensor) -> Tensor:
         return self.between(self, torch.sigmoid(self.stem(x)) * 0.9 + 0.05)
 
+    def read(self, y: Tensor) -> Tensor:
+        y = torch.sin(y)
+        return y.flatten(2).mean(2) if self.maps else y
+
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.sin(self.tried(x))
-        return self.fc(y.flatten(2).mean(2) if self.maps else y)
+        return self.fc(self.read(self.tried(x)))
 
 
 def images(count: int, dtype: torch.dtype) -> Tensor:
@@ -173,7 +179,7 @@ EXAMPLES: dict[str, Between | tuple[Between, dict[str, Any]]] = {
     "full_like": lambda net, x: net.own(x * torch.full_like(x, 0.5)),
     "real": lambda net, x: net.own(torch.fft.fft2(x).real),
     "imag": lambda net, x: net.own(torch.fft.fft2(x).imag),
-    "angle": lambda net, x: net.own(torch.fft.fft2(x).angle()),
+    "angle": lambda net, x: net.own(torch.complex(x, x.flip(3)).angle()),
     "to_type": lambda net, x: net.own(x * (x * 4).to(torch.int64)),
     "type_as": lambda net, x: net.own((x > 0.5).type_as(x)),
     "add": pair(lambda x, y: x + y),
@@ -250,7 +256,8 @@ EXAMPLES: dict[str, Between | tuple[Between, dict[str, Any]]] = {
     "unfold": lambda net, x: F.unfold(net.own(x), 3, padding=1),
     "fold": lambda net, x: F.fold(F.unfold(x, 2, stride=2), (SIZE, SIZE), 2, stride=2) + net.own(x),
     "glu": lambda net, x: F.glu(net.own(x), dim=1),
-    **{name: reduced(name) for name in ("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "argmax")},
+    **{name: reduced(name) for name in ("mean", "amax", "amin", "std", "var", "logsumexp", "argmax")},
+    "sum": lambda net, x: net.own(x).sum((2, 3)) / 50,
     "argmin": reduced("argmin"),
     "prod": lambda net, x: net.own((x + 0.5).prod(3, keepdim=True)),
     "norm": lambda net, x: net.own(x).norm(p=2, dim=(2, 3)),
@@ -314,7 +321,7 @@ EXAMPLES: dict[str, Between | tuple[Between, dict[str, Any]]] = {
     "size": lambda net, x: net.own(x) / x.size(2),
     "shape": lambda net, x: net.own(x) / x.shape[2],
     "dim": lambda net, x: net.own(x) / x.dim(),
-    "numel": lambda net, x: net.own(x) * (x.numel() / x.size(0)),
+    "numel": lambda net, x: net.own(x) * (x.numel() / x.size(0) / 500),
     "floordiv": lambda net, x: net.own(x)[:, :, : x.size(2) // 2],
     "mod": lambda net, x: net.own(x)[:, :, : x.size(2) % 5],
     "mean_of": lambda net, x: net.own(x) * x.mean(1, keepdim=True),
@@ -394,9 +401,41 @@ def with_layer(name: str) -> Net:
     return Net(lambda net, x: net.layer(laid_out(name, net.own(x))), {"layer": LAYERS[name]()})
 
 
+def with_entry(name: str) -> Net:
+    return with_function(name) if name in FUNCTIONS else with_layer(name)
+
+
 def with_function(name: str) -> Net:
     found = EXAMPLES[name]
     return Net(*found) if isinstance(found, tuple) else Net(found, {})
+
+
+# What torch's exporter has no way to write as ONNX, and what it says of it.
+UNWRITTEN = {
+    **dict.fromkeys(("rrelu", "RReLU"), "aten.rrelu_with_noise"),
+    **dict.fromkeys(("adaptive_avg_pool3d", "AdaptiveAvgPool3d"), "aten._adaptive_avg_pool3d"),
+    **{name: f"aten.{name}" for name in ("kthvalue", "cummax", "cummin")},
+    "median_along": "aten.median",
+    "cumprod": "prims.prod",
+    "hypot": "prims.hypot",
+    "cdist": "Constraints violated",  # it chooses its way by the number of rows, which is that of the images
+}
+WRITTEN = [name for name in (*FUNCTIONS, *LAYER_TYPES) if name not in UNWRITTEN]
+AT_ONCE = 60  # in one network: a file for each would take minutes
+
+
+class Many(nn.Module):
+    """Many things that are tried, side by side, each on the same maps."""
+
+    def __init__(self, nets: Sequence[Net]) -> None:
+        super().__init__()
+        self.stem, self.nets = nn.Conv2d(3, WIDTH, 3, padding=1), nn.ModuleList(nets)
+        self.fc = nn.Linear(sum(net.fc.in_features for net in nets), CLASSES)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.sigmoid(self.stem(x)) * 0.9 + 0.05
+        return self.fc(torch.cat([net.read(net.between(net, maps)) for net in self.nets], 1))
 
 
 # -- what holds of each ------------------------------------------------------------------------------------
@@ -455,3 +494,40 @@ def test_layer(name: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         found, _ = checked(with_layer(name), tmp_path)
     assert name in found
+
+
+@pytest.fixture
+def onnxruntime() -> Any:
+    needed_package("onnxscript")
+    return needed_package("onnxruntime")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", range(0, len(WRITTEN), AT_ONCE))
+def test_written_as_onnx(start: int, tmp_path: Path, onnxruntime: Any) -> None:
+    part = plain_part(Many([with_entry(name) for name in WRITTEN[start : start + AT_ONCE]]), 0.9)
+    export_onnx(part, tmp_path / "part.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "part.onnx", providers=["CPUExecutionProvider"])
+    x = images(7, torch.float32)  # the exporter sees two
+    (found,) = session.run(["logits"], {"images": x.numpy()})
+    with torch.no_grad():
+        assert relative(torch.from_numpy(found), part(x)) < 1e-5
+        assert relative(torch.from_numpy(found), part(x.flip(0))) > 1e-3  # the control
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_not_written_as_onnx(name: str, tmp_path: Path) -> None:
+    with refused("surgery-export-failed", UNWRITTEN[name]) as caught:
+        export_onnx(plain_part(with_entry(name), 1.0), tmp_path / "part.onnx")
+    assert str(caught.value).isprintable()
+
+
+def plain_part(net: nn.Module, flops: float) -> by.Component:
+    """A component that is cut and not healed."""
+    data = images(12, torch.float32), torch.arange(12) % CLASSES
+    relevance = by.locate(net.float(), data)
+    return by.disassemble(net, relevance, task=[0, 2, 3], budget=by.Budget(flops=flops), select="mda", heal="none")

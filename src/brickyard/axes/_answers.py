@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from brickyard.base._errors import OptionError
@@ -29,7 +31,7 @@ def path_to_logits(result: Any, images: int, output: str | None = None) -> Path 
 
     Args:
         result: A tensor; or a dict, an object with fields or a tuple, nested or not. Of several tensors, that named
-            "logits" is taken, else the only one that can be logits.
+            "logits" is taken, else the only one that can be logits, or whose probabilities all others are.
         images: The number of images that it was given.
         output: The part of the result to look in, as `parts_of` names it; None: all of it.
 
@@ -53,7 +55,21 @@ def path_to_logits(result: Any, images: int, output: str | None = None) -> Path 
         for key, value in fields.items()
         if (rest := path_to_logits(value, images)) is not None and can_be_logits(at(value, rest), images)
     ]
+    if len(found) > 1:
+        found = [path for path in found if all(_come_of(at(result, path), at(result, one)) for one in found)]
     return found[0] if len(found) == 1 else None
+
+
+def _come_of(logits: Tensor, other: Tensor) -> bool:
+    """Whether an output is another one's probabilities, or their logarithms, or that itself."""
+    logits, other = as_rows(logits), as_rows(other)
+    ways = [logits, logits.sigmoid()]
+    if logits.shape[1] > 1:
+        ways += [logits.softmax(1), logits.log_softmax(1)]
+    near = math.sqrt(torch.finfo(logits.dtype).eps)
+    return other.shape == logits.shape and any(
+        torch.allclose(other.to(logits.dtype), way, rtol=near, atol=near) for way in ways
+    )
 
 
 def _way(result: Any, output: str) -> Path:

@@ -94,10 +94,10 @@ def show(
 
 def _free(graph: Graph) -> dict[str, Any]:
     """What can be cut of a source, with and without its norms opened, and what keeps the rest whole."""
-    from brickyard.surgery._cost import Removable
+    from brickyard.surgery._cost import Removable, weightless
     from brickyard.surgery._rotation import opened
 
-    made = opened(graph)
+    made = opened(weightless(graph))
     kept = Counter(re.sub(r" '[^']*'", "", pin.reason) for pin in made.graph.pinned())
     return {
         **vars(Removable.of(graph)),

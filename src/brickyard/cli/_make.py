@@ -18,7 +18,6 @@ from brickyard.runtime._progress import say
 from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
-    from brickyard.axes._graph import Graph
     from brickyard.component._component import Component
     from brickyard.inputs._datasets import ImageData
     from brickyard.relevance._relevance import Relevance
@@ -104,15 +103,6 @@ def _check_one(data: str | None, calibration: Path | None) -> None:
         )
 
 
-def _check_savable(graph: Graph) -> None:
-    """Refuse a source of which no component can be written to a file.
-
-    Raises:
-        FileError: It has a step that files have no form for.
-    """
-    graph.network.to_spec()
-
-
 def _located(
     spec: str,
     given_images: tuple[str | None, Path | None],
@@ -128,8 +118,8 @@ def _located(
     Images come from data with labels, or from a folder without.
     """
     from brickyard.base._classes import parse_classes
+    from brickyard.relevance._locate import check_savable, located
     from brickyard.relevance._locate import locate as find
-    from brickyard.relevance._locate import located
 
     how = resolve.preprocessing_of(**gathered(words.PreprocessingOptions, options))
     which = gathered(words.WeightOptions, options)
@@ -137,7 +127,8 @@ def _located(
     images: ImageData
     if calibration is not None:
         source = resolve.source_of(spec, weights, names, how, **which)
-        images = resolve.answered(source, calibration, resolve.kind_of(source, options["outputs"]))
+        kind = resolve.kind_of(source, options["outputs"])
+        images = resolve.answered(source, calibration, kind, *([check_savable] if cut else []))
         seen: list[int] | None = resolve.seen_in(images)
     elif data is not None:
         source, images = resolve.source_and_data(spec, data, weights, names, how, options["outputs"], **which)
@@ -156,7 +147,7 @@ def _located(
     }
     if cut:
         chosen: Any = checked(declarations.LocateOptions, given, "locate")
-        found = located(source.model, images, chosen, _check_savable)
+        found = located(source.model, images, chosen, check_savable)
     else:
         found = find(source.model, images, **given)
     if calibration is not None:  # a source is always right about its own answers
@@ -190,6 +181,7 @@ def disassemble(
     """Cut a component for the given classes out of a source."""
     from brickyard.base._classes import parse_classes
     from brickyard.component._disassemble import disassemble as cut
+    from brickyard.relevance._locate import check_savable
     from brickyard.relevance._relevance import Relevance
 
     resolve.check_free(output, force, source, weights, relevance)
@@ -208,7 +200,7 @@ def disassemble(
         check_effect(f"{relevance} was already located, and a budget needs no threshold", **idle)
         which |= {"input_shape": found.input_shape, "output_name": found.record.output}
         origin = resolve.source_of(source, weights, names, found.preprocessing, **which)
-        found.graph(origin.model).network.to_spec()
+        check_savable(found.graph(origin.model))
         if data is not None:
             kind: Any = {"outputs": found.outputs, "shape": found.input_shape}
             images = resolve.fitted(resolve.data_of(data, found.preprocessing, **kind), found.classes)

@@ -25,7 +25,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
-from brickyard.base._messages import first_line
+from brickyard.base._messages import first_line, told
 from brickyard.base._sides import NAMES, SIDES, is_picture
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
@@ -239,11 +239,11 @@ def _float32(model: Component | Assembly, entry: _Entry, given: Sequence[Tensor]
         candidate = plain.fused() if fused else plain
         try:
             proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry)
-            nodes = inner_nodes(proto, _networks(candidate))
+            nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as _FromRaw holds them
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
-            problem = f"it cannot be written as ONNX: {first_line(refusal)}"
+            problem = f"it cannot be written as ONNX: {told(first_line(_cause(refusal)))}"
             continue
         error, problem = _compare(content, expected, model.outputs)
         if problem:
@@ -251,6 +251,11 @@ def _float32(model: Component | Assembly, entry: _Entry, given: Sequence[Tensor]
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return _Float32(proto, content, opset, fused, count, error, nodes)
     raise _refused(model, path, problem)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error came from: the exporter's own says only at which stage it stopped."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def _refused(model: Component | Assembly, path: Path, problem: str) -> SurgeryError:
@@ -279,8 +284,7 @@ def _for_int8(
 
 
 def _networks(model: nn.Module) -> list[str]:
-    """What the names of the networks' layers begin with in the exported module, which holds the model as `model`."""
-    return [f"model.{name}." for name, module in model.named_modules() if isinstance(module, Network)]
+    return [name for name, module in model.named_modules() if isinstance(module, Network)]
 
 
 def _int8(
@@ -333,7 +337,11 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
-    return copy.deepcopy(model).to("cpu", torch.float32).eval()
+    """A copy that exporters can read."""
+    plain = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    for name in _networks(plain):
+        plain.set_submodule(name, plain.get_submodule(name).reachable())  # type: ignore[operator]
+    return plain
 
 
 def _fitting(images: Any, entry: _Entry, most: int, what: str) -> list[Tensor]:
@@ -413,8 +421,8 @@ def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapp
     proto.producer_name, proto.producer_version = "brickyard", __version__
     proto.graph.name = "brickyard"
     proto.doc_string = str(model)
-    told = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
-    for key, value in (("classes", told["outputs"]), (KEY, told)):
+    about = description(model) | {"input": _input(model, entry)} | ({} if int8 is None else {"int8": dict(int8)})
+    for key, value in (("classes", about["outputs"]), (KEY, about)):
         proto.metadata_props.add(key=key, value=json.dumps(value, allow_nan=False))
 
 
@@ -523,7 +531,7 @@ def description(model: Component | Assembly) -> dict[str, Any]:
     """What a model is, as JSON for files that are not Brickyard's own."""
     manifest = model.manifest
     kept: Any = {"classes": True, "preprocessing": True, "input_shape": True, "source": {"name", "sha256"}}
-    told: dict[str, Any] = {
+    about: dict[str, Any] = {
         "brickyard": __version__,
         "kind": manifest.kind,
         "classes": list(model.classes),
@@ -535,8 +543,8 @@ def description(model: Component | Assembly) -> dict[str, Any]:
         "created": manifest.created,
     }
     if isinstance(model, Assembly):
-        told |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
-    return told
+        about |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
+    return about
 
 
 def _title(model: Component | Assembly) -> str:

@@ -285,6 +285,25 @@ class Network(nn.Module):
         tensors = {name: self.tensor(name) for name in self.tensor_names if name in used}
         return Network(nodes, layers, tensors, self.foreign).eval()
 
+    def reachable(self) -> Network:
+        """The same network, in evaluation mode, whose layers and tensors no attribute of a network hides.
+
+        Exporters of torch look for them as attributes, and would find a method in the place of a layer named "layer".
+        """
+        modules = {name for name, call in self._foreign.items() if isinstance(call, nn.Module)}
+        names = {*self._layer_names, *self._tensor_names, *modules}
+        if not any(hasattr(Network, name.partition(".")[0]) for name in names):
+            return self
+
+        def moved(node: Node) -> Node:
+            named = node.op in ("layer", "tensor") or node.target in modules
+            return replace(node, target=f"held.{node.target}") if named else node
+
+        layers = {f"held.{name}": self.layer(name) for name in self._layer_names}
+        tensors = {f"held.{name}": self.tensor(name) for name in self._tensor_names}
+        foreign = {f"held.{name}" if name in modules else name: call for name, call in self._foreign.items()}
+        return Network([moved(node) for node in self._steps], layers, tensors, foreign).eval()
+
     def to_spec(self) -> NetworkSpec:
         """The network as data.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from brickyard._version import __version__
-from brickyard.base._declare import gathered
+from brickyard.base._declare import checked, gathered
 from brickyard.base._errors import DataError, TaskError
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest
@@ -265,7 +265,7 @@ class Work:
 
         def run() -> None:
             from brickyard.base._classes import parse_classes, resolve_task
-            from brickyard.relevance._locate import locate
+            from brickyard.relevance._locate import check_savable, located
 
             source, images = self._source(name)
             trained = (self.prints.file(self.folder / place) for place in self._trained(name))
@@ -277,18 +277,17 @@ class Work:
                 except TaskError as error:
                     why = f"components.{part}.task cannot be used: {error}. Ranges count from 0; names go by commas"
                     raise self.file.problem(("components", part, "task"), why) from None
-            relevance = locate(
-                source.model,
-                images,
-                classes=source.classes,
-                preprocessing=source.preprocessing,
-                task=sorted(task),
-                accuracy=source.accuracy,
-                name=source.name,
-                output=source.output,
-                resume=notes,
-                **gathered(LocateOptions, dict(said)),
-            )
+            given = gathered(LocateOptions, dict(said)) | {
+                "classes": source.classes,
+                "preprocessing": source.preprocessing,
+                "task": sorted(task),
+                "accuracy": source.accuracy,
+                "name": source.name,
+                "output": source.output,
+                "resume": notes,
+            }
+            options: Any = checked(LocateOptions, given, "locate")
+            relevance = located(source.model, images, options, check_savable)
             relevance.save(self.folder / _relevance_file(name), overwrite=True)
             shutil.rmtree(notes, ignore_errors=True)
 

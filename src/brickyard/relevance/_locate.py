@@ -136,10 +136,19 @@ def _check_kind(kind: Outputs, name: str, graph: Graph) -> None:
         )
 
 
+def check_savable(graph: Graph) -> None:
+    """Refuse a source of which no component can be written to a file.
+
+    Raises:
+        FileError: It has a step that files have no form for.
+    """
+    graph.network.to_spec()
+
+
 def _warn_of_files(graph: Graph) -> None:
     """Say before any work that components of a source cannot be written to files, and why."""
     try:
-        graph.network.to_spec()
+        check_savable(graph)
     except FileError as error:
         warnings.warn(f"components of this source cannot be saved: {error}", BrickyardWarning, stacklevel=6)
 

@@ -221,11 +221,13 @@ def _text(shape: Sequence[int]) -> str:
     return f"{NAMES[len(shape) - 1]} of {by_sides(shape)}"
 
 
-def answered(source: Source, folder: Path, outputs: str) -> ImageData:
+def answered(
+    source: Source, folder: Path, outputs: str, look: Callable[[Graph], None] = lambda graph: None
+) -> ImageData:
     """The pictures of a folder without labels, whose labels are the source's own answers.
 
     Where an image may belong to several classes, its answers are those of a probability above one half. Of more than
-    `MOST_UNLABELLED` pictures, so many are drawn.
+    `MOST_UNLABELLED` pictures, so many are drawn. `look` sees the source's axes before it is asked.
 
     Raises:
         DataError: There are no pictures, or they cannot be brought to one size.
@@ -250,11 +252,12 @@ def answered(source: Source, folder: Path, outputs: str) -> ImageData:
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
         paths = [paths[k] for k in order[:MOST_UNLABELLED].sort().values.tolist()]
     images = of_files(list(map(str, paths)), Wanted(size=how), folder.name)
-    network, like = axes_of(source).network, weights_like(source.model)
+    graph, like = axes_of(source), weights_like(source.model)
+    look(graph)
     labels = []
     with torch.no_grad(), bar("asking the source", len(images)) as advance:
         for batch in images.batches(64):
-            logits = network(preprocess(batch, how).to(like))
+            logits = graph.network(preprocess(batch, how).to(like))
             labels.append((logits > 0).long() if outputs == SEVERAL else logits.argmax(1))
             advance(len(batch))
     name = f"{folder.name}, by the source's own answers"

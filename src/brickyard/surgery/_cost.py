@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,6 +171,21 @@ def keep_mask(graph: Axes, keep: Mapping[str, Tensor]) -> Mask:
 def cost_share(graph: Graph, keep: Mapping[str, Tensor], whole: int, resource: str) -> float:
     """What a keep-set costs, as a share of the whole."""
     return float(getattr(CostModel(graph)(keep_mask(graph, keep)), resource)) / max(1, whole)
+
+
+def weightless(graph: Graph) -> Graph:
+    """The same graph with its network on the meta device, for what depends on shapes only.
+
+    Networks with steps that no table knows, and those whose layers share weights, stay as they are.
+    """
+    network, own = graph.network, list(graph.network.parameters())
+    if network.foreign or len({value.data_ptr() for value in own}) < len(own):
+        return graph
+    blank: dict[int, Any] = {id(value): value.to("meta") for value in network.buffers()}
+    blank |= {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in own}
+    found = copy.copy(graph)
+    found.network = copy.deepcopy(network, blank)
+    return found
 
 
 @dataclass(frozen=True)
