@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
+from brickyard.base._frozen import validated
 from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
@@ -19,7 +20,6 @@ from brickyard.base._records import (
     NetworkSpec,
     Preprocessing,
     ScalingRecord,
-    validated,
 )
 from brickyard.component._component import Component, check_input, read_familiarity
 from brickyard.component._describe import decision_text, tuned_text

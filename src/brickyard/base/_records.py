@@ -7,28 +7,18 @@ Nothing here depends on `torch`: a manifest is plain data, validated on creation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
 from brickyard.base._checks import EVEN
-from brickyard.base._errors import FileError, OptionError
-from brickyard.base._messages import told
+from brickyard.base._errors import OptionError
+from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 
 FORMAT_VERSION = 1
 
-Name = Annotated[str, Field(min_length=1, max_length=1024)]
-Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Form = Literal["parallel", "padded", "grouped", "union"]
-ModelT = TypeVar("ModelT", bound=BaseModel)
-Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
-
-
-class Frozen(BaseModel):
-    """A frozen value that rejects unknown keys and non-finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _UnusableError(OptionError, ValueError):
@@ -557,28 +547,6 @@ class RelevanceFile(Frozen):
     source_name: Name
     sums: bool
     outputs: Name = "one"
-
-
-def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
-    """Validate `value` as a `kind`.
-
-    Raises:
-        FileError: The value is invalid; the message names the first problem and where it is.
-    """
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise FileError(
-            "file-manifest-invalid", f"{what} is not a valid {kind.__name__}: {first_problem(error)}"
-        ) from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """Describe the first problem of a validation error, with its place."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return told(f"{place + ': ' if place else ''}{problem['msg']}") + more
 
 
 def file_schema() -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
 from brickyard.base._declare import Opt, flat
+from brickyard.base._frozen import Frozen
 from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions, TrainingOptions
-from brickyard.base._records import Frozen, Preprocessing
+from brickyard.base._records import Preprocessing
 
 VERSION = 1
 EVERY = "*"  # evaluate.data as one text: of every source

@@ -216,7 +216,7 @@ class Work:
         return found
 
     def _scores_of(self, place: str) -> Scores:
-        from brickyard.base._records import validated
+        from brickyard.base._frozen import validated
         from brickyard.evaluation._scores import Scores
 
         return validated(Scores, json.loads((self.folder / place).read_text(encoding="utf-8")), place)
