@@ -136,7 +136,7 @@ def _left(
             part, place = places[member]
             if place < len(tasks[part]):
                 gone[part].append(tasks[part][place])
-    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.manifest.task)]
+    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.classes)]
     if not left:
         raise TaskError("task-empty", f"without {', '.join(names)} no class is left; leave some in")
     return [part for part, _ in left], [out for _, out in left]
@@ -155,7 +155,9 @@ def assembly_manifest(
         found = ", ".join(map(repr, kinds))
         raise OptionError("option-conflict", f"outputs of kinds {found} cannot be joined; assemble parts of one kind")
     gone = tuple(left_out) if any(left_out) else ()
-    tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
+    tasks = [
+        [k for k in part.leads if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)
+    ]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)
     manifest = AssemblyManifest(
         classes=classes,
@@ -176,7 +178,7 @@ def _members(
     parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Class names, the positions of each one's logits, and the additional classes on which each part votes."""
-    named = [[part.source.classes[k] for k in task] for part, task in zip(parts, tasks, strict=True)]
+    named = [[part.name_of(k) for k in task] for part, task in zip(parts, tasks, strict=True)]
     known = {name for names in named for name in names} if votes else set()
     voting = tuple(_votes(part, known) for part in parts)
     if votes and not any(voting):

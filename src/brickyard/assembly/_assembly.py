@@ -70,22 +70,25 @@ class Joined(nn.Module):
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
         self.gate = gate
-        self._plain = self.manifest.plain
+        self._plain, self._groups = self.manifest.plain, self.manifest.groups
 
     def laid(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs of each part's network -> the logits of their classes side by side, (batch, logits)."""
-        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
+        columns = zip(self.manifest.parts, outputs, self._groups, strict=True)
         return torch.cat([self._columns(*column) for column in columns], 1)
 
-    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
-        """A part's logits of the classes that are asked of it."""
+    def _columns(self, part: ComponentManifest, outputs: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """A part's logits of the classes that are asked of it, each by those of the source that it stands for."""
+        columns = [k for group in groups for k in group]
         if not part.reject and part.output_axis is None:
             outputs = outputs[:, list(part.task)]
         if self.manifest.scaling.log_probability:
             outputs = self.outputs.normalised(outputs)
         if part.reject:
-            return outputs[:, list(columns)]
-        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
+            outputs = outputs[:, columns]
+        elif len(columns) != len(part.task):
+            outputs = outputs[:, [part.task.index(k) for k in columns]]
+        return self.outputs.merged(outputs, [len(group) for group in groups])
 
     def scaled(self, logits: Tensor, features: Tensor | None = None, distances: Tensor | None = None) -> Tensor:
         """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
@@ -118,7 +121,7 @@ class Joined(nn.Module):
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
             lines.append(f"  trained      {tuned_text(m.tuned)}")
-        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        gone = [p.name_of(k) for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
         if gone:
             lines.append(f"  left out     {', '.join(gone)}")
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
@@ -268,7 +271,7 @@ class Assembly(Joined, Predictor):
         found = thresholds_for(given, self.classes, manifest.decision_thresholds)
         parts = []
         for part, places in zip(manifest.parts, manifest.places, strict=True):
-            before = zip(part.task, part.decision_thresholds or (EVEN,) * len(part.task), strict=True)
+            before = zip(part.leads, part.decision_thresholds or (EVEN,) * len(part.classes), strict=True)
             own = tuple(found[places[k]] if places[k] >= 0 else share for k, share in before)
             parts.append(part.model_copy(update={"decision_thresholds": own}))
         return self.with_manifest(parts=tuple(parts))

@@ -45,6 +45,7 @@ class Cut(nn.Module):
         self.manifest = manifest
         self.outputs = outputs_of(manifest)
         self._select = manifest.reject or manifest.output_axis is None
+        self._sizes = tuple(map(len, manifest.groups))
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
         for name, classes in (("_task", list(manifest.task)), ("_others", others)):
@@ -58,11 +59,12 @@ class Cut(nn.Module):
 
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
-        return self.of_source(logits) if self._select else logits
+        return self.of_source(logits) if self._select else self.outputs.merged(logits, self._sizes)
 
     def of_source(self, logits: Tensor) -> Tensor:
         """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
-        return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
+        chosen = self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
+        return self.outputs.merged(chosen, self._sizes)
 
     def __str__(self) -> str:
         return describe(self.manifest)
