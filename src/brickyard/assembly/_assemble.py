@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack, overload
 
 from torch import nn
@@ -13,6 +13,7 @@ from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_kind
 from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, SurgeryError, TaskError
+from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.base._sides import NAMES
@@ -49,7 +50,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         The assembly, in evaluation mode.
 
     Raises:
-        TaskError: Two parts share a class name, a class to leave out does not exist, or no class is left.
+        TaskError: Two parts share a class name, a class to leave out or to rename does not exist, or no class is left.
         SurgeryError: The parts cannot be joined in this form.
         OptionError: An option or scaling is unknown, or required input is missing.
         DataError: The images cannot be used.
@@ -76,6 +77,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
             "option-type", f"assemble needs a list of components, got {type(components).__name__}; put it in a list"
         )
     parts, gone = _opened(components)
+    parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
@@ -119,6 +121,18 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
         why = f"all parts must take inputs of one kind, and these take {' and '.join(kinds)}"
         raise SurgeryError("surgery-input-mismatch", f"{why}; assemble those of one kind")
     return parts, gone
+
+
+def _same(parts: list[Component], names: Mapping[str, str]) -> list[Component]:
+    """The parts, whose classes have other names where these are given."""
+    known = list(dict.fromkeys(name for part in parts for name in part.classes))
+    if unknown := [name for name in names if name not in known]:
+        found = f"same= renames class {unknown[0]!r}, which no part has; classes: {', '.join(known[:8])}"
+        raise TaskError("task-unknown-class", f"{found}{near(unknown[0], known)}: give one of them")
+    return [
+        part.renamed(own) if (own := {old: new for old, new in names.items() if old in part.classes}) else part
+        for part in parts
+    ]
 
 
 def _left(

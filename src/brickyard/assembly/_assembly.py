@@ -24,6 +24,7 @@ from brickyard.base._records import (
 from brickyard.component._component import Component, check_input, read_familiarity
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
+from brickyard.component._names import renamed_assembly
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -261,6 +262,10 @@ class Assembly(Joined, Predictor):
     def with_manifest(self, **changes: Any) -> Assembly:
         """The same assembly with changed manifest entries."""
         return self._with(manifest=self.manifest.model_copy(update=changes))
+
+    def renamed(self, names: Mapping[str, str]) -> Assembly:
+        """The same assembly with other class names, in its parts too; see `Component.renamed`."""
+        return self._with(manifest=renamed_assembly(self.manifest, names))
 
     def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Assembly:
         """The same assembly with other probabilities above which its answers include a class.

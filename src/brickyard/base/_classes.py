@@ -177,27 +177,33 @@ def resolve_merged(task: Any, names: Sequence[str]) -> dict[str, list[int]]:
         pairs = [_parted(item, names) if _merges(item, names) else ("", [item]) for item in items]
     else:
         pairs = [(check_class_name(name), _members(name, members, names)) for name, members in task.items()]
-    found: dict[str, list[int]] = {}
-    for given, members in pairs:
-        group = resolve_task(members, names)
-        name = given or names[group[0]]
-        if name in found:
-            raise TaskError(
-                "task-duplicate-class", f"the task has two classes {brief(name)}; give each a name of its own"
-            )
-        if name in names and names.index(name) not in group:
-            raise TaskError(
-                "task-class-name",
-                f"class {brief(name)} of the task leaves out the source's class of that name; choose another name",
-            )
-        found[name] = group
-    resolve_task([k for group in found.values() for k in group], names)  # each class of the source once
-    return found
+    resolved = [(name, resolve_task(members, names)) for name, members in pairs]
+    found = [(name or names[group[0]], group) for name, group in resolved]
+    check_distinct(found, names)
+    resolve_task([k for _, group in found for k in group], names)  # each class of the source once
+    return dict(found)
 
 
 def task_classes(task: Any, names: Sequence[str]) -> list[int]:
     """Return the indices of all the source's classes in a task, as `resolve_merged` reads it."""
     return [k for group in resolve_merged(task, names).values() for k in group]
+
+
+def check_distinct(classes: Sequence[tuple[str, Sequence[int]]], names: Sequence[str]) -> None:
+    """Check names of classes, each with the source's classes that it stands for, against each other and the source's.
+
+    Raises:
+        TaskError: Two are equal, or one is that of another class of the source.
+    """
+    given = [name for name, _ in classes]
+    for name, group in classes:
+        if given.count(name) > 1:
+            raise TaskError("task-duplicate-class", f"two classes are called {brief(name)}; give each its own name")
+        if name in names and names.index(name) not in group:
+            raise TaskError(
+                "task-class-name",
+                f"{brief(name)} is another class of the source, and cannot be the name of this one; choose another",
+            )
 
 
 def check_class_name(name: Any, what: str = "a class") -> str:

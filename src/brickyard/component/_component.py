@@ -17,6 +17,7 @@ from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpe
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
+from brickyard.component._names import renamed_component
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -129,6 +130,28 @@ class Component(Cut, Predictor):
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
         """Return the same component with another way to prepare raw images, as where its source's was unknown."""
         return self.with_manifest(preprocessing=preprocessing)
+
+    def renamed(self, names: Mapping[str, str]) -> Component:
+        """Return the same component with other class names; those that are left out stay.
+
+        Args:
+            names: New names by old ones.
+
+        Raises:
+            TaskError: An old name is none of the classes, two classes would have one name, or a new name is that of
+                another class of the source.
+            OptionError: They are not names by names.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.testing import chain
+            >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+            >>> component.renamed({"3": "three"}).classes
+            ('1', 'three')
+        """
+        manifest = renamed_component(self.manifest, names)
+        return self.with_manifest(classes=manifest.classes, members=manifest.members)
 
     def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Component:
         """Return the same component with other probabilities above which its answers include a class.

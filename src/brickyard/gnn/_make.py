@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, Unpack
 
@@ -146,7 +146,7 @@ def _sums(graph: NodeGraph, by_class: Sequence[Tensor]) -> list[dict[str, Tensor
 class GraphDisassembleOptions(TypedDict, total=False):
     """Options of `disassemble`."""
 
-    task: Required[Annotated[Sequence[int | str], _CUT["task"]]]
+    task: Required[Annotated[Sequence[int | str] | Mapping[str, Any], _CUT["task"]]]
     thresholds: Annotated[Thresholds | None, _CUT["thresholds"]]
     budget: Annotated[Budget | None, _CUT["budget"]]
     select: Annotated[
