@@ -397,7 +397,7 @@ class AssembleOptions(TypedDict, total=False):
     without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
     same: Annotated[
         Mapping[str, str] | None,
-        Opt(default=None, validate=other_names, shell=str, unset="none",
+        Opt(default=None, validate=other_names, shell=str, only="shell", unset="none",
             help="Rename classes of parts first, so that aeroplane=airplane is one class."),
     ]  # fmt: skip
     form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
