@@ -192,7 +192,7 @@ def _members(
     parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Class names, the positions of each one's logits, and the additional classes on which each part votes."""
-    named = [[part.name_of(k) for k in task] for part, task in zip(parts, tasks, strict=True)]
+    named = [list(map(part.names.__getitem__, task)) for part, task in zip(parts, tasks, strict=True)]
     known = {name for names in named for name in names} if votes else set()
     voting = tuple(_votes(part, known) for part in parts)
     if votes and not any(voting):

@@ -122,7 +122,7 @@ class Joined(nn.Module):
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
             lines.append(f"  trained      {tuned_text(m.tuned)}")
-        gone = [p.name_of(k) for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
         if gone:
             lines.append(f"  left out     {', '.join(gone)}")
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]

@@ -195,11 +195,12 @@ def check_distinct(classes: Sequence[tuple[str, Sequence[int]]], names: Sequence
     Raises:
         TaskError: Two are equal, or one is that of another class of the source.
     """
-    given = [name for name, _ in classes]
+    seen, places = set(), {name: k for k, name in enumerate(names)}
     for name, group in classes:
-        if given.count(name) > 1:
+        if name in seen:
             raise TaskError("task-duplicate-class", f"two classes are called {brief(name)}; give each its own name")
-        if name in names and names.index(name) not in group:
+        seen.add(name)
+        if name in places and places[name] not in group:
             raise TaskError(
                 "task-class-name",
                 f"{brief(name)} is another class of the source, and cannot be the name of this one; choose another",

@@ -370,9 +370,9 @@ class ComponentManifest(Frozen):
             raise ValueError("its members do not divide the task among its classes")
         if self.members and len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have one name")
+        known = set(self.source.classes)
         for group, name in zip(self.groups, self.classes, strict=True):
-            named = [k for k, known in enumerate(self.source.classes) if known == name]
-            if (named or not self.members) and not set(named) & set(group):
+            if (name in known or not self.members) and name not in [self.source.classes[k] for k in group]:
                 raise ValueError(f"task index {group[0]} is not class {name!r} of the source")
         return self
 
@@ -386,10 +386,11 @@ class ComponentManifest(Frozen):
         """For each class, the first of the classes of the source that it stands for."""
         return tuple(group[0] for group in self.groups)
 
-    def name_of(self, k: int) -> str:
-        """What class k of the source is called here: where it is in the task, by the class that it belongs to."""
-        place = self.places[0][k]
-        return self.classes[place] if place >= 0 else self.source.classes[k]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the source's classes are called here: those of the task as the class that they belong to."""
+        pairs = zip(self.places[0], self.source.classes, strict=True)
+        return tuple(name if place < 0 else self.classes[place] for place, name in pairs)
 
     def thresholds_of(self, leads: Sequence[int]) -> tuple[float, ...]:
         """The decision thresholds of some of `leads`; none where the component has none."""

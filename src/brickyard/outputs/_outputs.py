@@ -128,10 +128,9 @@ class Outputs:
     def gathered(self, logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         """The logits of all the source's classes; the first class of a group has the group's, its others none."""
         found = logits.clone()
-        for group in groups:
-            if len(group) > 1:
-                found[:, list(group)] = -torch.inf
-                found[:, group[0]] = self.any_of(logits[:, list(group)])[:, 0]
+        for group in (list(group) for group in groups if len(group) > 1):
+            found[:, group] = -torch.inf
+            found[:, group[0]] = self.any_of(logits[:, group])[:, 0]
         return found
 
     # -- answers ---------------------------------------------------------------------------------------

@@ -113,9 +113,7 @@ def logit_mean(evidence: Evidence) -> Scale:
             value = known[k]
             if value is None or value <= 0:
                 why = "no correct image" if value is None else "a mean winning logit that is not positive"
-                notes.append(
-                    f"class {part.name_of(k)!r} has {why}; the mean of its component's other classes stands in"
-                )
+                notes.append(f"class {part.names[k]!r} has {why}; the mean of its component's other classes stands in")
                 value = fallback
             factors.append(1 / value)
         factors += [1 / fallback] * (size - len(task))
