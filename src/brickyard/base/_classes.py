@@ -195,11 +195,11 @@ def check_distinct(classes: Sequence[tuple[str, Sequence[int]]], names: Sequence
     Raises:
         TaskError: Two are equal, or one is that of another class of the source.
     """
-    seen, places = set(), {name: k for k, name in enumerate(names)}
+    given, places = [name for name, _ in classes], {name: k for k, name in enumerate(names)}
+    if len(set(given)) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise TaskError("task-duplicate-class", f"two classes are called {brief(twice)}; give each its own name")
     for name, group in classes:
-        if name in seen:
-            raise TaskError("task-duplicate-class", f"two classes are called {brief(name)}; give each its own name")
-        seen.add(name)
         if name in places and places[name] not in group:
             raise TaskError(
                 "task-class-name",
