@@ -201,6 +201,13 @@ def trained_further(printed: str, names: dict[str, Any]) -> None:
     assert names["better"].classes == names["component"].classes
 
 
+def merged_and_renamed(printed: str, names: dict[str, Any]) -> None:
+    lines = printed.splitlines()
+    assert lines[0] == "('pet', 'lorry')"
+    assert lines[-2:] == ["('friend', 'lorry')", "('pet', 'lorry', 'bird')"]
+    assert names["friendly"].manifest.members == ((0, 1), (2,))
+
+
 def joined_and_left(printed: str, _: dict[str, Any]) -> None:
     assert printed.splitlines() == ["('cat', 'owl', 'lamp') ('cat', 'lamp')", "True"]
 
@@ -253,6 +260,7 @@ PAGES = {
     "howto/transfer.md": transfer_page,
     "howto/train-further.md": trained_further,
     "howto/add-remove.md": joined_and_left,
+    "howto/merge-classes.md": merged_and_renamed,
     "yard.md": yard_page,
     "reports.md": reports_page,
     "graphs.md": graphs_page,

@@ -156,7 +156,7 @@ WRONG = [
     ('"0-2", flops: 0.5', '"0-2", heal: refti', "6:39", "invalid", "'refit'"),
     ('"0-2", flops: 0.5', '"0-2", heal_images: 4', "6:33", "invalid", "'heal-images'"),
     ('"0-2", flops: 0.5', '"0-2", reject:', "6:40", "invalid", ""),
-    ('task: "0-2"', "task: {0: 2}", "6:26", "invalid", ""),
+    ('task: "0-2"', "task: {0: {1: 2}}", "6:26", "invalid", ""),
     ('task: "0-2"', "task: []", "6:26", "invalid", ""),
     ("  low: {source", "  assembly: {source", "6:3", "inconsistent", ""),
     ("parts: [low, high]", "parts: [low, hihg]", "8:25", "inconsistent", "'high'"),

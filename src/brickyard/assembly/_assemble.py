@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack, overload
 
 from torch import nn
@@ -13,6 +13,7 @@ from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_kind
 from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, SurgeryError, TaskError
+from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.base._sides import NAMES
@@ -49,7 +50,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         The assembly, in evaluation mode.
 
     Raises:
-        TaskError: Two parts share a class name, a class to leave out does not exist, or no class is left.
+        TaskError: Two parts share a class name, a class to leave out or to rename does not exist, or no class is left.
         SurgeryError: The parts cannot be joined in this form.
         OptionError: An option or scaling is unknown, or required input is missing.
         DataError: The images cannot be used.
@@ -77,6 +78,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         )
     parts, gone = _opened(components)
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
+    parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
@@ -128,6 +130,18 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
     return parts, gone
 
 
+def _same(parts: list[Component], names: Mapping[str, str]) -> list[Component]:
+    """The parts, whose classes have other names where these are given."""
+    known = list(dict.fromkeys(name for part in parts for name in part.classes))
+    if unknown := [name for name in names if name not in known]:
+        found = f"same= renames class {unknown[0]!r}, which no part has; classes: {', '.join(known[:8])}"
+        raise TaskError("task-unknown-class", f"{found}{near(unknown[0], known)}: give one of them")
+    return [
+        part.renamed(own) if (own := {old: new for old, new in names.items() if old in part.classes}) else part
+        for part in parts
+    ]
+
+
 def _left(
     parts: Sequence[Component], manifest: AssemblyManifest, names: Sequence[str]
 ) -> tuple[list[Component], list[tuple[int, ...]]]:
@@ -143,7 +157,7 @@ def _left(
             part, place = places[member]
             if place < len(tasks[part]):
                 gone[part].append(tasks[part][place])
-    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.manifest.task)]
+    left = [(part, tuple(out)) for part, out in zip(parts, gone, strict=True) if len(out) < len(part.classes)]
     if not left:
         raise TaskError("task-empty", f"without {', '.join(names)} no class is left; leave some in")
     return [part for part, _ in left], [out for _, out in left]
@@ -162,7 +176,9 @@ def assembly_manifest(
         found = ", ".join(map(repr, kinds))
         raise OptionError("option-conflict", f"outputs of kinds {found} cannot be joined; assemble parts of one kind")
     gone = tuple(left_out) if any(left_out) else ()
-    tasks = [[k for k in part.task if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)]
+    tasks = [
+        [k for k in part.leads if k not in out] for part, out in zip(parts, gone or [()] * len(parts), strict=True)
+    ]
     classes, members, voting = _members(parts, tasks, on_duplicate, votes)
     manifest = AssemblyManifest(
         classes=classes,
@@ -183,7 +199,7 @@ def _members(
     parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Class names, the positions of each one's logits, and the additional classes on which each part votes."""
-    named = [[part.source.classes[k] for k in task] for part, task in zip(parts, tasks, strict=True)]
+    named = [list(map(part.names.__getitem__, task)) for part, task in zip(parts, tasks, strict=True)]
     known = {name for names in named for name in names} if votes else set()
     voting = tuple(_votes(part, known) for part in parts)
     if votes and not any(voting):

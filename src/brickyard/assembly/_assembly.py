@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
+from brickyard.base._frozen import validated
 from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
@@ -19,11 +20,11 @@ from brickyard.base._records import (
     NetworkSpec,
     Preprocessing,
     ScalingRecord,
-    validated,
 )
 from brickyard.component._component import Component, check_input, read_familiarity
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
+from brickyard.component._names import renamed_assembly
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -72,14 +73,14 @@ class Joined(nn.Module):
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
         self.gate = gate
-        self._plain = self.manifest.plain
         if self.manifest.scaling.energy:
             self.register_buffer("_usual", usual_energies(self.manifest).to(kind(self).device), persistent=False)
             self._owner = [part for part, columns in enumerate(self.manifest.columns) for _ in columns]
+        self._plain, self._groups = self.manifest.plain, self.manifest.groups
 
     def laid(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs of each part's network -> the logits of their classes side by side, (batch, logits)."""
-        columns = zip(self.manifest.parts, outputs, self.manifest.columns, strict=True)
+        columns = zip(self.manifest.parts, outputs, self._groups, strict=True)
         return torch.cat([self._columns(*column) for column in columns], 1)
 
     def energies(self, outputs: Sequence[Tensor]) -> Tensor | None:
@@ -92,15 +93,18 @@ class Joined(nn.Module):
         ]
         return torch.stack([logits.logsumexp(1) for logits in own], 1)
 
-    def _columns(self, part: ComponentManifest, outputs: Tensor, columns: Sequence[int]) -> Tensor:
-        """A part's logits of the classes that are asked of it."""
+    def _columns(self, part: ComponentManifest, outputs: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """A part's logits of the classes that are asked of it, each by those of the source that it stands for."""
+        columns = [k for group in groups for k in group]
         if not part.reject and part.output_axis is None:
             outputs = outputs[:, list(part.task)]
         if self.manifest.scaling.log_probability:
             outputs = self.outputs.normalised(outputs)
         if part.reject:
-            return outputs[:, list(columns)]
-        return outputs if len(columns) == len(part.task) else outputs[:, [part.task.index(k) for k in columns]]
+            outputs = outputs[:, columns]
+        elif len(columns) != len(part.task):
+            outputs = outputs[:, [part.task.index(k) for k in columns]]
+        return self.outputs.merged(outputs, [len(group) for group in groups])
 
     def scaled(
         self,
@@ -142,7 +146,7 @@ class Joined(nn.Module):
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
             lines.append(f"  trained      {tuned_text(m.tuned)}")
-        gone = [p.source.classes[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+        gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
         if gone:
             lines.append(f"  left out     {', '.join(gone)}")
         lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
@@ -280,6 +284,10 @@ class Assembly(Joined, Predictor):
         """The same assembly with changed manifest entries."""
         return self._with(manifest=self.manifest.model_copy(update=changes))
 
+    def renamed(self, names: Mapping[str, str]) -> Assembly:
+        """The same assembly with other class names, in its parts too; see `Component.renamed`."""
+        return self._with(manifest=renamed_assembly(self.manifest, names))
+
     def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Assembly:
         """The same assembly with other probabilities above which its answers include a class.
 
@@ -289,7 +297,7 @@ class Assembly(Joined, Predictor):
         found = thresholds_for(given, self.classes, manifest.decision_thresholds)
         parts = []
         for part, places in zip(manifest.parts, manifest.places, strict=True):
-            before = zip(part.task, part.decision_thresholds or (EVEN,) * len(part.task), strict=True)
+            before = zip(part.leads, part.decision_thresholds or (EVEN,) * len(part.classes), strict=True)
             own = tuple(found[places[k]] if places[k] >= 0 else share for k, share in before)
             parts.append(part.model_copy(update={"decision_thresholds": own}))
         return self.with_manifest(parts=tuple(parts))

@@ -90,16 +90,16 @@ class Examples:
     def shots(self, manifest: AssemblyManifest, count: int, seed: int) -> Examples:
         """Draw up to `count` images of each class; an image may belong to several classes."""
         chosen: list[int] = []
-        for index, (pool, task) in enumerate(zip(self.pools, manifest.tasks, strict=True)):
+        for index, (pool, task, groups) in enumerate(zip(self.pools, manifest.tasks, manifest.groups, strict=True)):
             if pool is None:
                 continue
             generator = torch.Generator().manual_seed(seed)
             rows = torch.nonzero(self.owners == index).flatten()
             labels = pool.all_labels()[self.places[rows]]
-            for k in task:
-                own = rows[self.outputs.members(labels, k)]
+            for group in groups[: len(task)]:
+                own = rows[self.outputs.members_of(labels, group)]
                 if not len(own):
-                    name = manifest.parts[index].source.classes[k]
+                    name = manifest.parts[index].names[group[0]]
                     why = f"class {name!r} has no image; give at least one a class for a few-shot scaling"
                     raise DataError("data-class-without-images", why)
                 chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()

@@ -144,16 +144,44 @@ def _thresholds_read(text: str) -> Any:
         return float(text)
     except ValueError:
         pass
-    found = re.findall(r"([^=]+)=([^=,]+)(?:,|$)", text)
     try:
-        if "".join(f"{name}={share}," for name, share in found) != text.rstrip(",") + ",":
-            raise ValueError
-        return {name.strip(): float(share) for name, share in found}
+        return {name: float(share) for name, share in _pairs(text)}
     except ValueError:
         raise OptionError(
             "option-syntax",
             f"decision thresholds must be written as 0.3, or by class as cat=0.3,dog=0.7, got {brief(text)}",
         ) from None
+
+
+def other_names(value: Any) -> dict[str, str]:
+    """Convert new names by old ones, which may be text, as in "aeroplane=airplane,lorry=truck".
+
+    Raises:
+        OptionError: They have another form.
+    """
+    try:
+        named = dict(_pairs(value)) if isinstance(value, str) else value
+    except ValueError:
+        named = None
+    if isinstance(named, Mapping) and all(isinstance(name, str) for pair in named.items() for name in pair):
+        return dict(named)
+    raise OptionError(
+        "option-syntax",
+        "other names must be given by name, as in {'aeroplane': 'airplane'}, or in words as aeroplane=airplane, got "
+        f"{brief(value)}",
+    )
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Names and what belongs to them, written as "a=b,c=d"; names may hold commas.
+
+    Raises:
+        ValueError: It is not written so.
+    """
+    found = re.findall(r"([^=]+)=([^=,]+)(?:,|$)", text)
+    if "".join(f"{name}={value}," for name, value in found) != text.rstrip(",") + ",":
+        raise ValueError
+    return [(name.strip(), value.strip()) for name, value in found]
 
 
 def given_path(path: Any, what: str) -> Path:

@@ -7,7 +7,9 @@ from typing import Any
 
 from brickyard.base._checks import is_whole
 from brickyard.base._errors import TaskError
-from brickyard.base._messages import brief, near
+from brickyard.base._messages import brief, near, writable
+
+MOST_LETTERS = 1024  # of a name, as in files
 
 
 def parse_classes(texts: Sequence[str], names: Sequence[str]) -> list[int | str]:
@@ -149,6 +151,100 @@ def resolve_task(task: Any, names: Sequence[str]) -> list[int]:
             "task-duplicate-class", f"class {names[twice]!r} is named twice in the task; name each class once"
         )
     return found
+
+
+def resolve_merged(task: Any, names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the names of a task's classes, and the indices of the source's classes that each stands for.
+
+    Classes are named or counted as for `resolve_task`. Several become one, or one gets another name, in a dictionary
+    or in words.
+
+    Raises:
+        TaskError: The task is empty, names a class that is unknown or repeated, or gives a class a name that cannot be
+            used.
+
+    Example:
+        >>> from brickyard.base._classes import resolve_merged
+        >>> resolve_merged(["pet=cat+dog", "truck"], ["cat", "truck", "dog"])
+        {'pet': [0, 2], 'truck': [1]}
+        >>> resolve_merged({"pet": ["cat", "dog"], "lorry": "truck"}, ["cat", "truck", "dog"])
+        {'pet': [0, 2], 'lorry': [1]}
+    """
+    if not isinstance(task, Mapping):
+        items = task if isinstance(task, list | tuple) else [task]
+        if not any(_merges(item, names) for item in items):
+            return {names[k]: [k] for k in resolve_task(task, names)}
+        pairs = [_parted(item, names) if _merges(item, names) else ("", [item]) for item in items]
+    else:
+        pairs = [(check_class_name(name), _members(name, members, names)) for name, members in task.items()]
+    resolved = [(name, resolve_task(members, names)) for name, members in pairs]
+    found = [(name or names[group[0]], group) for name, group in resolved]
+    check_distinct(found, names)
+    resolve_task([k for _, group in found for k in group], names)  # each class of the source once
+    return dict(found)
+
+
+def task_classes(task: Any, names: Sequence[str]) -> list[int]:
+    """Return the indices of all the source's classes in a task, as `resolve_merged` reads it."""
+    return [k for group in resolve_merged(task, names).values() for k in group]
+
+
+def check_distinct(classes: Sequence[tuple[str, Sequence[int]]], names: Sequence[str]) -> None:
+    """Check names of classes, each with the source's classes that it stands for, against each other and the source's.
+
+    Raises:
+        TaskError: Two are equal, or one is that of another class of the source.
+    """
+    given, places = [name for name, _ in classes], {name: k for k, name in enumerate(names)}
+    if len(set(given)) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise TaskError("task-duplicate-class", f"two classes are called {brief(twice)}; give each its own name")
+    for name, group in classes:
+        if name in places and places[name] not in group:
+            raise TaskError(
+                "task-class-name",
+                f"{brief(name)} is another class of the source, and cannot be the name of this one; choose another",
+            )
+
+
+def check_class_name(name: Any, what: str = "a class") -> str:
+    """Return a class name.
+
+    Raises:
+        TaskError: Files cannot hold it.
+    """
+    if isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and writable(name):
+        return name
+    found = f"{len(name):,} letters, {brief(name)}" if isinstance(name, str) else brief(name)
+    raise TaskError(
+        "task-class-name",
+        f"the name of {what} must be a string of 1 to {MOST_LETTERS} characters that can be written as UTF-8, got "
+        f"{found}",
+    )
+
+
+def _merges(item: Any, names: Sequence[str]) -> bool:
+    return isinstance(item, str) and item not in names and "=" in item
+
+
+def _parted(text: str, names: Sequence[str]) -> tuple[str, list[Any]]:
+    """A name and what it stands for, written as "animal=cat+dog"."""
+    name, _, members = text.partition("=")
+    name = check_class_name(name.strip())
+    return name, _members(name, members.strip(), names)
+
+
+def _members(name: str, given: Any, names: Sequence[str]) -> list[Any]:
+    """What a class stands for: a list, or a text with a plus between names, indices or ranges."""
+    if isinstance(given, str):
+        pieces = [given] if given in names else [piece.strip() for piece in given.split("+")]
+        found = [one for piece in pieces for one in (parse_classes([piece], names) if "," not in piece else [piece])]
+        given = found if all(pieces) else []
+    elif is_whole(given):
+        given = [given]
+    if isinstance(given, Sequence) and not given:
+        raise TaskError("task-empty", f"class {brief(name)} stands for no class; name some of {_list(names)}")
+    return given  # type: ignore[no-any-return]
 
 
 def _list(names: Sequence[str], most: int = 12) -> str:

@@ -117,7 +117,7 @@ CODES: dict[str, str] = {
     "surgery-wrong-source": "The source given for the union is not the one that the component was cut from; give its own source.",
     "task-class-count": "The number of class names differs from the number of outputs; give one name per output.",
     "task-class-in-two-parts": "A class is in more than one part; leave it out of one, or set on_duplicate.",
-    "task-class-name": "A class name is empty, too long or not text that can be written as UTF-8.",
+    "task-class-name": "A class name is empty, too long, not text that can be written as UTF-8, or that of another class of the source.",
     "task-duplicate-class": "A class or class name is given twice; name each one once.",
     "task-empty": "The task has no class; name at least one.",
     "task-no-votes": "Votes are requested, but no part knows a class that another part contributes; cut the parts with reject=True, or leave votes out.",

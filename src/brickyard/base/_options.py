@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
-from brickyard.base._checks import decision_thresholds, output_name, seed_of
+from brickyard.base._checks import decision_thresholds, other_names, output_name, seed_of
 from brickyard.base._declare import Opt, Table, check_fields, opt
 from brickyard.base._errors import OptionError
 
@@ -303,7 +303,10 @@ class LocateOptions(TypedDict, total=False):
     ]  # fmt: skip
     choose: Annotated[Choose, Opt(default="confident", help="Choose the images of each class used for locating")]
     per_class: Annotated[int, Opt(default=50, least=1, help="Use this many images per class for locating.")]
-    task: Annotated[Sequence[int | str] | None, Opt(default=None, help="Locate only these classes.", unset="all")]
+    task: Annotated[
+        Sequence[int | str] | Mapping[str, Any] | None,
+        Opt(default=None, help="Locate only these classes.", unset="all"),
+    ]
     thresholds: Annotated[
         Thresholds | None,
         Opt(default=None, help="Count contributions and channels with these thresholds.", unset="the paper's",
@@ -334,7 +337,8 @@ class DisassembleOptions(TypedDict, total=False):
 
     task: Required[
         Annotated[
-            Sequence[int | str], Opt(help="Cut for these classes, by name or index, in the order of the outputs.")
+            Sequence[int | str] | Mapping[str, Any],
+            Opt(help="Cut for these classes, by name or index, in the order of the outputs; animal=cat+dog is one."),
         ]
     ]
     thresholds: Annotated[
@@ -391,6 +395,11 @@ class AssembleOptions(TypedDict, total=False):
     """Options of `brickyard.assemble`."""
 
     without: Annotated[Sequence[str], Opt(default=(), help="Leave these classes out.")]
+    same: Annotated[
+        Mapping[str, str] | None,
+        Opt(default=None, validate=other_names, shell=str, only="shell", unset="none",
+            help="Rename classes of parts first, so that aeroplane=airplane is one class."),
+    ]  # fmt: skip
     form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
     scaling: Annotated[
         str, Opt(default="auto", choices=SCALINGS, help="Make the parts' logits comparable with this method")

@@ -7,28 +7,18 @@ Nothing here depends on `torch`: a manifest is plain data, validated on creation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
 from brickyard.base._checks import EVEN
-from brickyard.base._errors import FileError, OptionError
-from brickyard.base._messages import told
+from brickyard.base._errors import OptionError
+from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 
 FORMAT_VERSION = 1
 
-Name = Annotated[str, Field(min_length=1, max_length=1024)]
-Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Form = Literal["parallel", "padded", "grouped", "union"]
-ModelT = TypeVar("ModelT", bound=BaseModel)
-Json = Any  # JSON as pydantic reads it: null, bool, int, float, str, list, dict
-
-
-class Frozen(BaseModel):
-    """A frozen value that rejects unknown keys and non-finite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _UnusableError(OptionError, ValueError):
@@ -340,12 +330,15 @@ class ComponentManifest(Frozen):
 
     `agreement` is how many images that nothing was fitted to have the same answer as from the source, restricted to
     the task, and how many were looked at. `decision_thresholds` has, for each class, the probability above which an
-    answer includes it, where classes do not exclude each other; none stands for one half each.
+    answer includes it, where classes do not exclude each other; none stands for one half each. `task` has the classes
+    of the source that were cut for. `members` divides these among the component's classes, where one of them stands for
+    several or has a name of its own; none stands for one each, of the same name.
     """
 
     kind: Literal["component"] = "component"
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
     task: Annotated[tuple[Count, ...], Field(min_length=1)]
+    members: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...] = ()
     reject: bool = False
     preprocessing: Preprocessing = Preprocessing()
     input_shape: tuple[Annotated[int, Field(ge=1, le=1 << 62)], ...]
@@ -367,21 +360,44 @@ class ComponentManifest(Frozen):
 
     @model_validator(mode="after")
     def _task_fits(self) -> ComponentManifest:
-        if len(self.task) != len(self.classes):
-            raise ValueError(f"{len(self.task)} task indices for {len(self.classes)} class names")
+        if len(self.groups) != len(self.classes):
+            raise ValueError(f"{len(self.groups)} task indices for {len(self.classes)} class names")
         if len(set(self.task)) != len(self.task):
             raise ValueError("the task has a class twice")
         if self.decision_thresholds and len(self.decision_thresholds) != len(self.classes):
             raise ValueError(f"{len(self.decision_thresholds)} decision thresholds for {len(self.classes)} classes")
-        for index, name in zip(self.task, self.classes, strict=True):
-            if index >= len(self.source.classes) or self.source.classes[index] != name:
-                raise ValueError(f"task index {index} is not class {name!r} of the source")
+        if max(self.task) >= len(self.source.classes):
+            raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")
+        if tuple(k for group in self.groups for k in group) != self.task:
+            raise ValueError("its members do not divide the task among its classes")
+        if self.members and len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        known = set(self.source.classes)
+        for group, name in zip(self.groups, self.classes, strict=True):
+            if (name in known or not self.members) and name not in [self.source.classes[k] for k in group]:
+                raise ValueError(f"task index {group[0]} is not class {name!r} of the source")
         return self
 
-    def thresholds_of(self, task: Sequence[int]) -> tuple[float, ...]:
-        """The decision thresholds of some classes of the task; none where the component has none."""
-        found = dict(zip(self.task, self.decision_thresholds, strict=False))
-        return tuple(found[k] for k in task) if found else ()
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the classes of the source that it stands for."""
+        return self.members or tuple((k,) for k in self.task)
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        """For each class, the first of the classes of the source that it stands for."""
+        return tuple(group[0] for group in self.groups)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the source's classes are called here: those of the task as the class that they belong to."""
+        pairs = zip(self.places[0], self.source.classes, strict=True)
+        return tuple(name if place < 0 else self.classes[place] for place, name in pairs)
+
+    def thresholds_of(self, leads: Sequence[int]) -> tuple[float, ...]:
+        """The decision thresholds of some of `leads`; none where the component has none."""
+        found = dict(zip(self.leads, self.decision_thresholds, strict=False))
+        return tuple(found[k] for k in leads) if found else ()
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
@@ -396,12 +412,12 @@ class ComponentManifest(Frozen):
     @property
     def width(self) -> int:
         """The network's own number of outputs, before task and reject are selected from them."""
-        return len(self.source.classes) if self.reject or self.output_axis is None else len(self.classes)
+        return len(self.source.classes) if self.reject or self.output_axis is None else len(self.task)
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
         """For each class of the source, the component's class or -1; in a tuple of one, matching an assembly's."""
-        place = {k: index for index, k in enumerate(self.task)}
+        place = {k: index for index, group in enumerate(self.groups) for k in group}
         return (tuple(place.get(k, -1) for k in range(len(self.source.classes))),)
 
 
@@ -425,7 +441,8 @@ class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
     `votes` lists, for each part, the further classes of its source that it votes on, as other parts contribute them.
-    `left_out` lists, for each part, the classes of its task that are not used; the part itself is unchanged.
+    `left_out` lists, for each part, the classes that are not used, by the first of their `members`; the part itself is
+    unchanged.
     `members` lists, for each class, the parts' logits that form it (as indices into all logits side by side: each
     part's task, then its votes).
     """
@@ -458,7 +475,7 @@ class AssemblyManifest(Frozen):
         if self.left_out and len(self.left_out) != len(self.parts):
             raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
         for part, gone in zip(self.parts, self.left_out, strict=False):
-            if len(set(gone)) != len(gone) or not set(gone) < set(part.task):
+            if len(set(gone)) != len(gone) or not set(gone) < set(part.leads):
                 raise ValueError(f"{gone} cannot be left out of the task {part.task}")
         total = sum(map(len, self.columns))
         if len(self.members) != len(self.classes) or sorted(places) != list(range(total)):
@@ -499,23 +516,30 @@ class AssemblyManifest(Frozen):
         """For each part and class of its source, the corresponding class of the assembly, or -1."""
         class_of = {place: k for k, member in enumerate(self.members) for place in member}
         found, offset = [], 0
-        for part, task, columns in zip(self.parts, self.tasks, self.columns, strict=True):
-            known = {k: class_of[offset + index] for index, k in enumerate(task)}
+        for part, task, groups in zip(self.parts, self.tasks, self.groups, strict=True):
+            known = {k: class_of[offset + index] for index, own in enumerate(groups[: len(task)]) for k in own}
             found.append(tuple(known.get(k, -1) for k in range(len(part.source.classes))))
-            offset += len(columns)
+            offset += len(groups)
         return tuple(found)
 
     @property
     def tasks(self) -> tuple[tuple[int, ...], ...]:
-        """For each part, the classes of its task that are used."""
+        """For each part, those of its `leads` that are used."""
         gone = self.left_out or ((),) * len(self.parts)
-        return tuple(tuple(k for k in part.task if k not in out) for part, out in zip(self.parts, gone, strict=True))
+        return tuple(tuple(k for k in part.leads if k not in out) for part, out in zip(self.parts, gone, strict=True))
 
     @property
     def columns(self) -> tuple[tuple[int, ...], ...]:
         """For each part, the classes of its source whose logits are used: its task's, then its votes."""
         votes = self.votes or ((),) * len(self.parts)
         return tuple(task + own for task, own in zip(self.tasks, votes, strict=True))
+
+    @property
+    def groups(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """For each part and each of its `columns`, the classes of the source that it stands for."""
+        known = [{group[0]: group for group in part.groups} for part in self.parts]
+        pairs = zip(known, self.columns, strict=True)
+        return tuple(tuple(groups.get(k, (k,)) for k in columns) for groups, columns in pairs)
 
     @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
@@ -561,28 +585,6 @@ class RelevanceFile(Frozen):
     source_name: Name
     sums: bool
     outputs: Name = "one"
-
-
-def validated(kind: type[ModelT], value: Json, what: str) -> ModelT:
-    """Validate `value` as a `kind`.
-
-    Raises:
-        FileError: The value is invalid; the message names the first problem and where it is.
-    """
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise FileError(
-            "file-manifest-invalid", f"{what} is not a valid {kind.__name__}: {first_problem(error)}"
-        ) from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """Describe the first problem of a validation error, with its place."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return told(f"{place + ': ' if place else ''}{problem['msg']}") + more
 
 
 def file_schema() -> dict[str, Any]:

@@ -112,8 +112,8 @@ def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) ->
 
 for _command in (
     *(_look.demo, _make.train, _make.locate, _make.disassemble, _make.assemble, _train.finetune, _train.distil),
-    *(_look.evaluate, _look.show, _look.predict, _report.routes, _report.report, _export.export, _export.push),
-    *(_build.build, _serve.workbench),
+    *(_look.evaluate, _look.rename, _look.show, _look.predict, _report.routes, _report.report),
+    *(_export.export, _export.push, _build.build, _serve.workbench),
 ):
     app.command(_command.__name__)(_guarded(_command))
 

@@ -60,6 +60,22 @@ def evaluate(
     return Result(scores.as_dict(), scores)
 
 
+def rename(
+    file: File,
+    names: Annotated[list[str], Argument(help="Classes and their new names, as old=new.")],
+    output: words.Output,
+    force: Force = False,
+) -> Result:
+    """Give classes of a component or an assembly other names."""
+    from brickyard.component._names import read_names
+
+    resolve.check_free(output, force, file)
+    before = model(file)
+    after = before.renamed(read_names(names, before.classes))
+    after.save(output, overwrite=force)
+    return Result({"output": str(output), "classes": list(after.classes)}, f"{after}\n{output}")
+
+
 @with_options(words.PreprocessingOptions, words.WeightOptions, only=("size", "output_name"))
 def show(
     item: Annotated[str, Argument(help="File, or source such as zoo:resnet20.")],

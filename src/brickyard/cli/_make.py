@@ -163,7 +163,9 @@ def _located(
 )
 def disassemble(
     source: SourceSpec,
-    task: Annotated[list[str], Option(help='Classes by name or index, as "cat,dog" or "0-2,7"; may be repeated.')],
+    task: Annotated[
+        list[str], Option(help='Classes by name or index, as "cat,dog", "0-2,7" or "animal=cat+dog"; may be repeated.')
+    ],
     output: Output,
     data: Annotated[
         str | None, Option(help="Training images for healing and, without --relevance, for locating.")
@@ -179,7 +181,7 @@ def disassemble(
     **options: Any,
 ) -> Result:
     """Cut a component for the given classes out of a source."""
-    from brickyard.base._classes import parse_classes
+    from brickyard.base._classes import parse_classes, task_classes
     from brickyard.component._disassemble import disassemble as cut
     from brickyard.relevance._locate import check_savable
     from brickyard.relevance._relevance import Relevance
@@ -218,7 +220,8 @@ def disassemble(
     classes = parse_classes(task, found.classes)
     more: Any = more_images
     if more is None and calibration is not None and options["heal"] != "none":
-        more = shown.without(classes) or None  # other pictures of the folder tell what the layers do, too
+        others = shown.without(task_classes(classes, found.classes))
+        more = others or None  # other pictures of the folder tell what the layers do, too
     component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)
     return Result(_figures(component, output), f"{component}\n{output}")

@@ -242,6 +242,7 @@ class Judge:
         task: The task's classes, (classes,).
         others: The source's other classes, where the network has an output for them.
         whole: Whether the network has all outputs of the source.
+        sizes: How many of the task's classes become one, class by class.
     """
 
     graph: Graph
@@ -249,6 +250,7 @@ class Judge:
     task: Tensor
     others: Tensor | None
     whole: bool
+    sizes: Sequence[int]
 
     def agreeing(self, network: nn.Module, batches: Sequence[Tensor]) -> tuple[int, int]:
         """How many preprocessed images have the same answer from both, and how many there are."""
@@ -257,7 +259,7 @@ class Judge:
             for x in batches:
                 found = network(x.to(kind(network).dtype))
                 ours, theirs = self._head(found) if self.whole else found, self._head(self.graph.network(x))
-                same += int(self.outputs.alike(ours, theirs).sum())
+                same += int(self.outputs.alike(*(self.outputs.merged(z, self.sizes) for z in (ours, theirs))).sum())
                 count += len(x)
         return same, count
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from brickyard.base._checks import decision_thresholds, given_path
 from brickyard.base._errors import DataError, FileError
+from brickyard.base._frozen import validated
 from brickyard.base._messages import first_line
-from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, Preprocessing, validated
+from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, Preprocessing
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
+from brickyard.component._names import renamed_component
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
@@ -44,6 +46,7 @@ class Cut(nn.Module):
         self.manifest = manifest
         self.outputs = outputs_of(manifest)
         self._select = manifest.reject or manifest.output_axis is None
+        self._sizes = tuple(map(len, manifest.groups))
         task = set(manifest.task)
         others = [k for k in range(len(manifest.source.classes)) if k not in task]
         for name, classes in (("_task", list(manifest.task)), ("_others", others)):
@@ -57,11 +60,12 @@ class Cut(nn.Module):
 
     def head(self, logits: Tensor) -> Tensor:
         """The network's outputs (batch, n) -> the task's, with the reject output where there is one."""
-        return self.of_source(logits) if self._select else logits
+        return self.of_source(logits) if self._select else self.outputs.merged(logits, self._sizes)
 
     def of_source(self, logits: Tensor) -> Tensor:
         """Logits of all the source's classes (batch, n) -> the task's, with the reject output where there is one."""
-        return self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
+        chosen = self.outputs.head(logits, self._task, self._others if self.manifest.reject else None)
+        return self.outputs.merged(chosen, self._sizes)
 
     def __str__(self) -> str:
         return describe(self.manifest)
@@ -126,6 +130,28 @@ class Component(Cut, Predictor):
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
         """Return the same component with another way to prepare raw images, as where its source's was unknown."""
         return self.with_manifest(preprocessing=preprocessing)
+
+    def renamed(self, names: Mapping[str, str]) -> Component:
+        """Return the same component with other class names; those that are left out stay.
+
+        Args:
+            names: New names by old ones.
+
+        Raises:
+            TaskError: An old name is none of the classes, two classes would have one name, or a new name is that of
+                another class of the source.
+            OptionError: They are not names by names.
+
+        Example:
+            >>> import brickyard as by, torch
+            >>> from brickyard.testing import chain
+            >>> data = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+            >>> component = by.disassemble(chain(), by.locate(chain(), data), task=["1", "3"])
+            >>> component.renamed({"3": "three"}).classes
+            ('1', 'three')
+        """
+        manifest = renamed_component(self.manifest, names)
+        return self.with_manifest(classes=manifest.classes, members=manifest.members)
 
     def with_decision_thresholds(self, thresholds: Mapping[str, float] | float) -> Component:
         """Return the same component with other probabilities above which its answers include a class.

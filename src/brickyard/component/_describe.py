@@ -32,6 +32,8 @@ def describe(manifest: ComponentManifest) -> str:
         lines.append(f"  output       {manifest.output}, of what the source returns")
     if located is not None and located.ending is not None:
         lines.append(f"  outputs      logits, taken before the source's {located.ending}")
+    if manifest.members:
+        lines.append(f"  stands for   {merged_text(manifest)}")
     if manifest.decision_thresholds:
         lines.append(f"  answers      {decision_text(manifest)}")
     if manifest.tuned is not None:
@@ -79,6 +81,16 @@ def decision_text(manifest: ComponentManifest | AssemblyManifest, most: int = 8)
         f"{name} above {share:g}" for name, share in zip(manifest.classes, manifest.decision_thresholds, strict=False)
     ]
     return _short(pairs, most)
+
+
+def merged_text(manifest: ComponentManifest, most: int = 8) -> str:
+    """Say which classes of the source stand behind those that have another name or are several, or "" for none."""
+    known = manifest.source.classes
+    pairs = [
+        (name, " + ".join(known[k] for k in group))
+        for name, group in zip(manifest.classes, manifest.groups, strict=True)
+    ]
+    return _short([f"{name} = {members}" for name, members in pairs if name != members], most)
 
 
 def tuned_text(tuned: TuneRecord) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brickyard._version import __version__
 from brickyard.axes._graph import Axes, Graph
-from brickyard.base._classes import resolve_task
+from brickyard.base._classes import resolve_merged
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._options import DisassembleOptions
@@ -90,7 +90,9 @@ class Choice:
         graph: The source's axes.
         relevance: What was located, with the thresholds to use.
         options: All options.
-        task: The task's classes.
+        task: The source's classes that are in the task.
+        groups: The same, divided among the component's classes.
+        classes: The names of these.
         outputs: The class outputs to keep: with a reject output, all.
         answers: What the task's outputs mean.
         decision_thresholds: Those of the task's classes, where they were given.
@@ -100,6 +102,8 @@ class Choice:
     relevance: Any
     options: Any
     task: list[int]
+    groups: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
     outputs: list[int]
     answers: Outputs
     decision_thresholds: tuple[float, ...] = ()
@@ -114,16 +118,20 @@ class Choice:
         thresholds, budget = options["thresholds"], options["budget"]
         if thresholds is not None and budget is not None:
             raise OptionError("option-conflict", "thresholds= and budget= cannot be combined; give one of them")
-        task = _task(options["task"], relevance, options["reject"])
+        merged = resolve_merged(options["task"], relevance.classes)
+        task = _task(merged, relevance, options["reject"])
         given = options.get("decision_thresholds")  # graph networks have none
-        every = () if given is None else thresholds_for(given, relevance.classes)
-        shares = tuple(every[k] for k in task) if every else ()
+        known = [*merged, *(name for k, name in enumerate(relevance.classes) if k not in task)]
+        shares = () if given is None else thresholds_for(given, known)[: len(merged)]
         answers = find_outputs(relevance.outputs).deciding(shares)
+        if len(merged) < len(task):
+            answers.any_of(torch.zeros(1, 2))  # refuses where it cannot
         axes = graph()
         if budget is None:
             relevance = relevance.with_thresholds(thresholds or relevance.thresholds, axes)
         outputs = answers.kept(task, len(relevance.classes), options["reject"])
-        return cls(axes, relevance, options, task, outputs, answers, shares)
+        groups, names = tuple(map(tuple, merged.values())), tuple(merged)
+        return cls(axes, relevance, options, task, groups, names, outputs, answers, shares)
 
     def manifest(
         self, keep: Mapping[str, Tensor], costs: Costs, heal: HealRecord, *, chosen: Selected | None = None
@@ -141,8 +149,9 @@ class Choice:
         everything = axes.everything()
         part = (costs if chosen is None else CostModel(chosen.graph))(keep_mask(axes, keep))
         return ComponentManifest(
-            classes=tuple(relevance.classes[k] for k in self.task),
+            classes=self.classes,
             task=tuple(self.task),
+            members=() if self.classes == tuple(relevance.classes[k] for k in self.task) else self.groups,
             reject=self.options["reject"],
             preprocessing=relevance.preprocessing,
             input_shape=self.graph.input_shape,
@@ -213,13 +222,19 @@ class _Job:
             torch.tensor(choice.task, device=like),
             torch.tensor(others, device=like) if reject else None,
             reject or graph.output is None,
+            self.sizes,
         )
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many of the task's classes become one, class by class."""
+        return [len(group) for group in self.choice.groups]
 
     @property
     def judged(self) -> bool:
         """Whether answers can differ at all."""
         choice = self.choice
-        several = len(choice.task) > 1 or choice.options["reject"]
+        several = len(choice.groups) > 1 or choice.options["reject"]
         return several or not choice.answers.exclusive
 
     def agreement(self, network: nn.Module) -> float:
@@ -239,9 +254,9 @@ def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _
             "option-wrong-object",
             f"relevance must be the result of locate, got {type(relevance).__name__}; call locate, or load its file",
         )
-    task = resolve_task(given["task"], relevance.classes)
-    pool = Pool.of(relevance, given["images"], task)
-    options: dict[str, Any] = {**given, "task": task, "select": _criterion(given, pool)}
+    merged = resolve_merged(given["task"], relevance.classes)
+    pool = Pool.of(relevance, given["images"], [k for group in merged.values() for k in group])
+    options: dict[str, Any] = {**given, "task": merged, "select": _criterion(given, pool)}
     choice = Choice.of(relevance, options, lambda: relevance.graph(model))
     select, heal = options["select"], options["heal"]
     if not CRITERIA[select].images and heal == "none":
@@ -251,7 +266,7 @@ def _job(model: nn.Module, relevance: Relevance, given: DisassembleOptions) -> _
             )
         return _Job(choice, pool, None, drawn_images(choice.graph))
     wanted_by = f"select={select!r}" if CRITERIA[select].images else f"heal={heal!r}"
-    alone = len(choice.task) == 1 or options["reject"]
+    alone = len(choice.groups) == 1 or options["reject"]
     images = calibration(choice.graph, pool, options, wanted_by, strangers=alone)
     if heal == "distil" and not images.held:
         raise OptionError(
@@ -384,6 +399,7 @@ def _distilled(job: _Job, network: Network) -> int:
         minutes=choice.options["minutes"] or MINUTES,
         batch_size=choice.options["batch_size"],
         seed=choice.options["seed"],
+        sizes=() if choice.options["reject"] else job.sizes,
     )
     steps = torch.tensor(report.steps)
     with torch.no_grad():
@@ -441,8 +457,8 @@ def _narrow(network: Network, dtype: torch.dtype) -> None:
             )
 
 
-def _task(task: Sequence[int | str], relevance: Relevances, reject: bool) -> list[int]:
-    chosen = resolve_task(task, relevance.classes)
+def _task(merged: Mapping[str, Sequence[int]], relevance: Relevances, reject: bool) -> list[int]:
+    chosen = [k for group in merged.values() for k in group]
     missing = [relevance.classes[k] for k in chosen if k not in relevance.task]
     if missing:
         raise TaskError(

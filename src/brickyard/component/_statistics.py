@@ -56,8 +56,9 @@ def observed(
             f"{_first_overflow(component, images, by_class, like)!r}; check the weights and the "
             "preprocessing, or use a source in float32 or float64",
         )
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    familiarity = Familiarity.fit(torch.cat(features), labels)
+    members = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = torch.tensor([component.manifest.places[0][k] for k in component.manifest.task])[members]
+    familiarity = Familiarity.fit(torch.cat(features), members)
     record = None if familiarity is None else familiarity.record
     statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update={"familiarity": record})
     manifest = component.manifest.model_copy(update={"statistics": statistics})

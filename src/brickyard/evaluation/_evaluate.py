@@ -158,7 +158,7 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
 
     `labels` are those of all examples, as the source counts classes, and `what` is what messages call these.
     """
-    manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.task)
+    manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.leads)
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
     cases = outputs.cases(targets)
     if not cases.wanted.any():
@@ -167,13 +167,13 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
         raise DataError("data-no-task-class", f"{why}: {advice}")
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
-    cases, inside = outputs.cases(targets[chosen]), outputs.members(labels[chosen], manifest.task[0])
+    cases, inside = outputs.cases(targets[chosen]), outputs.members_of(labels[chosen], manifest.groups[0])
     found = own(chosen)
     answers, scores = {"component": found[:, : len(task)]}, {}
     if single and not inside.all():
         scores["component"] = found[:, 0] - found[:, 1] if manifest.reject else found[:, 0]
     if whole is not None:
-        found = whole(chosen)
+        found = outputs.gathered(whole(chosen), manifest.groups)
         answers = {"restricted": found[:, task], **answers}
         if scores:
             scores |= {"base": outputs.log_probabilities(found)[:, task[0]], "restricted": found[:, task[0]]}
@@ -209,7 +209,7 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
             which = id(source), part.output  # one source may be that of several parts
             if which not in networks:
                 networks[which] = _network_of(source, images, part.output)
-            whole = _logits(networks[which], images, batch_size, seen.places[mine])
+            whole = own.gathered(_logits(networks[which], images, batch_size, seen.places[mine]), part.groups)
             found["base"].append(own.placed(task, whole.shape[1]).right(whole, cases.of(task)))
             found["restricted"].append(own.right(whole[:, task], cases))
     cases = outputs.cases(seen.targets)

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from brickyard.base._frozen import Frozen
 from brickyard.base._messages import shown
-from brickyard.base._records import Frozen
 
 
 class Row(Frozen):

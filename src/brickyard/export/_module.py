@@ -28,7 +28,7 @@ from brickyard.base._errors import FileError
 from brickyard.base._messages import shown, tidy
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
-from brickyard.component._describe import share_text
+from brickyard.component._describe import merged_text, share_text
 from brickyard.component._predictor import REJECT
 from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
@@ -273,5 +273,6 @@ def _origin(part: ComponentManifest, start: str) -> list[str]:
     flops, numbers = share_text(chosen.flops, source.flops), share_text(chosen.parameters, source.parameters)
     return [
         f"{start} from {tidy(source.name)}, which knows {len(source.classes)} classes, for {task}{more}.",
+        *([f"Its classes stand for those of its source: {tidy(merged_text(part), 400)}."] if part.members else []),
         f"It has {flops} of the FLOPs and {numbers} of the parameters of its source.",
     ]

@@ -26,6 +26,7 @@ from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
+from brickyard.base._records import ComponentManifest
 from brickyard.base._sides import NAMES, SIDES, is_picture
 from brickyard.component._component import Component
 from brickyard.component._predictor import REJECT, Predictor, run_images
@@ -538,13 +539,20 @@ def description(model: Component | Assembly) -> dict[str, Any]:
         "outputs": [*model.classes, *([REJECT] if model.reject else [])],
         "answers": manifest.outputs,
         **({"decision_thresholds": list(manifest.decision_thresholds)} if manifest.decision_thresholds else {}),
-        "parts": [part.model_dump(mode="json", include=kept) for part in manifest.parts],
+        "parts": [part.model_dump(mode="json", include=kept) | _stands_for(part) for part in manifest.parts],
         "scores": manifest.scores,
         "created": manifest.created,
     }
     if isinstance(model, Assembly):
         about |= {"form": model.manifest.form, "scaling": model.manifest.scaling.name}
     return about
+
+
+def _stands_for(part: ComponentManifest) -> dict[str, Any]:
+    """The classes of its source that each class of a part stands for, where that is not one of the same name."""
+    groups = zip(part.classes, part.groups, strict=True)
+    found = {name: [part.source.classes[k] for k in group] for name, group in groups}
+    return {"stands_for": found} if part.members else {}
 
 
 def _title(model: Component | Assembly) -> str:

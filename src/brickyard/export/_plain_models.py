@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,10 +20,18 @@ from brickyard.export._plain_network import GROUP, PlainNetwork
 from brickyard.export._spelling import joined, literal, wrapped
 from brickyard.network._network import kind
 from brickyard.network._stored import tensors_of
-from brickyard.outputs._outputs import OneOfMany, Outputs
+from brickyard.outputs._outputs import OneOfMany, Outputs, Several, find_outputs
 from brickyard.scaling._scale import owned, usual_energies
 
-GLOBALS = ("CLASSES", "MEMBERS", "MODULE", "OTHERS", "TASK", "WEIGHTS")  # no variable of a network may hide them
+GLOBALS = (
+    "CLASSES",
+    "MEMBERS",
+    "MODULE",
+    "OTHERS",
+    "TASK",
+    "WEIGHTS",
+    "any_of",
+)  # no variable of a network may hide them
 
 _FAMILIARITY = '''
 class Familiarity(nn.Module):
@@ -56,6 +65,15 @@ class Familiarity(nn.Module):
     def squared(a, b):
         """Squared distances between rows: (n, d), (m, d) -> (n, m)."""
         return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+'''
+
+_ANY_OF = '''
+def any_of(logits):
+    """The logit of showing any of some classes: of 1 - (1 - p) * (1 - q) * ... for their probabilities."""
+    found = logits[:, :1]
+    for other in logits[:, 1:].split(1, 1):
+        found = torch.cat([found, other, found + other], 1).logsumexp(1, keepdim=True)
+    return found
 '''
 
 
@@ -93,11 +111,18 @@ def component_content(component: Component) -> Content:
     text = _network_class(network, "Model", about, component.manifest.input_shape, count, head)
     sides = len(component.input_shape) - 1
     inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype, sides)
-    return Content(constants, inputs, _with_group([network], [text]), dict(tensors_of(component.network, "")))
+    classes = _with_helpers([network], [component.manifest], [text])
+    return Content(constants, inputs, classes, dict(tensors_of(component.network, "")))
 
 
-def _with_group(networks: Sequence[PlainNetwork], classes: list[str]) -> list[str]:
-    return [*([GROUP] if any(network.grouped for network in networks) else []), *classes]
+def _with_helpers(
+    networks: Sequence[PlainNetwork], parts: Sequence[ComponentManifest], classes: list[str]
+) -> list[str]:
+    """Classes after what they need."""
+    merged = any(len(group) > 1 for part in parts for group in part.groups)
+    several = merged and type(find_outputs(parts[0].outputs)).any_of is Several.any_of
+    group = any(network.grouped for network in networks)
+    return [*([GROUP] if group else []), *([_ANY_OF] if several else []), *classes]
 
 
 def _network_class(
@@ -138,22 +163,46 @@ def _unknown(outputs: str, what: str) -> SurgeryError:
 def _head(component: Component) -> tuple[list[str], list[str]]:
     """What follows the network in the forward method, and the constants for that."""
     manifest, how = component.manifest, type(component.outputs).head
+    merged = _merged(component.outputs, "logits", manifest.groups, manifest.reject)
     if not manifest.reject and manifest.output_axis is not None:
-        return [], []
+        return _ending([], merged), []
     if how not in (Outputs.head, OneOfMany.head):
         raise _unknown(manifest.outputs, "outputs")
     rest = [k for k in range(len(manifest.source.classes)) if k not in set(manifest.task)]
     constants = wrapped(f"TASK = [{joined(map(str, manifest.task))}]")
     lines = ["task = torch.tensor(TASK, dtype=torch.int64, device=logits.device)"]
     if not manifest.reject or how is Outputs.head:
-        return [f"        {line}" for line in (*lines, "return logits.index_select(1, task)")], constants
+        return _ending(lines, ["logits.index_select(1, task)", *merged]), constants
     constants += wrapped(f"OTHERS = [{joined(map(str, rest))}]")
     lines += [
         "others = torch.tensor(OTHERS, dtype=torch.int64, device=logits.device)",
         "none = logits.index_select(1, others).logsumexp(1, keepdim=True)",
-        "return torch.cat([logits.index_select(1, task), none], 1)",
     ]
-    return [f"        {line}" for line in lines], constants
+    return _ending(lines, ["torch.cat([logits.index_select(1, task), none], 1)", *merged]), constants
+
+
+def _ending(statements: Sequence[str], values: Sequence[str]) -> list[str]:
+    """The last lines of a forward method, which returns the last of what `logits` become one after the other."""
+    lines = [
+        *statements,
+        *(f"logits = {value}" for value in values[:-1]),
+        *(f"return {value}" for value in values[-1:]),
+    ]
+    return [one for line in lines for one in wrapped(line, 8)]
+
+
+def _merged(outputs: Outputs, name: str, groups: Sequence[Sequence[int]], more: bool = False) -> list[str]:
+    """What reduces logits to one for each group, as an expression; `more` says that another one follows them."""
+    sizes = [len(group) for group in groups] + [1] * more
+    if max(sizes) == 1:
+        return []
+    how = type(outputs).any_of
+    if how not in (OneOfMany.any_of, Several.any_of):
+        raise _unknown(type(outputs).__name__, "classes that stand for several")
+    runs = [f"{name}[:, {stop - size}:{stop}]" for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+    one = "any_of({})" if how is Several.any_of else "{}.logsumexp(1, keepdim=True)"
+    pieces = [run if size == 1 else one.format(run) for run, size in zip(runs, sizes, strict=True)]
+    return [f"torch.cat([{joined(pieces)}], 1)"]
 
 
 # -- assemblies --------------------------------------------------------------------------------------------
@@ -186,7 +235,8 @@ def assembly_content(assembly: Assembly) -> Content:
     if not manifest.plain:
         constants = wrapped(f"MEMBERS = [{joined(literal(list(member)) for member in manifest.members)}]")
     texts.append("\n".join(_assembly_class(assembly, known)))
-    return Content(constants, _inputs_text(assembly), _with_group(networks, texts), _state(assembly, known))
+    classes = _with_helpers(networks, manifest.parts, texts)
+    return Content(constants, _inputs_text(assembly), classes, _state(assembly, known))
 
 
 def _state(assembly: Assembly, known: Sequence[Familiarity]) -> dict[str, Tensor]:
@@ -275,11 +325,11 @@ def _answers(assembly: Assembly, gated: bool) -> list[str]:
         widths = joined(str(part.width) for part in manifest.parts)
         lines = [f"outputs = self.joined(x).split([{widths}], 1)"]
         lines += [f"{name} = outputs[{index}]" for index, name in enumerate(names)]
-    for name, part, columns in zip(names, manifest.parts, manifest.columns, strict=True):
+    for name, part, groups in zip(names, manifest.parts, manifest.groups, strict=True):
         if manifest.scaling.energy:
             own = f"[:, {literal(list(part.task))}]" if part.reject or part.output_axis is None else ""
             lines.append(f"energy_of_{name} = {name}{own}.logsumexp(1)")
-        lines += [f"{name} = {text}" for text in _columns(assembly, name, part, columns)]
+        lines += [f"{name} = {text}" for text in _columns(assembly, name, part, groups)]
     lines.append(f"logits = torch.cat([{joined(names)}], 1)")
     if manifest.scaling.energy:
         owner = [part for part, columns in enumerate(manifest.columns) for _ in columns]
@@ -310,9 +360,10 @@ def _answers(assembly: Assembly, gated: bool) -> list[str]:
     ]
 
 
-def _columns(assembly: Assembly, name: str, part: ComponentManifest, columns: Sequence[int]) -> list[str]:
+def _columns(assembly: Assembly, name: str, part: ComponentManifest, groups: Sequence[Sequence[int]]) -> list[str]:
     """What becomes of a part's logits before they are laid beside others', one expression after the other."""
     found: list[str] = []
+    columns = [k for group in groups for k in group]
     if not part.reject and part.output_axis is None:
         found.append(f"{name}[:, {literal(list(part.task))}]")
     if assembly.manifest.scaling.log_probability:
@@ -321,7 +372,7 @@ def _columns(assembly: Assembly, name: str, part: ComponentManifest, columns: Se
             raise _unknown(assembly.manifest.outputs, "outputs")
         found += [f"{name}.log_softmax(1)"] if how is OneOfMany.normalised else []
     if part.reject:
-        found.append(f"{name}[:, {literal(list(columns))}]")
+        found.append(f"{name}[:, {literal(columns)}]")
     elif len(columns) != len(part.task):
         found.append(f"{name}[:, {literal([part.task.index(k) for k in columns])}]")
-    return found
+    return found + _merged(assembly.outputs, name, groups)

@@ -15,7 +15,8 @@ from brickyard._files import read_as
 from brickyard.assembly._assembly import Joined
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError
-from brickyard.base._records import AssemblyManifest, ComponentManifest, Frozen, Name, ScalingRecord, validated
+from brickyard.base._frozen import Frozen, Name, validated
+from brickyard.base._records import AssemblyManifest, ComponentManifest, ScalingRecord
 from brickyard.component._component import Cut
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer
 from brickyard.network._stored import check_all_used, taken, tensors_of

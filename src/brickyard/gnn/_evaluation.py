@@ -82,7 +82,8 @@ def _mine_or_not(component: GraphComponent, answered: Answered, own: Ask, whole:
     right, scores = {"component": outputs.right(own(everything), cases)}, {**answered.scores}
     if whole is not None:
         logits = whole(everything)
-        base = outputs.says(logits)[:, component.manifest.task[0]] == inside
+        gathered = outputs.gathered(logits, component.manifest.groups)
+        base = outputs.says(gathered)[:, component.manifest.leads[0]] == inside
         right = {"base": base, "restricted": outputs.right(component.of_source(logits), cases), **right}
         scores |= {"restricted": scores["base"]} if scores else {}
     note = "one class with reject: the answers are 'mine' and 'not mine', for all nodes"

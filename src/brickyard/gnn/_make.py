@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Required, TypedDict, Unpack
 
@@ -146,7 +146,7 @@ def _sums(graph: NodeGraph, by_class: Sequence[Tensor]) -> list[dict[str, Tensor
 class GraphDisassembleOptions(TypedDict, total=False):
     """Options of `disassemble`."""
 
-    task: Required[Annotated[Sequence[int | str], _CUT["task"]]]
+    task: Required[Annotated[Sequence[int | str] | Mapping[str, Any], _CUT["task"]]]
     thresholds: Annotated[Thresholds | None, _CUT["thresholds"]]
     budget: Annotated[Budget | None, _CUT["budget"]]
     select: Annotated[
@@ -204,7 +204,7 @@ def disassemble(
     network = cut(graph.network, keep)
     assert graph.data.labels is not None
     labels = graph.data.labels[relevance.nodes].cpu()
-    own = relevance.nodes[torch.stack([ONE.members(labels, k) for k in choice.task]).any(0)]
+    own = relevance.nodes[ONE.members_of(labels, choice.task)]
     healed = HealRecord(method="none", notes=tuple(notes))
     if options["heal"] == "refit":
         nodes = relevance.nodes if options["reject"] else own
@@ -243,7 +243,7 @@ def _statistics(component: GraphComponent, data: NodeData, nodes: Tensor) -> Sta
     with torch.no_grad():
         ((_, layer, entering, edges),) = deque(component.network.walk(data.x, data.edge_index), maxlen=1)
         logits = component.head(layer(entering, edges))[nodes].double().cpu()
-    labels = torch.tensor([component.manifest.task.index(k) for k in data.labels[nodes].tolist()])
+    labels = torch.tensor(component.manifest.places[0])[data.labels[nodes].cpu()]
     magnitude = entering[nodes].abs().double().mean().item()
     return statistics_of(logits[:, : len(component.classes)], labels, magnitude, component.outputs)
 

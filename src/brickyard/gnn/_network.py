@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from brickyard.base._errors import DataError
-from brickyard.base._records import Frozen
+from brickyard.base._frozen import Frozen
 from brickyard.testing import randomised
 
 FEATURES = "features"  # the axis that the first layer reads

@@ -68,6 +68,7 @@ def distil_network(
     lr: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
+    sizes: Sequence[int] = (),
 ) -> DistilReport:
     """Train a cut network, in place, towards the answers of its source.
 
@@ -94,6 +95,7 @@ def distil_network(
         lr: Peak learning rate of Adam. It rises over the first tenth, then falls along a cosine.
         batch_size: Images per step.
         seed: Seed of order and augmentation.
+        sizes: How many of `kept` become one class, class by class; none stands for one each.
 
     Raises:
         OptionError: Not exactly one of `minutes` and `steps` is given, or a value or `kept` cannot be used.
@@ -110,7 +112,7 @@ def distil_network(
     if isinstance(student, Network):
         student = student.to(memory_format=quick_layout(student, batches[0][:1]))
     with as_before(source):
-        teacher = _Teacher(source, kept, batches[0], outputs)
+        teacher = _Teacher(source, kept, batches[0], outputs, sizes)
         exam = [(images, teacher.answers(images)) for images in held_back]
         images = _drawn(batches, size, torch.Generator().manual_seed(seed))
         run = _Run(student, before=teacher.judge(student, exam))
@@ -155,10 +157,12 @@ class _Run:
 class _Teacher:
     """The source, what its answers are compared with, and how."""
 
-    def __init__(self, source: nn.Module, kept: Sequence[int], example: Tensor, outputs: Outputs) -> None:
+    def __init__(
+        self, source: nn.Module, kept: Sequence[int], example: Tensor, outputs: Outputs, sizes: Sequence[int]
+    ) -> None:
         self.source = quick(source, example.shape[1:]) if isinstance(source, Network) else source
         self.kept = torch.tensor([whole("kept", k, 0) for k in kept], device=example.device, dtype=torch.long)
-        self.outputs = outputs
+        self.outputs, self.sizes = outputs, sizes
         with torch.no_grad():
             self.count = self.source(example[:1]).shape[1]
         if not len(kept) or int(self.kept.max()) >= self.count:
@@ -170,19 +174,19 @@ class _Teacher:
         """The source's logits for the task."""
         with torch.no_grad():
             logits: Tensor = self.source(images)
-        return logits[:, self.kept]
+        return self.outputs.merged(logits[:, self.kept], self.sizes)
 
     def of(self, student: nn.Module, images: Tensor) -> Tensor:
         """The student's logits for the task."""
         logits: Tensor = student(images)
         if logits.shape[1] == len(self.kept):
-            return logits
+            return self.outputs.merged(logits, self.sizes)
         if logits.shape[1] != self.count:
             raise OptionError(
                 "option-count",
                 f"kept has {len(self.kept)} outputs, and the cut network {logits.shape[1]}; give one for each",
             )
-        return logits[:, self.kept]
+        return self.outputs.merged(logits[:, self.kept], self.sizes)
 
     def distance(self, logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """How far answers are from the source's; a single output has no others to compete with."""

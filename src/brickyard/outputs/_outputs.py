@@ -67,12 +67,16 @@ class Outputs:
         """Which images belong to class k: bool, (images,)."""
         raise NotImplementedError
 
+    def members_of(self, labels: Tensor, group: Sequence[int]) -> Tensor:
+        """Which images belong to any class of a group: bool, (images,)."""
+        return torch.stack([self.members(labels, k) for k in group]).any(0)
+
     def targets(self, labels: Tensor, places: Tensor, count: int) -> Tensor:
         """Renumber labels for a model with `count` classes.
 
         Args:
             labels: Labels of a source.
-            places: The model's class for each class of the source, or -1.
+            places: The model's class for each class of the source, or -1; several may have the same.
             count: The number of the model's classes.
 
         Returns:
@@ -97,6 +101,37 @@ class Outputs:
     def head(self, logits: Tensor, task: Tensor, others: Tensor | None) -> Tensor:
         """Map logits of all the source's classes to the task's; with `others`, add one output for those."""
         return logits.index_select(1, task)
+
+    # -- several classes as one ------------------------------------------------------------------------
+
+    def any_of(self, logits: Tensor) -> Tensor:
+        """Reduce the logits of some classes, (images, classes), to that of belonging to any of them, (images, 1).
+
+        Raises:
+            OptionError: The kind does not say how.
+        """
+        raise OptionError(
+            "option-conflict",
+            f"several classes were asked for as one, and {type(self).__name__} does not say how their outputs become "
+            "one; name each class by itself, or define any_of",
+        )
+
+    def merged(self, logits: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Reduce every run of so many logits to one; any that follow stay as they are."""
+        if all(size == 1 for size in sizes):
+            return logits
+        rest = logits.shape[1] - sum(sizes)
+        runs = logits.split([*sizes, *([rest] if rest else [])], 1)
+        merged = [run if size == 1 else self.any_of(run) for run, size in zip(runs, sizes, strict=False)]
+        return torch.cat([*merged, *runs[len(sizes) :]], 1)
+
+    def gathered(self, logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """The logits of all the source's classes; the first class of a group has the group's, its others none."""
+        found = logits.clone()
+        for group in (list(group) for group in groups if len(group) > 1):
+            found[:, group] = -torch.inf
+            found[:, group[0]] = self.any_of(logits[:, group])[:, 0]
+        return found
 
     # -- answers ---------------------------------------------------------------------------------------
 
@@ -213,7 +248,8 @@ def outputs_of(manifest: ComponentManifest | AssemblyManifest) -> Outputs:
     """What a model's outputs mean, with its decision thresholds.
 
     Raises:
-        OptionError: The kind is unknown or has no thresholds, or parts that share a class differ in its threshold.
+        OptionError: The kind is unknown, has no thresholds or cannot take several classes as one, or parts that share a
+            class differ in its threshold.
     """
     if isinstance(manifest, AssemblyManifest):
         for name, own in zip(manifest.classes, manifest.thresholds_by_part, strict=True):
@@ -223,7 +259,10 @@ def outputs_of(manifest: ComponentManifest | AssemblyManifest) -> Outputs:
                     f"class {brief(name)} has decision thresholds {' and '.join(f'{one:g}' for one in own)} in the "
                     "parts that share it; give them one, with part.with_decision_thresholds",
                 )
-    return find_outputs(manifest.outputs).deciding(manifest.decision_thresholds)
+    found = find_outputs(manifest.outputs).deciding(manifest.decision_thresholds)
+    if any(len(group) > 1 for part in manifest.parts for group in part.groups):
+        found.any_of(torch.zeros(1, 2))  # refuses where it cannot
+    return found
 
 
 def thresholds_for(
@@ -257,7 +296,7 @@ def check_outputs(text: ComponentManifest | AssemblyManifest | RelevanceFile) ->
     """Check what the outputs of a file mean.
 
     Raises:
-        FileError: Their kind is unknown, or has no thresholds.
+        FileError: Their kind is unknown, or cannot do what is asked of it.
     """
     name = text.outputs
     if name not in OUTPUTS:
@@ -271,7 +310,7 @@ def check_outputs(text: ComponentManifest | AssemblyManifest | RelevanceFile) ->
     try:
         outputs_of(text)
     except OptionError as error:
-        raise FileError("file-inconsistent", f"its decision thresholds cannot be used: {error}") from None
+        raise FileError("file-inconsistent", f"its outputs cannot be used: {error}") from None
 
 
 @outputs("one")
@@ -304,6 +343,10 @@ class OneOfMany(Outputs):
         if others is None:
             return chosen
         return torch.cat([chosen, logits.index_select(1, others).logsumexp(1, keepdim=True)], 1)
+
+    def any_of(self, logits: Tensor) -> Tensor:
+        """The log-sum-exp: a softmax then gives the sum of the classes' probabilities."""
+        return logits.logsumexp(1, keepdim=True)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
@@ -366,12 +409,23 @@ class Several(Outputs):
                 "image: give one row per image in the order of these classes, as `ImageData.in_order` does by name",
             )
         found = torch.full((len(labels), count), -1)
-        found[:, places[places >= 0]] = labels[:, places >= 0]
+        known = places >= 0
+        found.scatter_reduce_(1, places[known].expand(len(labels), -1), labels[:, known].long(), "amax")
         return found
 
     def cases(self, targets: Tensor) -> Cases:
         images, classes = torch.nonzero(targets >= 0, as_tuple=True)
         return Cases(images, classes, targets[images, classes] == 1)
+
+    def any_of(self, logits: Tensor) -> Tensor:
+        """The logit of `1 - prod(1 - p)`: the classes are independent given the image, as their training assumes.
+
+        Odds of a or b are `(1 + e^a) * (1 + e^b) - 1`, so that nothing is lost where probabilities are near 0 or 1.
+        """
+        found = logits[:, :1]
+        for other in logits[:, 1:].split(1, 1):
+            found = torch.cat([found, other, found + other], 1).logsumexp(1, keepdim=True)
+        return found
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from brickyard.base._errors import BrickyardError, FileError
-from brickyard.base._records import Frozen, first_problem
+from brickyard.base._frozen import Frozen, first_problem
 from brickyard.recipes._fingerprints import Fingerprints, Seen, digest
 from brickyard.recipes._recipe_file import RecipeFile
 from brickyard.recipes._steps import NOTES, Say, Status, Step, Work

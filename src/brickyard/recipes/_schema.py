@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model
 
 from brickyard.base._declare import Opt, flat
+from brickyard.base._frozen import Frozen
 from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions, TrainingOptions
-from brickyard.base._records import Frozen, Preprocessing
+from brickyard.base._records import Preprocessing
 
 VERSION = 1
 EVERY = "*"  # evaluate.data as one text: of every source
@@ -61,6 +62,10 @@ def _for_all(value: Any) -> Any:
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 Count = Annotated[int, Field(ge=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_one), Field(min_length=1)]
+Task = Annotated[
+    Annotated[Texts, Tag("list")] | Annotated[dict[Text, Texts], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "list"),
+]
 Items = Annotated[tuple[Text, ...], BeforeValidator(_split), Field(min_length=1)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)]
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -158,7 +163,7 @@ class ComponentRecipe(Section):
     """A component; see `brickyard.disassemble`."""
 
     source: Text
-    task: Texts
+    task: Task
 
 
 @options_of(AssembleOptions)

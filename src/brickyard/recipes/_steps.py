@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from brickyard.base._errors import DataError, TaskError
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest
 from brickyard.recipes._recipe_file import NAMED, RecipeFile
-from brickyard.recipes._schema import ComponentRecipe
+from brickyard.recipes._schema import ComponentRecipe, Task
 
 if TYPE_CHECKING:
     from brickyard.assembly._assembly import Assembly
@@ -216,7 +216,7 @@ class Work:
         return found
 
     def _scores_of(self, place: str) -> Scores:
-        from brickyard.base._records import validated
+        from brickyard.base._frozen import validated
         from brickyard.evaluation._scores import Scores
 
         return validated(Scores, json.loads((self.folder / place).read_text(encoding="utf-8")), place)
@@ -259,12 +259,12 @@ class Work:
     def _locate(self, name: str) -> Step:
         said = self.recipe.sources[name].locate
         tasks = {part: cut.task for part, cut in self.recipe.components.items() if cut.source == name}
-        texts = sorted({text for task in tasks.values() for text in task})
+        texts = sorted({text for task in tasks.values() for text in _words(task)})
         needs = self._all_needs([name], images=True) | _options(said.said()) | {"classes": json.dumps(texts)}
         key = digest(json.dumps(needs, sort_keys=True))
 
         def run() -> None:
-            from brickyard.base._classes import parse_classes, resolve_task
+            from brickyard.base._classes import task_classes
             from brickyard.relevance._locate import check_savable, located
 
             source, images = self._source(name)
@@ -273,7 +273,7 @@ class Work:
             task: set[int] = set()
             for part, said_task in tasks.items():
                 try:
-                    task.update(resolve_task(parse_classes(said_task, source.classes), source.classes))
+                    task.update(task_classes(_classes(said_task, source.classes), source.classes))
                 except TaskError as error:
                     why = f"components.{part}.task cannot be used: {error}. Ranges count from 0; names go by commas"
                     raise self.file.problem(("components", part, "task"), why) from None
@@ -298,14 +298,13 @@ class Work:
 
         def run() -> None:
             from brickyard._files import loaded
-            from brickyard.base._classes import parse_classes
             from brickyard.component._disassemble import disassemble
             from brickyard.relevance._relevance import Relevance
 
             source, images = self._source(said.source)
             relevance: Relevance = loaded(self.folder / _relevance_file(said.source), Relevance)
             options = gathered(DisassembleOptions, dict(said), thresholds=relevance.thresholds)
-            options["task"] = parse_classes(said.task, relevance.classes)
+            options["task"] = _classes(said.task, relevance.classes)
             component = disassemble(source.model, relevance, images=images, **options)
             component.save(self.folder / _component_file(name), overwrite=True)
 
@@ -424,6 +423,23 @@ class Work:
         said = {"name": recipe.name, "license": recipe.license, "scored on": data}
         needs = {"Brickyard": __version__} | {key: value for key, value in said.items() if value is not None}
         return Step(title, (place,), (model, *scored.values()), needs, run)
+
+
+def _words(task: Task) -> list[str]:
+    """What a task says of the classes to locate."""
+    return [text for members in task.values() for text in members] if isinstance(task, Mapping) else list(task)
+
+
+def _classes(task: Task, names: Sequence[str]) -> Any:
+    """A task as `disassemble` takes it, of a source whose classes have these names."""
+    from brickyard.base._classes import parse_classes
+
+    if not isinstance(task, Mapping):
+        return parse_classes(task, names)
+    return {
+        name: members[0] if len(members) == 1 and "+" in members[0] else parse_classes(members, names)
+        for name, members in task.items()
+    }
 
 
 def _options(said: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph, trace
 from brickyard.base._checks import check_kind, given_path, is_whole
-from brickyard.base._classes import one_too_many, ordered_names, resolve_task
+from brickyard.base._classes import MOST_LETTERS, check_class_name, one_too_many, ordered_names, task_classes
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
 from brickyard.base._messages import brief, writable
@@ -34,7 +34,6 @@ from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar, say
 
-MOST_LETTERS = 1024  # of a name, as in files
 FEW = 20  # images that say nothing about how good a source is
 FAR = 0.1  # below its known accuracy
 CANDIDATES = 20  # images that one of the most confident is chosen from, at most
@@ -200,7 +199,7 @@ def _blank(model: nn.Module, graph: Graph, images: Images, data: Any, options: L
     if classes is None:
         classes = class_names(data) or names_of(model, graph.output_width)
     names = output_names(classes, graph.output_width)
-    wanted = resolve_task(task, names) if task is not None else list(range(len(names)))
+    wanted = task_classes(task, names) if task is not None else list(range(len(names)))
     size = sum(m.reads.size * m.writes.size for m in graph.mixers()) * 4 * len(names)  # of all classes
     record = LocateRecord(
         choose=choose,
@@ -316,14 +315,7 @@ def output_names(classes: Any, count: int) -> tuple[str, ...]:
             f"{one_too_many(len(names), count)}",
         )
     for place, (item, name) in enumerate(zip(given, names, strict=True)):
-        if (isinstance(item, str) or is_whole(item)) and 0 < len(name) <= MOST_LETTERS and writable(name):
-            continue
-        found = f"{len(name):,} letters, {brief(name)}" if isinstance(item, str) else brief(item)
-        raise TaskError(
-            "task-class-name",
-            f"the name of class {place} must be a string of 1 to {MOST_LETTERS} characters that can "
-            f"be written as UTF-8, got {found}",
-        )
+        check_class_name(name if is_whole(item) else item, f"class {place}")
     if len(set(names)) != count:
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(

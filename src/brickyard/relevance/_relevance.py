@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from brickyard.axes._graph import Axes, Graph, trace
 from brickyard.base._checks import check_kind, given_path
 from brickyard.base._errors import DataError, FileError, OptionError
+from brickyard.base._frozen import validated
 from brickyard.base._messages import shown
 from brickyard.base._options import Thresholds
-from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile, validated
+from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile
 from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like

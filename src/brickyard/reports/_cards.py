@@ -15,7 +15,7 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
-from brickyard.component._describe import agreement_text, decision_text, selection_text, share_text
+from brickyard.component._describe import agreement_text, decision_text, merged_text, selection_text, share_text
 from brickyard.evaluation._scores import Scores
 from brickyard.reports._templates import card_environment, markdown
 
@@ -157,7 +157,12 @@ def _described(part: ComponentManifest, name: str) -> tuple[str, ComponentManife
     shares = {
         key: share_text(getattr(part.selection, key), getattr(part.source, key)) for key in ("parameters", "flops")
     }
-    return name, part, selection_text(part), shares | {"agreement": agreement_text(part)}
+    return (
+        name,
+        part,
+        selection_text(part),
+        shares | {"agreement": agreement_text(part), "merged": merged_text(part, 50)},
+    )
 
 
 def _table(name: str, scores: Scores) -> dict[str, Any]:

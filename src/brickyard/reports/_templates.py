@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from brickyard.base._messages import tidy
 from brickyard.base._records import Preprocessing
+from brickyard.component._describe import merged_text
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
 
@@ -23,6 +24,7 @@ def page_environment() -> Environment:
     environment.filters.update(
         tidy=tidy,
         preprocessing=_preprocessing,
+        merged=merged_text,
         thousands=lambda value: f"{value:,}",
         fixed=lambda value, digits=1: f"{value:.{digits}f}",
         general=lambda value, digits=6: f"{value:.{digits}g}",

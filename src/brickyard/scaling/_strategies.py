@@ -131,16 +131,14 @@ def logit_mean(evidence: Evidence) -> Scale:
     factors: list[float] = []
     notes: list[str] = []
     for part, task, size in zip(evidence.parts, evidence.manifest.tasks, evidence.sizes, strict=True):
-        known = dict(zip(part.task, _statistics(part, "logit-mean").winning_logit, strict=True))
+        known = dict(zip(part.leads, _statistics(part, "logit-mean").winning_logit, strict=True))
         usable = [value for value in known.values() if value is not None and value > 0]
         fallback = sum(usable) / len(usable) if usable else 1.0
         for k in task:
             value = known[k]
             if value is None or value <= 0:
                 why = "no correct image" if value is None else "a mean winning logit that is not positive"
-                notes.append(
-                    f"class {part.source.classes[k]!r} has {why}; the mean of its component's other classes stands in"
-                )
+                notes.append(f"class {part.names[k]!r} has {why}; the mean of its component's other classes stands in")
                 value = fallback
             factors.append(1 / value)
         factors += [1 / fallback] * (size - len(task))

@@ -24,8 +24,9 @@ from brickyard.axes._tracing import rows_of
 from brickyard.base._checks import output_name
 from brickyard.base._classes import one_too_many, ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError
+from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
-from brickyard.base._records import Preprocessing, first_problem
+from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,11 +325,12 @@ def data_of(
     return load_data(spec, split=split, size=how, max_images=most, several=several, shape=shape)
 
 
-def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
+def fitted(data: ImageData, classes: Sequence[str], others: Mapping[str, int] | None = None) -> ImageData:
     """The same images with labels that count a source's classes: by name, or by number where one side has no names.
 
     Names may differ in case, and in how their words are joined. Labels that run from 1 to the number of classes are
-    counted from 0. Whatever was assumed is said.
+    counted from 0. Whatever was assumed is said. `others` are further names of some classes, as those that a component
+    gave them.
 
     Raises:
         DataError: No name agrees, or there are not as many classes.
@@ -343,18 +344,18 @@ def fitted(data: ImageData, classes: Sequence[str]) -> ImageData:
     if numbered and len(data) and int(data.labels.min()) == 1 and int(data.labels.max()) == len(classes):
         say(f"{data.name}: labels run from 1 to {len(classes)} and are counted from 0")
         data = data.relabelled(data.labels - 1, data.classes[:-1])
-    places = {name: k for k, name in enumerate(classes)}
+    places = {**(others or {}), **{name: k for k, name in enumerate(classes)}}
     hint = one_too_many(int(data.labels.max()) + 1, len(classes)) if numbered and len(data) else ""
     if hint and tuple(classes) == tuple(map(str, range(len(classes)))):
         why = f"{data.name}: labels run to {len(classes)}, and the source has {len(classes)} outputs without names"
         raise DataError("data-label-out-of-range", f"{why}{hint}")
     if data.classes == tuple(classes):
         return data
-    alike = {_plain(name): name for name in classes}
+    alike = {_plain(name): name for name in places}
     found = [name if name in places else alike.get(_plain(name), name) for name in data.classes]
-    if tuple(found) != data.classes and len(alike) == len(classes) and len(set(found)) == len(found):
+    if tuple(found) != data.classes and len(alike) == len(places) and len(set(found)) == len(found):
         say(f"{data.name}: class names are matched without regard to case, spaces and hyphens")
-        return fitted(data.relabelled(data.labels, found), classes)
+        return fitted(data.relabelled(data.labels, found), classes, others)
     if not places.keys() & set(data.classes):
         unnamed = numbered or tuple(classes) == tuple(map(str, range(len(classes))))
         if len(data.classes) == len(classes) and unnamed:
@@ -415,6 +416,7 @@ def labelled_images(
         fitted(
             data_of(spec, part.preprocessing, split, most, outputs=part.outputs, shape=part.input_shape),
             part.source.classes,
+            dict(zip(part.classes, part.leads, strict=True)),
         )
         for spec, part in zip(each, parts, strict=True)
     ]

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
+from brickyard.base._frozen import Frozen, Name, validated
 from brickyard.base._messages import told
-from brickyard.base._records import Frozen, Name, Preprocessing, validated
+from brickyard.base._records import Preprocessing
 from brickyard.network._torch_private import with_versions
 from brickyard.runtime._progress import say
 from brickyard.sources._signatures import foreign, is_pickled, is_safetensors

@@ -295,7 +295,7 @@ class Bench:
                         f"class {name!r} has no picture; give at least one, preferably five",
                     )
                 shown += [self._picture(title, content, parts, end) for title, content in own]
-                labels += [part.task[place]] * len(own)
+                labels += [part.leads[place]] * len(own)
             found.append((pictures.stacked(shown, parts), torch.tensor(labels)))
         if labelled:
             raise DataError(

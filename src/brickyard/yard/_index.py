@@ -272,7 +272,8 @@ def read_entry(path: Path, name: str) -> Entry:
     Raises:
         FileError: The file cannot be read, or is not one of a component.
     """
-    from brickyard.base._records import ComponentFile, validated
+    from brickyard.base._frozen import validated
+    from brickyard.base._records import ComponentFile
     from brickyard.storage._safefile import read
 
     sha256, size = sha256_of(path)
