@@ -19,6 +19,7 @@ from brickyard.base._messages import told
 FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
+NumberedName = Annotated[str, Field(min_length=3, max_length=1040)]
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Form = Literal["parallel", "padded", "grouped", "union"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -417,6 +418,16 @@ class ScalingRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class SharedRecord(Frozen):
+    """What the parts of an assembly have in common, and what their costs therefore hold more than once.
+
+    That is how many parameters, and how many floating-point operations per image.
+    """
+
+    parameters: Count
+    flops: Count
+
+
 class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
@@ -435,6 +446,7 @@ class AssemblyManifest(Frozen):
     parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
     form: Form
     shared_input: bool = False
+    shared: SharedRecord | None = None
     scaling: ScalingRecord = ScalingRecord(name="none")
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
@@ -534,11 +546,16 @@ class ComponentFile(Frozen):
 
 
 class AssemblyFile(Frozen):
-    """The JSON text of an assembly file, beside its format version."""
+    """The JSON text of an assembly file, beside its format version.
+
+    `shared` lists layers and bare tensors ("1.conv1": network, name) that have no tensors of their own in the file, as
+    they equal another one ("0.conv1").
+    """
 
     manifest: AssemblyManifest
     networks: tuple[NetworkSpec, ...]
     skeletons: tuple[NetworkSpec | None, ...]
+    shared: dict[NumberedName, NumberedName] = {}
 
 
 class RelevanceFile(Frozen):
