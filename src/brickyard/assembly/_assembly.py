@@ -175,6 +175,7 @@ class Assembly(Joined, Predictor):
             self.joined = networks[0]
         self.manifest = manifest
         self.skeletons = tuple(skeletons)
+        self._alike = [self.preprocessings.index(how) for how in self.preprocessings]
         self.sharing = sharing or Sharing({}, ())
         reads_at = [part.reads_at for part in self.components()]
         self._runs = tuple(
@@ -237,9 +238,10 @@ class Assembly(Joined, Predictor):
         """Preprocess raw images for each of `networks`."""
         parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
         if self.manifest.form == "parallel" or self.manifest.shared_input:
-            hows = [part.preprocessing for part in parts[: len(likes)]]
-            made = {how: preprocess(images, how) for how in dict.fromkeys(hows)}
-            prepared = [made[how] for how in hows]
+            prepared: list[Tensor] = []
+            for index, first in enumerate(self._alike[: len(likes)]):
+                known = first < index
+                prepared.append(prepared[first] if known else preprocess(images, parts[index].preprocessing))
         else:
             prepared = [torch.cat([preprocess(images, part.preprocessing) for part in parts], 1)]
         return [x.to(like.device, like.dtype) for x, like in zip(prepared, likes, strict=True)]

@@ -65,15 +65,20 @@ class Run:
         It returns a tuple of the outputs; with `reads_at`, of pairs: what that step of each network is given first, and
         the output.
         """
-        ends: tuple[Any, ...] = self.outputs
-        if reads_at is not None:
-            ends = tuple((read[at], end) for read, at, end in zip(self.reads, reads_at, self.outputs, strict=True))
+        steps, ends = list(self.steps), list(self.outputs)
+        for turn, at in enumerate(reads_at or ()):
+            index, read = self.parts[turn], self.reads[turn][at]
+            if read.node in self.fixed:  # where it may be overwritten later
+                place = [step.name for step in steps].index(f"{index}.{networks[index].nodes[at].name}")
+                steps.insert(place, Node(f"read {index}", "function", "clone", (read,)))
+                read = Ref(f"read {index}")
+            ends[turn] = (read, ends[turn])
         layers: dict[str, nn.Module] = {str(index): networks[index] for index in self.parts}
         for node in self.steps:
             if node.op == "layer":
-                index, _, name = node.target.partition(".")
-                layers[node.target] = networks[int(index)].layer(name)
-        nodes = [Node(_INPUT, "input"), *self.steps, Node("output", "output", args=(ends,))]
+                part, _, name = node.target.partition(".")
+                layers[node.target] = networks[int(part)].layer(name)
+        nodes = [Node(_INPUT, "input"), *steps, Node("output", "output", args=(tuple(ends),))]
         made = Network(_with_copies(nodes, layers, self.fixed), layers)
         made.keeps_input = True
         return made
