@@ -50,9 +50,9 @@ def heads(count: int = 2, how: by.Preprocessing = HOW) -> tuple[by.Component, ..
 
 def apart(whole: Assembly) -> Assembly:
     """The same assembly whose parts run one after the other, from the first step to the last."""
-    networks = [copy.deepcopy(network) for network in whole.networks()]
-    known = [part.familiarity for part in whole.components()]
-    return Assembly(networks, whole.manifest, whole.matrix, whole.shift, whole.skeletons, known, whole.gate)
+    made = whole.unshared()
+    assert not {id(p) for p in made.parts[0].parameters()} & {id(p) for p in made.parts[1].parameters()}
+    return made
 
 
 def cost(assembly: Assembly) -> int:
@@ -148,8 +148,10 @@ def test_onnx_runs_the_backbone_once(tmp_path) -> None:
 def test_parts_that_are_cut_or_prepared_differently_share_nothing() -> None:
     source = randomised(Residual(), 0)
     relevance = by.locate(source, DATA)
-    cut = [by.disassemble(source, relevance, task=task, heal="none") for task in ([0, 1], [2, 3])]
-    assert cut[0].manifest.axes["stem"] != cut[1].manifest.axes["stem"]
+    cut = [
+        by.disassemble(source, relevance, task=[0], heal="none"),
+        by.disassemble(source, relevance, task=[1], budget=WHOLE),
+    ]
     assert by.assemble(cut).manifest.shared is None
     uncut = [by.disassemble(source, relevance, task=task, budget=WHOLE) for task in ([0, 1], [2, 3])]
     assert by.assemble(uncut).manifest.shared.parameters == sum(p.numel() for p in source.parameters()) - 28
@@ -214,6 +216,17 @@ def test_training_an_assembly_trains_what_is_shared_once() -> None:
     mixed = by.assemble([parts[0], lone])
     assert not mixed.sharing.runs  # the control: a part that was trained by itself has numbers of its own
     assert torch.equal(mixed(DATA[0]), torch.cat([p(p.preprocess(DATA[0])) for p in (parts[0], lone)], 1))
+
+
+def test_parts_that_are_not_shared_train_by_themselves() -> None:
+    whole = by.assemble(heads())
+    for made, alone in ((apart(whole), True), (copy.deepcopy(whole), False)):
+        before = made(DATA[0])
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+        made(DATA[0])[:, :3].logsumexp(1).sum().backward()
+        optimizer.step()
+        assert not torch.equal(made(DATA[0])[:, :3], before[:, :3])
+        assert torch.equal(made(DATA[0])[:, 3:], before[:, 3:]) == alone
 
 
 def test_a_shared_assembly_compiles_as_one_graph() -> None:

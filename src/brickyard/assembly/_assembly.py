@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,14 @@ class Assembly(Joined, Predictor):
         if self.manifest.form == "parallel":
             networks, sharing, _ = shared(networks, self.manifest)
         return self._with(networks=networks, sharing=sharing, skeletons=[None] * len(self.manifest.parts))
+
+    def unshared(self) -> Assembly:
+        """A copy whose parts run and train by themselves, also where they are equal: training one leaves the others.
+
+        Loading it from a file finds what is still equal.
+        """
+        networks = [copy.deepcopy(network) for network in self.networks()]
+        return self._with(networks=networks, manifest=self.manifest.model_copy(update={"shared": None}), sharing=None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
