@@ -16,6 +16,7 @@ from torch import nn
 import brickyard as by
 from brickyard.assembly._assembly import Assembly
 from brickyard.export._onnx import export_onnx
+from brickyard.network._cost_limit import Bounds
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.sources._zoo_resnet import resnet20
 from brickyard.testing import Residual, randomised
@@ -77,8 +78,8 @@ def test_two_heads_on_one_backbone_cost_one_backbone(tmp_path) -> None:
         p.numel() for p in parts[0].network.layer("linear").parameters()
     )
     assert count_parameters(whole) == count_parameters(apart(whole)) - trunk
-    assert whole.manifest.shared.parameters == trunk
-    assert whole.manifest.shared.flops == cost(apart(whole)) - cost(whole)
+    assert whole.manifest.shared_parameters == trunk
+    assert whole.manifest.shared_flops == cost(apart(whole)) - cost(whole)
     assert f"{trunk:,}" in str(whole)
     one = tensor_bytes(parts[0].save(tmp_path / "one.safetensors"))
     both = tensor_bytes(whole.save(tmp_path / "both.safetensors"))
@@ -124,13 +125,36 @@ def rewritten(path, change):
         (lambda t, x: t["shared"].pop("1.conv1"), "file-tensor-mismatch"),
         (lambda t, x: x.update({"networks.1.conv1.weight": x["networks.0.conv1.weight"] + 1}), "file-tensor-mismatch"),
         (lambda t, x: x.pop("networks.0.conv1.weight"), "file-tensor-mismatch"),
-        (lambda t, x: t["shared"].update({"x": "0.conv1"}), "file-manifest-invalid"),
+        (lambda t, x: t["shared"].update({"x": "0.conv1"}), "file-inconsistent"),
     ],
 )
 def test_what_a_file_says_is_shared_is_checked(tmp_path, change, code) -> None:
     path = rewritten(by.assemble(heads()).save(tmp_path / "whole.safetensors"), change)
     with refused(code):
         by.load(path)
+
+
+def test_a_file_is_bounded_by_what_runs(tmp_path, monkeypatch) -> None:
+    """Each step that runs counts once: parts that only claim to be the same, and do not run as one, count by themselves."""
+    whole = by.assemble(heads())
+    path = whole.save(tmp_path / "whole.safetensors")
+    numbers = sum(value.numel() for value in load_file(path).values())
+    bounds = Bounds(10**9)
+    for network, shape in whole.distinct_networks():
+        bounds.run(copy.deepcopy(network).to("meta"), shape)
+    monkeypatch.setattr("brickyard.network._cost_limit.RATIO", 0)
+    monkeypatch.setattr("brickyard.network._cost_limit.FLOOR", int(1.5 * bounds.work) - 256 * numbers)
+    assert torch.equal(by.load(path)(DATA[0]), whole(DATA[0]))
+
+    def prepared_differently(text, tensors) -> None:
+        text["manifest"]["parts"][1]["preprocessing"]["mean"] = [0.25]
+
+    with refused("file-too-costly"):
+        by.load(rewritten(path, prepared_differently))
+    monkeypatch.undo()
+    claimed = by.load(path)
+    assert not claimed.sharing.runs
+    assert not torch.equal(claimed(DATA[0]), whole(DATA[0]))
 
 
 def test_onnx_runs_the_backbone_once(tmp_path) -> None:
@@ -152,9 +176,9 @@ def test_parts_that_are_cut_or_prepared_differently_share_nothing() -> None:
         by.disassemble(source, relevance, task=[0], heal="none"),
         by.disassemble(source, relevance, task=[1], budget=WHOLE),
     ]
-    assert by.assemble(cut).manifest.shared is None
+    assert by.assemble(cut).manifest.shared_flops == 0
     uncut = [by.disassemble(source, relevance, task=task, budget=WHOLE) for task in ([0, 1], [2, 3])]
-    assert by.assemble(uncut).manifest.shared.parameters == sum(p.numel() for p in source.parameters()) - 28
+    assert by.assemble(uncut).manifest.shared_parameters == sum(p.numel() for p in source.parameters()) - 28
     one, other = heads()[0], heads(how=by.Preprocessing(mean=(0.4,), std=(0.25,)))[1]
     whole = by.assemble([one, other])
     assert not whole.sharing.runs
@@ -239,6 +263,6 @@ def test_other_forms_are_as_before() -> None:
     parts = heads()
     for form in ("padded", "grouped"):
         whole = by.assemble(parts, form=form)
-        assert whole.manifest.shared is None
+        assert whole.manifest.shared_flops == 0
         assert not whole.sharing.runs
         torch.testing.assert_close(whole(DATA[0]), by.assemble(parts)(DATA[0]), rtol=1e-4, atol=1e-4)

@@ -20,7 +20,6 @@ from brickyard.base._records import (
     NetworkSpec,
     Preprocessing,
     ScalingRecord,
-    SharedRecord,
     validated,
 )
 from brickyard.component._component import Component, check_input, read_familiarity
@@ -109,8 +108,8 @@ class Joined(nn.Module):
     def __str__(self) -> str:
         m = self.manifest
         total = sum(p.selection.parameters for p in m.parts)
-        once = f"; {m.shared.parameters:,} that parts have in common count once" if m.shared is not None else ""
-        total -= 0 if m.shared is None else m.shared.parameters
+        once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
+        total -= m.shared_parameters
         lines = [
             f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
             f"  form         {m.form}",
@@ -347,10 +346,11 @@ class Assembly(Joined, Predictor):
     def unshared(self) -> Assembly:
         """A copy whose parts run and train by themselves, also where they are equal: training one leaves the others.
 
-        Loading it from a file finds what is still equal.
+        Loading it from a file, or fusing it, finds what is still equal.
         """
         networks = [copy.deepcopy(network) for network in self.networks()]
-        return self._with(networks=networks, manifest=self.manifest.model_copy(update={"shared": None}), sharing=None)
+        manifest = self.manifest.model_copy(update={"shared_parameters": 0, "shared_flops": 0})
+        return self._with(networks=networks, manifest=manifest, sharing=None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -384,12 +384,12 @@ def shared(
     """
     sharing, shapes = _sharing(networks, manifest.parts, ties), [part.input_shape for part in manifest.parts]
     made = tied(networks, sharing.ties)
-    if not sharing.runs or manifest.shared is not None:
+    if not sharing.runs or manifest.shared_parameters or manifest.shared_flops:
         return made, sharing, manifest
     twice = sum(count_flops(networks[index], shapes[index]) for run in sharing.runs for index in run.parts)
     once = sum(count_flops(run.network(made), shapes[run.parts[0]]) for run in sharing.runs)
     numbers = sum(map(count_parameters, networks)) - count_parameters(nn.ModuleList(made))
-    return made, sharing, manifest.model_copy(update={"shared": SharedRecord(parameters=numbers, flops=twice - once)})
+    return made, sharing, manifest.model_copy(update={"shared_parameters": numbers, "shared_flops": twice - once})
 
 
 def _sharing(

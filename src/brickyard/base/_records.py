@@ -1,7 +1,6 @@
 """Frozen values that say what a component or an assembly is and where it came from, with conversion to and from JSON.
 
-Nothing here depends on `torch`: a manifest is plain data, validated on creation, and the JSON Schema published in
-`docs/` is generated from these classes.
+Nothing here depends on `torch`. Manifests are validated on creation; the JSON Schema in `docs/` is made from them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from brickyard.base._messages import told
 FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
-NumberedName = Annotated[str, Field(min_length=3, max_length=1040)]
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Form = Literal["parallel", "padded", "grouped", "union"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -418,23 +416,13 @@ class ScalingRecord(Frozen):
     notes: tuple[str, ...] = ()
 
 
-class SharedRecord(Frozen):
-    """What the parts of an assembly have in common, and what their costs therefore hold more than once.
-
-    That is how many parameters, and how many floating-point operations per image.
-    """
-
-    parameters: Count
-    flops: Count
-
-
 class AssemblyManifest(Frozen):
     """What an assembly is: its parts, how they are joined, and its classes.
 
     `votes` lists, for each part, the further classes of its source that it votes on, as other parts contribute them.
     `left_out` lists, for each part, the classes of its task that are not used; the part itself is unchanged.
     `members` lists, for each class, the parts' logits that form it (as indices into all logits side by side: each
-    part's task, then its votes).
+    part's task, then its votes). `shared_parameters` and `shared_flops` (per image) count once, not in each part.
     """
 
     kind: Literal["assembly"] = "assembly"
@@ -446,7 +434,8 @@ class AssemblyManifest(Frozen):
     parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
     form: Form
     shared_input: bool = False
-    shared: SharedRecord | None = None
+    shared_parameters: Count = 0
+    shared_flops: Count = 0
     scaling: ScalingRecord = ScalingRecord(name="none")
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
@@ -546,16 +535,12 @@ class ComponentFile(Frozen):
 
 
 class AssemblyFile(Frozen):
-    """The JSON text of an assembly file, beside its format version.
-
-    `shared` lists layers and bare tensors ("1.conv1": network, name) that have no tensors of their own in the file, as
-    they equal another one ("0.conv1").
-    """
+    """The JSON text of an assembly file. `shared`: layers ("1.conv1") with the tensors of an equal one ("0.conv1")."""
 
     manifest: AssemblyManifest
     networks: tuple[NetworkSpec, ...]
     skeletons: tuple[NetworkSpec | None, ...]
-    shared: dict[NumberedName, NumberedName] = {}
+    shared: dict[str, str] = {}
 
 
 class RelevanceFile(Frozen):
