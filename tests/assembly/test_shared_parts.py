@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from functools import cache
 
@@ -15,6 +16,7 @@ from torch import nn
 
 import brickyard as by
 from brickyard.assembly._assembly import Assembly
+from brickyard.export._module import export_module
 from brickyard.export._onnx import export_onnx
 from brickyard.network._cost_limit import Bounds
 from brickyard.runtime._profiling import count_flops, count_parameters
@@ -135,7 +137,7 @@ def test_what_a_file_says_is_shared_is_checked(tmp_path, change, code) -> None:
 
 
 def test_a_file_is_bounded_by_what_runs(tmp_path, monkeypatch) -> None:
-    """Each step that runs counts once: parts that only claim to be the same, and do not run as one, count by themselves."""
+    """Each step that runs counts once; parts that claim to be the same, and do not run as one, count by themselves."""
     whole = by.assemble(heads())
     path = whole.save(tmp_path / "whole.safetensors")
     numbers = sum(value.numel() for value in load_file(path).values())
@@ -167,6 +169,19 @@ def test_onnx_runs_the_backbone_once(tmp_path) -> None:
     found = onnxruntime.InferenceSession(path).run(["logits"], {"images": DATA[0].numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), apart(whole)(DATA[0]), rtol=1e-4, atol=1e-4)
     assert path.stat().st_size < 1.1 * export_onnx(whole.parts[0], tmp_path / "part.onnx").path.stat().st_size
+
+
+def test_plain_modules_run_the_backbone_once(tmp_path, monkeypatch) -> None:
+    whole = by.assemble(heads())
+    record = export_module(whole, tmp_path / "shared_heads.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("shared_heads")
+    model = module.load()
+    assert torch.equal(model(module.preprocess(DATA[0])), whole(DATA[0]))
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(whole)
+    assert model.state_dict().keys() >= {"parts.0.conv1.weight", "parts.1.linear.weight"}
+    assert "parts.1.conv1.weight" not in model.state_dict()
+    assert record.weights_bytes < 1.1 * export_module(whole.parts[0], tmp_path / "one_head.py").weights_bytes
 
 
 def test_parts_that_are_cut_or_prepared_differently_share_nothing() -> None:

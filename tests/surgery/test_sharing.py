@@ -138,7 +138,7 @@ def program(steps, changed: bool) -> Network:
     return Network(nodes, {name: layer for name, layer in layers.items() if name in used}).eval()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(programs(), st.integers(0, 99))
 def test_steps_in_place_change_nothing_for_others(drawn, place) -> None:
     lists, changed = drawn

@@ -139,6 +139,8 @@ class Assembly(Joined, Predictor):
     Attributes:
         skeletons: The sources' networks as data, one a part.
         sharing: What the networks of the parts have in common, and therefore run once.
+        runs: For each of its runs, the indices of the parts, the network of all their steps, and one that also returns
+            what the features are read from.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
@@ -178,7 +180,7 @@ class Assembly(Joined, Predictor):
         self._alike = [self.preprocessings.index(how) for how in self.preprocessings]
         self.sharing = sharing or Sharing({}, ())
         reads_at = [part.reads_at for part in self.components()]
-        self._runs = tuple(
+        self.runs = tuple(
             (run.parts, run.network(networks), run.network(networks, [reads_at[index] for index in run.parts]))
             for run in self.sharing.runs
         )
@@ -213,8 +215,8 @@ class Assembly(Joined, Predictor):
     def distinct_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
         """What runs, with input shapes as in `shaped_networks`: networks with common steps are one."""
         shaped = self.shaped_networks()
-        found = {parts[0]: (network, shaped[parts[0]][1]) for parts, network, _ in self._runs}
-        gone = {index for parts, *_ in self._runs for index in parts}
+        found = {parts[0]: (network, shaped[parts[0]][1]) for parts, network, _ in self.runs}
+        gone = {index for parts, *_ in self.runs for index in parts}
         return [found.get(index, pair) for index, pair in enumerate(shaped) if index not in gone or index in found]
 
     def components(self) -> list[Component]:
@@ -268,7 +270,7 @@ class Assembly(Joined, Predictor):
     def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What each of `networks` returns."""
         found: dict[int, Tensor] = {}
-        for parts, network, _ in self._runs:
+        for parts, network, _ in self.runs:
             found |= zip(parts, network(inputs[parts[0]]), strict=True)
         pairs = enumerate(zip(self.networks(), inputs, strict=True))
         return [found[index] if index in found else network(x) for index, (network, x) in pairs]
@@ -276,7 +278,7 @@ class Assembly(Joined, Predictor):
     def _seen(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The features of each part, and what its network returns."""
         common: dict[int, tuple[Tensor, Tensor]] = {}
-        for parts, _, network in self._runs:
+        for parts, _, network in self.runs:
             common |= zip(parts, network(inputs[parts[0]]), strict=True)
         found = []
         for index, (part, x) in enumerate(zip(self.components(), inputs, strict=True)):
