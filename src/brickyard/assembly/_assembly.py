@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._frozen import validated
-from brickyard.base._messages import shown
+from brickyard.base._messages import shown, told
 from brickyard.base._records import (
     AssemblyFile,
     AssemblyManifest,
@@ -24,6 +25,7 @@ from brickyard.base._records import (
 from brickyard.component._component import Component, check_input, read_familiarity
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
+from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
@@ -32,8 +34,10 @@ from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
 from brickyard.outputs._outputs import Outputs, check_outputs, outputs_of, thresholds_for
+from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
+from brickyard.surgery._sharing import Sharing, find_sharing, tied
 
 
 class Joined(nn.Module):
@@ -132,11 +136,13 @@ class Joined(nn.Module):
     def __str__(self) -> str:
         m = self.manifest
         total = sum(p.selection.parameters for p in m.parts)
+        once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
+        total -= m.shared_parameters
         lines = [
             f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
             f"  form         {m.form}",
             f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
-            f"  parameters   {total:,} in the parts",
+            f"  parameters   {total:,} in the parts{once}",
         ]
         lines += [
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
@@ -160,6 +166,9 @@ class Assembly(Joined, Predictor):
 
     Attributes:
         skeletons: The sources' networks as data, one a part.
+        sharing: What the networks of the parts have in common, and therefore run once.
+        runs: For each of its runs, the indices of the parts, the network of all their steps, and one that also returns
+            what the features are read from.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
@@ -186,6 +195,7 @@ class Assembly(Joined, Predictor):
         skeletons: Sequence[NetworkSpec | None] = (),
         familiarity: Sequence[Familiarity | None] = (),
         gate: Gate | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         super().__init__()
         if manifest.form == "parallel":
@@ -195,6 +205,13 @@ class Assembly(Joined, Predictor):
             self.joined = networks[0]
         self.manifest = manifest
         self.skeletons = tuple(skeletons)
+        self._alike = [self.preprocessings.index(how) for how in self.preprocessings]
+        self.sharing = sharing or Sharing({}, ())
+        reads_at = [part.reads_at for part in self.components()]
+        self.runs = tuple(
+            (run.parts, run.network(networks), run.network(networks, [reads_at[index] for index in run.parts]))
+            for run in self.sharing.runs
+        )
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
         self.eval()
@@ -223,6 +240,13 @@ class Assembly(Joined, Predictor):
         shapes, _ = network_shapes(self.manifest.parts, self.manifest.form, self.manifest.shared_input)
         return list(zip(self.networks(), shapes, strict=True))
 
+    def distinct_networks(self) -> list[tuple[Network, tuple[int, ...]]]:
+        """What runs, with input shapes as in `shaped_networks`: networks with common steps are one."""
+        shaped = self.shaped_networks()
+        found = {parts[0]: (network, shaped[parts[0]][1]) for parts, network, _ in self.runs}
+        gone = {index for parts, *_ in self.runs for index in parts}
+        return [found.get(index, pair) for index, pair in enumerate(shaped) if index not in gone or index in found]
+
     def components(self) -> list[Component]:
         """The parts, in parallel form; in another form there are none left."""
         return list(self.parts) if self.manifest.form == "parallel" else []
@@ -240,7 +264,10 @@ class Assembly(Joined, Predictor):
         """Preprocess raw images for each of `networks`."""
         parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
         if self.manifest.form == "parallel" or self.manifest.shared_input:
-            prepared = [preprocess(images, part.preprocessing) for part in parts[: len(likes)]]
+            prepared: list[Tensor] = []
+            for index, first in enumerate(self._alike[: len(likes)]):
+                known = first < index
+                prepared.append(prepared[first] if known else preprocess(images, parts[index].preprocessing))
         else:
             prepared = [torch.cat([preprocess(images, part.preprocessing) for part in parts], 1)]
         return [x.to(like.device, like.dtype) for x, like in zip(prepared, likes, strict=True)]
@@ -251,19 +278,42 @@ class Assembly(Joined, Predictor):
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
         if not features or self.manifest.form != "parallel":
-            outputs = [network(x) for network, x in zip(self.networks(), inputs, strict=True)]
+            outputs = self._outputs(inputs)
             if self.manifest.form != "parallel":
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
             return Signals(self.laid(outputs), energies=self.energies(outputs))
-        seen = [part.observe(x) for part, x in zip(self.components(), inputs, strict=True)]
-        outputs = [output for _, _, output in seen]
+        seen = self._seen(inputs)
+        outputs = [output for _, output in seen]
         logits, energies = self.laid(outputs), self.energies(outputs)
-        known = [(part.familiarity, found) for part, (found, _, _) in zip(self.components(), seen, strict=True)]
+        known = [(part.familiarity, found) for part, (found, _) in zip(self.components(), seen, strict=True)]
         distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
         if len(distances) < len(known):
             return Signals(logits, energies=energies)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
         return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies)
+
+    def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What each of `networks` returns."""
+        found: dict[int, Tensor] = {}
+        for parts, network, _ in self.runs:
+            found |= zip(parts, network(inputs[parts[0]]), strict=True)
+        pairs = enumerate(zip(self.networks(), inputs, strict=True))
+        return [found[index] if index in found else network(x) for index, (network, x) in pairs]
+
+    def _seen(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The features of each part, and what its network returns."""
+        common: dict[int, tuple[Tensor, Tensor]] = {}
+        for parts, _, network in self.runs:
+            common |= zip(parts, network(inputs[parts[0]]), strict=True)
+        found = []
+        for index, (part, x) in enumerate(zip(self.components(), inputs, strict=True)):
+            if index in common:
+                entering, output = common[index]
+                found.append((features_of(part.network, part.reads_at, x, entering), output))
+            else:
+                features, _, output = part.observe(x)
+                found.append((features, output))
+        return found
 
     def side_by_side(self, images: Tensor) -> Tensor:
         """The parts' logits before scaling, (batch, logits)."""
@@ -312,13 +362,26 @@ class Assembly(Joined, Predictor):
             "skeletons": self.skeletons,
             "familiarity": [part.familiarity for part in self.components()],
             "gate": self.gate,
+            "sharing": self.sharing,
         }
         return Assembly(**(same | changes))
 
     def fused(self) -> Assembly:
         """A copy fused for inference, as by `Component.fused`; form and scaling stay the same."""
         networks = [quick(network, shape) for network, shape in self.shaped_networks()]
-        return self._with(networks=networks, skeletons=[None] * len(self.manifest.parts))
+        sharing = None
+        if self.manifest.form == "parallel":
+            networks, sharing, _ = shared(networks, self.manifest)
+        return self._with(networks=networks, sharing=sharing, skeletons=[None] * len(self.manifest.parts))
+
+    def unshared(self) -> Assembly:
+        """A copy whose parts run and train by themselves, also where they are equal: training one leaves the others.
+
+        Loading it from a file, or fusing it, finds what is still equal.
+        """
+        networks = [copy.deepcopy(network) for network in self.networks()]
+        manifest = self.manifest.model_copy(update={"shared_parameters": 0, "shared_flops": 0})
+        return self._with(networks=networks, manifest=manifest, sharing=None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
@@ -330,11 +393,43 @@ class Assembly(Joined, Predictor):
         tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
         for index, network in enumerate(networks):
             tensors |= tensors_of(network, f"networks.{index}.")
+        again = {f"networks.{own}" for own in self.sharing.ties}
+        tensors = {name: value for name, value in tensors.items() if not again & {name, name.rpartition(".")[0]}}
         for index, part in enumerate(self.components()):
             tensors |= tensors_of(part.familiarity, f"familiarity.{index}.")
         specs = tuple(network.to_spec() for network in networks)
-        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons)
+        ties = dict(self.sharing.ties)
+        text = AssemblyFile(manifest=self.manifest, networks=specs, skeletons=self.skeletons, shared=ties)
         return write(given_path(path, "the file to write"), tensors, text.model_dump(mode="json"), overwrite)
+
+
+def shared(
+    networks: Sequence[Network], manifest: AssemblyManifest, ties: Mapping[str, str] | None = None
+) -> tuple[list[Network], Sharing, AssemblyManifest]:
+    """The networks of parts with equal layers as one, what they have in common, and the manifest that says so.
+
+    Args:
+        networks: The networks of the parts.
+        manifest: That of the assembly.
+        ties: Layers and tensors that are known to be equal, as in `Sharing`.
+    """
+    sharing, shapes = _sharing(networks, manifest.parts, ties), [part.input_shape for part in manifest.parts]
+    made = tied(networks, sharing.ties)
+    if not sharing.runs or manifest.shared_parameters or manifest.shared_flops:
+        return made, sharing, manifest
+    twice = sum(count_flops(networks[index], shapes[index]) for run in sharing.runs for index in run.parts)
+    once = sum(count_flops(run.network(made), shapes[run.parts[0]]) for run in sharing.runs)
+    numbers = sum(map(count_parameters, networks)) - count_parameters(nn.ModuleList(made))
+    return made, sharing, manifest.model_copy(update={"shared_parameters": numbers, "shared_flops": twice - once})
+
+
+def _sharing(
+    networks: Sequence[Network], parts: Sequence[ComponentManifest], ties: Mapping[str, str] | None = None
+) -> Sharing:
+    """What networks have in common that are given the same images, prepared in the same way."""
+    likes = map(kind, networks)
+    given = [(p.preprocessing, p.input_shape, like.dtype, like.device) for p, like in zip(parts, likes, strict=True)]
+    return find_sharing(networks, given, ties)
 
 
 def check_model(model: object, verb: str) -> None:
@@ -374,10 +469,13 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     for part in manifest.parts:
         check_input(part)
     check_outputs(manifest)
-    bounds = Bounds(count_numbers(tensors))
+    bounds = [Bounds(count_numbers(tensors))] * len(shapes)
+    if file.shared:
+        bounds = _bounds_of_shared(file, bounds[0], shapes)
+        _repeat_shared(file, tensors)
     networks = [
-        stored_network(spec, tensors, f"networks.{index}.", shape, width, bounds)
-        for index, (spec, shape, width) in enumerate(zip(file.networks, shapes, widths, strict=True))
+        stored_network(spec, tensors, f"networks.{index}.", shape, width, bound)
+        for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
     pairs = zip(manifest.parts, networks if manifest.form == "parallel" else (), strict=False)
@@ -391,4 +489,40 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")
     check_all_used(tensors)
-    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate)
+    sharing = None
+    if manifest.form == "parallel":
+        networks, sharing, manifest = shared(networks, manifest, file.shared)
+    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing)
+
+
+def _bounds_of_shared(file: AssemblyFile, bounds: Bounds, shapes: Sequence[tuple[int, ...]]) -> list[Bounds]:
+    """Check what networks with layers in common cost when each step runs once; return a limit for each by itself."""
+    specs: dict[str, Any] = {}
+    for index, one in enumerate(file.networks):
+        specs |= {f"{index}.{name}": spec for name, spec in (*one.layers.items(), *one.tensors.items())}
+    for own, first in file.shared.items():
+        if own not in specs or first in file.shared or specs[own] != specs.get(first):
+            why = f"{told(own, 80)!r} cannot be the same layer or tensor as {told(first, 80)!r}"
+            raise FileError("file-inconsistent", f"{why}: there is no such pair in its networks")
+    bones = [Network.from_spec(spec) for spec in file.networks]
+    runs = _sharing(bones, file.manifest.parts, file.shared).runs
+    once = {run.parts[0]: run.network(bones) for run in runs}
+    gone = {index for run in runs for index in run.parts[1:]}
+    for index in range(len(bones)):
+        if index not in gone:
+            bounds.run(once.get(index, bones[index]), shapes[index])
+    return [Bounds(bounds.numbers) for _ in shapes]
+
+
+def _repeat_shared(file: AssemblyFile, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of layers in common under the name of each layer."""
+    found: dict[str, list[str]] = {}
+    for name in tensors:
+        for owner in (name, name.rpartition(".")[0]):
+            found.setdefault(owner, []).append(name)
+    for own, first in file.shared.items():
+        for name in found.get(f"networks.{first}", []):
+            again = f"networks.{own}{name.removeprefix(f'networks.{first}')}"
+            if again in tensors:
+                raise FileError("file-tensor-mismatch", f"tensor {again!r} is there, and is also to be {name!r}")
+            tensors[again] = tensors[name]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._assembly import Assembly, shared
 from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.base._errors import BrickyardError, SurgeryError
 from brickyard.base._messages import told
@@ -35,7 +35,8 @@ def formed(parts: Sequence[Component], manifest: AssemblyManifest, source: nn.Mo
     skeletons = [part.skeleton for part in parts]
     if manifest.form == "parallel":
         known = [part.familiarity for part in parts]
-        return Assembly([part.network for part in parts], manifest, skeletons=skeletons, familiarity=known)
+        networks, sharing, manifest = shared([part.network for part in parts], manifest)
+        return Assembly(networks, manifest, skeletons=skeletons, familiarity=known, sharing=sharing)
     try:
         return _joined(parts, manifest, source)
     except BrickyardError:

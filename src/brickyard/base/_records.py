@@ -1,7 +1,6 @@
 """Frozen values that say what a component or an assembly is and where it came from, with conversion to and from JSON.
 
-Nothing here depends on `torch`: a manifest is plain data, validated on creation, and the JSON Schema published in
-`docs/` is generated from these classes.
+Nothing here depends on `torch`. Manifests are validated on creation; the JSON Schema in `docs/` is made from them.
 """
 
 from __future__ import annotations
@@ -444,7 +443,7 @@ class AssemblyManifest(Frozen):
     `left_out` lists, for each part, the classes that are not used, by the first of their `members`; the part itself is
     unchanged.
     `members` lists, for each class, the parts' logits that form it (as indices into all logits side by side: each
-    part's task, then its votes).
+    part's task, then its votes). `shared_parameters` and `shared_flops` (per image) count once, not in each part.
     """
 
     kind: Literal["assembly"] = "assembly"
@@ -456,6 +455,8 @@ class AssemblyManifest(Frozen):
     parts: Annotated[tuple[ComponentManifest, ...], Field(min_length=1)]
     form: Form
     shared_input: bool = False
+    shared_parameters: Count = 0
+    shared_flops: Count = 0
     scaling: ScalingRecord = ScalingRecord(name="none")
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
@@ -562,11 +563,12 @@ class ComponentFile(Frozen):
 
 
 class AssemblyFile(Frozen):
-    """The JSON text of an assembly file, beside its format version."""
+    """The JSON text of an assembly file. `shared`: layers ("1.conv1") with the tensors of an equal one ("0.conv1")."""
 
     manifest: AssemblyManifest
     networks: tuple[NetworkSpec, ...]
     skeletons: tuple[NetworkSpec | None, ...]
+    shared: dict[str, str] = {}
 
 
 class RelevanceFile(Frozen):

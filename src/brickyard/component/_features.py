@@ -21,12 +21,18 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
     for index, node, values in network.walk(x):
         if index == stop:
             entering: Tensor = values[refs(node)[0] if stop else node.name]
-            features = _pooled(_mixing(network, node), entering)
-    if features.shape[0] != x.shape[0]:
-        alone = x.split(1) if x.shape[0] > 1 else ()  # which rows are of one image is known for one image only
-        rows = [observe(network, stop, image)[0] for image in alone] or [features.mean(0, keepdim=True)]
-        features = torch.cat(rows)
+            features = features_of(network, stop, x, entering)
     return features, entering, values[node.name]
+
+
+def features_of(network: Network, stop: int, x: Tensor, entering: Tensor) -> Tensor:
+    """The features of images, (batch, size), as `observe` returns them, where what enters step `stop` is known."""
+    features = _pooled(_mixing(network, network.nodes[stop]), entering)
+    if features.shape[0] == x.shape[0]:
+        return features
+    alone = x.split(1) if x.shape[0] > 1 else ()  # which rows are of one image is known for one image only
+    rows = [observe(network, stop, image)[0] for image in alone] or [features.mean(0, keepdim=True)]
+    return torch.cat(rows)
 
 
 def reader(network: Network, channels: int, size: int | None = None) -> tuple[int, int]:

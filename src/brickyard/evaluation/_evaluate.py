@@ -259,7 +259,7 @@ def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
     """Parameters and FLOPs of all sources, and of the model under its row's name."""
     parts = model.manifest.parts
     distinct = {part.source.sha256: part.source for part in parts}.values()
-    pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.shaped_networks()
+    pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.distinct_networks()
     return {
         "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
         name: {"parameters": count_parameters(model), "flops": sum(count_flops(*pair) for pair in pairs)},

@@ -18,7 +18,7 @@ from brickyard.component._familiarity import SHORTNESS, Familiarity
 from brickyard.export._plain_inputs import preprocessing_text, raw_text
 from brickyard.export._plain_network import GROUP, PlainNetwork
 from brickyard.export._spelling import joined, literal, wrapped
-from brickyard.network._network import kind
+from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
 from brickyard.outputs._outputs import OneOfMany, Outputs, Several, find_outputs
 from brickyard.scaling._scale import owned, usual_energies
@@ -108,7 +108,7 @@ def component_content(component: Component) -> Content:
     head, constants = _head(component)
     about = "The network; its layers have the names that they have in the source."
     count = len(component.classes) + component.reject
-    text = _network_class(network, "Model", about, component.manifest.input_shape, count, head)
+    text = _network_class(network, "Model", about, component.manifest.input_shape, [count], head)
     sides = len(component.input_shape) - 1
     inputs = preprocessing_text(component.manifest.preprocessing, kind(component.network).dtype, sides)
     classes = _with_helpers([network], [component.manifest], [text])
@@ -130,7 +130,7 @@ def _network_class(
     name: str,
     about: str,
     shape: Sequence[int],
-    count: int,
+    counts: Sequence[int],
     head: Sequence[str] = (),
     reads_at: int | None = None,
 ) -> str:
@@ -141,7 +141,7 @@ def _network_class(
         f"class {name}({network.base}):",
         f'    """{about}',
         "",
-        f"    (batch, {', '.join(map(str, shape))}) -> (batch, {count}){more}",
+        f"    (batch, {', '.join(map(str, shape))}) -> {', '.join(f'(batch, {count})' for count in counts)}{more}",
         '    """',
         "",
         "    def __init__(self):",
@@ -150,7 +150,7 @@ def _network_class(
         "",
         f"    def forward(self, {images}):",
         *steps,
-        *([f"        logits = {result}", *head] if head else [f"        return {', '.join([result, *features])}"]),
+        *([f"        logits = {result}", *head] if head else wrapped(f"return {', '.join([result, *features])}", 8)),
     ]
     return "\n".join(lines)
 
@@ -220,7 +220,12 @@ def assembly_content(assembly: Assembly) -> Content:
     known = known if len(known) == len(components) else []
     texts: list[str] = []
     networks: list[PlainNetwork] = []
-    for index, (network, shape) in enumerate(assembly.shaped_networks()):
+    together = None if known else _together(assembly)
+    if together is not None:
+        networks.append(PlainNetwork(together, assembly.input_shape))
+        about, widths = "The networks of the parts, whose common steps run once.", [p.width for p in manifest.parts]
+        texts.append(_network_class(networks[-1], "Parts", about, assembly.input_shape, widths))
+    for index, (network, shape) in enumerate(assembly.shaped_networks() if together is None else ()):
         networks.append(PlainNetwork(network, shape))
         name = f"Part{index}" if manifest.form == "parallel" else "Joined"
         about = (
@@ -228,22 +233,32 @@ def assembly_content(assembly: Assembly) -> Content:
         )
         width = sum(p.width for p in (manifest.parts[index : index + 1] if name != "Joined" else manifest.parts))
         reads_at = components[index].reads_at if known else None
-        texts.append(_network_class(networks[-1], name, about, shape, width, reads_at=reads_at))
+        texts.append(_network_class(networks[-1], name, about, shape, [width], reads_at=reads_at))
     if known:
         texts.append(_FAMILIARITY.strip().replace("{shortness}", repr(SHORTNESS)))
     constants = []
     if not manifest.plain:
         constants = wrapped(f"MEMBERS = [{joined(literal(list(member)) for member in manifest.members)}]")
-    texts.append("\n".join(_assembly_class(assembly, known)))
+    texts.append("\n".join(_assembly_class(assembly, known, together is not None)))
     classes = _with_helpers(networks, manifest.parts, texts)
-    return Content(constants, _inputs_text(assembly), classes, _state(assembly, known))
+    return Content(constants, _inputs_text(assembly), classes, _state(assembly, known, together))
 
 
-def _state(assembly: Assembly, known: Sequence[Familiarity]) -> dict[str, Tensor]:
+def _together(assembly: Assembly) -> Network | None:
+    """One network of all parts, if they run as one."""
+    runs = [network for parts, network, _ in assembly.runs if len(parts) == len(assembly.components())]
+    if not runs:
+        return None
+    nodes = runs[0].nodes
+    layers = {node.target: runs[0].layer(node.target) for node in nodes if node.op == "layer"}
+    return Network(nodes, layers, {node.target: runs[0].tensor(node.target) for node in nodes if node.op == "tensor"})
+
+
+def _state(assembly: Assembly, known: Sequence[Familiarity], together: Network | None) -> dict[str, Tensor]:
     """The tensors of an assembly's plain module."""
     parallel = assembly.manifest.form == "parallel"
-    state: dict[str, Tensor] = {}
-    for index, network in enumerate(assembly.networks()):
+    state: dict[str, Tensor] = {} if together is None else dict(tensors_of(together, "parts."))
+    for index, network in enumerate(assembly.networks() if together is None else ()):
         state |= tensors_of(network, f"parts.{index}." if parallel else "joined.")
     for name, value in (("matrix", assembly.matrix), ("shift", assembly.shift)):
         state |= {} if value is None else {name: value}
@@ -281,12 +296,13 @@ def _inputs_text(assembly: Assembly) -> str:
     return "\n\n\n".join([*texts, "\n".join(lines)])
 
 
-def _assembly_class(assembly: Assembly, known: Sequence[Familiarity]) -> list[str]:
+def _assembly_class(assembly: Assembly, known: Sequence[Familiarity], together: bool) -> list[str]:
     manifest, parallel = assembly.manifest, assembly.manifest.form == "parallel"
     count, parts = sum(map(len, manifest.columns)), range(len(manifest.parts))
     made = [
         f"self.parts = nn.ModuleList([{joined(f'Part{i}()' for i in parts)}])" if parallel else "self.joined = Joined()"
     ]
+    made = ["self.parts = Parts()"] if together else made
     sizes: list[tuple[str, tuple[int, ...]]] = []
     if assembly.matrix is not None:
         sizes += [("matrix", (count, count)), ("shift", (count,))]
@@ -311,14 +327,16 @@ def _assembly_class(assembly: Assembly, known: Sequence[Familiarity]) -> list[st
         *(line for text in made for line in wrapped(text, 8)),
         "",
         f"    def forward(self, {'inputs' if parallel else 'x'}):",
-        *(line for text in _answers(assembly, bool(known)) for line in wrapped(text, 8)),
+        *(line for text in _answers(assembly, bool(known), together) for line in wrapped(text, 8)),
     ]
 
 
-def _answers(assembly: Assembly, gated: bool) -> list[str]:
+def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     """The statements that make an assembly's outputs of those of its parts."""
     manifest, names = assembly.manifest, [f"logits{index}" for index in range(len(assembly.manifest.parts))]
-    if manifest.form == "parallel":
+    if together:
+        lines = [f"({joined(names)}{',' * (len(names) == 1)}) = self.parts(inputs[0])"]
+    elif manifest.form == "parallel":
         more = [f", features{index}" if gated else "" for index in range(len(names))]
         lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]
     else:

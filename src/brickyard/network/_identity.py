@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,9 +84,13 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         TraceError: It is not a module, or has no weights.
     """
-    model = source_of(model)
+    return digest_of(source_of(model).state_dict())
+
+
+def digest_of(state: Mapping[str, Any]) -> str:
+    """SHA-256 of the names, types, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         if isinstance(value, Tensor):
             value = value.to_dense() if value.layout != torch.strided else value
             digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())

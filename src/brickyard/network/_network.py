@@ -336,7 +336,7 @@ class Network(nn.Module):
             )
             for name in self._tensor_names
         }
-        return NetworkSpec(nodes=tuple(map(_node_spec, self._steps)), layers=layers, tensors=tensors)
+        return NetworkSpec(nodes=tuple(map(node_spec, self._steps)), layers=layers, tensors=tensors)
 
     @classmethod
     def from_spec(cls: type[NetworkT], spec: NetworkSpec) -> NetworkT:
@@ -400,6 +400,10 @@ _VIEWS |= {
     "trunc",
     "floor",
 }
+_VIEWING = (
+    *(nn.Identity, nn.Flatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool:
@@ -410,14 +414,24 @@ def _keeps_input(nodes: Sequence[Node], layers: Mapping[str, nn.Module]) -> bool
         if not given:
             continue
         layer = layers[node.target] if node.op == "layer" else None
-        entry = FUNCTIONS.get(node.target) if node.op == "function" else None
-        unknown = node.op == "function" and entry is None  # which may do anything
+        unknown = node.op == "function" and node.target not in FUNCTIONS  # which may do anything
         if unknown or overwrites(node, layer, None):
             return False
-        moves = entry is not None and (entry.role == "move" or node.target in _VIEWS)
-        if moves or isinstance(layer, nn.Identity | nn.Flatten | nn.Dropout):
+        if may_alias(node, layer):
             views.add(node.name)
     return True
+
+
+def may_alias(node: Node, layer: nn.Module | None) -> bool:
+    """Whether a step may return what it is given, or a view of it.
+
+    Args:
+        node: The step.
+        layer: The layer that it runs, if it is one.
+    """
+    if node.op == "function":
+        return node.target in _VIEWS or FUNCTIONS[node.target].role == "move"
+    return isinstance(layer, _VIEWING) or overwrites(node, layer, None)
 
 
 def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
@@ -473,7 +487,12 @@ def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
         seen.add(node.name)
 
 
-def _node_spec(node: Node) -> NodeSpec:
+def node_spec(node: Node) -> NodeSpec:
+    """A step as data.
+
+    Raises:
+        FileError: An argument has no form as data.
+    """
     return NodeSpec(
         name=node.name,
         op=node.op,

@@ -49,6 +49,8 @@ def _overview(entries: Sequence[Entry]) -> Found:
         flops = sum(part.selection.flops for part in entry.parts)
         if isinstance(item, Component):
             flops = count_flops(item.network, item.manifest.input_shape)
+        else:
+            flops -= item.manifest.shared_flops
         parameters = _share(count_parameters(item), sum(source.parameters for source in sources))
         flops_text = _share(flops, sum(source.flops for source in sources))
         rows.append({"entry": entry, "parameters": parameters, "flops": flops_text})
