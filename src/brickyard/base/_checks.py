@@ -171,8 +171,8 @@ def other_names(value: Any, what: str = "same") -> dict[str, str]:
         return dict(named)
     raise OptionError(
         "option-syntax",
-        f"{what} must hold new names by old ones, as in {{'aeroplane': 'airplane'}}, or in words as aeroplane=airplane, "
-        f"got {brief(value)}",
+        f"{what} must hold new names by old ones, as in {{'aeroplane': 'airplane'}}, or in words as "
+        f"aeroplane=airplane, got {brief(value)}",
     )
 
 
