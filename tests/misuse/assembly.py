@@ -93,6 +93,7 @@ ASSEMBLE = [
     *wrong("assemble", World.join, "scaling", "option-choice", "x", None, 5, ["none"]),
     *wrong("assemble", World.join, "on_duplicate", "option-choice", "x", None),
     *wrong("assemble", World.join, "votes", "option-type", "yes", None),
+    *wrong("assemble", World.join, "same", "option-syntax", "1", ["1"], {"1": 2}),
     *wrong("assemble", World.join, "source", "option-type", 5, "x"),
     *wrong("assemble", World.join, "seed", "option-range", "x", None),
     *wrong("assemble", World.join, "shots", "option-range", 0, -1, 1.5, "x", True),

@@ -153,8 +153,12 @@ def _thresholds_read(text: str) -> Any:
         ) from None
 
 
-def other_names(value: Any) -> dict[str, str]:
+def other_names(value: Any, what: str = "same") -> dict[str, str]:
     """Convert new names by old ones, which may be text, as in "aeroplane=airplane,lorry=truck".
+
+    Args:
+        value: The names.
+        what: What messages call them.
 
     Raises:
         OptionError: They have another form.
@@ -167,8 +171,8 @@ def other_names(value: Any) -> dict[str, str]:
         return dict(named)
     raise OptionError(
         "option-syntax",
-        "other names must be given by name, as in {'aeroplane': 'airplane'}, or in words as aeroplane=airplane, got "
-        f"{brief(value)}",
+        f"{what} must hold new names by old ones, as in {{'aeroplane': 'airplane'}}, or in words as "
+        f"aeroplane=airplane, got {brief(value)}",
     )
 
 

@@ -52,12 +52,12 @@ def read_names(texts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         old = next((name for name in classes if text.startswith(f"{name}=")), None)
-        found |= {old: text[len(old) + 1 :]} if old is not None else other_names(text)
+        found |= {old: text[len(old) + 1 :]} if old is not None else other_names(text, "names")
     return found
 
 
 def _changed(classes: Sequence[str], names: Any) -> tuple[str, ...]:
-    found = other_names(names)
+    found = other_names(names, "names")
     for old, new in found.items():
         if old not in classes:
             raise TaskError(
