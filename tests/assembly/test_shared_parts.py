@@ -136,6 +136,45 @@ def test_what_a_file_says_is_shared_is_checked(tmp_path, change, code) -> None:
         by.load(path)
 
 
+class Tables(nn.Module):
+    """Bare tensors before the last layer: one that is trained, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.rand(4, 1, 1))
+        self.shift = nn.Parameter(torch.rand(4, 1, 1))
+        randomised(self)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.conv(x) * self.scale + self.shift).mean((2, 3)))
+
+
+def test_bare_tensors_are_shared_too(tmp_path) -> None:
+    sources = [Tables(), Tables()]
+    sources[1].load_state_dict(sources[0].state_dict())
+    sources[1].linear = randomised(nn.Linear(4, 4), 3)
+    parts = []
+    for names, source in zip(("abcd", "efgh"), sources, strict=True):
+        relevance = by.locate(source, DATA, classes=list(names))
+        parts.append(by.disassemble(source, relevance, task=list(names), budget=WHOLE))
+    whole = by.assemble(parts)
+    assert {"1.conv", "1.scale", "1.shift"} == set(whole.sharing.ties)
+    again = by.load(whole.save(tmp_path / "whole.safetensors"))
+    expected = torch.cat([part(part.preprocess(DATA[0])) for part in parts], 1)
+    assert torch.equal(whole(DATA[0]), expected)
+    assert torch.equal(again(DATA[0]), expected)
+    both, apart_too = copy.deepcopy(whole).double(), whole.unshared().double()
+    assert torch.equal(both(DATA[0].double()), apart_too(DATA[0].double()))
+    assert not {"networks.1.scale", "networks.1.shift"} & load_file(both.save(tmp_path / "double.safetensors")).keys()
+
+
+def test_only_parallel_files_share(tmp_path) -> None:
+    path = by.assemble(heads(), form="padded").save(tmp_path / "padded.safetensors")
+    with refused("file-inconsistent"):
+        by.load(rewritten(path, lambda text, tensors: text["shared"].update({"0.bn1": "0.layer1.0.bn1"})))
+
+
 def test_a_file_is_bounded_by_what_runs(tmp_path, monkeypatch) -> None:
     """Each step that runs counts once; parts that claim to be the same, and do not run as one, count by themselves."""
     whole = by.assemble(heads())

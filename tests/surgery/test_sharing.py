@@ -271,6 +271,15 @@ def test_random_steps_are_drawn_by_each_network() -> None:
     assert find_sharing([network(False), network(False)], [0, 0]).runs
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout2d(), nn.AlphaDropout(), nn.PixelShuffle(1), nn.Identity()])
+def test_images_that_a_layer_returns_are_not_overwritten(layer) -> None:
+    nodes = [Node("x", "input"), Node("y", "layer", "layer", (Ref("x"),))]
+    nodes += [Node("z", "function", "relu_", (Ref("y"),)), Node("out", "output", args=(Ref("z"),))]
+    images = X.clone()
+    Network(nodes, {"layer": layer}).eval()(images)
+    assert torch.equal(images, X)
+
+
 def test_weights_are_compared_only_where_all_before_them_is_equal(monkeypatch) -> None:
     digested = []
     from brickyard.surgery import _sharing

@@ -471,8 +471,8 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     check_outputs(manifest)
     bounds = [Bounds(count_numbers(tensors))] * len(shapes)
     if file.shared:
-        bounds = _bounds_of_shared(file, bounds[0], shapes)
         _repeat_shared(file, tensors)
+        bounds = _bounds_of_shared(file, tensors, bounds[0], shapes)
     networks = [
         stored_network(spec, tensors, f"networks.{index}.", shape, width, bound)
         for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True))
@@ -495,34 +495,42 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing)
 
 
-def _bounds_of_shared(file: AssemblyFile, bounds: Bounds, shapes: Sequence[tuple[int, ...]]) -> list[Bounds]:
-    """Check what networks with layers in common cost when each step runs once; return a limit for each by itself."""
-    specs: dict[str, Any] = {}
-    for index, one in enumerate(file.networks):
-        specs |= {f"{index}.{name}": spec for name, spec in (*one.layers.items(), *one.tensors.items())}
-    for own, first in file.shared.items():
-        if own not in specs or first in file.shared or specs[own] != specs.get(first):
-            why = f"{told(own, 80)!r} cannot be the same layer or tensor as {told(first, 80)!r}"
-            raise FileError("file-inconsistent", f"{why}: there is no such pair in its networks")
-    bones = [Network.from_spec(spec) for spec in file.networks]
-    runs = _sharing(bones, file.manifest.parts, file.shared).runs
-    once = {run.parts[0]: run.network(bones) for run in runs}
-    gone = {index for run in runs for index in run.parts[1:]}
-    for index in range(len(bones)):
-        if index not in gone:
-            bounds.run(once.get(index, bones[index]), shapes[index])
-    return [Bounds(bounds.numbers) for _ in shapes]
-
-
 def _repeat_shared(file: AssemblyFile, tensors: dict[str, Tensor]) -> None:
     """Put the tensors of layers in common under the name of each layer."""
+    specs: dict[str, Any] = {}
+    for index, one in enumerate(file.networks if file.manifest.form == "parallel" else ()):
+        specs |= {f"{index}.{name}": spec for name, spec in (*one.layers.items(), *one.tensors.items())}
     found: dict[str, list[str]] = {}
     for name in tensors:
         for owner in (name, name.rpartition(".")[0]):
             found.setdefault(owner, []).append(name)
     for own, first in file.shared.items():
+        if own not in specs or first in file.shared or specs[own] != specs.get(first):
+            why = f"{told(own, 80)!r} cannot be the same layer or tensor as {told(first, 80)!r}"
+            raise FileError("file-inconsistent", f"{why}: there is no such pair in its networks")
         for name in found.get(f"networks.{first}", []):
             again = f"networks.{own}{name.removeprefix(f'networks.{first}')}"
             if again in tensors:
                 raise FileError("file-tensor-mismatch", f"tensor {again!r} is there, and is also to be {name!r}")
             tensors[again] = tensors[name]
+
+
+def _bounds_of_shared(
+    file: AssemblyFile, tensors: dict[str, Tensor], bounds: Bounds, shapes: Sequence[tuple[int, ...]]
+) -> list[Bounds]:
+    """Check what networks with layers in common cost when each step runs once; return a limit for each by itself."""
+    bones = [Network.from_spec(spec) for spec in file.networks]
+    try:
+        for index, network in enumerate(bones):
+            match_types(network, tensors, f"networks.{index}.")
+        runs = _sharing(bones, file.manifest.parts, file.shared).runs
+        once = {run.parts[0]: run.network(bones) for run in runs}
+        gone = {index for run in runs for index in run.parts[1:]}
+        for index in range(len(bones)):
+            if index not in gone:
+                bounds.run(once.get(index, bones[index]), shapes[index])
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError("file-network-invalid", f"its networks do not run together: {told(error)}") from None
+    return [Bounds(bounds.numbers) for _ in shapes]
