@@ -455,7 +455,7 @@ def halves(kind: str, form: Any = "parallel", **options: Any) -> tuple[Any, list
         source = random_network(kind, 12, 5 + seed, CLASSES, seed=seed, heads=2).double()
         relevance = locate(source, graph, nodes=range(40), name=f"s{seed}")
         parts.append(disassemble(source, relevance, task=task, features=True, budget=by.Budget(parameters=0.6)))
-    return assemble(parts, form=form, **options), parts, graph
+    return assemble(parts, form=form, **{"scaling": "none", **options}), parts, graph
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -481,7 +481,7 @@ def test_sources_from_two_graphs(kind, form) -> None:
         parts.append(disassemble(source, relevance, task=[0, 2], features=True))
     with refused("surgery-input-mismatch", "12", "9"):
         assemble(parts)
-    whole = assemble(parts, form=form, shared_input=False).double()
+    whole = assemble(parts, form=form, shared_input=False, scaling="none").double()
     x, edges = disjoint([(graph[0].double(), graph[1]) for graph in graphs])
     found = whole(x, edges)
     assert found.shape == (100, 4)
@@ -531,7 +531,7 @@ def test_scalings() -> None:
     with refused("option-needs-data", "'affine'"):
         assemble(parts, scaling="affine")
     with refused("option-without-effect", "data=", "'none'"):
-        assemble(parts, data=data, nodes=range(40))
+        assemble(parts, scaling="none", data=data, nodes=range(40))
     with refused("data-no-labels", "nodes="):
         assemble(parts, scaling="affine", data=data)
 

@@ -269,7 +269,7 @@ def pair(make: Any = chain, **options: Any) -> list[by.Component]:
 @pytest.mark.parametrize("reject", [False, True])
 @pytest.mark.parametrize("make", [chain, Residual])
 def test_each_part_of_an_assembly_merges_its_own(form: Any, reject: bool, make: Any, tmp_path: Path) -> None:
-    whole = by.assemble(pair(make, reject=reject), form=form)
+    whole = by.assemble(pair(make, reject=reject), form=form, scaling="none")
     z = [source(make, seed)(TEST[0]) for seed in (0, 1)]
     logits = torch.stack([z[0][:, :2].logsumexp(1), z[0][:, 2], z[1][:, [4, 3]].logsumexp(1), z[1][:, 5]], 1)
     for model in lasting(whole, tmp_path / "whole.safetensors"):
@@ -282,11 +282,11 @@ def test_each_part_of_an_assembly_merges_its_own(form: Any, reject: bool, make: 
 def test_a_union_merges_too() -> None:
     tasks = ({"pet": ["cat", "dog"], "truck": "truck"}, {"bird": ["owl", "hen"], "car": "car"})
     parts = [part(task, budget=by.Budget(flops=0.6, factors=False, rotate=False)) for task in tasks]
-    whole = by.assemble(parts, form="union", source=source())
+    whole = by.assemble(parts, form="union", source=source(), scaling="none")
     plain = [
         part(task, budget=by.Budget(flops=0.6, factors=False, rotate=False)) for task in (FLAT[:3], [*FLAT[3:], "car"])
     ]
-    z = by.assemble(plain, form="union", source=source())(TEST[0])
+    z = by.assemble(plain, form="union", source=source(), scaling="none")(TEST[0])
     expected = torch.stack([z[:, :2].logsumexp(1), z[:, 2], z[:, 3:5].logsumexp(1), z[:, 5]], 1)
     assert (whole(TEST[0]) - expected).abs().max() < 1e-9
 
@@ -294,8 +294,8 @@ def test_a_union_merges_too() -> None:
 @pytest.mark.parametrize("form", ["parallel", "padded"])
 def test_a_merged_class_can_be_left_out(form: Any) -> None:
     parts = pair()
-    whole = by.assemble(parts, form=form)
-    less = by.assemble([by.assemble(parts)], without=["pet"], form=form)
+    whole = by.assemble(parts, form=form, scaling="none")
+    less = by.assemble([by.assemble(parts)], without=["pet"], form=form, scaling="none")
     assert less.classes == ("truck", "bird", "car")
     assert (less(TEST[0]) - whole(TEST[0])[:, 1:]).abs().max() < 1e-12
     assert "left out     pet" in str(less)
@@ -329,7 +329,7 @@ def test_a_class_that_two_parts_know_is_shared_by_its_new_name() -> None:
     other = by.disassemble(source(), RELEVANCE, task={"bird": ["hen", "owl"]}, heal="none", budget=by.Budget(flops=1.0))
     with refused("task-class-in-two-parts", "bird"):
         by.assemble([*parts, other])
-    whole = by.assemble([*parts, other], on_duplicate="average")
+    whole = by.assemble([*parts, other], on_duplicate="average", scaling="none")
     z = [source(seed=seed)(TEST[0])[:, 3:5].logsumexp(1) for seed in (1, 0)]
     assert (whole(TEST[0])[:, 2] - (z[0] + z[1]) / 2).abs().max() < 1e-9
 
@@ -338,7 +338,7 @@ def test_a_part_does_not_vote_on_its_own_members() -> None:
     first = part({"pet": ["cat", "dog"]}, reject=True, budget=by.Budget(flops=1.0))
     second = part(["cat", "car"], budget=by.Budget(flops=1.0), heal="refit")
     third = part(["owl"], budget=by.Budget(flops=1.0))
-    whole = by.assemble([first, third, second], votes=True)
+    whole = by.assemble([first, third, second], votes=True, scaling="none")
     assert whole.manifest.votes == ((4, 5), (), ())
     z = source()(TEST[0])
     expected = torch.stack([z[:, :2].logsumexp(1), z[:, 4], z[:, 0], z[:, 5]], 1)

@@ -82,7 +82,7 @@ def test_a_class_may_be_called_as_one_of_its_members() -> None:
 
 @pytest.mark.parametrize("form", ["parallel", "padded"])
 def test_an_assembly_and_its_parts_are_renamed(form: Any, tmp_path: Path) -> None:
-    whole = by.assemble(pair(), form=form)
+    whole = by.assemble(pair(), form=form, scaling="none")
     other = whole.renamed({"car": "auto", "pet": "friend"})
     for model in (other, by.load(other.save(tmp_path / "whole.safetensors"))):
         assert model.classes == ("friend", "truck", "bird", "auto")
@@ -93,25 +93,25 @@ def test_an_assembly_and_its_parts_are_renamed(form: Any, tmp_path: Path) -> Non
     with refused("task-unknown-class", "'fish'"):
         whole.renamed({"fish": "a"})
     if form == "parallel":
-        assert by.assemble([other], without=["friend"]).classes == ("truck", "bird", "auto")
+        assert by.assemble([other], without=["friend"], scaling="none").classes == ("truck", "bird", "auto")
 
 
 def test_classes_that_parts_share_are_renamed_together() -> None:
     twice = [part(["cat", "truck"], **WHOLE), part(["cat", "owl"], **WHOLE)]
-    whole = by.assemble(twice, on_duplicate="max")
+    whole = by.assemble(twice, on_duplicate="max", scaling="none")
     assert whole.renamed({"cat": "kitten"}).classes == ("kitten", "truck", "owl")
-    apart = by.assemble(twice, on_duplicate="rename")
+    apart = by.assemble(twice, on_duplicate="rename", scaling="none")
     other = apart.renamed({apart.classes[2]: "second"})
     assert other.classes == ("cat", "truck", "second", "owl")
-    assert by.assemble([other]).classes == other.classes
+    assert by.assemble([other], scaling="none").classes == other.classes
 
 
 def test_parts_that_call_one_class_differently_are_joined() -> None:
     first, second = part({"aeroplane": "cat", "truck": 2}, **WHOLE), part(["owl", "car"], **WHOLE)
     second = second.renamed({"owl": "airplane"})
-    assert by.assemble([first, second]).classes == ("aeroplane", "truck", "airplane", "car")
+    assert by.assemble([first, second], scaling="none").classes == ("aeroplane", "truck", "airplane", "car")
     for same in ({"aeroplane": "airplane"}, "aeroplane=airplane"):
-        whole = by.assemble([first, second], same=same, on_duplicate="average")
+        whole = by.assemble([first, second], same=same, on_duplicate="average", scaling="none")
         assert whole.classes == ("airplane", "truck", "car")
         assert torch.allclose(whole(TEST[0])[:, 0], (first(TEST[0])[:, 0] + second(TEST[0])[:, 0]) / 2)
         with refused("task-class-in-two-parts", "'airplane'"):
@@ -138,12 +138,12 @@ MODELS: dict[str, Any] = {
     "component": lambda: part(**WHOLE),
     "reject": lambda: part(reject=True, **WHOLE),
     "one": lambda: part({"pet": ["cat", "dog"]}, **WHOLE),
-    "parallel": lambda: by.assemble(pair()),
+    "parallel": lambda: by.assemble(pair(), scaling="none"),
     "padded": lambda: by.assemble(pair(reject=True), form="padded", scaling="log-probability"),
-    "without": lambda: by.assemble([by.assemble(pair())], without=["truck"]),
+    "without": lambda: by.assemble([by.assemble(pair())], without=["truck"], scaling="none"),
     "gate": lambda: by.assemble([part(heal="refit"), part(["car", "cat"], heal="refit")], scaling="mahalanobis"),
     "several": lambda: several(),
-    "several-parts": lambda: by.assemble([several(), several({"rest": [2]})]),
+    "several-parts": lambda: by.assemble([several(), several({"rest": [2]})], scaling="none"),
 }  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def test_the_yard_and_the_workbench_know_the_names(tmp_path: Path) -> None:
         "second": ("auto", "kitten"),
     }
     chosen = yard.choose(["pet", "truck", "bird", "auto", "kitten"])
-    whole = by.assemble([yard.load(choice.entry.name) for choice in chosen])
+    whole = by.assemble([yard.load(choice.entry.name) for choice in chosen], scaling="none")
     assert whole.classes == ("pet", "truck", "bird", "auto", "kitten")
     bench, limits = Bench(yard, Limits()), Limits()
 

@@ -260,7 +260,7 @@ def test_the_plan_predicts_from_the_manifests_and_follows_the_scaling(page, digi
 
 def test_overlap_of_labelled_images_is_counted(digits_yard) -> None:
     parts = [digits_yard.load(name) for name in TWO]
-    whole = by.assemble(parts)
+    whole = by.assemble(parts, scaling="none")
     data = load_data("digits", split="test")
     images = []
     for part in parts:

@@ -288,6 +288,7 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
         40
     """
     scaling, data, shared, form = (options[name] for name in ("scaling", "data", "shared_input", "form"))
+    scaling = "joint-head" if scaling == "auto" and data is not None else scaling
     parts = list(components)
     if not parts or not all(isinstance(part, GraphComponent) for part in parts):
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"

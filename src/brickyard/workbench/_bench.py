@@ -246,11 +246,11 @@ class Bench:
         with self._turn():
             parts = [self._component(name) for name in plan.bricks]
             images = self._labelled([part.manifest for part in parts], labelled)
-            few = SCALINGS[plan.options["scaling"]].few_shot
+            few = plan.options["scaling"] == "auto" or SCALINGS[plan.options["scaling"]].few_shot
             whole = assemble(parts, images=images if few else None, **plan.options)
             counts: list[dict[str, int]] = []
             if images is not None:
-                plain = assemble(parts, on_duplicate=whole.manifest.on_duplicate)
+                plain = assemble(parts, on_duplicate=whole.manifest.on_duplicate, scaling="none")
                 seen = shared_signals(plain, images, features=False)
                 counts = measured(plain.manifest, seen.signals[0], seen.owners)
             name = secrets.token_urlsafe(12)
