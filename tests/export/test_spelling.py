@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from brickyard.base._records import LayerSpec
+from brickyard.base._specs import LayerSpec
 from brickyard.export._spelling import BREAK, callee, function, layer
 from brickyard.network._arguments import OPERANDS, ORDER
 from brickyard.network._functions import FUNCTIONS

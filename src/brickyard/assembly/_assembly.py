@@ -18,10 +18,10 @@ from brickyard.base._records import (
     AssemblyFile,
     AssemblyManifest,
     ComponentManifest,
-    NetworkSpec,
     Preprocessing,
     ScalingRecord,
 )
+from brickyard.base._specs import NetworkSpec
 from brickyard.component._component import Component, check_input, read_familiarity
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from brickyard.base._options import TrainingOptions as TrainingOptions
     from brickyard.base._records import AssemblyManifest as AssemblyManifest
     from brickyard.base._records import ComponentManifest as ComponentManifest
-    from brickyard.base._records import NetworkSpec as NetworkSpec
     from brickyard.base._records import Preprocessing as Preprocessing
+    from brickyard.base._specs import NetworkSpec as NetworkSpec
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
@@ -31,6 +31,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "base._codes": "CODES",
         "base._errors": "BrickyardError DataError FileError OptionError ProcessError SurgeryError TaskError TraceError",
         "base._options": "Budget Distillation TrainingOptions Thresholds",
-        "base._records": "AssemblyManifest ComponentManifest NetworkSpec Preprocessing",
+        "base._records": "AssemblyManifest ComponentManifest Preprocessing",
+        "base._specs": "NetworkSpec",
     },
 )

@@ -14,6 +14,7 @@ from brickyard.base import _pipelines
 from brickyard.base._checks import EVEN
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
+from brickyard.base._specs import NetworkSpec
 
 FORMAT_VERSION = 1
 
@@ -140,42 +141,6 @@ class Preprocessing(Frozen):
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}: give the same count")
         return self
-
-
-class NodeSpec(Frozen):
-    """One step of a network; `op` determines the table in which `target` is looked up.
-
-    `args` and `kwargs` are JSON, with `{"node": NAME}` for the value of an earlier step,
-    `{"slice": [a, b, c]}`, `{"tuple": [...]}`, `{"ellipsis": true}` and `{"dtype": NAME}`.
-    """
-
-    name: Name
-    op: Literal["input", "layer", "tensor", "function", "output"]
-    target: Annotated[str, Field(max_length=1024)] = ""
-    args: tuple[Json, ...] = ()
-    kwargs: dict[str, Json] = {}
-
-
-class LayerSpec(Frozen):
-    """A layer's type and constructor arguments, both from a whitelist."""
-
-    type: Name
-    config: dict[str, Json] = {}
-
-
-class TensorSpec(Frozen):
-    """A bare parameter or buffer: whether it is trained, and its shape."""
-
-    kind: Literal["parameter", "buffer"]
-    shape: tuple[Count, ...]
-
-
-class NetworkSpec(Frozen):
-    """A network as data: steps in order, layers and bare tensors by dotted name."""
-
-    nodes: tuple[NodeSpec, ...]
-    layers: dict[Name, LayerSpec]
-    tensors: dict[Name, TensorSpec] = {}
 
 
 class SourceRecord(Frozen):

@@ -13,7 +13,8 @@ from brickyard.base._checks import decision_thresholds, given_path
 from brickyard.base._errors import DataError, FileError
 from brickyard.base._frozen import validated
 from brickyard.base._messages import first_line
-from brickyard.base._records import ComponentFile, ComponentManifest, NetworkSpec, Preprocessing
+from brickyard.base._records import ComponentFile, ComponentManifest, Preprocessing
+from brickyard.base._specs import NetworkSpec
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader

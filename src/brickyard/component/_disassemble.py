@@ -23,11 +23,11 @@ from brickyard.base._records import (
     AxisRecord,
     ComponentManifest,
     HealRecord,
-    NetworkSpec,
     SelectionRecord,
     SourceRecord,
     Versions,
 )
+from brickyard.base._specs import NetworkSpec
 from brickyard.component._calibration import Calibration, Judge, Pool, calibration
 from brickyard.component._component import Component
 from brickyard.component._statistics import observed

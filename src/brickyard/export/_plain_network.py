@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import SurgeryError
 from brickyard.base._messages import first_line
-from brickyard.base._records import LayerSpec, NetworkSpec, NodeSpec
+from brickyard.base._specs import LayerSpec, NetworkSpec, NodeSpec
 from brickyard.export._spelling import (
     Identifiers,
     arguments,

@@ -20,7 +20,7 @@ from torch import nn
 
 from brickyard.base._errors import FileError
 from brickyard.base._messages import brief, told
-from brickyard.base._records import LayerSpec
+from brickyard.base._specs import LayerSpec
 from brickyard.network._arguments import ORDER
 from brickyard.network._functions import FUNCTIONS, Function
 from brickyard.network._layer_types import LAYER_TYPES
@@ -219,7 +219,7 @@ def layer(spec: LayerSpec) -> str:
     r"""The constructor of a layer, without the arguments that are its defaults.
 
     Example:
-        >>> from brickyard.base._records import LayerSpec
+        >>> from brickyard.base._specs import LayerSpec
         >>> from brickyard.export._spelling import layer
         >>> config = {"in_channels": 3, "out_channels": 6, "kernel_size": [3, 3], "padding": [0, 0], "bias": False}
         >>> layer(LayerSpec(type="Conv2d", config=config)).replace("\x1f", " ")

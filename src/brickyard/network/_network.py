@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import FileError, SurgeryError
 from brickyard.base._messages import told
-from brickyard.base._records import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
+from brickyard.base._specs import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
 from brickyard.base._messages import told
-from brickyard.base._records import NetworkSpec
 from brickyard.base._sides import BATCHED, INPUTS
+from brickyard.base._specs import NetworkSpec
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network
 

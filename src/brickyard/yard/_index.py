@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from brickyard.base._errors import BrickyardError, FileError, reading_code
 
 if TYPE_CHECKING:
-    from brickyard.base._records import ComponentManifest, NetworkSpec
-
+    from brickyard.base._records import ComponentManifest
+from brickyard.base._specs import NetworkSpec
 
 INDEX, JOURNAL, LOGS = "index.sqlite", "index.sqlite-journal", ("-wal", "-shm")
 STAGE = ".adding"  # a folder for files that are prepared; cleared by who writes next
