@@ -278,11 +278,11 @@ def test_blocks_are_the_parts_after_training_one_of_them(form) -> None:
     first, second = pair()
     training = TrainingOptions(epochs=2, batch_size=8, lr=0.05)
     trained = finetune(first, DATA, training=training, validation=0)
-    whole = by.assemble([trained, second], form=form)
+    whole = by.assemble([trained, second], form=form, scaling="none")
     x = DATA[0].double()
     torch.testing.assert_close(whole(x), torch.cat([trained(x), second(x)], 1), rtol=1e-9, atol=1e-9)
     assert far(whole(x)[:, :2], first(x)) > 1e-3  # it did train
-    before = by.assemble([first, second], form=form)(x)
+    before = by.assemble([first, second], form=form, scaling="none")(x)
     torch.testing.assert_close(whole(x)[:, 2:], before[:, 2:], rtol=1e-9, atol=1e-9)
 
 

@@ -164,7 +164,7 @@ def test_a_strategy_that_is_registered_is_a_choice_everywhere() -> None:
     finally:
         del STRATEGIES["by-luck"]
     assert list(SCALINGS) == before
-    with pytest.raises(ValueError, match="use one of 'none'"):
+    with pytest.raises(ValueError, match="use one of 'auto'"):
         AssemblyRecipe(scaling="by-luck")
 
 

@@ -170,7 +170,7 @@ def test_unknown_operations_cost_size_and_never_correctness() -> None:
     model = Odd().double()
     data = DATA[0].double(), DATA[1]
     relevance = by.locate(model, data)
-    budget = by.Budget(parameters=0.97, factors=False)
+    budget = by.Budget(parameters=0.97, factors=False, rotate=False)
     component = by.disassemble(model, relevance, task=[0, 1], budget=budget, heal="none")
     reasons = " | ".join(pin.reason for pin in component.manifest.pinned)
     for name in ("LayerNorm 'norm'", "logcumsumexp"):

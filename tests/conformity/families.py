@@ -233,9 +233,9 @@ def _check(title: str, size: int, report: dict[str, Any], folder: Path, onnx: bo
     model = build(title)  # some keep values of the type that they ran in
     data = images(2 * CLASSES, 3, size), torch.arange(2 * CLASSES) % CLASSES
     relevance = by.locate(model, data, choose="all")
-    component = by.disassemble(
-        model, relevance, task=[0, 2, 3], budget=by.Budget(flops=0.9), select="mda", heal="moments", images=data
-    )
+    budget = by.Budget(flops=0.9, factors=False)
+    way = {"select": "mda", "heal": "moments"} if report["free"] else {}  # only damage opens norms
+    component = by.disassemble(model, relevance, task=[0, 2, 3], budget=budget, images=data, **way)
     report["stage"] = "save"
     loaded = by.load(component.save(folder / "part.safetensors"))
     with torch.no_grad():

@@ -37,7 +37,7 @@ class Table(Mapping[str, str]):
     Example:
         >>> from brickyard.base._declare import Table
         >>> list(Table("brickyard.scaling._strategies", "SCALINGS", "scaling"))[0]
-        'none'
+        'auto'
     """
 
     def __init__(self, module: str, table: str, decorator: str) -> None:

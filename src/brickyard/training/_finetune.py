@@ -60,7 +60,8 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         >>> from brickyard.testing import chain
         >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
         >>> relevance = by.locate(chain(), data)
-        >>> whole = by.assemble([by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)])
+        >>> parts = [by.disassemble(chain(), relevance, task=[k]) for k in (3, 1)]
+        >>> whole = by.assemble(parts, scaling="none")
         >>> trained = by.finetune(whole, [data, data], training=TrainingOptions(epochs=1))
         >>> print(str(trained).splitlines()[-1].strip().split(",")[0])
         trained      1 passes over 18 images
