@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tables
@@ -62,14 +63,14 @@ class Part(NamedTuple):
 @cache
 def seen(source: str, data: str, split: str) -> Seen:
     """A source's answers to a random part of a data set."""
-    path = tables.TRAINED / f"seen-{source}-{data}-{split}.pt".replace(" ", "_")
+    path = tables.TRAINED / f"seen-{source}-{data}-{split}.safetensors".replace(" ", "_")
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        torch.save(_answers(source, data, split), path)
-    return Seen(*torch.load(path, weights_only=True))
+        save_file(_answers(source, data, split)._asdict(), path)
+    return Seen(**load_file(path))
 
 
-def _answers(name: str, data: str, split: str) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(name: str, data: str, split: str) -> Seen:
     source, images = tables.source(name), tables.load(data, split)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     order = order[: KNOWN if split == "train" else IMAGES]
@@ -79,7 +80,7 @@ def _answers(name: str, data: str, split: str) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode():
         logits = [source.model(preprocess(images.images[some], source.preprocessing)) for some in order.split(200)]
     hook.remove()
-    return torch.cat(logits).clone(), torch.cat(features).clone(), torch.as_tensor(images.labels)[order]
+    return Seen(torch.cat(logits), torch.cat(features), torch.as_tensor(images.labels)[order])
 
 
 @cache
