@@ -18,12 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import tables
+from brickyard.axes._graph import trace
+from brickyard.base._records import DepthRecord
+from brickyard.component._depths import Depths, Looking, find_layers
 from brickyard.component._familiarity import Familiarity
+from brickyard.component._features import observe, reader
 from brickyard.component._statistics import PER_CLASS, statistics_of
 from brickyard.inputs._preprocessing import preprocess
+from brickyard.network._network import Network
 from brickyard.scaling._scale import shortfall
 from brickyard.scaling._strategies import FAMILIARITY
 
@@ -36,18 +41,19 @@ DATA = {
     "VGG-16-w25 CIFAR-10": "ResNet-20",
     "VGG-16-w25 CIFAR-100": "VGG-16-w25 CIFAR-100",
 }  # the source whose data set a source was trained on
-COUNT, SEED, IMAGES = 60, 77, 4000
-WAYS = ("none", "mahalanobis", "auto", "oracle")
+COUNT, SEED, IMAGES = 60, 78, 4000
+WAYS = ("none", "mahalanobis", "energy", "auto", "oracle")
 KNOWN = 3000  # training images to take those of a part from
 
 Pairing = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Seen(NamedTuple):
-    """Logits and features of a source's images, and their labels."""
+    """Logits and features of a source's images, what they put before layers side by side, and their labels."""
 
     logits: Tensor
     features: Tensor
+    numbers: Tensor
     labels: Tensor
 
 
@@ -58,6 +64,7 @@ class Part(NamedTuple):
     spread: float
     margin: float
     familiarity: Familiarity
+    depths: Depths
 
 
 @cache
@@ -71,16 +78,33 @@ def seen(source: str, data: str, split: str) -> Seen:
 
 
 def _answers(name: str, data: str, split: str) -> Seen:
-    source, images = tables.source(name), tables.load(data, split)
+    images, how, network = tables.load(data, split), tables.source(name).preprocessing, traced(name)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     order = order[: KNOWN if split == "train" else IMAGES]
-    last = [module for module in source.model.modules() if isinstance(module, nn.Linear)][-1]
-    features: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+    first = preprocess(images.images[order[:1]], how)
+    stop, _ = reader(network, first.shape[1])
+    found = []
     with torch.inference_mode():
-        logits = [source.model(preprocess(images.images[some], source.preprocessing)) for some in order.split(200)]
-    hook.remove()
-    return Seen(torch.cat(logits), torch.cat(features), torch.as_tensor(images.labels)[order])
+        for some in order.split(200):
+            looking = Looking(network, layers(name))
+            features, _, logits = observe(network, stop, preprocess(images.images[some], how), looking)
+            found.append((logits, features, torch.cat(looking.seen(), 1).float()))
+    logits, features, numbers = map(torch.cat, zip(*found, strict=True))
+    return Seen(logits, features, numbers, torch.as_tensor(images.labels)[order])
+
+
+@cache
+def traced(name: str) -> Network:
+    """A source as a network."""
+    source, images = tables.source(name), tables.load(DATA[name], "test")
+    return trace(source.model, preprocess(images.images[:2], source.preprocessing)).network
+
+
+@cache
+def layers(name: str) -> list[DepthRecord]:
+    """The layers of a source before which parts look."""
+    images = tables.load(DATA[name], "test")
+    return find_layers(traced(name), preprocess(images.images[:1], tables.source(name).preprocessing)[0].shape)
 
 
 @cache
@@ -94,7 +118,10 @@ def part(source: str, task: tuple[int, ...]) -> Part:
     assert stored.energy is not None
     assert stored.margin is not None
     assert familiarity is not None
-    return Part(*stored.energy, stored.margin, familiarity)
+    own = layers(source)
+    depths = Depths.fit(own, known.numbers[chosen].split([one.size for one in own], 1))
+    assert depths is not None
+    return Part(*stored.energy, stored.margin, familiarity, depths)
 
 
 def pairings(seed: int, count: int) -> list[Pairing]:
@@ -128,14 +155,20 @@ def row(title: str, pairing: Pairing) -> dict[str, Any]:
         found = [seen(other, DATA[source], "test") for other, _ in pairing]
         logits = [one.logits[own][:, list(classes)] for one, (_, classes) in zip(found, pairing, strict=True)]
         far = [one.familiarity(answers.features[own]) for one, answers in zip(stored, found, strict=True)]
+        inner = [
+            one.depths(answers.numbers[own].split([layer.size for layer in one.depths.layers], 1))
+            for one, answers in zip(stored, found, strict=True)
+        ]
         lost = [
             shortfall(one.logsumexp(1), torch.tensor(known.usual), torch.tensor(known.spread))
             for one, known in zip(logits, stored, strict=True)
         ]
+        more = [d + known.spread * deep for d, known, deep in zip(lost, stored, inner, strict=True)]
         ways = {
             "none": logits,
             "mahalanobis": [one - FAMILIARITY * least * d[:, None] for one, d in zip(logits, far, strict=True)],
-            "auto": [one - d[:, None] for one, d in zip(logits, lost, strict=True)],
+            "energy": [one - d[:, None] for one, d in zip(logits, lost, strict=True)],
+            "auto": [one - d[:, None] for one, d in zip(logits, more, strict=True)],
         }
         answers = {way: torch.cat(found, 1).argmax(1) - start for way, found in ways.items()}
         answers["oracle"] = logits[index].argmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 import brickyard as by
+from brickyard.component._depths import Depths
+from brickyard.component._familiarity import Familiarity
 from brickyard.export import export_module, export_onnx
 from brickyard.testing import chain, randomised
+from errors import refused
 from nets import relative
 
 DATA = (torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 4)
@@ -31,19 +35,57 @@ def parts() -> list[by.Component]:
     return [part(0, [2, 0]), part(1, [1, 3, 2])]
 
 
-def by_hand(parts: list[by.Component], images: Tensor) -> Tensor:
+def middle(values: Tensor) -> Tensor:
+    values = values.sort().values
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
+def at(values: Tensor, share: float) -> Tensor:
+    values, place = values.sort().values, share * (len(values) - 1)
+    low, high = values[int(place)], values[min(int(place) + 1, len(values) - 1)]
+    return low + (place % 1) * (high - low)
+
+
+def inside(one: by.Component, own: Tensor, images: Tensor) -> Tensor:
+    """How unusual images are before the three layers of a chain, by hooks and from the definition."""
+    network, seen = one.network, {}
+    hooks = [
+        network.layer(name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].double()}))
+        for name in ("conv1", "conv2", "linear")
+    ]
+    numbers = []
+    for x in (own, images):
+        one.logits(x)
+        both = [
+            torch.cat([v.flatten(2).mean(2), v.flatten(2).var(2, correction=0).sqrt()], 1)
+            for v in seen.values()
+            if v.ndim > 2
+        ]
+        numbers.append([*both, seen["linear"]])
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for mine, theirs in zip(*numbers, strict=True):
+        known, rest = mine[::2], mine[1::2]
+        deviation = ((known - known.mean(0)) ** 2).mean(0).sqrt()
+        deviation = deviation.maximum(0.01 * (deviation**2).mean().sqrt())
+        far, rest = ((((z - known.mean(0)) / deviation) ** 2).mean(1).sqrt() for z in (theirs, rest))
+        found.append((1 + ((far - middle(rest)) / (at(rest, 0.9) - middle(rest))).clamp_min(0)).log())
+    return sum(found) / 3
+
+
+def by_hand(parts: list[by.Component], images: Tensor, depth: bool = True) -> Tensor:
     """The rule written down once more, from the parts' answers to their own images."""
     found = []
     for one in parts:
         x, y = DATA
         own = torch.cat([x[y == k] for k in one.manifest.task])
-        energy = one.logits(own).double().exp().sum(1).log().sort().values
-        usual = (energy[(len(energy) - 1) // 2] + energy[len(energy) // 2]) / 2
-        place = 0.1 * (len(energy) - 1)
-        low = energy[int(place)] + (place % 1) * (energy[int(place) + 1] - energy[int(place)])
+        energy = one.logits(own).double().exp().sum(1).log()
+        usual, low = middle(energy), at(energy, 0.1)
         logits = one.logits(images).double()
-        below = ((usual - logits.exp().sum(1).log()) / (usual - low)).clamp_min(0)
-        found.append(logits - ((usual - low) * (1 + below).log())[:, None])
+        below = (1 + ((usual - logits.exp().sum(1).log()) / (usual - low)).clamp_min(0)).log()
+        below = below + inside(one, own, images) if depth else below
+        found.append(logits - ((usual - low) * below)[:, None])
     return torch.cat(found, 1)
 
 
@@ -55,14 +97,51 @@ def test_it_is_the_default_and_follows_its_rule(parts) -> None:
         assert relative(whole(OTHERS).double(), by_hand(parts, OTHERS)) < 1e-6
         plain = by.assemble(parts, scaling="none")
         assert torch.equal(plain(OTHERS), torch.cat([one.logits(OTHERS) for one in parts], 1))
-        assert relative(plain(OTHERS), whole(OTHERS)) > 1e-4  # the control
+        assert relative(plain(OTHERS), whole(OTHERS)) > 1e-4  # the controls
+        assert relative(by_hand(parts, OTHERS, depth=False), by_hand(parts, OTHERS)) > 1e-4
         assert torch.equal(whole.side_by_side(OTHERS), plain(OTHERS))
 
 
 @pytest.mark.parametrize("form", ["padded", "grouped"])
-def test_every_form_follows_it(parts, form: str) -> None:
+def test_joined_forms_follow_it_by_their_outputs(parts, form: str) -> None:
     with torch.no_grad():
-        assert relative(by.assemble(parts, form=form)(OTHERS), by.assemble(parts)(OTHERS)) < 1e-5
+        whole = by.assemble(parts, form=form)
+        assert relative(whole(OTHERS).double(), by_hand(parts, OTHERS, depth=False)) < 1e-5
+        assert "unusual" not in str(whole)
+        assert "unusual" in str(by.assemble(parts))
+
+
+def test_the_form_that_is_fastest_changes_no_answer(parts) -> None:
+    whole = by.assemble(parts, form="auto")
+    with torch.no_grad():
+        assert relative(whole(OTHERS).double(), by_hand(parts, OTHERS, depth=False)) < 1e-5
+
+
+def test_parts_with_layers_in_common_look_once() -> None:
+    first = randomised(chain(), 0)
+    second = copy.deepcopy(first)
+    randomised(second.get_submodule("linear"), 5)
+    pair = []
+    for number, source in enumerate((first, second)):
+        relevance = by.locate(source, DATA, classes=[f"{number}{name}" for name in "abcd"])
+        pair.append(by.disassemble(source, relevance, task=[2 * number, 1], budget=by.Budget(flops=1.0)))
+    whole = by.assemble(pair)
+    assert [parts for parts, _ in whole.lookers] == [(0, 1)]
+    means = sum(node.target == "mean" for node in whole.lookers[0][1].nodes)
+    assert means == 2  # before conv1 and conv2, once for both
+    with torch.no_grad():
+        assert relative(whole(OTHERS).double(), by_hand(pair, OTHERS)) < 1e-6
+        assert torch.equal(whole.unshared()(OTHERS), whole(OTHERS))
+
+
+def test_no_gradient_flows_through_what_is_unusual(parts) -> None:
+    whole = by.assemble(parts)
+    flat = torch.full((4, 3, 8, 8), 0.5)  # no channel of the image deviates: the root of zero has no slope
+    whole(flat).sum().backward()
+    slopes = [value.grad for value in whole.parameters() if value.grad is not None]
+    assert slopes
+    assert all(bool(torch.isfinite(slope).all()) for slope in slopes)
+    whole.zero_grad()
 
 
 def test_files_and_exports_follow_it(parts, tmp_path: Path) -> None:
@@ -83,6 +162,32 @@ def test_files_and_exports_follow_it(parts, tmp_path: Path) -> None:
         assert torch.equal(module.load()(module.preprocess(OTHERS)), wanted)
 
 
+def test_fused_parts_look_at_the_same(parts) -> None:
+    with torch.no_grad():
+        wanted = by.assemble(parts)(OTHERS)
+        assert relative(by.assemble(parts).fused()(OTHERS), wanted) < 1e-5
+        assert relative(by.assemble([one.fused() for one in parts])(OTHERS), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"layer": "conv9"}, {"size": 5}, {"dims": (2,)}, {"dims": ()}, {"layer": "bn1"}],
+    ids=["no such layer", "size", "too few positions", "no positions", "no weights over channels"],
+)
+def test_files_that_look_where_nothing_is_are_refused(parts, tmp_path: Path, changes: dict) -> None:
+    one = parts[0]
+    first, *more = one.familiarity.depths.layers
+    size = one.familiarity.depths.mean.numel()
+    depths = Depths.blank([first.model_copy(update=changes), *more])
+    values = [torch.ones(count) for count in (size - first.size + changes.get("size", first.size),) * 2]
+    depths = Depths(depths.layers, *values, *(torch.ones(len(depths.layers)) for _ in range(2)))
+    known = Familiarity(*one.familiarity.buffers(recurse=False), depths)
+    statistics = one.manifest.statistics.model_copy(update={"familiarity": known.record})
+    made = by.Component(one.network, one.manifest.model_copy(update={"statistics": statistics}), one.skeleton, known)
+    with refused("file-inconsistent", repr(depths.layers[0].layer)):
+        by.load(made.save(tmp_path / "wrong.safetensors"))
+
+
 def test_a_class_that_is_left_out_changes_no_other(parts) -> None:
     with torch.no_grad():
         whole, fewer = by.assemble(parts), by.assemble(parts, without=["1d"])
@@ -93,6 +198,11 @@ def test_a_class_that_is_left_out_changes_no_other(parts) -> None:
 def test_what_it_cannot_know_it_leaves_alone_and_says_so(parts) -> None:
     few = part(1, [1, 3])
     statistics = few.manifest.statistics.model_copy(update={"energy": None})
+    known = Familiarity(*few.familiarity.buffers(recurse=False))
+    without = by.Component(few.network, few.manifest, few.skeleton, known)
+    with torch.no_grad():
+        whole = by.assemble([parts[0], without])
+        assert relative(whole(OTHERS).double(), by_hand([parts[0], few], OTHERS, depth=False)) < 1e-6
     whole = by.assemble([parts[0], few.with_manifest(statistics=statistics)])
     assert not whole.manifest.scaling.energy
     assert "too few labelled images of the parts for 1b, 1d" in str(whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from brickyard.base._records import (
 )
 from brickyard.base._specs import NetworkSpec
 from brickyard.component._component import Component, check_input, read_familiarity
+from brickyard.component._depths import Depths, places_of
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
@@ -37,7 +38,7 @@ from brickyard.outputs._outputs import Outputs, check_outputs, outputs_of, thres
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
-from brickyard.surgery._sharing import Sharing, find_sharing, tied
+from brickyard.surgery._sharing import Sharing, find_runs, find_sharing, tied
 
 
 class Joined(nn.Module):
@@ -116,11 +117,12 @@ class Joined(nn.Module):
         features: Tensor | None = None,
         distances: Tensor | None = None,
         energies: Tensor | None = None,
+        depths: Tensor | None = None,
     ) -> Tensor:
         """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
         if energies is not None:
             usual, spread = self._usual.to(logits.dtype)
-            logits = logits - shortfall(energies, usual, spread)[:, self._owner]
+            logits = logits - shortfall(energies, usual, spread, depths)[:, self._owner]
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
         logits = logits if self._plain else combine(self.manifest, logits)
@@ -214,6 +216,7 @@ class Assembly(Joined, Predictor):
         )
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
+        self.lookers = self._looking(networks) if manifest.scaling.depth else ()
         self.eval()
 
     @property
@@ -278,10 +281,10 @@ class Assembly(Joined, Predictor):
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
         if not features or self.manifest.form != "parallel":
-            outputs = self._outputs(inputs)
+            outputs, depths = self._looked(inputs) if self.lookers else (self._outputs(inputs), None)
             if self.manifest.form != "parallel":
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
-            return Signals(self.laid(outputs), energies=self.energies(outputs))
+            return Signals(self.laid(outputs), energies=self.energies(outputs), depths=depths)
         seen = self._seen(inputs)
         outputs = [output for _, output in seen]
         logits, energies = self.laid(outputs), self.energies(outputs)
@@ -291,6 +294,31 @@ class Assembly(Joined, Predictor):
             return Signals(logits, energies=energies)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
         return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies)
+
+    @property
+    def depths(self) -> list[Depths]:
+        """What is usual inside each part; empty unless that is known of all, and the parts can be looked into."""
+        parts = [part for part in self.components() if part.network.keeps_input and not part.network.foreign]
+        known = [part.familiarity.depths for part in parts if part.familiarity is not None]
+        found = [depths for depths in known if depths is not None]
+        return found if len(found) == len(self.manifest.parts) else []
+
+    def _looking(self, networks: Sequence[Network]) -> tuple[tuple[tuple[int, ...], Network], ...]:
+        """Networks that also return what enters layers, each with its parts."""
+        if not self.depths:
+            raise FileError("file-inconsistent", "its scaling needs what is usual inside every part, in parallel form")
+        places = [places_of(*one) for one in zip(networks, (one.layers for one in self.depths), strict=True)]
+        runs = find_runs(networks, _given(networks, self.manifest.parts), self.sharing.ties)
+        return tuple((run.parts, run.looking(networks, [places[part] for part in run.parts])) for run in runs)
+
+    def _looked(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """What each of `networks` returns, and how unusual the values inside it are, (batch, parts)."""
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for parts, network in self.lookers:
+            found |= zip(parts, network(inputs[parts[0]]), strict=True)
+        rows = [found[part] for part in range(len(found))]
+        unusual = [depths(seen) for depths, (_, *seen) in zip(self.depths, rows, strict=True)]
+        return [row[0] for row in rows], torch.stack(unusual, 1)
 
     def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What each of `networks` returns."""
@@ -427,9 +455,13 @@ def _sharing(
     networks: Sequence[Network], parts: Sequence[ComponentManifest], ties: Mapping[str, str] | None = None
 ) -> Sharing:
     """What networks have in common that are given the same images, prepared in the same way."""
+    return find_sharing(networks, _given(networks, parts), ties)
+
+
+def _given(networks: Sequence[Network], parts: Sequence[ComponentManifest]) -> list[Hashable]:
+    """What tells the images that a network is given from those of another."""
     likes = map(kind, networks)
-    given = [(p.preprocessing, p.input_shape, like.dtype, like.device) for p, like in zip(parts, likes, strict=True)]
-    return find_sharing(networks, given, ties)
+    return [(p.preprocessing, p.input_shape, like.dtype, like.device) for p, like in zip(parts, likes, strict=True)]
 
 
 def check_model(model: object, verb: str) -> None:

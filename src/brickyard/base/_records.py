@@ -255,12 +255,27 @@ class TuneRecord(Frozen):
     scores: tuple[float, ...] = ()
 
 
+class DepthRecord(Frozen):
+    """A layer before which images are compared with usual ones, in how many numbers, and what dimensions are positions.
+
+    The numbers are the means of all channels over positions, and their standard deviations where there are positions.
+    """
+
+    layer: Name
+    size: Annotated[int, Field(ge=1, le=1 << 20)]
+    dims: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(max_length=8)] = ()
+
+
 class FamiliarityRecord(Frozen):
-    """Shape of a component's feature statistics; their values are tensors in the file."""
+    """Shape of a component's feature statistics; their values are tensors in the file.
+
+    `depths` lists the layers before which images are compared with the component's own.
+    """
 
     classes: Annotated[int, Field(ge=1, le=1 << 20)]
     size: Annotated[int, Field(ge=1, le=1 << 20)]
     rank: Annotated[int, Field(ge=1, le=1 << 10)]
+    depths: Annotated[tuple[DepthRecord, ...], Field(max_length=64)] = ()
 
 
 class Statistics(Frozen):
@@ -389,7 +404,8 @@ class ScalingRecord(Frozen):
     """How the parts' logits were made comparable.
 
     `gate` means that each part's classes also gain or lose by how familiar its features look; `energy`, that they lose
-    where the part's logits are lower than they usually are.
+    where the part's logits are lower than they usually are; `depth`, that they lose where the values inside the part
+    are unusual, too.
     """
 
     name: Name
@@ -398,6 +414,7 @@ class ScalingRecord(Frozen):
     log_probability: bool = False
     gate: bool = False
     energy: bool = False
+    depth: bool = False
     notes: tuple[str, ...] = ()
 
 

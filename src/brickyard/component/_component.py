@@ -297,4 +297,6 @@ def read_familiarity(
     fill_in(found, tensors, prefix)
     if not (found.unit > 0 and bool((found.length > 0).all())):
         raise FileError("file-tensor-mismatch", f"tensors {prefix}unit and {prefix}length must be above 0")
+    if found.depths is not None:
+        found.depths.check(network)
     return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._records import FamiliarityRecord
+from brickyard.component._depths import Depths
 
 SHRINK = 0.1  # of the mean variance, added to every direction
 MOST = 256  # directions whose variance is known; in all others it is SHRINK's
@@ -31,6 +32,7 @@ class Familiarity(nn.Module):
         gains: Excess of the variance in each direction over that in all others, as a share of both together, (rank,).
         unit: Divisor of squared lengths outside these directions, ().
         length: Usual length of features and its standard deviation, (2,).
+        depths: How unusual images look further inside, or None.
 
     Shapes:
         (batch, size) -> (batch,)
@@ -42,27 +44,40 @@ class Familiarity(nn.Module):
     unit: Tensor
     length: Tensor
 
-    def __init__(self, mean: Tensor, directions: Tensor, gains: Tensor, unit: Tensor, length: Tensor) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        directions: Tensor,
+        gains: Tensor,
+        unit: Tensor,
+        length: Tensor,
+        depths: Depths | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("directions", directions)
         self.register_buffer("gains", gains)
         self.register_buffer("unit", unit)
         self.register_buffer("length", length)
+        self.depths = depths
 
     @property
     def record(self) -> FamiliarityRecord:
         """The shape as data."""
-        return FamiliarityRecord(classes=len(self.mean), size=self.mean.shape[1], rank=len(self.directions))
+        layers = () if self.depths is None else self.depths.layers
+        rank, (classes, size) = len(self.directions), self.mean.shape
+        return FamiliarityRecord(classes=classes, size=size, rank=rank, depths=layers)
 
     @classmethod
     def blank(cls, record: FamiliarityRecord) -> Familiarity:
         """Create an instance without values, on the meta device."""
         shapes = (record.classes, record.size), (record.rank, record.size), (record.rank,), (), (2,)
-        return cls(*(torch.empty(shape, device="meta") for shape in shapes))
+        depths = Depths.blank(record.depths) if record.depths else None
+        mean, directions, gains, unit, length = (torch.empty(shape, device="meta") for shape in shapes)
+        return cls(mean, directions, gains, unit, length, depths)
 
     @classmethod
-    def fit(cls, features: Tensor, labels: Tensor) -> Familiarity | None:
+    def fit(cls, features: Tensor, labels: Tensor, depths: Depths | None = None) -> Familiarity | None:
         """Fit to features (images, size) of labelled images; None if they do not vary within classes, or vary too much.
 
         The unit is measured on images that were not used for the covariance, which lies closer to those that were.
@@ -82,13 +97,10 @@ class Familiarity(nn.Module):
         unit = whole.unit * usual
         values = whole.mean, whole.directions, whole.gains, unit, whole.length
         rounded = [value.float().contiguous() for value in values]  # rounded as in a file
-        if (
-            not all(bool(torch.isfinite(value).all()) for value in rounded)
-            or not rounded[3] > 0
-            or not rounded[4][1] > 0
-        ):
+        mean, directions, gains, unit, length = rounded
+        if not all(bool(torch.isfinite(value).all()) for value in rounded) or not unit > 0 or not length[1] > 0:
             return None  # features whose squares float32 cannot hold
-        return cls(*rounded)
+        return cls(mean, directions, gains, unit, length, depths)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the distance of each feature vector, in usual distances."""

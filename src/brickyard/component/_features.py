@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,8 +13,16 @@ from brickyard.network._mixing import Mixing
 from brickyard.network._network import Network, Node, iter_layers, refs
 
 
-def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def observe(
+    network: Network, stop: int, x: Tensor, look: Callable[[int, dict[str, Any]], None] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run a network whose `reader` is step `stop`.
+
+    Args:
+        network: The network.
+        stop: The step.
+        x: Preprocessed images.
+        look: Called before each step with its index and the values that are still needed.
 
     Returns:
         The features, averaged over positions, (batch, size); the values they are averages of; and the output. Without
@@ -19,6 +30,8 @@ def observe(network: Network, stop: int, x: Tensor) -> tuple[Tensor, Tensor, Ten
         every image in its batch, as for averages over mirrored ones, an image's features are averaged over these.
     """
     for index, node, values in network.walk(x):
+        if look is not None:
+            look(index, values)
         if index == stop:
             entering: Tensor = values[refs(node)[0] if stop else node.name]
             features = features_of(network, stop, x, entering)

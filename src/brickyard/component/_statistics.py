@@ -10,7 +10,9 @@ from torch import Tensor
 from brickyard.base._errors import DataError
 from brickyard.base._records import Statistics
 from brickyard.component._component import Component
+from brickyard.component._depths import Depths, Looking, find_layers
 from brickyard.component._familiarity import Familiarity
+from brickyard.component._features import observe
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.outputs._outputs import ONE, Outputs
@@ -39,10 +41,11 @@ def observed(
     logits: list[Tensor] = []
     size, numbers = 0.0, 0
     counts = [len(by_class[k][:PER_CLASS]) for k in component.manifest.task]
+    looking = Looking(component.network, find_layers(component.network, component.input_shape))
     with torch.inference_mode():
         for k in component.manifest.task:
             for x, _ in images.batches(by_class[k][:PER_CLASS], batch_size, like):
-                found, entering, outputs = component.observe(x)
+                found, entering, outputs = observe(component.network, component.reads_at, x, looking)
                 features.append(found.double().cpu())
                 logits.append(component.head(outputs)[:, : len(component.classes)].double().cpu())
                 size += entering.abs().sum(dtype=torch.float64).item()
@@ -58,7 +61,7 @@ def observed(
         )
     members = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.tensor([component.manifest.places[0][k] for k in component.manifest.task])[members]
-    familiarity = Familiarity.fit(torch.cat(features), members)
+    familiarity = Familiarity.fit(torch.cat(features), members, Depths.fit(looking.layers, looking.seen()))
     record = None if familiarity is None else familiarity.record
     statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update={"familiarity": record})
     manifest = component.manifest.model_copy(update={"statistics": statistics})

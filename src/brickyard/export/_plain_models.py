@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -65,6 +65,27 @@ class Familiarity(nn.Module):
     def squared(a, b):
         """Squared distances between rows: (n, d), (m, d) -> (n, m)."""
         return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+'''
+
+_DEPTHS = '''
+class Depths(nn.Module):
+    """How unusual it is what layers of a part are given, against the part's own images."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+        for name, size in (("mean", sum(sizes)), ("gain", sum(sizes)), ("usual", len(sizes)), ("spread", len(sizes))):
+            self.register_buffer(name, torch.zeros(size))
+
+    def forward(self, seen):
+        numbers = torch.cat(list(seen), 1).detach()
+        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+        mean, gain, usual, spread = (
+            value.to(numbers.dtype) for value in (self.mean, self.gain, self.usual, self.spread)
+        )
+        squares = ((numbers - mean) * gain).square().split(self.sizes, 1)
+        distances = torch.stack([one.mean(1).sqrt() for one in squares], 1)
+        return torch.log1p(((distances - usual) / spread).clamp_min(0)).mean(1)
 '''
 
 _ANY_OF = '''
@@ -225,7 +246,15 @@ def assembly_content(assembly: Assembly) -> Content:
         networks.append(PlainNetwork(together, assembly.input_shape))
         about, widths = "The networks of the parts, whose common steps run once.", [p.width for p in manifest.parts]
         texts.append(_network_class(networks[-1], "Parts", about, assembly.input_shape, widths))
-    for index, (network, shape) in enumerate(assembly.shaped_networks() if together is None else ()):
+    for parts, network in _lookers(assembly):
+        shape = manifest.parts[parts[0]].input_shape
+        networks.append(PlainNetwork(network, shape))
+        about = f"The network of part {parts[0]}, and what its layers are given."
+        if len(parts) > 1:
+            about = f"The networks of parts {joined(map(str, parts))}, and what their layers are given."
+        widths = [manifest.parts[part].width for part in parts]
+        texts.append(_network_class(networks[-1], f"Part{parts[0]}", about, shape, widths))
+    for index, (network, shape) in enumerate(_apart(assembly, together)):
         networks.append(PlainNetwork(network, shape))
         name = f"Part{index}" if manifest.form == "parallel" else "Joined"
         about = (
@@ -236,6 +265,8 @@ def assembly_content(assembly: Assembly) -> Content:
         texts.append(_network_class(networks[-1], name, about, shape, [width], reads_at=reads_at))
     if known:
         texts.append(_FAMILIARITY.strip().replace("{shortness}", repr(SHORTNESS)))
+    if assembly.lookers:
+        texts.append(_DEPTHS.strip())
     constants = []
     if not manifest.plain:
         constants = wrapped(f"MEMBERS = [{joined(literal(list(member)) for member in manifest.members)}]")
@@ -247,25 +278,44 @@ def assembly_content(assembly: Assembly) -> Content:
 def _together(assembly: Assembly) -> Network | None:
     """One network of all parts, if they run as one."""
     runs = [network for parts, network, _ in assembly.runs if len(parts) == len(assembly.components())]
-    if not runs:
-        return None
-    nodes = runs[0].nodes
-    layers = {node.target: runs[0].layer(node.target) for node in nodes if node.op == "layer"}
-    return Network(nodes, layers, {node.target: runs[0].tensor(node.target) for node in nodes if node.op == "tensor"})
+    return _flat(runs[0]) if runs and not assembly.lookers else None
+
+
+def _lookers(assembly: Assembly) -> list[tuple[tuple[int, ...], Network]]:
+    """Networks that also return what layers are given, each with its parts; none, unless the scaling needs them."""
+    return [(parts, _flat(network, f"{parts[0]}." if len(parts) == 1 else "")) for parts, network in assembly.lookers]
+
+
+def _apart(assembly: Assembly, together: Network | None) -> list[tuple[Network, tuple[int, ...]]]:
+    """Networks that run by themselves, with their input shapes."""
+    return [] if together is not None or assembly.lookers else assembly.shaped_networks()
+
+
+def _flat(network: Network, prefix: str = "") -> Network:
+    """A network with only those layers and tensors that its steps name, without a prefix that all of these have."""
+    own = [node for node in network.nodes if node.op in ("layer", "tensor")]
+    layers = {node.target.removeprefix(prefix): network.layer(node.target) for node in own if node.op == "layer"}
+    tensors = {node.target.removeprefix(prefix): network.tensor(node.target) for node in own if node.op == "tensor"}
+    nodes = [replace(n, target=n.target.removeprefix(prefix)) if n in own else n for n in network.nodes]
+    return Network(nodes, layers, tensors)
 
 
 def _state(assembly: Assembly, known: Sequence[Familiarity], together: Network | None) -> dict[str, Tensor]:
     """The tensors of an assembly's plain module."""
     parallel = assembly.manifest.form == "parallel"
     state: dict[str, Tensor] = {} if together is None else dict(tensors_of(together, "parts."))
-    for index, network in enumerate(assembly.networks() if together is None else ()):
+    for index, (network, _) in enumerate(_apart(assembly, together)):
         state |= tensors_of(network, f"parts.{index}." if parallel else "joined.")
+    for index, (_, network) in enumerate(_lookers(assembly)):
+        state |= tensors_of(network, f"parts.{index}.")
+    for index, depths in enumerate(assembly.depths if assembly.lookers else ()):
+        state |= tensors_of(depths, f"depths.{index}.")
     for name, value in (("matrix", assembly.matrix), ("shift", assembly.shift)):
         state |= {} if value is None else {name: value}
     if assembly.manifest.scaling.energy:
         state["usual"] = usual_energies(assembly.manifest)
     for index, one in enumerate(known):
-        state |= tensors_of(one, f"familiarity.{index}.")
+        state |= {f"familiarity.{index}.{name}": value for name, value in one.named_buffers(recurse=False)}
     if known and assembly.gate is not None:
         state |= {name: getattr(assembly.gate, name) for name in ("slopes", "weights", "bias")}
         state["share"] = owned(assembly.manifest)
@@ -303,6 +353,10 @@ def _assembly_class(assembly: Assembly, known: Sequence[Familiarity], together: 
         f"self.parts = nn.ModuleList([{joined(f'Part{i}()' for i in parts)}])" if parallel else "self.joined = Joined()"
     ]
     made = ["self.parts = Parts()"] if together else made
+    if assembly.lookers:
+        made = [f"self.parts = nn.ModuleList([{joined(f'Part{at[0]}()' for at, _ in assembly.lookers)}])"]
+        shapes = [f"Depths({literal([one.size for one in depths.layers])})" for depths in assembly.depths]
+        made.append(f"self.depths = nn.ModuleList([{joined(shapes)}])")
     sizes: list[tuple[str, tuple[int, ...]]] = []
     if assembly.matrix is not None:
         sizes += [("matrix", (count, count)), ("shift", (count,))]
@@ -336,6 +390,12 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     manifest, names = assembly.manifest, [f"logits{index}" for index in range(len(assembly.manifest.parts))]
     if together:
         lines = [f"({joined(names)}{',' * (len(names) == 1)}) = self.parts(inputs[0])"]
+    elif assembly.lookers:
+        pairs = [[f"({names[part]}, *seen{part})" for part in parts] for parts, _ in assembly.lookers]
+        lines = [
+            f"({joined(own)}{',' * (len(own) == 1)}) = self.parts[{index}](inputs[{parts[0]}])"
+            for index, (own, (parts, _)) in enumerate(zip(pairs, assembly.lookers, strict=True))
+        ]
     elif manifest.form == "parallel":
         more = [f", features{index}" if gated else "" for index in range(len(names))]
         lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]
@@ -351,10 +411,15 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     lines.append(f"logits = torch.cat([{joined(names)}], 1)")
     if manifest.scaling.energy:
         owner = [part for part, columns in enumerate(manifest.columns) for _ in columns]
+        lost = "torch.log1p((usual - energies).clamp_min(0) / spread)"
+        if assembly.lookers:
+            unusual = joined(f"self.depths[{index}](seen{index})" for index in range(len(names)))
+            lines.append(f"depths = torch.stack([{unusual}], 1)")
+            lost = f"({lost} + depths.to(logits.dtype))"
         lines += [
             f"energies = torch.stack([{joined(f'energy_of_{name}' for name in names)}], 1)",
             "usual, spread = self.usual.to(logits.dtype)  # of each part's energy on its own images",
-            "lost = spread * torch.log1p((usual - energies).clamp_min(0) / spread)",
+            f"lost = spread * {lost}",
             f"logits = logits - lost[:, {literal(owner)}]",
         ]
     if assembly.matrix is not None:

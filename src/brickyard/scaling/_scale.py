@@ -58,6 +58,7 @@ class Evidence:
         owners: The part that each image belongs to, or None.
         features: Their features, concatenated over the parts, or None if the parts cannot be run separately.
         distances: Their distances from each part's classes, (images, parts), or None.
+        depths: Whether every part can tell how unusual the values inside it are.
     """
 
     manifest: AssemblyManifest
@@ -66,6 +67,7 @@ class Evidence:
     owners: Tensor | None = None
     features: Tensor | None = None
     distances: Tensor | None = None
+    depths: bool = False
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
@@ -99,6 +101,7 @@ class Scale:
         log_probability: Whether each part's logits are first normalised as its kind of outputs prescribes: to
             log-probabilities over all its outputs, including reject.
         energy: Whether each part's logits are lowered where they are lower than usual, as by `shortfall`.
+        depth: Whether they are also lowered where the values inside the part are unusual.
         notes: Notes for the manifest.
     """
 
@@ -107,23 +110,27 @@ class Scale:
     gate: Gate | None = None
     log_probability: bool = False
     energy: bool = False
+    depth: bool = False
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def shortfall(energies: Tensor, usual: Tensor, spread: Tensor) -> Tensor:
+def shortfall(energies: Tensor, usual: Tensor, spread: Tensor, depths: Tensor | None = None) -> Tensor:
     """What parts' logits lose where all of a part's are low, as on an image of none of its classes: (batch, parts).
 
     An image whose log-sum-exp E is below `usual` loses `spread * log(1 + (usual - E) / spread)`. So half of a part's
     own images lose nothing, and a part loses in units of its own logits. (Energy as a score of strangers: Liu et al.,
-    2020, arXiv 2010.03759.)
+    2020, arXiv 2010.03759.) Where values inside a part are unusual, it loses `spread` times the mean logarithm over
+    its layers as well.
 
     Args:
         energies: The log-sum-exp of each part's logits, (batch, parts).
         usual: The median of each part's own images, (parts,).
         spread: How far below it the lowest tenth of them begins, (parts,).
+        depths: How unusual values inside each part are, as from `Depths`, (batch, parts), or None.
     """
-    return spread * torch.log1p((usual - energies).clamp_min(0) / spread)
+    lost = torch.log1p((usual - energies).clamp_min(0) / spread)
+    return spread * (lost if depths is None else lost + depths.to(lost.dtype))
 
 
 def usual_energies(manifest: AssemblyManifest) -> Tensor:
@@ -147,12 +154,14 @@ class Signals(NamedTuple):
         features: Their features, unit length per part, (batch, features), or None.
         distances: The distances of these from the parts' own classes, (batch, parts), or None.
         energies: The log-sum-exp of each part's logits, (batch, parts), or None.
+        depths: How unusual values inside each part are, (batch, parts), or None.
     """
 
     logits: Tensor
     features: Tensor | None = None
     distances: Tensor | None = None
     energies: Tensor | None = None
+    depths: Tensor | None = None
 
 
 def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def scale(name: str, evidence: Evidence, options: dict[str, Any]) -> tuple[Scale
         log_probability=fitted.log_probability,
         gate=fitted.gate is not None,
         energy=fitted.energy,
+        depth=fitted.depth,
         notes=fitted.notes,
     )
     return fitted, record
@@ -88,13 +89,14 @@ def find(name: str, given: object = None, option: str = "images") -> Scaling:
 
 @scaling(
     "auto",
-    help="Lowers the logits of a part where they are lower than on its own images; with votes, uses log-probabilities.",
+    help="Lowers the logits of a part on images unlike its own; with votes, uses log-probabilities.",
 )
 def automatic(evidence: Evidence) -> Scale:
     """The best that is known without labelled images, from what each part stored about its own.
 
     Parts that vote on each other's classes, whose sources know them, are compared by their log-probabilities. Other
-    parts are compared by their logits, lowered where they are lower than they usually are.
+    parts are compared by their logits, lowered where they are lower than they usually are, and where the values inside
+    the part are unusual; these are known in parallel form only.
     """
     if len(evidence.parts) == 1:
         return Scale(notes=("one part needs no scaling",))
@@ -107,7 +109,13 @@ def automatic(evidence: Evidence) -> Scale:
         names = "; ".join(", ".join(part.classes[:3]) for part in unknown)
         why = f"the logits stay as they are, since too few labelled images of the parts for {names} were seen"
         return Scale(notes=(f"{why} to know how low theirs usually are: cut them with 8 or more",))
-    return Scale(energy=True, notes=("logits are lowered where they are lower than on the part's own images",))
+    how = "logits are lowered where they are lower than on the part's own images"
+    if evidence.depths:
+        return Scale(energy=True, depth=True, notes=(f"{how}, and where the values inside the part are unusual",))
+    known = [part.statistics.familiarity for part in evidence.parts if part.statistics is not None]
+    if all(one is not None and one.depths for one in known):
+        how += "; form='parallel' would also look at the values inside them"
+    return Scale(energy=True, notes=(how,))
 
 
 @scaling("none", help="Concatenates the logits unchanged.")

@@ -59,6 +59,33 @@ class Run:
     reads: tuple[tuple[Ref, ...], ...]
     fixed: frozenset[str]
 
+    def looking(self, networks: Sequence[Network], layers: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> Network:
+        """One network as from `network`, which returns a tuple for each part: its output, then what layers are given.
+
+        Of what a layer is given it returns the mean and standard deviation over positions, (batch, numbers).
+
+        Args:
+            networks: The networks.
+            layers: For each part of the run, steps of its network, and the dimensions that are positions there.
+        """
+        steps: list[Node] = list(self.steps)
+        ends: list[Any] = []
+        made: dict[Any, Ref] = {}
+        for turn, (part, places) in enumerate(zip(self.parts, layers, strict=True)):
+            seen = []
+            for at, dims in places:
+                read, own = self.reads[turn][at], f"{part}.{networks[part].nodes[at].name}"
+                late = read.node in self.fixed  # it may be overwritten later, and before
+                key = (own if late else read.node, tuple(dims))
+                if key not in made:
+                    made[key] = Ref(f"seen {len(made)}")
+                    names = [step.name for step in steps]
+                    place = names.index(own) if late else names.index(read.node) + 1 if read.node != _INPUT else 0
+                    steps[place:place] = _numbers(made[key].node, read, tuple(dims))
+                seen.append(made[key])
+            ends.append((self.outputs[turn], *seen))
+        return self._network(networks, steps, ends)
+
     def network(self, networks: Sequence[Network], reads_at: Sequence[int] | None = None) -> Network:
         """One network of all the steps, whose layers are those of `networks`.
 
@@ -73,6 +100,9 @@ class Run:
                 steps.insert(place, Node(f"read {index}", "function", "clone", (read,)))
                 read = Ref(f"read {index}")
             ends[turn] = (read, ends[turn])
+        return self._network(networks, steps, ends)
+
+    def _network(self, networks: Sequence[Network], steps: Sequence[Node], ends: Sequence[Any]) -> Network:
         layers: dict[str, nn.Module] = {str(index): networks[index] for index in self.parts}
         for node in self.steps:
             if node.op == "layer":
@@ -97,6 +127,44 @@ class Sharing:
     runs: tuple[Run, ...]
 
 
+def _numbers(name: str, read: Ref, dims: tuple[int, ...]) -> list[Node]:
+    """Steps that give the mean and standard deviation of a value over dimensions, or a copy without any."""
+    if not dims:
+        return [Node(name, "function", "clone", (read,))]
+    mean, std = Ref(f"{name} mean"), Ref(f"{name} std")
+    return [
+        Node(mean.node, "function", "mean", (read, dims)),
+        Node(std.node, "function", "std", (read, dims), {"correction": 0}),
+        Node(name, "function", "cat", ((mean, std), 1)),
+    ]
+
+
+def find_runs(
+    networks: Sequence[Network], inputs: Sequence[Hashable], ties: Mapping[str, str] | None = None
+) -> tuple[Run, ...]:
+    """All networks as runs: those with steps in common together, and each other by itself.
+
+    Args:
+        networks: The networks; none overwrites its input or calls unknown operations.
+        inputs: For each, what tells its input from others.
+        ties: Layers and tensors that are known to be equal, as in `Sharing`; no others are compared.
+    """
+    equal, found = _Equal(networks, ties or {}), []
+    for parts in _alike(networks, inputs):
+        together = _Numbering(networks, parts, equal.first)
+        found += [together] if together.saves else [_Numbering(networks, [index], equal.first) for index in parts]
+    return tuple(one.run() for one in found)
+
+
+def _alike(networks: Sequence[Network], inputs: Sequence[Hashable]) -> list[list[int]]:
+    """Networks of the same input; without those that overwrite it or call unknown operations."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, (network, given) in enumerate(zip(networks, inputs, strict=True)):
+        if network.keeps_input and not network.foreign:
+            groups.setdefault(given, []).append(index)
+    return list(groups.values())
+
+
 def find_sharing(
     networks: Sequence[Network], inputs: Sequence[Hashable], ties: Mapping[str, str] | None = None
 ) -> Sharing:
@@ -107,14 +175,10 @@ def find_sharing(
         inputs: For each, what tells its input from others.
         ties: Layers and tensors that are known to be equal, as in `Sharing`.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, (network, given) in enumerate(zip(networks, inputs, strict=True)):
-        if network.keeps_input and not network.foreign:
-            groups.setdefault(given, []).append(index)
-    equal = _Equal(networks, ties or {})
-    for parts in groups.values():
+    groups, equal = _alike(networks, inputs), _Equal(networks, ties or {})
+    for parts in groups:
         _Numbering(networks, parts, equal.compared)
-    found = [_Numbering(networks, parts, equal.first) for parts in groups.values()]
+    found = [_Numbering(networks, parts, equal.first) for parts in groups]
     return Sharing(equal.ties(), tuple(one.run() for one in found if one.saves))
 
 
