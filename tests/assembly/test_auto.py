@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,16 @@ def by_hand(parts: list[by.Component], images: Tensor, depth: bool = True) -> Te
     return torch.cat(found, 1)
 
 
+def written(whole: by.Assembly, folder: Path) -> Callable[[Tensor], Tensor]:
+    """The model of an assembly's Python file."""
+    export_module(whole, folder / "whole.py")
+    spec = importlib.util.spec_from_file_location("whole", folder / "whole.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.load()
+    return lambda images: model(module.preprocess(images))
+
+
 def test_it_is_the_default_and_follows_its_rule(parts) -> None:
     with torch.no_grad():
         whole = by.assemble(parts)
@@ -154,12 +165,8 @@ def test_files_and_exports_follow_it(parts, tmp_path: Path) -> None:
     export_onnx(whole, tmp_path / "whole.onnx")
     (logits,) = onnxruntime.InferenceSession(tmp_path / "whole.onnx").run(["logits"], {"images": OTHERS.numpy()})
     assert relative(torch.from_numpy(logits), wanted) < 1e-5
-    export_module(whole, tmp_path / "whole.py")
-    spec = importlib.util.spec_from_file_location("whole", tmp_path / "whole.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with torch.no_grad():
-        assert torch.equal(module.load()(module.preprocess(OTHERS)), wanted)
+        assert torch.equal(written(whole, tmp_path)(OTHERS), wanted)
 
 
 def test_fused_parts_look_at_the_same(parts) -> None:
@@ -224,3 +231,28 @@ def test_with_labelled_images_it_learns_from_them(parts) -> None:
     data = [(x, torch.tensor(one.manifest.task)[y]) for (x, y), one in zip(own, parts, strict=True)]
     assert by.assemble(parts, images=data).manifest.scaling.name == "lda"
     assert by.assemble(parts, images=data, form="padded").manifest.scaling.name == "joint-head"
+
+
+@pytest.mark.parametrize("scaling", ["lda", "joint-head"])
+def test_labelled_images_begin_where_it_ends(parts, scaling: str, tmp_path: Path) -> None:
+    """The stronger the prior, the nearer to what is done without labels."""
+    data = [(DATA[0], torch.tensor(one.manifest.task)[torch.arange(60) % len(one.classes)]) for one in parts]
+    found = {}
+    with torch.no_grad():
+        start = by.assemble(parts)(OTHERS)
+        for strength in (1e9, 1.0, 1e-3):
+            whole = by.assemble(parts, images=data, scaling=scaling, strength=strength)
+            found[strength] = relative(whole(OTHERS), start)
+            again = by.load(whole.save(tmp_path / f"{strength}.safetensors"))
+            assert torch.equal(again(OTHERS), whole(OTHERS))
+    assert found[1e9] < 1e-4
+    assert found[1e9] < found[1.0] < found[1e-3]
+
+
+def test_labelled_images_and_a_look_inside_in_a_plain_module(parts, tmp_path: Path) -> None:
+    data = [(DATA[0], torch.tensor(one.manifest.task)[torch.arange(60) % len(one.classes)]) for one in parts]
+    whole = by.assemble(parts, images=data)
+    assert whole.manifest.scaling.gate
+    assert whole.manifest.scaling.depth
+    with torch.no_grad():
+        assert torch.equal(written(whole, tmp_path)(OTHERS), whole(OTHERS))

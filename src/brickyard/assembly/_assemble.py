@@ -89,10 +89,11 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
-    evidence = Evidence(manifest, depths=form == "parallel" and bool(assembly.depths))
+    evidence = Evidence(manifest, inside=form == "parallel" and bool(assembly.depths))
     more = {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
-        seen = shared_signals(assembly, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
+        begun = assembly.with_scaling(*scale("auto", evidence, {}))
+        seen = shared_signals(begun, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
         evidence = seen.evidence(manifest)
     return assembly.with_scaling(*scale(scaling, evidence, more))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
 from brickyard.surgery._sharing import Sharing, find_runs, find_sharing, tied
+
+T = TypeVar("T")
+Lookers = tuple[tuple[tuple[int, ...], Network], ...]  # parts, and the network of these
 
 
 class Joined(nn.Module):
@@ -211,12 +214,12 @@ class Assembly(Joined, Predictor):
         self.sharing = sharing or Sharing({}, ())
         reads_at = [part.reads_at for part in self.components()]
         self.runs = tuple(
-            (run.parts, run.network(networks), run.network(networks, [reads_at[index] for index in run.parts]))
+            (run.parts, run.network(networks), run.looking(networks, [()] * len(run.parts), _of(reads_at, run.parts)))
             for run in self.sharing.runs
         )
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
-        self.lookers = self._looking(networks) if manifest.scaling.depth else ()
+        self.lookers = self._looking(networks, reads=gate is not None) if manifest.scaling.depth else ()
         self.eval()
 
     @property
@@ -281,19 +284,25 @@ class Assembly(Joined, Predictor):
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
         if not features or self.manifest.form != "parallel":
-            outputs, depths = self._looked(inputs) if self.lookers else (self._outputs(inputs), None)
+            outputs, depths, _ = (
+                self._looked(inputs, self.lookers) if self.lookers else (self._outputs(inputs), None, ())
+            )
             if self.manifest.form != "parallel":
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
             return Signals(self.laid(outputs), energies=self.energies(outputs), depths=depths)
-        seen = self._seen(inputs)
-        outputs = [output for _, output in seen]
+        if self.lookers:
+            lookers = self.lookers if self.gate is not None else self._looking(self.networks(), reads=True)
+            outputs, depths, seen = self._looked(inputs, lookers)
+        else:
+            pairs, depths = self._seen(inputs), None
+            seen, outputs = [found for found, _ in pairs], [output for _, output in pairs]
         logits, energies = self.laid(outputs), self.energies(outputs)
-        known = [(part.familiarity, found) for part, (found, _) in zip(self.components(), seen, strict=True)]
+        known = [(part.familiarity, found) for part, found in zip(self.components(), seen, strict=True)]
         distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
         if len(distances) < len(known):
-            return Signals(logits, energies=energies)
+            return Signals(logits, energies=energies, depths=depths)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
-        return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies)
+        return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies, depths)
 
     @property
     def depths(self) -> list[Depths]:
@@ -303,22 +312,31 @@ class Assembly(Joined, Predictor):
         found = [depths for depths in known if depths is not None]
         return found if len(found) == len(self.manifest.parts) else []
 
-    def _looking(self, networks: Sequence[Network]) -> tuple[tuple[tuple[int, ...], Network], ...]:
-        """Networks that also return what enters layers, each with its parts."""
+    def _looking(self, networks: Sequence[Network], reads: bool) -> Lookers:
+        """Networks that also return what enters layers, each with its parts; and what features are read from."""
         if not self.depths:
             raise FileError("file-inconsistent", "its scaling needs what is usual inside every part, in parallel form")
         places = [places_of(*one) for one in zip(networks, (one.layers for one in self.depths), strict=True)]
         runs = find_runs(networks, _given(networks, self.manifest.parts), self.sharing.ties)
-        return tuple((run.parts, run.looking(networks, [places[part] for part in run.parts])) for run in runs)
+        reads_at = [part.reads_at for part in self.components()] if reads else []
+        return tuple(
+            (run.parts, run.looking(networks, _of(places, run.parts), _of(reads_at, run.parts) if reads else ()))
+            for run in runs
+        )
 
-    def _looked(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """What each of `networks` returns, and how unusual the values inside it are, (batch, parts)."""
+    def _looked(self, inputs: Sequence[Tensor], lookers: Lookers) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """What each of `networks` returns, how unusual the values inside it are, (batch, parts), and its features."""
         found: dict[int, tuple[Tensor, ...]] = {}
-        for parts, network in self.lookers:
+        for parts, network in lookers:
             found |= zip(parts, network(inputs[parts[0]]), strict=True)
         rows = [found[part] for part in range(len(found))]
-        unusual = [depths(seen) for depths, (_, *seen) in zip(self.depths, rows, strict=True)]
-        return [row[0] for row in rows], torch.stack(unusual, 1)
+        unusual = [one(row[1 : 1 + len(one.layers)]) for one, row in zip(self.depths, rows, strict=True)]
+        features = [
+            features_of(part.network, part.reads_at, x, row[-1])
+            for part, one, x, row in zip(self.components(), self.depths, inputs, rows, strict=True)
+            if len(row) > 1 + len(one.layers)
+        ]
+        return [row[0] for row in rows], torch.stack(unusual, 1), features
 
     def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What each of `networks` returns."""
@@ -336,7 +354,7 @@ class Assembly(Joined, Predictor):
         found = []
         for index, (part, x) in enumerate(zip(self.components(), inputs, strict=True)):
             if index in common:
-                entering, output = common[index]
+                output, entering = common[index]
                 found.append((features_of(part.network, part.reads_at, x, entering), output))
             else:
                 features, _, output = part.observe(x)
@@ -449,6 +467,10 @@ def shared(
     once = sum(count_flops(run.network(made), shapes[run.parts[0]]) for run in sharing.runs)
     numbers = sum(map(count_parameters, networks)) - count_parameters(nn.ModuleList(made))
     return made, sharing, manifest.model_copy(update={"shared_parameters": numbers, "shared_flops": twice - once})
+
+
+def _of(values: Sequence[T], places: Sequence[int]) -> list[T]:
+    return [values[place] for place in places]
 
 
 def _sharing(

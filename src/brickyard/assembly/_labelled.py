@@ -16,7 +16,7 @@ from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.outputs._outputs import Outputs
-from brickyard.scaling._scale import Evidence, Signals
+from brickyard.scaling._scale import Evidence, Signals, shortfall, usual_energies
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,12 @@ class Shared(Examples):
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
         """Convert this to evidence for a few-shot scaling of the assembly."""
-        seen = self.signals
-        return Evidence(manifest, seen.logits, self.targets, self.owners, seen.features, seen.distances)
+        seen, lost = self.signals, None
+        if seen.energies is not None:
+            usual, spread = usual_energies(manifest).double()
+            lost = shortfall(seen.energies, usual, spread, seen.depths)
+        given = seen.logits, self.targets, self.owners, seen.features, seen.distances
+        return Evidence(manifest, *given, inside=seen.depths is not None, lost=lost)
 
 
 def shared_signals(

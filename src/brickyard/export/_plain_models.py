@@ -391,11 +391,15 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     if together:
         lines = [f"({joined(names)}{',' * (len(names) == 1)}) = self.parts(inputs[0])"]
     elif assembly.lookers:
-        pairs = [[f"({names[part]}, *seen{part})" for part in parts] for parts, _ in assembly.lookers]
+        read = ", read{}" if gated else ""
+        pairs = [[f"({names[i]}, *seen{i}{read.format(i)})" for i in parts] for parts, _ in assembly.lookers]
         lines = [
             f"({joined(own)}{',' * (len(own) == 1)}) = self.parts[{index}](inputs[{parts[0]}])"
             for index, (own, (parts, _)) in enumerate(zip(pairs, assembly.lookers, strict=True))
         ]
+        for index, one in enumerate(assembly.components() if gated else ()):
+            averaged = PlainNetwork(one.network, one.input_shape).averaged(one.network.nodes[one.reads_at].name)
+            lines.append(f"features{index} = read{index}{averaged}")
     elif manifest.form == "parallel":
         more = [f", features{index}" if gated else "" for index in range(len(names))]
         lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]

@@ -221,11 +221,21 @@ class PlainNetwork:
     def dead_after(self, index: int) -> tuple[str, ...]:
         return self._network.dead_after(index)
 
-    def linear(self, name: str | None) -> bool:
-        """Whether a step is a linear layer, whose channels are the last dimension."""
+    def averaged(self, name: str) -> str:
+        """What averages over positions what a step is given first, as the end of an expression.
+
+        Raises:
+            SurgeryError: It cannot be written.
+        """
         node = next(node for node in self.nodes if node.name == name)
+        value = self._values[name if node.op == "input" else refs(node)[0]]
         mixing = find_mixing(self._network.layer(node.target)) if node.op == "layer" else None
-        return mixing is not None and mixing.linear
+        if value.shape[0] != 2:
+            why = "the network makes several copies of each image, so that its features cannot be written as Python"
+            raise SurgeryError("surgery-export-failed", f"{why}; export it as .onnx")
+        if value.ndim <= 2:
+            return ""
+        return ".flatten(1, -2).mean(1)" if mixing is not None and mixing.linear else ".flatten(2).mean(2)"
 
     def value(self, name: str) -> Any:
         """A step's value on two images, without numbers."""
@@ -270,13 +280,7 @@ class _Steps:
 
     def _features(self, entering: str, names: Sequence[str]) -> list[str]:
         """The statement that averages what enters the reading layer over positions."""
-        value, name = self._network.value(entering), self._names[entering]
-        if value.shape[0] != 2:
-            why = "the network makes several copies of each image, so that its features cannot be written as Python"
-            raise SurgeryError("surgery-export-failed", f"{why}; export it as .onnx")
-        if value.ndim > 2:
-            name += ".flatten(1, -2).mean(1)" if self._network.linear(self._reads_at) else ".flatten(2).mean(2)"
-        return wrapped(f"{names[0]} = {name}", 8)
+        return wrapped(f"{names[0]} = {self._names[entering]}{self._network.averaged(self._reads_at or entering)}", 8)
 
     def _named(self, node: str, heir: str | None, wanted: str = "") -> str:
         """Give a step's value a variable: that of a value that has ended, or a new one."""

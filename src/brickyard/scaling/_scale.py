@@ -58,7 +58,8 @@ class Evidence:
         owners: The part that each image belongs to, or None.
         features: Their features, concatenated over the parts, or None if the parts cannot be run separately.
         distances: Their distances from each part's classes, (images, parts), or None.
-        depths: Whether every part can tell how unusual the values inside it are.
+        inside: Whether every part can tell how unusual the values inside it are.
+        lost: What each part's logits lose without any label, as by `shortfall`, (images, parts), or None.
     """
 
     manifest: AssemblyManifest
@@ -67,7 +68,8 @@ class Evidence:
     owners: Tensor | None = None
     features: Tensor | None = None
     distances: Tensor | None = None
-    depths: bool = False
+    inside: bool = False
+    lost: Tensor | None = None
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:

@@ -8,7 +8,7 @@ without images use statistics stored in the components; few-shot strategies also
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from brickyard.component._familiarity import Within
 from brickyard.scaling._scale import Evidence, Gate, Scale, combine, owned
 
 FAMILIARITY = 0.3  # of the smallest margin: what a part's logits lose for each usual distance of its features
-LDA_STRENGTH = 1.0  # of the prior, over the number of images
+LDA_STRENGTH = 4.0  # of the prior, over the number of images
 LDA_SHRINK = 1.0  # of the mean variance, added to every direction
 
 
@@ -110,7 +110,7 @@ def automatic(evidence: Evidence) -> Scale:
         why = f"the logits stay as they are, since too few labelled images of the parts for {names} were seen"
         return Scale(notes=(f"{why} to know how low theirs usually are: cut them with 8 or more",))
     how = "logits are lowered where they are lower than on the part's own images"
-    if evidence.depths:
+    if evidence.inside:
         return Scale(energy=True, depth=True, notes=(f"{how}, and where the values inside the part are unusual",))
     known = [part.statistics.familiarity for part in evidence.parts if part.statistics is not None]
     if all(one is not None and one.depths for one in known):
@@ -217,7 +217,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
         strength: Weight of the prior; default: grows with the number of classes, since the sources have
             already fitted the training images that the head learns from.
     """
-    z = _few_shot(evidence)
+    z = _lowered(evidence)
     count = z.shape[1]
     strength = JOINT_STRENGTH * count**4 if strength is None else strength
     eye = torch.eye(count, dtype=torch.float64)
@@ -226,7 +226,7 @@ def joint_head(evidence: Evidence, strength: float | None = None) -> Scale:
         return combine(evidence.manifest, z @ (eye + p[:count]).T + p[count] * _spread(z))
 
     p = _minimise(evidence, torch.zeros(count + 1, count, dtype=torch.float64), outputs, strength, _spread(z))
-    return Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength})
+    return _begun(evidence, Scale(eye + p[:count], p[count] * _spread(z), options={"strength": strength}))
 
 
 @scaling(
@@ -240,14 +240,14 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
 
     A logistic regression then fits one factor and one shift per component, the weight of the analysis and that of
     "mahalanobis". It uses leave-one-out scores, so that images already seen do not inflate the analysis. It starts
-    from "mahalanobis", and a prior pulls it there.
+    from what "auto" does without labels, or else from "mahalanobis", and a prior pulls it there.
 
     Args:
         evidence: The parts, with logits, features and targets of labelled images.
         strength: Weight of the prior, divided by the number of images.
         shrink: Share of the mean variance added to every direction of the features' covariance.
     """
-    z = _few_shot(evidence)
+    z = _lowered(evidence)
     features, distances, image_owner = evidence.features, evidence.distances, evidence.owners
     sizes = _feature_sizes(evidence, "lda")
     if features is None or distances is None or image_owner is None:
@@ -259,18 +259,19 @@ def lda(evidence: Evidence, strength: float = LDA_STRENGTH, shrink: float = LDA_
     blank = torch.zeros_like(distances), torch.zeros(len(sizes), sum(sizes)), 0 * distances[0]
     scores, weights, bias = found or blank
     share, owner, count = owned(evidence.manifest), evidence.part_of, len(sizes)
+    start = float(evidence.lost is None)
 
     def outputs(p: Tensor) -> Tensor:
         rows = z * (1 + p[:count])[owner] + p[count : 2 * count][owner] * _spread(z)
-        gate = p[-1] * _spread(z) * scores - (1 + p[-2]) * slopes * distances
+        gate = p[-1] * _spread(z) * scores - (start + p[-2]) * slopes * distances
         return combine(evidence.manifest, rows) + gate @ share.T
 
     p = _minimise(evidence, torch.zeros(2 * count + 2, dtype=torch.float64), outputs, 2 * strength / len(z))
     reach = p[-1] * _spread(z)
-    gate = Gate((1 + p[-2]) * slopes, reach * weights, reach * bias)
+    gate = Gate((start + p[-2]) * slopes, reach * weights, reach * bias)
     notes = () if found else ("the labelled images were too few to tell the parts apart by their features",)
     matrix, shift = torch.diag((1 + p[:count])[owner]), p[count : 2 * count][owner] * _spread(z)
-    return Scale(matrix, shift, gate, notes=notes, options={"strength": strength, "shrink": shrink})
+    return _begun(evidence, Scale(matrix, shift, gate, notes=notes, options={"strength": strength, "shrink": shrink}))
 
 
 def _discriminant(
@@ -333,6 +334,18 @@ def _spread(z: Tensor) -> float:
 def _few_shot(evidence: Evidence) -> Tensor:
     assert evidence.logits is not None  # `scale` gives them
     return evidence.logits.double()
+
+
+def _lowered(evidence: Evidence) -> Tensor:
+    """The logits of labelled images as they are without any label."""
+    z = _few_shot(evidence)
+    return z if evidence.lost is None else z - evidence.lost[:, evidence.part_of]
+
+
+def _begun(evidence: Evidence, scale: Scale) -> Scale:
+    """A scaling of logits that are lowered first, where `_lowered` did so."""
+    lowered = evidence.lost is not None
+    return replace(scale, energy=lowered, depth=lowered and evidence.inside)
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:

@@ -59,7 +59,12 @@ class Run:
     reads: tuple[tuple[Ref, ...], ...]
     fixed: frozenset[str]
 
-    def looking(self, networks: Sequence[Network], layers: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> Network:
+    def looking(
+        self,
+        networks: Sequence[Network],
+        layers: Sequence[Sequence[tuple[int, Sequence[int]]]],
+        reads_at: Sequence[int] = (),
+    ) -> Network:
         """One network as from `network`, which returns a tuple for each part: its output, then what layers are given.
 
         Of what a layer is given it returns the mean and standard deviation over positions, (batch, numbers).
@@ -67,40 +72,30 @@ class Run:
         Args:
             networks: The networks.
             layers: For each part of the run, steps of its network, and the dimensions that are positions there.
+            reads_at: For each, a step; what that is given first comes last in its tuple, as it is.
         """
         steps: list[Node] = list(self.steps)
         ends: list[Any] = []
         made: dict[Any, Ref] = {}
         for turn, (part, places) in enumerate(zip(self.parts, layers, strict=True)):
             seen = []
-            for at, dims in places:
+            for at, dims in (*places, *((at, ()) for at in reads_at[turn : turn + 1])):
                 read, own = self.reads[turn][at], f"{part}.{networks[part].nodes[at].name}"
                 late = read.node in self.fixed  # it may be overwritten later, and before
                 key = (own if late else read.node, tuple(dims))
                 if key not in made:
-                    made[key] = Ref(f"seen {len(made)}")
+                    found = _numbers(f"seen {len(made)}", read, tuple(dims), late)
                     names = [step.name for step in steps]
                     place = names.index(own) if late else names.index(read.node) + 1 if read.node != _INPUT else 0
-                    steps[place:place] = _numbers(made[key].node, read, tuple(dims))
+                    steps[place:place] = found
+                    made[key] = Ref(found[-1].name) if found else read
                 seen.append(made[key])
             ends.append((self.outputs[turn], *seen))
         return self._network(networks, steps, ends)
 
-    def network(self, networks: Sequence[Network], reads_at: Sequence[int] | None = None) -> Network:
-        """One network of all the steps, whose layers are those of `networks`.
-
-        It returns a tuple of the outputs; with `reads_at`, of pairs: what that step of each network is given first, and
-        the output.
-        """
-        steps, ends = list(self.steps), list(self.outputs)
-        for turn, at in enumerate(reads_at or ()):
-            index, read = self.parts[turn], self.reads[turn][at]
-            if read.node in self.fixed:  # where it may be overwritten later
-                place = [step.name for step in steps].index(f"{index}.{networks[index].nodes[at].name}")
-                steps.insert(place, Node(f"read {index}", "function", "clone", (read,)))
-                read = Ref(f"read {index}")
-            ends[turn] = (read, ends[turn])
-        return self._network(networks, steps, ends)
+    def network(self, networks: Sequence[Network]) -> Network:
+        """One network of all the steps, whose layers are those of `networks`; it returns a tuple of the outputs."""
+        return self._network(networks, self.steps, self.outputs)
 
     def _network(self, networks: Sequence[Network], steps: Sequence[Node], ends: Sequence[Any]) -> Network:
         layers: dict[str, nn.Module] = {str(index): networks[index] for index in self.parts}
@@ -127,10 +122,10 @@ class Sharing:
     runs: tuple[Run, ...]
 
 
-def _numbers(name: str, read: Ref, dims: tuple[int, ...]) -> list[Node]:
-    """Steps that give the mean and standard deviation of a value over dimensions, or a copy without any."""
+def _numbers(name: str, read: Ref, dims: tuple[int, ...], copied: bool) -> list[Node]:
+    """Steps that give the mean and standard deviation of a value over dimensions; the value itself without any."""
     if not dims:
-        return [Node(name, "function", "clone", (read,))]
+        return [Node(name, "function", "clone", (read,))] if copied else []
     mean, std = Ref(f"{name} mean"), Ref(f"{name} std")
     return [
         Node(mean.node, "function", "mean", (read, dims)),
