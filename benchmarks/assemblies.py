@@ -76,17 +76,17 @@ def row(name: str, share: float) -> dict[str, Any]:
     tests = [tables.load(part, "test") for part, _ in parts]
     trains = [tables.load(part, "train") for part, _ in parts]
     sources = [tables.source(part).model for part, _ in parts]
-    plain = by.assemble(components, on_duplicate="rename")
+    plain, auto = (by.assemble(components, on_duplicate="rename", scaling=scaling) for scaling in ("none", "auto"))
     scores = by.evaluate(plain, tests, source=sources, latency=False)
     found: dict[str, Any] = {"images": scores.row("assembled").images, "error": scores.row("assembled").class_error}
     found |= {kind: [scores.row(kind).class_accuracy] for kind in ("base", "restricted", "oracle")}
-    seen = shared_signals(plain, tests, features=True)
-    right = {"none": rights(plain, seen)}
+    seen = shared_signals(auto, tests, features=True)
+    right = {"none": rights(plain, seen), "auto": rights(auto, seen)}
     for free in ("logit-mean", "mahalanobis"):
         right[free] = rights(scaled(plain, free, Evidence(plain.manifest)), seen)
     for shots in SHOTS:
         for seed in SEEDS:
-            few = shared_signals(plain, trains, features=True, shots=shots, seed=seed)
+            few = shared_signals(auto, trains, features=True, shots=shots, seed=seed)
             evidence = few.evidence(plain.manifest)
             for strategy in FEW_SHOT:
                 whole = scaled(plain, strategy, evidence)
@@ -182,7 +182,7 @@ def cell(values: list[float] | None) -> str:
 
 
 def page(rows: dict[str, Any]) -> str:
-    free = ("base", "restricted", "oracle", "none", "logit-mean", "mahalanobis", "mahalanobis, votes")
+    free = ("base", "restricted", "oracle", "none", "auto", "logit-mean", "mahalanobis", "mahalanobis, votes")
     few = [f"{strategy} n={shots}" for shots in SHOTS for strategy in FEW_SHOT]
     lines = [
         "# Assemblies",
@@ -201,13 +201,13 @@ def page(rows: dict[str, Any]) -> str:
         lines.append(f"| {key} | {' | '.join(cells)} | {value['error']:.1f} |")
     lines += [
         "",
-        "What `mahalanobis` gains over side by side, paired over images, with one standard error:",
+        "What label-free scalings gain over side by side, paired over images, with one standard error:",
         "",
-        "| assembly | parts | gain | with votes |",
-        "|---|---|---|---|",
+        "| assembly | parts | auto | mahalanobis | mahalanobis, votes |",
+        "|---|---|---|---|---|",
     ]
     for key, value in main.items():
-        gains = [value.get(f"gain of {kind}") for kind in ("mahalanobis", "mahalanobis, votes")]
+        gains = [value.get(f"gain of {kind}") for kind in ("auto", "mahalanobis", "mahalanobis, votes")]
         lines.append(f"| {key} | {' | '.join(f'{g[0]:+.2f} ({g[1]:.2f})' if g else '' for g in gains)} |")
     lines += [
         "",

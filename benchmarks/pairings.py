@@ -30,7 +30,7 @@ from brickyard.component._statistics import PER_CLASS, statistics_of
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._network import Network
 from brickyard.scaling._scale import shortfall
-from brickyard.scaling._strategies import FAMILIARITY
+from brickyard.scaling._strategies import FAMILIARITY, INSIDE
 
 PATH: Path = tables.RESULTS / "pairings.json"
 DATA = {
@@ -41,7 +41,7 @@ DATA = {
     "VGG-16-w25 CIFAR-10": "ResNet-20",
     "VGG-16-w25 CIFAR-100": "VGG-16-w25 CIFAR-100",
 }  # the source whose data set a source was trained on
-COUNT, SEED, IMAGES = 60, 78, 4000
+COUNT, SEED, IMAGES = 60, 79, 4000
 WAYS = ("none", "mahalanobis", "energy", "auto", "oracle")
 KNOWN = 3000  # training images to take those of a part from
 
@@ -163,7 +163,7 @@ def row(title: str, pairing: Pairing) -> dict[str, Any]:
             shortfall(one.logsumexp(1), torch.tensor(known.usual), torch.tensor(known.spread))
             for one, known in zip(logits, stored, strict=True)
         ]
-        more = [d + known.spread * deep for d, known, deep in zip(lost, stored, inner, strict=True)]
+        more = [d + INSIDE * known.spread * deep for d, known, deep in zip(lost, stored, inner, strict=True)]
         ways = {
             "none": logits,
             "mahalanobis": [one - FAMILIARITY * least * d[:, None] for one, d in zip(logits, far, strict=True)],

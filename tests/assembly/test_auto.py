@@ -48,21 +48,18 @@ def at(values: Tensor, share: float) -> Tensor:
 
 
 def inside(one: by.Component, own: Tensor, images: Tensor) -> Tensor:
-    """How unusual images are before the three layers of a chain, by hooks and from the definition."""
+    """How unusual images are before the convolutions of a chain, by hooks and from the definition."""
     network, seen = one.network, {}
     hooks = [
         network.layer(name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].double()}))
-        for name in ("conv1", "conv2", "linear")
+        for name in ("conv1", "conv2")
     ]
     numbers = []
     for x in (own, images):
         one.logits(x)
-        both = [
-            torch.cat([v.flatten(2).mean(2), v.flatten(2).var(2, correction=0).sqrt()], 1)
-            for v in seen.values()
-            if v.ndim > 2
-        ]
-        numbers.append([*both, seen["linear"]])
+        numbers.append(
+            [torch.cat([v.flatten(2).mean(2), v.flatten(2).var(2, correction=0).sqrt()], 1) for v in seen.values()]
+        )
     for hook in hooks:
         hook.remove()
     found = []
@@ -72,7 +69,7 @@ def inside(one: by.Component, own: Tensor, images: Tensor) -> Tensor:
         deviation = deviation.maximum(0.01 * (deviation**2).mean().sqrt())
         far, rest = ((((z - known.mean(0)) / deviation) ** 2).mean(1).sqrt() for z in (theirs, rest))
         found.append((1 + ((far - middle(rest)) / (at(rest, 0.9) - middle(rest))).clamp_min(0)).log())
-    return sum(found) / 3
+    return (4 / 3 * found[0] + 2 / 3 * found[1]) / 2
 
 
 def by_hand(parts: list[by.Component], images: Tensor, depth: bool = True) -> Tensor:
@@ -85,7 +82,7 @@ def by_hand(parts: list[by.Component], images: Tensor, depth: bool = True) -> Te
         usual, low = middle(energy), at(energy, 0.1)
         logits = one.logits(images).double()
         below = (1 + ((usual - logits.exp().sum(1).log()) / (usual - low)).clamp_min(0)).log()
-        below = below + inside(one, own, images) if depth else below
+        below = below + 1.5 * inside(one, own, images) if depth else below
         found.append(logits - ((usual - low) * below)[:, None])
     return torch.cat(found, 1)
 
@@ -187,7 +184,7 @@ def test_files_that_look_where_nothing_is_are_refused(parts, tmp_path: Path, cha
     size = one.familiarity.depths.mean.numel()
     depths = Depths.blank([first.model_copy(update=changes), *more])
     values = [torch.ones(count) for count in (size - first.size + changes.get("size", first.size),) * 2]
-    depths = Depths(depths.layers, *values, *(torch.ones(len(depths.layers)) for _ in range(2)))
+    depths = Depths(depths.layers, *values, *(torch.ones(len(depths.layers)) for _ in range(3)))
     known = Familiarity(*one.familiarity.buffers(recurse=False), depths)
     statistics = one.manifest.statistics.model_copy(update={"familiarity": known.record})
     made = by.Component(one.network, one.manifest.model_copy(update={"statistics": statistics}), one.skeleton, known)
@@ -253,6 +250,6 @@ def test_labelled_images_and_a_look_inside_in_a_plain_module(parts, tmp_path: Pa
     data = [(DATA[0], torch.tensor(one.manifest.task)[torch.arange(60) % len(one.classes)]) for one in parts]
     whole = by.assemble(parts, images=data)
     assert whole.manifest.scaling.gate
-    assert whole.manifest.scaling.depth
+    assert whole.manifest.scaling.depth == 1.5
     with torch.no_grad():
         assert torch.equal(written(whole, tmp_path)(OTHERS), whole(OTHERS))

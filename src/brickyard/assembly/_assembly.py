@@ -123,9 +123,10 @@ class Joined(nn.Module):
         depths: Tensor | None = None,
     ) -> Tensor:
         """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
-        if energies is not None:
+        if energies is not None and self.manifest.scaling.energy:
             usual, spread = self._usual.to(logits.dtype)
-            logits = logits - shortfall(energies, usual, spread, depths)[:, self._owner]
+            lost = shortfall(energies, usual, spread, depths, self.manifest.scaling.depth)
+            logits = logits - lost[:, self._owner]
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
         logits = logits if self._plain else combine(self.manifest, logits)

@@ -17,6 +17,7 @@ from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.outputs._outputs import Outputs
 from brickyard.scaling._scale import Evidence, Signals, shortfall, usual_energies
+from brickyard.scaling._strategies import INSIDE
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Shared(Examples):
         seen, lost = self.signals, None
         if seen.energies is not None:
             usual, spread = usual_energies(manifest).double()
-            lost = shortfall(seen.energies, usual, spread, seen.depths)
+            lost = shortfall(seen.energies, usual, spread, seen.depths, INSIDE)
         given = seen.logits, self.targets, self.owners, seen.features, seen.distances
         return Evidence(manifest, *given, inside=seen.depths is not None, lost=lost)
 

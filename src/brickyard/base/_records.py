@@ -404,8 +404,8 @@ class ScalingRecord(Frozen):
     """How the parts' logits were made comparable.
 
     `gate` means that each part's classes also gain or lose by how familiar its features look; `energy`, that they lose
-    where the part's logits are lower than they usually are; `depth`, that they lose where the values inside the part
-    are unusual, too.
+    where the part's logits are lower than they usually are; `depth` is the weight by which they also lose where the
+    values inside the part are unusual.
     """
 
     name: Name
@@ -414,7 +414,7 @@ class ScalingRecord(Frozen):
     log_probability: bool = False
     gate: bool = False
     energy: bool = False
-    depth: bool = False
+    depth: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     notes: tuple[str, ...] = ()
 
 

@@ -1,8 +1,8 @@
-"""How unusual an image looks inside a network: at the inputs of some of its layers, from the first to the last.
+"""How unusual an image looks inside a network: at the inputs of some of its layers.
 
 At each of these, the mean and standard deviation of every channel over positions are compared with those of a
-component's own images. Parts whose logits rise on strangers' images too are told apart here: images of another data set
-differ from a component's own in early layers, those of other classes of the same data set in late ones.
+component's own images. This tells strangers where the logits of a source rise on anything. Early layers count most:
+images of another data set differ there already, and what enters late ones differs from image to image anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from brickyard.network._layer_types import find_mixing
 from brickyard.network._mixing import Mixing
 from brickyard.network._network import Network, iter_layers, kind, refs, step_shapes
 
-MOST = 8  # layers that are looked at
+MOST = 7  # layers that are looked at
 FEW = 16  # images, of which neither half says what is usual
 LEAST = 0.01  # of the root mean square deviation at a layer; below it, a channel counts as having that much
 
@@ -38,6 +38,7 @@ class Depths(nn.Module):
         gain: One over its standard deviation, (numbers,).
         usual: The median distance at each layer, (layers,).
         spread: How far above it the largest tenth of distances begins, (layers,).
+        weights: How much each layer counts, one on average, (layers,).
 
     Shapes:
         For each layer (batch, its numbers) -> (batch,)
@@ -47,20 +48,28 @@ class Depths(nn.Module):
     gain: Tensor
     usual: Tensor
     spread: Tensor
+    weights: Tensor
 
     def __init__(
-        self, layers: Sequence[DepthRecord], mean: Tensor, gain: Tensor, usual: Tensor, spread: Tensor
+        self,
+        layers: Sequence[DepthRecord],
+        mean: Tensor,
+        gain: Tensor,
+        usual: Tensor,
+        spread: Tensor,
+        weights: Tensor,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        for name, value in (("mean", mean), ("gain", gain), ("usual", usual), ("spread", spread)):
+        numbers = (("mean", mean), ("gain", gain), ("usual", usual), ("spread", spread), ("weights", weights))
+        for name, value in numbers:
             self.register_buffer(name, value)
 
     @classmethod
     def blank(cls, layers: Sequence[DepthRecord]) -> Depths:
         """Create an instance without values, on the meta device."""
         count = sum(one.size for one in layers)
-        sizes = (count, count, len(layers), len(layers))
+        sizes = (count, count, *(len(layers),) * 3)
         return cls(layers, *(torch.empty(size, device="meta") for size in sizes))
 
     @classmethod
@@ -85,16 +94,19 @@ class Depths(nn.Module):
         if not found:
             return None
         kept, means, gains, usuals, spreads = zip(*found, strict=True)
-        return cls(kept, torch.cat(means), torch.cat(gains), torch.stack(usuals), torch.stack(spreads))
+        weights = torch.arange(len(kept), 0, -1) * 2 / (len(kept) + 1)
+        return cls(kept, torch.cat(means), torch.cat(gains), torch.stack(usuals), torch.stack(spreads), weights)
 
     def forward(self, seen: Sequence[Tensor]) -> Tensor:
-        """Return the mean over layers of `log(1 + excess)`; no gradient flows through it."""
+        """Return the weighted mean over layers of `log(1 + excess)`; no gradient flows through it."""
         numbers = torch.cat(list(seen), 1).detach()
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-        mean, gain, usual, spread = (v.to(numbers.dtype) for v in (self.mean, self.gain, self.usual, self.spread))
+        mean, gain, usual, spread, weights = (
+            value.to(numbers.dtype) for value in (self.mean, self.gain, self.usual, self.spread, self.weights)
+        )
         squares = ((numbers - mean) * gain).square().split([one.size for one in self.layers], 1)
         distances = torch.stack([one.mean(1).sqrt() for one in squares], 1)
-        result: Tensor = torch.log1p(((distances - usual) / spread).clamp_min(0)).mean(1)
+        result: Tensor = (torch.log1p(((distances - usual) / spread).clamp_min(0)) * weights).mean(1)
         return result
 
     def check(self, network: Network) -> None:
@@ -123,7 +135,7 @@ def _dims(count: int, mixing: Mixing | None) -> tuple[int, ...]:
 
 
 def find_layers(network: Network, input_shape: Sequence[int]) -> list[DepthRecord]:
-    """Choose layers to look at: at most `MOST` that mix channels, evenly from the first to the last."""
+    """Choose layers to look at: at most `MOST` that mix channels, evenly from the first to one before the last."""
     if network.foreign or not network.keeps_input:
         return []
     like = kind(network)
@@ -141,8 +153,8 @@ def find_layers(network: Network, input_shape: Sequence[int]) -> list[DepthRecor
         if value.ndim == 2 + len(dims) and len(value) == 2 and value.shape[-1 if mixing.linear else 1] == size:
             found.setdefault(given[0], DepthRecord(layer=node.target, size=size * (2 if dims else 1), dims=dims))
     every = list(found.values())
-    count = min(MOST, len(every))
-    return [every[round(turn * (len(every) - 1) / max(count - 1, 1))] for turn in range(count)]
+    count = min(MOST, len(every) - 1)
+    return [every[round(turn * (len(every) - 1) / count)] for turn in range(count)] or every
 
 
 def places_of(network: Network, layers: Sequence[DepthRecord]) -> list[tuple[int, tuple[int, ...]]]:

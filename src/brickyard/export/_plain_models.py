@@ -74,18 +74,20 @@ class Depths(nn.Module):
     def __init__(self, sizes):
         super().__init__()
         self.sizes = sizes
-        for name, size in (("mean", sum(sizes)), ("gain", sum(sizes)), ("usual", len(sizes)), ("spread", len(sizes))):
-            self.register_buffer(name, torch.zeros(size))
+        for name in ("mean", "gain"):
+            self.register_buffer(name, torch.zeros(sum(sizes)))
+        for name in ("usual", "spread", "weights"):
+            self.register_buffer(name, torch.zeros(len(sizes)))
 
     def forward(self, seen):
         numbers = torch.cat(list(seen), 1).detach()
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-        mean, gain, usual, spread = (
-            value.to(numbers.dtype) for value in (self.mean, self.gain, self.usual, self.spread)
+        mean, gain, usual, spread, weights = (
+            value.to(numbers.dtype) for value in (self.mean, self.gain, self.usual, self.spread, self.weights)
         )
         squares = ((numbers - mean) * gain).square().split(self.sizes, 1)
         distances = torch.stack([one.mean(1).sqrt() for one in squares], 1)
-        return torch.log1p(((distances - usual) / spread).clamp_min(0)).mean(1)
+        return (torch.log1p(((distances - usual) / spread).clamp_min(0)) * weights).mean(1)
 '''
 
 _ANY_OF = '''
@@ -419,7 +421,7 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
         if assembly.lookers:
             unusual = joined(f"self.depths[{index}](seen{index})" for index in range(len(names)))
             lines.append(f"depths = torch.stack([{unusual}], 1)")
-            lost = f"({lost} + depths.to(logits.dtype))"
+            lost = f"({lost} + {manifest.scaling.depth!r} * depths.to(logits.dtype))"
         lines += [
             f"energies = torch.stack([{joined(f'energy_of_{name}' for name in names)}], 1)",
             "usual, spread = self.usual.to(logits.dtype)  # of each part's energy on its own images",

@@ -103,7 +103,7 @@ class Scale:
         log_probability: Whether each part's logits are first normalised as its kind of outputs prescribes: to
             log-probabilities over all its outputs, including reject.
         energy: Whether each part's logits are lowered where they are lower than usual, as by `shortfall`.
-        depth: Whether they are also lowered where the values inside the part are unusual.
+        depth: How much they are also lowered where the values inside the part are unusual, as a weight; 0 for not.
         notes: Notes for the manifest.
     """
 
@@ -112,27 +112,30 @@ class Scale:
     gate: Gate | None = None
     log_probability: bool = False
     energy: bool = False
-    depth: bool = False
+    depth: float = 0.0
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def shortfall(energies: Tensor, usual: Tensor, spread: Tensor, depths: Tensor | None = None) -> Tensor:
+def shortfall(
+    energies: Tensor, usual: Tensor, spread: Tensor, depths: Tensor | None = None, weight: float = 0.0
+) -> Tensor:
     """What parts' logits lose where all of a part's are low, as on an image of none of its classes: (batch, parts).
 
     An image whose log-sum-exp E is below `usual` loses `spread * log(1 + (usual - E) / spread)`. So half of a part's
     own images lose nothing, and a part loses in units of its own logits. (Energy as a score of strangers: Liu et al.,
     2020, arXiv 2010.03759.) Where values inside a part are unusual, it loses `spread` times the mean logarithm over
-    its layers as well.
+    its layers as well, as often as `weight` says.
 
     Args:
         energies: The log-sum-exp of each part's logits, (batch, parts).
         usual: The median of each part's own images, (parts,).
         spread: How far below it the lowest tenth of them begins, (parts,).
         depths: How unusual values inside each part are, as from `Depths`, (batch, parts), or None.
+        weight: How much these count.
     """
     lost = torch.log1p((usual - energies).clamp_min(0) / spread)
-    return spread * (lost if depths is None else lost + depths.to(lost.dtype))
+    return spread * (lost if depths is None or not weight else lost + weight * depths.to(lost.dtype))
 
 
 def usual_energies(manifest: AssemblyManifest) -> Tensor:

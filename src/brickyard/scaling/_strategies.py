@@ -21,6 +21,7 @@ from brickyard.component._familiarity import Within
 from brickyard.scaling._scale import Evidence, Gate, Scale, combine, owned
 
 FAMILIARITY = 0.3  # of the smallest margin: what a part's logits lose for each usual distance of its features
+INSIDE = 1.5  # the weight of what is unusual inside a part; chosen on training images
 LDA_STRENGTH = 4.0  # of the prior, over the number of images
 LDA_SHRINK = 1.0  # of the mean variance, added to every direction
 
@@ -111,7 +112,7 @@ def automatic(evidence: Evidence) -> Scale:
         return Scale(notes=(f"{why} to know how low theirs usually are: cut them with 8 or more",))
     how = "logits are lowered where they are lower than on the part's own images"
     if evidence.inside:
-        return Scale(energy=True, depth=True, notes=(f"{how}, and where the values inside the part are unusual",))
+        return Scale(energy=True, depth=INSIDE, notes=(f"{how}, and where the values inside the part are unusual",))
     known = [part.statistics.familiarity for part in evidence.parts if part.statistics is not None]
     if all(one is not None and one.depths for one in known):
         how += "; form='parallel' would also look at the values inside them"
@@ -345,7 +346,7 @@ def _lowered(evidence: Evidence) -> Tensor:
 def _begun(evidence: Evidence, scale: Scale) -> Scale:
     """A scaling of logits that are lowered first, where `_lowered` did so."""
     lowered = evidence.lost is not None
-    return replace(scale, energy=lowered, depth=lowered and evidence.inside)
+    return replace(scale, energy=lowered, depth=INSIDE if lowered and evidence.inside else 0.0)
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:
