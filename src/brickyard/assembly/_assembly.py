@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._turns import Glance, in_turn, ranked, read_glance
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
 from brickyard.base._frozen import validated
@@ -138,6 +139,7 @@ class Joined(nn.Module):
         total = sum(p.selection.parameters for p in m.parts)
         once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
         total -= m.shared_parameters
+        c = m.cascade
         lines = [
             f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
             f"  form         {m.form}",
@@ -148,6 +150,9 @@ class Joined(nn.Module):
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
             for i, p in enumerate(m.parts)
         ]
+        if c is not None:
+            found = f"{c.flops:.2f} of the FLOPs of all parts, and {c.agreement:.1%} of their answers"
+            lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
         if m.decision_thresholds:
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
@@ -169,6 +174,8 @@ class Assembly(Joined, Predictor):
         sharing: What the networks of the parts have in common, and therefore run once.
         runs: For each of its runs, the indices of the parts, the network of all their steps, and one that also returns
             what the features are read from.
+        glance: What tells the order of parts that run in turn, or None.
+        stages: Each of these parts by itself, scaled as it is among the others.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
@@ -196,9 +203,10 @@ class Assembly(Joined, Predictor):
         familiarity: Sequence[Familiarity | None] = (),
         gate: Gate | None = None,
         sharing: Sharing | None = None,
+        glance: Glance | None = None,
     ) -> None:
         super().__init__()
-        if manifest.form == "parallel":
+        if manifest.apart:
             known = familiarity or [None] * len(networks)
             self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]
         else:
@@ -214,6 +222,8 @@ class Assembly(Joined, Predictor):
         )
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
+        self.glance = glance
+        self.stages = () if glance is None else tuple(map(self._stage, range(len(manifest.parts))))
         self.eval()
 
     @property
@@ -248,8 +258,8 @@ class Assembly(Joined, Predictor):
         return [found.get(index, pair) for index, pair in enumerate(shaped) if index not in gone or index in found]
 
     def components(self) -> list[Component]:
-        """The parts, in parallel form; in another form there are none left."""
-        return list(self.parts) if self.manifest.form == "parallel" else []
+        """The parts, where they are apart: in parallel form, and where they run in turn."""
+        return list(self.parts) if self.manifest.apart else []
 
     def signals(self, images: Tensor, features: bool = False) -> Signals:
         """Run the parts, without scaling.
@@ -263,7 +273,7 @@ class Assembly(Joined, Predictor):
     def inputs(self, images: Tensor) -> list[Tensor]:
         """Preprocess raw images for each of `networks`."""
         parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
-        if self.manifest.form == "parallel" or self.manifest.shared_input:
+        if self.manifest.apart or self.manifest.shared_input:
             prepared: list[Tensor] = []
             for index, first in enumerate(self._alike[: len(likes)]):
                 known = first < index
@@ -277,9 +287,9 @@ class Assembly(Joined, Predictor):
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
-        if not features or self.manifest.form != "parallel":
+        if not features or not self.manifest.apart:
             outputs = self._outputs(inputs)
-            if self.manifest.form != "parallel":
+            if not self.manifest.apart:
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
             return Signals(self.laid(outputs), energies=self.energies(outputs))
         seen = self._seen(inputs)
@@ -321,12 +331,50 @@ class Assembly(Joined, Predictor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
-        return self.answers(self.inputs(images))
+        return self._in_turn(images) if self.stages else self.answers(self.inputs(images))
 
     logits = forward
 
+    def _stage(self, index: int) -> Assembly:
+        """A part by itself, scaled as it is among the others."""
+        whole, part = self.manifest, self.parts[index]
+        own = [place for place, owners in enumerate(whole.owners) if owners == (index,)]
+        changes: dict[str, Any] = {
+            "classes": tuple(whole.classes[place] for place in own),
+            "members": tuple((place,) for place in range(len(own))),
+            "left_out": whole.left_out[index : index + 1],
+            "parts": (part.manifest,),
+            "form": "parallel",
+            "cascade": None,
+        }
+        matrix, shift = self.matrix, self.shift
+        if matrix is not None and shift is not None:
+            matrix, shift = matrix[own][:, own], shift[own]
+        return Assembly([part.network], whole.model_copy(update=changes), matrix, shift, (part.skeleton,))
+
+    def order(self, images: Tensor) -> Tensor:
+        """In which order the parts look at raw images, where they run in turn: (batch, parts)."""
+        assert self.glance is not None
+        x = preprocess(images, self.manifest.parts[0].preprocessing).to(self.glance.bias.device)
+        return ranked(self.glance(x))
+
+    def _in_turn(self, images: Tensor) -> Tensor:
+        """Map raw images to the logits of all classes; a part runs for those whose answer is not final before it."""
+        record, owner = self.manifest.cascade, [owners[0] for owners in self.manifest.owners]
+        assert record is not None  # as there are stages
+        like = kind(self.parts[0].network)
+        logits = torch.tensor(record.expected, dtype=like.dtype, device=like.device).repeat(len(images), 1)
+        return in_turn(record, owner, [stage.logits for stage in self.stages], images, self.order(images), logits)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Assembly:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for stage in self.stages:  # what it shares with the parts stays as it is
+            stage._apply(fn, recurse)
+        return self
+
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
         """The same assembly with another scaling."""
+        check_no_cascade(self, "another scaling")
         manifest = self.manifest.model_copy(update={"scaling": record})
         return self._with(manifest=manifest, matrix=fitted.matrix, shift=fitted.shift, gate=fitted.gate)
 
@@ -363,6 +411,7 @@ class Assembly(Joined, Predictor):
             "familiarity": [part.familiarity for part in self.components()],
             "gate": self.gate,
             "sharing": self.sharing,
+            "glance": self.glance,
         }
         return Assembly(**(same | changes))
 
@@ -370,7 +419,7 @@ class Assembly(Joined, Predictor):
         """A copy fused for inference, as by `Component.fused`; form and scaling stay the same."""
         networks = [quick(network, shape) for network, shape in self.shaped_networks()]
         sharing = None
-        if self.manifest.form == "parallel":
+        if self.manifest.apart:
             networks, sharing, _ = shared(networks, self.manifest)
         return self._with(networks=networks, sharing=sharing, skeletons=[None] * len(self.manifest.parts))
 
@@ -391,6 +440,7 @@ class Assembly(Joined, Predictor):
         """
         networks = self.networks()
         tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
+        tensors |= tensors_of(self.glance, "cascade.glance.")
         for index, network in enumerate(networks):
             tensors |= tensors_of(network, f"networks.{index}.")
         again = {f"networks.{own}" for own in self.sharing.ties}
@@ -440,11 +490,23 @@ def check_model(model: object, verb: str) -> None:
         raise OptionError("option-wrong-object", f"{verb} needs a component or an assembly, got {kind}; {advice}")
 
 
+def check_no_cascade(model: object, what: str) -> None:
+    """Refuse to change what the thresholds of a cascade were chosen for.
+
+    Raises:
+        OptionError: It is a cascade.
+    """
+    if isinstance(model, Assembly) and model.stages:
+        why = f"{what} would need other thresholds than those of this cascade"
+        advice = "join its parts with assemble([cascade]), change that, and assemble it with form='cascade' again"
+        raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
+
+
 def network_shapes(
     parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
 ) -> tuple[list[tuple[int, ...]], list[int]]:
     """Input shapes and output widths of the networks of an assembly."""
-    if form == "parallel":
+    if form in ("parallel", "cascade"):
         return [part.input_shape for part in parts], [part.width for part in parts]
     channels, *size = parts[0].input_shape
     copies = 1 if shared_input else len(parts)
@@ -478,7 +540,7 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True))
     ]
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    pairs = zip(manifest.parts, networks if manifest.form == "parallel" else (), strict=False)
+    pairs = zip(manifest.parts, networks if manifest.apart else (), strict=False)
     known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
     gate = None
     if manifest.scaling.gate:
@@ -488,17 +550,18 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
         gate = Gate.blank(sizes)
         match_types(gate, tensors, "scaling.gate.")
         fill_in(gate, tensors, "scaling.gate.")
+    glance = read_glance(manifest, matrix, tensors) if manifest.cascade is not None else None
     check_all_used(tensors)
     sharing = None
-    if manifest.form == "parallel":
+    if manifest.apart:
         networks, sharing, manifest = shared(networks, manifest, file.shared)
-    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing)
+    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing, glance)
 
 
 def _repeat_shared(file: AssemblyFile, tensors: dict[str, Tensor]) -> None:
     """Put the tensors of layers in common under the name of each layer."""
     specs: dict[str, Any] = {}
-    for index, one in enumerate(file.networks if file.manifest.form == "parallel" else ()):
+    for index, one in enumerate(file.networks if file.manifest.apart else ()):
         specs |= {f"{index}.{name}": spec for name, spec in (*one.layers.items(), *one.tensors.items())}
     found: dict[str, list[str]] = {}
     for name in tensors:
