@@ -8,9 +8,12 @@ Parts are whole. Thresholds are chosen on training images, without labels; the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import brickyard as by
 import tables
@@ -62,8 +65,13 @@ def time_share(parallel: by.Assembly, whole: by.Assembly, seen: Any) -> float:
     drawn = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:TIMED]
     batches = [batch for rows in drawn.split(BATCH) for batch, _ in seen.raw(rows)]
     forms = {"parallel": parallel.fused(), "cascade": whole.fused()}
-    times = measure_latency({name: lambda m=m: [m(x) for x in batches] for name, m in forms.items()}, batch=BATCH)
+    calls: dict[str, Callable[[], object]] = {name: partial(_answers, model, batches) for name, model in forms.items()}
+    times = measure_latency(calls, batch=BATCH)
     return times["cascade"].median_ms / times["parallel"].median_ms
+
+
+def _answers(model: by.Assembly, batches: list[Tensor]) -> list[Tensor]:
+    return [model(batch) for batch in batches]
 
 
 def write(rows: dict[str, Any]) -> None:
@@ -75,9 +83,9 @@ def page(rows: dict[str, Any]) -> str:
         "# Parts that run in turn",
         "",
         f'Written by `python benchmarks/cascades.py`. `form="cascade"` with agreement={AGREEMENT}, from at most',
-        f"{SHOWN:,} training images a part, without labels. Full test splits, run once: every part's test images of its",
-        "own classes. FLOPs and time: shares of parallel form's. time: batches of the mixed stream, both forms fused,",
-        "where a batch has images of one size. one part: images for which the first part was enough.",
+        f"{SHOWN:,} training images a part, without labels. Full test splits, run once: the images of each part's",
+        "classes. FLOPs and time: shares of parallel form's. time: batches of the mixed stream, each of images of one",
+        "size, both forms fused. one part: images for which the first part was enough.",
         "",
         "| assembly | FLOPs | goal | same answer | one part | accuracy, parallel | cascade | time | FLOPs held back |",
         "|---|---|---|---|---|---|---|---|---|",
