@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ AGREEMENT = 0.99
 DOUBT = 0.05  # the chance that fewer images than wanted are answered as by all parts
 LOW = 0.1  # of a part's own answers are below what is one spread below the usual
 WHAT = "the calibration images"
+MOST_BYTES = 1 << 26  # of a batch of pictures that are read one by one
 
 
 def check_cascade(manifest: AssemblyManifest, exclusive: bool) -> None:
@@ -234,8 +235,23 @@ def _batches(given: Any, batch_size: int, shape: Sequence[int]) -> Iterator[Tens
     elif isinstance(given, list | tuple) and any(_several(item) for item in given):
         for item in given:
             yield from _batches(item, batch_size, shape)
+    elif isinstance(given, list | tuple):
+        yield from _together((one for item in given for one in read_images([item], 1, shape)), batch_size)
     else:
         yield from read_images(given, batch_size, shape)
+
+
+def _together(images: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Images that were read one by one, in batches of one size."""
+    held: list[Tensor] = []
+    for one in images:
+        full = len(held) == batch_size or sum(image.nbytes for image in held) > MOST_BYTES
+        if held and (full or (one.shape, one.dtype) != (held[0].shape, held[0].dtype)):
+            yield torch.cat(held)
+            held = []
+        held.append(one)
+    if held:
+        yield torch.cat(held)
 
 
 def _labelled(given: Any) -> bool:
@@ -247,4 +263,4 @@ def _several(item: Any) -> bool:
     """Whether an item of a list is not one image."""
     batch = isinstance(item, Tensor) and item.dim() > 3
     folder = isinstance(item, str | Path) and Path(item).is_dir()
-    return batch or folder or isinstance(item, ImageData) or _labelled(item)
+    return batch or folder or isinstance(item, list | ImageData) or _labelled(item)
