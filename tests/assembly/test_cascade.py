@@ -40,7 +40,7 @@ def drawn(count: int, seed: int, noise: float = 0.75) -> tuple[Tensor, Tensor]:
     return COLOURS[labels][:, :, None, None] * (1 - level) + rest * level, labels
 
 
-TRAIN, STREAM, TEST = drawn(80, 0), drawn(220, 1)[0], drawn(120, 2)
+TRAIN, STREAM, TEST = drawn(80, 0), drawn(300, 1)[0], drawn(200, 2)
 
 
 def fitted(make: type[nn.Module], seed: int) -> nn.Module:
@@ -272,7 +272,7 @@ def test_labels_do_not_matter_and_every_form_of_images_is_the_same(pair, tmp_pat
         found = by.assemble(pair, calibration=form, **options).manifest.cascade
         assert found.thresholds == pytest.approx(wanted.thresholds, rel=1e-5)
         assert found.flops == pytest.approx(wanted.flops)
-    other = by.assemble(pair, calibration=STREAM[:150], **options).manifest.cascade
+    other = by.assemble(pair, calibration=STREAM[:200], **options).manifest.cascade
     assert other.thresholds != pytest.approx(wanted.thresholds, rel=1e-5)  # the control
 
 
