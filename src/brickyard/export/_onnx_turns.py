@@ -23,7 +23,8 @@ def check_at_once(model: object, why: str) -> None:
         OptionError: It is one.
     """
     if isinstance(model, Assembly) and model.stages:
-        advice = "export assemble([cascade]), which runs all parts, or write the cascade as ONNX without int8"
+        advice = "export assemble([cascade]) (brickyard assemble FILE -o OTHER), which runs all parts at once, or "
+        advice += "write the cascade as ONNX without int8"
         raise OptionError("option-needs-parallel-form", f"{why}, and this is a cascade; {advice}")
 
 
