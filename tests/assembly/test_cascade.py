@@ -180,7 +180,11 @@ def by_hand(parts: list[by.Component], images: Tensor, agreement: float, seed: i
     """Thresholds by trying every level on the images held back, with another word for each step."""
     with torch.no_grad():
         logits = by.assemble(parts)(images).double().numpy()
-        order = by.assemble(parts, form="cascade", calibration=images, agreement=agreement, seed=seed).order(images)
+        order = (
+            by.assemble(parts, form="cascade", calibration=images, agreement=agreement, seed=seed)
+            .order(images)
+            .tolist()
+        )
     count = len(parts)
     owner = np.repeat(range(count), [len(part.classes) for part in parts])
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -196,7 +200,7 @@ def by_hand(parts: list[by.Component], images: Tensor, agreement: float, seed: i
 
     def answer(row: int, level: float) -> tuple[int, int]:
         for turn in range(1, count + 1):
-            ran = order[row, :turn].tolist()
+            ran = order[row][:turn]
             part = max(ran, key=lambda p: best[row, p])
             if best[row, part] > max(least[part], usual[part] + level * spread[part]) or turn == count:
                 return part, turn
@@ -206,7 +210,7 @@ def by_hand(parts: list[by.Component], images: Tensor, agreement: float, seed: i
     wrong = {level: sum(answer(row, level)[0] != winner[row] for row in held) for level in levels}
     level = min(one for one in levels if wrong[one] <= most)
     thresholds = [max(least[p], usual[p] + level * spread[p]) for p in range(count)]
-    ran = [order[row, : answer(row, level)[1]].tolist() for row in held]
+    ran = [order[row][: answer(row, level)[1]] for row in held]
     return thresholds, expected, wrong[level], ran
 
 
