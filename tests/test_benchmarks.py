@@ -15,6 +15,7 @@ RESULTS = ROOT / "benchmarks/results"
 NAMES = (
     "accuracy",
     "assemblies",
+    "cascades",
     "paper",
     "compression",
     "distillation",

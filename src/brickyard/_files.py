@@ -56,7 +56,7 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
         >>> torch.equal(again(data[0]), component(data[0]))
         True
     """
-    from brickyard.assembly._assembly import read_assembly
+    from brickyard.assembly._reading import read_assembly
     from brickyard.component._component import read_component
     from brickyard.relevance._relevance import read_relevance
 

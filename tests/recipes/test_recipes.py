@@ -329,6 +329,11 @@ CHANGES = [
     ),
     (("name: Four digits\n", "name: Four digits  # the same\n"), [], ""),
     (("shots: 3", "shots: 3, form: parallel"), [], ""),
+    (
+        ("scaling: lda, shots: 3", "form: cascade, agreement: 0.9"),
+        ["assemble", "evaluate the assembly", "tabulate", "write the card"],
+        'form was "parallel", now "cascade"',
+    ),
 ]
 
 

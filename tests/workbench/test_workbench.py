@@ -200,7 +200,7 @@ def test_a_plan_counts_classes_costs_and_duplicates(page, digits_yard) -> None:
     assert plan["parameters"] == sum(entry.parameters for entry in entries)
     assert plan["flops"] == sum(entry.flops for entry in entries)
     assert plan["duplicates"] == []
-    assert list(plan["forms"]) == ["union"]  # other sources, of one structure
+    assert list(plan["forms"]) == ["union", "cascade"]  # other sources, of one structure; and no calibration images
     build(page, form="padded")
     both = ["digits-012", "digits-23"]
     plan = page.post("/api/plan", json={"bricks": both}).json()

@@ -8,6 +8,7 @@ from typing import Any, Unpack, overload
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._cascade import cascaded, check_cascade
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_kind
@@ -22,7 +23,7 @@ from brickyard.component._disassemble import made_with, today
 from brickyard.outputs._outputs import outputs_of
 from brickyard.runtime._isolation import steady
 from brickyard.scaling._scale import Evidence
-from brickyard.scaling._strategies import find, scale
+from brickyard.scaling._strategies import Scaling, find, scale
 
 
 @overload
@@ -41,7 +42,9 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     Forms: "parallel": run the parts one after the other (any mix of architectures); "padded": one network with the
     parts side by side on every channel axis (one architecture; the paper's alignment padding); "grouped": the same,
     with equal channel counts and groups instead of zeros, so that nothing is multiplied by zero; "union": one component
-    with the union of the channels (one source); "auto": the fastest of the first three, measured on the parts' device.
+    with the union of the channels (one source); "cascade": run the parts in turn, and later ones only for images whose
+    answer is still open (thresholds from `calibration`, which needs no labels); "auto": the fastest of the first three,
+    measured on the parts' device.
 
     A class that is left out stays in its part, so the logits of all other classes do not change by a bit. A part with
     no class left is dropped.
@@ -80,26 +83,51 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
+    _check_turns(options, strategy)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
     manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if without:
         parts, gone = _left(parts, manifest, without)
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
+    if form == "cascade":
+        check_cascade(manifest, outputs_of(manifest).exclusive)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
-    evidence = Evidence(manifest, inside=form == "parallel" and bool(assembly.depths))
+    evidence = Evidence(manifest, inside=form in ("parallel", "cascade") and bool(assembly.depths))
     more = {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
         begun = assembly.with_scaling(*scale("auto", evidence, {}))
         seen = shared_signals(begun, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
         evidence = seen.evidence(manifest)
-    return assembly.with_scaling(*scale(scaling, evidence, more))
+    assembly = assembly.with_scaling(*scale(scaling, evidence, more))
+    if form == "cascade":
+        return cascaded(assembly, options["calibration"], options["agreement"], options["seed"])
+    return assembly
+
+
+def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
+    """Refuse options that do not go with parts that run in turn, or go with nothing else."""
+    form, idle = options["form"], [name for name in ("calibration", "agreement") if options[name] is not None]
+    if form != "cascade" and idle:
+        why = f"{idle[0]}= is for form='cascade', and this is form={form!r}"
+        raise OptionError("option-without-effect", f"{why}; leave it out, or choose that form")
+    if form != "cascade":
+        return
+    if options["calibration"] is None:
+        why = "form='cascade' takes from images when an answer is sure enough, and has none"
+        advice = "give calibration=, images without labels of the kind and in the shares that the assembly will see"
+        raise OptionError("option-needs-data", f"{why}; {advice}")
+    if strategy.gated:
+        why = f"scaling={strategy.name!r} reads the features of all parts, and a cascade runs without some"
+        raise OptionError("option-needs-parallel-form", f"{why}; choose scaling='auto' or 'affine', or form='parallel'")
 
 
 def _with_images(parts: Sequence[Component], form: Form) -> str:
     """The scaling that is best where there are labelled images."""
+    if form == "cascade":
+        return "affine"
     apart = form in ("parallel", "auto") and all(part.familiarity is not None for part in parts)
     return "lda" if apart else "joint-head"
 
@@ -112,7 +140,7 @@ def _opened(components: Sequence[Component | Assembly]) -> tuple[list[Component]
         if isinstance(item, Component):
             parts.append(item)
             gone.append(())
-        elif isinstance(item, Assembly) and item.manifest.form == "parallel":
+        elif isinstance(item, Assembly) and item.manifest.apart:
             parts += item.components()
             gone += item.manifest.left_out or ((),) * len(item.manifest.parts)
         elif isinstance(item, Assembly):
@@ -172,7 +200,7 @@ def assembly_manifest(
     votes: bool = False,
     left_out: Sequence[tuple[int, ...]] = (),
 ) -> AssemblyManifest:
-    """The manifest of an assembly of these parts, before they are joined; "auto" counts as parallel until measured."""
+    """The manifest of an assembly of these parts, before they are joined; parallel until another form is measured."""
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
         found = ", ".join(map(repr, kinds))
@@ -189,7 +217,7 @@ def assembly_manifest(
         votes=voting,
         left_out=gone,
         parts=tuple(parts),
-        form="parallel" if form == "auto" else form,
+        form="parallel" if form == "auto" or form == "cascade" else form,
         versions=made_with(),
         created=today(),
     )

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
-from brickyard.base._frozen import validated
-from brickyard.base._messages import shown, told
+from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
     AssemblyManifest,
@@ -22,7 +22,7 @@ from brickyard.base._records import (
     ScalingRecord,
 )
 from brickyard.base._specs import NetworkSpec
-from brickyard.component._component import Component, check_input, read_familiarity
+from brickyard.component._component import Component
 from brickyard.component._depths import Depths, places_of
 from brickyard.component._describe import decision_text, tuned_text
 from brickyard.component._familiarity import Familiarity
@@ -30,11 +30,10 @@ from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
-from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
-from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
-from brickyard.outputs._outputs import Outputs, check_outputs, outputs_of, thresholds_for
+from brickyard.network._stored import tensors_of
+from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
@@ -144,6 +143,7 @@ class Joined(nn.Module):
         total = sum(p.selection.parameters for p in m.parts)
         once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
         total -= m.shared_parameters
+        c = m.cascade
         lines = [
             f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
             f"  form         {m.form}",
@@ -154,6 +154,9 @@ class Joined(nn.Module):
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
             for i, p in enumerate(m.parts)
         ]
+        if c is not None:
+            found = f"{c.flops:.2f} of the FLOPs of all parts, and {c.agreement:.1%} of their answers"
+            lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
         if m.decision_thresholds:
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
@@ -175,6 +178,8 @@ class Assembly(Joined, Predictor):
         sharing: What the networks of the parts have in common, and therefore run once.
         runs: For each of its runs, the indices of the parts, the network of all their steps, and one that also returns
             what the features are read from.
+        glance: What tells the order of parts that run in turn, or None.
+        stages: Each of these parts by itself, scaled as it is among the others.
 
     Shapes:
         (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
@@ -202,9 +207,10 @@ class Assembly(Joined, Predictor):
         familiarity: Sequence[Familiarity | None] = (),
         gate: Gate | None = None,
         sharing: Sharing | None = None,
+        glance: Glance | None = None,
     ) -> None:
         super().__init__()
-        if manifest.form == "parallel":
+        if manifest.apart:
             known = familiarity or [None] * len(networks)
             self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]
         else:
@@ -221,6 +227,8 @@ class Assembly(Joined, Predictor):
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
         self.lookers = self._looking(networks, reads=gate is not None) if manifest.scaling.depth else ()
+        self.glance = glance
+        self.stages = () if glance is None else tuple(map(self._stage, range(len(manifest.parts))))
         self.eval()
 
     @property
@@ -255,8 +263,8 @@ class Assembly(Joined, Predictor):
         return [found.get(index, pair) for index, pair in enumerate(shaped) if index not in gone or index in found]
 
     def components(self) -> list[Component]:
-        """The parts, in parallel form; in another form there are none left."""
-        return list(self.parts) if self.manifest.form == "parallel" else []
+        """The parts, where they are apart: in parallel form, and where they run in turn."""
+        return list(self.parts) if self.manifest.apart else []
 
     def signals(self, images: Tensor, features: bool = False) -> Signals:
         """Run the parts, without scaling.
@@ -270,7 +278,7 @@ class Assembly(Joined, Predictor):
     def inputs(self, images: Tensor) -> list[Tensor]:
         """Preprocess raw images for each of `networks`."""
         parts, likes = self.manifest.parts, [kind(network) for network in self.networks()]
-        if self.manifest.form == "parallel" or self.manifest.shared_input:
+        if self.manifest.apart or self.manifest.shared_input:
             prepared: list[Tensor] = []
             for index, first in enumerate(self._alike[: len(likes)]):
                 known = first < index
@@ -284,11 +292,11 @@ class Assembly(Joined, Predictor):
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
-        if not features or self.manifest.form != "parallel":
+        if not features or not self.manifest.apart:
             outputs, depths, _ = (
                 self._looked(inputs, self.lookers) if self.lookers else (self._outputs(inputs), None, ())
             )
-            if self.manifest.form != "parallel":
+            if not self.manifest.apart:
                 outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
             return Signals(self.laid(outputs), energies=self.energies(outputs), depths=depths)
         if self.lookers:
@@ -368,12 +376,51 @@ class Assembly(Joined, Predictor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
-        return self.answers(self.inputs(images))
+        return self._in_turn(images) if self.stages else self.answers(self.inputs(images))
 
     logits = forward
 
+    def _stage(self, index: int) -> Assembly:
+        """A part by itself, scaled as it is among the others."""
+        whole, part = self.manifest, self.parts[index]
+        own = [place for place, owners in enumerate(whole.owners) if owners == (index,)]
+        changes: dict[str, Any] = {
+            "classes": tuple(whole.classes[place] for place in own),
+            "members": tuple((place,) for place in range(len(own))),
+            "left_out": whole.left_out[index : index + 1],
+            "parts": (part.manifest,),
+            "form": "parallel",
+            "cascade": None,
+        }
+        matrix, shift = self.matrix, self.shift
+        if matrix is not None and shift is not None:
+            matrix, shift = matrix[own][:, own], shift[own]
+        made, known = whole.model_copy(update=changes), (part.familiarity,)
+        return Assembly([part.network], made, matrix, shift, (part.skeleton,), known)
+
+    def order(self, images: Tensor) -> Tensor:
+        """In which order the parts look at raw images, where they run in turn: (batch, parts)."""
+        assert self.glance is not None
+        x = preprocess(images, self.manifest.parts[0].preprocessing).to(self.glance.bias.device)
+        return ranked(self.glance(x))
+
+    def _in_turn(self, images: Tensor) -> Tensor:
+        """Map raw images to the logits of all classes; a part runs for those whose answer is not final before it."""
+        record, owner = self.manifest.cascade, [owners[0] for owners in self.manifest.owners]
+        assert record is not None  # as there are stages
+        like = kind(self.parts[0].network)
+        logits = torch.tensor(record.expected, dtype=like.dtype, device=like.device).repeat(len(images), 1)
+        return in_turn(record, owner, [stage.logits for stage in self.stages], images, self.order(images), logits)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Assembly:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for stage in self.stages:  # what it shares with the parts stays as it is
+            stage._apply(fn, recurse)
+        return self
+
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> Assembly:
         """The same assembly with another scaling."""
+        check_no_cascade(self, "another scaling")
         manifest = self.manifest.model_copy(update={"scaling": record})
         return self._with(manifest=manifest, matrix=fitted.matrix, shift=fitted.shift, gate=fitted.gate)
 
@@ -410,6 +457,7 @@ class Assembly(Joined, Predictor):
             "familiarity": [part.familiarity for part in self.components()],
             "gate": self.gate,
             "sharing": self.sharing,
+            "glance": self.glance,
         }
         return Assembly(**(same | changes))
 
@@ -417,7 +465,7 @@ class Assembly(Joined, Predictor):
         """A copy fused for inference, as by `Component.fused`; form and scaling stay the same."""
         networks = [quick(network, shape) for network, shape in self.shaped_networks()]
         sharing = None
-        if self.manifest.form == "parallel":
+        if self.manifest.apart:
             networks, sharing, _ = shared(networks, self.manifest)
         return self._with(networks=networks, sharing=sharing, skeletons=[None] * len(self.manifest.parts))
 
@@ -438,6 +486,7 @@ class Assembly(Joined, Predictor):
         """
         networks = self.networks()
         tensors = self._scaling_tensors() | tensors_of(self.gate, "scaling.gate.")
+        tensors |= tensors_of(self.glance, "cascade.glance.")
         for index, network in enumerate(networks):
             tensors |= tensors_of(network, f"networks.{index}.")
         again = {f"networks.{own}" for own in self.sharing.ties}
@@ -460,7 +509,7 @@ def shared(
         manifest: That of the assembly.
         ties: Layers and tensors that are known to be equal, as in `Sharing`.
     """
-    sharing, shapes = _sharing(networks, manifest.parts, ties), [part.input_shape for part in manifest.parts]
+    sharing, shapes = sharing_of(networks, manifest.parts, ties), [part.input_shape for part in manifest.parts]
     made = tied(networks, sharing.ties)
     if not sharing.runs or manifest.shared_parameters or manifest.shared_flops:
         return made, sharing, manifest
@@ -474,7 +523,7 @@ def _of(values: Sequence[T], places: Sequence[int]) -> list[T]:
     return [values[place] for place in places]
 
 
-def _sharing(
+def sharing_of(
     networks: Sequence[Network], parts: Sequence[ComponentManifest], ties: Mapping[str, str] | None = None
 ) -> Sharing:
     """What networks have in common that are given the same images, prepared in the same way."""
@@ -495,97 +544,24 @@ def check_model(model: object, verb: str) -> None:
         raise OptionError("option-wrong-object", f"{verb} needs a component or an assembly, got {kind}; {advice}")
 
 
+def check_no_cascade(model: object, what: str) -> None:
+    """Refuse to change what the thresholds of a cascade were chosen for.
+
+    Raises:
+        OptionError: It is a cascade.
+    """
+    if isinstance(model, Assembly) and model.stages:
+        why = f"{what} would need other thresholds than those of this cascade"
+        advice = "join its parts with assemble([cascade]), change that, and assemble it with form='cascade' again"
+        raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
+
+
 def network_shapes(
     parts: tuple[ComponentManifest, ...], form: str, shared_input: bool
 ) -> tuple[list[tuple[int, ...]], list[int]]:
     """Input shapes and output widths of the networks of an assembly."""
-    if form == "parallel":
+    if form in ("parallel", "cascade"):
         return [part.input_shape for part in parts], [part.width for part in parts]
     channels, *size = parts[0].input_shape
     copies = 1 if shared_input else len(parts)
     return [(channels * copies, *size)], [sum(part.width for part in parts)]
-
-
-MAX_SHARES = 1 << 26  # classes times parts of an assembly
-
-
-def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) -> Assembly:
-    file = validated(AssemblyFile, text, "its text")
-    manifest = file.manifest
-    shapes, widths = network_shapes(manifest.parts, manifest.form, manifest.shared_input)
-    if len(file.networks) != len(shapes) or len(file.skeletons) != len(manifest.parts):
-        raise FileError(
-            "file-inconsistent",
-            f"it has {len(file.networks)} networks for {len(manifest.parts)} parts joined as {manifest.form!r}",
-        )
-    if len(manifest.classes) * len(manifest.parts) > MAX_SHARES:
-        found = f"{len(manifest.parts)} parts and {len(manifest.classes)} classes"
-        raise FileError("file-too-large", f"{found} are too many for one file")
-    for part in manifest.parts:
-        check_input(part)
-    check_outputs(manifest)
-    bounds = [Bounds(count_numbers(tensors))] * len(shapes)
-    if file.shared:
-        _repeat_shared(file, tensors)
-        bounds = _bounds_of_shared(file, tensors, bounds[0], shapes)
-    networks = [
-        stored_network(spec, tensors, f"networks.{index}.", shape, width, bound)
-        for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True))
-    ]
-    matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    pairs = zip(manifest.parts, networks if manifest.form == "parallel" else (), strict=False)
-    known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
-    gate = None
-    if manifest.scaling.gate:
-        sizes = [part.mean.shape[1] for part in known if part is not None]
-        if len(sizes) != len(manifest.parts):
-            raise FileError("file-inconsistent", "its scaling needs the feature statistics of every part")
-        gate = Gate.blank(sizes)
-        match_types(gate, tensors, "scaling.gate.")
-        fill_in(gate, tensors, "scaling.gate.")
-    check_all_used(tensors)
-    sharing = None
-    if manifest.form == "parallel":
-        networks, sharing, manifest = shared(networks, manifest, file.shared)
-    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing)
-
-
-def _repeat_shared(file: AssemblyFile, tensors: dict[str, Tensor]) -> None:
-    """Put the tensors of layers in common under the name of each layer."""
-    specs: dict[str, Any] = {}
-    for index, one in enumerate(file.networks if file.manifest.form == "parallel" else ()):
-        specs |= {f"{index}.{name}": spec for name, spec in (*one.layers.items(), *one.tensors.items())}
-    found: dict[str, list[str]] = {}
-    for name in tensors:
-        for owner in (name, name.rpartition(".")[0]):
-            found.setdefault(owner, []).append(name)
-    for own, first in file.shared.items():
-        if own not in specs or first in file.shared or specs[own] != specs.get(first):
-            why = f"{told(own, 80)!r} cannot be the same layer or tensor as {told(first, 80)!r}"
-            raise FileError("file-inconsistent", f"{why}: there is no such pair in its networks")
-        for name in found.get(f"networks.{first}", []):
-            again = f"networks.{own}{name.removeprefix(f'networks.{first}')}"
-            if again in tensors:
-                raise FileError("file-tensor-mismatch", f"tensor {again!r} is there, and is also to be {name!r}")
-            tensors[again] = tensors[name]
-
-
-def _bounds_of_shared(
-    file: AssemblyFile, tensors: dict[str, Tensor], bounds: Bounds, shapes: Sequence[tuple[int, ...]]
-) -> list[Bounds]:
-    """Check what networks with layers in common cost when each step runs once; return a limit for each by itself."""
-    bones = [Network.from_spec(spec) for spec in file.networks]
-    try:
-        for index, network in enumerate(bones):
-            match_types(network, tensors, f"networks.{index}.")
-        runs = _sharing(bones, file.manifest.parts, file.shared).runs
-        once = {run.parts[0]: run.network(bones) for run in runs}
-        gone = {index for run in runs for index in run.parts[1:]}
-        for index in range(len(bones)):
-            if index not in gone:
-                bounds.run(once.get(index, bones[index]), shapes[index])
-    except FileError:
-        raise
-    except Exception as error:
-        raise FileError("file-network-invalid", f"its networks do not run together: {told(error)}") from None
-    return [Bounds(bounds.numbers) for _ in shapes]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
+from brickyard.base._cascades import CascadeRecord
 from brickyard.base._checks import EVEN
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
@@ -18,7 +19,7 @@ from brickyard.base._specs import NetworkSpec
 
 FORMAT_VERSION = 1
 
-Form = Literal["parallel", "padded", "grouped", "union"]
+Form = Literal["parallel", "padded", "grouped", "union", "cascade"]
 
 
 class _UnusableError(OptionError, ValueError):
@@ -440,6 +441,7 @@ class AssemblyManifest(Frozen):
     shared_parameters: Count = 0
     shared_flops: Count = 0
     scaling: ScalingRecord = ScalingRecord(name="none")
+    cascade: CascadeRecord | None = None
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
@@ -468,6 +470,23 @@ class AssemblyManifest(Frozen):
         if len({part.outputs for part in self.parts}) > 1:
             raise ValueError("the parts' outputs differ in kind")
         return self
+
+    @model_validator(mode="after")
+    def _cascade_fits(self) -> AssemblyManifest:
+        found = self.cascade
+        if (found is None) != (self.form != "cascade"):
+            raise ValueError(f"form {self.form!r} {'without' if found is None else 'with'} the record of a cascade")
+        if found is None:
+            return self
+        if len(self.parts) < 2 or not self.plain or self.scaling.gate:
+            raise ValueError("a cascade has two parts or more, each class in one of them, and no gate")
+        found.check([owners[0] for owners in self.owners], len(self.parts))
+        return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether each part keeps a network of its own."""
+        return self.form in ("parallel", "cascade")
 
     @property
     def outputs(self) -> str:

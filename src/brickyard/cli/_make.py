@@ -18,6 +18,7 @@ from brickyard.runtime._progress import say
 from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
+    from brickyard.base._records import ComponentManifest
     from brickyard.component._component import Component
     from brickyard.inputs._datasets import ImageData
     from brickyard.relevance._relevance import Relevance
@@ -256,6 +257,13 @@ def assemble(
     images: Annotated[
         list[str] | None, Option(help="Labelled training images for few-shot scalings, once per part.")
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        Option(
+            help="With --form cascade: images of the kind and in the shares that it will see, labels unread: "
+            f"a folder of pictures, or {words.DATA_HELP.removesuffix('.')}; may be repeated."
+        ),
+    ] = None,
     source: Annotated[
         str | None, Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
@@ -270,6 +278,12 @@ def assemble(
     check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
     check_companion("--images, once per part", bool(images), shots=options["shots"])
     check_companion("--source", source is not None, weights=weights)
+    if options["form"] != "cascade":
+        what = f"it applies to --form cascade, and this is {options['form']}"
+        check_effect(what, calibration=calibration, agreement=options["agreement"])
+    elif not calibration:
+        why = "--form cascade takes from images when an answer is sure enough"
+        raise OptionError("option-needs-data", f"{why}; add --calibration, of the kind that the assembly will see")
     if options["form"] != "union":
         check_effect(f"it applies to --form union, and this is {options['form']}", source=source)
     chosen: list[str] = []
@@ -280,7 +294,8 @@ def assemble(
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
-    whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
+    given = {**options, "without": without or [], "images": labelled, "source": origin}
+    whole = join(parts, **given, calibration=_unlabelled(calibration, manifests) if calibration else None)
     whole.save(output, overwrite=force)
     value = {
         "output": str(output),
@@ -288,8 +303,22 @@ def assemble(
         "form": whole.manifest.form,
         "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
+        **({} if whole.manifest.cascade is None else {"cascade": whole.manifest.cascade.model_dump()}),
     }
     return Result(value, f"{whole}\n{output}")
+
+
+def _unlabelled(specs: list[str], parts: list[ComponentManifest]) -> list[Any]:
+    """Images for a cascade: all pictures of a folder, or a data set."""
+    from brickyard.inputs._folders import is_picture, pictures_in
+
+    part = max(parts, key=lambda one: one.input_shape[1:])
+    return [
+        pictures_in(folder)
+        if (folder := Path(spec)).is_dir() and any(is_picture(file.name) for file in folder.rglob("*"))
+        else resolve.data_of(spec, part.preprocessing, shape=part.input_shape)
+        for spec in specs
+    ]
 
 
 def _from_yard(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly, check_model
-from brickyard.assembly._labelled import shared_signals
+from brickyard.assembly._cascade import course_of, measured
+from brickyard.assembly._labelled import Shared, shared_signals
 from brickyard.axes._graph import trace
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
@@ -75,6 +76,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         else:
             answered = _assembly(model, data, sources, batch_size)
         sizes = _sizes(model, answered.name)
+        if answered.flops is not None:
+            sizes[answered.name]["flops"] = answered.flops
         if options["latency"]:
             for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
                 sizes[name]["latency"] = dict(value.__dict__)
@@ -127,6 +130,7 @@ class Answered:
         inside: Which of the scored images belong to the class.
         notes: Notes for the reader.
         measures: For each row, further figures of its kind of outputs.
+        flops: Those of the model itself per image, where they depend on the images.
     """
 
     title: str
@@ -136,6 +140,7 @@ class Answered:
     inside: Tensor
     notes: tuple[str, ...]
     measures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    flops: int | None = None
 
     @property
     def name(self) -> str:
@@ -215,10 +220,25 @@ def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None]
     cases = outputs.cases(seen.targets)
     known = found if all(source is not None for source in sources) else {"oracle": found["oracle"]}
     right = {name: torch.cat(values) for name, values in known.items()}
-    joined = assembly.scaled(*seen.signals)
+    joined, flops, notes = assembly.scaled(*seen.signals), None, ["drop of an assembly: oracle minus assembled"]
+    if assembly.stages:
+        joined, flops, note = _in_turn(assembly, seen, joined, batch_size)
+        notes.append(note)
     right["assembled"] = outputs.right(joined, cases)
-    title, note = assembly_title(manifest), "drop of an assembly: oracle minus assembled"
-    return Answered(title, cases, right, {}, seen.owners, (note,), {"assembled": outputs.measures(joined, cases)})
+    measures = {"assembled": outputs.measures(joined, cases)}
+    return Answered(assembly_title(manifest), cases, right, {}, seen.owners, tuple(notes), measures, flops)
+
+
+def _in_turn(assembly: Assembly, seen: Shared, logits: Tensor, batch_size: int) -> tuple[Tensor, int, str]:
+    """What a cascade answers, given the logits of all parts: its own, its FLOPs per image, and a note."""
+    course = course_of(assembly, seen, logits, batch_size)
+    costs = [count_flops(*pair) for pair in assembly.shaped_networks()]
+    found = measured(assembly.manifest, course, logits, costs)
+    note = (
+        f"the parts ran in turn: {found['flops']:.2f} of the FLOPs of all parts, and {found['agreement']:.2%} of their "
+        "answers; the FLOPs are the mean of these images"
+    )
+    return course.logits, round(course.flops(costs)), note
 
 
 def assembly_title(manifest: AssemblyManifest) -> str:

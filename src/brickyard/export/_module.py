@@ -30,6 +30,7 @@ from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._describe import merged_text, share_text
 from brickyard.component._predictor import REJECT
+from brickyard.export._onnx_turns import check_at_once
 from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
@@ -119,6 +120,7 @@ def export_module(model: Component | Assembly, path: str | Path, *, overwrite: b
         ('part.weights.safetensors', False)
     """
     check_model(model, "export_module")
+    check_at_once(model, "a plain Python module runs all parts on every image")
     path = given_path(path, "the file to write")
     weights = weights_beside(path)
     check_targets(path, overwrite)

@@ -41,6 +41,7 @@ from brickyard.export._int8 import (
     quantised,
     session,
 )
+from brickyard.export._onnx_turns import check_at_once, in_turn_proto
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
 from brickyard.outputs._outputs import Outputs
@@ -135,6 +136,18 @@ class _FromRaw(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model.logits(images)
         return logits, self.model.outputs.probabilities(logits)
+
+
+class _Shares(nn.Module):
+    """Maps logits to probabilities."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.eval()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.outputs.probabilities(logits)
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------
@@ -275,6 +288,7 @@ def _for_int8(
         if images is not None:
             raise OptionError("option-requires-option", "calibration images need int8=True; add it, or leave them out")
         return None
+    check_at_once(model, "int8 changes what the parts say, and with it what their thresholds are worth")
     check_int8()
     if images is None:
         why = "int8 needs calibration images, from which it takes the ranges of the activations"
@@ -387,23 +401,37 @@ class _LaidOut(TorchFunctionMode):
         return result.contiguous() if func is F.scaled_dot_product_attention else result
 
 
-def _program(model: Predictor, entry: _Entry) -> ExportedProgram:
+def _program(module: nn.Module, entry: _Entry) -> ExportedProgram:
     open_sides = {0: torch.export.Dim("batch")}
     if entry.size is None:
         open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     with torch.no_grad(), _LaidOut():
         images = entry.random(2, entry.usual, 0)
-        return torch.export.export(_FromRaw(model), (images,), dynamic_shapes=(open_sides,), strict=False)
+        return torch.export.export(module, (images,), dynamic_shapes=(open_sides,), strict=False)
 
 
-def _proto(model: Predictor, entry: _Entry) -> Any:
-    """The ONNX model."""
-    names: Any = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
+def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> Any:
+    """A program as an ONNX model."""
+    names: Any = {"input_names": [given], "output_names": list(outputs)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        written = torch.onnx.export(_program(model, entry), dynamo=True, external_data=False, verbose=False, **names)
+        written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
     assert written is not None
     return written.model_proto
+
+
+def _proto(model: Component | Assembly, entry: _Entry) -> Any:
+    """The ONNX model."""
+    if isinstance(model, Component) or not model.stages:
+        return _written(_program(_FromRaw(model), entry), "logits", "probabilities")
+    example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
+    shares = torch.export.export(_Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
+    return in_turn_proto(
+        model,
+        list(map(_on_cpu, model.stages)),
+        lambda module, output: _written(_program(module, entry), output),
+        _written(shares, "probabilities", given="logits"),
+    )
 
 
 def _describe(proto: Any, model: Component | Assembly, entry: _Entry, int8: Mapping[str, Any] | None = None) -> None:
@@ -487,9 +515,10 @@ def torch_program(
         >>> torch.allclose(logits, component(images), atol=1e-5)
         True
     """
+    check_at_once(model, "a torch program has the same steps for every image")
     entry = _entry(model, dtype, channels)
     try:
-        return _program(_on_cpu(model), entry)
+        return _program(_FromRaw(_on_cpu(model)), entry)
     except Exception as error:
         why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
         raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error

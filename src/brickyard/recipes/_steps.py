@@ -321,24 +321,28 @@ class Work:
         sources = self._of(*parts)
         options = gathered(AssembleOptions, dict(said))
         few = _few_shot(options["scaling"])
-        union = options["form"] == "union"
+        union, cascade = options["form"] == "union", options["form"] == "cascade"
 
         def run() -> None:
             from brickyard.assembly._assemble import assemble
 
-            images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few else None
+            models = [self._model(name) for name in parts]
+            images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few or cascade else []
+            own = zip(images, models, strict=True) if cascade else ()
             whole = assemble(
-                [self._model(name) for name in parts],
-                images=images,
+                models,
+                images=images if few else None,
+                calibration=[data.of_classes(model.manifest.parts[0].task) for data, model in own] or None,
                 source=self._source(sources[0])[0].model if union else None,
                 **{**options, "shots": options.get("shots") if few else None},
             )
             whole.save(self.folder / ASSEMBLY, overwrite=True)
 
-        needs = self._all_needs(sources, images=few) if few or union else self._versions()
-        idle = () if few else ("shots", "seed")
+        shown = few or cascade
+        needs = self._all_needs(sources, images=shown) if shown or union else self._versions()
+        idle = () if few else ("shots",) if cascade else ("shots", "seed")
         needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
-        inputs = (*(self._trained(*sources) if few or union else ()), *map(_component_file, parts))
+        inputs = (*(self._trained(*sources) if shown or union else ()), *map(_component_file, parts))
         return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))
 
     def _evaluate(self, name: str | None) -> Step:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._cascade import course_of
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import brief, tidy
@@ -111,7 +112,8 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
         return None
     if isinstance(item, Assembly):
         seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
-        target, answers = seen.targets, item.scaled(*seen.signals).argmax(1)
+        logits = item.scaled(*seen.signals)
+        target, answers = seen.targets, (course_of(item, seen, logits).logits if item.stages else logits).argmax(1)
     else:
         images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
         places = torch.tensor(item.manifest.places[0])

@@ -97,7 +97,7 @@ def automatic(evidence: Evidence) -> Scale:
 
     Parts that vote on each other's classes, whose sources know them, are compared by their log-probabilities. Other
     parts are compared by their logits, lowered where they are lower than they usually are, and where the values inside
-    the part are unusual; these are known in parallel form only.
+    the part are unusual; these are known where the parts run apart.
     """
     if len(evidence.parts) == 1:
         return Scale(notes=("one part needs no scaling",))

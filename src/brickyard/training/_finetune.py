@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from brickyard.assembly._assembly import Assembly, check_model
+from brickyard.assembly._assembly import Assembly, check_model, check_no_cascade
 from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
@@ -67,6 +67,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         trained      1 passes over 18 images
     """
     check_model(model, "finetune")
+    check_no_cascade(model, "training")
     teacher = options["teacher"]
     if options["distillation"] is not None and teacher is None:
         raise OptionError("option-requires-option", "distillation needs a teacher; give teacher=, or leave it out")

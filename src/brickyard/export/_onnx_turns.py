@@ -1,0 +1,190 @@
+"""Parts that run in turn as one ONNX graph: a part's steps stand in a branch that takes the images still open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.base._errors import OptionError
+from brickyard.base._lazy import package
+
+Write = Callable[[nn.Module, str], Any]
+"""A module of raw images and the name of its output -> an ONNX model with an input called images."""
+
+
+def check_at_once(model: object, why: str) -> None:
+    """Refuse a cascade, where it cannot be exported.
+
+    Raises:
+        OptionError: It is one.
+    """
+    if isinstance(model, Assembly) and model.stages:
+        advice = "export assemble([cascade]) (brickyard assemble FILE -o OTHER), which runs all parts at once, or "
+        advice += "write the cascade as ONNX without int8"
+        raise OptionError("option-needs-parallel-form", f"{why}, and this is a cascade; {advice}")
+
+
+class Order(nn.Module):
+    """Maps raw images to the order of the parts."""
+
+    def __init__(self, model: Assembly) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.order(images)
+
+
+class Logits(nn.Module):
+    """Maps raw images to the logits of one part."""
+
+    def __init__(self, model: Assembly) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.logits(images)
+
+
+class _Graph:
+    """Nodes of a graph, one after the other, with names that begin alike."""
+
+    def __init__(self, helper: Any, prefix: str) -> None:
+        self._helper, self._prefix, self._count = helper, prefix, 0
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; returns the name of its output."""
+        self._count += 1
+        name = f"{self._prefix}{kind.lower()}_{self._count}"
+        self.nodes.append(self._helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: Tensor) -> str:
+        """Add a constant; returns its name."""
+        from onnx import numpy_helper
+
+        self._count += 1
+        name = f"{self._prefix}constant_{self._count}"
+        self.initializers.append(numpy_helper.from_array(value.numpy(), name))
+        return name
+
+    def numbers(self, *values: int) -> str:
+        """Add a constant of whole numbers, in one dimension."""
+        return self.constant(torch.tensor(values))
+
+    def include(self, graph: Any, images: str, held: str) -> str:
+        """Add the nodes of another graph that its output needs, with its initializers under `held`.
+
+        Returns:
+            The name of the output.
+        """
+        weights = {item.name for item in graph.initializer}
+        renamed = {graph.input[0].name: images, "": ""} | {name: f"{held}{name}" for name in weights}
+        for node in graph.node:
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                raise ValueError(f"a part has branches of its own ({node.op_type})")
+            renamed |= {name: f"{self._prefix}{name}" for name in node.output if name}
+        for node in graph.node:
+            made = type(node)()
+            made.CopyFrom(node)
+            made.name = f"{self._prefix}{node.name}"
+            made.input[:], made.output[:] = ([renamed[name] for name in side] for side in (node.input, node.output))
+            self.nodes.append(made)
+        return renamed[graph.output[0].name]
+
+
+def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, shares: Any) -> Any:
+    """An ONNX model of a cascade, with the outputs logits and probabilities, for any batch size.
+
+    Args:
+        model: The cascade.
+        stages: What maps raw images to the logits of each part's classes.
+        write: Writes a module as an ONNX model.
+        shares: The ONNX model that maps logits to probabilities.
+    """
+    onnx = package("onnx", "onnx", "writing ONNX")
+    helper, kinds, record = onnx.helper, onnx.TensorProto, model.manifest.cascade
+    assert record is not None
+    owner = torch.tensor([owners[0] for owners in model.manifest.owners])
+    limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=torch.float32)[owner]
+    protos = [_inlined(onnx, write(Logits(stage), "logits")) for stage in stages]  # type: ignore[arg-type]
+    first = _inlined(onnx, write(Order(model), "order"))
+    main = _Graph(helper, "turns.")
+    order = main.include(first.graph, "images", "glance.")
+    batch = main.add("Slice", main.add("Shape", "images"), main.numbers(0), main.numbers(1))
+    wide = main.add("Concat", batch, main.numbers(len(owner)), axis=0)
+    logits = main.add("Expand", main.constant(torch.tensor([record.expected], dtype=torch.float32)), wide)
+    known = main.add("Expand", main.constant(torch.zeros(1, len(owner), dtype=torch.bool)), wide)
+    going = main.add("Expand", main.constant(torch.ones(1, dtype=torch.bool)), batch)
+    for turn in range(len(stages)):
+        place = main.add("Gather", order, main.constant(torch.tensor(turn)), axis=1)
+        for part, proto in enumerate(protos):
+            mine = main.add("And", going, main.add("Equal", place, main.numbers(part)))
+            some = main.add("ReduceMax", main.add("Cast", mine, to=kinds.INT32), keepdims=0)
+            run = _branch(helper, f"turn{turn}.part{part}.", proto.graph, f"part{part}.", (mine, logits), owner == part)
+            main.initializers += run.initializers
+            skip = _Graph(helper, f"turn{turn}.skip{part}.")
+            skip.add("Identity", logits)
+            branches = [_subgraph(helper, kinds, one) for one in (run, skip)]
+            some = main.add("Cast", some, to=kinds.BOOL)
+            logits = main.add("If", some, then_branch=branches[0], else_branch=branches[1])
+            columns = main.add("And", main.add("Unsqueeze", mine, main.numbers(1)), main.constant(owner[None] == part))
+            known = main.add("Or", known, columns)
+        if turn + 1 < len(stages):
+            seen = main.add("Where", known, logits, main.constant(torch.tensor(-torch.inf)))
+            best = main.add("ReduceMax", seen, main.numbers(1), keepdims=0)
+            limit = main.add("Gather", main.constant(limits), main.add("ArgMax", seen, axis=1, keepdims=0))
+            going = main.add("And", going, main.add("Not", main.add("Greater", best, limit)))
+    main.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))
+    main.nodes.append(helper.make_node("Identity", [main.include(shares.graph, "logits", "")], ["probabilities"]))
+    return _model(onnx, main, [(first, "glance."), *((proto, f"part{i}.") for i, proto in enumerate(protos))], shares)
+
+
+def _branch(helper: Any, prefix: str, graph: Any, held: str, given: tuple[str, str], own: Tensor) -> _Graph:
+    """A part's steps for some of the images: the last node gives all logits, with theirs among them."""
+    mine, logits = given
+    made, places = _Graph(helper, prefix), torch.nonzero(own).flatten().tolist()
+    rows = made.add("Squeeze", made.add("NonZero", mine), made.numbers(0))
+    found = made.include(graph, made.add("Gather", "images", rows, axis=0), held)
+    before, axis = made.add("Gather", logits, rows, axis=0), made.numbers(1)
+    left = made.add("Slice", before, made.numbers(0), made.numbers(places[0]), axis)
+    right = made.add("Slice", before, made.numbers(places[-1] + 1), made.numbers(len(own)), axis)
+    made.add("ScatterND", logits, made.add("Unsqueeze", rows, axis), made.add("Concat", left, found, right, axis=1))
+    return made
+
+
+def _subgraph(helper: Any, kinds: Any, made: _Graph) -> Any:
+    last = made.nodes[-1].output[0]
+    return helper.make_graph(made.nodes, last, [], [helper.make_tensor_value_info(last, kinds.FLOAT, None)])
+
+
+def _inlined(onnx: Any, proto: Any) -> Any:
+    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any) -> Any:
+    """The whole model, with the weights of all its parts."""
+    helper, (first, _) = onnx.helper, held[0]
+    weights = list(main.initializers) + list(shares.graph.initializer)
+    for proto, prefix in held:
+        for item in proto.graph.initializer:
+            copied = type(item)()
+            copied.CopyFrom(item)
+            copied.name = f"{prefix}{item.name}"
+            weights.append(copied)
+    batch = first.graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
+    width = shares.graph.output[0].type.tensor_type.shape.dim[1]
+    outputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, width.dim_value])
+        for name in ("logits", "probabilities")
+    ]
+    graph = helper.make_graph(main.nodes, "brickyard", list(first.graph.input), outputs, weights)
+    return helper.make_model(graph, opset_imports=list(first.opset_import), ir_version=first.ir_version)
