@@ -195,7 +195,7 @@ REFUSED = {
     "no folder": ("nowhere", LIKE, "", ["nowhere"]),
     "no pictures": ("empty", LIKE, "", ["empty"]),
     "one picture": ("flat/1.png", LIKE, "", ["1.png", "folder"]),
-    "an archive": ("zip.zip", LIKE, "", ["zip.zip"]),
+    "an archive": ("zip.zip", LIKE, "", ["zip.zip", "unpack"]),
     "an unknown architecture": ("flat", "zoo:resnet21", "", ["resnet21", "resnet20"]),
     "an unknown kind": ("flat", "resnet20", "", ["'resnet20'", "zoo:"]),
     "other outputs": ("flat", "zoo:cnn?classes=5", "", ["5", "3"]),

@@ -50,6 +50,7 @@ from brickyard.surgery._cost import CostModel
 from brickyard.training._distillation import teacher_name
 from brickyard.training._loop import fit
 
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 LEAST = 10  # images
 HELD = 20  # images held back, at least, where there are three times as many
 SHARE = 5  # one image of this many is held back
@@ -104,7 +105,7 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
         raise OptionError("option-wrong-object", f"{why}; give one of several classes, or cut it with reject")
     first = max(teacher.manifest.parts, key=lambda part: math.prod(part.input_shape))
     how, shape = first.preprocessing, first.input_shape
-    data = photographs(images, how, shape)
+    data = _photographs(images, how, shape)
     like = weights_like(teacher)
     title, graph = _built(options["like"], names, how, shape)
     network = graph.network.to(like.device)
@@ -135,7 +136,7 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
 # -- the images --------------------------------------------------------------------------------------------
 
 
-def photographs(images: Any, how: Preprocessing, shape: tuple[int, ...]) -> ImageData:
+def _photographs(images: Any, how: Preprocessing, shape: tuple[int, ...]) -> ImageData:
     """Images without labels, in any form in which they are kept.
 
     Args:
@@ -177,6 +178,8 @@ def _read(images: Any, how: Preprocessing, shape: tuple[int, ...]) -> ImageData:
         return _unlabelled(read_images(path, Taken.of(shape)), path.name)
     if path.is_file() and called_picture(path.name):
         raise DataError("data-too-few", f"{path} is one picture; give a folder with some hundred, or better thousand")
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        raise DataError("data-unknown-format", f"{path} is an archive; unpack it, and give the folder")
     if path.is_dir() and is_picture(shape):
         part = split_folder(path, "train")
         if part is not None:
