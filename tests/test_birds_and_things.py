@@ -30,7 +30,8 @@ def photos(shared: Path, tmp_path: Path) -> Path:
 
     def rows(name: str) -> tuple[list[str], list[dict[str, Any]]]:
         table = pq.read_table(shared / "data" / f"{name}.parquet")
-        return json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"], table.to_pylist()
+        about = json.loads(table.schema.metadata[b"huggingface"])["info"]
+        return about["features"]["label"]["names"], table.to_pylist()
 
     def put(place: str, row: dict[str, Any]) -> None:
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

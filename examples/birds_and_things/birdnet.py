@@ -9,14 +9,19 @@ class Padded(nn.Sequential):
     """Layers of stride 2, before which TensorFlow puts zeros on the right and below only."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+        """Pad, then run the layers."""
+        x = nn.functional.pad(x, (0, 1, 0, 1))
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 def birds() -> nn.Module:
     """Build the network, without trained weights."""
-    net = mobilenet_v2(num_classes=965)
+    net: nn.Module = mobilenet_v2(num_classes=965)
     for name, block in list(net.named_modules()):
-        if isinstance(block, nn.Sequential) and getattr(block[0], "stride", None) == (2, 2):
-            block[0].padding = (0, 0)
-            net.set_submodule(name, Padded(*block))
+        first = block[0] if isinstance(block, nn.Sequential) else None
+        if isinstance(first, nn.Conv2d) and first.stride == (2, 2):
+            first.padding = (0, 0)
+            net.set_submodule(name, Padded(*block.children()))
     return net

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
@@ -25,11 +26,12 @@ BIRDS = {
 HALF = 128 / 255  # the birds' network takes (x - 128) / 128
 
 
-def brickyard(*words: object) -> dict:
+def brickyard(*words: object) -> dict[str, Any]:
     """Run a command, and return what it prints as JSON."""
     print("$ brickyard", *(f'"{word}"' if " " in str(word) else word for word in words), flush=True)
     command = [sys.executable, "-m", "brickyard", *map(str, words), "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 def main(words: list[str] | None = None) -> dict[str, tuple[int, int]]:
@@ -38,24 +40,28 @@ def main(words: list[str] | None = None) -> dict[str, tuple[int, int]]:
     parser.add_argument("--things", required=True, help="weights of torchvision's mobilenet_v2 for ImageNet")
     parser.add_argument("--birds", required=True, help="weights of Coral's MobileNetV2 for 965 birds")
     parser.add_argument("--bird-names", required=True, help="its class names, one a line")
-    parser.add_argument("--photos", required=True, type=Path, help="folder with things/, birds/ and ask/: see README.md")
+    parser.add_argument("--photos", required=True, type=Path, help="folder with things/, birds/ and ask/")
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder to write to")
     given = parser.parse_args(words)
-    out = given.output
+    out: Path = given.output
     out.mkdir(parents=True)
 
     def made(name: str) -> Path:
         return out / f"{name}.safetensors"
 
     task = ",".join(f"{name}={place}" for name, place in THINGS.items())
-    source = ("torchvision:mobilenet_v2?transforms=IMAGENET1K_V1", "--weights", given.things)
-    things = ("--calibration", given.photos / "things", "--task", task, "--flops", 0.5)
-    brickyard("disassemble", *source, *things, "-o", made("things"))
+    brickyard(
+        *("disassemble", "torchvision:mobilenet_v2?transforms=IMAGENET1K_V1", "--weights", given.things),
+        *("--calibration", given.photos / "things", "--task", task),
+        *("--flops", 0.5, "--select", "mda", "-o", made("things")),
+    )
     task = ",".join(f"{name}={species}" for name, species in BIRDS.items())
-    source = (f"{HERE / 'birdnet.py'}:birds", "--weights", given.birds, "--class-names", given.bird_names)
-    how = ("--size", "crop:224", "--mean", HALF, "--std", HALF)
-    birds = ("--calibration", given.photos / "birds", "--task", task, "--flops", 1, "--heal", "none")
-    brickyard("disassemble", *source, *how, *birds, "-o", made("birds"))
+    brickyard(
+        *("disassemble", f"{HERE / 'birdnet.py'}:birds", "--weights", given.birds, "--class-names", given.bird_names),
+        *("--size", "crop:224", "--mean", HALF, "--std", HALF),
+        *("--calibration", given.photos / "birds", "--task", task),
+        *("--flops", 1, "--select", "mda", "--heal", "none", "-o", made("birds")),
+    )
     brickyard("assemble", made("things"), made("birds"), "-o", made("both"))
     answers = brickyard("predict", made("both"), given.photos / "ask", "--top", 3)["predictions"]
     brickyard("export", made("both"), "-o", out / "both.onnx")
@@ -78,9 +84,9 @@ def main(words: list[str] | None = None) -> dict[str, tuple[int, int]]:
 # -- pictures ------------------------------------------------------------------------------------------------
 
 
-def contact_sheet(answers: list[dict], path: Path, each: int = 4, side: int = 180) -> None:
+def contact_sheet(answers: list[dict[str, Any]], path: Path, each: int = 4, side: int = 180) -> None:
     """Draw some photographs of each class, and below each the three likeliest answers; green where it is right."""
-    rows: dict[str, list[dict]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for answer in answers:
         rows.setdefault(Path(answer["image"]).parent.name, []).append(answer)
     chosen = [row[:each] for row in rows.values()]
@@ -100,7 +106,7 @@ def contact_sheet(answers: list[dict], path: Path, each: int = 4, side: int = 18
     sheet.save(path)
 
 
-def diagram(parts: list[dict], score: dict[str, tuple[int, int]], sizes: list[int]) -> str:
+def diagram(parts: list[dict[str, Any]], score: dict[str, tuple[int, int]], sizes: list[int]) -> str:
     """Draw the two networks, the parts that were cut out of them, and the classifier: no photograph is in it."""
     titles = ("MobileNetV2 for ImageNet", "MobileNetV2 for birds")
     drawn, colours = [], ("#2f6f9f", "#b35900")
@@ -123,13 +129,14 @@ def diagram(parts: list[dict], score: dict[str, tuple[int, int]], sizes: list[in
         drawn += [f'<rect x="612" y="{y + 7}" width="256" height="6" rx="3" fill="#e4e4e4"/>']
         drawn += [f'<rect x="612" y="{y + 7}" width="{256 * right:.0f}" height="6" rx="3" fill="{colour}"/>']
     file, onnx = (f"{size / 1e6:.1f} MB" for size in sizes)
-    drawn += [text(612, 300, "photographs answered right", 13, "#555"), text(612, 324, f"{file}, ONNX {onnx}", 13, "#555")]
+    drawn += [text(612, 300, "photographs answered right", 13, "#555")]
+    drawn += [text(612, 324, f"{file}, as ONNX {onnx}", 13, "#555")]
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 364" font-family="sans-serif" role="img">'
     name = "<title>Two networks, a part of each, and the classifier joined of them</title>"
     return "\n".join([head, name, '<rect width="900" height="364" fill="#ffffff"/>', *drawn, "</svg>", ""])
 
 
-def costs(record: dict) -> list[str]:
+def costs(record: dict[str, Any]) -> list[str]:
     """Parameters and work of a network, as text."""
     return [f"{record['parameters'] / 1e6:.2f} M parameters", f"{record['flops'] / 1e6:.0f} MFLOPs an image"]
 
@@ -156,7 +163,8 @@ def text(x: int, y: int, words: str, size: int, colour: str, *, bold: bool = Fal
 def arrow(x: int, y: int, to_x: int, to_y: int) -> str:
     """An arrow."""
     line = f"M{x} {y} C{x + 24} {y} {to_x - 24} {to_y} {to_x} {to_y}"
-    return f'<path d="{line}" fill="none" stroke="#777" stroke-width="2"/><circle cx="{to_x}" cy="{to_y}" r="4" fill="#777"/>'
+    end = f'<circle cx="{to_x}" cy="{to_y}" r="4" fill="#777"/>'
+    return f'<path d="{line}" fill="none" stroke="#777" stroke-width="2"/>{end}'
 
 
 if __name__ == "__main__":
