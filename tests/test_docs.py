@@ -142,7 +142,8 @@ class Silent(http.server.SimpleHTTPRequestHandler):
 def test_a_broken_link_stops_the_build(tmp_path) -> None:
     """The control: a build that warns of nothing would pass with any links."""
     needed_package("material")
-    for name in ("mkdocs_site.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "src"):
+    places = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "src", "examples")
+    for name in ("mkdocs_site.py", *places):
         (tmp_path / name).symlink_to(ROOT / name)
     pages = tmp_path / "pages"
     pages.mkdir()

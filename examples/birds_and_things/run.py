@@ -89,20 +89,19 @@ def contact_sheet(answers: list[dict[str, Any]], path: Path, each: int = 4, side
     rows: dict[str, list[dict[str, Any]]] = {}
     for answer in answers:
         rows.setdefault(Path(answer["image"]).parent.name, []).append(answer)
-    chosen = [row[:each] for row in rows.values()]
+    chosen = [answer for row in rows.values() for answer in row[:each]]
     high, wide = side + 66, side + 12
-    sheet = Image.new("RGB", (wide * max(map(len, chosen)) + 12, high * len(chosen) + 12), "white")
+    sheet = Image.new("RGB", (wide * each + 12, high * -(-len(chosen) // each) + 12), "white")
     draw = ImageDraw.Draw(sheet)
-    for down, row in enumerate(chosen):
-        for across, answer in enumerate(row):
-            x, y = 12 + across * wide, 12 + down * high
-            with Image.open(answer["image"]) as image:
-                sheet.paste(ImageOps.fit(image.convert("RGB"), (side, side)), (x, y))
-            wanted = Path(answer["image"]).parent.name
-            for line, said in enumerate(answer["classes"]):
-                top, colour = y + side + 4 + 18 * line, "#bfe3cd" if said["name"] == wanted else "#f0d9c0"
-                draw.rectangle((x, top, x + round(side * said["probability"]), top + 16), fill=colour)
-                draw.text((x + 4, top + 2), f"{said['name']} {said['probability']:.1%}", fill="#222222")
+    for place, answer in enumerate(chosen):
+        x, y = 12 + place % each * wide, 12 + place // each * high
+        with Image.open(answer["image"]) as image:
+            sheet.paste(ImageOps.fit(image.convert("RGB"), (side, side)), (x, y))
+        wanted = Path(answer["image"]).parent.name
+        for line, said in enumerate(answer["classes"]):
+            top, colour = y + side + 4 + 18 * line, "#bfe3cd" if said["name"] == wanted else "#f0d9c0"
+            draw.rectangle((x, top, x + round((side - 1) * said["probability"]), top + 16), fill=colour)
+            draw.text((x + 4, top + 2), f"{said['name']} {said['probability']:.1%}", fill="#222222")
     sheet.save(path)
 
 
