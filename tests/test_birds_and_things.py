@@ -37,7 +37,7 @@ def photos(shared: Path, tmp_path: Path) -> Path:
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(row["image"]["bytes"])
 
-    for split, place, most in (("train", "things", 8), ("test", "ask", 3)):
+    for split, place, most in (("train", "things", 4), ("test", "ask", 2)):
         names, found = rows(f"imagenette/{split}")
         for name in ("golf ball", "church"):
             for k, row in enumerate([row for row in found if names[row["label"]] == name][:most]):
@@ -45,7 +45,7 @@ def photos(shared: Path, tmp_path: Path) -> Path:
     names, found = rows("imagenet-one-a-class/train")
     for row in (found[k] for k in sorted(range(len(found)), key=lambda k: found[k]["label"])):
         name = names[row["label"]]
-        if row["label"] in BIRDS and (name in NAMES or row["label"] % 4 == 0):
+        if row["label"] in BIRDS and (name in NAMES or row["label"] % 16 == 0):
             put(f"birds/{name}.jpg", row)
         if name in NAMES:
             put(f"ask/{NAMES[name]}/one.jpg", row)
@@ -67,17 +67,17 @@ def test_the_example_makes_one_classifier_of_two_networks(shared: Path, photos: 
     given = ["--things", files[0], "--birds", files[1], "--bird-names", files[1].with_suffix(".labels.txt")]
     score = script["main"]([*map(str, given), "--photos", str(photos), "-o", str(out)])
     assert {name: count for name, (_, count) in score.items()} == {
-        **dict.fromkeys(("golf ball", "church"), 3),
+        **dict.fromkeys(("golf ball", "church"), 2),
         **dict.fromkeys(NAMES.values(), 1),
     }
-    assert sum(right for right, _ in score.values()) >= 8
+    assert sum(right for right, _ in score.values()) >= 6
     whole = by.load(out / "both.safetensors")
     assert whole.classes == tuple(score)
     things, birds = whole.manifest.parts
     assert things.selection.flops <= 0.5 * things.source.flops
     assert [len(part.source.classes) for part in (things, birds)] == [1000, 965]
     with Image.open(out / "answers.png") as sheet:
-        assert sheet.width > 3 * 180
+        assert sheet.width > 4 * 180
         assert len(sheet.getcolors(1 << 24) or ()) > 10_000  # there are photographs in it
     drawn = (out / "diagram.svg").read_text()
     ElementTree.parse(io.StringIO(drawn))
@@ -85,7 +85,7 @@ def test_the_example_makes_one_classifier_of_two_networks(shared: Path, photos: 
     page = (PLACE / "README.md").read_text()
     for words in told[:5]:  # the page shows what is run
         assert f"brickyard {words[1]} " in page, words
-    assert "3 of 3" in drawn or "2 of 3" in drawn
+    assert "2 of 2" in drawn
 
 
 def test_the_picture_of_the_page_is_drawn_without_photographs() -> None:
