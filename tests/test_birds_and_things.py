@@ -52,6 +52,7 @@ def photos(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_example_makes_one_classifier_of_two_networks(shared: Path, photos: Path, monkeypatch, capsys) -> None:
     for name in ("torchvision", "onnx", "onnxruntime", "onnxscript"):
         needed_package(name)

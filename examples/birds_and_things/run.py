@@ -44,6 +44,8 @@ def main(words: list[str] | None = None) -> dict[str, tuple[int, int]]:
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder to write to")
     given = parser.parse_args(words)
     out: Path = given.output
+    if out.exists():
+        parser.error(f"{out} exists; give another folder")
     out.mkdir(parents=True)
 
     def made(name: str) -> Path:
@@ -69,7 +71,7 @@ def main(words: list[str] | None = None) -> dict[str, tuple[int, int]]:
     score = dict.fromkeys((*THINGS, *BIRDS), (0, 0))
     for answer in answers:
         name = Path(answer["image"]).parent.name
-        right, count = score[name]
+        right, count = score.get(name, (0, 0))
         score[name] = right + (answer["classes"][0]["name"] == name), count + 1
     for name, (right, count) in score.items():
         print(f"{name}: {right} of {count} photographs")

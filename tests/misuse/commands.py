@@ -185,7 +185,7 @@ COMMANDS: dict[str, Any] = {
     "a class to leave out that is none": bad(f"{JOIN} --without cat", "'cat'", "0, 2"),
     "two teachers": bad(f"{TUNE} --teacher W/a.safetensors --source x", "--teacher", "--source"),
     "features of no source": bad(f"{TUNE} --features 1", "--features 1", "--source"),
-    "photographs that are not there": bad(f"{DISTIL} --images F/no --like zoo:cnn", "F/no"),
+    "photographs that are not there": bad(f"{DISTIL} --images F/no --like zoo:cnn", "/no"),
     "a student that is none": bad(f"{DISTIL} --images digits --like zoo:cnm", "'cnm'", "cnn"),
     "an optimiser that is none": bad(f"{TUNE} --optimizer lion", "optimizer", "'lion'", "'adamw'"),
     "a picture for a component": bad("predict W/photo.png W/a.safetensors", "photo.png"),
