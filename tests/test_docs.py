@@ -250,6 +250,11 @@ def signals_page(printed: str, names: dict[str, Any]) -> None:
     assert printed.startswith("['")
 
 
+def one_network(printed: str, names: dict[str, Any]) -> None:
+    assert re.fullmatch(r"\d+ of 20\n", printed)
+    assert names["student"].classes == names["assembly"].classes == ("1", "3", "0")
+
+
 PAGES = {
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
@@ -260,6 +265,7 @@ PAGES = {
     "howto/calibrate.md": calibrated,
     "howto/transfer.md": transfer_page,
     "howto/train-further.md": trained_further,
+    "howto/one-network.md": one_network,
     "howto/add-remove.md": joined_and_left,
     "howto/merge-classes.md": merged_and_renamed,
     "yard.md": yard_page,
