@@ -15,7 +15,12 @@ from griffe import Extension, Function, Object, Parameter, ParameterKind, Parame
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
-PAGES = {"index.md": "README.md", "changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+PAGES = {
+    "index.md": "README.md",
+    "changes.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "birds-and-things.md": "examples/birds_and_things/README.md",
+}
 COMMANDS = "reference/commands.md"
 ERRORS = "reference/errors.md"
 

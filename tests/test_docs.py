@@ -142,7 +142,8 @@ class Silent(http.server.SimpleHTTPRequestHandler):
 def test_a_broken_link_stops_the_build(tmp_path) -> None:
     """The control: a build that warns of nothing would pass with any links."""
     needed_package("material")
-    for name in ("mkdocs_site.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "src"):
+    places = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "src", "examples")
+    for name in ("mkdocs_site.py", *places):
         (tmp_path / name).symlink_to(ROOT / name)
     pages = tmp_path / "pages"
     pages.mkdir()
@@ -249,6 +250,11 @@ def signals_page(printed: str, names: dict[str, Any]) -> None:
     assert printed.startswith("['")
 
 
+def one_network(printed: str, names: dict[str, Any]) -> None:
+    assert re.fullmatch(r"\d+ of 20\n", printed)
+    assert names["student"].classes == names["assembly"].classes == ("1", "3", "0")
+
+
 PAGES = {
     "howto/sources.md": sources_page,
     "howto/data.md": data_page,
@@ -259,6 +265,7 @@ PAGES = {
     "howto/calibrate.md": calibrated,
     "howto/transfer.md": transfer_page,
     "howto/train-further.md": trained_further,
+    "howto/one-network.md": one_network,
     "howto/add-remove.md": joined_and_left,
     "howto/merge-classes.md": merged_and_renamed,
     "yard.md": yard_page,

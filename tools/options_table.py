@@ -25,6 +25,7 @@ HOLDERS = {
     "brickyard.assemble": options.AssembleOptions,
     "brickyard.evaluate": options.EvaluateOptions,
     "brickyard.finetune": options.FinetuneOptions,
+    "brickyard.training.distil": options.DistilOptions,
     "brickyard.Thresholds": options.Thresholds,
     "brickyard.Budget": options.Budget,
     "brickyard.training.TrainingOptions": options.TrainingOptions,

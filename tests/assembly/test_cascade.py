@@ -97,7 +97,8 @@ def rows_of(whole: by.Assembly, images: Tensor) -> list[int]:
 
         return hook
 
-    hooks = [one.network.register_forward_pre_hook(count(index)) for index, one in enumerate(whole.parts)]
+    first = [one.network.layer(one.network.layer_names[0]) for one in whole.parts]
+    hooks = [layer.register_forward_pre_hook(count(index)) for index, layer in enumerate(first)]
     with torch.no_grad():
         whole(images)
     for hook in hooks:
@@ -228,7 +229,7 @@ def test_thresholds_are_those_of_trying_every_level(parts, count) -> None:
     assert (record.wanted, record.images, record.held_back) == (AGREEMENT, len(STREAM), held)
     costs = [count_flops(network, shape) for network, shape in whole.shaped_networks()]
     assert record.flops == pytest.approx(np.mean([sum(costs[p] for p in own) for own in ran]) / sum(costs))
-    assert 0.3 < record.flops < 1
+    assert 0.2 < record.flops < 1
     assert wrong > 0
     # between two levels that images have, any threshold does the same
     assert sum(rows_of(changed(whole, *thresholds), STREAM)) == sum(rows_of(whole, STREAM))

@@ -82,11 +82,12 @@ def test_finetune_and_distil(typed, tmp_path) -> None:
     for name in "12":
         typed(f"finetune W/a.st --data W/a-train --epochs 2 --resume F/state -o F/{name}.st")
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
-    typed("distil cnn?width=0.125 --teacher W/ab.st --data digits --epochs 1 --size 16 -o F/student.st")
-    assert load_source(str(tmp_path / "student.safetensors")).classes == ("0", "2", "9", "7")
+    student = "--images W/a-train --like zoo:cnn?width=0.125"
+    typed(f"distil W/ab.st {student} --epochs 1 -o F/student.st")
+    assert by.load(tmp_path / "student.safetensors").classes == ("0", "2", "9", "7")
     assert "--data" in typed("finetune W/ab.st --data W/a-train -o F/x", 1).stderr
-    for line in ("finetune W/a.st", "distil cnn --teacher W/a.st", "train cnn"):
-        assert "'abacus'" in typed(f"{line} --data W/a-train --device abacus -o F/x", 1).stderr
+    for line in ("finetune W/a.st --data W/a-train", f"distil W/a.st {student}", "train cnn --data W/a-train"):
+        assert "'abacus'" in typed(f"{line} --device abacus -o F/x", 1).stderr
     same = "finetune W/a.st --data W/a-train --epochs 1 --json -o F/same.st --force"
     assert typed(same).stdout == typed(f"{same} --device cpu").stdout
 

@@ -46,7 +46,7 @@ MISSING = {
     **dict.fromkeys(("train",), "network"),
     **dict.fromkeys(("locate", "disassemble", "routes"), "source"),
     **dict.fromkeys(("assemble", "report"), "files"),
-    **dict.fromkeys(("evaluate", "predict", "export", "push"), "file"),
+    **dict.fromkeys(("evaluate", "predict", "export", "push", "distil"), "file"),
     "show": "item",
     "build": "recipe",
     "workbench": "--yard",
@@ -121,7 +121,7 @@ def same_as_json(place: Place, result: Any) -> None:
 PREDICT = "predict W/names.safetensors W/photo.png"
 GIANT = put("x.png", png(np.zeros((1, 9)), size=(30_000, 30_000)))
 ROUTES = "routes W/s.safetensors --relevance W/r.safetensors --classes 0 -o F/x.pdf"
-DISTIL = f"distil cnn --teacher W/a.safetensors --data digits --classes 0-4 {TO}"
+DISTIL = f"distil W/a.safetensors {TO}"
 ALONE: dict[str, str | None] = {"RANK": "3", "WORLD_SIZE": None}
 NARROW: dict[str, str | None] = {"COLUMNS": "20", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -185,7 +185,8 @@ COMMANDS: dict[str, Any] = {
     "a class to leave out that is none": bad(f"{JOIN} --without cat", "'cat'", "0, 2"),
     "two teachers": bad(f"{TUNE} --teacher W/a.safetensors --source x", "--teacher", "--source"),
     "features of no source": bad(f"{TUNE} --features 1", "--features 1", "--source"),
-    "a teacher that does not know the classes": bad(DISTIL, "'1'", "0, 2"),
+    "photographs that are not there": bad(f"{DISTIL} --images F/no --like zoo:cnn", "/no"),
+    "a student that is none": bad(f"{DISTIL} --images digits --like zoo:cnm", "'cnm'", "cnn"),
     "an optimiser that is none": bad(f"{TUNE} --optimizer lion", "optimizer", "'lion'", "'adamw'"),
     "a picture for a component": bad("predict W/photo.png W/a.safetensors", "photo.png"),
     "a picture that is not there": bad("predict W/a.safetensors F/no.png", "no.png"),

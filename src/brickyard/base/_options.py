@@ -475,3 +475,26 @@ class FinetuneOptions(TypedDict, total=False):
             advice="give brickyard.training.Distillation(weight=...)"),
     ]  # fmt: skip
     resume: Resume
+
+
+class DistilOptions(TypedDict, total=False):
+    """Options of `brickyard.training.distil`."""
+
+    like: Required[
+        Annotated[
+            str | Module,
+            Opt(help="Train a student of this architecture: zoo:NAME, torchvision:NAME, timm:NAME or file.py:function.",
+                shell=str),
+        ]
+    ]  # fmt: skip
+    epochs: Annotated[
+        int | None,
+        Opt(default=None, least=1, help="Train for this many passes over the images.",
+            unset="as many as make 2,000 steps, at most 200"),
+    ]  # fmt: skip
+    lr: Annotated[float, Opt(default=2e-3, above=0, help="Set the peak learning rate of AdamW.")]
+    batch_size: Annotated[int, Opt(default=64, least=2, help="Use this many images per training step.")]
+    temperature: Annotated[
+        float, Opt(default=4.0, least=1e-3, most=1e3, help="Divide logits by this temperature before comparing them.")
+    ]
+    seed: Seed

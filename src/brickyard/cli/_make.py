@@ -43,11 +43,6 @@ def train(
     **options: Any,
 ) -> Result:
     """Train a small network from the zoo, to be used as a source."""
-    return trained(network, data, output, classes, force, device=device, **options)
-
-
-def trained(network: str, data: str, output: Path, classes: list[str] | None, force: bool, **options: Any) -> Result:
-    """Train a zoo network with options of `train_source`, and save it."""
     from brickyard.base._classes import parse_classes
     from brickyard.training._sources import train_source
 
@@ -57,7 +52,7 @@ def trained(network: str, data: str, output: Path, classes: list[str] | None, fo
     if classes:
         images = images.renumbered(parse_classes(classes, images.classes))
     held_out = resolve.data_of(data, how, "test").renumbered(images.classes) if data == "digits" else None
-    made = train_source(network, images, preprocessing=how, held_out=held_out, **options)
+    made = train_source(network, images, preprocessing=how, held_out=held_out, device=device, **options)
     made.save(output, overwrite=force)
     text = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in made.scores.items())
     text = f"{output}: {made.arch}, {len(images.classes)} classes, {text}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Option
 
 from brickyard.base._declare import gathered
 from brickyard.base._errors import OptionError
-from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
+from brickyard.base._options import DistilOptions, FinetuneOptions
 from brickyard.cli import _options as words
-from brickyard.cli._make import FROM_SCRATCH, Classes, trained
-from brickyard.cli._options import Data, Force, Output, check_companion, with_options
+from brickyard.cli._options import Force, Output, check_companion, with_options
 from brickyard.cli._output import Result, loaded, model
 from brickyard.sources._resolve import check_free, labelled_images, models_of
+
+if TYPE_CHECKING:
+    from brickyard.component._component import Component
 
 
 @with_options(FinetuneOptions)
@@ -57,25 +60,50 @@ def finetune(
     return Result({"output": str(output), **better.manifest.tuned.model_dump()}, f"{better}\n{output}")
 
 
-@with_options(
-    words.PreprocessingOptions, TrainingOptions, Distillation, only=(*FROM_SCRATCH, "temperature", "weight"), lr=0.1
-)
+@with_options(DistilOptions)
 def distil(
-    network: Annotated[str, Argument(help="Student, a zoo network: NAME or NAME?width=0.5.")],
-    teacher: Annotated[Path, Option(help="Distil from this component or assembly.")],
-    data: Data,
+    file: words.File,
+    images: Annotated[
+        str, Option(help="Photographs without labels: a folder of pictures, or what --data of other commands takes.")
+    ],
     output: Output,
-    classes: Classes = None,
     device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
-    """Distil a component or an assembly into a small zoo network."""
+    """Train one small network to answer like a component or an assembly, without labels."""
     from brickyard.component._predictor import Predictor
     from brickyard.training._sources import device_named
+    from brickyard.training._students import distil as teach
 
-    check_free(output, force, teacher)
-    options["distillation"] = Distillation(**{name: options.pop(name) for name in ("temperature", "weight")})
-    options["teacher"] = loaded(teacher, Predictor).to(device_named(device))
-    classes = classes or list(options["teacher"].classes)
-    return trained(network, data, output, classes, force, device=device, **options)
+    check_free(output, force, file, images)
+    place = device_named(device)
+    teacher: Any = loaded(file, Predictor)
+    student = teach(teacher.to(place), images, **gathered(DistilOptions, options)).to("cpu")
+    student.save(output, overwrite=force)
+    return _compared(file, teacher, output, student)
+
+
+def _compared(file: Path, teacher: Any, output: Path, student: Component) -> Result:
+    """What is told of a student: how often it agrees with its teacher, and what both cost."""
+    from brickyard.evaluation._evaluate import sizes
+
+    same, count = student.manifest.agreement or (0, 0)
+    share = same / max(1, count)
+    error = math.sqrt(share * (1 - share) / max(1, count))
+    rows = []
+    for name, path, one in (("teacher", file, teacher), ("student", output, student)):
+        parameters, flops = sizes(one)
+        rows.append({"name": name, "parameters": parameters, "flops": flops, "bytes": path.stat().st_size})
+    value = {
+        "output": str(output),
+        "classes": list(student.classes),
+        "agreement": {"same": same, "images": count, "share": share, "error": error},
+        "sizes": rows,
+    }
+    lines = [f"{'':<8}{'parameters':>14}{'FLOPs':>18}{'bytes':>14}"]
+    lines += [f"{r['name']:<8}{r['parameters']:>14,}{r['flops']:>18,}{r['bytes']:>14,}" for r in rows]
+    said = (
+        f"gives the answer of {file} on {same:,} of {count:,} images held back: {share:.1%}, standard error {error:.1%}"
+    )
+    return Result(value, "\n".join([str(student), *lines, said, str(output)]))

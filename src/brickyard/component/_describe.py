@@ -55,7 +55,8 @@ def selection_text(manifest: ComponentManifest) -> str:
         return "budget, " + ", ".join(f"{name} {value}" for name, value in chosen.budget.items())
     if chosen.thresholds is not None:
         return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
-    return "hand"
+    cut = any(len(axis.kept) < axis.size for axis in manifest.axes.values())
+    return "hand" if cut else "keeping all"
 
 
 def _heal(manifest: ComponentManifest) -> str:
@@ -68,11 +69,12 @@ def _heal(manifest: ComponentManifest) -> str:
 
 
 def agreement_text(manifest: ComponentManifest) -> str:
-    """Say how often a component answers like its source, or "" where that was not measured."""
+    """Say how often a component answers like its source, or a student like its teacher; "" if not measured."""
     if manifest.agreement is None:
         return ""
     same, count = manifest.agreement
-    return f"with its source on {share_text(same, count)} of {count:,} images held back"
+    taught = manifest.tuned is not None and manifest.tuned.best and manifest.tuned.teacher  # its source's is gone then
+    return f"with its {'teacher' if taught else 'source'} on {share_text(same, count)} of {count:,} images held back"
 
 
 def decision_text(manifest: ComponentManifest | AssemblyManifest, most: int = 8) -> str:

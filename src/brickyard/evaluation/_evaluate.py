@@ -279,11 +279,17 @@ def _sizes(model: Component | Assembly, name: str) -> dict[str, dict[str, Any]]:
     """Parameters and FLOPs of all sources, and of the model under its row's name."""
     parts = model.manifest.parts
     distinct = {part.source.sha256: part.source for part in parts}.values()
-    pairs = [(model.network, parts[0].input_shape)] if isinstance(model, Component) else model.distinct_networks()
+    parameters, flops = sizes(model)
     return {
         "base": {"parameters": sum(s.parameters for s in distinct), "flops": sum(s.flops for s in distinct)},
-        name: {"parameters": count_parameters(model), "flops": sum(count_flops(*pair) for pair in pairs)},
+        name: {"parameters": parameters, "flops": flops},
     }
+
+
+def sizes(model: Component | Assembly) -> tuple[int, int]:
+    """The parameters of a model, and its FLOPs per image."""
+    pairs = [(model.network, model.input_shape)] if isinstance(model, Component) else model.distinct_networks()
+    return count_parameters(model), sum(count_flops(*pair) for pair in pairs)
 
 
 def _times(

@@ -390,25 +390,7 @@ def _assembly_class(assembly: Assembly, known: Sequence[Familiarity], together: 
 def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     """The statements that make an assembly's outputs of those of its parts."""
     manifest, names = assembly.manifest, [f"logits{index}" for index in range(len(assembly.manifest.parts))]
-    if together:
-        lines = [f"({joined(names)}{',' * (len(names) == 1)}) = self.parts(inputs[0])"]
-    elif assembly.lookers:
-        read = ", read{}" if gated else ""
-        pairs = [[f"({names[i]}, *seen{i}{read.format(i)})" for i in parts] for parts, _ in assembly.lookers]
-        lines = [
-            f"({joined(own)}{',' * (len(own) == 1)}) = self.parts[{index}](inputs[{parts[0]}])"
-            for index, (own, (parts, _)) in enumerate(zip(pairs, assembly.lookers, strict=True))
-        ]
-        for index, one in enumerate(assembly.components() if gated else ()):
-            averaged = PlainNetwork(one.network, one.input_shape).averaged(one.network.nodes[one.reads_at].name)
-            lines.append(f"features{index} = read{index}{averaged}")
-    elif manifest.form == "parallel":
-        more = [f", features{index}" if gated else "" for index in range(len(names))]
-        lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]
-    else:
-        widths = joined(str(part.width) for part in manifest.parts)
-        lines = [f"outputs = self.joined(x).split([{widths}], 1)"]
-        lines += [f"{name} = outputs[{index}]" for index, name in enumerate(names)]
+    lines = _run(assembly, names, gated, together)
     for name, part, groups in zip(names, manifest.parts, manifest.groups, strict=True):
         if manifest.scaling.energy:
             own = f"[:, {literal(list(part.task))}]" if part.reject or part.output_axis is None else ""
@@ -447,6 +429,31 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
         "gain = features @ weights.T + self.bias.to(features.dtype) - distances * slopes",
         "return logits + gain @ self.share.T.to(logits.dtype)",
     ]
+
+
+def _run(assembly: Assembly, names: Sequence[str], gated: bool, together: bool) -> list[str]:
+    """The statements that run an assembly's networks."""
+    manifest = assembly.manifest
+    if together:
+        lines = [f"({joined(names)}{',' * (len(names) == 1)}) = self.parts(inputs[0])"]
+    elif assembly.lookers:
+        read = ", read{}" if gated else ""
+        pairs = [[f"({names[i]}, *seen{i}{read.format(i)})" for i in parts] for parts, _ in assembly.lookers]
+        lines = [
+            f"({joined(own)}{',' * (len(own) == 1)}) = self.parts[{index}](inputs[{parts[0]}])"
+            for index, (own, (parts, _)) in enumerate(zip(pairs, assembly.lookers, strict=True))
+        ]
+        for index, one in enumerate(assembly.components() if gated else ()):
+            averaged = PlainNetwork(one.network, one.input_shape).averaged(one.network.nodes[one.reads_at].name)
+            lines.append(f"features{index} = read{index}{averaged}")
+    elif manifest.form == "parallel":
+        more = [f", features{index}" if gated else "" for index in range(len(names))]
+        lines = [f"{name}{more[i]} = self.parts[{i}](inputs[{i}])" for i, name in enumerate(names)]
+    else:
+        widths = joined(str(part.width) for part in manifest.parts)
+        lines = [f"outputs = self.joined(x).split([{widths}], 1)"]
+        lines += [f"{name} = outputs[{index}]" for index, name in enumerate(names)]
+    return lines
 
 
 def _columns(assembly: Assembly, name: str, part: ComponentManifest, groups: Sequence[Sequence[int]]) -> list[str]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from brickyard.base._messages import tidy
 from brickyard.base._records import Preprocessing
-from brickyard.component._describe import merged_text
+from brickyard.component._describe import agreement_text, merged_text
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
 
@@ -24,6 +24,7 @@ def page_environment() -> Environment:
     environment.filters.update(
         tidy=tidy,
         preprocessing=_preprocessing,
+        agreement=agreement_text,
         merged=merged_text,
         thousands=lambda value: f"{value:,}",
         fixed=lambda value, digits=1: f"{value:.{digits}f}",

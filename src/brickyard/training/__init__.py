@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from brickyard.training._sources import device_named as device_named
     from brickyard.training._sources import train as train
     from brickyard.training._sources import train_source as train_source
+    from brickyard.training._students import distil as distil
 
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "training._finetune": "finetune",
         "training._sources": "Trained accuracy build_seeded device_named train train_source",
+        "training._students": "distil",
         "base._options": "Distillation TrainingOptions",
     },
 )
