@@ -8,6 +8,7 @@ from typing import Any, Unpack, overload
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._budget import within_budget
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._checks import check_kind
@@ -42,6 +43,8 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     parts side by side on every channel axis (one architecture; the paper's alignment padding); "grouped": the same,
     with equal channel counts and groups instead of zeros, so that nothing is multiplied by zero; "union": one component
     with the union of the channels (one source); "auto": the fastest of the first three, measured on the parts' device.
+
+    With a budget, the parts are cut further, each by what the whole classifier loses; those given stay unchanged.
 
     A class that is left out stays in its part, so the logits of all other classes do not change by a bit. A part with
     no class left is dropped.
@@ -86,6 +89,13 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     if without:
         parts, gone = _left(parts, manifest, without)
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
+    if options["budget"] is None and options["calibration"] is not None:
+        raise OptionError(
+            "option-requires-option",
+            "calibration= is to cut parts with, and no budget= was given; add it, or give images=",
+        )
+    if options["budget"] is not None:
+        parts, manifest = within_budget(parts, manifest, options)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest

@@ -148,6 +148,8 @@ class Joined(nn.Module):
             f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
             for i, p in enumerate(m.parts)
         ]
+        if m.budget is not None:
+            lines.append(f"  budget       {m.budget.text}")
         if m.decision_thresholds:
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from brickyard.base import _pipelines
 from brickyard.base._checks import EVEN
+from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 from brickyard.base._specs import NetworkSpec
@@ -208,12 +209,16 @@ def _renamed(budget: Any) -> Any:
 
 
 class SelectionRecord(Frozen):
-    """How the channels were chosen: by thresholds or by a budget."""
+    """How the channels were chosen: by thresholds or by a budget.
+
+    `of` says what the axes are of, and a budget's share: the source, or a component of it that was cut further.
+    """
 
     thresholds: dict[str, float] | None = None
     budget: Annotated[dict[str, Json] | None, BeforeValidator(_renamed)] = None
     parameters: Count
     flops: Count
+    of: Literal["source", "component"] = "source"
 
 
 class HealRecord(Frozen):
@@ -422,6 +427,7 @@ class AssemblyManifest(Frozen):
     shared_input: bool = False
     shared_parameters: Count = 0
     shared_flops: Count = 0
+    budget: BudgetRecord | None = None
     scaling: ScalingRecord = ScalingRecord(name="none")
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
@@ -438,6 +444,8 @@ class AssemblyManifest(Frozen):
             others = set(range(len(part.source.classes))) - set(part.task) if votes else set()
             if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
                 raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
+        if self.budget is not None and len(self.budget.parts) != len(self.parts):
+            raise ValueError(f"a budget of {len(self.budget.parts)} parts for {len(self.parts)} parts")
         if self.left_out and len(self.left_out) != len(self.parts):
             raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
         for part, gone in zip(self.parts, self.left_out, strict=False):

@@ -256,6 +256,10 @@ def assemble(
     images: Annotated[
         list[str] | None, Option(help="Labelled training images for few-shot scalings, once per part.")
     ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        Option(help="Training images to cut with within --flops or --parameters, once per part; default: --images."),
+    ] = None,
     source: Annotated[
         str | None, Option(help="With --form union: fill in weights from the parts' common source.")
     ] = None,
@@ -269,6 +273,9 @@ def assemble(
     resolve.check_free(output, force, source, weights, *files)
     check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
     check_companion("--images, once per part", bool(images), shots=options["shots"])
+    limited = any(options.get(name) is not None for name in declarations.LIMITS)
+    companions = {key: options[key] for key in declared(declarations.Budget) if key in options}
+    check_companion("--flops or --parameters", limited, **companions, calibration=", ".join(calibration or ()))
     check_companion("--source", source is not None, weights=weights)
     if options["form"] != "union":
         check_effect(f"it applies to --form union, and this is {options['form']}", source=source)
@@ -279,8 +286,10 @@ def assemble(
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
+    shown = resolve.labelled_images(calibration, manifests, "--calibration") if calibration else None
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
-    whole = join(parts, **{**options, "without": without or [], "images": labelled, "source": origin})
+    given = gathered(declarations.AssembleOptions, options)
+    whole = join(parts, **given, without=without or [], images=labelled, calibration=shown, source=origin)
     whole.save(output, overwrite=force)
     value = {
         "output": str(output),
@@ -288,6 +297,7 @@ def assemble(
         "form": whole.manifest.form,
         "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
+        **({"budget": whole.manifest.budget.model_dump()} if whole.manifest.budget else {}),
     }
     return Result(value, f"{whole}\n{output}")
 

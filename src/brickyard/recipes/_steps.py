@@ -321,24 +321,25 @@ class Work:
         sources = self._of(*parts)
         options = gathered(AssembleOptions, dict(said))
         few = _few_shot(options["scaling"])
-        union = options["form"] == "union"
+        union, limited = options["form"] == "union", "budget" in options
 
         def run() -> None:
             from brickyard.assembly._assemble import assemble
 
-            images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few else None
+            data = [self._source(self.recipe.components[name].source)[1] for name in parts] if few or limited else None
             whole = assemble(
                 [self._model(name) for name in parts],
-                images=images,
+                images=data if few else None,
+                calibration=data if limited else None,
                 source=self._source(sources[0])[0].model if union else None,
                 **{**options, "shots": options.get("shots") if few else None},
             )
             whole.save(self.folder / ASSEMBLY, overwrite=True)
 
-        needs = self._all_needs(sources, images=few) if few or union else self._versions()
-        idle = () if few else ("shots", "seed")
+        needs = self._all_needs(sources, images=few or limited) if few or union or limited else self._versions()
+        idle = () if few else ("shots",) if limited else ("shots", "seed")
         needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
-        inputs = (*(self._trained(*sources) if few or union else ()), *map(_component_file, parts))
+        inputs = (*(self._trained(*sources) if few or union or limited else ()), *map(_component_file, parts))
         return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))
 
     def _evaluate(self, name: str | None) -> Step:
