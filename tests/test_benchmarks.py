@@ -22,6 +22,7 @@ NAMES = (
     "guards",
     "incremental",
     "sensitivity",
+    "shared",
     "transformer",
     "signals",
     "transfer",
