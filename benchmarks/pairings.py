@@ -22,7 +22,7 @@ from torch import Tensor
 
 import tables
 from brickyard.axes._graph import trace
-from brickyard.base._records import DepthRecord
+from brickyard.base._statistics import DepthRecord
 from brickyard.component._depths import Depths, Looking, find_layers
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader

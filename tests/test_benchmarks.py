@@ -23,6 +23,7 @@ NAMES = (
     "guards",
     "incremental",
     "sensitivity",
+    "shared",
     "transformer",
     "signals",
     "transfer",

@@ -174,8 +174,12 @@ def test_the_page_of_commands_has_them_all(site) -> None:
     assert 'id="yard-add"' in text
 
 
-def ratios(printed: str, _: dict[str, Any]) -> None:
-    pairs = [tuple(map(float, line.split())) for line in printed.splitlines()]
+def ratios(printed: str, names: dict[str, Any]) -> None:
+    *lines, divided = printed.splitlines()
+    record = names["whole"].manifest.budget
+    assert divided == record.text
+    assert sum(one.after for one in record.parts) <= 0.6 * record.before
+    pairs = [tuple(map(float, line.split())) for line in lines]
     assert [share for share, _ in pairs] == [0.7, 0.5, 0.3]
     assert all(share - 0.05 < found <= share for share, found in pairs)
 

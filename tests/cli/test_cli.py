@@ -142,6 +142,19 @@ def test_few_shot_scaling_from_the_command_line(typed, tmp_path) -> None:
     assert not torch.equal(whole.matrix, torch.eye(4, dtype=torch.float64))
 
 
+def test_one_budget_for_all_parts(typed, tmp_path) -> None:
+    images = "--calibration W/a-train --calibration W/b-train"
+    value = printed(typed(f"assemble W/a.st W/b.st --flops 0.7 {images} --json -o F/s.st"))
+    whole = by.load(tmp_path / "s.safetensors")
+    before, after = (sum(one[key] for one in value["budget"]["parts"]) for key in ("before", "after"))
+    assert after <= 0.7 * before
+    assert after == sum(part.selection.flops for part in whole.manifest.parts)
+    assert whole.manifest.budget.model_dump(mode="json") == value["budget"]
+    assert "calibration=" in typed("assemble W/a.st W/b.st --flops 0.7 -o F/x.st", 1).stderr
+    assert "--flops" in typed(f"assemble W/a.st W/b.st {images} -o F/x.st", 1).stderr
+    assert "2 times" in typed("assemble W/a.st W/b.st --flops 0.7 --calibration W/a-train -o F/x.st", 1).stderr
+
+
 def test_labels_follow_class_names(typed, work, tmp_path) -> None:
     """The second source's classes 0, 1, 2 are the digits 7, 8, 9: labels of `digits` must not be taken as they are."""
     by_name = typed("evaluate W/b.st --data digits --source W/b.source.st --no-latency --json")

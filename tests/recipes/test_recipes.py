@@ -164,6 +164,10 @@ WRONG = [
     ("parts: [low, high]", "scaling: mahalanobi", "8:21", "invalid", "'mahalanobis'"),
     ("parts: [low, high]", "form: union", "8:18", "inconsistent", ""),
     ("parts: [low, high]", "form: padding", "8:18", "invalid", "'padded'"),
+    ("parts: [low, high]", "flops: 0.5, parameters: 0.4", "8:36", "inconsistent", "'parameters'"),
+    ("parts: [low, high]", "round-to: 8", "8:22", "inconsistent", "'flops'"),
+    ("parts: [low, high]", "flops: 1.5", "8:19", "invalid", ""),
+    ("parts: [low, high]", "agreement: 0.9", "8:12", "invalid", ""),
     ("parts: [low, high]", "votes: true", "8:19", "inconsistent", ""),
     ("assembly: {parts: [low, high]}", "assembly: high", "8:11", "invalid", ""),
     ("{a: digits, b: digits}", "{a: digits, bb: digits}", "9:30", "inconsistent", "'b'"),
@@ -581,6 +585,22 @@ def test_the_parts_are_what_the_library_makes(first) -> None:
     assert whole.manifest.scaling.name == "lda"
     assert whole.manifest.scaling.images == 3 * 4
     assert whole.manifest.parts[1].reject
+
+
+def test_an_assembly_keeps_one_budget(again) -> None:
+    text = again.read_text().replace("assembly: {scaling: lda, shots: 3}", "assembly: {flops: 0.6, seed: 1}")
+    again.write_text(text)
+    assert built(again)["ran"][0] == "assemble"
+    folder = again.parent / "out"
+    whole = by.load(folder / "assembly.safetensors")
+    parts = [by.load(folder / f"components/{name}.safetensors") for name in ("low", "high")]
+    data = [load_data("digits").renumbered(range(5)), load_data("digits").renumbered(range(5, 10))]
+    made = by.assemble(parts, budget=by.Budget(flops=0.6), calibration=data, seed=1)
+    assert whole.manifest.budget == made.manifest.budget
+    total = sum(part.manifest.selection.flops for part in parts)
+    assert sum(part.selection.flops for part in whole.manifest.parts) <= 0.6 * total
+    again.write_text(text.replace("flops: 0.6, seed", "flops: 0.5, seed"))
+    assert "flops was 0.6, now 0.5" in plan(load_recipe(again))[6].reasons
 
 
 def test_the_score_tables_agree_with_evaluate(first) -> None:

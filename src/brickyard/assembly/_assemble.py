@@ -8,6 +8,7 @@ from typing import Any, Unpack, overload
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.assembly._budget import within_budget
 from brickyard.assembly._cascade import cascaded, check_cascade
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
@@ -45,6 +46,8 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     with the union of the channels (one source); "cascade": run the parts in turn, and later ones only for images whose
     answer is still open (thresholds from `calibration`, which needs no labels); "auto": the fastest of the first three,
     measured on the parts' device.
+
+    With a budget, the parts are cut further, each by what the whole classifier loses; those given stay unchanged.
 
     A class that is left out stays in its part, so the logits of all other classes do not change by a bit. A part with
     no class left is dropped.
@@ -92,6 +95,8 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
     if form == "cascade":
         check_cascade(manifest, outputs_of(manifest).exclusive)
+    if options["budget"] is not None:
+        parts, manifest = within_budget(parts, manifest, options)
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
@@ -109,12 +114,20 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
 
 def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
     """Refuse options that do not go with parts that run in turn, or go with nothing else."""
-    form, idle = options["form"], [name for name in ("calibration", "agreement") if options[name] is not None]
+    form, limited = options["form"], options["budget"] is not None
+    idle = [name for name in ("calibration", "agreement") if options[name] is not None]
+    idle = [name for name in idle if name == "agreement" or not limited]
     if form != "cascade" and idle:
-        why = f"{idle[0]}= is for form='cascade', and this is form={form!r}"
+        why = (
+            f"{idle[0]}= is for form='cascade'{' or a budget' * (idle[0] == 'calibration')}, and this is form={form!r}"
+        )
         raise OptionError("option-without-effect", f"{why}; leave it out, or choose that form")
     if form != "cascade":
         return
+    if limited:
+        why = "form='cascade' and a budget each take images of their own from calibration="
+        advice = "assemble with the budget first, then assemble([that], form='cascade', calibration=...)"
+        raise OptionError("option-conflict", f"{why}; {advice}")
     if options["calibration"] is None:
         why = "form='cascade' takes from images when an answer is sure enough, and has none"
         advice = "give calibration=, images without labels of the kind and in the shares that the assembly will see"

@@ -110,6 +110,12 @@ def _union(
         why = f"form='union' needs parts of one source, located on one of its outputs, got {names}"
         raise SurgeryError("surgery-union-sources", f"{why}; use form='parallel'")
     for manifest in (part.manifest for part in parts):
+        if manifest.selection.of == "component":
+            raise SurgeryError(
+                "surgery-union-sources",
+                f"form='union' lays channels of one source over each other, and {', '.join(manifest.classes[:3])} was "
+                "cut further as a component; use form='parallel'",
+            )
         found = manifest.selection.budget or {}
         if found.get("rotated") or found.get("norms"):
             what = "directions of its residual stream in their place" if found.get("rotated") else "norms of its own"

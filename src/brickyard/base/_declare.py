@@ -85,6 +85,7 @@ class Opt:
         choices: The names to choose from, each with its help, if the type does not list them.
         validate: Replaces the type's usual check: returns the value or raises OptionError.
         shell: The type that the command line and recipes accept, if the verb accepts more.
+        words: Those of a value's own options that a shell and recipes ask for; none: all.
         only: "python": the command line and recipes express it differently; "shell": the workbench leaves it out.
         name: Its name.
         kind: Its type, without None.
@@ -105,6 +106,7 @@ class Opt:
     choices: Mapping[str, str] | None = None
     validate: Callable[[Any], Any] | None = None
     shell: Any = None
+    words: tuple[str, ...] = ()
     only: Literal["", "python", "shell"] = ""
     name: str = ""
     kind: Any = None
@@ -320,6 +322,8 @@ def flat(holder: Any, *names: str) -> dict[str, Opt]:
             continue
         if is_dataclass(option.kind):
             for key, one in declared(option.kind).items():
+                if option.words and key not in option.words:
+                    continue
                 found[key] = replace(
                     one, default=None, optional=True, unset=one.unset or (one.value and option.inherits + one.value)
                 )

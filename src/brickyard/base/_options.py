@@ -6,7 +6,7 @@ A new option is one entry here; see `brickyard.base._declare` for what reads it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict
 
@@ -86,6 +86,8 @@ LIMITS = ("flops", "parameters", "agreement")  # a budget has one of them
 class Budget:
     """The maximum cost of a component, as a share of its source, or the least that it must agree with it.
 
+    Given to `assemble`, it is the maximum cost of all parts together, as a share of what they cost.
+
     Attributes:
         flops: Share of the source's floating-point operations, in (0, 1].
         parameters: Share of the source's parameters, in (0, 1].
@@ -112,10 +114,10 @@ class Budget:
     """
 
     flops: float | None = opt(
-        None, help="Keep at most this share of the source's FLOPs, in (0, 1].", unset="no budget", **_SHARE
+        None, help="Keep at most this share of the FLOPs, in (0, 1].", unset="no budget", **_SHARE
     )
     parameters: float | None = opt(
-        None, help="Keep at most this share of the source's parameters, in (0, 1].", unset="no budget", **_SHARE
+        None, help="Keep at most this share of the parameters, in (0, 1].", unset="no budget", **_SHARE
     )
     agreement: float | None = opt(
         None, help="Keep the least that answers like the source on this share of the images held back, in (0, 1].",
@@ -154,6 +156,10 @@ class Budget:
     def share(self) -> float:
         """The largest share that may remain; 0 where agreement is asked for."""
         return float(self.flops if self.flops is not None else self.parameters or 0.0)
+
+    def limited(self, share: float) -> Budget:
+        """The same budget with another share of its resource."""
+        return replace(self, flops=share) if self.resource == "flops" else replace(self, parameters=share)
 
     @property
     def uniform(self) -> bool:
@@ -400,6 +406,12 @@ class AssembleOptions(TypedDict, total=False):
         Opt(default=None, validate=other_names, shell=str, only="shell", unset="none",
             help="Rename classes of parts first, so that aeroplane=airplane is one class."),
     ]  # fmt: skip
+    budget: Annotated[
+        Budget | None,
+        Opt(default=None, help="Cut the parts further, so that together they fit this budget.", unset="none",
+            words=("flops", "parameters", "round_to", "factors", "rotate"),
+            advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
+    ]  # fmt: skip
     form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]
     scaling: Annotated[
         str, Opt(default="auto", choices=SCALINGS, help="Make the parts' logits comparable with this method")
@@ -410,9 +422,10 @@ class AssembleOptions(TypedDict, total=False):
     ]
     calibration: Annotated[
         Any,
-        Opt(default=None, only="python", unset="none",
-            help="With form cascade: images of the kind that it will see, without labels, in the shares that it will "
-            "see; a folder, anything that an assembly predicts, data sets, or a list of these."),
+        Opt(default=None, only="python", unset="none; with a budget, `images`",
+            help="With a budget: images to cut with, labelled or not; a list with one entry per part. With form "
+            "cascade: images of the kind that it will see, without labels, in the shares that it will see; a folder, "
+            "anything that an assembly predicts, data sets, or a list of these."),
     ]  # fmt: skip
     agreement: Annotated[
         float | None,

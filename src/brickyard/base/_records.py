@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from brickyard.base import _pipelines
 from brickyard.base._cascades import CascadeRecord
 from brickyard.base._checks import EVEN
+from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 from brickyard.base._specs import NetworkSpec
+from brickyard.base._statistics import Statistics
 
 FORMAT_VERSION = 1
 
@@ -209,12 +211,16 @@ def _renamed(budget: Any) -> Any:
 
 
 class SelectionRecord(Frozen):
-    """How the channels were chosen: by thresholds or by a budget."""
+    """How the channels were chosen: by thresholds or by a budget.
+
+    `of` says what the axes are of, and a budget's share: the source, or a component of it that was cut further.
+    """
 
     thresholds: dict[str, float] | None = None
     budget: Annotated[dict[str, Json] | None, BeforeValidator(_renamed)] = None
     parameters: Count
     flops: Count
+    of: Literal["source", "component"] = "source"
 
 
 class HealRecord(Frozen):
@@ -254,47 +260,6 @@ class TuneRecord(Frozen):
     seed: Count = 0
     teacher: Annotated[str, Field(max_length=1024)] = ""
     scores: tuple[float, ...] = ()
-
-
-class DepthRecord(Frozen):
-    """A layer before which images are compared with usual ones, in how many numbers, and what dimensions are positions.
-
-    The numbers are the means of all channels over positions, and their standard deviations where there are positions.
-    """
-
-    layer: Name
-    size: Annotated[int, Field(ge=1, le=1 << 20)]
-    dims: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(max_length=8)] = ()
-
-
-class FamiliarityRecord(Frozen):
-    """Shape of a component's feature statistics; their values are tensors in the file.
-
-    `depths` lists the layers before which images are compared with the component's own.
-    """
-
-    classes: Annotated[int, Field(ge=1, le=1 << 20)]
-    size: Annotated[int, Field(ge=1, le=1 << 20)]
-    rank: Annotated[int, Field(ge=1, le=1 << 10)]
-    depths: Annotated[tuple[DepthRecord, ...], Field(max_length=64)] = ()
-
-
-class Statistics(Frozen):
-    """Statistics for later scaling, measured on the component's own training images.
-
-    All lists have one entry per class of the task. `winning_logit` is None if no image of the class was answered
-    correctly. `margin` is the mean difference between the highest and the next logit. `energy` is the usual (median)
-    log-sum-exp of an image's logits, and how far below it the lowest tenth begins.
-    """
-
-    images: tuple[Count, ...]
-    correct: tuple[Count, ...]
-    winning_logit: tuple[float | None, ...]
-    mean_logit: tuple[float | None, ...]
-    magnitude: float | None = None
-    margin: float | None = None
-    energy: tuple[float, Annotated[float, Field(gt=0)]] | None = None
-    familiarity: FamiliarityRecord | None = None
 
 
 class Versions(Frozen):
@@ -440,6 +405,7 @@ class AssemblyManifest(Frozen):
     shared_input: bool = False
     shared_parameters: Count = 0
     shared_flops: Count = 0
+    budget: BudgetRecord | None = None
     scaling: ScalingRecord = ScalingRecord(name="none")
     cascade: CascadeRecord | None = None
     tuned: TuneRecord | None = None
@@ -457,6 +423,8 @@ class AssemblyManifest(Frozen):
             others = set(range(len(part.source.classes))) - set(part.task) if votes else set()
             if votes and (not part.reject or len(set(votes)) != len(votes) or not set(votes) <= others):
                 raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
+        if self.budget is not None and len(self.budget.parts) != len(self.parts):
+            raise ValueError(f"a budget of {len(self.budget.parts)} parts for {len(self.parts)} parts")
         if self.left_out and len(self.left_out) != len(self.parts):
             raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
         for part, gone in zip(self.parts, self.left_out, strict=False):

@@ -255,7 +255,8 @@ def assemble(
     calibration: Annotated[
         list[str] | None,
         Option(
-            help="With --form cascade: images of the kind and in the shares that it will see, labels unread: "
+            help="Training images to cut with within --flops or --parameters, once per part; default: --images. With "
+            "--form cascade: images of the kind and in the shares that it will see, labels unread: "
             f"a folder of pictures, or {words.DATA_HELP.removesuffix('.')}; may be repeated."
         ),
     ] = None,
@@ -272,10 +273,14 @@ def assemble(
     resolve.check_free(output, force, source, weights, *files)
     check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
     check_companion("--images, once per part", bool(images), shots=options["shots"])
+    limited = any(options.get(name) is not None for name in declarations.LIMITS)
+    companions = {key: options[key] for key in declared(declarations.Budget) if key in options}
+    check_companion("--flops or --parameters", limited, **companions)
     check_companion("--source", source is not None, weights=weights)
     if options["form"] != "cascade":
         what = f"it applies to --form cascade, and this is {options['form']}"
-        check_effect(what, calibration=calibration, agreement=options["agreement"])
+        check_effect(what, agreement=options["agreement"])
+        check_companion("--flops, --parameters or --form cascade", limited, calibration=", ".join(calibration or ()))
     elif not calibration:
         why = "--form cascade takes from images when an answer is sure enough"
         raise OptionError("option-needs-data", f"{why}; add --calibration, of the kind that the assembly will see")
@@ -288,9 +293,15 @@ def assemble(
         parts = [model(Path(path)) for path in files]
     manifests = [manifest for part in parts for manifest in part.manifest.parts]
     labelled = resolve.labelled_images(images, manifests, "--images") if images else None
+    shown: Any = None
+    if calibration:
+        if options["form"] == "cascade":
+            shown = _unlabelled(calibration, manifests)
+        else:
+            shown = resolve.labelled_images(calibration, manifests, "--calibration")
     origin = None if source is None else resolve.models_of([source], [weights] if weights else [], manifests)[0]
-    given = {**options, "without": without or [], "images": labelled, "source": origin}
-    whole = join(parts, **given, calibration=_unlabelled(calibration, manifests) if calibration else None)
+    given = {**gathered(declarations.AssembleOptions, options), "without": without or [], "images": labelled}
+    whole = join(parts, **given, calibration=shown, source=origin)
     whole.save(output, overwrite=force)
     value = {
         "output": str(output),
@@ -299,6 +310,7 @@ def assemble(
         "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
         **({} if whole.manifest.cascade is None else {"cascade": whole.manifest.cascade.model_dump()}),
+        **({"budget": whole.manifest.budget.model_dump()} if whole.manifest.budget else {}),
     }
     return Result(value, f"{whole}\n{output}")
 

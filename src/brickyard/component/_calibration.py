@@ -40,12 +40,14 @@ class Calibration:
         copies: How many times each image to fit with is among them.
         batches: How many batches to fit with are no copies.
         others: How many of them belong to none of the task's classes, or to none that is known.
+        held_at: Which of the pool's images of the task are held back.
     """
 
     shown: Shown
     copies: int
     batches: int
     others: int = 0
+    held_at: tuple[int, ...] = ()
 
     @property
     def fitted(self) -> int:
@@ -79,18 +81,38 @@ class Pool:
         Raises:
             DataError: They cannot be used.
         """
-        outputs = find_outputs(relevance.outputs)
-        if images is None:
-            remembered = relevance.images()
-            if remembered is None:
-                return None
-            source = remembered[0]
-        elif isinstance(images, Tensor):
-            return cls(unlabelled(images, relevance), None)
-        else:
-            source = Images(images, relevance.preprocessing, "the images to heal with", outputs.label_dims)
-            warn_of_names(images, relevance.classes, "the images to heal with", 7)
-        labels = source.all_labels()
+        if images is not None:
+            return cls.given(images, relevance.preprocessing, relevance.classes, relevance.outputs, task, 8)
+        remembered = relevance.images()
+        return None if remembered is None else cls._of(remembered[0], relevance.outputs, task)
+
+    @classmethod
+    def given(
+        cls, images: Any, how: Preprocessing, classes: Sequence[str], kind: str, task: Sequence[int], depth: int
+    ) -> Pool:
+        """Images that were given.
+
+        Args:
+            images: Labelled images, or a tensor without labels.
+            how: How they are preprocessed.
+            classes: Names of the source's classes.
+            kind: The kind of its outputs.
+            task: The task's classes, as labels count them.
+            depth: How many calls lie between a warning and whom it is for.
+
+        Raises:
+            DataError: They cannot be used.
+        """
+        if isinstance(images, Tensor):
+            return cls(unlabelled(images, how), None)
+        source = Images(images, how, "the images to heal with", find_outputs(kind).label_dims)
+        warn_of_names(images, classes, "the images to heal with", depth)
+        return cls._of(source, kind, task)
+
+    @classmethod
+    def _of(cls, source: Images, kind: str, task: Sequence[int]) -> Pool:
+        """Labelled images, those of the task apart."""
+        outputs, labels = find_outputs(kind), source.all_labels()
         by_class = {k: torch.nonzero(outputs.members(labels, k)).flatten().tolist() for k in task}
         if not any(by_class.values()):
             raise DataError(
@@ -119,7 +141,7 @@ class Pool:
         return [self.others[i] for i in torch.randperm(len(self.others), generator=generator)[:count].tolist()]
 
 
-def unlabelled(images: Tensor, relevance: Relevance) -> Images:
+def unlabelled(images: Tensor, how: Preprocessing) -> Images:
     """Images without labels, given as a tensor.
 
     Raises:
@@ -130,7 +152,7 @@ def unlabelled(images: Tensor, relevance: Relevance) -> Images:
             "data-shape",
             f"the images to heal with must be {BATCHES}, at least one, got shape {tuple(images.shape)}",
         )
-    return Images((images, torch.zeros(len(images), dtype=torch.long)), relevance.preprocessing)
+    return Images((images, torch.zeros(len(images), dtype=torch.long)), how)
 
 
 def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *, strangers: bool) -> Calibration:
@@ -169,7 +191,8 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
         others += sum(map(len, added))
         sides[0] += added
     copies = copies_needed(graph, sum(map(len, sides[0])))
-    return Calibration(Shown(with_copies(sides[0], copies, seed), sides[1], seed), copies, len(sides[0]), others)
+    shown = Shown(with_copies(sides[0], copies, seed), sides[1], seed)
+    return Calibration(shown, copies, len(sides[0]), others, tuple(held))
 
 
 def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
 from brickyard.base._messages import told
-from brickyard.base._records import DepthRecord
+from brickyard.base._statistics import DepthRecord
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._mixing import Mixing
 from brickyard.network._network import Network, iter_layers, kind, refs, step_shapes

@@ -52,7 +52,8 @@ def kept_text(manifest: ComponentManifest) -> str:
 def selection_text(manifest: ComponentManifest) -> str:
     chosen = manifest.selection
     if chosen.budget is not None:
-        return "budget, " + ", ".join(f"{name} {value}" for name, value in chosen.budget.items())
+        of = " of a component that was cut further" if chosen.of == "component" else ""
+        return f"budget{of}, " + ", ".join(f"{name} {value}" for name, value in chosen.budget.items())
     if chosen.thresholds is not None:
         return "thresholds, " + ", ".join(f"{name} {value:g}" for name, value in chosen.thresholds.items())
     cut = any(len(axis.kept) < axis.size for axis in manifest.axes.values())

@@ -78,7 +78,7 @@ def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[Disass
     network = cut(chosen.graph, chosen.keep)
     check_cut(chosen.graph, chosen.keep, network, job.example)
     healed = _heal(job, chosen, network)
-    _narrow(network, weights_like(model).dtype)
+    narrow(network, weights_like(model).dtype)
     return _describe(job, chosen, network, healed)
 
 
@@ -411,7 +411,7 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
     """The component: the network with where it came from, and statistics of its features where images are labelled."""
     choice = job.choice
     manifest = choice.manifest(chosen.keep, CostModel(choice.graph), healed, chosen=chosen)
-    component = Component(network, manifest, _skeleton(chosen.graph))
+    component = Component(network, manifest, skeleton_of(chosen.graph))
     if job.images is not None and job.judged:
         component = _judged(component, job, job.images)
     if job.pool is None or job.pool.by_class is None:
@@ -440,7 +440,7 @@ def _judged(component: Component, job: _Job, images: Calibration) -> Component:
     return component.with_manifest(agreement=(same, count))
 
 
-def _narrow(network: Network, dtype: torch.dtype) -> None:
+def narrow(network: Network, dtype: torch.dtype) -> None:
     """Convert a network that was cut and healed in float32 to its source's type.
 
     Raises:
@@ -478,7 +478,8 @@ def _task(merged: Mapping[str, Sequence[int]], relevance: Relevances, reject: bo
     return chosen
 
 
-def _skeleton(graph: Graph) -> NetworkSpec | None:
+def skeleton_of(graph: Graph) -> NetworkSpec | None:
+    """A graph's network as data, without numbers, or None where it has no form as data."""
     try:
         return graph.network.to_spec()
     except FileError:

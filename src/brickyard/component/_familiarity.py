@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brickyard.base._records import FamiliarityRecord
+from brickyard.base._statistics import FamiliarityRecord
 from brickyard.component._depths import Depths
 
 SHRINK = 0.1  # of the mean variance, added to every direction

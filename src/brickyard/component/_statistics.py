@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from brickyard.base._errors import DataError
-from brickyard.base._records import Statistics
+from brickyard.base._statistics import Statistics
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths, Looking, find_layers
 from brickyard.component._familiarity import Familiarity

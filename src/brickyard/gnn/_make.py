@@ -14,7 +14,8 @@ from brickyard.assembly._assemble import assembly_manifest
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError, SurgeryError
 from brickyard.base._options import AssembleOptions, Budget, DisassembleOptions, Duplicates, LocateOptions, Thresholds
-from brickyard.base._records import HealRecord, LocateRecord, Statistics
+from brickyard.base._records import HealRecord, LocateRecord
+from brickyard.base._statistics import Statistics
 from brickyard.component._disassemble import Choice
 from brickyard.component._statistics import statistics_of
 from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of

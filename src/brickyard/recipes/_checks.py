@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,7 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
         hint = nearest(part.source, recipe.sources)
         yield (*place, "source"), f"{what}.source is {part.source!r}, and there is no such source{hint}"
     budget = [key for key in LIMITS if getattr(part, key) is not None]
-    if len(budget) > 1:
-        given = f"{budget[0]!r} and {budget[1]!r}"
-        yield (*place, budget[1]), f"{what} has {given}; a budget is one of them: remove the other"
+    yield from _limit_problems(place, budget)
     idle = declared(Thresholds) if budget else ("select", *(key for key in declared(Budget) if key not in LIMITS))
     for key in idle:
         if getattr(part, key) != ComponentRecipe.model_fields[key].default:
@@ -140,6 +138,12 @@ def _component_problems(recipe: Recipe, place: Place, part: ComponentRecipe) -> 
             if budget:
                 why = f"is a threshold, and {budget[0]!r} a budget; a component has one of them: remove the other"
             yield (*place, name), f"{what}.{name} {why}"
+
+
+def _limit_problems(place: Place, budget: Sequence[str]) -> Iterator[tuple[Place, str]]:
+    if len(budget) > 1:
+        given = f"{budget[0]!r} and {budget[1]!r}"
+        yield (*place, budget[1]), f"{dotted(place)} has {given}; a budget is one of them: remove the other"
 
 
 def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -157,6 +161,11 @@ def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     if options["form"] == "union" and len(sources) > 1:
         found = f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}"
         yield ("assembly", "form"), f"{found}; a union has one source: use 'parallel'"
+    budget = [key for key in LIMITS if options.get(key) is not None]
+    yield from _limit_problems(("assembly",), budget)
+    for key in () if budget else (key for key in declared(Budget) if options.get(key) is not None):
+        why = "is for a budget, and none was given; add 'flops' or 'parameters'"
+        yield ("assembly", key_of(key)), f"assembly.{key_of(key)} {why}"
     if options["votes"] and not any(dict(part)["reject"] for part in recipe.components.values()):
         yield ("assembly", "votes"), "assembly.votes needs parts with 'reject: true'; add it to some, or remove votes"
 

@@ -321,26 +321,27 @@ class Work:
         sources = self._of(*parts)
         options = gathered(AssembleOptions, dict(said))
         few = _few_shot(options["scaling"])
-        union, cascade = options["form"] == "union", options["form"] == "cascade"
+        union, cascade, limited = options["form"] == "union", options["form"] == "cascade", "budget" in options
+        shown = few or cascade or limited
 
         def run() -> None:
             from brickyard.assembly._assemble import assemble
 
             models = [self._model(name) for name in parts]
-            images = [self._source(self.recipe.components[name].source)[1] for name in parts] if few or cascade else []
-            own = zip(images, models, strict=True) if cascade else ()
+            data = [self._source(self.recipe.components[name].source)[1] for name in parts] if shown else []
+            own = zip(data, models, strict=True) if cascade else ()
+            stream = [images.of_classes(model.manifest.parts[0].task) for images, model in own]
             whole = assemble(
                 models,
-                images=images if few else None,
-                calibration=[data.of_classes(model.manifest.parts[0].task) for data, model in own] or None,
+                images=data if few else None,
+                calibration=data if limited else stream or None,
                 source=self._source(sources[0])[0].model if union else None,
                 **{**options, "shots": options.get("shots") if few else None},
             )
             whole.save(self.folder / ASSEMBLY, overwrite=True)
 
-        shown = few or cascade
         needs = self._all_needs(sources, images=shown) if shown or union else self._versions()
-        idle = () if few else ("shots",) if cascade else ("shots", "seed")
+        idle = () if few else ("shots",) if cascade or limited else ("shots", "seed")
         needs |= _options(said.said("parts", *idle)) | {"parts": json.dumps(parts)}
         inputs = (*(self._trained(*sources) if shown or union else ()), *map(_component_file, parts))
         return Step("assemble", (ASSEMBLY,), inputs, needs, run, ("assembly",))

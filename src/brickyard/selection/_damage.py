@@ -166,6 +166,72 @@ def by_agreement(
     return best if best.graph is source else replace(best, turned=opened.turned, norms=opened.norms)
 
 
+@dataclass
+class _Stage:
+    """What is left after a stage: what it costs, and its network and curves once they are known."""
+
+    cost: int
+    keep: dict[str, Tensor]
+    network: Network | None = None
+    curves: dict[str, Curve] | None = None
+
+
+class Descent:
+    """A network that `by_damage` cuts stage by stage, with all stages at hand: any budget can be met from them.
+
+    Args:
+        graph: The network's graph.
+        shown: Preprocessed images of the task.
+        outputs: The class outputs to keep, in order.
+        budget: Which resource is saved, and how; its share does not matter.
+        ridge: The prior of the refits; None: the best for each layer.
+    """
+
+    def __init__(
+        self, graph: Graph, shown: Shown, outputs: Sequence[int], budget: Budget, ridge: float | None = None
+    ) -> None:
+        self.shown, self.budget, self.ridge = shown, budget, ridge
+        self.whole = int(getattr(CostModel(graph).whole, budget.resource))
+        self._opened, self._made = _opened(graph, shown, outputs, budget)
+        self._model = CostModel(self._made.graph)
+        keep = {**self._made.graph.everything(), **self._made.keep}
+        self._stages = [_Stage(self._cost(keep), keep)]
+
+    def _cost(self, keep: Mapping[str, Tensor]) -> int:
+        return int(getattr(self._model(keep_mask(self._made.graph, keep)), self.budget.resource))
+
+    def _curves(self, stage: _Stage) -> dict[str, Curve]:
+        if stage.curves is None:
+            stage.curves = damage_curves(self._made.graph, self.shown, stage.keep, stage.network)
+        return stage.curves
+
+    def further(self) -> tuple[int, Network] | None:
+        """Cut another stage: what is left costs, and its network, repaired; None where hardly anything is left."""
+        last, graph = self._stages[-1], self._made.graph
+        limit = int(min(last.cost, self.whole) * STAGE)
+        if limit < SMALLEST * self.whole:
+            return None
+        try:
+            keep = by_curves(graph, self._curves(last), last.keep, limit, self.budget)
+        except OptionError:  # one channel an axis takes more
+            return None
+        network = cut(graph, keep)
+        heal_network(graph, keep, network, self.shown, "refit", self.ridge, PER_INPUT)
+        self._stages.append(_Stage(self._cost(keep), keep, network))
+        return self._stages[-1].cost, network
+
+    def within(self, limit: float) -> Selected:
+        """Cut down to a cost, from the last stage that has as much.
+
+        Raises:
+            OptionError: Even one channel per axis costs more.
+        """
+        stage = next((one for one in reversed(self._stages) if one.cost >= limit), self._stages[0])
+        budget = self.budget.limited(limit / self.whole)
+        found = _settled(self._opened.graph, self._made, self._curves(stage), stage.keep, budget, self.whole)
+        return replace(found, turned=self._opened.turned, norms=self._opened.norms)
+
+
 def _repaired(found: Selected, shown: Shown, ridge: float | None) -> Network:
     """What is kept, repaired as `disassemble` repairs it."""
     network = cut(found.graph, found.keep)

@@ -76,6 +76,9 @@ class SourceTeacher:
         self.network: Network = graph.network
         self.kept: Tensor | None
         self.stop, self.kept = 0, None
+        if features and manifest.selection.of == "component":
+            why = "features need channels known to match, and the component was cut further after it left its source"
+            raise OptionError("option-teacher-source", f"{why}; leave features out")
         if features:
             reads = component.network.nodes[component.reads_at]
             labels = graph.at(reads.target, "in") if refs(reads) else None

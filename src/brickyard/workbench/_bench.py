@@ -20,7 +20,7 @@ from torch import Tensor
 from brickyard.assembly._assemble import assemble, assembly_manifest
 from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
-from brickyard.base._declare import Opt, flat
+from brickyard.base._declare import Opt, declared, flat
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
 from brickyard.base._options import SCALINGS as SCALING_HELP
 from brickyard.base._options import AssembleOptions
@@ -67,7 +67,8 @@ class BusyError(BrickyardError):
 
 def form_options() -> dict[str, Opt]:
     """The options of `brickyard.assemble` that the page asks for."""
-    return {name: option for name, option in flat(AssembleOptions).items() if option.only != "shell"}
+    own = declared(AssembleOptions)
+    return {name: option for name, option in flat(AssembleOptions).items() if name in own and option.only != "shell"}
 
 
 def _control(option: Opt) -> dict[str, Any]:
