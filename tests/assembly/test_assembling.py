@@ -392,11 +392,11 @@ def test_lda_learns_to_tell_parts_apart_from_few_images() -> None:
     assert share["lda"] >= 0.95 * 72
 
 
-def test_lda_with_an_endless_prior_is_mahalanobis() -> None:
+def test_lda_with_an_endless_prior_is_what_is_done_without_labels() -> None:
     pair, sets = coloured_parts()
     held = assemble(pair, scaling="lda", images=sets, strength=1e12)
     free = assemble(pair, scaling="lda", images=sets)
-    expected = assemble(pair, scaling="mahalanobis")
+    expected = assemble(pair, scaling="auto")
     torch.testing.assert_close(held(sets[0][0]), expected(sets[0][0]), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(free(sets[0][0]), expected(sets[0][0]), atol=1e-2)
 

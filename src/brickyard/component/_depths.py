@@ -18,7 +18,7 @@ from brickyard.base._messages import told
 from brickyard.base._statistics import DepthRecord
 from brickyard.network._layer_types import find_mixing
 from brickyard.network._mixing import Mixing
-from brickyard.network._network import Network, iter_layers, kind, refs, step_shapes
+from brickyard.network._network import HELD, Network, iter_layers, kind, refs, step_shapes
 
 MOST = 7  # layers that are looked at
 FEW = 16  # images, of which neither half says what is usual
@@ -158,11 +158,14 @@ def find_layers(network: Network, input_shape: Sequence[int]) -> list[DepthRecor
 
 
 def places_of(network: Network, layers: Sequence[DepthRecord]) -> list[tuple[int, tuple[int, ...]]]:
-    """For each layer, the first step that is this layer, and the dimensions that are positions there."""
+    """For each layer, the first step that is this layer, and the dimensions that are positions there.
+
+    The layers may have the names that `Network.reachable` gives.
+    """
     first: dict[str, int] = {}
     for index, node, _ in iter_layers(network):
         first.setdefault(node.target, index)
-    return [(first[one.layer], one.dims) for one in layers]
+    return [(first[one.layer if one.layer in first else HELD + one.layer], one.dims) for one in layers]
 
 
 class Looking:

@@ -33,6 +33,7 @@ _MAX_DEPTH = 16
 _MAX_TEXT = 256
 _MAX_STEPS = 1 << 13
 _MAX_DOTS = 32  # in the name of a layer
+HELD = "held."  # before names, in a network that is `reachable`
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +298,11 @@ class Network(nn.Module):
 
         def moved(node: Node) -> Node:
             named = node.op in ("layer", "tensor") or node.target in modules
-            return replace(node, target=f"held.{node.target}") if named else node
+            return replace(node, target=HELD + node.target) if named else node
 
-        layers = {f"held.{name}": self.layer(name) for name in self._layer_names}
-        tensors = {f"held.{name}": self.tensor(name) for name in self._tensor_names}
-        foreign = {f"held.{name}" if name in modules else name: call for name, call in self._foreign.items()}
+        layers = {HELD + name: self.layer(name) for name in self._layer_names}
+        tensors = {HELD + name: self.tensor(name) for name in self._tensor_names}
+        foreign = {HELD + name if name in modules else name: call for name, call in self._foreign.items()}
         return Network([moved(node) for node in self._steps], layers, tensors, foreign).eval()
 
     def to_spec(self) -> NetworkSpec:
