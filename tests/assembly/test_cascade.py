@@ -148,11 +148,13 @@ def test_what_ran_says_what_it_says_in_parallel_and_the_rest_is_expected(pair, s
 
 
 def test_an_answer_is_always_of_a_part_that_ran(cascade) -> None:
-    low = changed(cascade, *(max(cascade.manifest.cascade.expected),) * 3)
+    said = list(zip(cascade.manifest.cascade.expected, (0, 0, 1, 2), strict=True))
+    least = [max(value for value, part in said if part != own) for own in range(3)]
+    low = changed(cascade, *least)
     with torch.no_grad():
         found, order = low(TEST[0]), low.order(TEST[0])
     owner, expected = torch.tensor([0, 0, 1, 2]), torch.tensor(low.manifest.cascade.expected)
-    assert sum(rows_of(low, TEST[0])) < sum(rows_of(cascade, TEST[0]))
+    assert sum(rows_of(low, TEST[0])) <= sum(rows_of(cascade, TEST[0]))
     ran = torch.stack([(found != expected)[:, owner == part].any(1) for part in range(3)], 1)
     answers = owner[found.argmax(1)][:, None]
     assert bool(ran.gather(1, answers).all())

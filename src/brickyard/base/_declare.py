@@ -343,7 +343,8 @@ def gathered(holder: Any, given: Mapping[str, Any], **base: Any) -> dict[str, An
     found: dict[str, Any] = {}
     for name, option in declared(holder).items():
         if isinstance(option.kind, type) and is_dataclass(option.kind):
-            inner = {key: given[key] for key in declared(option.kind) if given.get(key) is not None}
+            words = option.words or declared(option.kind)
+            inner = {key: given[key] for key in words if given.get(key) is not None}
             if inner:
                 found[name] = replace(base[name], **inner) if name in base else option.kind(**inner)
         elif given.get(name) is not None:

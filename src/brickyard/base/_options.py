@@ -80,6 +80,7 @@ _SHARE: dict[str, Any] = {
 
 
 LIMITS = ("flops", "parameters", "agreement")  # a budget has one of them
+JOINT = ("flops", "parameters", "round_to", "factors", "rotate")  # what a budget of several parts says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +410,7 @@ class AssembleOptions(TypedDict, total=False):
     budget: Annotated[
         Budget | None,
         Opt(default=None, help="Cut the parts further, so that together they fit this budget.", unset="none",
-            words=("flops", "parameters", "round_to", "factors", "rotate"),
+            words=JOINT,
             advice="give brickyard.Budget(flops=...) or Budget(parameters=...)"),
     ]  # fmt: skip
     form: Annotated[Form, Opt(default="parallel", help="Run the parts in this form; auto measures which is fastest")]

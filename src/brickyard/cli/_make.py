@@ -273,8 +273,8 @@ def assemble(
     resolve.check_free(output, force, source, weights, *files)
     check_companion("--yard", yard is not None, max_parameters=max_parameters, max_flops=max_flops)
     check_companion("--images, once per part", bool(images), shots=options["shots"])
-    limited = any(options.get(name) is not None for name in declarations.LIMITS)
-    companions = {key: options[key] for key in declared(declarations.Budget) if key in options}
+    limited = options["flops"] is not None or options["parameters"] is not None
+    companions = {key: options[key] for key in declarations.JOINT}
     check_companion("--flops or --parameters", limited, **companions)
     check_companion("--source", source is not None, weights=weights)
     if options["form"] != "cascade":

@@ -9,7 +9,7 @@ from typing import Any
 from brickyard.base._declare import declared
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import near, nearest
-from brickyard.base._options import LIMITS, Budget, Thresholds
+from brickyard.base._options import JOINT, LIMITS, Budget, Thresholds
 from brickyard.recipes._recipe_file import NAMED, Place, RecipeFile, dotted, key_of
 from brickyard.recipes._schema import EVERY, VERSION, ComponentRecipe, Recipe, SourceRecipe
 
@@ -161,9 +161,14 @@ def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     if options["form"] == "union" and len(sources) > 1:
         found = f"assembly.form is 'union', and its parts come from {', '.join(sorted(sources))}"
         yield ("assembly", "form"), f"{found}; a union has one source: use 'parallel'"
-    budget = [key for key in LIMITS if options.get(key) is not None]
+    budget = [key for key in JOINT if key in LIMITS and options.get(key) is not None]
     yield from _limit_problems(("assembly",), budget)
-    for key in () if budget else (key for key in declared(Budget) if options.get(key) is not None):
+    if options["agreement"] is not None and options["form"] != "cascade":
+        yield ("assembly", "agreement"), f"assembly.agreement is for form 'cascade', not {options['form']!r}; remove it"
+    if budget and options["form"] == "cascade":
+        why = "assembly.form is 'cascade', which takes images of its own, so there is no budget for all parts"
+        yield ("assembly", budget[0]), f"{why}; give each component one"
+    for key in () if budget else (key for key in JOINT if options.get(key) is not None):
         why = "is for a budget, and none was given; add 'flops' or 'parameters'"
         yield ("assembly", key_of(key)), f"assembly.{key_of(key)} {why}"
     if options["votes"] and not any(dict(part)["reject"] for part in recipe.components.values()):
