@@ -317,8 +317,8 @@ def test_a_component_is_located_cut_healed_and_saved(case, tmp_path: Path) -> No
             mixing_of(loaded.network.layer("mid")).set_rows(rows)
             assert not torch.equal(part(data[0]), loaded(data[0]))
         parts.append(part)
-    together = {form: by.assemble(parts, form=form) for form in ("parallel", "padded", "grouped")}
-    union = by.assemble(parts, form="union", source=net)
+    together = {form: by.assemble(parts, form=form, scaling="none") for form in ("parallel", "padded", "grouped")}
+    union = by.assemble(parts, form="union", source=net, scaling="none")
     with torch.no_grad():
         goal = together["parallel"](data[0])
         for form in ("padded", "grouped"):

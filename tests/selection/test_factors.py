@@ -224,11 +224,12 @@ def test_parts_with_other_pairs_are_laid_side_by_side_without_them(form) -> None
     model = randomised(Residual(width=24, inner=20))
     first = component(model=model, heal="none")
     second = component((1, 2), model, factors=False, heal="none")
-    joined = by.assemble([first, second], form=form, **({"source": model} if form == "union" else {}))
+    options = {"source": model} if form == "union" else {}
+    joined = by.assemble([first, second], form=form, scaling="none", **options)
     x = IMAGES.float()
     with torch.no_grad():
         if form != "union":  # which has channels of both
-            torch.testing.assert_close(joined(x), by.assemble([first, second])(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(joined(x), by.assemble([first, second], scaling="none")(x), rtol=1e-4, atol=1e-5)
     assert any("multiplied out" in note for note in joined.manifest.notes)
     same = by.assemble([first, first], form="padded", on_duplicate="rename")
     assert not any("multiplied out" in note for note in same.manifest.notes)
@@ -362,8 +363,8 @@ def test_layers_of_a_source_that_are_named_like_factors_stay_what_they_are(tmp_p
             assert "alone.factor1.factor1" in parts[0].network.layer_names
             parts[1] = by.disassemble(model, relevance, task=[2, 3], budget=by.Budget(flops=0.8, factors=False))
         with torch.no_grad():
-            beside = by.assemble(parts)(IMAGES)
-            torch.testing.assert_close(by.assemble(parts, form="padded")(IMAGES), beside)
+            beside = by.assemble(parts, scaling="none")(IMAGES)
+            torch.testing.assert_close(by.assemble(parts, form="padded", scaling="none")(IMAGES), beside)
         if factors is False:  # no part has more than the source
             by.assemble(parts, form="union", source=model)
     yard = Yard(tmp_path / "yard", create=True)

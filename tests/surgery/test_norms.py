@@ -150,8 +150,8 @@ def test_without_it_the_stream_stays_whole(model) -> None:
 def test_parts_are_laid_side_by_side_but_not_over_each_other(model, part, form: str) -> None:
     other = made(model, [1, 3], flops=0.6)
     x = IMAGES.float()
-    joined = by.assemble([part, other], form=form)
-    torch.testing.assert_close(joined(x), by.assemble([part, other], form="parallel")(x), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(joined(x), by.assemble([other, part], form="parallel")(x), rtol=1e-4, atol=1e-5)
+    joined = by.assemble([part, other], form=form, scaling="none")
+    torch.testing.assert_close(joined(x), by.assemble([part, other], scaling="none")(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(joined(x), by.assemble([other, part], scaling="none")(x), rtol=1e-4, atol=1e-5)
     with refused("surgery-union-sources", "0, 2", "rotate=False"):
         by.assemble([part, other], form="union", source=model)

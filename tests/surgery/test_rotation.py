@@ -262,9 +262,9 @@ def other(part) -> by.Component:
 @pytest.mark.parametrize("form", ["padded", "grouped"])
 def test_parts_with_bases_of_their_own_are_laid_side_by_side(part, other, form: str) -> None:
     x = IMAGES.float()
-    joined = by.assemble([part[1], other], form=form)
-    torch.testing.assert_close(joined(x), by.assemble([part[1], other], form="parallel")(x), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(joined(x), by.assemble([other, part[1]], form="parallel")(x), rtol=1e-4, atol=1e-5)
+    joined = by.assemble([part[1], other], form=form, scaling="none")
+    torch.testing.assert_close(joined(x), by.assemble([part[1], other], scaling="none")(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(joined(x), by.assemble([other, part[1]], scaling="none")(x), rtol=1e-4, atol=1e-5)
 
 
 def test_they_cannot_be_laid_over_each_other(part, other) -> None:
