@@ -166,6 +166,16 @@ def test_files_and_exports_follow_it(parts, tmp_path: Path) -> None:
         assert torch.equal(written(whole, tmp_path)(OTHERS), wanted)
 
 
+def test_channels_that_hardly_vary_have_numbers_that_half_precision_holds(parts) -> None:
+    layer = parts[0].familiarity.depths.layers[1]
+    seen = 1e-7 * torch.rand(40, layer.size, generator=torch.Generator().manual_seed(0))
+    found = Depths.fit([layer], [seen])
+    assert bool(torch.isfinite(found.half()([1e-3 * torch.ones(2, layer.size)])).all())
+    with torch.no_grad():
+        rough = by.assemble([copy.deepcopy(one).half() for one in parts])(OTHERS)
+        assert relative(rough.double(), by.assemble(parts)(OTHERS).double()) < 0.02
+
+
 def test_fused_parts_look_at_the_same(parts) -> None:
     with torch.no_grad():
         wanted = by.assemble(parts)(OTHERS)

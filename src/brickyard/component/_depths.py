@@ -22,6 +22,7 @@ from brickyard.network._network import HELD, Network, iter_layers, kind, refs, s
 
 MOST = 7  # layers that are looked at
 FEW = 16  # images, of which neither half says what is usual
+LARGEST = 6e4  # that float16 can hold
 LEAST = 0.01  # of the root mean square deviation at a layer; below it, a channel counts as having that much
 
 
@@ -85,7 +86,8 @@ class Depths(nn.Module):
         for one, numbers in zip(layers, seen, strict=True):
             known, rest = numbers[::2].double(), numbers[1::2].double()
             deviation = known.std(0, correction=0)
-            gain = 1 / deviation.clamp_min(LEAST * float(deviation.square().mean().sqrt()))
+            least = max(LEAST * float(deviation.square().mean().sqrt()), 1 / LARGEST)
+            gain = 1 / deviation.clamp_min(least)
             distances = ((rest - known.mean(0)) * gain).square().mean(1).sqrt()
             usual, high = distances.quantile(torch.tensor([0.5, 0.9], dtype=torch.float64))
             rounded = [value.float() for value in (known.mean(0), gain, usual, high - usual)]
