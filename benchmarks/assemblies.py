@@ -87,7 +87,7 @@ def row(name: str, share: float) -> dict[str, Any]:
     for shots in SHOTS:
         for seed in SEEDS:
             few = shared_signals(auto, trains, features=True, shots=shots, seed=seed)
-            evidence = few.evidence(plain.manifest)
+            evidence = few.evidence(auto.manifest)
             for strategy in FEW_SHOT:
                 whole = scaled(plain, strategy, evidence)
                 found.setdefault(f"{strategy} n={shots}", []).append(accuracy(rights(whole, seen), seen.targets)[0])

@@ -11,7 +11,7 @@ from torch import nn
 
 import brickyard as by
 from brickyard.component import _calibration, _disassemble
-from brickyard.component._calibration import _parted
+from brickyard.component._calibration import parted
 from brickyard.testing import Residual, randomised
 from errors import refused
 
@@ -33,7 +33,7 @@ def world(seed: int = 0):
     ("count", "held"), [(1, 0), (2, 0), (3, 1), (30, 10), (60, 20), (99, 20), (100, 20), (500, 100)]
 )
 def test_a_fifth_is_held_back_and_at_least_twenty_where_they_are_a_third(count, held) -> None:
-    aside, rest = _parted(range(1000, 1000 + count), 0)
+    aside, rest = parted(range(1000, 1000 + count), 0)
     assert len(aside) == held
     assert sorted([*aside, *rest]) == list(range(1000, 1000 + count))
     assert rest == sorted(rest)

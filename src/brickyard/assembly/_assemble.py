@@ -105,7 +105,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     if images is not None:
         begun = assembly.with_scaling(*scale("auto", evidence, {}))
         seen = shared_signals(begun, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
-        evidence = seen.evidence(manifest)
+        evidence = seen.evidence(begun.manifest)
     assembly = assembly.with_scaling(*scale(scaling, evidence, more))
     if form == "cascade":
         return cascaded(assembly, options["calibration"], options["agreement"], options["seed"])
@@ -118,9 +118,8 @@ def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
     idle = [name for name in ("calibration", "agreement") if options[name] is not None]
     idle = [name for name in idle if name == "agreement" or not limited]
     if form != "cascade" and idle:
-        why = (
-            f"{idle[0]}= is for form='cascade'{' or a budget' * (idle[0] == 'calibration')}, and this is form={form!r}"
-        )
+        use = "form='cascade' or a budget" if idle[0] == "calibration" else "form='cascade'"
+        why = f"{idle[0]}= is for {use}, and this is form={form!r}"
         raise OptionError("option-without-effect", f"{why}; leave it out, or choose that form")
     if form != "cascade":
         return

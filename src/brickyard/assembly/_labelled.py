@@ -17,7 +17,6 @@ from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.outputs._outputs import Outputs
 from brickyard.scaling._scale import Evidence, Signals, shortfall, usual_energies
-from brickyard.scaling._strategies import INSIDE
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,13 @@ class Shared(Examples):
     signals: Signals
 
     def evidence(self, manifest: AssemblyManifest) -> Evidence:
-        """Convert this to evidence for a few-shot scaling of the assembly."""
+        """Convert this to evidence for a few-shot scaling; the manifest is that of the assembly that ran."""
         seen, lost = self.signals, None
         if seen.energies is not None:
             usual, spread = usual_energies(manifest).double()
-            lost = shortfall(seen.energies, usual, spread, seen.depths, INSIDE)
+            lost = shortfall(seen.energies, usual, spread, seen.depths, manifest.scaling.depth)
         given = seen.logits, self.targets, self.owners, seen.features, seen.distances
-        return Evidence(manifest, *given, inside=seen.depths is not None, lost=lost)
+        return Evidence(manifest, *given, lost=lost)
 
 
 def shared_signals(

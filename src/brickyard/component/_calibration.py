@@ -178,13 +178,13 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
     count, seed = options["heal_images"], options["seed"]
     drawn = pool.draw(count + count // (SHARE - 1), seed)
     read = _reader(graph, options["batch_size"], wanted_by)
-    held, fit = _parted(drawn, seed)
+    held, fit = parted(drawn, seed)
     sides = [[*read(pool.images, some)] for some in (fit, held)]
     others = 0
     if strangers:
         more = pool.draw_others(len(drawn) // 2, seed)
         others = len(more)
-        for side, some in zip(sides, reversed(_parted(more, seed)), strict=True):
+        for side, some in zip(sides, reversed(parted(more, seed)), strict=True):
             side += read(pool.images, some)
     if options["more_images"] is not None:
         added = _added(graph, pool.images.preprocessing, options, count)
@@ -218,9 +218,9 @@ def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Te
     return list(torch.cat(found)[:most].split(options["batch_size"]))
 
 
-def _parted(indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
-    """Images to hold back, and the others; both in order."""
-    count = min(max(HELD, len(indices) // SHARE), len(indices) // MOST)
+def parted(indices: Sequence[int], seed: int, most: int | None = None) -> tuple[list[int], list[int]]:
+    """Images to hold back, at most so many, and the others; both in order."""
+    count = min(max(HELD, len(indices) // SHARE), len(indices) // MOST, len(indices) if most is None else most)
     chosen = set(torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))[:count].tolist())
     return (
         [index for place, index in enumerate(indices) if place in chosen],

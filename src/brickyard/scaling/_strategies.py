@@ -345,8 +345,9 @@ def _lowered(evidence: Evidence) -> Tensor:
 
 def _begun(evidence: Evidence, scale: Scale) -> Scale:
     """A scaling of logits that are lowered first, where `_lowered` did so."""
-    lowered = evidence.lost is not None
-    return replace(scale, energy=lowered, depth=INSIDE if lowered and evidence.inside else 0.0)
+    if evidence.lost is None:
+        return scale
+    return replace(scale, energy=True, depth=evidence.manifest.scaling.depth)
 
 
 def _smallest_margin(evidence: Evidence, name: str) -> float:

@@ -26,6 +26,7 @@ from brickyard.base._records import (
     TuneRecord,
 )
 from brickyard.base._sides import by_sides, is_picture
+from brickyard.component._calibration import parted
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
 from brickyard.component._predictor import REJECT, run_images
@@ -52,9 +53,7 @@ from brickyard.training._loop import fit
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 LEAST = 10  # images
-HELD = 20  # images held back, at least, where there are three times as many
-SHARE = 5  # one image of this many is held back
-MOST_HELD = 1_000
+MOST_HELD = 1_000  # images
 STEPS = 2_000  # of training, where no passes are given
 MOST_EPOCHS = 200
 ASKED = 2_000  # images whose answers say what the student's statistics are measured on
@@ -109,7 +108,7 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
     like = weights_like(teacher)
     title, graph = _built(options["like"], names, how, shape)
     network = graph.network.to(like.device)
-    held, fitted = _parted(data, options["seed"])
+    held, fitted = (data.subset(some) for some in parted(range(len(data)), options["seed"], MOST_HELD))
     lessons = _Lessons(teacher, fitted, how, options["temperature"])
     training = _training(options, len(fitted))
     _announce(lessons, network, training, len(held))
@@ -196,14 +195,6 @@ def _unlabelled(images: Any, name: str) -> ImageData:
     if isinstance(images, Tensor) and images.is_floating_point():
         images = images.float()
     return ImageData(images, torch.zeros(len(images), dtype=torch.long), ("unlabelled",), name)
-
-
-def _parted(data: ImageData, seed: int) -> tuple[ImageData, ImageData]:
-    """Images to hold back, and the others; both in order."""
-    count = min(max(HELD, len(data) // SHARE), len(data) // 3, MOST_HELD)
-    out = torch.zeros(len(data), dtype=torch.bool)
-    out[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]] = True
-    return data.subset(out), data.subset(~out)
 
 
 # -- the student -------------------------------------------------------------------------------------------
