@@ -233,6 +233,46 @@ def test_parts_that_vote_are_compared_by_log_probabilities() -> None:
         assert torch.equal(whole(OTHERS), wanted(OTHERS))
 
 
+NAMES = ["cat", "dog", "hen", "cow"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "rejects", "votes"),
+    [
+        ((NAMES, NAMES[::-1]), (True, True), True),
+        ((NAMES, [*NAMES[::-1][:3], "owl"]), (True, True), False),  # the second does not know cats
+        ((NAMES, NAMES[::-1]), (True, False), False),
+        ((None, None), (True, True), False),  # numbers of classes say nothing in another source
+    ],
+)
+def test_parts_vote_where_all_of_them_can(classes, rejects, votes: bool) -> None:
+    sources = [randomised(chain(), seed) for seed in (0, 1)]
+    pair = [
+        by.disassemble(one, by.locate(one, DATA, classes=names), task=task, reject=reject)
+        for one, names, task, reject in zip(
+            sources, classes, ([0, 1], [0, 1] if classes[0] else [2, 3]), rejects, strict=True
+        )
+    ]
+    whole = by.assemble(pair)
+    assert bool(whole.manifest.votes) == votes == whole.manifest.scaling.log_probability
+    assert not by.assemble(pair, votes=False).manifest.votes
+    assert not by.assemble(pair, scaling="none").manifest.votes
+    assert ("reject=True would vote" in str(whole)) == (rejects == (True, False))
+    if not votes:
+        return
+    with torch.no_grad():
+        first, second = (part.network(OTHERS).double().log_softmax(1) for part in pair)
+        by_hand = (first[:, [0, 1, 3, 2]] + second[:, [3, 2, 0, 1]]) / 2  # cat, dog, cow, hen
+    torch.testing.assert_close(whole(OTHERS).double(), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_one_source_vote_by_the_numbers_of_classes() -> None:
+    source = randomised(chain(), 0)
+    relevance = by.locate(source, DATA)
+    pair = [by.disassemble(source, relevance, task=task, reject=True) for task in ([0, 1], [2, 3])]
+    assert by.assemble(pair).manifest.votes == ((2, 3), (0, 1))
+
+
 def test_with_labelled_images_it_learns_from_them(parts) -> None:
     own = [(DATA[0], torch.tensor([0, 1, 0, 1]).repeat(15)), (DATA[0], torch.tensor([0, 1, 2, 1]).repeat(15))]
     data = [(x, torch.tensor(one.manifest.task)[y]) for (x, y), one in zip(own, parts, strict=True)]

@@ -205,11 +205,13 @@ def by_hand(parts: list[by.Component], images: Tensor, agreement: float, seed: i
         for turn in range(1, count + 1):
             ran = order[row][:turn]
             part = max(ran, key=lambda p: best[row, p])
-            if best[row, part] > max(least[part], usual[part] + level * spread[part]) or turn == count:
+            sure = best[row, part] > least[part] and levels_of[row, part] > level
+            if sure or turn == count:
                 return part, turn
         raise AssertionError
 
-    levels = sorted((best[row, p] - usual[p]) / spread[p] for row in held for p in range(count))
+    levels_of = (best - np.array(usual)) / np.array(spread)
+    levels = sorted(levels_of[held].ravel())
     wrong = {level: sum(answer(row, level)[0] != winner[row] for row in held) for level in levels}
     level = min(one for one in levels if wrong[one] <= most)
     thresholds = [max(least[p], usual[p] + level * spread[p]) for p in range(count)]

@@ -92,7 +92,7 @@ ASSEMBLE = [
     *wrong("assemble", World.join, "form", "option-choice", "x", None, 5, ["padded"]),
     *wrong("assemble", World.join, "scaling", "option-choice", "x", None, 5, ["none"]),
     *wrong("assemble", World.join, "on_duplicate", "option-choice", "x", None),
-    *wrong("assemble", World.join, "votes", "option-type", "yes", None),
+    *wrong("assemble", World.join, "votes", "option-type", "yes", 2),
     *wrong("assemble", World.join, "same", "option-syntax", "1", ["1"], {"1": 2}),
     *wrong("assemble", World.join, "source", "option-type", 5, "x"),
     *wrong("assemble", World.join, "seed", "option-range", "x", None),

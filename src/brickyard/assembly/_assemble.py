@@ -77,6 +77,8 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     """
     form, scaling, images, source = options["form"], options["scaling"], options["images"], options["source"]
     without, on_duplicate, votes = options["without"], options["on_duplicate"], options["votes"]
+    if votes is None and (scaling != "auto" or form == "cascade"):
+        votes = False  # other scalings do not ask for them, and parts that vote cannot run in turn
     check_kind("source", source, nn.Module, "give the torch.nn.Module that the parts were cut from")
     if not isinstance(components, Iterable):
         raise OptionError(
@@ -209,10 +211,13 @@ def assembly_manifest(
     parts: Sequence[ComponentManifest],
     form: Form = "parallel",
     on_duplicate: Duplicates = "error",
-    votes: bool = False,
+    votes: bool | None = False,
     left_out: Sequence[tuple[int, ...]] = (),
 ) -> AssemblyManifest:
-    """The manifest of an assembly of these parts, before they are joined; parallel until another form is measured."""
+    """The manifest of an assembly of these parts, before they are joined; parallel until another form is measured.
+
+    With `votes=None`, parts vote where they can.
+    """
     kinds = list(dict.fromkeys(part.outputs for part in parts))
     if len(kinds) > 1:
         found = ", ".join(map(repr, kinds))
@@ -238,12 +243,11 @@ def assembly_manifest(
 
 
 def _members(
-    parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool
+    parts: Sequence[ComponentManifest], tasks: Sequence[Sequence[int]], on_duplicate: Duplicates, votes: bool | None
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Class names, the positions of each one's logits, and the additional classes on which each part votes."""
     named = [list(map(part.names.__getitem__, task)) for part, task in zip(parts, tasks, strict=True)]
-    known = {name for names in named for name in names} if votes else set()
-    voting = tuple(_votes(part, known) for part in parts)
+    voting = _voting(parts, named, votes)
     if votes and not any(voting):
         why = "votes=True needs a part that knows a class of another part, and there is none"
         advice = "cut the parts with reject=True from sources with matching class names, or omit votes"
@@ -269,6 +273,26 @@ def _members(
     for name, place in votes_at:
         places[name].append(place)
     return tuple(places), tuple(map(tuple, places.values())), voting if any(voting) else ()
+
+
+def _voting(
+    parts: Sequence[ComponentManifest], named: Sequence[Sequence[str]], votes: bool | None
+) -> tuple[tuple[int, ...], ...]:
+    """For each part, the additional classes on which it votes; with `votes=None`, only where all can vote on all.
+
+    Then class numbers that stand for names are not taken for such, unless the source is the same.
+    """
+    none = ((),) * len(parts)
+    if votes is False:
+        return none
+    known = {name for names in named for name in names}
+    voting = tuple(_votes(part, known) for part in parts)
+    if votes:
+        return voting
+    one = len({part.source.sha256 for part in parts}) == 1
+    trusted = one or not any(part.source.numbered for part in parts)
+    able = all(part.reject and known <= set(part.source.classes) for part in parts)
+    return voting if trusted and able else none
 
 
 def _votes(part: ComponentManifest, known: set[str]) -> tuple[int, ...]:

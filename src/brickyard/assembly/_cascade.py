@@ -30,6 +30,7 @@ from brickyard.runtime._profiling import count_flops
 AGREEMENT = 0.99
 DOUBT = 0.05  # the chance that fewer images than wanted are answered as by all parts
 LOW = 0.1  # of a part's own answers are below what is one spread below the usual
+HAIR = 1e-9
 WHAT = "the calibration images"
 MOST_BYTES = 1 << 26  # of a batch of pictures that are read one by one
 
@@ -174,7 +175,8 @@ def _thresholds(
     doubtful = _doubtful(best[others], order, least, usual, spread)
     most = most_wrong(len(others), share, DOUBT)
     level = doubtful.sort(descending=True).values[most]
-    found = torch.maximum(least, usual + level * spread)
+    hair = HAIR * (usual.abs() + spread)  # rounding must not make the image final that the level stands for
+    found = torch.maximum(least, usual + level * spread + hair)
     return tuple(float(value) if math.isfinite(value) else None for value in found.tolist())
 
 

@@ -441,7 +441,12 @@ class AssembleOptions(TypedDict, total=False):
     ]
     on_duplicate: Annotated[Duplicates, Opt(default="error", help="Resolve class names that several parts share")]
     votes: Annotated[
-        bool, Opt(default=False, help="Let parts cut with reject vote on those classes of other parts that they know.")
+        bool | None,
+        Opt(
+            default=None,
+            unset="with scaling auto, where parts can",
+            help="Let parts cut with reject vote on those classes of other parts that they know.",
+        ),
     ]
     source: Annotated[
         Module | None,

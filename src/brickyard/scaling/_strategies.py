@@ -111,6 +111,8 @@ def automatic(evidence: Evidence) -> Scale:
         why = f"the logits stay as they are, since too few labelled images of the parts for {names} were seen"
         return Scale(notes=(f"{why} to know how low theirs usually are: cut them with 8 or more",))
     how = "logits are lowered where they are lower than on the part's own images"
+    if _could_vote(evidence):
+        how += "; the sources know all classes, so parts cut with reject=True would vote on those of the others"
     if evidence.inside:
         return Scale(energy=True, depth=INSIDE, notes=(f"{how}, and where the values inside the part are unusual",))
     known = [part.statistics.familiarity for part in evidence.parts if part.statistics is not None]
@@ -363,6 +365,13 @@ def _foreign(evidence: Evidence) -> Tensor:
         unknown = sum(name not in part.source.classes for name in others)
         found.append(unknown / len(others) if others else 0.0)
     return torch.tensor(found, dtype=torch.float64)
+
+
+def _could_vote(evidence: Evidence) -> bool:
+    """Whether sources know all classes by name, but some part has no output for what is not its own."""
+    known = {name for part in evidence.parts for name in part.classes}
+    named = all(not part.source.numbered and known <= set(part.source.classes) for part in evidence.parts)
+    return named and not all(part.reject for part in evidence.parts)
 
 
 def _feature_sizes(evidence: Evidence, name: str) -> list[int]:
