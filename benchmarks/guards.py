@@ -2,7 +2,7 @@
 
     python benchmarks/guards.py                # everything that is not there yet; some minutes on one core
     python benchmarks/guards.py --only refit   # rows whose name contains the text
-    python benchmarks/guards.py --fresh        # forget earlier rows
+    python benchmarks/guards.py --fresh        # make the rows that are there again; with --only, those alone
 
 A guard's share is its time within one call over the time of that call: the median over rounds, with the least and the
 most. Sources are trained ones, from the folder that BRICKYARD_SHARED names; images are drawn, since time does not
@@ -11,7 +11,6 @@ depend on them. `refit` is how components are cut by default; `none` shows a gua
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 import warnings
@@ -163,16 +162,12 @@ def write(rows: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the guards cost.")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    options = parser.parse_args()
-    rows = {} if options.fresh else tables.read_rows(PATH)
-    for title, wanted, work, arguments in jobs():
-        if options.only in title and title not in rows:
-            rows[title] = {**work(*arguments), "wanted": wanted}
-            write(rows)
-            print(f"{title}: {rows[title]['share']:.1%} [{wanted}]", flush=True)
+    options = tables.parser("What the guards cost.", workers=False).parse_args()
+    rows, todo = tables.begun(options, list(jobs()), PATH)
+    for title, wanted, work, arguments in todo:
+        rows[title] = {**work(*arguments), "wanted": wanted}
+        write(rows)
+        print(f"{title}: {rows[title]['share']:.1%} [{wanted}]", flush=True)
     write(rows)
 
 

@@ -1,7 +1,7 @@
 """Parts of two or three sources, drawn at random: what scalings without labelled images are worth.
 
     python benchmarks/pairings.py          # sixty pairings, 4,000 test images per data set
-    python benchmarks/pairings.py --fresh  # forget earlier rows
+    python benchmarks/pairings.py --fresh  # make the rows that are there again; with --only, those alone
 
 Six sources (MNIST, Fashion-MNIST, CIFAR-10 three times, CIFAR-100) give whole parts with 2 to 7 classes of ten, or 5,
 20 or 50 of a hundred. Each part knows what it stores about 100 training images per class. Scores are means over

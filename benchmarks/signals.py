@@ -2,7 +2,7 @@
 
     pip install --no-deps aeon                # which ships the data; nothing of it is imported
     python benchmarks/signals.py              # trains the network and measures, in half a minute
-    python benchmarks/signals.py --fresh      # forget earlier rows
+    python benchmarks/signals.py --fresh      # make the rows that are there again; with --only, those alone
 
 The data are Japanese Vowels (Kudo, Toyama and Shimbo, 1999; CC BY 4.0): 270 recordings to train with, 370 to score.
 `benchmarks/trained` gets `speakers.npz` and `speakers.safetensors`, for the commands of docs/howto/signals.md.
@@ -144,12 +144,11 @@ def write(rows: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = tables.parser("A network of signals, trained and cut.").parse_args()
-    rows = {} if options.fresh else tables.read_rows(PATH)
-    for title, work in jobs():
-        if options.only in title and title not in rows:
-            rows[title] = work()
-            write(rows)
+    options = tables.parser("A network of signals, trained and cut.", workers=False).parse_args()
+    rows, todo = tables.begun(options, list(jobs()), PATH)
+    for title, work in todo:
+        rows[title] = work()
+        write(rows)
     write(rows)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                 # everything that is not there yet; about an hour on two cores
     python benchmarks/speed.py --only forms    # rows whose name contains the text
-    python benchmarks/speed.py --fresh         # forget earlier rows
+    python benchmarks/speed.py --fresh         # make the rows that are there again; with --only, those alone
 
 Networks have random weights: time does not depend on them. Every time is a ratio of two things that run in turn, round
 by round, in one process: the median over rounds, with the least and the most. What stands alone is in seconds of a
@@ -11,7 +11,6 @@ core's work. Rows that need a GPU say so where there is none.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -476,12 +475,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         run_child(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description="Times, memory, and how both grow.")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    options = parser.parse_args()
-    rows = {} if options.fresh else tables.read_rows(PATH)
-    todo = [job for job in jobs() if options.only in job[0] and job[0] not in rows]
+    options = tables.parser("Times, memory, and how both grow.", workers=False).parse_args()
+    rows, todo = tables.begun(options, list(jobs()), PATH)
     order = [job[0] for job in jobs()]
     for done, (title, target, work, arguments) in enumerate(todo, start=1):
         rows[title] = {**work(*arguments), "wanted": target}

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py                # everything that is not there yet
     python benchmarks/tables.py --only MNIST   # rows whose name contains the text
-    python benchmarks/tables.py --fresh        # forget earlier rows
+    python benchmarks/tables.py --fresh        # make the rows that are there again; with --only, those alone
 
 Trained sources and images are read from the folder that BRICKYARD_SHARED names; Fashion-MNIST from where the
 Debian package `dataset-fashion-mnist` puts it. Every row is written as soon as it is known; a run that was
@@ -209,11 +209,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def parser(about: str) -> argparse.ArgumentParser:
+def parser(about: str, workers: bool = True) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=about)
     found.add_argument("--only", default="", help="rows whose name contains this text")
-    found.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    found.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
+    found.add_argument("--fresh", action="store_true", help="make the rows again that are there (with --only: those)")
+    if workers:
+        found.add_argument("--workers", type=int, default=1, help="rows at once, one thread each")
     return found
 
 
@@ -231,6 +232,20 @@ def write_rows(path: Path, rows: dict[str, Any], order: Iterable[str]) -> dict[s
     return ordered
 
 
+def begun(
+    options: argparse.Namespace, jobs: Sequence[tuple[Any, ...]], path: Path
+) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """The rows that are there, and the jobs (a title and more) that are asked for and not there, or asked for anew."""
+    asked = [job for job in jobs if options.only in job[0]]
+    if not asked:
+        raise SystemExit(f"no row's name contains {options.only!r}; names:\n" + "\n".join(job[0] for job in jobs))
+    rows = {} if options.fresh and not options.only else read_rows(path)
+    todo = [job for job in asked if options.fresh or job[0] not in rows]
+    if not todo:
+        print(f"{len(asked)} rows are there already; --fresh makes them again, and leaves the others")
+    return rows, todo
+
+
 def run_rows(
     options: argparse.Namespace,
     path: Path,
@@ -239,8 +254,7 @@ def run_rows(
     write: Callable[[dict[str, Any]], None],
 ) -> None:
     """Do the jobs (a title and more) that have no row yet, each with one thread; write after each."""
-    rows = {} if options.fresh else read_rows(path)
-    todo = [job for job in jobs if options.only in job[0] and job[0] not in rows]
+    rows, todo = begun(options, jobs, path)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # what the workers have, and what is written of the machine
     with (
@@ -297,15 +311,19 @@ def markdown(components: dict[str, Any], assemblies: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables of components and assemblies on real images.")
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    options = parser.parse_args()
-    rows = {kind: {} if options.fresh else read_rows(RESULTS / f"{kind}.json") for kind in ("components", "assemblies")}
-    todo = [job for job in jobs() if options.only in job[1] and job[1] not in rows[job[0]]]
-    order = [title for _, title, _ in jobs()]
+    options = parser("Tables of components and assemblies on real images.", workers=False).parse_args()
+    every = [(title, kind, work) for kind, title, work in jobs()]
+    rows, todo = {}, []
+    for kind in ("components", "assemblies"):
+        own, path = [job for job in every if job[1] == kind], RESULTS / f"{kind}.json"
+        if any(options.only in job[0] for job in every) and not any(options.only in job[0] for job in own):
+            rows[kind] = read_rows(path)
+            continue
+        rows[kind], own = begun(options, own, path)
+        todo += own
+    order = [title for title, _, _ in every]
     started = time.perf_counter()
-    for done, (kind, title, work) in enumerate(todo, start=1):
+    for done, (title, kind, work) in enumerate(todo, start=1):
         rows[kind][title] = work()
         write_rows(RESULTS / f"{kind}.json", rows[kind], order)
         left = (time.perf_counter() - started) / done * (len(todo) - done)

@@ -2,7 +2,7 @@
 
     python benchmarks/transformer.py           # trains the source, then everything that is not there yet
     python benchmarks/transformer.py --only 50 # rows whose name contains the text
-    python benchmarks/transformer.py --fresh   # forget earlier rows
+    python benchmarks/transformer.py --fresh   # make the rows that are there again; with --only, those alone
 
 The source is torchvision's `VisionTransformer` with patches of 8 x 8 pixels, four blocks and 96 channels, trained on
 the 10,000 shared training images of CIFAR-10 for some minutes on one core. Channels are chosen and repaired on training

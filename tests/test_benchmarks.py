@@ -63,6 +63,29 @@ def test_a_page_is_what_its_rows_say(benchmark: ModuleType, tmp_path: Path) -> N
     assert text(tmp_path / f"{name}.md") == text(RESULTS / f"{name}.md")
 
 
+@pytest.mark.parametrize("benchmark", ["tables"], indirect=True)
+def test_a_row_that_is_made_again_leaves_the_others(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, jobs = tmp_path / "rows.json", [("one, small", 1), ("one, large", 2), ("two", 3), ("three", 4)]
+    benchmark.write_rows(path, {"one, small": {"a": 1}, "two": {"a": 3}}, [job[0] for job in jobs])
+
+    def begun(*words: str) -> tuple[list[str], list[str]]:
+        rows, todo = benchmark.begun(benchmark.parser("Rows.").parse_args(words), jobs, path)
+        return list(rows), [job[0] for job in todo]
+
+    there = ["one, small", "two"]
+    assert begun() == (there, ["one, large", "three"])
+    assert begun("--only", "one") == (there, ["one, large"])
+    assert begun("--only", "one", "--fresh") == (there, ["one, small", "one, large"])
+    assert begun("--fresh") == ([], [job[0] for job in jobs])
+    assert capsys.readouterr().out == ""
+    assert begun("--only", "two") == (there, [])
+    assert "--fresh makes them again" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="three"):
+        begun("--only", "four")
+
+
 @pytest.mark.parametrize("benchmark", ["compression"], indirect=True)
 def test_a_number_that_was_changed_shows(benchmark: ModuleType, tmp_path: Path) -> None:
     rows = recorded("compression")
