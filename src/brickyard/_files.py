@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from brickyard.base._checks import given_path
 from brickyard.base._errors import BrickyardError, FileError
 from brickyard.base._messages import told
+from brickyard.network._untouched import guarded
 
 if TYPE_CHECKING:
     from brickyard.assembly._assembly import Assembly
@@ -38,6 +39,7 @@ def loaded(path: Path, *kinds: type) -> Any:
 # -- reading -----------------------------------------------------------------------------------------------
 
 
+@guarded
 def load(path: str | Path) -> Component | Assembly | Relevance:
     """Read a component, an assembly or relevances from a file; the source's class is not needed.
 

@@ -21,8 +21,8 @@ from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.base._sides import NAMES
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import outputs_of
-from brickyard.runtime._isolation import steady
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import Scaling, find, scale
 
@@ -31,7 +31,7 @@ from brickyard.scaling._strategies import Scaling, find, scale
 def assemble(components: Sequence[Component | Assembly], **options: Unpack[AssembleOptions]) -> Assembly: ...
 @overload
 def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly: ...
-@steady
+@guarded
 @verb(AssembleOptions, more=True)
 def assemble(components: Sequence[Component | Assembly], **options: Any) -> Assembly:
     """Join components into one classifier, without training.

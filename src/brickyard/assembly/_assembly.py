@@ -33,6 +33,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
+from brickyard.network._untouched import guarded, in_evaluation
 from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
@@ -79,7 +80,7 @@ class Joined(nn.Module):
         self.outputs = outputs_of(self.manifest)
         self.register_buffer("matrix", matrix)  # None must come last: torch.export counts it among its inputs
         self.register_buffer("shift", shift)
-        self.gate = gate
+        self.gate = in_evaluation(gate)
         if self.manifest.scaling.energy:
             self.register_buffer("_usual", usual_energies(self.manifest).to(kind(self).device), persistent=False)
             self._owner = [part for part, columns in enumerate(self.manifest.columns) for _ in columns]
@@ -212,6 +213,7 @@ class Assembly(Joined, Predictor):
         glance: Glance | None = None,
     ) -> None:
         super().__init__()
+        networks = list(map(in_evaluation, networks))
         if manifest.apart:
             known = familiarity or [None] * len(networks)
             self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]
@@ -229,7 +231,7 @@ class Assembly(Joined, Predictor):
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
         self.lookers = self._looking(networks, reads=gate is not None) if manifest.scaling.depth else ()
-        self.glance = glance
+        self.glance = in_evaluation(glance)
         self.stages = () if glance is None else tuple(map(self._stage, range(len(manifest.parts))))
         self.eval()
 
@@ -463,6 +465,7 @@ class Assembly(Joined, Predictor):
         }
         return Assembly(**(same | changes))
 
+    @guarded
     def fused(self) -> Assembly:
         """A copy fused for inference, as by `Component.fused`; form and scaling stay the same."""
         networks = [quick(network, shape) for network, shape in self.shaped_networks()]
@@ -471,6 +474,7 @@ class Assembly(Joined, Predictor):
             networks, sharing, _ = shared(networks, self.manifest)
         return self._with(networks=networks, sharing=sharing, skeletons=[None] * len(self.manifest.parts))
 
+    @guarded
     def unshared(self) -> Assembly:
         """A copy whose parts run and train by themselves, also where they are equal: training one leaves the others.
 
@@ -480,6 +484,7 @@ class Assembly(Joined, Predictor):
         manifest = self.manifest.model_copy(update={"shared_parameters": 0, "shared_flops": 0})
         return self._with(networks=networks, manifest=manifest, sharing=None)
 
+    @guarded
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
 

@@ -24,7 +24,6 @@ from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
 from brickyard.inputs._preprocessing import check_raw, preprocess
-from brickyard.network._untouched import as_before
 from brickyard.runtime._profiling import count_flops
 
 AGREEMENT = 0.99
@@ -212,7 +211,7 @@ def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Ten
     first = whole.manifest.parts[0]
     logits: list[Tensor] = []
     seen: list[Tensor] = []
-    with as_before(whole), torch.inference_mode():
+    with torch.inference_mode():
         for batch in _batches(given, batch_size, first.input_shape):
             for how in whole.preprocessings:
                 check_raw(batch, how, WHAT)

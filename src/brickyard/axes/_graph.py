@@ -31,6 +31,7 @@ from brickyard.base._records import Pinned
 from brickyard.base._sides import BATCHED
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
 from brickyard.network._network import Network, Node, iter_layers, kind, step_shapes
+from brickyard.network._untouched import guarded
 
 OUTPUT = "the class outputs are chosen by the task"
 
@@ -283,6 +284,7 @@ class Graph(Axes):
     __repr__ = __str__
 
 
+@guarded
 def trace(model: nn.Module, example: Tensor, output: str | int | None = None) -> Graph:
     """Trace a model and find its channel axes.
 

@@ -39,7 +39,7 @@ from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import find_type
 from brickyard.network._network import Network
 from brickyard.network._torch_private import NO_FORWARD, hooked
-from brickyard.network._untouched import as_before
+from brickyard.runtime._interrupts import Held
 
 _tracing = threading.RLock()
 _UNROLLED = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # step by step, for as many steps as an image has
@@ -155,7 +155,7 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
             "inputs in the form the model takes",
         )
     _check_finite(model)
-    with as_before(model), _same_luck(example), _uncompiled(model), torch.no_grad():
+    with _same_luck(example), _uncompiled(model), torch.no_grad():
         _defaults(model)
         result = _run(model, example)
         path = _path(model, result, len(example), output)
@@ -378,7 +378,7 @@ def _trace(model: nn.Module, example: Tensor, path: Path, other: Tensor | None =
         path: The way to the logits in what it returns.
         other: A larger image, if the model takes one.
     """
-    with _tracing:  # torch's tracer and exporter patch functions that all threads use
+    with Held(long=True), _tracing:  # torch's tracer and exporter patch functions that all threads use
         return _traced(model, example, path, other)
 
 

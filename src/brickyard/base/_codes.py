@@ -96,6 +96,7 @@ CODES: dict[str, str] = {
     "option-without-effect": "The option changes nothing in this combination; leave it out.",
     "option-wrong-object": "The function needs another kind of object, such as a component or an assembly; make or load one.",
     "process-environment": "An environment variable that describes the processes has an unusable value; unset it, or start all processes with torchrun.",
+    "process-model-changed": "Another thread wrote to the model's weights while it was read; let that finish first, or give a copy.",
     "process-not-joined": "The processes of the job did not find each other; start all of them with torchrun.",
     "process-stopped": "Another process of the job has stopped; start all of them again.",
     "surgery-check-failed": "The resulting network fails its check against the parts; use form='parallel' and report the network.",

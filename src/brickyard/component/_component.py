@@ -25,6 +25,7 @@ from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network, tensors_of
+from brickyard.network._untouched import guarded, in_evaluation
 from brickyard.outputs._outputs import check_outputs, outputs_of, thresholds_for
 from brickyard.storage._safefile import write
 
@@ -43,7 +44,7 @@ class Cut(nn.Module):
 
     def __init__(self, network: nn.Module, manifest: ComponentManifest) -> None:
         super().__init__()
-        self.network = network
+        self.network = in_evaluation(network)
         self.manifest = manifest
         self.outputs = outputs_of(manifest)
         self._select = manifest.reject or manifest.output_axis is None
@@ -108,9 +109,9 @@ class Component(Cut, Predictor):
     ) -> None:
         super().__init__(network, manifest)
         self.skeleton = skeleton
-        self.familiarity = familiarity
+        self.familiarity = in_evaluation(familiarity)
         size = None if familiarity is None else familiarity.mean.shape[1]
-        self.reads_at, _ = reader(network, manifest.input_shape[0], size)
+        self.reads_at, _ = reader(self.network, manifest.input_shape[0], size)
         self.eval()
 
     @property
@@ -215,6 +216,7 @@ class Component(Cut, Predictor):
         """Return the same component with changed manifest entries."""
         return Component(self.network, self.manifest.model_copy(update=changes), self.skeleton, self.familiarity)
 
+    @guarded
     def fused(self) -> Component:
         """Return the same component for inference, with fewer steps and the fastest memory layout for this machine.
 
@@ -234,6 +236,7 @@ class Component(Cut, Predictor):
         """
         return Component(quick(self.network, self.manifest.input_shape), self.manifest, None, self.familiarity)
 
+    @guarded
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
 

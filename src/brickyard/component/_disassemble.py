@@ -35,9 +35,9 @@ from brickyard.healing._distil import distil_network
 from brickyard.healing._heal import Shown, heal_network
 from brickyard.network._identity import weights_like
 from brickyard.network._network import Network, kind
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs, find_outputs, thresholds_for
 from brickyard.relevance._relevance import Relevance, Relevances
-from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.selection._damage import Selected
 from brickyard.selection._importance import CRITERIA, Evidence
@@ -47,7 +47,7 @@ from brickyard.surgery._join import cut
 from brickyard.surgery._verify import check_cut, drawn_images
 
 
-@steady
+@guarded
 @verb(DisassembleOptions)
 def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[DisassembleOptions]) -> Component:
     """Cut the part of a source that a task needs into a small working model.

@@ -16,7 +16,7 @@ from brickyard.base._messages import brief, first_line
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
 
 ResultT = TypeVar("ResultT")
@@ -94,6 +94,7 @@ class Predictor(nn.Module):
         found = self._read(images, batch_size, lambda logits: self.outputs.named(logits, names))
         return [answer for batch in found for answer in batch]
 
+    @guarded
     def _read(self, images: Any, batch_size: int, how: Callable[[Tensor], ResultT]) -> list[ResultT]:
         """Apply `how` to each batch's logits in float64."""
         batch_size = whole("batch_size", batch_size)
@@ -101,7 +102,7 @@ class Predictor(nn.Module):
             raise DataError(
                 "data-meta-device", "the model is on the meta device and has no weights to compute with; load it again"
             )
-        with as_before(self), torch.inference_mode():
+        with torch.inference_mode():
             batches = read_images(images, batch_size, self.input_shape)
             for batch, one in itertools.product(batches, self.preprocessings):
                 check_raw(batch, one, "the images")

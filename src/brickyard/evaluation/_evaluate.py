@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,15 +27,14 @@ from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
 from brickyard.network._network import kind
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Cases, find_outputs
-from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
 from brickyard.runtime._progress import bar
 
 
-@steady
+@guarded
 @verb(EvaluateOptions)
 def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateOptions]) -> Scores:
     """Score a component or an assembly, and optionally its sources.
@@ -70,17 +68,16 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     batch_size = options["batch_size"]
     check_model(model, "evaluate")
     sources = sources_of(model, options["source"])
-    with as_before(model):
-        if isinstance(model, Component):
-            answered = _component(model, data, sources[0], batch_size)
-        else:
-            answered = _assembly(model, data, sources, batch_size)
-        sizes = _sizes(model, answered.name)
-        if answered.flops is not None:
-            sizes[answered.name]["flops"] = answered.flops
-        if options["latency"]:
-            for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
-                sizes[name]["latency"] = dict(value.__dict__)
+    if isinstance(model, Component):
+        answered = _component(model, data, sources[0], batch_size)
+    else:
+        answered = _assembly(model, data, sources, batch_size)
+    sizes = _sizes(model, answered.name)
+    if answered.flops is not None:
+        sizes[answered.name]["flops"] = answered.flops
+    if options["latency"]:
+        for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
+            sizes[name]["latency"] = dict(value.__dict__)
     return scored(model.classes, answered, sizes)
 
 
@@ -251,8 +248,7 @@ def assembly_title(manifest: AssemblyManifest) -> str:
 
 def _network_of(source: nn.Module, images: Images, output: str | None) -> nn.Module:
     """What computes the logits of a source, whatever it returns them in."""
-    with as_before(source):
-        return trace(source, images.example(kind(source)), output).network
+    return trace(source, images.example(kind(source)), output).network
 
 
 def _logits(model: nn.Module, images: Images, batch_size: int, chosen: Tensor) -> Tensor:
@@ -312,10 +308,7 @@ def _times(
     calls: dict[str, Callable[[], object]] = {name: lambda: model(image)}
     if None not in sources:
         calls["base"] = lambda: [source(taken(source, part)) for source, part in used.values()]
-    with contextlib.ExitStack() as stack:
-        for source, _ in used.values():
-            stack.enter_context(as_before(source))
-        return measure_latency(calls, batch=batch)
+    return measure_latency(calls, batch=batch)
 
 
 # -- figures -----------------------------------------------------------------------------------------------

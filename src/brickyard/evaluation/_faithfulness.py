@@ -21,6 +21,7 @@ from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.network._layer_types import mixing_of
 from brickyard.network._network import Network
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._progress import bar
@@ -83,6 +84,7 @@ class Faithfulness:
         )
 
 
+@guarded
 def faithfulness(
     model: nn.Module,
     relevance: Relevance,

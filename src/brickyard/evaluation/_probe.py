@@ -28,7 +28,7 @@ from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import DataLike, Images
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import weights_like
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded
 from brickyard.runtime._isolation import loading
 
 Score = Literal["logme", "h-score"]
@@ -40,6 +40,7 @@ STARTS = 10.0 ** np.arange(-6, 7, 1)  # prior precision over noise precision, in
 LEAST = 1e-12  # the least noise, and the least of what counts as varying, as a share of the whole
 
 
+@guarded
 def features(component: Component, images: DataLike, batch_size: int = 64) -> Tensor:
     """Compute the features that a component's classifier reads, for images of any task.
 
@@ -77,7 +78,7 @@ def features(component: Component, images: DataLike, batch_size: int = 64) -> Te
         x = preprocess(raw, component.manifest.preprocessing).to(like.device, like.dtype)
         return component.observe(x)[0].double().cpu()
 
-    with as_before(component), torch.inference_mode():
+    with torch.inference_mode():
         given = Images(images, what="the images").raw(batch_size=batch_size)
         found = torch.cat([run_images(observed, raw, "the images") for raw, _ in given])
     bad = int((~torch.isfinite(found)).any(1).sum())
@@ -270,6 +271,7 @@ class Probe:
         return (found == right).double().mean().item()
 
 
+@guarded
 def probe(
     features: Tensor, labels: Tensor, *, strengths: Sequence[float] = STRENGTHS, folds: int = FOLDS, seed: int = 0
 ) -> Probe:

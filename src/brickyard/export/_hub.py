@@ -19,6 +19,7 @@ from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.component._component import Component
 from brickyard.export._onnx import description
+from brickyard.network._untouched import guarded
 from brickyard.reports._cards import model_card
 from brickyard.storage._atomic import make_folder, write_content
 
@@ -27,6 +28,7 @@ CARD = "README.md"
 CONFIG = "config.json"
 
 
+@guarded
 def save_pretrained(
     model: Component | Assembly,
     folder: str | Path,
@@ -75,6 +77,7 @@ def save_pretrained(
     return folder
 
 
+@guarded
 def from_pretrained(
     repo_or_folder: str | Path,
     *,
@@ -112,6 +115,7 @@ def from_pretrained(
     return found
 
 
+@guarded
 def push_to_hub(
     model: Component | Assembly,
     repo_id: str,

@@ -34,6 +34,7 @@ from brickyard.export._onnx_turns import check_at_once
 from brickyard.export._plain_inputs import raw_text
 from brickyard.export._plain_models import Content, assembly_content, component_content
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Several
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 from brickyard.storage._safefile import KEY as OWN_KEY
@@ -88,6 +89,7 @@ def weights_beside(path: Path) -> Path:
     return path.with_name(path.stem + SUFFIX)
 
 
+@guarded
 def export_module(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ModuleRecord:
     """Export a component or an assembly as the Python code of a `torch.nn.Module`, and its weights beside it.
 

@@ -44,6 +44,7 @@ from brickyard.export._int8 import (
 from brickyard.export._onnx_turns import check_at_once, in_turn_proto
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
 from brickyard.storage._atomic import check_free, write_atomically, write_content
 
@@ -153,6 +154,7 @@ class _Shares(nn.Module):
 # -- ONNX --------------------------------------------------------------------------------------------------
 
 
+@guarded
 def export_onnx(
     model: Component | Assembly,
     path: str | Path,
@@ -492,6 +494,7 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs:
 # -- torch -------------------------------------------------------------------------------------------------
 
 
+@guarded
 def torch_program(
     model: Component | Assembly, *, dtype: str = "float32", channels: int | None = None
 ) -> ExportedProgram:
@@ -524,6 +527,7 @@ def torch_program(
         raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error
 
 
+@guarded
 def export_state_dict(model: Component | Assembly, path: str | Path, *, overwrite: bool = False) -> ExportRecord:
     """Export the `state_dict()` of a component or an assembly as a plain safetensors file.
 

@@ -20,6 +20,7 @@ from brickyard.base._records import AssemblyManifest, ComponentManifest, Scaling
 from brickyard.component._component import Cut
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer
 from brickyard.network._stored import check_all_used, taken, tensors_of
+from brickyard.network._untouched import guarded, in_evaluation
 from brickyard.outputs._outputs import check_outputs
 from brickyard.scaling._scale import Scale
 from brickyard.storage._safefile import write
@@ -92,6 +93,7 @@ class GraphComponent(Cut):
         """Logits of the task's classes for all nodes; with reject, the log-sum-exp of the others comes last."""
         return self.head(self.network(x, edge_index))
 
+    @guarded
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the component to one safetensors file, atomically.
 
@@ -139,7 +141,7 @@ class GraphAssembly(Joined):
         shift: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)  # type: ignore[assignment]
+        self.networks = nn.ModuleList(map(in_evaluation, networks))  # type: ignore[assignment]
         self.manifest = manifest
         self._scale_by(matrix, shift)
         self.eval()
@@ -163,6 +165,7 @@ class GraphAssembly(Joined):
         manifest = self.manifest.model_copy(update={"scaling": record})
         return GraphAssembly(self.networks, manifest, fitted.matrix, fitted.shift)
 
+    @guarded
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the assembly to one safetensors file, atomically.
 
@@ -177,6 +180,7 @@ class GraphAssembly(Joined):
 # -- reading -----------------------------------------------------------------------------------------------
 
 
+@guarded
 def load(path: str | Path) -> GraphComponent | GraphAssembly:
     """Read a component or an assembly of graph networks; neither the source nor PyTorch Geometric is needed.
 

@@ -16,9 +16,11 @@ from brickyard.evaluation._scores import Scores
 from brickyard.gnn._component import GraphAssembly, GraphComponent
 from brickyard.gnn._network import NodeData
 from brickyard.gnn._reading import read_network
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Cases
 
 
+@guarded
 def evaluate(
     model: GraphComponent | GraphAssembly, data: Any, *, nodes: Any, source: nn.Module | None = None
 ) -> Scores:
@@ -50,7 +52,7 @@ def evaluate(
         >>> [row.name for row in evaluate(part, graph, nodes=range(40, 60), source=source).rows]
         ['base', 'restricted', 'component']
     """
-    graph = NodeData.of(data)
+    graph = NodeData.of(data).like(model)
     if graph.labels is None:
         raise DataError("data-no-labels", "scoring needs labels; give (x, edge_index, labels), or data with y")
     chosen = graph.chosen(nodes, "the nodes to score")

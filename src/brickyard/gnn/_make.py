@@ -22,6 +22,7 @@ from brickyard.gnn._component import GraphAssembly, GraphComponent, columns_of
 from brickyard.gnn._network import GraphNetwork, NodeData
 from brickyard.gnn._reading import read_network
 from brickyard.gnn._surgery import NodeGraph, cut, join, refit
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import ONE
 from brickyard.relevance._contribution import ContributionSums
 from brickyard.relevance._locate import output_names
@@ -68,6 +69,7 @@ class GraphRelevance(Relevances):
         return NodeGraph(self._graph.network, self._graph.data, self._graph.parameters, features)
 
 
+@guarded
 @verb(GraphLocateOptions)
 def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -> GraphRelevance:
     """Find out which features, channels and heads of a graph network matter for which class.
@@ -94,7 +96,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[GraphLocateOptions]) -
         >>> relevance.sum("conv2").shape, relevance.relevant("conv1").shape
         (torch.Size([4, 4, 8]), torch.Size([4, 8]))
     """
-    found = NodeData.of(data)
+    found = NodeData.of(data).like(model)
     graph = NodeGraph(read_network(model, found, data), found, sum(p.numel() for p in model.parameters()))
     count = graph.axes[-1].size
     names = output_names(options["classes"], count)
@@ -163,6 +165,7 @@ class GraphDisassembleOptions(TypedDict, total=False):
     seed: Annotated[int, _CUT["seed"]]
 
 
+@guarded
 @verb(GraphDisassembleOptions)
 def disassemble(
     model: nn.Module, relevance: GraphRelevance, **options: Unpack[GraphDisassembleOptions]
@@ -265,6 +268,7 @@ class GraphAssembleOptions(TypedDict, total=False):
     on_duplicate: Annotated[Duplicates, _JOIN["on_duplicate"]]
 
 
+@guarded
 @verb(GraphAssembleOptions, more=True)
 def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssembly:
     """Join components of graph networks into one classifier, without training.
@@ -308,7 +312,9 @@ def assemble(components: Sequence[GraphComponent], **options: Any) -> GraphAssem
     pairs = zip((part.network for part in parts), columns, strict=True)
     networks = [GraphNetwork(network.steps(), network.names, own) for network, own in pairs]
     assembly = GraphAssembly([join(networks, columns)] if form == "padded" else networks, manifest)
-    evidence = Evidence(manifest) if data is None else _evidence(assembly, NodeData.of(data), options["nodes"])
+    evidence = (
+        Evidence(manifest) if data is None else _evidence(assembly, NodeData.of(data).like(assembly), options["nodes"])
+    )
     more = {name: value for name, value in options.items() if name not in GraphAssembleOptions.__annotations__}
     return assembly.with_scaling(*scale(scaling, evidence, more))
 

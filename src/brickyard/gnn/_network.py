@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -72,6 +72,11 @@ class NodeData:
             shape = f"{tuple(found.labels.shape)} for {len(found.x)} nodes"
             raise DataError("data-label-mismatch", f"labels must be one integer per node, got {shape}")
         return found
+
+    def like(self, model: Any) -> NodeData:
+        """The same graph with features of the type that a model's weights have."""
+        weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+        return replace(self, x=self.x.to(weights[0].dtype)) if weights else self
 
     def chosen(self, nodes: Any, what: str) -> Tensor:
         """Node indices from a mask or from indices, (chosen,).

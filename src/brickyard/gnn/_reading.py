@@ -21,7 +21,7 @@ from brickyard.base._errors import TraceError
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded
 
 KNOWN = "GCNConv, SAGEConv (mean or sum), GATConv and Linear, with BatchNorm, ReLU, ELU and dropout between"
 _HOMES = ("torch.nn", "torch_geometric.nn.conv", "torch_geometric.nn.dense", "torch_geometric.nn.norm")
@@ -32,6 +32,7 @@ _ACTIVATIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", "relu": "rel
 _ACTIVATIONS |= {F.elu: "elu", nn.ELU: "elu"}
 
 
+@guarded
 def read_network(model: nn.Module, data: NodeData, original: Any = None) -> GraphNetwork:
     """A source as layers in one form; the source is not changed.
 
@@ -43,9 +44,8 @@ def read_network(model: nn.Module, data: NodeData, original: Any = None) -> Grap
     package("torch_geometric.nn", "graphs", "a source of PyTorch Geometric")
     if not isinstance(model, nn.Module):
         raise TraceError("trace-not-module", f"a source must be a torch.nn.Module, got {type(model).__name__}")
-    with as_before(model):
-        network = _Reading(model).network()
-        _compare(model, network, data, original)
+    network = _Reading(model).network()
+    _compare(model, network, data, original)
     return network
 
 

@@ -22,9 +22,9 @@ from brickyard.base._messages import brief
 from brickyard.inputs._augment import varied
 from brickyard.network._fusing import quick, quick_layout
 from brickyard.network._network import Network
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded_but
 from brickyard.outputs._outputs import ONE, Outputs
-from brickyard.runtime._isolation import gradients, steady
+from brickyard.runtime._isolation import gradients
 from brickyard.runtime._progress import bar
 
 TEMPERATURE = 2.0
@@ -54,7 +54,7 @@ class DistilReport:
     kl_after: float
 
 
-@steady
+@guarded_but("network")
 def distil_network(
     source: nn.Module,
     network: nn.Module,
@@ -111,16 +111,15 @@ def distil_network(
     student = copy.deepcopy(network).eval().requires_grad_(True)
     if isinstance(student, Network):
         student = student.to(memory_format=quick_layout(student, batches[0][:1]))
-    with as_before(source):
-        teacher = _Teacher(source, kept, batches[0], outputs, sizes)
-        exam = [(images, teacher.answers(images)) for images in held_back]
-        images = _drawn(batches, size, torch.Generator().manual_seed(seed))
-        run = _Run(student, before=teacher.judge(student, exam))
-        with bar("distilling", limit.total) as advance, gradients("heal='refit'"):
-            while not limit.ended and run.step(teacher, next(images), lr * _rate(limit.share)):
-                advance(limit.passed(run.steps), text=f"distilling, loss {run.loss:.3f}")
-                if limit.check_due():
-                    run.judged(teacher.judge(student, exam))
+    teacher = _Teacher(source, kept, batches[0], outputs, sizes)
+    exam = [(images, teacher.answers(images)) for images in held_back]
+    images = _drawn(batches, size, torch.Generator().manual_seed(seed))
+    run = _Run(student, before=teacher.judge(student, exam))
+    with bar("distilling", limit.total) as advance, gradients("heal='refit'"):
+        while not limit.ended and run.step(teacher, next(images), lr * _rate(limit.share)):
+            advance(limit.passed(run.steps), text=f"distilling, loss {run.loss:.3f}")
+            if limit.check_due():
+                run.judged(teacher.judge(student, exam))
     if run.state is not None:
         _written(list(network.parameters()), run.state)
     return DistilReport(run.steps, limit.seconds(), run.before[0], run.best[0], run.before[1], run.best[1])

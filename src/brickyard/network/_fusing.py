@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from brickyard.network._layer_types import find_mixing, mixing_of
 from brickyard.network._mixing import NORMS
 from brickyard.network._network import Network, Node, Ref, kind, refs, step_shapes
+from brickyard.network._untouched import guarded
 
 
 def quick(network: Network, input_shape: Sequence[int]) -> Network:
@@ -40,6 +41,7 @@ def quick_layout(network: Network, example: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+@guarded
 def fuse(network: Network, example: Tensor) -> Network:
     """Return a copy in which every batch norm that directly follows a layer is part of that layer.
 

@@ -21,6 +21,7 @@ from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
 from brickyard.network._torch_private import adopt, child, stored, taken_names
+from brickyard.network._untouched import in_evaluation
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")
@@ -282,9 +283,10 @@ class Network(nn.Module):
     def with_steps(self, nodes: Sequence[Node]) -> Network:
         """A network of other steps with these layers and tensors, in evaluation mode; layers that no step uses go."""
         used = {node.target for node in nodes}
-        layers = {name: self.layer(name) for name in self.layer_names if name in used}
-        tensors = {name: self.tensor(name) for name in self.tensor_names if name in used}
-        return Network(nodes, layers, tensors, self.foreign).eval()
+        whole = in_evaluation(self)
+        layers = {name: whole.layer(name) for name in self.layer_names if name in used}
+        tensors = {name: whole.tensor(name) for name in self.tensor_names if name in used}
+        return Network(nodes, layers, tensors, whole.foreign).eval()
 
     def reachable(self) -> Network:
         """The same network, in evaluation mode, whose layers and tensors no attribute of a network hides.
@@ -300,9 +302,10 @@ class Network(nn.Module):
             named = node.op in ("layer", "tensor") or node.target in modules
             return replace(node, target=HELD + node.target) if named else node
 
-        layers = {HELD + name: self.layer(name) for name in self._layer_names}
-        tensors = {HELD + name: self.tensor(name) for name in self._tensor_names}
-        foreign = {HELD + name if name in modules else name: call for name, call in self._foreign.items()}
+        whole = in_evaluation(self)
+        layers = {HELD + name: whole.layer(name) for name in self._layer_names}
+        tensors = {HELD + name: whole.tensor(name) for name in self._tensor_names}
+        foreign = {HELD + name if name in modules else name: call for name, call in whole.foreign.items()}
         return Network([moved(node) for node in self._steps], layers, tensors, foreign).eval()
 
     def to_spec(self) -> NetworkSpec:

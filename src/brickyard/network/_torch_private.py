@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _device
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 PAD = torch._C._nn.pad  # what `F.pad` is bound to
 ASSERT = torch._assert
 ASSERT_IS_NONE = fx._symbolic_trace._assert_is_none
 NO_FORWARD = nn.modules.module._forward_unimplemented
+_CALLS = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
 
 
 def stored(module: nn.Module) -> dict[str, Tensor | None]:
@@ -80,3 +85,68 @@ def with_versions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str,
     found = OrderedDict(tensors)
     found._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     return found
+
+
+def own_parameters(module: nn.Module) -> list[Tensor]:
+    lazy = nn.parameter.UninitializedParameter
+    return [value for value in module._parameters.values() if value is not None and not isinstance(value, lazy)]
+
+
+def place_of(value: Tensor) -> int | None:
+    """Where a tensor's numbers are, or None if it does not say."""
+    try:
+        return value.data_ptr()
+    except RuntimeError:
+        return None
+
+
+class Modes:
+    """The modes of torch that a thread is in: stacks, and the default device, which is kept apart."""
+
+    def __init__(self) -> None:
+        self.functions, self.dispatches = _function_modes(), _dispatch_modes()
+        self.device = _device.CURRENT_DEVICE
+
+    def restore(self) -> None:
+        if _function_modes() != self.functions:
+            while torch._C._len_torch_function_stack():
+                torch._C._pop_torch_function_stack()
+            for mode in self.functions:
+                torch._C._push_on_torch_function_stack(mode)
+        if _dispatch_modes() != self.dispatches:
+            for mode in reversed(_dispatch_modes()):
+                torch._C._pop_torch_dispatch_stack(getattr(mode, "_mode_key", None))
+            for mode in self.dispatches:
+                torch._C._push_on_torch_dispatch_stack(mode)
+        _device.CURRENT_DEVICE = self.device
+
+
+def _function_modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]
+
+
+def _dispatch_modes() -> list[Any]:
+    return [torch._C._get_dispatch_stack_at(place) for place in range(torch._C._len_torch_dispatch_stack())]
+
+
+class SharedState:
+    """What all code of a thread or of the process shares, and interrupted code of libraries may leave changed."""
+
+    def __init__(self) -> None:
+        self.modes, self.gradients, self.type = Modes(), torch.is_grad_enabled(), torch.get_default_dtype()
+        self.filters, self.warn, self.streams = warnings.filters, warnings.showwarning, (sys.stdout, sys.stderr)
+        self.drawn = torch.default_generator.get_state(), random.getstate()
+
+    def restore(self) -> None:
+        self.modes.restore()
+        torch.set_grad_enabled(self.gradients)
+        if torch.get_default_dtype() != self.type:
+            torch.set_default_dtype(self.type)
+        for name, value in _CALLS.items():
+            if getattr(getattr(nn.Module, name), "__fx_already_patched", False):  # by a tracer that was cut off
+                setattr(nn.Module, name, value)
+        warnings.filters, warnings.showwarning = self.filters, self.warn
+        sys.stdout, sys.stderr = self.streams
+        drawn, plain = self.drawn
+        torch.default_generator.set_state(drawn)
+        random.setstate(plain)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from brickyard.base._errors import BrickyardError, FileError
 from brickyard.base._frozen import Frozen, first_problem
+from brickyard.network._untouched import guarded
 from brickyard.recipes._fingerprints import Fingerprints, Seen, digest
 from brickyard.recipes._recipe_file import RecipeFile
 from brickyard.recipes._steps import NOTES, Say, Status, Step, Work
@@ -105,6 +106,7 @@ def plan(file: RecipeFile, *, force: bool = False, trust: bool = False) -> list[
     return _Build(file, force, trust).planned()
 
 
+@guarded
 def build(
     file: RecipeFile, *, force: bool = False, trust: bool = False, say: Say = lambda text: None
 ) -> dict[str, Any]:

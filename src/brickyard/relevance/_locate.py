@@ -24,13 +24,13 @@ from brickyard.inputs._batches import Images, class_names, warn_of_names
 from brickyard.network._fusing import quick_layout
 from brickyard.network._identity import SEVERAL, names_of, problem_of, source_of, weights_like
 from brickyard.network._layer_types import mixing_of
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord
 from brickyard.relevance._checkpoint import Notebook
 from brickyard.relevance._contribution import class_sums
 from brickyard.relevance._quantities import check_labels, check_no_quantity, check_no_rank
 from brickyard.relevance._relevance import Relevance
-from brickyard.runtime._isolation import steady
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._progress import bar, say
 
@@ -74,7 +74,7 @@ def locate(model: nn.Module, data: Any, **options: Unpack[LocateOptions]) -> Rel
     return located(model, data, options, _warn_of_files)
 
 
-@steady
+@guarded
 def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[[Graph], None]) -> Relevance:
     """Do what `locate` does, with all options given; `look` sees the source's axes before any work is done."""
     model = source_of(model)

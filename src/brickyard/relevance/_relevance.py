@@ -22,6 +22,7 @@ from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._stored import check_all_used, taken
+from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import check_outputs, find_outputs
 from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
@@ -375,6 +376,7 @@ class Relevance(Relevances):
         graph: Graph = self._graph
         return graph
 
+    @guarded
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the relevances to a safetensors file, atomically.
 

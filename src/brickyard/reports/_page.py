@@ -13,6 +13,7 @@ from torch import nn
 from brickyard._version import __version__
 from brickyard.base._checks import given_path
 from brickyard.network._identity import fingerprint
+from brickyard.network._untouched import guarded
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._entries import Entry, Item, entries_of, find_routes, score
 from brickyard.reports._route_picture import COLOURS
@@ -21,6 +22,7 @@ from brickyard.reports._templates import page_environment
 from brickyard.storage._atomic import write_content
 
 
+@guarded
 def report(
     items: Sequence[Item],
     *,
@@ -71,6 +73,7 @@ def report(
     return _page(title, entries)
 
 
+@guarded
 def write_report(path: str | Path, items: Sequence[Item], *, overwrite: bool = False, **options: Any) -> Path:
     """Write `report` to a file, atomically.
 

@@ -3,46 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
-from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
-
-import torch
+from collections.abc import Iterator
 
 from brickyard.base._errors import SurgeryError
 from brickyard.base._messages import first_line
-
-P = ParamSpec("P")
-ResultT = TypeVar("ResultT")
-
-
-def steady(call: Callable[P, ResultT]) -> Callable[P, ResultT]:
-    """Run a function outside the caller's inference mode, `no_grad`, autocast and default device.
-
-    What it makes is then made of ordinary tensors, where and in the type that the source's numbers have.
-
-    Example:
-        >>> import torch
-        >>> from brickyard.runtime._isolation import steady
-        >>> with torch.inference_mode():
-        ...     torch.zeros(1).is_inference(), steady(torch.zeros)(1).is_inference()
-        (True, False)
-    """
-
-    @functools.wraps(call)
-    def run(*args: P.args, **kwargs: P.kwargs) -> ResultT:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            if torch.get_default_device().type != "cpu":
-                stack.enter_context(torch.device("cpu"))
-            return call(*args, **kwargs)
-
-    return run
 
 
 @contextlib.contextmanager

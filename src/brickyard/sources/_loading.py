@@ -28,6 +28,7 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.network._untouched import guarded
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import (
@@ -75,6 +76,7 @@ class Source:
         return min(known, default=None)
 
 
+@guarded
 def load_source(
     spec: str | Path,
     *,
@@ -373,6 +375,7 @@ def _importable(path: Path, module: ModuleType) -> Iterator[None]:
                 del sys.modules[name]
 
 
+@guarded
 def save_source(
     path: str | Path,
     source: Source,

@@ -51,7 +51,6 @@ def named_teacher(teacher: Predictor, classes: Sequence[str], reject: bool = Fal
         why = f"the teacher has no {what}; it knows {', '.join(teacher.classes[:8])}"
         raise OptionError("option-teacher-classes", f"{why}: give one that knows all classes")
     columns = [teacher.classes.index(name) for name in classes] + ([len(teacher.classes)] if reject else [])
-    teacher.eval()
 
     def lesson(images: Tensor) -> Lesson:
         with torch.no_grad():

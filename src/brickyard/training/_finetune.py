@@ -24,14 +24,14 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.runtime._isolation import steady
+from brickyard.network._untouched import guarded
 from brickyard.training._distillation import Lesson, lesson_loss, taught_by, teacher_name
 from brickyard.training._loop import fit
 
 ModelT = TypeVar("ModelT", Component, Assembly)
 
 
-@steady
+@guarded
 @verb(FinetuneOptions)
 def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> ModelT:
     """Fine-tune a component or an assembly on labelled images.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import OptionError
 from brickyard.base._options import TrainingOptions
-from brickyard.network._untouched import as_before
 from brickyard.runtime._progress import bar
 from brickyard.storage._notes import Notes
 
@@ -87,8 +86,8 @@ def fit(
                 run.losses.append(_epoch(run, loss, advance))
                 run.epoch += 1
                 if score is not None:
-                    with as_before(model):
-                        run.scored(score(), run.epoch)
+                    model.eval()
+                    run.scored(score(), run.epoch)
                 if notes is not None:
                     run.random = torch.get_rng_state()
                     notes.write("training", key, *run.state())

@@ -18,7 +18,7 @@ from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
-from brickyard.network._untouched import as_before
+from brickyard.network._untouched import guarded, guarded_but
 from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
@@ -73,6 +73,7 @@ def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **o
         return zoo.build(name, classes, width, **options)
 
 
+@guarded_but("model")
 @verb(ScratchOptions)
 def train(
     model: nn.Module, data: ImageData, *, preprocessing: Preprocessing, **options: Unpack[ScratchOptions]
@@ -116,10 +117,11 @@ def train(
     return accuracy(model, data, preprocessing)
 
 
+@guarded
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
     """Compute a classifier's accuracy, in [0, 1]."""
     right, like = 0, next(model.parameters())
-    with as_before(model), torch.inference_mode():
+    with torch.inference_mode():
         for images, labels in zip(data.batches(batch_size), data.labels.split(batch_size), strict=True):
             x = preprocess(images, preprocessing).to(like.device, like.dtype)
             right += int(ONE.says(model(x)).cpu().gather(1, labels.unsqueeze(1)).sum())
@@ -159,6 +161,7 @@ def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(values.mean(1).tolist()), tuple((values.std(1) + 1e-6).tolist())
 
 
+@guarded_but("model")
 @verb(ScratchOptions)
 def train_source(
     network: str,

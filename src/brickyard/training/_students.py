@@ -42,7 +42,7 @@ from brickyard.inputs._preprocessing import check_raw, preprocess
 from brickyard.inputs._reading import Wanted, note, of_files
 from brickyard.inputs._taken import Taken
 from brickyard.network._identity import fingerprint, weights_like
-from brickyard.runtime._isolation import steady
+from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import bar, say
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
@@ -60,7 +60,7 @@ ASKED = 2_000  # images whose answers say what the student's statistics are meas
 TRIED = 2  # steps that are timed
 
 
-@steady
+@guarded
 @verb(DistilOptions)
 def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilOptions]) -> Component:
     """Train one network to answer like a component or an assembly, from images without labels.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from brickyard.base._checks import check_kind, given_path, whole
 from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
 from brickyard.base._messages import brief, near
+from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import bar
 from brickyard.storage._atomic import advice, flush_folder, make_folder, surely
 from brickyard.yard._choose import Choice, check_names, choose
@@ -124,6 +125,7 @@ class Yard:
             return found
         raise self._missing(name, known)
 
+    @guarded
     def load(self, name: str) -> Component:
         """Read a component.
 
@@ -193,6 +195,7 @@ class Yard:
 
         return [entry for entry in self.entries() if fits(entry)]
 
+    @guarded
     def choose(
         self, classes: Sequence[str], *, max_parameters: int | None = None, max_flops: int | None = None
     ) -> list[Choice]:
@@ -219,6 +222,7 @@ class Yard:
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
 
+    @guarded
     def rank(
         self, data: Any, score: Score = "logme", *, per_class: int | None = 100, seed: int = 0, batch_size: int = 64
     ) -> list[Rank]:
@@ -263,6 +267,7 @@ class Yard:
 
     # -- changing --------------------------------------------------------------------------------------------
 
+    @guarded
     def add(self, item: Component | Path | str, name: str | None = None) -> Entry:
         """Put a component into the yard; content that is there already is not added again.
 
@@ -316,6 +321,7 @@ class Yard:
             self._file(name).unlink(missing_ok=True)
             flush_folder(self.path)
 
+    @guarded
     def verify(self) -> list[Problem]:
         """Load every component whole, and compare it with the index as it stands; nothing is changed.
 
