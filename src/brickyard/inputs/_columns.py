@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
+from brickyard.base._limits import foreign_json
 from brickyard.base._messages import first_line, told
 from brickyard.inputs._lists import read_lists
 from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader, Rows
@@ -162,7 +162,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_TEXT:
             raise ValueError("it is too large")
-        found = json.loads(path.read_text("utf-8"))
+        found = foreign_json(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("data-damaged-file", f"cannot read {path}: {first_line(error)}; get it again") from None
     return found if isinstance(found, dict) else {}
@@ -397,7 +397,7 @@ def _content(value: Any, path: Path, index: int) -> Encoded:
 
 def _features(metadata: dict[bytes, bytes] | None) -> Any:
     try:
-        return json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return foreign_json((metadata or {})[b"huggingface"].decode())["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
