@@ -48,20 +48,25 @@ class PinRecord:
 class Purse:
     """What following channels may cost, for a network that a file tells of.
 
-    Raises:
-        SurgeryError: It costs more.
+    Args:
+        numbers: How many numbers the file holds of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: int) -> None:
+        labels = limits.LABELS + 16 * numbers
         self._left = {
-            "atoms": limits.CHANNELS,
-            "labels": limits.LABELS,
-            "ties": limits.LABELS,
+            "atoms": limits.JOINED + numbers,
+            "labels": labels,
+            "ties": labels,
             "moved": limits.MOVED_IN_ALL,
         }
 
     def pay(self, what: str, count: int) -> None:
-        """Take so many of these from what is left."""
+        """Take so many of these from what is left.
+
+        Raises:
+            SurgeryError: It is more than that.
+        """
         self._left[what] -= count
         if self._left[what] < 0 or (what == "moved" and count > limits.MOVED):
             raise SurgeryError(

@@ -34,9 +34,10 @@ NUMBERS = 1 << 28  # in one value, per image
 MEMORY = 1 << 28  # bytes of the values that are needed at one time, per image, and 64 more for each number in the file
 
 # Joining: following channels through a structure on paper
+JOINED = 1 << 17  # channels, and one more for each number in the part
 MOVED = 1 << 24  # numbers that one step moves, in a batch
 MOVED_IN_ALL = 1 << 29
-LABELS = 1 << 23  # numbers of channels that are noted, and pairs of channels that are tied
+LABELS = 1 << 21  # numbers of channels that are noted, and pairs of channels that are tied; and 16 more for each number
 
 STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # without a way back, which would take much memory
 _BRACKET = re.compile(r"[\[\]{}]")
