@@ -39,7 +39,8 @@ IMAGES = ("image", "img", "images", "jpg", "png", "signal", "signals", "cube", "
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
-_ROWS = 256  # that are unpacked at a time
+_ROWS = 256  # that are unpacked at a time, at most
+_UNPACKED = 1 << 27  # bytes that these take at most
 _FETCHED = 256, 4_096  # pictures that one pass over the files finds, first and at most
 _FETCHED_BYTES = 1 << 27
 
@@ -272,7 +273,8 @@ class _Parquet(_File):
                 for group in range(file.num_row_groups):
                     stop = start + file.metadata.row_group(group).num_rows
                     if wanted(range(start, stop)):
-                        for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
+                        some = _rows_at_once(file.metadata.row_group(group), columns)
+                        for batch in file.iter_batches(batch_size=some, row_groups=[group], columns=columns):
                             yield start, batch
                             start += len(batch)
                         if start != stop:
@@ -280,6 +282,14 @@ class _Parquet(_File):
                     start = stop
 
             yield _Open(file.schema_arrow.names, file.schema_arrow.metadata, batches)
+
+
+def _rows_at_once(group: Any, columns: list[str]) -> int:
+    """How many rows to unpack together: each may be a repeated value that is as large as its whole column."""
+    every = (group.column(k) for k in range(group.num_columns))
+    mine = [column for column in every if column.path_in_schema.partition(".")[0] in columns]
+    size = sum(column.total_uncompressed_size for column in mine if any("DICT" in kind for kind in column.encodings))
+    return max(1, min(_ROWS, _UNPACKED // max(1, size)))
 
 
 class _Arrow(_File):
