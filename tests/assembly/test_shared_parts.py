@@ -188,8 +188,8 @@ def test_a_file_is_bounded_by_what_runs(tmp_path, monkeypatch) -> None:
     bounds = Bounds(10**9)
     for network, shape in whole.distinct_networks():
         bounds.run(copy.deepcopy(network).to("meta"), shape)
-    monkeypatch.setattr("brickyard.network._cost_limit.RATIO", 0)
-    monkeypatch.setattr("brickyard.network._cost_limit.FLOOR", int(1.5 * bounds.work) - 256 * numbers)
+    monkeypatch.setattr("brickyard.base._limits.RATIO", 0)
+    monkeypatch.setattr("brickyard.base._limits.WORK", int(1.5 * bounds.work) - 256 * numbers)
     assert torch.equal(by.load(path)(DATA[0]), whole(DATA[0]))
 
     def prepared_differently(text, tensors) -> None:

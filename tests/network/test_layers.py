@@ -343,7 +343,7 @@ def test_magnitudes_are_those_of_the_weights_that_write_a_channel(case) -> None:
 
 @every_layer
 def test_a_file_is_charged_for_what_its_layers_compute(case, monkeypatch) -> None:
-    monkeypatch.setattr("brickyard.network._cost_limit.WORD", 0)  # numbers in and out aside
+    monkeypatch.setattr("brickyard.base._limits.WORD", 0)  # numbers in and out aside
     layer = case.make()
     x = laid_out(torch.rand(2, IN, 8, 6), case.dims)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

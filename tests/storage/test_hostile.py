@@ -22,11 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import brickyard as by
+from brickyard.base import _limits as limits
 from brickyard.base._errors import BrickyardError
-from brickyard.network import _cost_limit as bounding
 from brickyard.sources._loading import load_source
 from brickyard.sources._weights import read_weights
-from brickyard.storage import _safefile as container
 from errors import refused
 from fuzzing.judging import FLOOR, Judge, Watch, answers, differs, limited, peak, reset_peak
 from fuzzing.mutating import _fitting, places, tensor_names
@@ -329,7 +328,7 @@ def test_a_small_file_that_would_cost_much(case: str, known: dict[str, Seed], tm
 def test_without_the_bound_such_a_file_is_read(known: dict[str, Seed], tmp_path: Path, monkeypatch) -> None:
     content = stepped(known["uncut"], ("repeat", "$", 1, 1, 300, 300), *[("relu", "$")] * 200)
     unreadable(tmp_path, content, COSTLY)
-    monkeypatch.setattr(bounding, "FLOOR", 1 << 60)
+    monkeypatch.setattr(limits, "WORK", 1 << 60)
     assert isinstance(by.load(tmp_path / "case.safetensors"), by.Component)
 
 
@@ -407,7 +406,7 @@ def test_memory_for_a_long_text_is_that_of_the_text(known: dict[str, Seed], tmp_
 
     assert taken() < FLOOR + 2 * path.stat().st_size
     back = re.compile(r'"(?:[^"\\]|\\.)*"')  # the control: an expression that goes back
-    monkeypatch.setattr(container, "STRING", back)
+    monkeypatch.setattr(limits, "STRING", back)
     assert taken() > FLOOR + 2 * path.stat().st_size
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly, shared
+from brickyard.axes._atoms import Purse
 from brickyard.axes._graph import Graph, analyse, trace
 from brickyard.base._errors import BrickyardError, SurgeryError
 from brickyard.base._messages import told
@@ -19,7 +20,7 @@ from brickyard.component._component import Component
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._identity import fingerprint, source_of, weights_like
 from brickyard.network._network import Network
-from brickyard.runtime._profiling import measure_latency
+from brickyard.runtime._profiling import count_parameters, measure_latency
 from brickyard.surgery._groups import join_as_groups
 from brickyard.surgery._join import join
 from brickyard.surgery._pairs import alike, has_pairs
@@ -139,8 +140,12 @@ def _blueprint(part: Component) -> Part:
         why += ": it is fused, or has operations that cannot be stored as data"
         raise SurgeryError("surgery-no-structure", f"{why}; use form='parallel', or fuse after assembling")
     structure = Network.from_spec(part.skeleton)
-    Bounds(None).run(structure, part.manifest.input_shape)
-    graph = analyse(structure, torch.empty(2, *part.manifest.input_shape, device="meta"))
+    Bounds(None).answers(structure, part.manifest.input_shape)
+    graph = analyse(
+        structure,
+        torch.empty(2, *part.manifest.input_shape, device="meta"),
+        purse=Purse(count_parameters(part.network)),
+    )
     keep = {name: torch.tensor(axis.kept) for name, axis in part.manifest.axes.items()}
     if {axis.name: axis.size for axis in graph.axes} != {n: a.size for n, a in part.manifest.axes.items()}:
         why = f"the axes in the manifest of {part.manifest.source.name!r} do not match its structure"

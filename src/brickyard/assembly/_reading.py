@@ -15,6 +15,7 @@ from brickyard.base._frozen import validated
 from brickyard.base._messages import told
 from brickyard.base._records import AssemblyFile
 from brickyard.component._component import check_input, read_familiarity
+from brickyard.component._predictor import check_answers
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network
 from brickyard.network._stored import check_all_used, count_numbers, fill_in, match_types, stored_network
@@ -43,13 +44,14 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     if file.shared:
         _repeat_shared(file, tensors)
         bounds = _bounds_of_shared(file, tensors, bounds[0], shapes)
-    networks = [
-        stored_network(spec, tensors, f"networks.{index}.", shape, width, bound)
-        for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True))
-    ]
+    networks: list[Network] = []
+    entering = []
+    for index, (spec, shape, width, bound) in enumerate(zip(file.networks, shapes, widths, bounds, strict=True)):
+        networks.append(stored_network(spec, tensors, f"networks.{index}.", shape, width, bound))
+        entering.append(bound.entering)
     matrix, shift = tensors.pop("scaling.matrix", None), tensors.pop("scaling.shift", None)
-    pairs = zip(manifest.parts, networks if manifest.apart else (), strict=False)
-    known = [read_familiarity(part, own, tensors, f"familiarity.{i}.") for i, (part, own) in enumerate(pairs)]
+    each = enumerate(zip(manifest.parts, networks, entering, strict=True) if manifest.apart else ())
+    known = [read_familiarity(part, own, tensors, f"familiarity.{i}.", seen) for i, (part, own, seen) in each]
     gate = None
     if manifest.scaling.gate:
         sizes = [part.mean.shape[1] for part in known if part is not None]
@@ -63,7 +65,10 @@ def read_assembly(path: Path, text: dict[str, Any], tensors: dict[str, Tensor]) 
     sharing = None
     if manifest.apart:
         networks, sharing, manifest = shared(networks, manifest, file.shared)
-    return Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing, glance)
+    assembly = Assembly(networks, manifest, matrix, shift, file.skeletons, known, gate, sharing, glance)
+    if len({part.input_shape for part in manifest.parts if part.preprocessing.size is None}) < 2:
+        check_answers(assembly, sum(bound.work for bound in set(bounds)))  # else no one size of images need fit all
+    return assembly
 
 
 def _repeat_shared(file: AssemblyFile, tensors: dict[str, Tensor]) -> None:

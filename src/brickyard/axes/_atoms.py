@@ -9,6 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from brickyard.base import _limits as limits
+from brickyard.base._errors import SurgeryError
+
 Labels = NDArray[np.int64]
 DimRole = Literal["out", "in", "follow", "through", "zeros"]
 
@@ -42,16 +45,53 @@ class PinRecord:
     line: str = ""
 
 
-class Atoms:
-    """Union-find over atoms."""
+class Purse:
+    """What following channels may cost, for a network that a file tells of.
 
-    def __init__(self) -> None:
+    Args:
+        numbers: How many numbers the file holds of it.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        labels = limits.LABELS + 16 * numbers
+        self._left = {
+            "atoms": limits.JOINED + numbers,
+            "labels": labels,
+            "ties": labels,
+            "moved": limits.MOVED_IN_ALL,
+        }
+
+    def pay(self, what: str, count: int) -> None:
+        """Take so many of these from what is left.
+
+        Raises:
+            SurgeryError: It is more than that.
+        """
+        self._left[what] -= count
+        if self._left[what] < 0 or (what == "moved" and count > limits.MOVED):
+            raise SurgeryError(
+                "surgery-too-costly",
+                "the structure that a part records has too many channels to be followed; use form='parallel'",
+            )
+
+
+class Atoms:
+    """Union-find over atoms.
+
+    Args:
+        purse: What it may cost, or None for no limit.
+    """
+
+    def __init__(self, purse: Purse | None = None) -> None:
         self._parent: list[int] = []
+        self._purse = purse
 
     def __len__(self) -> int:
         return len(self._parent)
 
     def fresh(self, count: int) -> Labels:
+        if self._purse is not None:
+            self._purse.pay("atoms", count)
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         return np.arange(start, start + count)
@@ -71,8 +111,12 @@ class Atoms:
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Tie two arrays of atoms, entry by entry, after broadcasting."""
-        for first, second in {(int(x), int(y)) for x, y in zip(*map(np.ravel, np.broadcast_arrays(a, b)), strict=True)}:
-            x, y = self.root(first), self.root(second)
+        count = len(self._parent)
+        pairs = np.unique(np.add(a * count, b))
+        if self._purse is not None:
+            self._purse.pay("ties", len(pairs))
+        for pair in pairs.tolist():
+            x, y = self.root(pair // count), self.root(pair % count)
             if x != y:
                 self._parent[max(x, y)] = min(x, y)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from brickyard.axes._atoms import Atoms, DimRecord, DimRole, Labels, PinRecord, lying_dims, settled
+from brickyard.axes._atoms import Atoms, DimRecord, DimRole, Labels, PinRecord, Purse, lying_dims, settled
 from brickyard.axes._shapes import same_numbers, tensor_refs
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._network import Network, Node, Ref, map_refs
@@ -30,14 +30,22 @@ class Follower:
         network: The network.
         shapes: The value of every step on an example, with tensors replaced by meta tensors.
         other: The same on an example of another batch size.
+        purse: What it may cost, or None for no limit.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        shapes: dict[str, Any],
+        other: dict[str, Any] | None = None,
+        purse: Purse | None = None,
+    ) -> None:
         self.network = network
         self.shapes = shapes
         self._other = shapes if other is None else other
         self.by_batch = {name for name, value in shapes.items() if not same_numbers(value, self._other[name])}
-        self.atoms = Atoms()
+        self.purse = purse
+        self.atoms = Atoms(purse)
         self.labels: dict[str, Any] = {}
         self.dims: list[DimRecord] = []
         self.pins: list[PinRecord] = []
@@ -52,6 +60,11 @@ class Follower:
         self._whole: set[str] = set()  # bare tensors whose use forbids slicing them
         self._layer_dims: dict[str, dict[str, Labels]] = {}
         self.position = 0
+
+    def pay(self, what: str, count: int) -> None:
+        """Take so many atoms, labels, ties or moved numbers from what following channels may cost."""
+        if self.purse is not None:
+            self.purse.pay(what, count)
 
     def _concrete(self, value: Any) -> Any:
         return map_refs(value, lambda ref: self.shapes[ref.node])
@@ -166,6 +179,7 @@ class Follower:
 
     def _record(self, owner: str, role: DimRole, atoms: Labels, dim: int = 0) -> Labels:
         """Record a dimension; a layer that runs twice ties the atoms of both runs."""
+        self.pay("labels", len(atoms))
         known = self._layer_dims.setdefault(owner, {})
         key = f"{role}{dim}"
         if key in known:

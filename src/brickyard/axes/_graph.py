@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brickyard.axes._answers import with_two_classes
-from brickyard.axes._atoms import DimRecord, DimRole, Labels, settled
+from brickyard.axes._atoms import DimRecord, DimRole, Labels, Purse, settled
 from brickyard.axes._endings import with_logits
 from brickyard.axes._labels import Labeller
 from brickyard.axes._places import failing_step
@@ -172,7 +172,12 @@ class Graph(Axes):
     """
 
     def __init__(
-        self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None, ending: str = ""
+        self,
+        network: Network,
+        shapes: dict[str, Any],
+        other: dict[str, Any] | None = None,
+        ending: str = "",
+        purse: Purse | None = None,
     ) -> None:
         self.network = network
         self.ending = ending
@@ -180,7 +185,7 @@ class Graph(Axes):
         self._other = shapes if other is None else other
         self.input_name = network.nodes[0].name
         self.input_shape = tuple(shapes[self.input_name].shape[1:])
-        labeller = Labeller(network, shapes, other)
+        labeller = Labeller(network, shapes, other, purse)
         _pin_shared_weights(network, labeller)
         self.one_logit = False
         self.output_width = int(shapes[network.nodes[-1].name].shape[1])
@@ -344,8 +349,8 @@ def _precise(network: Network, example: Tensor) -> tuple[Network, Tensor]:
     return wide, more
 
 
-def analyse(network: Network, example: Tensor, ending: str = "") -> Graph:
-    """Find the channel axes of a network, which may be on the meta device.
+def analyse(network: Network, example: Tensor, ending: str = "", purse: Purse | None = None) -> Graph:
+    """Find the channel axes of a network, which may be on the meta device, for what `purse` holds.
 
     Every step is seen on a second size of batch too: what changes with it is not a count of channels.
 
@@ -362,7 +367,7 @@ def analyse(network: Network, example: Tensor, ending: str = "") -> Graph:
             f"{failing_step(network, torch.cat([example, example[:1]]))}: its "
             "forward holds the size of a batch; take it from x.shape[0], or write -1 in its place",
         ) from error
-    return Graph(network, shapes, more, ending)
+    return Graph(network, shapes, more, ending, purse)
 
 
 def _no_axis(name: str) -> Axis:
@@ -437,8 +442,9 @@ def _number_atoms(labeller: Labeller, outputs: set[int]) -> tuple[Labels, tuple[
         start += len(roots)
     count = len(labeller.atoms)
     number = np.full(count, -1, dtype=np.int64)
-    for atom in range(count):
-        number[atom] = start_of.get(labeller.atoms.root(atom), -1)
+    for root, place in start_of.items():
+        number[root] = place
+    number = number[labeller.atoms.roots(np.arange(count))]
     return number, tuple(axes)
 
 

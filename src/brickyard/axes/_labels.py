@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from brickyard.axes._atoms import (
     Labels,
+    Purse,
     compress,
     indexed_dims,
     lying_dims,
@@ -76,13 +77,26 @@ class Labeller(Roles):
         network: The network.
         shapes: The value of every step on an example, with tensors replaced by meta tensors.
         other: The same on an example of another batch size.
+        purse: What it may cost, or None for no limit.
     """
 
-    def __init__(self, network: Network, shapes: dict[str, Any], other: dict[str, Any] | None = None) -> None:
-        super().__init__(network, shapes, other)
+    def __init__(
+        self,
+        network: Network,
+        shapes: dict[str, Any],
+        other: dict[str, Any] | None = None,
+        purse: Purse | None = None,
+    ) -> None:
+        super().__init__(network, shapes, other, purse)
         for position, node in enumerate(network.nodes):
             self.position, self._step, self._line = position, node.name, node.line
+            longest = [max(value.shape, default=0) for value in leaves(shapes[node.name]) if isinstance(value, Tensor)]
+            self.pay("labels", max(longest, default=0))  # as many as may be noted
             self.labels[node.name] = self._followed(node)
+            found = self.labels[node.name]
+            self.pay(
+                "labels", sum(one.size for one in (found if isinstance(found, tuple) else (found,)) if one is not None)
+            )
         self._step = self._line = ""
         self._tie_spread()
         for record in self.dims:
@@ -346,6 +360,12 @@ class Labeller(Roles):
                 found = self.labels.get(ref.node) or [None] * len(value)
                 return [whole(labels, item) for labels, item in zip(found, value, strict=True)]
             return whole(self._of(ref), value) if isinstance(value, Tensor) else value
+
+        self.pay(
+            "moved",
+            sum(value.numel() for ref in used for value in leaves(self.shapes[ref.node]) if isinstance(value, Tensor)),
+        )
+        self.pay("moved", sum(value.numel() for value in leaves(self.shapes[node.name]) if isinstance(value, Tensor)))
 
         def whole(labels: Labels | None, value: Tensor) -> Tensor:
             if labels is None:

@@ -112,6 +112,7 @@ CODES: dict[str, str] = {
     "surgery-parts-differ": "Two graphs of one source do not belong together; report the network.",
     "surgery-scaling-shape": "The scaling matrix or shift does not fit the number of logits.",
     "surgery-structure-mismatch": "The part does not fit the structure of the source that it records; use form='parallel'.",
+    "surgery-too-costly": "A part records a structure of its source that is too large to be followed; use the parallel form.",
     "surgery-union-classes": "A union needs parts without common classes and without reject; use form='parallel'.",
     "surgery-union-sources": "A union needs parts of one source; use form='parallel'.",
     "surgery-weights-differ": "The parts have different weights where they must share them; give the source, or use form='parallel'.",

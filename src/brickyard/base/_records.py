@@ -16,6 +16,7 @@ from brickyard.base._checks import EVEN
 from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
+from brickyard.base._limits import check_axes
 from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import Statistics
 
@@ -316,6 +317,9 @@ class ComponentManifest(Frozen):
             raise ValueError("the task has a class twice")
         if self.decision_thresholds and len(self.decision_thresholds) != len(self.classes):
             raise ValueError(f"{len(self.decision_thresholds)} decision thresholds for {len(self.classes)} classes")
+        if self.statistics is not None and len(self.statistics.images) != len(self.classes):
+            raise ValueError(f"statistics of {len(self.statistics.images)} classes for {len(self.classes)} classes")
+        check_axes([axis.size for axis in self.axes.values()])
         if max(self.task) >= len(self.source.classes):
             raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")
         if tuple(k for group in self.groups for k in group) != self.task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from brickyard.base._frozen import Count, Frozen, Name
 
@@ -48,3 +48,12 @@ class Statistics(Frozen):
     margin: float | None = None
     energy: tuple[float, Annotated[float, Field(gt=0)]] | None = None
     familiarity: FamiliarityRecord | None = None
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> Statistics:
+        counts = {len(values) for values in (self.images, self.correct, self.winning_logit, self.mean_logit)}
+        if len(counts) > 1:
+            raise ValueError(f"lists of {' and '.join(map(str, sorted(counts)))} entries, where all have one per class")
+        if self.familiarity is not None and self.familiarity.classes > len(self.images):
+            raise ValueError(f"features of {self.familiarity.classes} classes for {len(self.images)} classes")
+        return self

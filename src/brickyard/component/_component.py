@@ -19,7 +19,7 @@ from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
 from brickyard.component._names import renamed_component
-from brickyard.component._predictor import Predictor
+from brickyard.component._predictor import Predictor, check_answers
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
@@ -262,9 +262,11 @@ def read_component(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     network = stored_network(file.network, tensors, "network.", file.manifest.input_shape, file.manifest.width, bounds)
     check_input(file.manifest)
     check_outputs(file.manifest)
-    familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.")
+    familiarity = read_familiarity(file.manifest, network, tensors, "familiarity.", bounds.entering)
     check_all_used(tensors)
-    return Component(network, file.manifest, file.skeleton, familiarity)
+    component = Component(network, file.manifest, file.skeleton, familiarity)
+    check_answers(component, bounds.work)
+    return component
 
 
 def check_input(manifest: ComponentManifest) -> None:
@@ -287,8 +289,13 @@ def check_input(manifest: ComponentManifest) -> None:
 
 
 def read_familiarity(
-    manifest: ComponentManifest, network: Network, tensors: dict[str, Tensor], prefix: str
+    manifest: ComponentManifest,
+    network: Network,
+    tensors: dict[str, Tensor],
+    prefix: str,
+    entering: Mapping[str, tuple[int, ...]],
 ) -> Familiarity | None:
+    """The statistics of a component's features, checked against what enters its layers, as `Bounds` saw it."""
     record = None if manifest.statistics is None else manifest.statistics.familiarity
     if record is None:
         return None
@@ -301,5 +308,5 @@ def read_familiarity(
     if not (found.unit > 0 and bool((found.length > 0).all())):
         raise FileError("file-tensor-mismatch", f"tensors {prefix}unit and {prefix}length must be above 0")
     if found.depths is not None:
-        found.depths.check(network)
+        found.depths.check(network, entering)
     return found

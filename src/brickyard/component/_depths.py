@@ -111,8 +111,8 @@ class Depths(nn.Module):
         result: Tensor = (torch.log1p(((distances - usual) / spread).clamp_min(0)) * weights).mean(1)
         return result
 
-    def check(self, network: Network) -> None:
-        """Refuse what does not fit a network, as read from a file.
+    def check(self, network: Network, entering: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse what does not fit a network, as read from a file, and the shapes of what enters its layers.
 
         Raises:
             FileError: A layer is unknown, or is given other values.
@@ -121,8 +121,11 @@ class Depths(nn.Module):
         for one in self.layers:
             mixing = find_mixing(layers[one.layer]) if one.layer in layers else None
             size = 0 if mixing is None else mixing.rows.shape[1] * mixing.groups
-            if one.size != size * (2 if one.dims else 1) or one.dims != _dims(len(one.dims), mixing):
-                why = f"its manifest lists {one.size} numbers before layer {told(one.layer, 80)!r}"
+            shape = entering.get(one.layer, ())
+            there = len(shape) == 2 + len(one.dims) and shape[-1 if mixing and mixing.linear else 1] == size
+            if not there or one.size != size * (2 if one.dims else 1) or one.dims != _dims(len(one.dims), mixing):
+                found = f"{one.size} numbers over {len(one.dims)} dimensions of positions"
+                why = f"its manifest lists {found} before layer {told(one.layer, 80)!r}"
                 raise FileError("file-inconsistent", f"{why}, which its network does not have there")
         if not (bool((self.spread > 0).all()) and all(bool(torch.isfinite(v).all()) for v in self.buffers())):
             raise FileError("file-tensor-mismatch", "tensors familiarity.depths must be finite, and spread above 0")

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._checks import whole
-from brickyard.base._errors import BrickyardError, DataError
-from brickyard.base._messages import brief, first_line
+from brickyard.base._errors import BrickyardError, DataError, FileError
+from brickyard.base._messages import brief, first_line, told
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
+from brickyard.network._cost_limit import BATCHES
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
 
 ResultT = TypeVar("ResultT")
 
 REJECT = "(none of these)"
+_HALF = (torch.float16, torch.bfloat16)
+CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run when it is read
 
 
 class Predictor(nn.Module):
@@ -140,6 +143,33 @@ class Predictor(nn.Module):
         return sum(self.outputs.names_in(a) == b for a, b in zip(found, wanted, strict=True)) / len(found)
 
 
+def check_answers(model: Predictor, work: int) -> None:
+    """Run a model that was read from a file on one, two and three drawn images, if that is cheap.
+
+    Args:
+        model: The model.
+        work: Multiply-adds that its networks take per image.
+
+    Raises:
+        FileError: It does not run, or does not give one answer per image.
+    """
+    if work > CHEAP or any(value.dtype in _HALF for value in model.parameters()):  # which not every machine computes
+        return
+    drawn = torch.rand(max(BATCHES), *model.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        for count in BATCHES:
+            try:
+                found = tuple(model.logits(drawn[:count]).shape)
+            except Exception as error:  # a network from a file may fail in any way of torch's
+                why = f"its network does not run on {count} images of shape {model.input_shape}: {told(error)}"
+                raise FileError("file-network-invalid", why) from None
+            if found != (count, len(model.classes_)):
+                wanted = (count, len(model.classes_))
+                raise FileError(
+                    "file-network-invalid", f"it answers {found} to {count} images, where {wanted} is right"
+                )
+
+
 def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) -> ResultT:
     """Run a model on images, and report clearly if they do not fit it.
 
@@ -147,7 +177,10 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
         DataError: The model rejects the images.
     """
     try:
-        return model(images)
+        found = model(images)
+        if isinstance(found, Tensor) and (not found.ndim or len(found) != len(images)):
+            raise ValueError(f"it returns {len(found) if found.ndim else 'one of'} answers for {len(images)} images")
+        return found
     except BrickyardError:
         raise
     except Exception as error:  # a network from a file may fail in any way of torch's

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from brickyard.base._errors import DataError
 from brickyard.base._lazy import package
+from brickyard.base._limits import foreign_json
 from brickyard.base._messages import first_line, told
 from brickyard.inputs._lists import read_lists
 from brickyard.inputs._pictures import PROBES, Encoded, Pictures, Reader, Rows
@@ -39,7 +39,8 @@ IMAGES = ("image", "img", "images", "jpg", "png", "signal", "signals", "cube", "
 LABELS = ("label", "fine_label", "labels", "class", "category", "target", "cls")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
-_ROWS = 256  # that are unpacked at a time
+_ROWS = 256  # that are unpacked at a time, at most
+_UNPACKED = 1 << 27  # bytes that these take at most
 _FETCHED = 256, 4_096  # pictures that one pass over the files finds, first and at most
 _FETCHED_BYTES = 1 << 27
 
@@ -162,7 +163,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_TEXT:
             raise ValueError("it is too large")
-        found = json.loads(path.read_text("utf-8"))
+        found = foreign_json(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("data-damaged-file", f"cannot read {path}: {first_line(error)}; get it again") from None
     return found if isinstance(found, dict) else {}
@@ -272,7 +273,8 @@ class _Parquet(_File):
                 for group in range(file.num_row_groups):
                     stop = start + file.metadata.row_group(group).num_rows
                     if wanted(range(start, stop)):
-                        for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns):
+                        some = _rows_at_once(file.metadata.row_group(group), columns)
+                        for batch in file.iter_batches(batch_size=some, row_groups=[group], columns=columns):
                             yield start, batch
                             start += len(batch)
                         if start != stop:
@@ -280,6 +282,14 @@ class _Parquet(_File):
                     start = stop
 
             yield _Open(file.schema_arrow.names, file.schema_arrow.metadata, batches)
+
+
+def _rows_at_once(group: Any, columns: list[str]) -> int:
+    """How many rows to unpack together: each may be a repeated value that is as large as its whole column."""
+    every = (group.column(k) for k in range(group.num_columns))
+    mine = [column for column in every if column.path_in_schema.partition(".")[0] in columns]
+    size = sum(column.total_uncompressed_size for column in mine if any("DICT" in kind for kind in column.encodings))
+    return max(1, min(_ROWS, _UNPACKED // max(1, size)))
 
 
 class _Arrow(_File):
@@ -397,7 +407,7 @@ def _content(value: Any, path: Path, index: int) -> Encoded:
 
 def _features(metadata: dict[bytes, bytes] | None) -> Any:
     try:
-        return json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return foreign_json((metadata or {})[b"huggingface"].decode())["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import FileError, SurgeryError
+from brickyard.base._limits import STEPS
 from brickyard.base._messages import told
 from brickyard.base._specs import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 from brickyard.network._arguments import ORDER, argument
@@ -32,7 +33,6 @@ _DTYPES = {
 }
 _MAX_DEPTH = 16
 _MAX_TEXT = 256
-_MAX_STEPS = 1 << 13
 _MAX_DOTS = 32  # in the name of a layer
 HELD = "held."  # before names, in a network that is `reachable`
 
@@ -454,8 +454,8 @@ def _last_uses(nodes: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
 
 
 def _check_order(nodes: Sequence[Node], spec: NetworkSpec) -> None:
-    if len(nodes) > _MAX_STEPS:
-        raise FileError("file-too-large", f"the network has {len(nodes):,} steps; the limit is {_MAX_STEPS:,}")
+    if len(nodes) > STEPS:
+        raise FileError("file-too-large", f"the network has {len(nodes):,} steps; the limit is {STEPS:,}")
     deep = next((name for name in (*spec.layers, *spec.tensors) if name.count(".") > _MAX_DOTS), None)
     if deep is not None:
         raise FileError("file-too-large", f"layer {deep[:80]!r} is nested deeper than {_MAX_DOTS} levels")

@@ -9,7 +9,7 @@ from brickyard.base._errors import FileError
 from brickyard.base._messages import told
 from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.base._specs import NetworkSpec
-from brickyard.network._cost_limit import Bounds
+from brickyard.network._cost_limit import BATCHES, Bounds
 from brickyard.network._network import Network
 
 _PLACES = (torch.int64, torch.int32, torch.uint8, torch.bool)  # of bare tensors that index others
@@ -29,20 +29,21 @@ def tensors_of(module: nn.Module | None, prefix: str) -> dict[str, Tensor]:
 def stored_network(
     spec: NetworkSpec, tensors: dict[str, Tensor], prefix: str, shape: tuple[int, ...], width: int, bounds: Bounds
 ) -> Network:
-    """Build a network, check that it runs from the image to the right number of outputs, and fill in its weights."""
+    """Build a network, check that it runs from images to the right number of outputs for each, fill in its weights."""
     network = Network.from_spec(spec)
     if len(shape) + 1 not in BATCHED:
         raise FileError("file-inconsistent", f"its input shape must be {INPUTS}, got {shape}")
     match_types(network, tensors, prefix)
     try:
-        found = bounds.run(network, shape)
+        found = bounds.answers(network, shape)
     except FileError:
         raise
     except Exception as error:
         raise FileError(
             "file-network-invalid", f"its network does not run on images of shape {shape}: {told(error)}"
         ) from None
-    if not isinstance(found, Tensor) or tuple(found.shape) != (2, width):
+    shapes = [tuple(one.shape) if isinstance(one, Tensor) else () for one in found]
+    if shapes != [(count, width) for count in BATCHES]:
         raise FileError("file-network-invalid", f"its network does not return {width} outputs per image")
     fill_in(network, tensors, prefix)
     return network

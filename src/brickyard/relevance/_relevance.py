@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.axes._graph import Axes, Graph, trace
+from brickyard.base import _limits as limits
 from brickyard.base._checks import check_kind, given_path
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._frozen import validated
+from brickyard.base._limits import check_axes
 from brickyard.base._messages import shown
 from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile
@@ -79,6 +81,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
     check_all_used(tensors)
     check_outputs(file)
+    _check_stations(file, layers)
     return Relevance(
         classes=file.classes,
         task=file.task,
@@ -97,6 +100,20 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
     )
 
 
+def _check_stations(file: RelevanceFile, layers: Mapping[str, LayerRecord]) -> None:
+    """Refuse layers that read and write more axes than can be drawn.
+
+    Raises:
+        FileError: There are too many.
+    """
+    starts = np.array(sorted(start for start, _ in file.axes.values()))
+    owners = [np.searchsorted(starts, own, "right") for one in layers.values() for own in (one.reads, one.writes)]
+    found = sum(len(np.unique(own)) for own in owners)
+    if found > limits.PIECES:
+        why = f"its layers read and write axes {found:,} times"
+        raise FileError("file-too-large", f"{why}; the limit is {limits.PIECES:,}")
+
+
 def _check_text(file: RelevanceFile) -> None:
     """Check the consistency of a file's text alone.
 
@@ -110,6 +127,12 @@ def _check_text(file: RelevanceFile) -> None:
         if start != end:
             raise FileError("file-inconsistent", f"axis {name!r} must start at channel {end}, got {start}")
         end += size
+    try:
+        check_axes([size for _, size in file.axes.values()])
+    except ValueError as error:
+        raise FileError("file-too-large", f"it has {error}") from None
+    if any(not size for _, size in file.axes.values()):
+        raise FileError("file-inconsistent", "it has an axis without channels")
     if set(file.thresholds) != set(Thresholds().as_dict()):
         raise FileError("file-inconsistent", f"its thresholds have unexpected names: {', '.join(file.thresholds)}")
     if any(k >= len(file.classes) for k in file.task) or not file.task:

@@ -132,11 +132,12 @@ def routes(relevance: Relevance, classes: Sequence[int | str], *, most_links: in
         raise OptionError("option-not-located", f"class {strange[0]!r} was not located; locate it too, or leave it out")
     members = _members(relevance, chosen)
     stations, readings, shortcuts = _stations(relevance, members)
-    links = [link for reading in readings for link in _links(relevance, chosen, stations, reading)]
-    kept = _strongest(links, most_links)
+    found = [_links(relevance, chosen, stations, reading, most_links) for reading in readings]
+    total = sum(count for _, count in found)
+    kept = _strongest([link for links, _ in found for link in links], total, most_links)
     drawn = (*_carried(stations, shortcuts), *kept)
     names = tuple(relevance.classes[k] for k in chosen)
-    return Routes(relevance.source_name, names, tuple(stations), drawn, len(links) - len(kept))
+    return Routes(relevance.source_name, names, tuple(stations), drawn, total - len(kept))
 
 
 def _output(relevance: Relevance) -> str | None:
@@ -253,37 +254,52 @@ def _bundles(members: NDArray[np.bool_]) -> tuple[Bundle, ...]:
     return tuple(Bundle(owners, tuple(found[owners])) for owners in sorted(found, key=order))
 
 
-def _links(relevance: Relevance, chosen: Sequence[int], stations: Sequence[Station], reading: _Reading) -> list[Link]:
+def _links(
+    relevance: Relevance, chosen: Sequence[int], stations: Sequence[Station], reading: _Reading, most: int
+) -> tuple[list[Link], int]:
+    """The links of a layer, for each class at most so many of the strongest, in order; and how many there are."""
     record = relevance.layers[reading.layer]
     sums = relevance.sum(reading.layer)
     links: list[Link] = []
+    total = 0
     for owner, k in enumerate(chosen):
         rows, row_of = _places(relevance, record.writes, reading.writes, stations, owner)
         columns, column_of = _places(relevance, record.reads, reading.reads, stations, owner)
         r = normalised(sums[k].double()).numpy()
-        weights = row_of @ r @ column_of.T  # (written bundles, read bundles)
+        weights = _summed(_summed(r, row_of, len(rows)).T, column_of, len(columns)).T  # (written, read bundles)
+        there = np.flatnonzero(weights > 0)
+        total += len(there)
+        if len(there) > most:
+            there = np.sort(there[np.argsort(-weights.flat[there], kind="stable")[:most]])
         links += [
-            Link(reading.layer, owner, start, end, float(weights[i, j]))
-            for i, end in enumerate(rows)
-            for j, start in enumerate(columns)
-            if weights[i, j] > 0
+            Link(reading.layer, owner, columns[j], rows[i], float(weights[i, j]))
+            for i, j in zip(*np.unravel_index(there, weights.shape), strict=True)
         ]
-    return links
+    return links, total
 
 
 def _places(
     relevance: Relevance, numbers: NDArray[np.int64], at: Mapping[str, int], stations: Sequence[Station], owner: int
-) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:
-    """A class's bundles among a layer's channels, and the channels they hold, (bundles, channels of the layer)."""
+) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """A class's bundles among a layer's channels, and for each of these the place of its bundle, or -1."""
     places: list[tuple[int, int]] = []
-    rows: list[NDArray[np.float64]] = []
+    place_of = np.full(sum(size for _, size in relevance.axes.values()), -1, dtype=np.int64)
     for axis, station in at.items():
         start, _ = relevance.axes[axis]
         for place, bundle in enumerate(stations[station].bundles):
             if owner in bundle.owners:
+                place_of[np.array(bundle.channels) + start] = len(places)
                 places.append((station, place))
-                rows.append(np.isin(numbers, np.array(bundle.channels) + start).astype(np.float64))
-    return places, np.array(rows).reshape(len(rows), len(numbers))
+    found = place_of[numbers]
+    used = np.unique(found[found >= 0])
+    return [places[place] for place in used], np.where(found >= 0, np.searchsorted(used, found), -1)
+
+
+def _summed(values: NDArray[np.float64], places: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Add up the rows of each place; those at -1 are left out."""
+    found = np.zeros((count, values.shape[1]))
+    np.add.at(found, places[places >= 0], values[places >= 0])
+    return found
 
 
 def _carried(stations: Sequence[Station], shortcuts: Sequence[tuple[int, int]]) -> list[Link]:
@@ -295,9 +311,9 @@ def _carried(stations: Sequence[Station], shortcuts: Sequence[tuple[int, int]]) 
     ]
 
 
-def _strongest(links: list[Link], most: int) -> list[Link]:
+def _strongest(links: list[Link], total: int, most: int) -> list[Link]:
     """The strongest links of every layer and class, an equal share of each, in the order given."""
-    if len(links) <= most:
+    if total <= most:
         return links
     groups: dict[tuple[str | None, int], list[int]] = {}
     for place, link in enumerate(links):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from brickyard.base._classes import ordered_names
 from brickyard.base._errors import FileError, OptionError, TaskError, reading_code
+from brickyard.base._limits import foreign_json
 from brickyard.base._messages import first_line, told, writable
 from brickyard.runtime._progress import say
 
@@ -121,7 +121,7 @@ def _synonyms(path: Path, texts: list[str]) -> list[str]:
 
 def _in_json(path: Path, text: str) -> list[str]:
     try:
-        found = json.loads(text)
+        found = foreign_json(text)
     except (ValueError, RecursionError) as error:
         why = f"{path} is not valid JSON: {told(first_line(error), 200)}"
         raise FileError("file-manifest-invalid", f"{why}; write a list of names in double quotes") from None

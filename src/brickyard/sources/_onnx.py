@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from brickyard.axes._answers import as_rows, can_be_logits
 from brickyard.base._errors import FileError, OptionError, TraceError
+from brickyard.base._limits import foreign_json
 from brickyard.base._messages import brief, first_line, near, told, writable
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, is_picture
@@ -190,7 +190,7 @@ def _turned(file: OnnxFile) -> bool:
 def _usual(file: OnnxFile) -> tuple[int, int] | None:
     """The size that one of this library's own exports was made for."""
     try:
-        part = json.loads(file.metadata.get("brickyard", ""))["parts"][0]
+        part = foreign_json(file.metadata.get("brickyard", ""))["parts"][0]
         height, width = part["preprocessing"].get("size") or part["input_shape"][1:]
         found = int(height), int(width)
     except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError):
@@ -308,7 +308,7 @@ def _classes(file: OnnxFile, network: Network, shape: tuple[int, ...]) -> tuple[
 def _names_in(text: str) -> list[str]:
     """Names as JSON, as a mapping from numbers as Python writes it, or separated by commas."""
     try:
-        found: Any = json.loads(text)
+        found: Any = foreign_json(text)
     except (ValueError, RecursionError):
         pairs = re.findall(r"(\d{1,6})\s*:\s*(?:'([^']*)'|\"([^\"]*)\")", text) if text.startswith("{") else []
         found = {number: one or other for number, one, other in pairs} or text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import FileError
 from brickyard.base._frozen import Frozen, Name, validated
+from brickyard.base._limits import foreign_json
 from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
 from brickyard.network._torch_private import with_versions
@@ -84,7 +84,7 @@ def read_weights(path: Path, *, averaged: bool = True) -> tuple[dict[str, Tensor
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if KEY in metadata:
-                text = validated(SourceText, json.loads(metadata[KEY]), f"what {path} says of its network")
+                text = validated(SourceText, foreign_json(metadata[KEY]), f"what {path} says of its network")
                 return load_file(path), text
             return load_file(path), _beside(path)
         if path.suffix == ".safetensors" and not is_pickled(path):
@@ -108,7 +108,7 @@ def _parts(index: Path) -> dict[str, Tensor]:
         FileError: The index is damaged, or names files elsewhere or that are not there.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(foreign_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         odd = next((name for name in names if Path(name).name != name or not index.with_name(name).is_file()), None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError("file-damaged", f"cannot read {index}: {told(error)}; get a fresh copy") from None
@@ -199,7 +199,7 @@ def _beside(path: Path) -> SourceText | None:
     if not place.is_file():
         return None
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = foreign_json(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FileError("file-damaged", f"cannot read {place}: {error}") from None
     if not isinstance(found, dict) or "arch" not in found:

@@ -6,12 +6,9 @@ Nothing here knows what the text and the tensors say.
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import stat
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,21 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from brickyard.base._errors import FileError, reading_code
+from brickyard.base._limits import own_json
 from brickyard.base._messages import told
 from brickyard.base._records import FORMAT_VERSION
 from brickyard.storage._atomic import write_atomically
 
 KEY = "brickyard"
 MAX_HEADER = 64 << 20
-MAX_DEPTH = 64  # of lists and objects in one another in the text
 CHUNK = 1 << 20  # numbers looked at together
 DTYPES = frozenset({
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 })  # fmt: skip
-STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # without a way back, which would take much memory
-BRACKET = re.compile(r"[\[\]{}]")
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overwrite: bool) -> Path:
@@ -52,14 +46,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: dict[str, Any], overw
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON text and the tensors of a file of ours."""
-    _check_header(path)
+    body = _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 why = f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances"
                 raise FileError("file-wrong-kind", f"{why}. Weights of a source go with --weights")
-            text = _json(path, metadata[KEY])
+            text = _json(path, metadata[KEY], body)
             tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except FileError:
         raise
@@ -83,7 +77,8 @@ def _own(path: Path, name: str, value: Tensor) -> Tensor:
     return value.clone()
 
 
-def _check_header(path: Path) -> None:
+def _check_header(path: Path) -> int:
+    """How many bytes of tensors follow the header."""
     try:
         with open(path, "rb", opener=_at_once) as file:
             status = os.fstat(file.fileno())
@@ -98,6 +93,7 @@ def _check_header(path: Path) -> None:
     if len(start) < 8 or length > min(MAX_HEADER, size - 8):
         why = f"{path} is not a safetensors file, or is truncated: {size} bytes, header of {length}"
         raise FileError("file-not-safetensors", f"{why}; get a fresh copy")
+    return int(size - 8 - length)
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -105,12 +101,9 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
-def _json(path: Path, text: str) -> dict[str, Any]:
+def _json(path: Path, text: str, body: int) -> dict[str, Any]:
     try:
-        _check_depth(text)
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_object)
-        if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-            raise ValueError("half a character is not allowed")
+        value = own_json(text, body)
     except (ValueError, RecursionError) as error:
         raise FileError("file-manifest-invalid", f"{path} has metadata that is not valid JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
@@ -120,31 +113,3 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         why = f"{path} has format version {found}; this Brickyard reads {FORMAT_VERSION}"
         raise FileError("file-newer-version", f"{why}: install a version that fits")
     return {key: item for key, item in value.items() if key != "format"}
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice[:80]!r} is there twice")
-    return found
-
-
-def _check_depth(text: str) -> None:
-    """Refuse what is nested too deep, before anything is made of it."""
-    depth = 0
-    for bracket in BRACKET.findall(STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")

@@ -77,14 +77,18 @@ def _overlay_one(network: Network, whole: Part, parts: Sequence[Part], name: str
         if blank.ndim == 0:
             _set(network, name, key, number_of(parts[0], name, key).detach().clone())
             continue
-        value = torch.zeros(blank.shape, dtype=number_of(parts[0], name, key).dtype)
+        value = torch.zeros(blank.shape, dtype=number_of(parts[0], name, key).dtype)  # not touched before sizes fit
         known = torch.zeros(blank.shape, dtype=torch.bool)
         for part in parts:
             own = number_of(part, name, key).detach().cpu()
-            index = torch.meshgrid(
-                *(_within(whole, part, name, key, dim, size) for dim, size in enumerate(blank.shape)),
-                indexing="ij",
-            )
+            places = [_within(whole, part, name, key, dim, size) for dim, size in enumerate(blank.shape)]
+            if tuple(map(len, places)) != tuple(own.shape):
+                raise SurgeryError(
+                    "surgery-structure-mismatch",
+                    f"{name!r} of a part is {tuple(own.shape)}, and not as the structure it records; "
+                    "use form='parallel'",
+                )
+            index = torch.meshgrid(*places, indexing="ij")
             if bool((known[index] & (value[index] != own)).any()):
                 raise SurgeryError(
                     "surgery-weights-differ",

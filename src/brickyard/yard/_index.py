@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._errors import BrickyardError, FileError, reading_code
+from brickyard.base._limits import foreign_json
 
 if TYPE_CHECKING:
     from brickyard.base._records import ComponentManifest
@@ -219,7 +220,7 @@ def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
         if size < 0 or name in known or type(number) is not int or type(changed) is not int:
             raise ValueError("no row of an index, or pages of it are read twice")
         if why is None:
-            values[3], values[10] = json.loads(values[3]), json.loads(values[10])
+            values[3], values[10] = foreign_json(values[3]), foreign_json(values[10])
             values[4] = {0: False, 1: True}.get(values[4])
             known[name] = (number, changed), _entry(values)
         elif is_name(name) and type(why) is str and {values[1], *values[3:]} == {None}:
@@ -255,7 +256,7 @@ def read_old_index(path: Path) -> Known:
     """What the index of an earlier version says of components; nothing where it is not believed."""
     try:
         _check_plain(path)
-        value = json.loads(path.read_bytes())
+        value = foreign_json(path.read_text(encoding="utf-8"))
         if (value["kind"], value["format"]) != ("brickyard yard", 1):
             return {}
         return {row[0]: ((row[2], row[12]), _entry(row[:12])) for row in value["components"]}
