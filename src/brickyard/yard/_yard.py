@@ -448,8 +448,8 @@ class Yard:
     def _read(self, name: str, stamp: Stamp) -> Known:
         """What a file says; nothing where it is gone.
 
-        What is said of its content has its stamp. What tells of this moment has one that no file has, and is not believed
-        again.
+        What is said of its content has its stamp. What tells of this moment has one that no file has: it is not
+        believed again.
         """
         path = self._file(name)
         try:
