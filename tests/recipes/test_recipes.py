@@ -10,10 +10,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import brickyard as by
 from brickyard.base._errors import BrickyardError
@@ -412,6 +414,48 @@ def test_changed_images_and_weights_run_again(tmp_path) -> None:
     path.write_text(text.replace("evaluate: {data: photos}", "evaluate: {data: photos/train}"))
     with refused("data-seen-in-training"):
         build(load_recipe(path))
+
+
+def _sources(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Sources of several files: what a recipe says of each, and one of the files that it does not name."""
+    onnx = pytest.importorskip("onnx")
+    weights = {"w": torch.ones(2)}
+    save_file(weights, folder / "part-1.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part-1.safetensors")}
+    (folder / "w.safetensors.index.json").write_text(json.dumps(index))
+    save_file(weights, folder / "w.safetensors")
+    (folder / "w.json").write_text('{"arch": "lenet5"}')
+    (folder / "own.py").write_text("from inner.deep import make\n")
+    (folder / "inner").mkdir()
+    (folder / "inner" / "deep.py").write_text("make = None\n")
+    tensor = onnx.numpy_helper.from_array(np.ones(4, dtype=np.float32), "w")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [value], [out], [tensor])
+    model, place = onnx.helper.make_model(graph), str(folder / "m.onnx")
+    onnx.save_model(model, place, save_as_external_data=True, location="m.bytes", size_threshold=0)
+    return {
+        "index": ("{network: zoo:lenet5, weights: w.safetensors.index.json", folder / "part-1.safetensors"),
+        "json": ("{network: zoo:lenet5, weights: w.safetensors", folder / "w.json"),
+        "code": ("{network: own.py:make", folder / "inner" / "deep.py"),
+        "onnx": ("{network: m.onnx", folder / "m.bytes"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["index", "json", "code", "onnx"])
+def test_every_file_that_a_source_is_read_from_counts(kind, tmp_path) -> None:
+    said, other = _sources(tmp_path)[kind]
+    text = f"brickyard: 1\nsources:\n  a: {said}, data: digits}}\ncomponents:\n  low: {{source: a, task: 0-2}}\n"
+    path = write(tmp_path, text)
+
+    def key() -> str | None:
+        return plan(load_recipe(path), trust=True)[0].key
+
+    before = key()
+    (tmp_path / "unrelated.txt").write_text("new")
+    assert key() == before
+    other.write_bytes(other.read_bytes() + b" ")
+    assert key() != before
 
 
 def test_other_versions_run_all(again, monkeypatch) -> None:

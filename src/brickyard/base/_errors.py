@@ -5,6 +5,8 @@ A message has three parts, in this order: what was asked, what was found, and wh
 
 from __future__ import annotations
 
+import re
+
 
 class BrickyardError(Exception):
     """Base class of all errors that Brickyard raises on purpose.
@@ -72,3 +74,29 @@ class BrickyardWarning(UserWarning):
 def reading_code(error: Exception) -> str:
     """The code of a failed read, depending on whether the file is missing or unreadable."""
     return "file-missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else "file-unreadable"
+
+
+_OF_THE_MOMENT = re.compile(r"os error|allocat|not enough memory|out of memory", re.IGNORECASE)  # as libraries say it
+
+
+def passing(error: BaseException) -> bool:
+    """Whether a failed read tells of this moment (memory, disk, open files, depth of calls), not of what was read.
+
+    Whatever came before it counts too: an error that hides such a one is one.
+
+    Example:
+        >>> from brickyard.base._errors import FileError, passing
+        >>> passing(FileError("file-wrong-kind", "relevances")), passing(OSError(24, "Too many open files"))
+        (False, True)
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError | MemoryError | RecursionError):
+            return True
+        if isinstance(found, BrickyardError):
+            if found.code in ("file-busy", "file-missing", "file-unreadable"):
+                return True
+        elif _OF_THE_MOMENT.search(str(found)):
+            return True
+        found = found.__cause__ or found.__context__
+    return False

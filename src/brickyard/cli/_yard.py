@@ -58,7 +58,8 @@ def yard_add(
 
 def yard_list(place: Place = YARD) -> Result:
     """List all components of a yard."""
-    return _listed(place, _yard(place).entries(), _nothing(place))
+    yard = _yard(place)
+    return _listed(yard, yard.entries(), _nothing(place))
 
 
 def yard_search(
@@ -84,7 +85,9 @@ def yard_search(
         min_accuracy=min_accuracy,
         text=" ".join(text or ()),
     )
-    return _listed(place, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
+    return _listed(
+        yard, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less"
+    )
 
 
 def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Place = YARD) -> Result:
@@ -195,10 +198,11 @@ def _nothing(place: Path) -> str:
     return f"no components in {place}; add some with: brickyard yard add FILE"
 
 
-def _listed(place: Path, entries: Sequence[Entry], none: str) -> Result:
+def _listed(yard: Yard, entries: Sequence[Entry], none: str) -> Result:
     if not entries:
         say(none)
-    value = {"yard": str(place), "entries": [entry.as_dict() for entry in entries]}
+    out = [vars(problem) for problem in yard.left_out()]
+    value = {"yard": str(yard.path), "entries": [entry.as_dict() for entry in entries], "left_out": out}
     return Result(value, _table(entries) if entries else "")
 
 

@@ -6,7 +6,7 @@ In every form, images are raw (before `Preprocessing`), and labels are indices i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import BATCHED
+from brickyard.inputs._content import digests
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._preprocessing import check_images, check_raw, preprocess, sized
@@ -267,13 +268,30 @@ class Images:
             yield batch[0], batch[1]
 
     def batches(
-        self, indices: Sequence[int] | None = None, batch_size: int = 64, like: Tensor | None = None
+        self,
+        indices: Sequence[int] | None = None,
+        batch_size: int = 64,
+        like: Tensor | None = None,
+        look: Callable[[Tensor], None] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of preprocessed images with labels, with the device and type of `like`."""
+        """Yield batches of preprocessed images with labels, with the device and type of `like`.
+
+        `look` sees each batch as it is before that.
+        """
         for images, labels in self.raw(indices, batch_size):
+            if look is not None:
+                look(images)
             self.all_raw &= check_raw(images, self.preprocessing, self.what)
             x = preprocess(images, self.preprocessing)
             yield (x if like is None else x.to(like.device, like.dtype)), labels
+
+    def digests(self, indices: Sequence[int], batch_size: int = 64) -> Tensor:
+        """Read these images, and return what each is, as numbers that another image does not have: (images, 16)."""
+        found: list[Tensor] = []
+        for images, _ in self.raw(indices, batch_size):
+            self.all_raw &= check_raw(images, self.preprocessing, self.what)
+            found.append(digests(images))
+        return torch.cat(found)
 
     def example(self, like: Tensor | None = None) -> Tensor:
         """Return two preprocessed images, (2, channels, sides ...)."""

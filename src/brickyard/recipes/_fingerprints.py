@@ -39,6 +39,38 @@ def data_files(place: Path, split: str, asked: bool = False) -> list[Path]:
         return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
+def source_files(path: Path) -> list[Path]:
+    """All files that a source is read from: the one that is named, and those beside it that belong to it.
+
+    These are what Python code can import from its folder, the weights beside an ONNX file, the parts that an index
+    names, and what a JSON file says of weights.
+
+    Raises:
+        FileError: One that names others cannot be read.
+    """
+    from brickyard.sources._onnx_file import weight_files
+    from brickyard.sources._weights import INDEX, part_files
+
+    if path.suffix == ".py":
+        return [path, *(place for place in _python_files(path.parent) if place != path)]
+    found = [path]
+    if path.name.endswith(INDEX):
+        found += part_files(path)
+    elif path.suffix == ".onnx":
+        found += sorted(place for place in weight_files(path) if place.is_file())
+    beside = path.with_suffix(".json")
+    return [*found, beside] if beside.is_file() and beside != path else found
+
+
+def _python_files(folder: Path) -> list[Path]:
+    """Python code in a folder and its packages; environments and hidden folders hold no code of the user's own."""
+    found = sorted(folder.glob("*.py"))
+    for inner in sorted(item for item in folder.iterdir() if item.is_dir()):
+        if inner.name.isidentifier() and not inner.is_symlink() and not (inner / "pyvenv.cfg").exists():
+            found += _python_files(inner)
+    return found
+
+
 class Fingerprints:
     """Hashes of files, remembered between builds.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from brickyard._version import __version__
 from brickyard.base._declare import checked, gathered
 from brickyard.base._errors import DataError, TaskError
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
-from brickyard.recipes._fingerprints import Fingerprints, digest
+from brickyard.recipes._fingerprints import Fingerprints, digest, source_files
 from brickyard.recipes._recipe_file import NAMED, RecipeFile
 from brickyard.recipes._schema import ComponentRecipe, Task
 
@@ -138,11 +139,10 @@ class Work:
         elif ":" not in source.network:
             paths.append(Path(source.network))
         for path in paths:
-            place = self.file.folder / path
-            needs[f"file {path}"] = self.prints.file(place)
-            beside = place.with_suffix(".json")
-            if place.suffix != ".py" and beside.is_file():
-                needs[f"file {path.with_suffix('.json')}"] = self.prints.file(beside)
+            for place in source_files(self.file.folder / path):
+                needs[f"file {path.parent / os.path.relpath(place, (self.file.folder / path).parent)}"] = (
+                    self.prints.file(place)
+                )
         return needs
 
     def _trained(self, *names: str) -> tuple[str, ...]:

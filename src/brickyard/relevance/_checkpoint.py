@@ -1,41 +1,26 @@
 """Progress of locating, kept in a folder: one file per class, and one for the source's confidences.
 
 An interrupted call resumes from there. Every file records the call it belongs to: files of a call with another source,
-other images or other options are rejected.
+other images or other options are rejected. The images are those that were read for the work itself, so that keeping it
+costs no second reading.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from brickyard.axes._graph import Graph
-from brickyard.base._records import LocateRecord, Preprocessing
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import SIZE, digests
 from brickyard.relevance._relevance import Relevance
 from brickyard.storage._notes import Notes
-
-_NEWER = {"crop", "interpolation", "antialias", "unknown"}  # which folders of earlier versions do not know
-
-
-def _told(how: Preprocessing) -> dict[str, Any]:
-    """A preprocessing as earlier versions wrote it, with what is newer only where it says something."""
-    said = how.model_dump(mode="json")
-    return {key: value for key, value in said.items() if key not in _NEWER or value != _USUAL[key]}
-
-
-def _record(record: LocateRecord) -> dict[str, Any]:
-    """What was asked for, as earlier versions wrote it."""
-    unknown = {"images", "ending", "right", "candidates"} | ({"output"} if record.output is None else set())
-    return record.model_dump(mode="json", exclude=unknown)
-
-
-_USUAL = Preprocessing().model_dump(mode="json")
 
 
 class Notebook:
@@ -53,51 +38,69 @@ class Notebook:
     def __init__(self, folder: str | Path | None, relevance: Relevance, images: Images) -> None:
         self._notes = None if folder is None else Notes(Path(folder), "notebook")
         self._images = images
+        self._seen = torch.zeros(0 if folder is None else len(images), SIZE, dtype=torch.uint8)
         self._about = {
             "source": relevance.source_sha256,
             "classes": relevance.classes,
             "thresholds": relevance.thresholds.as_dict(),
-            "record": _record(relevance.record),
-            "preprocessing": _told(relevance.preprocessing),
+            "record": relevance.record.model_dump(mode="json", exclude={"images", "right", "candidates"}),
+            "preprocessing": relevance.preprocessing.model_dump(mode="json"),
             "sums": relevance.sums is not None,
+            "outputs": relevance.outputs,
         }
-        if relevance.outputs != "one":  # as in folders written before there were other kinds
-            self._about["outputs"] = relevance.outputs
+
+    def watching(self, indices: Sequence[int]) -> Callable[[Tensor], None] | None:
+        """What has to see the raw images of these indices as they are read, batch by batch; None: nothing has to."""
+        if self._notes is None:
+            return None
+        left: Iterator[int] = iter(indices)
+
+        def look(images: Tensor) -> None:
+            self._seen[list(islice(left, len(images)))] = digests(images)
+
+        return look
+
+    def seen(self, indices: Sequence[int]) -> Tensor:
+        """Digests of the images that this process has read of these, one after the other; zeros for the rest."""
+        if self._notes is None:
+            return torch.zeros(len(indices), SIZE, dtype=torch.uint8)
+        places = list(indices)
+        found = self._seen[places]
+        self._seen[places] = 0
+        return found
 
     def recall(self, k: int, indices: Sequence[int], relevance: Relevance, graph: Graph) -> Tensor | None:
         """Load a finished class into the relevances; return how many images were right of how many, or None."""
-        found = self._read(f"class-{k:05d}", indices)
+        found = self._read(f"class-{k:05d}", indices, indices)
         if found is None:
             return None
         right = found.pop("right")
         relevance.put(k, found, graph)
         return right
 
-    def write(self, k: int, indices: Sequence[int], relevance: Relevance, right: Tensor) -> None:
-        self._write(f"class-{k:05d}", indices, {**relevance.take(k), "right": right})
+    def write(self, k: int, indices: Sequence[int], relevance: Relevance, right: Tensor, seen: Tensor) -> None:
+        """Keep a finished class; `seen` are the digests of its images."""
+        self._write(f"class-{k:05d}", self._key(indices, seen), {**relevance.take(k), "right": right})
 
-    def recall_numbers(self, indices: Sequence[int]) -> Tensor | None:
-        """Return the confidences for these images, if known."""
-        found = self._read("confidences", indices)
+    def recall_numbers(self, pools: dict[int, list[int]]) -> Tensor | None:
+        """Return the confidences for the images of each class, one class after the other, if known."""
+        found = self._read("confidences", pools, [index for pool in pools.values() for index in pool])
         return None if found is None else found["confidences"]
 
-    def write_numbers(self, indices: Sequence[int], confidences: Tensor) -> None:
-        self._write("confidences", indices, {"confidences": confidences})
+    def write_numbers(self, pools: dict[int, list[int]], confidences: Tensor, seen: Tensor) -> None:
+        self._write("confidences", self._key(pools, seen), {"confidences": confidences})
 
-    def _key(self, indices: Sequence[int], looked_at: int | None = None) -> str:
-        """The key of a call on these images, with the bytes of the first `looked_at` of them, or of all."""
-        digest = hashlib.sha256()
-        for images, _ in self._images.raw(indices[:looked_at]):
-            digest.update(images.cpu().contiguous().numpy().tobytes())
-        about = json.dumps([self._about, list(indices), digest.hexdigest()], sort_keys=True)
+    def _key(self, chosen: object, seen: Tensor) -> str:
+        """The key of a call on these images, with their digests."""
+        about = json.dumps([self._about, chosen, hashlib.sha256(seen.numpy().tobytes()).hexdigest()], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()
 
-    def _read(self, name: str, indices: Sequence[int]) -> dict[str, Tensor] | None:
+    def _read(self, name: str, chosen: object, indices: Sequence[int]) -> dict[str, Tensor] | None:
         if self._notes is None:
             return None
-        found = self._notes.read(name, lambda: self._key(indices), lambda: self._key(indices, 1))
+        found = self._notes.read(name, lambda: self._key(chosen, self._images.digests(indices)))
         return None if found is None else found[1]
 
-    def _write(self, name: str, indices: Sequence[int], tensors: dict[str, Tensor]) -> None:
+    def _write(self, name: str, key: str, tensors: dict[str, Tensor]) -> None:
         if self._notes is not None:
-            self._notes.write(name, self._key(indices), tensors)
+            self._notes.write(name, key, tensors)

@@ -239,7 +239,8 @@ class _Run:
 
     def batches(self, indices: Sequence[int]) -> Iterator[Tensor]:
         """Preprocessed images, in the fastest memory layout."""
-        for x, _ in self.images.batches(indices, self.batch_size, self.like):
+        look = self.notebook.watching(indices)
+        for x, _ in self.images.batches(indices, self.batch_size, self.like, look):
             yield x.contiguous(memory_format=self.layout)
 
     def split(self, indices: Sequence[int]) -> list[Sequence[int]]:
@@ -275,12 +276,13 @@ def _fill(run: _Run, relevance: Relevance, chosen: dict[int, list[int]]) -> Tens
                 seen = torch.zeros(2, dtype=torch.int64)
                 batches = (x for part in parts for x in run.batches(part))
                 sums = class_sums(run.graph, batches, partial(count, k, seen))
-                for value in (seen, *(value.totals for value in sums.values())):
+                read = run.notebook.seen(chosen[k])
+                for value in (seen, read, *(value.totals for value in sums.values())):
                     ranks.add_for(owner, value)
                 if owner == ranks.rank:
                     relevance.add_class(k, sums, run.graph)
                     right[k] = seen
-                    run.notebook.write(k, chosen[k], relevance, seen)
+                    run.notebook.write(k, chosen[k], relevance, seen, read)
                 advance(text=f"locating {relevance.classes[k]}")
     relevance.gather(left, ranks, run.graph)
     ranks.add(right)
@@ -355,14 +357,16 @@ def _choose(run: _Run, relevance: Relevance) -> dict[int, list[int]]:
         say(f"{larger:,} classes have more than {most:,} images; the most confident ones are those of {most:,} drawn")
         pools = {k: sorted(pool) for k, pool in _drawn(pools, most, record.seed).items()}
     every = [index for pool in pools.values() for index in pool]
-    confidence = run.notebook.recall_numbers(every)
+    confidence = run.notebook.recall_numbers(pools)
     known = torch.tensor(int(confidence is not None))
     run.ranks.add(known)
     if confidence is None or int(known) < run.ranks.count:
         classes = torch.tensor([k for k, pool in pools.items() for _ in pool])
         confidence = _confidences(run, every, classes)
+        read = run.notebook.seen(every)
+        run.ranks.add(read)
         if run.ranks.rank == 0:
-            run.notebook.write_numbers(every, confidence)
+            run.notebook.write_numbers(pools, confidence, read)
     left = iter(confidence.tolist())
     ordered = {k: sorted((-next(left), index) for index in pool) for k, pool in pools.items()}
     return {k: [index for _, index in ranking[:per_class]] for k, ranking in ordered.items()}

@@ -171,6 +171,18 @@ def _parsed(path: Path) -> Any:
     return proto
 
 
+def weight_files(path: Path) -> set[Path]:
+    """The files beside an ONNX file that its weights are in, where they are in its folder.
+
+    Raises:
+        FileError: It cannot be read.
+    """
+    graph = _parsed(path).graph
+    tensors = [*graph.initializer, *(item.t for node in graph.node for item in node.attribute if int(item.type) == 4)]
+    said = {pair.value for tensor in tensors for pair in tensor.external_data if pair.key == "location"}
+    return {place for name in said if (place := path.parent / name).resolve().is_relative_to(path.parent.resolve())}
+
+
 def _check_text(proto: Any, path: Path) -> None:
     """Refuse names that are no UTF-8, which protobuf gives as bytes or refuses itself, as its version goes."""
     graph = proto.graph

@@ -107,17 +107,26 @@ def _parts(index: Path) -> dict[str, Tensor]:
     Raises:
         FileError: The index is damaged, or names files elsewhere or that are not there.
     """
+    tensors: dict[str, Tensor] = {}
+    for path in part_files(index):
+        tensors |= load_file(path)
+    return tensors
+
+
+def part_files(index: Path) -> list[Path]:
+    """The files that the index of a network in several files names.
+
+    Raises:
+        FileError: The index is damaged, or names files elsewhere or that are not there.
+    """
     try:
         names = sorted(set(foreign_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         odd = next((name for name in names if Path(name).name != name or not index.with_name(name).is_file()), None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError("file-damaged", f"cannot read {index}: {told(error)}; get a fresh copy") from None
     if odd is not None:
         raise FileError("file-missing", f"{index} names {told(odd, 80)!r}, which is not beside it; get all files")
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors |= load_file(index.with_name(name))
-    return tensors
+    return [index.with_name(name) for name in names]
 
 
 def _named_in(found: Any, tensors: Mapping[str, Tensor], path: Path) -> SourceText | None:

@@ -12,6 +12,8 @@ from brickyard.base._errors import FileError
 from brickyard.storage._atomic import clear_stages, make_folder
 from brickyard.storage._safefile import read, write
 
+KEYS = 2  # version of what keys are made of; work under older ones is done again, as they looked at less of a call
+
 
 class Notes:
     """Files of finished work. Each says of which call it is: one of another call is refused, not mixed in.
@@ -29,26 +31,29 @@ class Notes:
         make_folder(folder, "give another resume=")
         clear_stages(folder)  # where all is done, nothing more is written that would clear them away
 
-    def read(
-        self, name: str, key: Callable[[], str], older: Callable[[], str] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def read(self, name: str, key: Callable[[], str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The text and the tensors of a file, or None where there is none yet; only then is its key not asked for.
 
-        A file with the key `older`, of a version that looked at less of a call, counts as none: it is made again.
+        Raises:
+            FileError: The file is of another call.
         """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return None
         text, tensors = read(path)
-        if older is not None and text.get("key") == older():
+        if text.get("kind") == self.kind and "keys" not in text:
             return None
-        if text.get("kind") != self.kind or text.get("key") != key():
+        if (text.get("kind"), text.get("keys"), text.get("key")) != (self.kind, KEYS, key()):
             what = "training" if self.kind == "training" else "call"
-            why = f"{path} is from another {what}, with another model, other images or other options"
-            raise FileError("file-resume-mismatch", f"{why}; give another folder, or delete this one to start again")
+            why = f"{path} is from another {what}, with another model, other images, labels or options"
+            raise FileError(
+                "file-resume-mismatch",
+                f"{why} (images that differ at every reading are others too); give another folder, or delete this one "
+                "to start again",
+            )
         return text, tensors
 
     def write(self, name: str, key: str, tensors: Mapping[str, Tensor], text: Mapping[str, Any] | None = None) -> None:
         """Keep tensors and a text."""
-        about = {"kind": self.kind, "key": key, **(text or {})}
+        about = {"kind": self.kind, "keys": KEYS, "key": key, **(text or {})}
         write(self.folder / f"{name}.safetensors", tensors, about, overwrite=True)

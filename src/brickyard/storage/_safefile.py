@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brickyard.base._errors import FileError, reading_code
+from brickyard.base._errors import FileError, passing, reading_code
 from brickyard.base._limits import own_json
 from brickyard.base._messages import told
 from brickyard.base._records import FORMAT_VERSION
@@ -58,6 +58,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
+        if passing(error):
+            why = told(error) or type(error).__name__
+            raise FileError("file-unreadable", f"cannot read {path} at this moment: {why}; try again") from error
         why = f"{path} is not a complete safetensors file: {told(error)}"
         raise FileError("file-not-safetensors", f"{why}; get a fresh copy") from None
     for name, value in tensors.items():
@@ -104,7 +107,7 @@ def _at_once(path: str, flags: int) -> int:
 def _json(path: Path, text: str, body: int) -> dict[str, Any]:
     try:
         value = own_json(text, body)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FileError("file-manifest-invalid", f"{path} has metadata that is not valid JSON: {told(error)}") from None
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise FileError("file-wrong-kind", f"{path} has metadata without a format version; Brickyard did not write it")

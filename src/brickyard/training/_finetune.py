@@ -98,7 +98,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         training,
         score=None if held_out is None else lambda: _score(trained, held_out, training.batch_size),
         resume=folder,
-        key=_key(model, (examples, held_out), teacher, how),
+        key="" if folder is None else _key(model, (examples, held_out), teacher, how),
     )
     record = TuneRecord(
         images=len(examples),
@@ -208,16 +208,26 @@ def _score(model: Component | Assembly, examples: Examples, batch_size: int) -> 
 
 
 def _key(model: nn.Module, chosen: Sequence[Examples | None], teacher: nn.Module | None, how: Distillation) -> str:
-    """What determines the result, apart from the training options."""
-    known = [fingerprint(model), *("" if examples is None else _digest(examples) for examples in chosen)]
-    return " ".join([*known, "" if teacher is None else f"{fingerprint(teacher)} {how!r}"])
+    """What determines the result, apart from the training options: the models, and every image and label, in order."""
+    known = [_told(model), *("" if examples is None else _digest(examples) for examples in chosen)]
+    return " ".join([*known, "" if teacher is None else f"{_told(teacher)} {how!r}"])
+
+
+def _told(model: nn.Module) -> str:
+    """A model's weights, and what its manifest says: preprocessing and classes too."""
+    manifest = model.manifest.model_dump_json() if isinstance(model, Component | Assembly) else ""
+    return f"{fingerprint(model)} {hashlib.sha256(manifest.encode()).hexdigest()}"
 
 
 def _digest(examples: Examples) -> str:
-    """Hash the selection of images and the first of them."""
+    """A hash of the selection, the targets, and all images."""
+    read = [
+        pool.digests(own) for pool, own in zip(examples.pools, examples.chosen, strict=True) if pool is not None and own
+    ]
     found = hashlib.sha256()
-    for value in (examples.owners, examples.places, examples.targets, examples.raw(torch.tensor([0]))[0][0].cpu()):
-        found.update(value.contiguous().numpy().tobytes())
+    for value in (examples.owners, examples.places, examples.targets, *read):
+        found.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

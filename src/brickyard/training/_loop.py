@@ -64,8 +64,7 @@ def fit(
         key: Anything else that determines the result; a saved state with another key is refused.
     """
     run = _Run(model, count, training)
-    about = repr(training).replace("TrainingOptions", "Schedule")  # its name when the first states were written
-    key = f"{about} {count} {key}"
+    key = f"{training!r} {count} {key}"
     notes = None if resume is None else Notes(resume, "training")
     if notes is not None and (kept := notes.read("training", lambda: key)) is not None:
         run.restore(*kept)

@@ -79,15 +79,10 @@ def create_app(
 
 
 def _errors(app: FastAPI, bench: Bench) -> None:
-    places = {str(bench.yard.path.absolute()), str(bench.yard.path.resolve()), str(bench.yard.path)} - {"."}
-
     @app.exception_handler(BrickyardError)
     def _ours(request: Request, error: BrickyardError) -> JSONResponse:
         status = 404 if isinstance(error, GoneError) else 503 if isinstance(error, BusyError) else 400
-        text = str(error)
-        for place in sorted(places, key=len, reverse=True):  # a page need not know where the yard is
-            text = text.replace(place, bench.yard.path.resolve().name)
-        return Plain({"error": text}, status)
+        return Plain({"error": bench.named(str(error))}, status)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -22,6 +22,7 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._labelled import shared_signals
 from brickyard.base._declare import Opt, declared, flat
 from brickyard.base._errors import BrickyardError, DataError, FileError, OptionError
+from brickyard.base._messages import told
 from brickyard.base._options import SCALINGS as SCALING_HELP
 from brickyard.base._options import AssembleOptions
 from brickyard.base._records import AssemblyManifest, AxisRecord, ComponentManifest
@@ -55,6 +56,7 @@ DUPLICATES = {
 WORDS = {"form": FORMS, "scaling": SCALING_HELP, "on_duplicate": DUPLICATES}
 CELLS = 48  # in the picture of one axis
 MANIFESTS = 512  # manifests that are kept
+LEFT_OUT = 20  # files without a brick of which the page says why, at most
 
 
 class GoneError(BrickyardError):
@@ -143,9 +145,14 @@ class Bench:
         """The bricks, the samples, and what may be chosen."""
         with self._turn():
             entries = self.yard.entries()
+            out = self.yard.left_out()
         return {
             "yard": self.yard.path.resolve().name,
             "bricks": [entry.as_dict() for entry in entries],
+            "left_out": {
+                "count": len(out),
+                "files": [{"name": item.name, "what": told(self.named(item.what), 200)} for item in out[:LEFT_OUT]],
+            },
             "samples": list(pictures.sample_paths(self._samples)),
             "forms": [{"name": name, "text": text} for name, text in FORMS.items()],
             "scalings": [
@@ -154,6 +161,13 @@ class Bench:
             "options": [_control(option) for option in form_options().values()],
             "limits": {name: getattr(self.limits, name) for name in ("file_bytes", "files", "body_bytes", "bricks")},
         }
+
+    def named(self, text: str) -> str:
+        """A text with the yard's name where it has its path, which a page need not know."""
+        path = self.yard.path
+        for place in sorted({str(path.absolute()), str(path.resolve()), str(path)} - {"."}, key=len, reverse=True):
+            text = text.replace(place, path.resolve().name)
+        return text
 
     def manifest(self, name: str) -> ComponentManifest:
         """The manifest of a brick."""

@@ -46,7 +46,7 @@ OTHER_FILES = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names ano
 SCHEMA = (
     "CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT, bytes INTEGER, classes TEXT, reject INTEGER, source TEXT, "
     "source_sha256 TEXT, parameters INTEGER, flops INTEGER, accuracy REAL, input_shape TEXT, architecture TEXT, "
-    "changed INTEGER, why TEXT) WITHOUT ROWID"
+    "changed INTEGER, verdict TEXT) WITHOUT ROWID"
 )
 
 Stamp = tuple[int, int]  # a file's size and time of change, in bytes and nanoseconds

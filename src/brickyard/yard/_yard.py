@@ -14,14 +14,15 @@ import shutil
 import sqlite3
 import stat
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickyard.base._checks import check_kind, given_path, whole
-from brickyard.base._errors import BrickyardError, FileError, OptionError, reading_code
-from brickyard.base._messages import brief, near
+from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError, passing, reading_code
+from brickyard.base._messages import brief, near, told
 from brickyard.network._untouched import guarded
 from brickyard.runtime._progress import bar
 from brickyard.storage._atomic import advice, flush_folder, make_folder, surely
@@ -54,6 +55,8 @@ SUFFIX = ".safetensors"
 SAMPLES = "samples"  # a folder in a yard for pictures to try components with
 LOCK = ".lock"  # who writes holds it
 MAX_NAME = 35  # of names that are made here
+NEVER: Stamp = (0, 0)  # an empty file of 1970
+FOREIGN = "is no file of a component; move it out of the yard"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Yard:
                 f"the yard {path} {found}; give a folder, or create one with create=True or `brickyard yard add`",
             )
         self._last: Read | None = None  # the index as it was last read
+        self._foreign: list[str] = []  # names of what is no file of a component, as they were last looked at
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -109,9 +113,27 @@ class Yard:
         """All components, sorted by name.
 
         What the index tells of files of the same size and time of change is taken from it; others are read. Files
-        that hold no component are left out: see `verify`.
+        that hold no component are left out with a warning: see `left_out`.
         """
-        return sorted(_entries(self._known()), key=lambda entry: entry.name)
+        known = self._known()
+        if out := self._left_out(known):
+            said = "; ".join(f"{problem.name}: {told(problem.what, 200)}" for problem in out[:3])
+            more = f"; and {len(out) - 3:,} more" if len(out) > 3 else ""
+            files = "file is" if len(out) == 1 else "files are"
+            warnings.warn(f"{len(out):,} {files} left out of {self.path}: {said}{more}", BrickyardWarning, stacklevel=2)
+        return sorted(_entries(known), key=lambda entry: entry.name)
+
+    def left_out(self) -> list[Problem]:
+        """Files that look like components and are not listed by `entries`, and why, sorted by name.
+
+        Only what a file's content says is remembered. One that could not be read is read again by the next call.
+        """
+        return self._left_out(self._known())
+
+    def _left_out(self, known: Known) -> list[Problem]:
+        out = [Problem(name, found) for name, (_, found) in known.items() if isinstance(found, str)]
+        foreign = [name for name in self._foreign if name.endswith(SUFFIX)]
+        return sorted([*out, *(Problem(name, FOREIGN) for name in foreign)], key=lambda problem: problem.name)
 
     def entry(self, name: str) -> Entry:
         """The component of that name.
@@ -330,7 +352,7 @@ class Yard:
         """
         known = self._index() or {}
         files, foreign = self._scan()
-        problems = [Problem(name, "is no file of a component; move it out of the yard") for name in foreign]
+        problems = [Problem(name, FOREIGN) for name in foreign]
         names = sorted(files.keys() | {entry.name for entry in _entries(known)})
         with bar("checking components", len(names)) as advance:
             for name in names:
@@ -420,7 +442,7 @@ class Yard:
         """What is in the yard now, and whether the index says so. `read` is what was read from files before."""
         index = self._index()
         known = {**(read_old_index(self.path / OLD_INDEX) if index is None else index), **read}
-        files, _ = self._scan()
+        files, self._foreign = self._scan()
         current = {name: known[name] for name, stamp in files.items() if name in known and known[name][0] == stamp}
         unknown = sorted(files.keys() - current.keys())
         with bar("reading components", len(unknown)) as advance:
@@ -430,18 +452,25 @@ class Yard:
         return current, current == (index or {})
 
     def _read(self, name: str, stamp: Stamp) -> Known:
-        """What a file says; nothing where it is gone."""
+        """What a file says; nothing where it is gone.
+
+        What is said of its content has its stamp. What tells of this moment has one that no file has: it is not
+        believed again.
+        """
         path = self._file(name)
         try:
             entry = read_entry(path, name)
             if stamp_of(path.lstat()) != stamp or entry.bytes != stamp[0]:
                 raise FileError("file-busy", f"{path} changed while it was being read; try again")
             return {name: (stamp, entry)}
-        except (BrickyardError, OSError) as error:
-            if not os.path.lexists(path):
+        except Exception as error:
+            ours = isinstance(error, BrickyardError)
+            if not ours and not passing(error):
+                raise
+            if _is_gone(path):
                 return {}
-            again = stamp if os.access(path, os.R_OK) else (0, 0)  # permissions may change, and the stamp not
-            return {name: (again, str(error)[:1000].encode("utf-8", "replace").decode("utf-8"))}
+            why = str(error) if ours else f"{path} could not be read: {str(error) or type(error).__name__}"
+            return {name: (NEVER if passing(error) else stamp, why[:1000].encode("utf-8", "replace").decode("utf-8"))}
 
     def _save(self, known: Known) -> None:
         """Write the index; the lock must be held."""
@@ -517,6 +546,17 @@ class Yard:
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
         return staged
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file; where that cannot be told, there is."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _entries(known: Known) -> list[Entry]:

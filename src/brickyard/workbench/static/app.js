@@ -101,6 +101,13 @@ function drawYard() {
   const empty = state.yard.bricks.length === 0;
   $("yard-empty").textContent = empty ? "This yard is empty. Cut components with “brickyard disassemble”, then add them with “brickyard yard add”." : "No bricks match. Try a different search.";
   $("yard-empty").hidden = found.length > 0;
+  drawLeftOut(state.yard.left_out);
+}
+
+function drawLeftOut({ count, files }) {
+  $("left-out").hidden = count === 0;
+  $("left-out-count").textContent = `${several(count, "file")} of the yard left out`;
+  $("left-out-files").replaceChildren(...files.map((file) => make("li", {}, `${file.name}: ${file.what}`)));
 }
 
 function card(brick) {
