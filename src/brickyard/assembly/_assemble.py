@@ -12,6 +12,7 @@ from brickyard.assembly._budget import within_budget
 from brickyard.assembly._cascade import cascaded, check_cascade
 from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
+from brickyard.assembly._merging import merged
 from brickyard.base._checks import check_kind
 from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, SurgeryError, TaskError
@@ -44,7 +45,9 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     parts side by side on every channel axis (one architecture; the paper's alignment padding); "grouped": the same,
     with equal channel counts and groups instead of zeros, so that nothing is multiplied by zero; "union": one component
     with the union of the channels (one source); "cascade": run the parts in turn, and later ones only for images whose
-    answer is still open (thresholds from `calibration`, which needs no labels); "auto": the fastest of the first three,
+    answer is still open (thresholds from `calibration`, which needs no labels); "merged": the leading layers of parts
+    that were trained from one ancestor become one, as far as each part still answers its images in `calibration` as
+    before, and the rest of each runs by itself; "auto": the fastest of the first three,
     measured on the parts' device.
 
     With a budget, the parts are cut further, each by what the whole classifier loses; those given stay unchanged.
@@ -99,10 +102,13 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         check_cascade(manifest, outputs_of(manifest).exclusive)
     if options["budget"] is not None:
         parts, manifest = within_budget(parts, manifest, options)
+    if form == "merged":
+        parts, record = merged(parts, options["calibration"], options["agreement"], options["seed"])
+        manifest = manifest.model_copy(update={"parts": tuple(part.manifest for part in parts), "merged": record})
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
-    evidence = Evidence(manifest, inside=form in ("parallel", "cascade") and bool(assembly.depths))
+    evidence = Evidence(manifest, inside=form in ("parallel", "cascade", "merged") and bool(assembly.depths))
     more = {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:
         begun = assembly.with_scaling(*scale("auto", evidence, {}))
@@ -115,20 +121,25 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
 
 
 def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
-    """Refuse options that do not go with parts that run in turn, or go with nothing else."""
+    """Refuse options that do not go with a form that needs images, or go with nothing else."""
     form, limited = options["form"], options["budget"] is not None
-    idle = [name for name in ("calibration", "agreement") if options[name] is not None]
+    judged = form in ("cascade", "merged")
+    idle = [name for name in ("calibration", "agreement") if options[name] is not None and not judged]
     idle = [name for name in idle if name == "agreement" or not limited]
-    if form != "cascade" and idle:
-        use = "form='cascade' or a budget" if idle[0] == "calibration" else "form='cascade'"
+    if idle:
+        use = "form='cascade', 'merged'" + (" or a budget" if idle[0] == "calibration" else "")
         why = f"{idle[0]}= is for {use}, and this is form={form!r}"
         raise OptionError("option-without-effect", f"{why}; leave it out, or choose that form")
-    if form != "cascade":
+    if not judged:
         return
     if limited:
-        why = "form='cascade' and a budget each take images of their own from calibration="
-        advice = "assemble with the budget first, then assemble([that], form='cascade', calibration=...)"
-        raise OptionError("option-conflict", f"{why}; {advice}")
+        why = f"form={form!r} and a budget each take images of their own from calibration="
+        first, then = (
+            ("merge", "with the budget") if form == "merged" else ("assemble with the budget", "form=" + repr(form))
+        )
+        raise OptionError("option-conflict", f"{why}; {first} first, then assemble([that], {then}, calibration=...)")
+    if form == "merged":
+        return
     if options["calibration"] is None:
         why = "form='cascade' takes from images when an answer is sure enough, and has none"
         advice = "give calibration=, images without labels of the kind and in the shares that the assembly will see"
@@ -142,7 +153,7 @@ def _with_images(parts: Sequence[Component], form: Form) -> str:
     """The scaling that is best where there are labelled images."""
     if form == "cascade":
         return "affine"
-    apart = form in ("parallel", "auto") and all(part.familiarity is not None for part in parts)
+    apart = form in ("parallel", "merged", "auto") and all(part.familiarity is not None for part in parts)
     return "lda" if apart else "joint-head"
 
 
@@ -234,7 +245,7 @@ def assembly_manifest(
         votes=voting,
         left_out=gone,
         parts=tuple(parts),
-        form="parallel" if form == "auto" or form == "cascade" else form,
+        form="parallel" if form == "auto" or form == "cascade" or form == "merged" else form,
         versions=made_with(),
         created=today(),
     )

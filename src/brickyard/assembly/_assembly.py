@@ -158,6 +158,8 @@ class Joined(nn.Module):
         if c is not None:
             found = f"{c.flops:.2f} of the FLOPs of all parts, and {c.agreement:.1%} of their answers"
             lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
+        if m.merged is not None:
+            lines.append(f"  merged       {m.merged.text}")
         if m.budget is not None:
             lines.append(f"  budget       {m.budget.text}")
         if m.decision_thresholds:

@@ -40,7 +40,7 @@ def check_budget(budget: Budget, images: Any, form: str, count: int) -> list[Any
     """The images of each part, or None for one that stays whole.
 
     Raises:
-        OptionError: There are none, not as many as parts, or the budget or the form is none that parts can share.
+        OptionError: Images are missing, or the budget or the form is none that parts can share.
     """
     if budget.agreement is not None:
         raise OptionError(
@@ -54,11 +54,19 @@ def check_budget(budget: Budget, images: Any, form: str, count: int) -> list[Any
             "form='union' lays channels of one source over each other, and a budget cuts every part by itself; give "
             "the budget to disassemble, or use form='parallel'",
         )
+    asked = f"a budget of {budget.share:g} of the {budget.resource} was asked for"
+    return listed_images(images, count, f"{asked}, and what it costs to cut a part is measured on images")
+
+
+def listed_images(images: Any, count: int, why: str) -> list[Any]:
+    """The images of each part, or None for one that stays whole.
+
+    Raises:
+        OptionError: There are none, or not as many as parts; `why` says what they are for.
+    """
     if images is None:
         raise OptionError(
-            "option-needs-data",
-            f"a budget of {budget.share:g} of the {budget.resource} was asked for, and what it costs to cut a part is "
-            f"measured on images: give calibration=, a list with one entry for each of the {count} parts",
+            "option-needs-data", f"{why}: give calibration=, a list with one entry for each of the {count} parts"
         )
     listed = isinstance(images, list | tuple) and not any(
         isinstance(data, Tensor) and data.ndim not in BATCHED for data in images

@@ -25,7 +25,7 @@ else:  # types that are not loaded for the sake of a declaration
 
 Choose = Literal["confident", "random", "all"]
 Heal = Literal["refit", "distil", "moments", "none"]
-Form = Literal["parallel", "padded", "grouped", "union", "cascade", "auto"]
+Form = Literal["parallel", "padded", "grouped", "union", "cascade", "merged", "auto"]
 Duplicates = Literal["error", "average", "max", "rename"]
 Allocation = Literal["auto", "uniform", "global"]
 Optimizer = Literal["sgd", "adamw"]
@@ -424,14 +424,15 @@ class AssembleOptions(TypedDict, total=False):
     calibration: Annotated[
         Any,
         Opt(default=None, only="python", unset="none; with a budget, `images`",
-            help="With a budget: images to cut with, labelled or not; a list with one entry per part. With form "
-            "cascade: images of the kind that it will see, without labels, in the shares that it will see; a folder, "
-            "anything that an assembly predicts, data sets, or a list of these."),
+            help="With a budget or form merged: images to cut or merge with, labelled or not; a list with one entry "
+            "per part. With form cascade: images of the kind that it will see, without labels, in the shares that it "
+            "will see; a folder, anything that an assembly predicts, data sets, or a list of these."),
     ]  # fmt: skip
     agreement: Annotated[
         float | None,
         Opt(default=None, above=0, below=1, noun="a share ", unset="0.99", only="shell",
-            help="With form cascade, answer at least this share of images as all parts together would."),
+            help="With form cascade, answer at least this share of images as all parts together would; with form "
+            "merged, as each part would alone."),
     ]  # fmt: skip
     shots: Annotated[
         int | None,

@@ -17,6 +17,7 @@ from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 from brickyard.base._limits import check_axes
+from brickyard.base._merged import MergedRecord
 from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import Statistics
 
@@ -417,6 +418,7 @@ class AssemblyManifest(Frozen):
     budget: BudgetRecord | None = None
     scaling: ScalingRecord = ScalingRecord(name="none")
     cascade: CascadeRecord | None = None
+    merged: MergedRecord | None = None
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
@@ -434,6 +436,8 @@ class AssemblyManifest(Frozen):
                 raise ValueError(f"the component of {part.source.name!r} cannot vote on {votes}")
         if self.budget is not None and len(self.budget.parts) != len(self.parts):
             raise ValueError(f"a budget of {len(self.budget.parts)} parts for {len(self.parts)} parts")
+        if self.merged is not None:
+            self.merged.check(len(self.parts))
         if self.left_out and len(self.left_out) != len(self.parts):
             raise ValueError(f"classes of {len(self.left_out)} parts are left out of {len(self.parts)} parts")
         for part, gone in zip(self.parts, self.left_out, strict=False):

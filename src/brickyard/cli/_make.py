@@ -255,8 +255,8 @@ def assemble(
     calibration: Annotated[
         list[str] | None,
         Option(
-            help="Training images to cut with within --flops or --parameters, once per part; default: --images. With "
-            "--form cascade: images of the kind and in the shares that it will see, labels unread: "
+            help="Training images to cut with within --flops or --parameters (default: --images), or to merge with, "
+            "once per part. With --form cascade: images of the kind and in the shares that it will see, labels unread: "
             f"a folder of pictures, or {words.DATA_HELP.removesuffix('.')}; may be repeated."
         ),
     ] = None,
@@ -277,10 +277,14 @@ def assemble(
     companions = {key: options[key] for key in declarations.JOINT}
     check_companion("--flops or --parameters", limited, **companions)
     check_companion("--source", source is not None, weights=weights)
-    if options["form"] != "cascade":
-        what = f"it applies to --form cascade, and this is {options['form']}"
+    if options["form"] not in ("cascade", "merged"):
+        what = f"it applies to --form cascade and merged, and this is {options['form']}"
         check_effect(what, agreement=options["agreement"])
-        check_companion("--flops, --parameters or --form cascade", limited, calibration=", ".join(calibration or ()))
+        either = "--flops, --parameters, or --form cascade or merged"
+        check_companion(either, limited, calibration=", ".join(calibration or ()))
+    elif not calibration and options["form"] == "merged":
+        why = "--form merged brings parts together on images of each"
+        raise OptionError("option-needs-data", f"{why}; add --calibration, once per part")
     elif not calibration:
         why = "--form cascade takes from images when an answer is sure enough"
         raise OptionError("option-needs-data", f"{why}; add --calibration, of the kind that the assembly will see")
@@ -310,6 +314,7 @@ def assemble(
         "scaling": options["scaling"],
         **({"components": chosen} if chosen else {}),
         **({} if whole.manifest.cascade is None else {"cascade": whole.manifest.cascade.model_dump()}),
+        **({"merged": whole.manifest.merged.model_dump()} if whole.manifest.merged else {}),
         **({"budget": whole.manifest.budget.model_dump()} if whole.manifest.budget else {}),
     }
     return Result(value, f"{whole}\n{output}")

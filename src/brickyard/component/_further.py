@@ -105,7 +105,10 @@ class Further:
             ridges=report.ridges,
         )
         manifest = self._manifest(chosen, network, limit, healed)
-        made = Component(network, manifest, skeleton_of(chosen.graph))
+        return self.described(Component(network, manifest, skeleton_of(chosen.graph)))
+
+    def described(self, made: Component) -> Component:
+        """What was made of the component, with statistics of the images of its classes."""
         known = self._answered() if self.pool.by_class is None else self.pool.by_class
         return observed(made, self.pool.images, known, self._options["batch_size"])
 

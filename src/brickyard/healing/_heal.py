@@ -22,7 +22,7 @@ moments: scales and shifts each output channel to the source's mean and variance
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,7 @@ def heal_network(
     method: Heal,
     ridge: float | None = None,
     per_input: int = PER_INPUT,
+    leave: Collection[str] = (),
 ) -> HealReport:
     """Repair a cut network in place.
 
@@ -92,6 +93,7 @@ def heal_network(
         ridge: Strength of the prior, as a share of the mean diagonal of the normal equations. None: the best for each
             layer on the images held back; 1e-3 without any.
         per_input: How many outputs to draw for each input of a layer.
+        leave: Layers that stay as they are.
 
     Returns:
         How many layers changed, with notes on those that were left alone and why.
@@ -100,11 +102,11 @@ def heal_network(
     if method == "none":
         return report
     ranks = Ranks.current()
-    sides = [_Side(graph, network, images, ranks) for images in (shown.fit, shown.held)]
-    layers = _repairable(network)
+    sides = [Side(graph, network, images, ranks) for images in (shown.fit, shown.held)]
+    layers = [runs for runs in repairable(network) if runs[0][1].target not in leave]
     with torch.no_grad(), bar(f"healing ({method})", len(layers)) as advance:
         for number, runs in enumerate(layers):
-            job = _job(graph, keep, network, runs, ranks)
+            job = job_of(graph, keep, network, runs, ranks)
             if method == "moments":
                 report.layers += _match_moments(job, sides[0], report)
             else:
@@ -194,7 +196,7 @@ _Runs = Sequence[tuple[int, Node]]
 """All steps that run one layer, with their positions."""
 
 
-def _repairable(network: Network) -> list[_Runs]:
+def repairable(network: Network) -> list[_Runs]:
     """Convolutions and linear layers, by their first run."""
     found: dict[str, list[tuple[int, Node]]] = {}
     for index, node in enumerate(network.nodes):
@@ -254,7 +256,8 @@ class Job:
         )
 
 
-def _job(graph: Graph, keep: KeepSet, network: Network, runs: _Runs, ranks: Ranks) -> Job:
+def job_of(graph: Graph, keep: KeepSet, network: Network, runs: _Runs, ranks: Ranks) -> Job:
+    """What there is to know of a layer before it is repaired."""
     index, node = runs[0]
     layer, once = network.layer(node.target), len(runs) == 1
     intercept = intercept_of(network, node) if once else own_bias(layer)
@@ -319,8 +322,8 @@ class Sample:
     added: Mapping[str, Tensor]
 
 
-class _Side:
-    """The source and the cut network, side by side over the same images."""
+class Side:
+    """A source and the network to repair, side by side over the same images."""
 
     def __init__(self, graph: Graph, network: Network, batches: Sequence[Tensor], ranks: Ranks) -> None:
         self._images = sum(map(len, batches))
@@ -400,7 +403,7 @@ def _none(job: Job) -> Sample:
 # -- moments -----------------------------------------------------------------------------------------------
 
 
-def _match_moments(job: Job, side: _Side, report: HealReport) -> bool:
+def _match_moments(job: Job, side: Side, report: HealReport) -> bool:
     mixing, intercept, name = job.mixing, job.intercept, job.name
     rows = mixing.rows
     sums = torch.zeros(5, len(rows), dtype=torch.float64, device=rows.device)

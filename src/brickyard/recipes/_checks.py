@@ -163,10 +163,14 @@ def _assembly_problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
         yield ("assembly", "form"), f"{found}; a union has one source: use 'parallel'"
     budget = [key for key in JOINT if key in LIMITS and options.get(key) is not None]
     yield from _limit_problems(("assembly",), budget)
-    if options["agreement"] is not None and options["form"] != "cascade":
-        yield ("assembly", "agreement"), f"assembly.agreement is for form 'cascade', not {options['form']!r}; remove it"
-    if budget and options["form"] == "cascade":
-        why = "assembly.form is 'cascade', which takes images of its own, so there is no budget for all parts"
+    judged = options["form"] in ("cascade", "merged")
+    if options["agreement"] is not None and not judged:
+        why = f"assembly.agreement is for forms 'cascade' and 'merged', not {options['form']!r}"
+        yield ("assembly", "agreement"), f"{why}; remove it"
+    if budget and judged:
+        why = (
+            f"assembly.form is {options['form']!r}, which takes images of its own, so there is no budget for all parts"
+        )
         yield ("assembly", budget[0]), f"{why}; give each component one"
     for key in () if budget else (key for key in JOINT if options.get(key) is not None):
         why = "is for a budget, and none was given; add 'flops' or 'parameters'"

@@ -321,7 +321,8 @@ class Work:
         sources = self._of(*parts)
         options = gathered(AssembleOptions, dict(said))
         few = _few_shot(options["scaling"])
-        union, cascade, limited = options["form"] == "union", options["form"] == "cascade", "budget" in options
+        union, cascade = options["form"] == "union", options["form"] == "cascade"
+        limited = "budget" in options or options["form"] == "merged"
         shown = few or cascade or limited
 
         def run() -> None:

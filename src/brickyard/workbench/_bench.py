@@ -45,6 +45,7 @@ FORMS = {
     "grouped": "Like padded, with groups in place of zeros. Needs one architecture.",
     "union": "Merges the channels of all bricks into one. Needs bricks of the same source.",
     "cascade": "Runs the bricks in turn, until the answer is sure. Needs calibration images: brickyard assemble.",
+    "merged": "Makes the first layers of bricks of one ancestor one. Needs calibration images: brickyard assemble.",
     "auto": "Picks the fastest of parallel, padded and grouped, measured when you assemble.",
 }
 DUPLICATES = {
@@ -439,7 +440,7 @@ def _unfit(form: str, entries: Sequence[Entry]) -> str | None:
     """Why bricks cannot take a form, as far as the yard knows."""
     if form == "union" and len({entry.source_sha256 for entry in entries}) > 1:
         return "the bricks are cut from different sources"
-    if form == "cascade":
+    if form in ("cascade", "merged"):
         return "it needs calibration images, which brickyard assemble takes"
     if form not in ("padded", "grouped"):
         return None
