@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types unit docs conformity lock sbom audit wheel install install-test clean
+.PHONY: demo test test-slow lint types unit docs conformity lock sbom audit wheel install install-test clean
 
 demo: install
 	$(BIN)/brickyard demo -o demo-output
@@ -20,6 +20,10 @@ types: install-test
 
 unit: install-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Also the tests marked slow: long campaigns, large networks, all variants of what `make test` tries one of.
+test-slow: install-test
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --slow
 
 # The documentation site, in site/.
 docs: install-test

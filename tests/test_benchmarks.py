@@ -16,6 +16,7 @@ NAMES = (
     "accuracy",
     "assemblies",
     "cascades",
+    "merged",
     "paper",
     "compression",
     "distillation",
@@ -51,7 +52,11 @@ def text(path: Path) -> str:
     return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("Machine:"))
 
 
-@pytest.mark.parametrize("benchmark", NAMES, indirect=True)
+@pytest.mark.parametrize(
+    "benchmark",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "transfer")) for name in NAMES],  # many pictures
+    indirect=True,
+)
 def test_a_page_is_what_its_rows_say(benchmark: ModuleType, tmp_path: Path) -> None:
     name = benchmark.PATH.stem
     rows = recorded(name)

@@ -125,7 +125,9 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize("make", NETS)
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "two threads")) for name in BOUNDS]
+)
 def test_types_threads_batches_and_layouts_agree(make, name) -> None:
     options, sums, logits = BOUNDS[name]
     relevance, part, answers = component(make, **options)

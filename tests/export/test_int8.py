@@ -68,6 +68,7 @@ def resnet(shared) -> tuple[by.Component, ImageData]:
     return by.disassemble(source.model, relevance, task=range(3, 10), budget=budget, heal="none"), data
 
 
+@pytest.mark.slow
 def test_a_real_network_answers_as_in_float32_and_one_calibrated_on_dark_images_does_not(resnet, tmp_path) -> None:
     component, data = resnet
     images, others = data.images[:200], data.images[200:600].float() / 255

@@ -45,6 +45,7 @@ def kl(source, network, kept, images) -> float:
     return float((wanted.exp() * (wanted - found)).sum(1).mean())
 
 
+@pytest.mark.slow
 def test_a_real_network_comes_nearer_to_its_source(shared) -> None:
     source = load_source("zoo:resnet20", weights=shared / "models" / "resnet20-cifar10.safetensors")
     task = list(range(3, 10))

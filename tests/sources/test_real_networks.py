@@ -93,7 +93,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str, float]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+LARGE = ("shufflenetv2_x0_5-cifar10-chenyaofo",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in COMMANDS])
 def test_one_command_makes_a_component_of_a_network_of_ones_own(name: str, shared: Path, tmp_path: Path) -> None:
     function, data, options, task, least = COMMANDS[name]
     weights, data = shared / "models" / f"{name}.safetensors", str(shared / "data" / data)
@@ -126,8 +129,9 @@ def test_a_spectrogram_file_is_answered(shared: Path, tmp_path: Path) -> None:
 IMAGENET = ("tench", "church", "golf ball")  # of Imagenette's ten
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (not name.startswith("squeezenet"))) for name in LIBRARY]
+)
 def test_one_command_makes_a_component_of_a_librarys_network(name: str, shared: Path, tmp_path: Path) -> None:
     weights, data = shared / "models" / f"{name}.safetensors", shared / "data"
     names = tmp_path / "names.txt"

@@ -21,6 +21,8 @@ from errors import refused
 from nets import BLOCKS, Drawn, SequenceFirst, images, keep_sets, masks, plans, relative
 
 KINDS = [*BLOCKS, "all"]
+FEW = ("all", "attention", "grouped", "shuffle")  # kinds that are always tried
+KINDS_AND_SLOW = [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 SLOW = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
@@ -55,7 +57,7 @@ def test_cut_equals_zeroed(kind: str, data: st.DataObject) -> None:
             assert relative(found, control) > 1e-9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_AND_SLOW)
 @SLOW
 @given(data=st.data())
 def test_padded_equals_parallel(kind: str, data: st.DataObject) -> None:
@@ -188,7 +190,7 @@ def test_different_architectures_cannot_be_padded() -> None:
         assert join([a, c])(x).shape == (2, 11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_AND_SLOW)
 @SLOW
 @given(data=st.data())
 def test_norms_fold_into_the_layers_before_them(kind: str, data: st.DataObject) -> None:

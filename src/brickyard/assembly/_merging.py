@@ -126,7 +126,7 @@ def _deepest(parts: Sequence[Further], ends: Sequence[int], wanted: float) -> _T
     low, high = 0, len(ends)  # the first `low` ends are good, those from `high` on are not
     turn = high - 1  # all of them, which is often right
     while low < high:
-        tried = _tried(parts, trunk, ends[turn])
+        tried = _tried(parts, trunk, ends[turn], wanted)
         if tried.good(wanted):
             best, low = tried, turn + 1
         else:
@@ -135,14 +135,19 @@ def _deepest(parts: Sequence[Further], ends: Sequence[int], wanted: float) -> _T
     return best
 
 
-def _tried(parts: Sequence[Further], trunk: Trunk, end: int) -> _Tried:
-    networks = trunk.until(end)
-    found = []
-    for one, network in zip(parts, networks, strict=True):
-        heal_network(
-            one.graph, one.graph.everything(), network, one.images.shown, "refit", leave=names_in(network, 0, end)
-        )
-        found.append(_agreement(one, network))
+def _tried(parts: Sequence[Further], trunk: Trunk, end: int, wanted: float) -> _Tried:
+    """The parts with a common trunk, each refitted behind it unless it answers well enough as it is, or better."""
+    networks, found = trunk.until(end), []
+    for at, one in enumerate(parts):
+        agreement = _agreement(one, networks[at])
+        if agreement[0] < wanted * agreement[1]:
+            network = copy.deepcopy(networks[at])
+            own = names_in(network, 0, end)
+            heal_network(one.graph, one.graph.everything(), network, one.images.shown, "refit", leave=own)
+            refitted = _agreement(one, network)
+            if refitted > agreement:
+                networks[at], agreement = network, refitted
+        found.append(agreement)
     return _Tried(end, networks, tuple(found))
 
 
@@ -165,7 +170,7 @@ def _component(one: Further, network: Network) -> Component:
         images=one.images.fitted,
         copies=one.images.copies,
         layers=0,
-        notes=("leading layers are those of other parts too, merged with them; what follows was refitted",),
+        notes=("leading layers are those of other parts too, merged with them; what follows was refitted where that helped",),
         held=one.images.held,
         others=one.images.others,
     )
