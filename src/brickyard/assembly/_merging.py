@@ -170,7 +170,7 @@ def _component(one: Further, network: Network) -> Component:
         images=one.images.fitted,
         copies=one.images.copies,
         layers=0,
-        notes=("leading layers are those of other parts too, merged with them; what follows was refitted where that helped",),
+        notes=("leading layers were merged with other parts; what follows was refitted where that helped",),
         held=one.images.held,
         others=one.images.others,
     )
