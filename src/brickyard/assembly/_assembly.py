@@ -199,6 +199,10 @@ class Assembly(Joined, Predictor):
 
     parts: Sequence[Component]
     joined: Network
+    no_source = (
+        "an assembly prepares raw images and scales its parts; make one network of it with "
+        "brickyard.training.distil, or give one of its components"
+    )
 
     def __init__(
         self,

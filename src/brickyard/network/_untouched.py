@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import ProcessError
+from brickyard.base._interrupts import OPEN, SHORT, desk, listen, reopen, unlisten
 from brickyard.network._torch_private import Modes, SharedState, own_buffers, own_parameters, place_of, version_of
-from brickyard.runtime._interrupts import OPEN, SHORT, desk, listen, reopen, unlisten
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -111,7 +111,7 @@ class Guard:
             changed = self._restored(error)
         finally:
             if self.place.owner is self:
-                unlisten(self, self.place)
+                unlisten(self, self.place, error)
             else:
                 reopen(self.place, self.before)
         if changed and (error is None or isinstance(error, Exception)):
@@ -123,7 +123,7 @@ class Guard:
 
     def _restored(self, error: BaseException | None) -> bool:
         """Put everything back; whether weights have changed."""
-        torn = error is not None and not isinstance(error, Exception)
+        torn = (error is not None and not isinstance(error, Exception)) or self.place.raised
         if torn:
             _close(error)
         changed = any(version_of(value) != was or place_of(value) != where for value, was, where in self.read)
