@@ -27,6 +27,10 @@ ResultT = TypeVar("ResultT")
 MOST = 1000  # entries of a list that may hold models
 
 
+_CONTAINERS = (list, dict, set, OrderedDict)
+_NOTHING: tuple[Any, ...] = ()  # what most of them hold
+
+
 class _Held:
     """A module's state before anything ran it, and the threads that run it."""
 
@@ -36,9 +40,9 @@ class _Held:
         self.training = module.training
         self.attributes = dict(vars(module))
         self.contents = {
-            name: copy.copy(value)
+            name: value.copy() if value else _NOTHING
             for name, value in self.attributes.items()
-            if type(value) in (list, dict, set, OrderedDict)
+            if type(value) in _CONTAINERS
         }
         self.buffers = [(b, b.detach().clone(), version_of(b)) for b in own_buffers(module)]
 
@@ -50,9 +54,10 @@ class _Held:
         for name, value in self.attributes.items():
             if vars(module).get(name, module) is not value:
                 vars(module)[name] = value
-            if name in self.contents and not _same(value, self.contents[name]):
+            before = self.contents.get(name)
+            if before is not None and (value or before) and not _same(value, before):
                 value.clear()
-                (value.extend if isinstance(value, list) else value.update)(self.contents[name])
+                (value.extend if isinstance(value, list) else value.update)(before)
         for buffer, numbers, version in self.buffers:
             if version is None or version_of(buffer) != version:
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
@@ -63,10 +68,12 @@ class _Held:
 def _same(value: Any, before: Any) -> bool:
     """Whether a container holds the very same objects."""
     if isinstance(value, set):
-        return bool(value == before)
+        return value == set(before)
     if isinstance(value, list):
         return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
-    return list(value) == list(before) and all(value[key] is before[key] for key in before)
+    return (
+        len(value) == len(before) and list(value) == list(before) and all(value[key] is before[key] for key in before)
+    )
 
 
 _held: dict[int, _Held] = {}  # modules that some thread runs; the last one to finish restores them
