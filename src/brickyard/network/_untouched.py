@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
@@ -301,13 +301,14 @@ def _decorated(call: Callable[P, ResultT], find: Callable[[Any, Any], Iterable[n
 
 def in_evaluation(module: Any) -> Any:
     """A module in evaluation mode: itself, or a twin with the same weights if the caller has it in training mode."""
-    if module is None:
-        return None
-    modes = [_held[id(one)].training if id(one) in _held else one.training for one in module.modules()]
-    return twin(module) if any(modes) else module
+    return None if module is None else all_in_evaluation([module])[0]
 
 
-def twin(module: nn.Module) -> Any:
-    """A copy of a module in evaluation mode that shares its weights."""
-    shared: dict[int, Any] = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared).eval()
+def all_in_evaluation(modules: Sequence[Any]) -> list[Any]:
+    """As `in_evaluation`, for modules that may have parts in common; twins have the same in common."""
+    parts = {id(one): one for module in modules for one in module.modules()}
+    modes = [_held[key].training if key in _held else one.training for key, one in parts.items()]
+    if not any(modes):
+        return list(modules)
+    numbers = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+    return [twin.eval() for twin in copy.deepcopy(list(modules), {id(value): value for value in numbers})]
