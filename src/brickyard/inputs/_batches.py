@@ -116,7 +116,8 @@ class Images:
     Args:
         data: `(images, labels)`, tensors or arrays, labels also as a list; a map-style `Dataset` of (image, label); a
             `DataLoader`; or an iterable of (images, labels) batches, which is read once and held in memory. Rows and
-            batches may be dicts with `pixel_values` or `image`, and `labels` or `label`. A data set's images may be PIL's.
+            batches may be dicts with `pixel_values` or `image`, and `labels` or `label`. A data set's images may be
+            PIL's.
         preprocessing: How to preprocess the images for a network.
         what: What messages call the data.
         label_dims: Dimensions of labels: 1 for class indices, 2 for (images, classes).
