@@ -84,8 +84,9 @@ def campaign(args: argparse.Namespace, folder: Path, begun: float) -> list[Outco
 def summary(found: list[Outcome], args: argparse.Namespace, minutes: float) -> dict[str, Any]:
     """The figures."""
     problems = [vars(one) for one in found if one.problems]
+    limit = "" if args.minutes is None else f" --minutes {args.minutes}"
     return {
-        "command": f"python tests/interrupts --count {args.count} --seed {args.seed} --write",
+        "command": f"python tests/interrupts --count {args.count}{limit} --seed {args.seed} --write",
         "count": len(found),
         "calls": len({one.call for one in found}),
         "outcomes": Counter(one.came for one in found),
