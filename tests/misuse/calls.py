@@ -1,4 +1,4 @@
-"""Every public call that takes a model, and how it is made: the rows of the tables of states and interrupts."""
+"""Every public call that takes a model, by name, and how it is made: rows for the tables of states and interrupts."""
 
 from __future__ import annotations
 

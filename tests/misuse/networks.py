@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import brickyard as by
+from brickyard.axes import trace
 from brickyard.testing import Residual, chain, randomised
 from misuse.world import DATA, INFINITY, NAN, Case, Labelled, World, X, Y, plain, whole
 
@@ -346,5 +347,9 @@ CASES = [
     Case("writes into itself when it runs", cut_answers, lambda w: plain(w)(X), model=Remembers),
     bad("branches on numbers", Branches, "trace-control-flow", "Branches", "x.sum() > 0"),
     bad("draws random numbers", Draws, "trace-mismatch", "Draws", "random"),
+    Case(
+        "an assembly as a source", lambda w: by.locate(w.assembly, (X, Y % 2)), "trace-no-source", "distil", "component"
+    ),
+    Case("an assembly to trace", lambda w: trace(w.assembly, X[:2]), "trace-no-source", "distil", "component"),
     Case("a component as a source", lambda w: by.locate(w.component, (X, Y % 2)).classes, ("0", "1")),
 ]

@@ -33,7 +33,7 @@ from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._fusing import quick
 from brickyard.network._network import Network, kind
 from brickyard.network._stored import tensors_of
-from brickyard.network._untouched import guarded, in_evaluation
+from brickyard.network._untouched import all_in_evaluation, guarded, in_evaluation
 from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
@@ -201,6 +201,10 @@ class Assembly(Joined, Predictor):
 
     parts: Sequence[Component]
     joined: Network
+    no_source = (
+        "an assembly prepares raw images and scales its parts; make one network of it with "
+        "brickyard.training.distil, or give one of its components"
+    )
 
     def __init__(
         self,
@@ -215,7 +219,7 @@ class Assembly(Joined, Predictor):
         glance: Glance | None = None,
     ) -> None:
         super().__init__()
-        networks = list(map(in_evaluation, networks))
+        networks = all_in_evaluation(networks)
         if manifest.apart:
             known = familiarity or [None] * len(networks)
             self.parts = nn.ModuleList(map(Component, networks, manifest.parts, skeletons, known))  # type: ignore[assignment]

@@ -33,13 +33,13 @@ from brickyard.axes._places import (
 from brickyard.axes._settling import settle
 from brickyard.axes._sizes import ODD, fix_numbers, larger
 from brickyard.base._errors import BrickyardError, BrickyardWarning, TraceError
+from brickyard.base._interrupts import Held
 from brickyard.base._messages import first_line
 from brickyard.base._sides import BATCHED, BATCHES, by_sides
 from brickyard.network._identity import source_of, wrapped
 from brickyard.network._layer_types import find_type
 from brickyard.network._network import Network
 from brickyard.network._torch_private import NO_FORWARD, hooked
-from brickyard.runtime._interrupts import Held
 
 _tracing = threading.RLock()
 _UNROLLED = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # step by step, for as many steps as an image has
@@ -142,6 +142,8 @@ def read_network(model: nn.Module, example: Tensor, output: str | None = None) -
             the model's.
     """
     model = source_of(model)
+    if refusal := getattr(type(model), "no_source", ""):
+        raise TraceError("trace-no-source", f"a source must be one network, but {refusal}")
     if not isinstance(example, Tensor):
         raise TraceError(
             "trace-example",

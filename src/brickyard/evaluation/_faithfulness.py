@@ -122,7 +122,7 @@ def faithfulness(
         >>> row.name, row.images, row.other_images, row.channels
         ('3', 10, 30, 14)
     """
-    seeds = whole("seeds", seeds)
+    seeds, batch_size = whole("seeds", seeds), whole("batch_size", batch_size)
     chosen = resolve_task(classes, relevance.classes)
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)

@@ -24,6 +24,7 @@ from brickyard._version import __version__
 from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import check_choice, flag, given_path
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError, SurgeryError
+from brickyard.base._interrupts import Held
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line, told
 from brickyard.base._records import ComponentManifest
@@ -350,7 +351,7 @@ def _entry(model: Component | Assembly, dtype: str, channels: int | None) -> _En
         why = f"{_title(model)} takes {NAMES[len(parts[0].input_shape) - 1]}, and dtype='uint8' is for pictures"
         raise OptionError("option-conflict", f"{why}; leave it out (--uint8)")
     size = next((part.input_shape[1:] for part in parts if part.preprocessing.size is None), None)
-    return _Entry(channels or usual, size, size or parts[0].preprocessing.size or (), dtype)
+    return _Entry(int(channels or usual), size, size or parts[0].preprocessing.size or (), dtype)
 
 
 def _on_cpu(model: Component | Assembly) -> Component | Assembly:
@@ -407,7 +408,7 @@ def _program(module: nn.Module, entry: _Entry) -> ExportedProgram:
     open_sides = {0: torch.export.Dim("batch")}
     if entry.size is None:
         open_sides |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    with torch.no_grad(), _LaidOut():
+    with Held(long=True), torch.no_grad(), _LaidOut():
         images = entry.random(2, entry.usual, 0)
         return torch.export.export(module, (images,), dynamic_shapes=(open_sides,), strict=False)
 
@@ -415,7 +416,7 @@ def _program(module: nn.Module, entry: _Entry) -> ExportedProgram:
 def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> Any:
     """A program as an ONNX model."""
     names: Any = {"input_names": [given], "output_names": list(outputs)}
-    with warnings.catch_warnings():
+    with Held(long=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
     assert written is not None
@@ -427,7 +428,8 @@ def _proto(model: Component | Assembly, entry: _Entry) -> Any:
     if isinstance(model, Component) or not model.stages:
         return _written(_program(_FromRaw(model), entry), "logits", "probabilities")
     example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
-    shares = torch.export.export(_Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
+    with Held(long=True):
+        shares = torch.export.export(_Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
     return in_turn_proto(
         model,
         list(map(_on_cpu, model.stages)),

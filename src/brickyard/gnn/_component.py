@@ -20,7 +20,7 @@ from brickyard.base._records import AssemblyManifest, ComponentManifest, Scaling
 from brickyard.component._component import Cut
 from brickyard.gnn._network import FEATURES, GraphLayerSpec, GraphNetwork, NodeLayer
 from brickyard.network._stored import check_all_used, taken, tensors_of
-from brickyard.network._untouched import guarded, in_evaluation
+from brickyard.network._untouched import all_in_evaluation, guarded
 from brickyard.outputs._outputs import check_outputs
 from brickyard.scaling._scale import Scale
 from brickyard.storage._safefile import write
@@ -141,7 +141,7 @@ class GraphAssembly(Joined):
         shift: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(map(in_evaluation, networks))  # type: ignore[assignment]
+        self.networks = nn.ModuleList(all_in_evaluation(networks))  # type: ignore[assignment]
         self.manifest = manifest
         self._scale_by(matrix, shift)
         self.eval()

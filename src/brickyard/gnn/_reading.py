@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from brickyard.axes._places import advice_for, after, line_of_error
 from brickyard.base._errors import TraceError
+from brickyard.base._interrupts import Held
 from brickyard.base._lazy import package
 from brickyard.base._messages import first_line
 from brickyard.gnn._network import FEATURES, Gather, GraphLayerSpec, GraphNetwork, NodeData, NodeLayer
@@ -126,7 +127,8 @@ class _Reading:
         given = inspect.signature(self.model.forward).parameters.values()
         optional = {p.name: p.default for p in given if p.default is not p.empty}
         try:
-            graph = _Tracer().trace(self.model, concrete_args=optional or None)
+            with Held(long=True):
+                graph = _Tracer().trace(self.model, concrete_args=optional or None)
         except Exception as error:
             why = f"{self.kind} cannot be traced{after(line_of_error(error))}: {first_line(error)}"
             raise TraceError("trace-control-flow", f"{why}; {advice_for(why)}") from None

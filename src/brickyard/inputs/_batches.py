@@ -77,6 +77,14 @@ def _has_places(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
+def _listed(data: Any) -> bool:
+    """Whether data are images, and their labels in a list: numbers, or rows of numbers."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not isinstance(data[0], Tensor | np.ndarray):
+        return False
+    labels = data[1]
+    return isinstance(labels, list | tuple) and all(np.ndim(label) < 2 for label in labels[:2])
+
+
 class _Pairs(Dataset[tuple[Any, Any]]):
     """The images and labels of a data set, as tensors: its pictures may be PIL's, its rows dicts."""
 
@@ -107,9 +115,10 @@ class Images:
     """Random access to labelled images, in batches, ready for a network.
 
     Args:
-        data: `(images, labels)` tensors or arrays, a map-style `Dataset` of (image, label), a `DataLoader`, or
-            an iterable of (images, labels) batches, which is read once and held in memory. Rows and batches may be
-            dicts with `pixel_values` or `image`, and `labels` or `label`. A data set's images may be PIL's.
+        data: `(images, labels)`, tensors or arrays, labels also as a list; a map-style `Dataset` of (image, label); a
+            `DataLoader`; or an iterable of (images, labels) batches, which is read once and held in memory. Rows and
+            batches may be dicts with `pixel_values` or `image`, and `labels` or `label`. A data set's images may be
+            PIL's.
         preprocessing: How to preprocess the images for a network.
         what: What messages call the data.
         label_dims: Dimensions of labels: 1 for class indices, 2 for (images, classes).
@@ -158,6 +167,8 @@ class Images:
         pair = getattr(data, "images", None), getattr(data, "labels", None)
         if all(isinstance(item, Tensor) for item in pair):
             data = pair
+        if _listed(data):
+            data = data[0], self._tensor(data[1])
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
             self._tensors = self._pair(self._tensor(data[0]), self._tensor(data[1]))
         elif _has_places(data):

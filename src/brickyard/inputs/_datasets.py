@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brickyard.base._checks import check_choice, whole
+from brickyard.base._checks import check_choice, seed_of, whole
 from brickyard.base._classes import parse_classes, resolve_task
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import told
@@ -114,7 +114,7 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
         Raises:
             DataError: One cannot be decoded, or has another size than others.
         """
-        return self._store.batches(batch_size, order)
+        return self._store.batches(whole("batch_size", batch_size), order)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -205,7 +205,7 @@ class ImageData(Dataset[tuple[Tensor, Any]]):
 
     def shuffled(self, seed: int = 0) -> ImageData:
         """Return the same images in random order."""
-        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of(seed))))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
         """Split into `fraction` of every class's images and the rest, both in random order.

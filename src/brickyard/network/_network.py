@@ -282,11 +282,9 @@ class Network(nn.Module):
 
     def with_steps(self, nodes: Sequence[Node]) -> Network:
         """A network of other steps with these layers and tensors, in evaluation mode; layers that no step uses go."""
-        used = {node.target for node in nodes}
-        whole = in_evaluation(self)
-        layers = {name: whole.layer(name) for name in self.layer_names if name in used}
-        tensors = {name: whole.tensor(name) for name in self.tensor_names if name in used}
-        return Network(nodes, layers, tensors, whole.foreign).eval()
+        own, used = in_evaluation(self), {node.target for node in nodes}
+        layers = {name: own.layer(name) for name in self.layer_names if name in used}
+        return Network(nodes, layers, {n: own.tensor(n) for n in self.tensor_names if n in used}, own.foreign).eval()
 
     def reachable(self) -> Network:
         """The same network, in evaluation mode, whose layers and tensors no attribute of a network hides.
@@ -302,10 +300,9 @@ class Network(nn.Module):
             named = node.op in ("layer", "tensor") or node.target in modules
             return replace(node, target=HELD + node.target) if named else node
 
-        whole = in_evaluation(self)
-        layers = {HELD + name: whole.layer(name) for name in self._layer_names}
-        tensors = {HELD + name: whole.tensor(name) for name in self._tensor_names}
-        foreign = {HELD + name if name in modules else name: call for name, call in whole.foreign.items()}
+        layers = {HELD + name: self.layer(name) for name in self._layer_names}
+        tensors = {HELD + name: self.tensor(name) for name in self._tensor_names}
+        foreign = {HELD + name if name in modules else name: call for name, call in self._foreign.items()}
         return Network([moved(node) for node in self._steps], layers, tensors, foreign).eval()
 
     def to_spec(self) -> NetworkSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import warnings
 from collections import OrderedDict
@@ -135,7 +134,7 @@ class SharedState:
     def __init__(self) -> None:
         self.modes, self.gradients, self.type = Modes(), torch.is_grad_enabled(), torch.get_default_dtype()
         self.filters, self.warn, self.streams = warnings.filters, warnings.showwarning, (sys.stdout, sys.stderr)
-        self.drawn = torch.default_generator.get_state(), random.getstate()
+        self.drawn = torch.default_generator.get_state()
 
     def restore(self) -> None:
         self.modes.restore()
@@ -147,6 +146,4 @@ class SharedState:
                 setattr(nn.Module, name, value)
         warnings.filters, warnings.showwarning = self.filters, self.warn
         sys.stdout, sys.stderr = self.streams
-        drawn, plain = self.drawn
-        torch.default_generator.set_state(drawn)
-        random.setstate(plain)
+        torch.default_generator.set_state(self.drawn)

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,13 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from brickyard.base._errors import ProcessError
+from brickyard.base._interrupts import OPEN, SHORT, desk, listen, reopen, unlisten
 from brickyard.network._torch_private import Modes, SharedState, own_buffers, own_parameters, place_of, version_of
-from brickyard.runtime._interrupts import OPEN, SHORT, desk, listen, reopen, unlisten
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
 MOST = 1000  # entries of a list that may hold models
+
+
+_CONTAINERS = (list, dict, set, OrderedDict)
+_NOTHING: tuple[Any, ...] = ()  # what most of them hold
 
 
 class _Held:
@@ -36,9 +40,9 @@ class _Held:
         self.training = module.training
         self.attributes = dict(vars(module))
         self.contents = {
-            name: copy.copy(value)
+            name: value.copy() if value else _NOTHING
             for name, value in self.attributes.items()
-            if type(value) in (list, dict, set, OrderedDict)
+            if type(value) in _CONTAINERS
         }
         self.buffers = [(b, b.detach().clone(), version_of(b)) for b in own_buffers(module)]
 
@@ -50,9 +54,10 @@ class _Held:
         for name, value in self.attributes.items():
             if vars(module).get(name, module) is not value:
                 vars(module)[name] = value
-            if name in self.contents and not _same(value, self.contents[name]):
+            before = self.contents.get(name)
+            if before is not None and (value or before) and not _same(value, before):
                 value.clear()
-                (value.extend if isinstance(value, list) else value.update)(self.contents[name])
+                (value.extend if isinstance(value, list) else value.update)(before)
         for buffer, numbers, version in self.buffers:
             if version is None or version_of(buffer) != version:
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
@@ -63,10 +68,12 @@ class _Held:
 def _same(value: Any, before: Any) -> bool:
     """Whether a container holds the very same objects."""
     if isinstance(value, set):
-        return bool(value == before)
+        return value == set(before)
     if isinstance(value, list):
         return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
-    return list(value) == list(before) and all(value[key] is before[key] for key in before)
+    return (
+        len(value) == len(before) and list(value) == list(before) and all(value[key] is before[key] for key in before)
+    )
 
 
 _held: dict[int, _Held] = {}  # modules that some thread runs; the last one to finish restores them
@@ -111,7 +118,7 @@ class Guard:
             changed = self._restored(error)
         finally:
             if self.place.owner is self:
-                unlisten(self, self.place)
+                unlisten(self, self.place, error)
             else:
                 reopen(self.place, self.before)
         if changed and (error is None or isinstance(error, Exception)):
@@ -123,7 +130,7 @@ class Guard:
 
     def _restored(self, error: BaseException | None) -> bool:
         """Put everything back; whether weights have changed."""
-        torn = error is not None and not isinstance(error, Exception)
+        torn = (error is not None and not isinstance(error, Exception)) or self.place.raised
         if torn:
             _close(error)
         changed = any(version_of(value) != was or place_of(value) != where for value, was, where in self.read)
@@ -294,13 +301,14 @@ def _decorated(call: Callable[P, ResultT], find: Callable[[Any, Any], Iterable[n
 
 def in_evaluation(module: Any) -> Any:
     """A module in evaluation mode: itself, or a twin with the same weights if the caller has it in training mode."""
-    if module is None:
-        return None
-    modes = [_held[id(one)].training if id(one) in _held else one.training for one in module.modules()]
-    return twin(module) if any(modes) else module
+    return None if module is None else all_in_evaluation([module])[0]
 
 
-def twin(module: nn.Module) -> Any:
-    """A copy of a module in evaluation mode that shares its weights."""
-    shared: dict[int, Any] = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared).eval()
+def all_in_evaluation(modules: Sequence[Any]) -> list[Any]:
+    """As `in_evaluation`, for modules that may have parts in common; twins have the same in common."""
+    parts = {id(one): one for module in modules for one in module.modules()}
+    modes = [_held[key].training if key in _held else one.training for key, one in parts.items()]
+    if not any(modes):
+        return list(modules)
+    numbers = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+    return [twin.eval() for twin in copy.deepcopy(list(modules), {id(value): value for value in numbers})]

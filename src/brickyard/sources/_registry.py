@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from brickyard.base._checks import is_number
+from brickyard.base._checks import is_number, is_whole
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import near
 
@@ -112,11 +112,12 @@ def build(name: str, classes: int, width: float = 1.0, **options: Any) -> nn.Mod
             )
     for key in ("channels", "size"):
         _check_count(name, key, options.get(key, 1), 4096)
-    return found.make(classes, float(width), **options)
+    options = {key: int(value) if is_whole(value) else value for key, value in options.items()}
+    return found.make(int(classes), float(width), **options)
 
 
 def _check_count(name: str, key: str, value: Any, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
+    if not is_whole(value) or not 1 <= value <= most:
         raise OptionError("option-range", f"{name}: {key}={value!r}; give a whole number from 1 to {most}")
 
 

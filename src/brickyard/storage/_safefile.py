@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from brickyard.base._errors import FileError, passing, reading_code
+from brickyard.base._interrupts import Held
 from brickyard.base._limits import own_json
 from brickyard.base._messages import told
 from brickyard.base._records import FORMAT_VERSION
@@ -48,13 +49,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON text and the tensors of a file of ours."""
     body = _check_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        with Held():  # what is raised inside safetensors becomes an error of its own
+            opened = safe_open(path, framework="pt")
+        with opened as file:
+            with Held():
+                metadata, names = file.metadata() or {}, list(file.keys())
             if KEY not in metadata:
                 why = f"{path} is a safetensors file without the text {KEY!r}: no component, assembly or relevances"
                 raise FileError("file-wrong-kind", f"{why}. Weights of a source go with --weights")
             text = _json(path, metadata[KEY], body)
-            tensors = {name: _own(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _own(path, name, _tensor(file, name)) for name in names}
     except FileError:
         raise
     except Exception as error:  # what is raised for a type of number that torch lacks differs between versions
@@ -71,6 +75,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
             raise FileError("file-not-finite", f"{path}: tensor {told(name)!r} has values that are not finite")
     return text, tensors
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+    with Held():
+        found: Tensor = file.get_tensor(name)
+    return found
 
 
 def _own(path: Path, name: str, value: Tensor) -> Tensor:

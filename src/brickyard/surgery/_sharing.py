@@ -190,7 +190,7 @@ def tied(networks: Sequence[Network], ties: Mapping[str, str]) -> list[Network]:
                 layers[name] = networks[int(at)].layer(target)
             else:
                 tensors[name] = networks[int(at)].tensor(target)
-        made = Network(network.nodes, layers, tensors, network.foreign) if own else network
+        made = Network(network.nodes, layers, tensors, network.foreign).eval() if own else network
         made.keeps_input = network.keeps_input
         found.append(made)
     return found

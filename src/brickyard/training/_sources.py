@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from brickyard.base._checks import seed_of, whole
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError
 from brickyard.base._messages import brief, first_line, told
@@ -69,7 +70,7 @@ def device_named(name: str) -> torch.device:
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
     """A network of the zoo with initial weights drawn from a seed; the global random state stays as it is."""
-    with seeded(seed):
+    with seeded(seed_of(seed)):
         return zoo.build(name, classes, width, **options)
 
 
@@ -120,7 +121,7 @@ def train(
 @guarded
 def accuracy(model: nn.Module, data: ImageData, preprocessing: Preprocessing, batch_size: int = 256) -> float:
     """Compute a classifier's accuracy, in [0, 1]."""
-    right, like = 0, next(model.parameters())
+    batch_size, right, like = whole("batch_size", batch_size), 0, next(model.parameters())
     with torch.inference_mode():
         for images, labels in zip(data.batches(batch_size), data.labels.split(batch_size), strict=True):
             x = preprocess(images, preprocessing).to(like.device, like.dtype)

@@ -25,12 +25,14 @@ class Desk:
     Attributes:
         holding: OPEN: an interrupt is raised at once; SHORT: it waits; LONG: it waits, and a second one does not.
         waits: Whether one has arrived.
+        raised: Whether one was raised in this call. If the call ends otherwise, code below has taken it for something
+            else, as libraries do that are not written in Python: it is then raised again.
         owner: The call that listens, or None.
         before: The handler that was there, which is called in the end.
     """
 
     def __init__(self) -> None:
-        self.holding, self.waits = OPEN, False
+        self.holding, self.waits, self.raised = OPEN, False, False
         self.owner: Any = None
         self.before: Any = None
 
@@ -52,12 +54,13 @@ def listen(owner: object, place: Desk) -> None:
         before = place.before or signal.default_int_handler
     if not callable(before):  # it is ignored, or ends the process
         return
-    place.before, place.waits, place.owner, place.holding = before, False, owner, SHORT
+    place.before, place.waits, place.raised = before, False, False
+    place.owner, place.holding = owner, SHORT
     signal.signal(signal.SIGINT, _arrived)
 
 
-def unlisten(owner: object, place: Desk) -> None:
-    """Give Ctrl-C back, and raise what has waited."""
+def unlisten(owner: object, place: Desk, error: BaseException | None) -> None:
+    """Give Ctrl-C back after a call that ended with an error or none, and raise what has waited or was lost."""
     if place.owner is not owner:
         return
     place.holding = SHORT
@@ -65,9 +68,11 @@ def unlisten(owner: object, place: Desk) -> None:
         if signal.getsignal(signal.SIGINT) is _arrived:
             signal.signal(signal.SIGINT, place.before)
     finally:
-        before, waits = place.before, place.waits
-        place.owner, place.before, place.waits, place.holding = None, None, False, OPEN
-    if waits:
+        before = place.before
+        lost = place.waits or (place.raised and (error is None or isinstance(error, Exception)))
+        place.waits = place.raised = False
+        place.owner, place.before, place.holding = None, None, OPEN
+    if lost:
         before(signal.SIGINT, sys._getframe())
 
 
@@ -75,8 +80,7 @@ def reopen(place: Desk, holding: int) -> None:
     """End a wait that began when `holding` was the state, and raise what has waited."""
     place.holding = holding
     if holding == OPEN and place.waits and place.owner is not None:
-        place.waits = False
-        place.before(signal.SIGINT, sys._getframe())
+        _pass_on(place, signal.SIGINT, sys._getframe())
 
 
 class Held:
@@ -107,8 +111,13 @@ def _arrived(number: int, frame: FrameType | None) -> None:
     elif _importing(frame):  # what is half imported may never work again
         threading.Timer(_PAUSE, _thread.interrupt_main).start()
     else:
-        place.waits = False
-        (place.before or signal.default_int_handler)(number, frame)
+        _pass_on(place, number, frame)
+
+
+def _pass_on(place: Desk, number: int, frame: FrameType | None) -> None:
+    place.waits, place.raised = False, True
+    (place.before or signal.default_int_handler)(number, frame)
+    place.raised = False  # that handler raises nothing
 
 
 def _importing(frame: FrameType | None) -> bool:
