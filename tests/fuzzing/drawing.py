@@ -384,7 +384,7 @@ def drawn_component(rng: random.Random, path: Path) -> None:
             axes = {axis.name: {"size": axis.size, "kept": list(range(axis.size))} for axis in found.axes}
             skeleton = spec
     if rng.random() < 0.2:
-        axes |= {f"axis{k}": _axis(rng) for k in range(rng.choice((1, 3, 30, 3000, 5000)))}
+        axes |= {f"axis{k}": _axis(rng) for k in range(rng.choice((1, 1, 3, 3, 30, 3000, 5000)))}
     manifest: dict[str, Any] = {
         "kind": "component",
         "classes": [names[k] for k in task],
@@ -421,7 +421,7 @@ def drawn_component(rng: random.Random, path: Path) -> None:
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     if rng.random() < 0.6:
         _know(rng, network, manifest, tensors)
-    for _ in range(rng.choice((0, 0, 0, 1, 2))):
+    for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2))):
         change(rng, manifest)
     text = {"manifest": manifest, "network": spec.model_dump(mode="json")}
     text["skeleton"] = skeleton and skeleton.model_dump(mode="json")
@@ -433,7 +433,7 @@ def drawn_component(rng: random.Random, path: Path) -> None:
 
 
 def _axis(rng: random.Random) -> dict[str, Any]:
-    size = rng.choice(HUGE if rng.random() < 0.02 else (1, 3, 16, 64))
+    size = rng.choice(HUGE if rng.random() < 0.003 else (1, 3, 16, 64))
     return {"size": size, "kept": sorted({rng.randrange(size) for _ in range(rng.choice((0, 1, 3)))})}
 
 
@@ -442,11 +442,11 @@ def _preprocessing(rng: random.Random, image: tuple[int, ...]) -> dict[str, Any]
     if rng.random() < 0.3 and (len(image) == 3 or rng.random() < 0.1):
         found["size"] = list(image[1:]) if len(image) == 3 else [8, 8]
         found["fit"] = rng.choice(("resize", "crop", "pad"))
-        found["crop"] = rng.choice((1.0, 0.875, 1e-3, 1e-9))
+        found["crop"] = rng.choice((1.0, 0.875, 0.5, 0.01)) if rng.random() < 0.95 else 1e-9
     if rng.random() < 0.3 and (image[0] in (1, 3) or rng.random() < 0.1) and (len(image) == 3 or rng.random() < 0.1):
         found["channels"] = 1 if rng.random() < 0.1 or image[0] == 1 else 3
     if rng.random() < 0.3:
-        count = rng.choice((1, image[0], image[0], 3))
+        count = rng.choice((1, image[0])) if rng.random() < 0.95 else 3
         found |= {"mean": [0.5] * min(9, count), "std": [rng.choice((0.25, 1e-300, 1e300))] * min(9, count)}
     found["unknown"] = rng.random() < 0.05
     return found
@@ -482,7 +482,7 @@ def _know(rng: random.Random, network: Network, manifest: dict[str, Any], tensor
         "rank": rng.choice((1, 2)),
     }
     if rng.random() < 0.5:
-        record["depths"] = [_depth(rng, network, name) for name in list(network.layer_names)[: rng.choice((1, 3))]]
+        record["depths"] = [_depth(rng, network, name) for name in _mixing(network)[: rng.choice((1, 3))]]
     manifest["statistics"] = {**lists, "mean_logit": [0.5] * count, "familiarity": record}
     manifest["statistics"] |= {
         "margin": rng.choice((None, 1.0, -1.0)),
@@ -496,10 +496,17 @@ def _know(rng: random.Random, network: Network, manifest: dict[str, Any], tensor
             tensors[f"familiarity.{name}"] = torch.full(tuple(value.shape), rng.choice((1.0, 0.5, 1e-30, 1e30)))
 
 
+def _mixing(network: Network) -> list[str]:
+    """Layers that mix channels, or all where there are none."""
+    names = list(network.layer_names)
+    return [name for name in names if getattr(getattr(network.layer(name), "weight", None), "ndim", 0) > 1] or names
+
+
 def _depth(rng: random.Random, network: Network, name: str) -> dict[str, Any]:
     weight = getattr(network.layer(name), "weight", None)
     size = weight.shape[1] if isinstance(weight, Tensor) and weight.ndim > 1 else 3
-    dims = rng.choice(([], [1], [2, 3], [2], [1, 2], [2, 3, 4]))
+    usual = [] if weight is None or weight.ndim < 3 else list(range(2, weight.ndim))
+    dims = usual if rng.random() < 0.7 else rng.choice(([], [1], [2, 3], [2], [1, 2], [2, 3, 4]))
     return {"layer": name, "size": size * (2 if dims else 1), "dims": dims}
 
 

@@ -21,6 +21,7 @@ from brickyard.cli._look import _show_file
 from brickyard.export._module import export_module
 from brickyard.export._onnx import export_onnx
 from brickyard.reports import model_card, report
+from brickyard.testing import chain
 from brickyard.workbench._bench import Bench
 from brickyard.workbench._limits import Limits
 from brickyard.yard._yard import Yard
@@ -31,6 +32,14 @@ SECONDS = 10.0  # of a core, for one use
 MEMORY = 1 << 30  # bytes beyond the file's own size, for one use
 ONNX = 300  # one file of so many is exported as ONNX, which takes seconds
 AUTO = 25  # one of so many is joined in the fastest form, which is timed
+
+
+def partner(folder: Path) -> Any:
+    """A component to join others with."""
+    data = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
+    model = chain(4, (3, 4))
+    made = by.disassemble(model, by.locate(model, data), task=["1", "3"], budget=by.Budget(parameters=0.7))
+    return by.load(made.save(folder / "partner.safetensors", overwrite=True))
 
 
 class Legal:
@@ -50,7 +59,7 @@ class Legal:
         """The file of that number: what it is, and its bytes."""
         path = self.folder / f"drawn-{os.getpid()}.safetensors"
         kind = drawn_file(random.Random(f"legal/{self.seed}/{index}"), path, self.folder)
-        return kind, None, path.read_bytes() if path.exists() else b"", kind
+        return kind, None, path.read_bytes() if path.exists() else b"", "legal"
 
     def case(self, index: int) -> Verdict:
         """Draw the file of that number, use it, and judge."""
