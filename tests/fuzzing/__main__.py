@@ -37,7 +37,10 @@ from fuzzing.seeding import seeds
 from fuzzing.using import Legal, partner
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "fuzzing.json"
-STILL = 90  # seconds of the clock without a file read: the worker hangs where Python cannot stop it
+STILL = (
+    90,
+    900,
+)  # changed at random, legal: seconds of the clock without a file read: the worker hangs where Python cannot stop it
 
 
 def main() -> int:
@@ -145,6 +148,7 @@ class Run:
         self, judge: Any, count: int, workers: int, folder: Path, minutes: float | None = None, first: int = 0
     ) -> None:
         self.judge, self.count, self.folder = judge, first + count, folder
+        self.still = STILL[isinstance(judge, Legal)]
         self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.fork = multiprocessing.get_context("fork")
         self.at = self.fork.RawArray(ctypes.c_int64, [first + worker for worker in range(workers)])
@@ -164,7 +168,7 @@ class Run:
                 for w, process in list(running.items()):
                     if self.at[w] != moved[w][0]:
                         moved[w] = self.at[w], time.monotonic()
-                    still = time.monotonic() - moved[w][1] > STILL
+                    still = time.monotonic() - moved[w][1] > self.still
                     if still and process.is_alive():
                         os.kill(process.pid or 0, signal.SIGKILL)
                         process.join()

@@ -20,7 +20,6 @@ from brickyard.network._remembering import Remembering
 from brickyard.testing import chain
 from errors import refused
 from fuzzing.drawing import change
-from fuzzing.judging import peak, reset_peak
 from fuzzing.seeding import built, parse
 from fuzzing.using import Legal, partner
 
@@ -57,20 +56,16 @@ def _depth(**values: Any) -> Callable[[Any], Any]:
     return lambda text: _statistics(text)["familiarity"]["depths"][0].update(values)
 
 
-def _before_linear(text: Any, dims: list[int]) -> None:
-    """Let the last depth stand before the linear layer, with as many numbers as before."""
-    last, features = _statistics(text)["familiarity"]["depths"][-1], _config(text)["in_features"]
-    assert last["size"] == 2 * features  # so that the tensors fit
-    last.update(layer="linear", dims=dims)
-
-
-def _config(text: Any) -> Any:
-    return text["network"]["layers"]["linear"]["config"]
+def _before_linear(text: Any) -> None:
+    """Let the first depth stand before the linear layer, with as many numbers as before: two a feature."""
+    first = _statistics(text)["familiarity"]["depths"][0]
+    assert first["size"] == 2 * text["network"]["layers"]["linear"]["config"]["in_features"]
+    first.update(layer="linear", dims=[1])
 
 
 INCONSISTENT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "positions before a convolution": (_depth(dims=[2]), "file-inconsistent"),
-    "positions before a linear layer": (lambda t: _before_linear(t, [1]), "file-inconsistent"),
+    "positions before a linear layer": (_before_linear, "file-inconsistent"),
     "a layer that is not there": (_depth(layer="conv9"), "file-inconsistent"),
     "statistics of other classes": (lambda t: [v.append(v[0]) for v in _lists(t)], "file-manifest-invalid"),
     "lists of two lengths": (lambda t: _statistics(t)["images"].append(3), "file-manifest-invalid"),
@@ -132,10 +127,14 @@ def test_a_parquet_column_of_one_large_value_is_unpacked_in_pieces(tmp_path: Pat
     assert path.stat().st_size < 2000
 
     def taken() -> int:
-        before = reset_peak()
-        with refused("data-unreadable-image"):
-            load_data(str(path)).images[:1]
-        return peak() - before
+        before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+        pa.set_memory_pool(pool)
+        try:
+            with refused("data-unreadable-image"):
+                load_data(str(path)).images[:1]
+        finally:
+            pa.set_memory_pool(before)
+        return int(pool.max_memory())
 
     monkeypatch.setattr("brickyard.inputs._columns._UNPACKED", 8 << 20)
     monkeypatch.setattr("brickyard.inputs._columns._FETCHED", (8, 8))
