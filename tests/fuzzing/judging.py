@@ -370,14 +370,14 @@ def _number(value: Any) -> float | None:
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Stop what takes more than `SECONDS` of a core."""
+def limited(seconds: float = SECONDS) -> Iterator[None]:
+    """Stop what takes more than `seconds` of a core."""
 
     def stop(*_: Any) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import re
 import struct
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 import brickyard as by
 from brickyard.base import _limits as limits
 from brickyard.base._errors import BrickyardError
+from brickyard.reports import report
 from brickyard.sources._loading import load_source
+from brickyard.sources._names import class_names
 from brickyard.sources._weights import read_weights
 from errors import refused
 from fuzzing.judging import FLOOR, Judge, Watch, answers, differs, limited, peak, reset_peak
@@ -276,12 +278,14 @@ def test_a_hostile_text(case: str, known: dict[str, Seed], tmp_path: Path) -> No
 # -- networks that cost too much ------------------------------------------------------------------------------
 
 
-def stepped(seed: Seed, *steps: tuple[Any, ...], image: tuple[int, ...] = (3, 8, 8)) -> bytes:
+def stepped(
+    seed: Seed, *steps: tuple[Any, ...], image: tuple[int, ...] = (3, 8, 8), axes: Sequence[int] = (1, 2, 3)
+) -> bytes:
     """A component without layers: these steps in a row ("$" is the last value, "@" the image), then a mean."""
     text = seed.text
     nodes: list[dict[str, Any]] = [{"name": "x", "op": "input"}]
     last = "x"
-    tail = (("mean", "$", [1, 2, 3]), ("unsqueeze", "$", 1), ("expand", "$", -1, 1))
+    tail = (("mean", "$", list(axes)), ("unsqueeze", "$", 1), ("expand", "$", -1, 1))
     for index, (target, *args) in enumerate((*steps, *tail)):
         put = json.loads(json.dumps(args).replace('"$"', json.dumps({"node": last})).replace('"@"', '{"node": "x"}'))
         last = f"s{index}"
@@ -291,6 +295,11 @@ def stepped(seed: Seed, *steps: tuple[Any, ...], image: tuple[int, ...] = (3, 8,
     text["manifest"]["statistics"] = None
     text["manifest"]["input_shape"] = list(image)
     return built({"__metadata__": {"brickyard": json.dumps(text)}}, b"")
+
+
+def views(times: int) -> tuple[Any, ...]:
+    """A value that is cut into 15,360 pieces so often."""
+    return ("flatten", "$", 1), ("repeat", "$", 1, 80), *[("split", "$", 1, 1), ("cat", "$", 1)] * times
 
 
 BOMBS: dict[str, tuple[Any, ...]] = {
@@ -311,6 +320,10 @@ BOMBS: dict[str, tuple[Any, ...]] = {
     "towers of powers": ((("size", "$", 2), *[("pow", "$", "$")] * 9, ("add", "@", "$")), NETWORK),
     "long numbers": ((("size", "$", 2), *[("mul", "$", "$")] * 40, ("add", "@", "$")), NETWORK),
     "long shapes": ((("shape", "$"), *[("add", "$", "$")] * 40, ("reshape", "@", "$")), NETWORK, "128"),
+    "views": (views(9), COSTLY, "131,072"),
+    "many shapes": ((*[("pad", "$", [k % 2, 1, 0, 0]) for k in range(600)],), COSTLY, "different"),
+    "many settings": ((*[("softshrink", "$", 0.01 * k) for k in range(600)],), COSTLY, "different"),
+    "much memory": ((("repeat", "$", 1, 1, 600, 600),), COSTLY, "bytes"),
     "a format": ((("mod", "%1000000000d", 1), ("add", "@", "$")), UNKNOWN),
     "a long text": ((("mul", "abc", 10**10), ("add", "@", "$")), NETWORK),
     "a long list": ((("mul", [1], 10**10), ("add", "@", "$")), NETWORK),
@@ -321,7 +334,7 @@ BOMBS: dict[str, tuple[Any, ...]] = {
 def test_a_small_file_that_would_cost_much(case: str, known: dict[str, Seed], tmp_path: Path) -> None:
     steps, code, *quoted = BOMBS[case]
     content = stepped(known["uncut"], *steps)
-    assert len(content) < 64_000
+    assert len(content) < 80_000
     unreadable(tmp_path, content, code, *quoted)
 
 
@@ -337,6 +350,113 @@ def test_what_is_just_below_the_bound_runs_in_time(known: dict[str, Seed], tmp_p
         part = loaded(tmp_path, stepped(known["uncut"], *steps))
         with limited():
             assert answers(part, IMAGES).shape == (2, 1)
+
+
+def test_some_pieces_are_not_many(known: dict[str, Seed], tmp_path: Path) -> None:
+    part = loaded(tmp_path, stepped(known["uncut"], *views(2), axes=[1]))
+    assert len(part.predict(IMAGES)) == 2
+
+
+WIDE = 1 << 24  # channels that a structure tells of
+
+
+def widened(count: int) -> Callable[[Any], None]:
+    """A structure of the source that has so many channels in its second layer, and the axis that goes with it."""
+
+    def change(text: Any) -> None:
+        layers = text["skeleton"]["layers"]
+        layers["conv2"]["config"]["out_channels"] = layers["bn2"]["config"]["num_features"] = count
+        layers["linear"]["config"]["in_features"] = text["manifest"]["axes"]["conv2"]["size"] = count
+
+    return change
+
+
+@pytest.mark.parametrize("form", ["padded", "grouped", "union"])
+def test_a_structure_that_tells_of_many_channels_is_not_followed(form, known: dict[str, Seed], tmp_path: Path) -> None:
+    unreadable(tmp_path, with_text(known["chain"], widened(WIDE)), MANIFEST, "16,777,")
+    part = loaded(tmp_path, with_text(known["chain"], widened(limits.CHANNELS - 20)))
+    before = reset_peak()
+    with limited(), refused("surgery-too-costly"):
+        by.assemble([part, part], form=form, on_duplicate="rename")
+    assert peak() - before < 64 << 20
+    few = loaded(tmp_path, with_text(known["chain"], widened(2000)))  # the control
+    if form != "union":
+        assert by.assemble([few, few], form=form, on_duplicate="rename").predict_proba(IMAGES).shape == (2, 4)
+
+
+def test_a_structure_whose_values_are_large_is_not_followed(known: dict[str, Seed], tmp_path: Path) -> None:
+    def change(side: int) -> Callable[[Any], None]:
+        steps = ("repeat", [1, 1, side, side]), ("flatten", 1), ("reshape", [-1, 3, 8 * side, 8 * side])
+
+        def made(text: Any) -> None:
+            nodes, last = text["skeleton"]["nodes"], text["skeleton"]["nodes"][0]["name"]
+            for place, (target, *args) in enumerate(steps):
+                step = {"name": f"n{place}", "op": "function", "target": target, "args": [{"node": last}, *args]}
+                nodes.insert(1 + place, step)
+                last = step["name"]
+            nodes[4]["args"] = [{"node": last}]
+
+        return made
+
+    for side, code in ((300, "surgery-too-costly"), (4, "surgery-check-failed")):
+        part = loaded(tmp_path, with_text(known["chain"], change(side)))
+        before = reset_peak()
+        with limited(), refused(code):  # the small one is followed, and is not the structure of the part
+            by.assemble([part, part], form="padded", on_duplicate="rename")
+        assert peak() - before < 64 << 20
+
+
+def test_many_axes_are_not_read(known: dict[str, Seed], tmp_path: Path) -> None:
+    more = {f"a{k}": {"size": 1, "kept": [0]} for k in range(limits.AXES)}
+    unreadable(tmp_path, with_text(known["uncut"], lambda t: t["manifest"]["axes"].update(more)), MANIFEST, "4,096")
+    few = dict(list(more.items())[:1000])
+    part = loaded(tmp_path, with_text(known["uncut"], lambda t: t["manifest"]["axes"].update(few)))
+    assert "a100" in report([part])
+
+
+def test_routes_of_many_axes_take_what_they_draw(known: dict[str, Seed], tmp_path: Path) -> None:
+    def file(count: int) -> bytes:
+        header, text = known["relevance"].header, known["relevance"].text
+        start = max(sum(pair) for pair in text["axes"].values())
+        text["axes"].update({f"a{k}": [start + k, 1] for k in range(count)})
+        text["layers"]["more"] = False
+        classes, every = len(text["classes"]), range(start, start + count)
+        made = {
+            "scores": ("F64", [3, classes, start + count], b"\0\0\0\0\0\0\xf0?" * (3 * classes * (start + count))),
+            "reads.more": ("I64", [count], struct.pack(f"<{count}q", *every)),
+            "writes.more": ("I64", [1], bytes(8)),
+            "hard.more": ("BOOL", [classes, count], b"\1" * (classes * count)),
+            "sums.more": ("F32", [classes, 1, count], b"\0\0\x80?" * (classes * count)),
+        }
+        for name, (kind, size, _) in made.items():
+            header[name] = {"dtype": kind, "shape": size, "data_offsets": [0, 0]}
+        header["__metadata__"]["brickyard"] = json.dumps(text)
+        return _fitting(header, known["relevance"].body, {name: content for name, (*_, content) in made.items()})
+
+    unreadable(tmp_path, file(limits.AXES), LARGE, "4,096")
+    found = loaded(tmp_path, file(3000))
+    before = reset_peak()
+    assert "Decision routes" in report([found])
+    assert peak() - before < 64 << 20  # a table of bundles and channels would take 72 MB and its copies
+
+
+HOLLOW = "[" + "[]," * limits.HOLDERS + "[]]"
+
+
+def test_lists_of_nothing_are_not_read(known: dict[str, Seed], tmp_path: Path) -> None:
+    content = with_text(known["uncut"], lambda t: json.dumps(t).replace('"scores": {}', f'"scores": {{"a": {HOLLOW}}}'))
+    unreadable(tmp_path, content, MANIFEST, "524,")
+    index = tmp_path / "w.safetensors.index.json"
+    index.write_text(f'{{"weight_map": {{}}, "more": {HOLLOW}}}')
+    before = reset_peak()
+    with refused("file-damaged", "524,"):
+        read_weights(index)
+    (tmp_path / "names.json").write_text(HOLLOW)
+    with refused("file-manifest-invalid", "524,"):
+        class_names(str(tmp_path / "names.json"))
+    assert peak() - before < 32 << 20
+    index.write_text('{"weight_map": {}, "more": [[], []]}')  # the control
+    assert read_weights(index)[0] == {}
 
 
 def test_the_parts_of_an_assembly_share_one_bound(known: dict[str, Seed], tmp_path: Path) -> None:
@@ -416,7 +536,7 @@ def test_time_does_not_grow_with_the_square_of_the_classes(known: dict[str, Seed
 
     def change(text: Any) -> None:
         text["manifest"]["source"]["classes"] = names
-        text["manifest"].update(classes=names[:-1], task=list(range(299_999)))
+        text["manifest"].update(classes=names[:-1], task=list(range(299_999)), statistics=None)
 
     unreadable(tmp_path, with_text(known["uncut"], change), NETWORK, "299999")
 
@@ -427,12 +547,29 @@ def test_a_network_without_parameters_runs(known: dict[str, Seed], tmp_path: Pat
     torch.testing.assert_close(part(IMAGES)[:, 0], IMAGES.tanh().mean((1, 2, 3)))
 
 
-def test_a_network_that_fails_as_it_runs_is_one_clear_error(known: dict[str, Seed], tmp_path: Path) -> None:
-    steps = ("squeeze", "$"), ("flatten", "$", 1), ("reshape", "$", [2, 3, 8, 8])
+ROWS = ("size", "$", 0), ("mod", "$", 4), ("reshape", "@", [{"node": "s1"}, -1]), ("cumsum", "$", 1)
+FIXED = ("squeeze", "$"), ("flatten", "$", 1), ("reshape", "$", [2, 3, 8, 8])
+
+
+def test_a_file_that_loads_gives_one_answer_for_each_image(known: dict[str, Seed], tmp_path: Path) -> None:
+    unreadable(tmp_path, stepped(known["uncut"], *FIXED), NETWORK, "(3, 8, 8)")  # it fits two images
+    content = stepped(known["uncut"], *ROWS, axes=[1])  # as many rows as images, up to three
+    part = loaded(tmp_path, content)
+    images = torch.rand(7, 3, 8, 8)
+    for count in (1, 2, 3):
+        assert len(part.predict(images[:count])) == count
+    for count in (4, 5, 7):
+        with refused("data-wrong-size", f"({count}, 3, 8, 8)"):
+            part.predict(images[:count])
+
+
+def test_a_file_that_runs_on_paper_only_is_refused(known: dict[str, Seed], tmp_path: Path, monkeypatch) -> None:
+    steps = ("argmax", "$", 1), ("float", "$"), ("bitwise_not", "$"), ("unsqueeze", "$", 1)
+    unreadable(tmp_path, stepped(known["uncut"], *steps), NETWORK, "bitwise_not")
+    monkeypatch.setattr("brickyard.component._predictor.CHEAP", 0)  # the control: without a run, nobody sees it
     part = loaded(tmp_path, stepped(known["uncut"], *steps))
-    assert part.predict_proba(IMAGES).shape == (2, 1)
-    with refused("data-wrong-size"):
-        part.predict_proba(IMAGES[:1])
+    with refused("data-wrong-size", "bitwise_not"):
+        part.predict(IMAGES)
 
 
 # -- sources -------------------------------------------------------------------------------------------------

@@ -361,11 +361,7 @@ class Labeller(Roles):
                 return [whole(labels, item) for labels, item in zip(found, value, strict=True)]
             return whole(self._of(ref), value) if isinstance(value, Tensor) else value
 
-        self.pay(
-            "moved",
-            sum(value.numel() for ref in used for value in leaves(self.shapes[ref.node]) if isinstance(value, Tensor)),
-        )
-        self.pay("moved", sum(value.numel() for value in leaves(self.shapes[node.name]) if isinstance(value, Tensor)))
+        self._pay_moves([*used, Ref(node.name)])
 
         def whole(labels: Labels | None, value: Tensor) -> Tensor:
             if labels is None:
@@ -380,10 +376,8 @@ class Labeller(Roles):
         self._pin_places(node)
         args = map_refs(node.args, expanded)
         kwargs = map_refs(dict(node.kwargs), expanded)
-        if node.op == "layer":
-            moved = self.network.layer(node.target)(*args, **kwargs)
-        else:
-            moved = FUNCTIONS[node.target].call(*args, **kwargs)
+        call = self.network.layer(node.target) if node.op == "layer" else FUNCTIONS[node.target].call
+        moved = call(*args, **kwargs)
         if isinstance(moved, tuple | list):
             return tuple(self._settled(compress(item.numpy())) for item in moved)
         labels = self._settled(compress(moved.numpy()))
@@ -394,6 +388,11 @@ class Labeller(Roles):
             elif node.target == "stack" and labels.shape[dim % labels.ndim] > 1:
                 self.pin(labels, f"{self.title(node)} makes a dimension of single channels")
         return labels
+
+    def _pay_moves(self, used: Sequence[Ref]) -> None:
+        """Pay for the numbers of these values, which are written out to be moved."""
+        for ref in used:
+            self.pay("moved", sum(one.numel() for one in leaves(self.shapes[ref.node]) if isinstance(one, Tensor)))
 
     def _still_bare(self, node: Node, used: Sequence[Ref]) -> None:
         """Record that a bare tensor is only repeated for every image here."""

@@ -26,6 +26,7 @@ CHANNELS = 1 << 20  # channels of all axes of a part
 # Its networks
 STEPS = 1 << 13  # of one network
 PIECES = 1 << 14  # that one step may cut a value into, and stations of a drawing
+KINDS = 1 << 9  # operations on different shapes, and one more for each 256 numbers in the file
 MADE = 1 << 17  # tensors that all networks make in one run, views and pieces included
 WORK = 1 << 32  # multiply-adds per image, where a number read or written counts as `WORD`
 RATIO = 1 << 16  # more of them for each number in the file, or as many as an image has positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from brickyard.base._checks import decision_thresholds, given_path
 from brickyard.base._errors import DataError, FileError
 from brickyard.base._frozen import validated
+from brickyard.base._limits import NUMBERS
 from brickyard.base._messages import first_line
 from brickyard.base._records import ComponentFile, ComponentManifest, Preprocessing
 from brickyard.base._specs import NetworkSpec
@@ -276,6 +278,11 @@ def check_input(manifest: ComponentManifest) -> None:
         raise FileError(
             "file-inconsistent", f"its preprocessing makes images of {how.size}, but its network takes {tuple(size)}"
         )
+    if len(manifest.input_shape) != 3 and (how.size or how.channels):
+        found = f"its preprocessing makes pictures, but its network takes {manifest.input_shape}"
+        raise FileError("file-inconsistent", found)
+    if channels * math.prod(side / how.crop for side in how.size or ()) > NUMBERS >> 3:
+        raise FileError("file-too-costly", f"its preprocessing takes {how.crop:g} of an image that it makes too large")
     if how.channels not in (None, channels):
         raise FileError(
             "file-inconsistent",

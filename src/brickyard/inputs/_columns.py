@@ -289,7 +289,7 @@ def _rows_at_once(group: Any, columns: list[str]) -> int:
     every = (group.column(k) for k in range(group.num_columns))
     mine = [column for column in every if column.path_in_schema.partition(".")[0] in columns]
     size = sum(column.total_uncompressed_size for column in mine if any("DICT" in kind for kind in column.encodings))
-    return int(max(1, min(_ROWS, _UNPACKED // max(1, size))))
+    return max(1, min(_ROWS, _UNPACKED // max(1, int(size))))
 
 
 class _Arrow(_File):

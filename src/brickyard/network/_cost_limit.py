@@ -18,14 +18,15 @@ from torch import Tensor
 from brickyard.base import _limits as limits
 from brickyard.base._errors import FileError
 from brickyard.network._network import Network, kind, refs
-from brickyard.network._torch_private import TorchDispatchMode
+from brickyard.network._remembering import Remembering
 
 BATCH = 2  # images to run on the meta device first
 BATCHES = (BATCH, 1, 3)  # for one of which a step may be wrong, or cost more, though it is not for others
+_SLOW = 64  # operations that such a one counts as, since torch takes long to derive its shape
 MOST_POSITIONS = 1 << 20  # that count where a file may cost more the larger its images are
 
 
-class Bounds(TorchDispatchMode):
+class Bounds(Remembering):
     """Counts what runs in its `with` block on the meta device, and stops anything too costly.
 
     Args:
@@ -54,12 +55,13 @@ class Bounds(TorchDispatchMode):
     """
 
     def __init__(self, numbers: int | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.numbers = numbers
         self.wrote: set[int] = set()
         self.entering: dict[str, tuple[int, ...]] = {}
         self._work: Counter[int] = Counter()  # by the size of the batch
         self._made: Counter[int] = Counter()
+        self._new: Counter[int] = Counter()
         self._count = BATCH
         self._positions = 1
 
@@ -128,7 +130,7 @@ class Bounds(TorchDispatchMode):
         """Count one operation and run it."""
         name = func.overloadpacket.__name__
         _check_pieces(name, args, kwargs or {})
-        result = func(*args, **(kwargs or {}))
+        result = self.result(func, args, kwargs or {})
         if func._schema.is_mutable:
             self._note_writes(func, args, kwargs or {})
         if "batch_norm" in name and True in args[5:6]:  # in training it updates its statistics
@@ -155,6 +157,15 @@ class Bounds(TorchDispatchMode):
                 f"file with {self.numbers:,} values",
             )
         return result
+
+    def begin(self, name: str) -> None:
+        """Count an operation whose result is not known yet."""
+        self._new[self._count] += _SLOW if name.startswith(("upsample", "_upsample", "grid_sampler")) else 1
+        most = limits.KINDS + (self.numbers or 0) // 256
+        if self._new[self._count] > most:
+            raise FileError(
+                "file-too-costly", f"its networks have operations on more than {most:,} different shapes or settings"
+            )
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """Remember the memory that is written to."""

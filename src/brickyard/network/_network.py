@@ -6,6 +6,7 @@ function or layer in a whitelist. Nothing here depends on axes, classes or score
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from brickyard.base._specs import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
+from brickyard.network._remembering import Remembering
 from brickyard.network._torch_private import adopt, child, stored, taken_names
 from brickyard.network._untouched import in_evaluation
 
@@ -380,26 +382,8 @@ def overwrites(node: Node, layer: nn.Module | None, call: Callable[..., Any] | N
 
 # Besides steps that move numbers: what may return its input, or a view of it.
 _VIEWS = {
-    "detach",
-    "contiguous",
-    "float",
-    "dropout",
-    "dropout2d",
-    "alpha_dropout",
-    "to_type",
-    "type_as",
-    "real",
-    "imag",
-}
-_VIEWS |= {
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "view_as_complex",
-    "view_as_real",
-    "nan_to_num",
-    "round",
-    "trunc",
-    "floor",
+    *("detach", "contiguous", "float", "dropout", "dropout2d", "alpha_dropout", "to_type", "type_as", "real", "imag"),
+    *("pixel_shuffle", "pixel_unshuffle", "view_as_complex", "view_as_real", "nan_to_num", "round", "trunc", "floor"),
 }
 _VIEWING = (
     *(nn.Identity, nn.Flatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
@@ -581,7 +565,7 @@ def step_shapes(network: Network, example: Tensor) -> dict[str, Any]:
     shapes: dict[str, Any] = {}
     values: dict[str, Any] = {network.nodes[0].name: network.taken(example)}
     shapes[network.nodes[0].name] = _bones(example)
-    with torch.no_grad():
+    with torch.no_grad(), Remembering() if example.is_meta else contextlib.nullcontext():
         for index, node in enumerate(network.nodes):
             if node.op == "input":
                 continue
