@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.base._checks import whole
 from brickyard.base._errors import BrickyardError, DataError
@@ -16,6 +16,7 @@ from brickyard.base._messages import brief, first_line
 from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
+from brickyard.network._shown import Shown
 from brickyard.network._untouched import as_before
 from brickyard.outputs._outputs import Outputs
 
@@ -24,7 +25,7 @@ ResultT = TypeVar("ResultT")
 REJECT = "(none of these)"
 
 
-class Predictor(nn.Module):
+class Predictor(Shown):
     """A module that takes raw images, and knows its class names and what its outputs mean."""
 
     outputs: Outputs

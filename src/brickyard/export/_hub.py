@@ -6,7 +6,6 @@ identifies the model. Only the model file is read back, as strictly as any untru
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
-from brickyard.base._messages import first_line
+from brickyard.base._messages import first_line, json_text
 from brickyard.component._component import Component
 from brickyard.export._onnx import description
 from brickyard.reports._cards import model_card
@@ -68,7 +67,7 @@ def save_pretrained(
         raise FileError("file-exists", f"{folder / taken[0]} exists; give another folder, or overwrite=True")
     make_folder(folder, "choose another place")
     card = model_card(model, scores=scores, license=license)
-    config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    config = json_text(_config(model), 2) + "\n"
     model.save(folder / FILENAME, overwrite=overwrite)
     for name, text in ((CARD, card), (CONFIG, config)):
         write_content(folder / name, text, overwrite=overwrite)

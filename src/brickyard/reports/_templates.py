@@ -14,7 +14,7 @@ from brickyard.base._messages import tidy
 from brickyard.base._records import Preprocessing
 from brickyard.component._describe import agreement_text, merged_text
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$@]|:(?=//)|(?<=\bwww)\.|^[-+=](?=\s|$|-|=)|(?<=^\d)[.)])", re.IGNORECASE)
 
 
 @cache
