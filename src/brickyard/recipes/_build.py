@@ -172,30 +172,18 @@ class _Build:
         Raises:
             FileError: Another process holds it, or it cannot be made.
         """
-        from brickyard.storage._atomic import lock_folder
+        from brickyard.storage._atomic import folder_for, lock_folder
 
-        missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
-        held: int | None = None
-        try:
+        with folder_for(self.folder, "give another outputs.folder"):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 held = lock_folder(self.folder)
             except BlockingIOError:
                 why = (
                     f"{self.folder} is being built by another process; wait for its end, or give another outputs.folder"
                 )
                 raise FileError("file-busy", why) from None
-            except OSError as error:
-                raise FileError(
-                    "file-not-writable",
-                    f"cannot create folder {self.folder}: {error.strerror or error}; give another outputs.folder",
-                ) from None
-            yield
-        finally:
             try:
-                for place in missing:  # those that stayed empty
-                    with contextlib.suppress(OSError):
-                        place.rmdir()
+                yield
             finally:
                 if held is not None:
                     os.close(held)
