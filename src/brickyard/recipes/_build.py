@@ -203,8 +203,8 @@ class _Build:
             try:
                 held = lock_folder(self.folder)
             except BlockingIOError:
-                why = f"{self.folder} is being built by another process; wait for its end, or give another folder with --output-folder"
-                raise FileError("file-busy", why) from None
+                why = f"{self.folder} is being built by another process; wait for its end"
+                raise FileError("file-busy", f"{why}, or give another folder with --output-folder") from None
             try:
                 yield
             finally:
