@@ -72,7 +72,7 @@ def building(port: int, more: str = "") -> bytes:
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
-def test_every_answer_has_the_safety_headers(yard) -> None:
+def test_answers_of_the_server_itself_have_the_safety_headers(yard) -> None:
     limits = Limits(seconds=0.3, head_seconds=30, body_bytes=1 << 20)
     with serving(create_app(yard, limits=limits), limits) as port:
         asked = [

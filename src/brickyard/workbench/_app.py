@@ -8,11 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
 
 from brickyard.base._errors import BrickyardError, DataError, OptionError
 from brickyard.base._messages import shown
@@ -95,7 +94,7 @@ def _errors(app: FastAPI, bench: Bench) -> None:
     def _refused(request: Request, error: RefusedError) -> JSONResponse:
         return Plain({"error": str(error)}, error.status, {"connection": "close"})
 
-    @app.exception_handler(HTTPException)
+    @app.exception_handler(HTTPException.__mro__[1])  # of routes that are not there, and ours
     def _http(request: Request, error: HTTPException) -> JSONResponse:
         return Plain({"error": str(error.detail)}, error.status_code)
 

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -102,8 +101,8 @@ class Patient(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request."""
         headers, body = _told("this is no HTTP request; open the address that the workbench printed")
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", body]
+        self.transport.write(b"\r\n".join(lines))
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
