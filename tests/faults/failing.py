@@ -27,6 +27,7 @@ FAULTS: dict[str, tuple[int, int, bool]] = {
     "Ctrl-C": (SIGNAL, signal.SIGINT, False),
     "SIGTERM": (SIGNAL, signal.SIGTERM, False),
 }
+TOGETHER = ("folder for the Hub", "Python")  # several files, all or none
 CLEARING = ("unlink", "rmdir")  # where these fail, something is left until the next write
 
 
@@ -70,6 +71,8 @@ def fail(job: Job, place: Path, shim: Shim, most: int) -> tuple[dict[str, Any], 
         wrong += after_a_kill(folder, before, after, whole)
         clear = calls[number] not in CLEARING or mode == SIGNAL
         wrong += [f"{name} is left" for name in contents(folder) if clear and temporary(name)]
+        if told and job.name in TOGETHER and clear and contents(folder) not in (before, after):
+            wrong.append("some of the files are new, and some are not")
         if told and mode == FAIL and ("; " not in told or "\n" in told):
             wrong.append(f"nothing says what to do next: {told}")
         if not told:

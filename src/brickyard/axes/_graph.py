@@ -26,7 +26,7 @@ from brickyard.axes._places import failing_step
 from brickyard.axes._tracing import read_network
 from brickyard.base._checks import output_name
 from brickyard.base._errors import TraceError
-from brickyard.base._messages import first_line
+from brickyard.base._messages import first_line, shown
 from brickyard.base._records import Pinned
 from brickyard.base._sides import BATCHED
 from brickyard.network._layer_types import layer_role, mixing_of, tensor_dims
@@ -269,14 +269,13 @@ class Graph(Axes):
     def __str__(self) -> str:
         header = ("axis", "size", "writers", "readers", "followers", "pinned because")
         rows = [
-            (
-                axis.name,
-                str(axis.size),
-                _short(axis.writers),
-                _short(axis.readers),
-                _short(axis.followers),
-                axis.told,
-            )
+            [
+                shown(cell, keep="")
+                for cell in (
+                    *(axis.name, str(axis.size)),
+                    *(_short(axis.writers), _short(axis.readers), _short(axis.followers), axis.told),
+                )
+            ]
             for axis in self.axes
         ]
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from brickyard.base._messages import shown
+
 
 class BrickyardError(Exception):
     """Base class of all errors that Brickyard raises on purpose.
@@ -25,7 +27,7 @@ class BrickyardError(Exception):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(shown(message, keep=""))  # names from files are in it
         self.code = code
 
     def __reduce__(self) -> tuple[type[BrickyardError], tuple[str, str]]:
@@ -69,6 +71,9 @@ class BrickyardWarning(UserWarning):
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("error", BrickyardWarning)  # stop where a source is no better than chance
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, keep=""))
 
 
 def reading_code(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -40,6 +41,18 @@ def shown(text: str, keep: str = "\n\t") -> str:
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    r"""JSON with escapes in place of what is not printable; letters of any script stay as they are.
+
+    Example:
+        >>> from brickyard.base._messages import json_text
+        >>> json_text(["k\u00e4fer", "\u202ehen"])
+        '["k\xe4fer", "\\u202ehen"]'
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def told(value: object, most: int = 400) -> str:

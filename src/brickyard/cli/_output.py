@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brickyard.base._errors import FileError
+from brickyard.base._messages import json_text, shown
 from brickyard.cli._signals import no_reader, seen, tell
 from brickyard.runtime._progress import fits, put, speaks
 
@@ -33,7 +34,7 @@ def emit(result: Result, as_json: bool) -> None:
         BrokenPipeError: The reader has closed the pipe.
         FileError: Standard output cannot be written.
     """
-    line = _json(result.value) if as_json else str(result.text)
+    line = json_text(result.value) if as_json else str(result.text)
     if not speaks() or not line:
         return
     if sys.stdout is None:
@@ -52,12 +53,6 @@ def emit(result: Result, as_json: bool) -> None:
         raise FileError(
             "file-not-writable", f"cannot print the result: {error.strerror or error}; redirect it, or free some space"
         ) from None
-
-
-def _json(value: dict[str, Any]) -> str:
-    """Format as JSON with non-printable characters escaped; letters of any script stay as they are."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def keep(found: Any, path: Path, force: bool) -> None:
@@ -100,6 +95,7 @@ def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Se
     """
     from rich.cells import cell_len, set_cell_size
 
+    lines = [[shown(cell, keep="") for cell in line] for line in lines]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
     for column, least in shorten:

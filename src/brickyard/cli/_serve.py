@@ -44,7 +44,24 @@ def workbench(
             import webbrowser
 
             webbrowser.open(address)
-        server(app).run(sockets=[place])
+        try:
+            server(app).run(sockets=[place])
+        finally:
+            _end_of_threads()
+
+
+def _end_of_threads() -> None:
+    """End the process if a request still computes, in a thread that nothing can interrupt."""
+    import threading
+
+    from brickyard.cli import _signals
+
+    own = threading.current_thread()
+    for thread in [item for item in threading.enumerate() if item is not own and not item.daemon]:
+        thread.join(0.5)
+        if thread.is_alive():
+            _signals.tell()
+            _signals.end(_signals.seen() or 143)
 
 
 def _bound(host: str, port: int) -> Any:

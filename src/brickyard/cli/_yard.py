@@ -10,6 +10,7 @@ import typer
 from typer import Argument, Option
 
 from brickyard.base._errors import BrickyardError, OptionError
+from brickyard.base._messages import shown
 from brickyard.base._options import Seed
 from brickyard.cli._options import Data, with_options
 from brickyard.cli._output import Result, table
@@ -182,8 +183,8 @@ COMMANDS = (yard_add, yard_list, yard_search, yard_show, yard_rank, yard_rm, yar
 
 
 def plain(text: str) -> str:
-    """Make text from a file safe for a terminal, without control sequences."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    """Text from a file in one line, with escapes for what a terminal would obey."""
+    return shown(text, keep="")
 
 
 def _yard(place: Path, create: bool = False) -> Yard:
@@ -211,7 +212,7 @@ def _table(entries: Sequence[Entry]) -> str:
         [
             entry.name,
             _classes(entry),
-            plain(entry.source),
+            entry.source,
             _short(entry.parameters),
             _short(entry.flops),
             _percent(entry.accuracy),
@@ -233,7 +234,7 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
             _short(rank.entry.flops),
             _short(rank.entry.parameters),
             _classes(rank.entry),
-            plain(rank.entry.source),
+            rank.entry.source,
         ]
         for rank in found
     ]
@@ -242,7 +243,7 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
 
 
 def _classes(entry: Entry) -> str:
-    return ", ".join(map(plain, entry.classes[:20])) + (" + reject" if entry.reject else "")
+    return ", ".join(entry.classes[:20]) + (" + reject" if entry.reject else "")
 
 
 def _short(value: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brickyard.base._checks import whole
 from brickyard.base._errors import BrickyardError, DataError, FileError
@@ -17,6 +17,7 @@ from brickyard.base._records import Preprocessing
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._cost_limit import BATCHES
+from brickyard.network._shown import Shown
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
 
@@ -27,7 +28,7 @@ _HALF = (torch.float16, torch.bfloat16)
 CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run when it is read
 
 
-class Predictor(nn.Module):
+class Predictor(Shown):
     """A module that takes raw images, and knows its class names and what its outputs mean."""
 
     outputs: Outputs

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from brickyard.base._frozen import Frozen
-from brickyard.base._messages import shown
+from brickyard.base._messages import json_text, shown
 
 
 class Row(Frozen):
@@ -84,7 +83,7 @@ class Scores(Frozen):
         Raises:
             FileError: The file exists and `overwrite` is false, or cannot be written.
         """
-        return _write(path, json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", overwrite)
+        return _write(path, json_text(self.as_dict(), 1) + "\n", overwrite)
 
     def to_csv(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the rows as CSV.

@@ -6,8 +6,9 @@ identifies the model. Only the model file is read back, as strictly as any untru
 
 from __future__ import annotations
 
-import json
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.base._checks import given_path
 from brickyard.base._errors import FileError, OptionError
 from brickyard.base._lazy import package
-from brickyard.base._messages import first_line
+from brickyard.base._messages import first_line, json_text
 from brickyard.component._component import Component
 from brickyard.export._onnx import description
 from brickyard.network._untouched import guarded
 from brickyard.reports._cards import model_card
-from brickyard.storage._atomic import make_folder, write_content
+from brickyard.storage._atomic import folder_for, write_together
 
 FILENAME = "brickyard.safetensors"
 CARD = "README.md"
@@ -50,7 +51,7 @@ def save_pretrained(
         The folder.
 
     Raises:
-        FileError: One of the files exists and `overwrite` is false, or cannot be written.
+        FileError: One of the files exists and `overwrite` is false, or cannot be written: then none is.
 
     Example:
         >>> import brickyard as by, tempfile, torch
@@ -65,15 +66,18 @@ def save_pretrained(
         True
     """
     folder = given_path(folder, "the folder to write to")
-    taken = [name for name in (FILENAME, CARD, CONFIG) if (folder / name).exists()]
+    taken = [name for name in (FILENAME, CARD, CONFIG) if os.path.lexists(folder / name)]
     if taken and not overwrite:
         raise FileError("file-exists", f"{folder / taken[0]} exists; give another folder, or overwrite=True")
-    make_folder(folder, "choose another place")
     card = model_card(model, scores=scores, license=license)
-    config = json.dumps(_config(model), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    model.save(folder / FILENAME, overwrite=overwrite)
-    for name, text in ((CARD, card), (CONFIG, config)):
-        write_content(folder / name, text, overwrite=overwrite)
+    config = json_text(_config(model), 2) + "\n"
+    with folder_for(folder, "choose another place"):
+        writes: dict[Path, Callable[[Path], object]] = {
+            folder / FILENAME: lambda place: model.save(place, overwrite=True),
+            folder / CARD: lambda place: place.write_bytes(card.encode()),
+            folder / CONFIG: lambda place: place.write_bytes(config.encode()),
+        }
+        write_together(writes, overwrite=overwrite)
     return folder
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import keyword
-import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from brickyard.export._plain_models import Content, assembly_content, component_
 from brickyard.export._spelling import WIDTH, joined, literal, wrapped
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Several
-from brickyard.storage._atomic import check_free, write_atomically, write_content
+from brickyard.storage._atomic import check_free, write_together
 from brickyard.storage._safefile import KEY as OWN_KEY
 
 SUFFIX = ".weights.safetensors"
@@ -130,20 +129,11 @@ def export_module(model: Component | Assembly, path: str | Path, *, overwrite: b
     state = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(content.state.items())}
     mark = _fingerprint(state)
     text = _text(model, content, path.stem, mark)
-    new = not os.path.lexists(path)
-
-    def write(place: Path) -> None:
-        save_file(state, place, {MODULE_KEY: mark})  # one key: several have no order
-        with place.open("rb+") as file:
-            os.fsync(file.fileno())  # if the disk is full, nothing has been replaced yet
-        write_content(path, text, overwrite=overwrite)
-
-    try:
-        write_atomically(weights, write, overwrite=overwrite)
-    except BaseException:
-        if new and path.is_file() and path.read_text(encoding="utf-8") == text:  # code without weights
-            path.unlink()
-        raise
+    writes: dict[Path, Callable[[Path], object]] = {
+        path: lambda place: place.write_bytes(text.encode()),
+        weights: lambda place: save_file(state, place, {MODULE_KEY: mark}),  # one key: several have no order
+    }
+    write_together(writes, overwrite=overwrite)
     return ModuleRecord(path, weights, path.stat().st_size, weights.stat().st_size)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from brickyard.base._errors import DataError
 from brickyard.base._frozen import Frozen
+from brickyard.network._shown import Shown
 from brickyard.testing import randomised
 
 FEATURES = "features"  # the axis that the first layer reads
@@ -346,7 +347,7 @@ class NodeLayer(nn.Module):
 # -- networks ----------------------------------------------------------------------------------------------
 
 
-class GraphNetwork(nn.Module):
+class GraphNetwork(Shown):
     """Layers one after the other, reading some columns of a table of features.
 
     Attributes:

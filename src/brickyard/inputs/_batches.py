@@ -22,7 +22,9 @@ from brickyard.base._sides import BATCHED
 from brickyard.inputs._content import digests
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
+from brickyard.inputs._pictures import MAX_BYTES
 from brickyard.inputs._preprocessing import check_images, check_raw, preprocess, sized
+from brickyard.runtime._progress import bar, say
 
 DataLike = Any  # (images, labels), Dataset, DataLoader, or an iterable of (images, labels) batches
 
@@ -31,6 +33,7 @@ FORMS = "give (images, labels), a Dataset, a DataLoader, or an iterable of batch
 
 IMAGES = ("pixel_values", "image", "images", "img")  # what data sets of dicts call them
 MOST_CLASSES_LOOKED_AT = 200  # when labels are compared with those that a data set lists
+MANY = 1_000  # batches of an iterable after which it is said that they are held in memory
 LABELS = ("labels", "label", "fine_label", "target", "targets")
 
 
@@ -135,6 +138,7 @@ class Images:
         self.what = what
         self.all_raw = True  # of those that were preprocessed so far
         self._collate, self._workers = None, 0
+        self._bytes = 0  # of an iterable, as far as it was read
         self._plain = True  # nothing of the user's puts images together
         self._tensors: tuple[Tensor, Tensor] | None = None
         self._data: ImageData | None = None
@@ -197,7 +201,13 @@ class Images:
         return labels.long()
 
     def _read(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        found = [(self._tensor(images), self._tensor(labels)) for images, labels in self._each(batches)]
+        found: list[tuple[Tensor, Tensor]] = []
+        with bar(f"reading {self.what}", None) as advance:
+            for images, labels in self._each(batches):
+                found.append((self._tensor(images), self._tensor(labels)))
+                self._bytes += found[-1][0].nbytes
+                self._check_size(len(found))
+                advance()
         if not found:
             raise DataError("data-no-images", f"{self.what}: no images found; give at least one per class")
         images, labels = ([*values] for values in zip(*found, strict=True))
@@ -209,6 +219,22 @@ class Images:
         except RuntimeError as error:
             why = f"{self.what} cannot be put together: {first_line(error)}"
             raise DataError("data-not-batchable", f"{why}; give images of one size, a label for each") from None
+
+    def _check_size(self, count: int) -> None:
+        """Refuse batches that take more memory than images may: an endless stream would take all there is.
+
+        Raises:
+            DataError: They do.
+        """
+        if count in (MANY, 10 * MANY):
+            size = f"{self._bytes / (1 << 20):,.0f} MiB"
+            say(f"{self.what}: {count:,} batches read so far, {size}; all are held in memory")
+        if self._bytes > MAX_BYTES:
+            raise DataError(
+                "data-too-large",
+                f"{self.what}: an iterable of batches is held in memory, and the first {count:,} take more than "
+                f"{MAX_BYTES >> 30} GiB; end it earlier, or give a Dataset, which is read by place",
+            )
 
     def _tensor(self, value: Any) -> Tensor:
         """Convert a tensor, an array or nested lists of numbers to a tensor."""

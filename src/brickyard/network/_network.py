@@ -23,6 +23,7 @@ from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
 from brickyard.network._remembering import Remembering
+from brickyard.network._shown import Shown
 from brickyard.network._torch_private import adopt, child, stored, taken_names
 from brickyard.network._untouched import in_evaluation
 
@@ -33,8 +34,7 @@ _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 }
-_MAX_DEPTH = 16
-_MAX_TEXT = 256
+_MAX_DEPTH, _MAX_TEXT = 16, 256
 _MAX_DOTS = 32  # in the name of a layer
 HELD = "held."  # before names, in a network that is `reachable`
 
@@ -125,7 +125,7 @@ class _Group(nn.Module):
     """A bare container, so that layers keep their dotted names from the source."""
 
 
-class Network(nn.Module):
+class Network(Shown):
     """Runs its steps in order; layers and tensors are stored under their dotted names.
 
     Args:

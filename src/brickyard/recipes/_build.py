@@ -73,13 +73,16 @@ class State(Frozen):
     files: dict[str, Seen] = {}
 
 
-def plan(file: RecipeFile, *, force: bool = False, trust: bool = False) -> list[Planned]:
+def plan(
+    file: RecipeFile, *, force: bool = False, trust: bool = False, folder: str | Path | None = None
+) -> list[Planned]:
     """Say which steps a build has, and which of them have to run; nothing is written.
 
     Args:
         file: The recipe, as `load_recipe` gives it.
         force: Run all.
         trust: Allow sources that are Python code.
+        folder: Where results go, in place of the recipe's own; a recipe's own lies in the recipe's folder.
 
     Returns:
         The steps in order. One that depends on a step that has to run is taken to run too.
@@ -103,12 +106,17 @@ def plan(file: RecipeFile, *, force: bool = False, trust: bool = False) -> list[
         ...     [item.step.name for item in plan(load_recipe(path))]
         ['train a', 'locate a', 'cut low', 'write the card of low', 'copy the recipe']
     """
-    return _Build(file, force, trust).planned()
+    return _Build(file, force, trust, folder).planned()
 
 
 @guarded
 def build(
-    file: RecipeFile, *, force: bool = False, trust: bool = False, say: Say = lambda text: None
+    file: RecipeFile,
+    *,
+    force: bool = False,
+    trust: bool = False,
+    folder: str | Path | None = None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Run the steps that have to run.
 
@@ -119,6 +127,7 @@ def build(
         file: The recipe, as `load_recipe` gives it.
         force: Run all, and overwrite files that no build has written.
         trust: Allow sources that are Python code. It runs.
+        folder: Where results go, in place of the recipe's own; a recipe's own lies in the recipe's folder.
         say: Called with every text to show.
 
     Returns:
@@ -130,24 +139,40 @@ def build(
             the folder.
         BrickyardError: What a step raises.
     """
-    job = _Build(file, force, trust)
+    job = _Build(file, force, trust, folder)
     with job.alone():
         if job.changed():  # another build ended in the meantime
-            job = _Build(file, force, trust)
+            job = _Build(file, force, trust, folder)
         return job.run(say)
 
 
 class _Build:
     """One build of one recipe."""
 
-    def __init__(self, file: RecipeFile, force: bool, trust: bool) -> None:
+    def __init__(self, file: RecipeFile, force: bool, trust: bool, folder: str | Path | None) -> None:
         self.file = file
         self.force = force
-        self.folder = file.folder / file.recipe.outputs.folder
+        self.asked = folder is not None
+        self.folder = file.folder / file.recipe.outputs.folder if folder is None else Path(folder)
+        self._check_inside(self.folder, self.folder / STATE, self.folder / NOTES)
         self.state = self._read_state()
         self.prints = Fingerprints(file.folder, self.state.files)
         self.work = Work(file, self.folder, self.prints, trust)
         self.steps = list(self.work.steps())
+
+    def _check_inside(self, *places: Path) -> None:
+        """Refuse to write where a recipe leads out of its own folder, through links too.
+
+        Raises:
+            OptionError: It does, and the folder was not asked for by who builds.
+        """
+        own = self.file.folder.resolve()
+        for place in () if self.asked else places:
+            if not place.resolve().is_relative_to(own):
+                folder = self.file.recipe.outputs.folder
+                why = f"outputs.folder {folder!r} leads out of the recipe's folder, to {place.resolve()}"
+                advice = "give a folder inside it, or say where results go with --output-folder"
+                raise self.file.problem(("outputs", "folder"), f"{why}; {advice}")
 
     def _read_state(self) -> State:
         place = self.folder / STATE
@@ -174,30 +199,16 @@ class _Build:
         Raises:
             FileError: Another process holds it, or it cannot be made.
         """
-        from brickyard.storage._atomic import lock_folder
+        from brickyard.storage._atomic import folder_for, lock_folder
 
-        missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
-        held: int | None = None
-        try:
+        with folder_for(self.folder, "give another with --output-folder"):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 held = lock_folder(self.folder)
             except BlockingIOError:
-                why = (
-                    f"{self.folder} is being built by another process; wait for its end, or give another outputs.folder"
-                )
-                raise FileError("file-busy", why) from None
-            except OSError as error:
-                raise FileError(
-                    "file-not-writable",
-                    f"cannot create folder {self.folder}: {error.strerror or error}; give another outputs.folder",
-                ) from None
-            yield
-        finally:
+                why = f"{self.folder} is being built by another process; wait for its end"
+                raise FileError("file-busy", f"{why}, or give another folder with --output-folder") from None
             try:
-                for place in missing:  # those that stayed empty
-                    with contextlib.suppress(OSError):
-                        place.rmdir()
+                yield
             finally:
                 if held is not None:
                     os.close(held)
@@ -270,6 +281,7 @@ class _Build:
             return "up to date" if item.status == "up to date" else "unchanged"
         say(f"{step.name} ...")
         needs = self._needs(step)
+        self._check_inside(*((self.folder / name).parent for name in step.outputs))
         try:
             for name in step.outputs:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -296,8 +308,10 @@ class _Build:
             shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / NOTES).rmdir()
+        root = self.folder.resolve()
         for folder in {(self.folder / name).parent for name in (STATE, *self.state.owned)}:
-            clear_stages(folder)
+            if folder.resolve().is_relative_to(root):
+                clear_stages(folder)
 
     def _claim(self, outputs: Sequence[str]) -> None:
         """Note what will be written; refuse where it would replace a file that is not from a build."""
@@ -305,7 +319,8 @@ class _Build:
             path = self.folder / name
             if path.is_dir() or (path.exists() and name not in self.state.owned and not self.force):
                 raise FileError(
-                    "file-exists", f"{path} exists, but no build wrote it; give another outputs.folder, or --force"
+                    "file-exists",
+                    f"{path} exists, but no build wrote it; give another folder with --output-folder, or --force",
                 )
         mine = {step.name for step in self.steps}
         steps = {name: made for name, made in self.state.steps.items() if name in mine}

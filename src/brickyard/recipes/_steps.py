@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from brickyard._version import __version__
 from brickyard.base._declare import checked, gathered
 from brickyard.base._errors import DataError, TaskError
+from brickyard.base._messages import json_text
 from brickyard.base._options import AssembleOptions, DisassembleOptions, EvaluateOptions, LocateOptions
 from brickyard.recipes._fingerprints import Fingerprints, digest, source_files
 from brickyard.recipes._recipe_file import NAMED, RecipeFile
@@ -383,7 +384,7 @@ class Work:
 
             found = {name: self._scores_of(place) for name, place in places.items()}
             values = {name: scores.as_dict() for name, scores in found.items()}
-            self._write(TABLES[0], json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+            self._write(TABLES[0], json_text(values, 1) + "\n")
             self._write(TABLES[1], _csv(found))
             texts = [f"## {name}\n\n{score_table(scores)}\n" for name, scores in found.items()]
             self._write(TABLES[2], "\n".join(texts))

@@ -132,6 +132,8 @@ def _front_matter(
         }
         value["model-index"] = [{"name": title, "results": [result]}]
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+    if not text.replace("\n", "").isprintable():  # YAML takes marks that turn the direction of writing for letters
+        text = yaml.safe_dump(value, sort_keys=False, width=1000)
     return text
 
 

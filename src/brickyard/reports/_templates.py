@@ -14,7 +14,8 @@ from brickyard.base._messages import tidy
 from brickyard.base._records import Preprocessing
 from brickyard.component._describe import agreement_text, merged_text
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$@]|:(?=//)|(?<=\bwww)\.|^[-+=](?=\s|$|-|=))", re.IGNORECASE)
+_NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 @cache
@@ -97,4 +98,4 @@ def markdown(value: Any) -> Any:
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _MARKDOWN.sub(r"\\\1", _line(value))
+    return _NUMBERED.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", _line(value)))

@@ -50,8 +50,8 @@ def speaks() -> bool:
 
 
 @contextmanager
-def bar(text: str, total: float) -> Iterator[Advance]:
-    """Show a bar of `total` units while the body runs."""
+def bar(text: str, total: float | None) -> Iterator[Advance]:
+    """Show a bar of `total` units while the body runs; None: it counts."""
     if not (speaks() and sys.stderr.isatty()):
         yield lambda amount=1, *, text=None: None
         return

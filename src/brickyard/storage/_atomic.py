@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -36,6 +36,23 @@ def make_folder(folder: Path, advice: str) -> None:
         raise FileError("file-not-writable", f"{why}; {advice}") from None
 
 
+@contextlib.contextmanager
+def folder_for(folder: Path, advice: str) -> Iterator[None]:
+    """A folder, made where it is missing; of what was made, what is still empty at the end is removed.
+
+    Raises:
+        FileError: It cannot be made.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        make_folder(folder, advice)
+        yield
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Let `write` fill a file in a folder of its own beside `path`, then rename it; nothing is left after a failure.
 
@@ -45,24 +62,36 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
     Raises:
         FileError: The path exists and `overwrite` is false, or the file cannot be written.
     """
-    check_free(path, overwrite)
-    special = path.exists() and not path.is_file()  # a folder, a device, a pipe
-    if special or not path.parent.is_dir():
-        found = path if special else path.parent
-        raise FileError("file-path-invalid", f"cannot write {path}: {found} is not a valid place for a file")
-    stage = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp")
-    place, held = stage / path.name, None
+    write_together({path: write}, overwrite=overwrite)
+
+
+def write_together(writes: Mapping[Path, Callable[[Path], object]], *, overwrite: bool) -> None:
+    """Write several files of one folder as `write_atomically` does one: after a failure, all are as they were.
+
+    No file gets its name before all are on the disk. A process that is killed while they get their names leaves each
+    old or new.
+
+    Raises:
+        FileError: A path exists and `overwrite` is false, or a file cannot be written.
+    """
+    for path in writes:
+        check_free(path, overwrite)
+        special = path.exists() and not path.is_file()  # a folder, a device, a pipe
+        if special or not path.parent.is_dir():
+            found = path if special else path.parent
+            raise FileError("file-path-invalid", f"cannot write {path}: {found} is not a valid place for a file")
+    path = next(iter(writes))
+    stage, held = path.with_name(f".brickyard-{secrets.token_hex(4)}.tmp"), None
     try:
         clear_stages(path.parent)
         held = _make_stage(stage)
-        place.touch(exist_ok=False)  # never through a link that someone else put there
-        usual = place.stat().st_mode  # the writer may make a file of its own that only its owner can read
-        write(place)
-        place.chmod(usual)
-        with place.open("rb+") as file:
-            os.fsync(file.fileno())
-        _move(place, path, overwrite)
-        flush_folder(path.parent)
+        for path, write in writes.items():
+            _prepare(stage / path.name, write)
+        _move_all(stage, list(writes), overwrite)
+    except FileError as error:
+        if str(stage) not in str(error):  # else it is of a writer with a place of its own in there
+            raise
+        raise FileError(error.code, str(error).replace(f"{stage}{os.sep}", f"{stage.parent}{os.sep}")) from error
     except (OSError, SafetensorError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or error
         raise FileError("file-not-writable", f"cannot write {path}: {what}; {advice(error)}") from error
@@ -72,6 +101,54 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, overwrite: 
         finally:
             if held is not None:
                 os.close(held)
+
+
+def _prepare(place: Path, write: Callable[[Path], object]) -> None:
+    """Let a file be written, and have it on the disk."""
+    place.touch(exist_ok=False)  # never through a link that someone else put there
+    usual = place.stat().st_mode  # the writer may make a file of its own that only its owner can read
+    write(place)
+    place.chmod(usual)
+    with place.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _move_all(stage: Path, paths: Sequence[Path], overwrite: bool) -> None:
+    """Give finished files their names; where one cannot get it, those that have theirs lose it again."""
+    begun: list[tuple[Path, Path, os.stat_result]] = []
+
+    def undo() -> None:
+        for path, old, mine in begun:
+            gone = not os.path.lexists(path)
+            if gone or os.path.samestat(path.lstat(), mine):  # else it is what was there before, or another's
+                if os.path.lexists(old):
+                    os.replace(old, path)
+                elif not gone:
+                    path.unlink()
+
+    try:
+        for number, path in enumerate(paths):
+            old = stage / f".old-{number}"
+            if len(paths) > 1 or not os.path.lexists(path):  # else the move takes away what was there, or fails
+                begun.append((path, old, (stage / path.name).lstat()))
+            if len(paths) > 1 and os.path.lexists(path):
+                _keep(path, old)
+            _move(stage / path.name, path, overwrite)
+        flush_folder(stage.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            surely(undo)
+        raise
+
+
+def _keep(path: Path, old: Path) -> None:
+    """Give what is at a path a second name; where the file system has none, that is its only one for a moment."""
+    try:
+        os.link(path, old, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(path, old)
 
 
 def _move(place: Path, path: Path, overwrite: bool) -> None:
@@ -186,6 +263,9 @@ def clear_stages(folder: Path) -> None:
 def _clear_stage(stage: Path) -> None:
     for item in stage.glob("*"):
         with contextlib.suppress(OSError):
-            item.unlink()
+            if item.is_dir() and not item.is_symlink():  # of a writer that prepared a file there itself
+                _clear_stage(item)
+            else:
+                item.unlink()
     with contextlib.suppress(OSError):
         stage.rmdir()

@@ -18,6 +18,7 @@ from brickyard.base._messages import shown
 from brickyard.workbench._bench import Bench, BusyError, GoneError, Plan
 from brickyard.workbench._guard import LOCAL, Guard, RefusedError
 from brickyard.workbench._limits import Limits
+from brickyard.workbench._line import Line
 from brickyard.yard._yard import Yard
 
 STATIC = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -69,11 +70,12 @@ def create_app(
     app = FastAPI(
         title="Brickyard workbench", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Plain
     )
-    app.add_middleware(Guard, token=token, hosts=tuple(hosts), limits=limits)
+    line = Line(limits)
+    app.add_middleware(Guard, token=token, hosts=tuple(hosts), limits=limits, line=line)
     app.state.bench = bench
     _errors(app, bench)
     _pages(app)
-    _questions(app, bench)
+    _questions(app, bench, line)
     _work(app, bench, limits)
     return app
 
@@ -92,7 +94,7 @@ def _errors(app: FastAPI, bench: Bench) -> None:
     def _refused(request: Request, error: RefusedError) -> JSONResponse:
         return Plain({"error": str(error)}, error.status, {"connection": "close"})
 
-    @app.exception_handler(HTTPException)
+    @app.exception_handler(HTTPException.__mro__[1])  # of routes that are not there, and ours
     def _http(request: Request, error: HTTPException) -> JSONResponse:
         return Plain({"error": str(error.detail)}, error.status_code)
 
@@ -112,7 +114,11 @@ def _pages(app: FastAPI) -> None:
         return Response(content[name], media_type=STATIC[name])
 
 
-def _questions(app: FastAPI, bench: Bench) -> None:
+def _questions(app: FastAPI, bench: Bench, line: Line) -> None:
+    @app.get("/api/queue")
+    async def _queue(ticket: str = "") -> dict[str, Any]:
+        return dict(line.told(ticket[:64]))
+
     @app.get("/api/yard")
     def _yard() -> dict[str, Any]:
         return bench.overview()

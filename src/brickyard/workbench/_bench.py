@@ -112,15 +112,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Kept:
-    """A classifier, its parts, and what they are called in the yard."""
+    """A classifier, its parts, what they are called in the yard, and what is held while it runs."""
 
     assembly: Assembly
     parts: tuple[Component, ...]
     bricks: tuple[str, ...]
+    lock: threading.Lock
 
 
 class Bench:
-    """All that the page's requests do, one at a time; what cannot be done is a BrickyardError that says why."""
+    """All that the page's requests do; what cannot be done is a BrickyardError that says why.
+
+    What takes long goes a few at a time, so that memory is bounded. Looking at the yard does not wait for it.
+    """
 
     def __init__(self, yard: Yard | Path | str, limits: Limits) -> None:
         self.yard = Yard(yard) if isinstance(yard, str | Path) else yard
@@ -128,23 +132,25 @@ class Bench:
         self._samples = self.yard.path / SAMPLES
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._manifests: OrderedDict[tuple[str, str], ComponentManifest] = OrderedDict()
-        self._lock = threading.Lock()
+        self._yard_lock, self._kept_lock = threading.Lock(), threading.Lock()
+        self._computing = threading.BoundedSemaphore(limits.computing)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One piece of work at a time, so that memory is bounded."""
-        if not self._lock.acquire(timeout=self.limits.wait):
+    def _turn(self, held: threading.Lock | threading.BoundedSemaphore | None = None) -> Iterator[None]:
+        """A turn of computing, or with something that is held by one request at a time."""
+        held = held or self._computing
+        if not held.acquire(timeout=self.limits.wait):
             raise BusyError("workbench-busy", "the workbench is busy with another request; try again in a moment")
         try:
             yield
         finally:
-            self._lock.release()
+            held.release()
 
     # -- the yard ------------------------------------------------------------------------------------------
 
     def overview(self) -> dict[str, Any]:
         """The bricks, the samples, and what may be chosen."""
-        with self._turn():
+        with self._turn(self._yard_lock):
             entries = self.yard.entries()
             out = self.yard.left_out()
         return {
@@ -185,7 +191,7 @@ class Bench:
 
     def inside(self, name: str) -> dict[str, Any]:
         """Which channels of its source a brick keeps: for each axis, shares of runs of channels."""
-        with self._turn():
+        with self._turn(self._yard_lock):
             manifest = self.manifest(name)
         axes = [
             {"name": axis, "size": record.size, "kept": len(record.kept), "cells": _cells(record)}
@@ -228,7 +234,7 @@ class Bench:
 
     def plan(self, plan: Plan) -> dict[str, Any]:
         """What a plan would give: classes, costs, what its bricks share, and which forms are possible."""
-        with self._turn():
+        with self._turn(self._yard_lock):
             entries = [self.yard.entry(name) for name in plan.bricks]
             parts = [self.manifest(name) for name in plan.bricks]
         if not parts:
@@ -271,9 +277,10 @@ class Bench:
                 seen = shared_signals(plain, images, features=False)
                 counts = measured(plain.manifest, seen.signals[0], seen.owners)
             name = secrets.token_urlsafe(12)
-            self._kept[name] = Kept(whole, tuple(parts), plan.bricks)
-            while len(self._kept) > self.limits.assemblies:
-                self._kept.popitem(last=False)
+            with self._kept_lock:
+                self._kept[name] = Kept(whole, tuple(parts), plan.bricks, threading.Lock())
+                while len(self._kept) > self.limits.assemblies:
+                    self._kept.popitem(last=False)
         manifest = whole.manifest
         return {
             "id": name,
@@ -288,10 +295,11 @@ class Bench:
 
     def kept(self, name: str) -> Kept:
         """A classifier that was built before."""
-        if name not in self._kept:
-            raise GoneError("workbench-gone", "this classifier is no longer kept; assemble it again")
-        self._kept.move_to_end(name)
-        return self._kept[name]
+        with self._kept_lock:
+            if name not in self._kept:
+                raise GoneError("workbench-gone", "this classifier is no longer kept; assemble it again")
+            self._kept.move_to_end(name)
+            return self._kept[name]
 
     def _labelled(
         self, parts: Sequence[ComponentManifest], labelled: dict[tuple[int, int], list[tuple[str, bytes]]]
@@ -322,8 +330,8 @@ class Bench:
 
     def classify(self, name: str, shown: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
         """What a classifier says to pictures, and what each of its bricks says by itself."""
-        with self._turn():
-            kept = self.kept(name)
+        kept = self.kept(name)
+        with self._turn(kept.lock), self._turn():
             pictures.check_all(shown, self.limits)
             end = time.monotonic() + self.limits.work_seconds
             return [self._answer(kept, title, content, end) for title, content in shown]
@@ -369,8 +377,8 @@ class Bench:
             name: The classifier.
             kind: "safetensors", "onnx" or "html".
         """
-        with self._turn(), tempfile.TemporaryDirectory() as folder:
-            kept = self.kept(name)
+        kept = self.kept(name)
+        with self._turn(kept.lock), self._turn(), tempfile.TemporaryDirectory() as folder:
             title = f"classifier-{len(kept.assembly.classes)}-classes.{kind}"
             path = Path(folder) / title
             if kind == "html":

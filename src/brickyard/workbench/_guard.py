@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -15,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from brickyard.workbench._limits import Limits
+from brickyard.workbench._line import Line
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,6 +23,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "brickyard-token"
+TICKET = "x-brickyard-ticket"  # the name that a page gives a request, to ask for its place in the line
 BUSY = "the workbench is busy with other requests; try again in a moment"
 HEADERS = {
     "content-security-policy": (
@@ -52,11 +53,12 @@ def is_local(host: str) -> bool:
 
 
 class RefusedError(Exception):
-    """A request that does not pass, with its HTTP status."""
+    """A request that does not pass, with its HTTP status, and the line that it would have to wait in."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, queue: dict[str, int | None] | None = None) -> None:
         super().__init__(text)
         self.status = status
+        self.queue = queue
 
 
 class LeftError(Exception):
@@ -72,15 +74,18 @@ class Guard:
         hosts: Names that a `Host` header may give. With a token, addresses in numbers may be given too: names are
             what a foreign page can point at this machine, numbers are not.
         limits: Bounds of what a client may send.
+        line: Where requests that take long wait.
     """
 
-    def __init__(self, app: App, *, token: str | None, hosts: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self, app: App, *, token: str | None, hosts: Sequence[str], limits: Limits, line: Line | None = None
+    ) -> None:
         self.app = app
         self.token = token
         self.hosts = frozenset(host.lower() for host in hosts)
         self.limits = limits
         self.working = 0
-        self.uploading = 0
+        self.line = line or Line(limits)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -102,8 +107,8 @@ class Guard:
                 message = {**message, "headers": [*known, *added]}
             await send(message)
 
-        def answer(status: int, text: str) -> Awaitable[None]:
-            return JSONResponse({"error": text}, status, {"connection": "close"})(scope, receive, careful)
+        def answer(status: int, text: str, **more: Any) -> Awaitable[None]:
+            return JSONResponse({"error": text, **more}, status, {"connection": "close"})(scope, receive, careful)
 
         request = Request(scope)
         try:
@@ -116,37 +121,40 @@ class Guard:
             size = request.headers.get("content-length", "0")
             if not (size.isascii() and size.isdigit() and len(size) < 20) or int(size) > self.limits.body_bytes:
                 raise RefusedError(413, self._too_large())
-            async with self._place(request.method not in ("GET", "HEAD")):
+            async with self._place(request):
                 await self.app(scope, self._bounded(receive), careful)
         except RefusedError as refused:
-            await answer(refused.status, str(refused))
+            await answer(refused.status, str(refused), **({"queue": refused.queue} if refused.queue else {}))
         except LeftError:
             return  # nobody is there to answer to
+        except asyncio.CancelledError:  # the server ends, and does not wait for what still computes
+            if not started:
+                await answer(503, "the workbench is ending")
         except Exception:
             if not started:
                 await answer(500, "the workbench could not do this; its terminal says why")
             raise
 
     @contextlib.asynccontextmanager
-    async def _place(self, brings: bool) -> AsyncIterator[None]:
-        """A place among the requests that are worked on; those that bring something wait for one."""
+    async def _place(self, request: Request) -> AsyncIterator[None]:
+        """A place among the requests that are worked on; those that take long wait for one."""
         if self.working >= self.limits.requests:
-            raise RefusedError(503, BUSY)
+            raise RefusedError(503, BUSY, self.line.told())
         self.working += 1
-        mine = False
         try:
-            end = time.monotonic() + self.limits.wait
-            while brings and self.uploading >= self.limits.uploads:
-                if time.monotonic() > end:
-                    raise RefusedError(503, BUSY)
-                await asyncio.sleep(0.02)
-            if brings:
-                self.uploading += 1
-                mine = True
-            yield
+            if not _takes_long(request):
+                yield
+                return
+            visitor = request.client.host if request.client else ""
+            async with contextlib.AsyncExitStack() as held:
+                try:
+                    name = request.headers.get(TICKET, "")[:64]
+                    await held.enter_async_context(self.line.place(visitor, name))
+                except TimeoutError:
+                    raise RefusedError(503, BUSY, self.line.told()) from None
+                yield
         finally:
             self.working -= 1
-            self.uploading -= mine
 
     def _check_host(self, request: Request) -> None:
         name = _hostname(request.headers.get("host", ""))
@@ -194,6 +202,14 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"the request is too large: {self.limits.body_bytes >> 20} MiB is the limit; send fewer pictures at once"
+
+
+def _takes_long(request: Request) -> bool:
+    """Whether a request brings pictures, or asks for what is computed; plans are short."""
+    path = str(request.scope["path"])
+    if request.method in ("GET", "HEAD"):
+        return path.startswith("/api/assemblies/")
+    return path != "/api/plan"
 
 
 def _check_single(request: Request) -> None:

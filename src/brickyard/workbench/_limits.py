@@ -19,11 +19,14 @@ class Limits:
         bricks: Components in one classifier.
         assemblies: Classifiers that are kept; the one that was not used for longest goes first.
         connections: Connections that are open at once.
+        heads: Of one address, connections without a finished head of a request; the oldest is dropped for the next.
         head_seconds: Time that the head of a request may take to arrive, or a connection be idle.
         seconds: Time that a request may take to arrive, and an answer to be read (and 1 s more every 32 KiB).
         work_seconds: Time after which no further picture of a request is begun.
         requests: Requests that are worked on at once; more are told to come back.
-        uploads: Of these, requests that bring something; more wait, as long as `wait` says.
+        uploads: Of these, requests that take long (building, classifying, files); more wait, as long as `wait` says.
+        each: Of these, requests of one visitor.
+        computing: Requests that compute at once.
         wait: Seconds that a request waits for those before it.
 
     Example:
@@ -41,9 +44,12 @@ class Limits:
     bricks: int = 24
     assemblies: int = 8
     connections: int = 64
+    heads: int = 16
     head_seconds: float = 10.0
     seconds: float = 60.0
     work_seconds: float = 120.0
     requests: int = 32
     uploads: int = 4
-    wait: float = 30.0
+    each: int = 1
+    computing: int = 2
+    wait: float = 120.0

@@ -56,12 +56,23 @@ function complain(id, error) {
   $(id).hidden = !text;
 }
 
+async function showPlace(ticket) {
+  try {
+    const { before } = await (await ask(`/api/queue?ticket=${ticket}`)).json();
+    if (before) tell(`${several(before, "request")} before yours`);
+  } catch { /* the request itself says what is wrong */ }
+}
+
 async function ask(path, options = {}) {
+  const ticket = Math.random().toString(36).slice(2);
+  const watch = path.startsWith("/api/assemblies") ? window.setInterval(() => showPlace(ticket), 2000) : null;
   let answer;
   try {
-    answer = await fetch(path, { credentials: "same-origin", ...options });
+    answer = await fetch(path, { credentials: "same-origin", headers: { "X-Brickyard-Ticket": ticket }, ...options });
   } catch {
     throw new Error("the workbench does not answer; check that it is still running");
+  } finally {
+    window.clearInterval(watch);
   }
   if (answer.ok) return answer;
   let text = `the workbench returned error ${answer.status}`;
