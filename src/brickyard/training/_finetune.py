@@ -170,7 +170,7 @@ def _answer(model: Component | Assembly, raw: Sequence[Tensor], features: bool =
     """Run raw images through a model in a single batch, so that batch norms see them together."""
     if isinstance(model, Assembly):
         inputs = [_one_batch(x) for x in zip(*(model.inputs(images) for images in raw), strict=True)]
-        return run_images(lambda _: model.answers(inputs), raw[0], "the images"), None
+        return run_images(lambda _: model.answers(inputs), inputs[0], "the images"), None
     like = weights_like(model)
     x = _one_batch(tuple(model.preprocess(images).to(like.device, like.dtype) for images in raw))
     if not features:
