@@ -98,7 +98,11 @@ def legal(folder: Path, args: argparse.Namespace) -> int:
 
 def figures(found: list[dict[str, Any]], minutes: float) -> dict[str, Any]:
     """What came of files that are legal to look at."""
-    problems = [{k: row[k] for k in ("index", "kind", "problem")} for row in found if row["problem"]]
+    problems = [
+        {"index": row["index"], "kind": row["kind"], "problem": row["problem"].partition("\n")[0]}
+        for row in found
+        if row["problem"]
+    ]
     by_kind: dict[str, Any] = {}
     for kind in ("component", "assembly"):
         mine = [row for row in found if row["kind"] == kind]

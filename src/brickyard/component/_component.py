@@ -281,7 +281,7 @@ def check_input(manifest: ComponentManifest) -> None:
     if len(manifest.input_shape) != 3 and (how.size or how.channels):
         found = f"its preprocessing makes pictures, but its network takes {manifest.input_shape}"
         raise FileError("file-inconsistent", found)
-    if channels * math.prod(side / how.crop for side in how.size or ()) > NUMBERS >> 3:
+    if channels * math.prod(side / how.crop for side in how.size or ()) > NUMBERS >> 5:
         raise FileError("file-too-costly", f"its preprocessing takes {how.crop:g} of an image that it makes too large")
     if how.channels not in (None, channels):
         raise FileError(
