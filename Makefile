@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow lint types unit docs conformity lock sbom audit wheel install install-test clean
+.PHONY: demo test test-slow lint types unit docs conformity attack lock sbom audit wheel install install-test clean
 
 demo: install
 	$(BIN)/brickyard demo -o demo-output
@@ -32,6 +32,11 @@ docs: install-test
 # Every architecture of the table, some twenty minutes on two cores; writes docs/architectures.md.
 conformity: install-test
 	$(BIN)/python tests/conformity
+
+# All attacks of docs/trust.md; WRITE=--write writes their results and the page's table.
+MINUTES ?= 60
+attack: install-test
+	$(BIN)/python tests/attacks --minutes $(MINUTES) $(WRITE)
 
 # What the tests run with, pinned; a bill of materials; licences and known vulnerabilities.
 lock: install-test

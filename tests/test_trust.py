@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 import re
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_every_named_test_exists(page: str) -> None:
 
 
 def test_every_promise_names_a_test() -> None:
-    rows = re.findall(r"^\| (?!Promise|-)(.+)$", TEXT, re.M)
+    rows = re.findall(r"^\| (?!Promise|-)(.+)$", re.sub(r"(?s)<!-- attacks.*", "", TEXT), re.M)
     assert len(rows) == sum(len(area["rows"]) for area in AREAS) > 50
     for row in rows:
         assert "`tests/" in row, f"no test: {row}"
@@ -43,6 +44,16 @@ def test_the_page_is_what_the_tool_writes() -> None:
     other = copy.deepcopy(AREAS)  # the control: another promise is another page
     other[-1]["rows"][-1]["promise"] += " Always."
     assert trust_table.page(TEXT, other, places) != TEXT
+
+
+def test_what_attacks_found_is_what_their_results_say(tmp_path: Path) -> None:
+    for path in trust_table.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = trust_table.attacks(tmp_path)
+    assert table in TEXT
+    found = json.loads((tmp_path / "interrupts.json").read_text())
+    (tmp_path / "interrupts.json").write_text(json.dumps(found | {"problems": 7}))
+    assert f"| interrupts of public calls | {found['count']:,} | 7 |" in trust_table.attacks(tmp_path)
 
 
 def test_a_promise_without_its_test_is_refused() -> None:

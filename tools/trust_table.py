@@ -1,4 +1,4 @@
-"""Write the promises in docs/trust.md, and the tests that hold them, from tools/trust.yaml.
+"""Write the promises in docs/trust.md and the tests that hold them, from tools/trust.yaml, and what attacks found.
 
     python tools/trust_table.py            # writes the generated parts of docs/trust.md
     python tools/trust_table.py --check    # exits with 1 if the page is out of date
@@ -9,6 +9,7 @@ The file names tests by their functions alone, so that a test may move.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PROMISES = ROOT / "tools" / "trust.yaml"
 PAGE = ROOT / "docs" / "trust.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def files_of_tests(root: Path) -> dict[str, list[str]]:
@@ -47,9 +49,68 @@ def table(areas: list[dict[str, Any]], places: dict[str, list[str]]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def attacks(results: Path) -> str:
+    """What was attacked, how often, and what came of it, from the results that the campaigns wrote."""
+    fuzzing, faults, interrupts, serving = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("fuzzing", "faults", "interrupts", "serving")
+    )
+    legal, kills, writers = fuzzing["legal"], faults["kill"], faults["writers"]
+    killed = [job for job in kills.values() if isinstance(job, dict)]
+    failing = [job for job in faults["failing"].values() if isinstance(job, dict)]
+    answers = serving["tracebacks, answers of 500, files outside the yard"]
+    rows = [
+        ("valid files changed at random", fuzzing["count"], fuzzing["problems"], _outcomes(fuzzing)),
+        (
+            "files drawn to be legal, and all that can be done with them",
+            legal["count"],
+            legal["problems"],
+            _outcomes(legal),
+        ),
+        (
+            "interrupts of public calls",
+            interrupts["count"],
+            interrupts["problems"],
+            f"{interrupts['calls']} calls, each made again afterwards",
+        ),
+        (
+            "kills",
+            sum(job["kills"] for job in killed),
+            sum(job["problems"] for job in killed),
+            f"{len(killed)} kinds of work",
+        ),
+        (
+            "adds by processes at once",
+            writers["adds"],
+            writers["problems"],
+            f"{writers['writers']} writers, {writers['components']} components",
+        ),
+        (
+            "calls that fail or are interrupted",
+            sum(job["tried"] for job in failing),
+            sum(_count(job.get("problems", 0)) for job in failing),
+            f"{len(failing)} kinds of work",
+        ),
+        ("requests", serving["requests"], answers, f"longest answer {serving['longest answer, seconds']:.2g} s"),
+    ]
+    lines = ["| attack | how often | problems | |", "|---|---|---|---|"]
+    lines += [f"| {what} | {count:,} | {_count(problems)} | {more} |" for what, count, problems, more in rows]
+    about = ", ".join(f"{key} {value}" for key, value in fuzzing["machine"].items())
+    return "\n".join([*lines, "", f"Machine: {about}."])
+
+
+def _outcomes(found: dict[str, Any]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(found["outcomes"].items()))
+
+
+def _count(problems: Any) -> int:
+    return problems if isinstance(problems, int) else len(problems)
+
+
 def page(text: str, areas: list[dict[str, Any]], places: dict[str, list[str]]) -> str:
     """The page with its generated parts written again."""
-    for name, part in (("summary", summary(areas, places)), ("table", table(areas, places))):
+    parts = {"summary": summary(areas, places), "table": table(areas, places), "attacks": attacks(RESULTS)}
+    for name, part in parts.items():
         text, found = re.subn(
             rf"(<!-- {name}: [^\n]*-->\n).*?(\n<!-- end of {name} -->)",
             lambda match, part=part: f"{match[1]}\n{part}\n{match[2]}",  # type: ignore[misc]
