@@ -281,8 +281,9 @@ def check_input(manifest: ComponentManifest) -> None:
     if len(manifest.input_shape) != 3 and (how.size or how.channels):
         found = f"its preprocessing makes pictures, but its network takes {manifest.input_shape}"
         raise FileError("file-inconsistent", found)
-    if channels * math.prod(side / how.crop for side in how.size or ()) > NUMBERS >> 5:
-        raise FileError("file-too-costly", f"its preprocessing takes {how.crop:g} of an image that it makes too large")
+    made = channels * math.prod(side / how.crop for side in how.size or ())
+    if made > NUMBERS >> 4:
+        raise FileError("file-too-costly", f"its preprocessing makes {made:,.0f} numbers of an image: too many to read")
     if how.channels not in (None, channels):
         raise FileError(
             "file-inconsistent",
