@@ -18,7 +18,7 @@ from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 from brickyard.base._limits import check_axes
 from brickyard.base._specs import NetworkSpec
-from brickyard.base._statistics import Statistics
+from brickyard.base._statistics import Statistics, StrangersRecord
 
 FORMAT_VERSION = 1
 
@@ -359,6 +359,12 @@ class ComponentManifest(Frozen):
         return (self,)
 
     @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """From when on images are strangers, in a tuple of one, matching an assembly's; empty where it is not known."""
+        known = None if self.statistics is None else self.statistics.strangers
+        return () if known is None else (known,)
+
+    @property
     def output(self) -> str | None:
         """The part of what the source returns that was asked for as its logits, or None."""
         return None if self.located is None else self.located.output
@@ -464,6 +470,12 @@ class AssemblyManifest(Frozen):
     def apart(self) -> bool:
         """Whether each part keeps a network of its own."""
         return self.form in ("parallel", "cascade")
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """For each part, from when on images are strangers to it; empty unless all know, and can be looked into."""
+        found = tuple(limits for part in self.parts for limits in part.stranger_limits)
+        return found if self.apart and len(found) == len(self.parts) else ()
 
     @property
     def outputs(self) -> str:

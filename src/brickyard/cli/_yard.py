@@ -85,9 +85,7 @@ def yard_search(
         min_accuracy=min_accuracy,
         text=" ".join(text or ()),
     )
-    return _listed(
-        yard, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less"
-    )
+    return _listed(yard, entries, f"none of the {len(yard.entries()):,} components in {place} fits; ask for less")
 
 
 def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Place = YARD) -> Result:
