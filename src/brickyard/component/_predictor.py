@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -27,8 +28,35 @@ ResultT = TypeVar("ResultT")
 Strangers = Literal["reject", "answer"]
 
 REJECT = "(none of these)"
+FAR = 1e6  # strangeness that is written, at most
 _HALF = (torch.float16, torch.bfloat16)
 CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run when it is read
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model says to one image.
+
+    Attributes:
+        answer: As from `predict`.
+        strangeness: As from `strangeness`, at most a million, or None where that is not known.
+        sure: As in `Judgement`, or None where that is not known.
+        none: Whether the answer is none of the classes.
+    """
+
+    answer: Any
+    strangeness: float | None
+    sure: bool | None
+    none: bool
+
+    @property
+    def words(self) -> str:
+        """How far the answer can be trusted, in words; "" where that is not known."""
+        if self.none:
+            strange = self.strangeness is not None and self.strangeness > 1
+            several = "none of the classes" if self.answer == () else "none of these"
+            return "none of these (unlike all of its classes)" if strange else several
+        return "" if self.sure is None else "sure" if self.sure else "not sure"
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,12 @@ class Judgement:
     strangeness: Tensor
     answers: tuple[Any, ...]
     sure: Tensor
+
+    def verdicts(self) -> list[Verdict]:
+        """The same without probabilities, one per image."""
+        rows = zip(self.strangeness.clamp_max(FAR).tolist(), self.answers, self.sure.tolist(), strict=True)
+        known = ((answer, *((None, None) if math.isnan(far) else (far, sure))) for far, answer, sure in rows)
+        return [Verdict(answer, far, sure, answer in (REJECT, ())) for answer, far, sure in known]
 
     @classmethod
     def of(cls, batches: Sequence[Judgement], width: int) -> Judgement:
