@@ -5,8 +5,8 @@
     python benchmarks/strangers.py --fresh     # make the rows that are there again; with --only, those alone
 
 Components have half of the FLOPs of their sources and know 2, 3 or 5 of ten classes, drawn at random, from at most a
-hundred training images of each. All pictures that they are asked about are test images. The one constant of the limit
-was chosen on other tasks of MNIST, Fashion-MNIST and the two CIFAR-10 sources; photographs were judged once, at the end.
+hundred training images of each. All pictures that they are asked about are test images. The constants were chosen on
+other tasks of MNIST, Fashion-MNIST and the two CIFAR-10 sources, uncut; photographs were judged once, at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHOWN = 100  # training images of each class
 ASKED = 1000  # test images of a data set
 HALF = 0.5
 CERTAIN = 0.9  # what was called confident before strangers were told
-KINDS = ("same set", "other sets")
+OWN, KINDS = ("right", "turned away", "sure"), ("same set", "other sets")
 
 
 def tasks() -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -162,13 +162,15 @@ def page(rows: dict[str, Any]) -> str:
         "# Pictures of something else",
         "",
         "Written by `python benchmarks/strangers.py`. Components with half of the FLOPs, cut and calibrated with at most",
-        f"{SHOWN} training images per class; all pictures here are test images. In percent of the pictures: own ones that",
-        "are turned away, and answers that are called sure. Of strangers: those kept; those answered and called sure; and",
-        f"in brackets those with a probability of {CERTAIN} or more, which is all that could be told before. AUROC: how",
-        "well strangeness alone tells them from own pictures. same set: the other classes of the source's data set. other",
-        "sets: for photographs, COCO and other classes of ImageNet, else the other two of MNIST, Fashion-MNIST, CIFAR-10.",
+        f"{SHOWN} training images per class; the pictures here are test images. All figures but AUROC are percentages.",
         "",
-        "| component | own: right | turned away | sure | same set: kept | sure | AUROC | other sets: kept | sure | AUROC |",
+        "own: pictures of the component's classes. right: the best class is right. turned away: answered as none of these.",
+        "sure: answered, and called sure. kept: strangers that are answered. In brackets: strangers whose best class has a",
+        f"probability of {CERTAIN} or more, which is all that could be told before. AUROC: how well strangeness tells strangers",
+        "from own pictures. same set: the other classes of the source's data set. other sets: the other two of MNIST,",
+        "Fashion-MNIST and CIFAR-10; for photographs, COCO and other classes of ImageNet.",
+        "",
+        f"| component | own: {' | '.join(OWN)} | same set: kept | sure | AUROC | other sets: kept | sure | AUROC |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title, found in rows.items():
@@ -182,7 +184,7 @@ def page(rows: dict[str, Any]) -> str:
 
 
 def cells(found: dict[str, Any]) -> str:
-    shown = [f"{found[key]:.1f}" for key in ("right", "turned away", "sure")]
+    shown = [f"{found[key]:.1f}" for key in OWN]
     for kind in KINDS:
         one = found[kind]
         shown += [f"{one['kept']:.1f}", f"{one['sure']:.1f} ({one['confident']:.1f})", f"{one['auroc']:.3f}"]

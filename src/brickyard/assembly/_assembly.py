@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import StrangersRecord
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths
-from brickyard.component._describe import decision_text, tuned_text
+from brickyard.component._describe import decision_text, strangers_text, tuned_text
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
@@ -160,6 +159,8 @@ class Joined(nn.Module):
             lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
         if m.budget is not None:
             lines.append(f"  budget       {m.budget.text}")
+        if m.outputs == "one":
+            lines.append(f"  strangers    {strangers_text(m)}")
         if m.decision_thresholds:
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
@@ -237,6 +238,7 @@ class Assembly(Joined, Predictor):
         if manifest.scaling.depth and not self.depths:
             raise FileError("file-inconsistent", "its scaling needs what is usual inside every part, in parallel form")
         self.lookers = self._lookers(reads=gate is not None) if manifest.scaling.depth else ()
+        self._judges = self._lookers(reads=True) if self.stranger_limits else ()
         self.glance = in_evaluation(glance)
         self.stages = () if glance is None else tuple(map(self._stage, range(len(manifest.parts))))
         self.eval()
@@ -350,11 +352,6 @@ class Assembly(Joined, Predictor):
     def _lookers(self, reads: bool) -> Lookers:
         """Networks that also return what enters layers, each with its parts; and what features are read from."""
         return lookers_of(self.components(), _given(self.networks(), self.manifest.parts), self.sharing.ties, reads)
-
-    @cached_property
-    def _judges(self) -> Lookers:
-        """Networks that return all that tells strangers, each with its parts."""
-        return self._lookers(reads=True)
 
     def judged(self, images: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """Map raw images to the logits of all classes, and to how strange they are to each part, (batch, parts)."""

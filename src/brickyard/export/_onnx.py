@@ -254,6 +254,10 @@ def _float32(
             continue
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return _Float32(proto, content, opset, fused, count, error, nodes)
+    if strangers:
+        found = _float32(model, entry, given, path, strangers=False)
+        warnings.warn(f"{path} does not say how strange images are: {problem}", BrickyardWarning, stacklevel=5)
+        return found
     raise _refused(model, path, problem)
 
 
