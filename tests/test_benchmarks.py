@@ -26,6 +26,7 @@ NAMES = (
     "shared",
     "transformer",
     "signals",
+    "strangers",
     "transfer",
 )
 
