@@ -34,9 +34,9 @@ PHOTOGRAPHS = {
     "EfficientNet-lite0": ("timm:tf_efficientnet_lite0", "efficientnet_lite0-imagenet"),
 }
 IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # its classes among ImageNet's
-SIZES, SEED = (2, 3, 5), 11
-SHOWN = 100  # training images of each class
-ASKED = 1000  # test images of a data set
+SIZES, LARGER, SEED = (2, 3, 5), (3, 5), 11  # classes of a task; LARGER for photographs
+SHOWN, LOCATED = 100, 20  # training images of each class; those that relevances of photographs are located on
+ASKED, FEWER = 1000, 250  # test images of a data set; FEWER for photographs
 HALF = 0.5
 CERTAIN = 0.9  # what was called confident before strangers were told
 OWN, KINDS = ("right", "turned away", "sure"), ("same set", "other sets")
@@ -46,7 +46,7 @@ def tasks() -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Every row: its title, the source, and the task as classes of ten."""
     drawn = random.Random(SEED)
     for name in (*SMALL, *PHOTOGRAPHS):
-        for size in SIZES:
+        for size in SIZES if name in SMALL else LARGER:
             task = tuple(sorted(drawn.sample(range(10), size)))
             yield f"{name} {','.join(map(str, task))}", name, task
 
@@ -75,12 +75,18 @@ def images(name: str, split: str) -> ImageData:
 
 
 @cache
+def shown(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training images, with the source's classes."""
+    data = few(images(name, "train"), count)
+    return data.images, data.labels if name in SMALL else torch.tensor(IMAGENETTE)[data.labels]
+
+
+@cache
 def relevance(name: str) -> by.Relevance:
-    found, data = source(name), few(images(name, "train"), SHOWN)
-    labels = data.labels if name in SMALL else torch.tensor(IMAGENETTE)[data.labels]
+    found = source(name)
     return by.locate(
         found.model,
-        (data.images, labels),
+        shown(name, SHOWN if name in SMALL else LOCATED),
         task=list(range(10)) if name in SMALL else list(IMAGENETTE),
         classes=found.classes,
         preprocessing=found.preprocessing,
@@ -107,21 +113,29 @@ def others(name: str) -> dict[str, Any]:
         found += [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
     one = load_data(str(tables.SHARED / "data/imagenet-one-a-class/train.parquet"))
     rest = [k for k in range(len(one)) if int(one.labels[k]) not in IMAGENETTE]
-    return {"COCO": found, "other ImageNet classes": one.subset(rest).shuffled(0).subset(range(ASKED // 2)).images}
+    return {"COCO": found, "other ImageNet classes": one.subset(rest).shuffled(0).subset(range(FEWER)).images}
 
 
 def row(_: str, name: str, task: tuple[int, ...]) -> dict[str, Any]:
     """One component, asked about its own pictures and about others."""
     torch.set_num_threads(1)
+    most = ASKED if name in SMALL else FEWER
     leads = [k if name in SMALL else IMAGENETTE[k] for k in task]
-    part = by.disassemble(source(name).model, relevance(name), task=leads, budget=by.Budget(flops=HALF), select="mda")
+    part = by.disassemble(
+        source(name).model,
+        relevance(name),
+        task=leads,
+        images=shown(name, SHOWN),
+        budget=by.Budget(flops=HALF),
+        select="mda",
+    )
     test = images(name, "test")
     test = test.shuffled(0).subset(range(min(4 * ASKED, len(test))))
     own, rest = test.of_classes(list(task)), test.without(list(task))
     at_home = part.judge(own.images)
     labels = [part.classes[task.index(k)] for k in own.labels.tolist()]
     best = [part.classes[k] for k in at_home.probabilities.argmax(1).tolist()]
-    strangers = {"same set": part.judge(rest.subset(range(min(ASKED, len(rest)))).images)}
+    strangers = {"same set": part.judge(rest.subset(range(min(most, len(rest)))).images)}
     away = [part.judge(some) for some in others(name).values()]
     strangers["other sets"] = Judgement.of(away, len(part.classes))
     found: dict[str, Any] = {

@@ -319,6 +319,9 @@ class ComponentManifest(Frozen):
             raise ValueError(f"{len(self.decision_thresholds)} decision thresholds for {len(self.classes)} classes")
         if self.statistics is not None and len(self.statistics.images) != len(self.classes):
             raise ValueError(f"statistics of {len(self.statistics.images)} classes for {len(self.classes)} classes")
+        features = None if self.statistics is None else self.statistics.familiarity
+        if features is not None and features.classes > len(self.task):
+            raise ValueError(f"features of {features.classes} classes for a task of {len(self.task)}")
         check_axes([axis.size for axis in self.axes.values()])
         if max(self.task) >= len(self.source.classes):
             raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")

@@ -91,8 +91,6 @@ class Statistics(Frozen):
         counts = {len(values) for values in (self.images, self.correct, self.winning_logit, self.mean_logit)}
         if len(counts) > 1:
             raise ValueError(f"lists of {' and '.join(map(str, sorted(counts)))} entries, where all have one per class")
-        if self.familiarity is not None and self.familiarity.classes > len(self.images):
-            raise ValueError(f"features of {self.familiarity.classes} classes for {len(self.images)} classes")
         return self
 
     @model_validator(mode="after")
