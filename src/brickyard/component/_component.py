@@ -205,9 +205,17 @@ class Component(Cut, Predictor):
         try:
             return self.head(self.network(x))
         except (RuntimeError, IndexError, ValueError) as error:
-            wanted, given = self.manifest.input_shape, tuple(x.shape[1:])
-            if given == wanted:
-                raise
+            self._check_size(x, error)
+            raise
+
+    def _check_size(self, x: Tensor, error: Exception) -> None:
+        """Say so where the network failed on images of another size than it takes.
+
+        Raises:
+            DataError: They have another size.
+        """
+        wanted, given = self.manifest.input_shape, tuple(x.shape[1:])
+        if given != wanted:
             raise DataError(
                 "data-wrong-size",
                 f"the component was cut from a source that was read at {wanted}, and images of {given} do not fit it: "
@@ -221,7 +229,11 @@ class Component(Cut, Predictor):
     def look(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return the network's output for preprocessed images, their features, and what they put before layers."""
         looking = Looking(self.network, self.inside)
-        features, _, outputs = observe(self.network, self.reads_at, x, looking)
+        try:
+            features, _, outputs = observe(self.network, self.reads_at, x, looking)
+        except (RuntimeError, IndexError, ValueError) as error:
+            self._check_size(x, error)
+            raise
         return outputs, features, looking.last()
 
     def strangeness_of(
