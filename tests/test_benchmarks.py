@@ -27,6 +27,7 @@ NAMES = (
     "shared",
     "transformer",
     "signals",
+    "strangers",
     "transfer",
 )
 

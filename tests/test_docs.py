@@ -200,6 +200,11 @@ def calibrated(printed: str, names: dict[str, Any]) -> None:
     assert not torch.allclose(names["tuned"](picture), names["plain"](picture))
 
 
+def strangers_told(printed: str, names: dict[str, Any]) -> None:
+    assert len(names["judged"].answers) == 4
+    assert "strangers    turned away" in str(names["pets"])
+
+
 def trained_further(printed: str, names: dict[str, Any]) -> None:
     assert int(printed) <= 3
     assert names["taught"].manifest.tuned.teacher == names["component"].manifest.source.name
@@ -267,6 +272,7 @@ PAGES = {
     "howto/own-model.md": own_model,
     "howto/two-models.md": two_models,
     "howto/calibrate.md": calibrated,
+    "howto/strangers.md": strangers_told,
     "howto/transfer.md": transfer_page,
     "howto/train-further.md": trained_further,
     "howto/one-network.md": one_network,

@@ -85,7 +85,9 @@ def test_a_component_is_cut_and_healed_with_them(place: Path) -> None:
     answered = json.loads(run("predict", place / "a.safetensors", place / "photos", "--json").stdout)["predictions"]
     names = [entry["classes"][0]["name"] for entry in answered]
     assert sorted(Path(entry["image"]).name for entry in answered) == [f"{k:02}.png" for k in range(60)]
-    assert names == by.load(place / "a.safetensors").predict([Path(entry["image"]) for entry in answered])
+    assert names == by.load(place / "a.safetensors").predict(
+        [Path(entry["image"]) for entry in answered], strangers="answer"
+    )
     (place / "none").mkdir()
     assert "no pictures" in run("predict", place / "a.safetensors", place / "none", code=1).stderr
 

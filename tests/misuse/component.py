@@ -177,6 +177,9 @@ METHODS = [
     Case("predict a plane", lambda w: w.component.predict(X[0, 0]), "data-type", "Tensor", "(8, 8)"),
     Case("predict NaN", lambda w: w.component.predict(X * NAN), "data-not-finite", "12 of 12"),
     Case("predict a missing file", lambda w: w.component.predict("no.png"), "data-unreadable-image", "no.png"),
+    Case(
+        "predict strangers", lambda w: w.component.predict(X, strangers="turn"), "option-choice", "'turn'", "'reject'"
+    ),
     *wrong("predict", lambda w, **o: w.component.predict(X, **o), "batch_size", "option-range", 0, -1, "x", 1.5),
     Case("predict on the meta device", on_meta, "data-meta-device", "meta"),
     Case("score with unknown names", lambda w: w.component.score(X, ["zz"] * 12), "data-unknown-class", "'zz'", "1, 3"),

@@ -81,7 +81,7 @@ def test_a_component_answers_by_sigmoid_also_from_its_file(tmp_path: Path) -> No
         logits = model.logits(TEST[0]).double()
         assert torch.equal(model.predict_proba(TEST[0]), logits.sigmoid())
         assert not torch.allclose(model.predict_proba(TEST[0]), logits.softmax(1))  # the control
-        answers = model.predict(TEST[0])
+        answers = model.predict(TEST[0], strangers="answer")
         assert answers == [tuple(name for name, z in zip("31", row, strict=True) if z > 0) for row in logits.tolist()]
         assert {len(answer) for answer in answers} == {1, 2}
         assert model.score(TEST[0], answers) == 1
@@ -118,7 +118,7 @@ def test_an_assembly_of_several(form: by.base._options.Form, tmp_path: Path) -> 
     order = [*TASK, *OTHER]
     logits = whole(TEST[0]).double()
     answers = [tuple(name for name, z in zip("3102", row, strict=True) if z > 0) for row in logits.tolist()]
-    assert whole.predict(TEST[0]) == answers
+    assert whole.predict(TEST[0], strangers="answer") == answers
     assert max(map(len, answers)) > 1
     scores = by.evaluate(whole, [TEST, TEST], source=centred(), latency=False)
     accuracy, each = share_of_classes(logits, TEST[1][:, order])

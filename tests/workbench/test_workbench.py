@@ -101,6 +101,27 @@ def test_answers_are_those_of_the_library(page, digits_yard, form, scaling) -> N
     assert [answer["answered"][0] for answer in found] == [0] * 6 + [1] * 6
 
 
+def test_pictures_of_something_else_are_none_of_these(page, digits_yard) -> None:
+    parts = [digits_yard.load(name) for name in TWO]
+    images = load_data("digits", split="test").of_classes([0, 4, 5, 8]).images[:24]
+    noise = torch.rand(4, *images.shape[1:], generator=torch.Generator().manual_seed(1))
+    images = torch.cat([images, (noise * 255).to(torch.uint8)])
+    for form in ("parallel", "padded"):
+        whole = by.assemble(parts, form=form)
+        found, judged = answers(page, build(page, form=form)["id"], *images), whole.judge(images)
+        for answer, image, verdict in zip(found, images, judged.verdicts(), strict=True):
+            best = answer["classes"][0]["name"]
+            assert (answer["none"], answer["words"]) == (verdict.none, verdict.words)
+            assert answer["answer"] == [best]  # the best guess, also where it is none of these
+            assert (answer["strangeness"] is None) == (form == "padded")
+            for view, part in zip(answer["views"], parts, strict=True):
+                own = part.judge([image]).verdicts()[0]
+                assert view["strangeness"] == pytest.approx(own.strangeness, rel=1e-5)
+                assert (view["none"], view["words"]) == (own.none, own.words)
+        said = {answer["words"] for answer in found}
+        assert said == ({""} if form == "padded" else {"none of these (unlike all of its classes)", "sure", "not sure"})
+
+
 def test_colour_and_large_pictures_are_brought_to_what_the_bricks_take(page, digits_yard) -> None:
     whole = by.assemble([digits_yard.load(name) for name in TWO])
     key = build(page)["id"]
@@ -130,7 +151,7 @@ def test_downloads_load_and_say_the_same(page, digits_yard, tmp_path) -> None:
     again = by.load(tmp_path / "got.safetensors")
     sample = digits_yard.path / "samples" / "digit-7.png"
     (shown,) = answers(page, key, sample="digit-7.png")
-    assert again.predict([sample]) == [shown["classes"][0]["name"]] == ["7"]
+    assert again.predict([sample], strangers="answer") == [shown["classes"][0]["name"]] == ["7"]
     assert float(again.predict_proba([sample]).max()) == pytest.approx(shown["classes"][0]["probability"], abs=1e-9)
 
 
@@ -269,10 +290,10 @@ def test_overlap_of_labelled_images_is_counted(digits_yard) -> None:
         images.append((own.images, labels))
     seen = shared_signals(whole, images, features=False)
     found = {(row["of"], row["by"]): row for row in measured(whole.manifest, seen.signals[0], seen.owners)}
-    answers = whole.predict(images[0][0])
+    answers = whole.predict(images[0][0], strangers="answer")
     assert found[0, 1]["images"] == len(answers)
     assert found[0, 1]["won"] == sum(answer in "789" for answer in answers)
-    assert found[1, 0]["won"] == sum(answer in "012" for answer in whole.predict(images[1][0]))
+    assert found[1, 0]["won"] == sum(answer in "012" for answer in whole.predict(images[1][0], strangers="answer"))
 
 
 # -- what it refuses -------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from brickyard.assembly._looking import Lookers, Row, chosen, looked, lookers_of
 from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
@@ -22,9 +23,10 @@ from brickyard.base._records import (
     ScalingRecord,
 )
 from brickyard.base._specs import NetworkSpec
+from brickyard.base._statistics import StrangersRecord
 from brickyard.component._component import Component
-from brickyard.component._depths import Depths, places_of
-from brickyard.component._describe import decision_text, tuned_text
+from brickyard.component._depths import Depths
+from brickyard.component._describe import decision_text, strangers_text, tuned_text
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
@@ -38,10 +40,7 @@ from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
 from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
 from brickyard.storage._safefile import write
-from brickyard.surgery._sharing import Sharing, find_runs, find_sharing, tied
-
-T = TypeVar("T")
-Lookers = tuple[tuple[tuple[int, ...], Network], ...]  # parts, and the network of these
+from brickyard.surgery._sharing import Sharing, find_sharing, tied
 
 
 class Joined(nn.Module):
@@ -162,6 +161,8 @@ class Joined(nn.Module):
             lines.append(f"  merged       {m.merged.text}")
         if m.budget is not None:
             lines.append(f"  budget       {m.budget.text}")
+        if m.outputs == "one":
+            lines.append(f"  strangers    {strangers_text(m)}")
         if m.decision_thresholds:
             lines.append(f"  answers      {decision_text(m)}")
         if m.tuned is not None:
@@ -231,15 +232,32 @@ class Assembly(Joined, Predictor):
         self.sharing = sharing or Sharing({}, ())
         reads_at = [part.reads_at for part in self.components()]
         self.runs = tuple(
-            (run.parts, run.network(networks), run.looking(networks, [()] * len(run.parts), _of(reads_at, run.parts)))
+            (
+                run.parts,
+                run.network(networks),
+                run.looking(networks, [()] * len(run.parts), chosen(reads_at, run.parts)),
+            )
             for run in self.sharing.runs
         )
         self.register_buffer("_share", owned(manifest).to(kind(networks[0]).device), persistent=False)
         self._scale_by(matrix, shift, gate)
-        self.lookers = self._looking(networks, reads=gate is not None) if manifest.scaling.depth else ()
+        if manifest.scaling.depth and not self.depths:
+            raise FileError("file-inconsistent", "its scaling needs what is usual inside every part, in parallel form")
+        self.lookers = self._lookers(reads=gate is not None) if manifest.scaling.depth else ()
+        self._judges = self._lookers(reads=True) if self.stranger_limits else ()
         self.glance = in_evaluation(glance)
         self.stages = () if glance is None else tuple(map(self._stage, range(len(manifest.parts))))
         self.eval()
+
+    @property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the parts that have it."""
+        return self.manifest.owners
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """For each part, from when on images are strangers to it; empty where that is not known."""
+        return self.manifest.stranger_limits if self.outputs.exclusive else ()
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -302,23 +320,29 @@ class Assembly(Joined, Predictor):
         return self.scaled(*self._signals(inputs, features=self.gate is not None))
 
     def _signals(self, inputs: Sequence[Tensor], features: bool) -> Signals:
-        if not features or not self.manifest.apart:
-            outputs, depths, _ = (
-                self._looked(inputs, self.lookers) if self.lookers else (self._outputs(inputs), None, ())
-            )
-            if not self.manifest.apart:
-                outputs = outputs[0].split([part.width for part in self.manifest.parts], 1)
-            return Signals(self.laid(outputs), energies=self.energies(outputs), depths=depths)
         if self.lookers:
-            lookers = self.lookers if self.gate is not None else self._looking(self.networks(), reads=True)
-            outputs, depths, seen = self._looked(inputs, lookers)
+            read = features and self.gate is None
+            rows = looked(self.components(), inputs, self._lookers(reads=True) if read else self.lookers)
+        elif features and self.manifest.apart:
+            rows = self._seen(inputs)
         else:
-            pairs, depths = self._seen(inputs), None
-            seen, outputs = [found for found, _ in pairs], [output for _, output in pairs]
+            outputs = self._outputs(inputs)
+            if not self.manifest.apart:
+                outputs = list(outputs[0].split([part.width for part in self.manifest.parts], 1))
+            rows = [(output, None, []) for output in outputs]
+        return self._told(rows, features)
+
+    def _told(self, rows: Sequence[Row], features: bool) -> Signals:
+        """What parts say, from what was seen of each."""
+        outputs, depths = [output for output, _, _ in rows], None
+        if self.lookers:
+            unusual = [one(seen) for one, (_, _, seen) in zip(self.depths, rows, strict=True)]
+            depths = torch.stack(unusual, 1)
         logits, energies = self.laid(outputs), self.energies(outputs)
-        known = [(part.familiarity, found) for part, found in zip(self.components(), seen, strict=True)]
+        pairs = zip(self.components(), rows, strict=False)
+        known = [(part.familiarity, found) for part, (_, found, _) in pairs if features and found is not None]
         distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
-        if len(distances) < len(known):
+        if not distances or len(distances) < len(rows):
             return Signals(logits, energies=energies, depths=depths)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
         return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies, depths)
@@ -331,31 +355,17 @@ class Assembly(Joined, Predictor):
         found = [depths for depths in known if depths is not None]
         return found if len(found) == len(self.manifest.parts) else []
 
-    def _looking(self, networks: Sequence[Network], reads: bool) -> Lookers:
+    def _lookers(self, reads: bool) -> Lookers:
         """Networks that also return what enters layers, each with its parts; and what features are read from."""
-        if not self.depths:
-            raise FileError("file-inconsistent", "its scaling needs what is usual inside every part, in parallel form")
-        places = [places_of(*one) for one in zip(networks, (one.layers for one in self.depths), strict=True)]
-        runs = find_runs(networks, _given(networks, self.manifest.parts), self.sharing.ties)
-        reads_at = [part.reads_at for part in self.components()] if reads else []
-        return tuple(
-            (run.parts, run.looking(networks, _of(places, run.parts), _of(reads_at, run.parts) if reads else ()))
-            for run in runs
-        )
+        return lookers_of(self.components(), _given(self.networks(), self.manifest.parts), self.sharing.ties, reads)
 
-    def _looked(self, inputs: Sequence[Tensor], lookers: Lookers) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        """What each of `networks` returns, how unusual the values inside it are, (batch, parts), and its features."""
-        found: dict[int, tuple[Tensor, ...]] = {}
-        for parts, network in lookers:
-            found |= zip(parts, network(inputs[parts[0]]), strict=True)
-        rows = [found[part] for part in range(len(found))]
-        unusual = [one(row[1 : 1 + len(one.layers)]) for one, row in zip(self.depths, rows, strict=True)]
-        features = [
-            features_of(part.network, part.reads_at, x, row[-1])
-            for part, one, x, row in zip(self.components(), self.depths, inputs, rows, strict=True)
-            if len(row) > 1 + len(one.layers)
-        ]
-        return [row[0] for row in rows], torch.stack(unusual, 1), features
+    def judged(self, images: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Map raw images to the logits of all classes, and to how strange they are to each part, (batch, parts)."""
+        if self.stages:
+            return self._in_turn(images, dtype)
+        rows = looked(self.components(), self.inputs(images), self._judges)
+        strange = [part.strangeness_of(*row, dtype) for part, row in zip(self.components(), rows, strict=True)]
+        return self.scaled(*self._told(rows, features=self.gate is not None)), torch.stack(strange, 1)
 
     def _outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What each of `networks` returns."""
@@ -365,19 +375,19 @@ class Assembly(Joined, Predictor):
         pairs = enumerate(zip(self.networks(), inputs, strict=True))
         return [found[index] if index in found else network(x) for index, (network, x) in pairs]
 
-    def _seen(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """The features of each part, and what its network returns."""
+    def _seen(self, inputs: Sequence[Tensor]) -> list[Row]:
+        """What each network returns, and the features of each part."""
         common: dict[int, tuple[Tensor, Tensor]] = {}
         for parts, _, network in self.runs:
             common |= zip(parts, network(inputs[parts[0]]), strict=True)
-        found = []
+        found: list[Row] = []
         for index, (part, x) in enumerate(zip(self.components(), inputs, strict=True)):
             if index in common:
                 output, entering = common[index]
-                found.append((features_of(part.network, part.reads_at, x, entering), output))
+                found.append((output, features_of(part.network, part.reads_at, x, entering), []))
             else:
                 features, _, output = part.observe(x)
-                found.append((features, output))
+                found.append((output, features, []))
         return found
 
     def side_by_side(self, images: Tensor) -> Tensor:
@@ -386,7 +396,7 @@ class Assembly(Joined, Predictor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map raw images to the logits of all classes."""
-        return self._in_turn(images) if self.stages else self.answers(self.inputs(images))
+        return self._in_turn(images)[0] if self.stages else self.answers(self.inputs(images))
 
     logits = forward
 
@@ -414,13 +424,26 @@ class Assembly(Joined, Predictor):
         x = preprocess(images, self.manifest.parts[0].preprocessing).to(self.glance.bias.device)
         return ranked(self.glance(x))
 
-    def _in_turn(self, images: Tensor) -> Tensor:
-        """Map raw images to the logits of all classes; a part runs for those whose answer is not final before it."""
+    def _in_turn(self, images: Tensor, judging: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Map raw images to the logits of all classes, and to how strange they are to each part, if that is asked for.
+
+        A part runs for those images whose answer is not final before it; to others, all are infinitely strange.
+        """
         record, owner = self.manifest.cascade, [owners[0] for owners in self.manifest.owners]
         assert record is not None  # as there are stages
         like = kind(self.parts[0].network)
         logits = torch.tensor(record.expected, dtype=like.dtype, device=like.device).repeat(len(images), 1)
-        return in_turn(record, owner, [stage.logits for stage in self.stages], images, self.order(images), logits)
+        strange = torch.full((len(images), len(self.stages)), torch.inf, dtype=judging, device=like.device)
+
+        def run(part: int, rows: Tensor) -> Tensor:
+            some = images[rows.to(images.device)]
+            if judging is None:
+                return self.stages[part].logits(some)
+            found, own = self.stages[part].judged(some, judging)
+            strange[rows, part] = own[:, 0]
+            return found
+
+        return in_turn(record, owner, run, self.order(images), logits), strange
 
     def _apply(self, fn: Any, recurse: bool = True) -> Assembly:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -530,10 +553,6 @@ def shared(
     once = sum(count_flops(run.network(made), shapes[run.parts[0]]) for run in sharing.runs)
     numbers = sum(map(count_parameters, networks)) - count_parameters(nn.ModuleList(made))
     return made, sharing, manifest.model_copy(update={"shared_parameters": numbers, "shared_flops": twice - once})
-
-
-def _of(values: Sequence[T], places: Sequence[int]) -> list[T]:
-    return [values[place] for place in places]
 
 
 def sharing_of(

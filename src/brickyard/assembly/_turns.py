@@ -100,8 +100,7 @@ def fitted(seen: Tensor, winners: Tensor, costs: Sequence[int]) -> Glance:
 def in_turn(
     record: CascadeRecord,
     owner: Sequence[int],
-    stages: Sequence[Callable[[Tensor], Tensor]],
-    images: Tensor,
+    run: Callable[[int, Tensor], Tensor],
     order: Tensor,
     logits: Tensor,
 ) -> Tensor:
@@ -110,19 +109,18 @@ def in_turn(
     Args:
         record: The cascade.
         owner: The part of each class.
-        stages: What maps images to the logits of each part's classes.
-        images: Raw images, (batch, channels, sides ...).
+        run: Runs a part on some images, by their indices: the logits of its classes.
         order: The parts in the order of each image, (batch, parts).
         logits: Those of all classes where nothing has run, (batch, classes); they are overwritten, and returned.
     """
     known, parts = torch.zeros_like(logits, dtype=torch.bool), torch.tensor(owner, device=logits.device)
-    going = torch.ones(len(images), dtype=torch.bool, device=logits.device)
-    for turn in range(len(stages)):
-        for part, stage in enumerate(stages):
+    going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    for turn in range(order.shape[1]):
+        for part in range(order.shape[1]):
             rows = torch.nonzero(going & (order[:, turn] == part)).flatten()
             if len(rows):
                 places = rows[:, None], torch.nonzero(parts == part).flatten()
-                logits[places] = stage(images[rows.to(images.device)]).to(logits)
+                logits[places] = run(part, rows).to(logits)
                 known[places] = True
         going = going & ~final(record, owner, logits.detach(), known)
     return logits

@@ -19,7 +19,7 @@ from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
 from brickyard.base._limits import check_axes
 from brickyard.base._merged import MergedRecord
 from brickyard.base._specs import NetworkSpec
-from brickyard.base._statistics import Statistics
+from brickyard.base._statistics import Statistics, StrangersRecord
 
 FORMAT_VERSION = 1
 
@@ -320,6 +320,9 @@ class ComponentManifest(Frozen):
             raise ValueError(f"{len(self.decision_thresholds)} decision thresholds for {len(self.classes)} classes")
         if self.statistics is not None and len(self.statistics.images) != len(self.classes):
             raise ValueError(f"statistics of {len(self.statistics.images)} classes for {len(self.classes)} classes")
+        features = None if self.statistics is None else self.statistics.familiarity
+        if features is not None and features.classes > len(self.task):
+            raise ValueError(f"features of {features.classes} classes for a task of {len(self.task)}")
         check_axes([axis.size for axis in self.axes.values()])
         if max(self.task) >= len(self.source.classes):
             raise ValueError(f"the task has classes beyond the {len(self.source.classes)} of the source")
@@ -358,6 +361,12 @@ class ComponentManifest(Frozen):
     def parts(self) -> tuple[ComponentManifest, ...]:
         """This manifest alone, matching an assembly's `parts`."""
         return (self,)
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """From when on images are strangers, in a tuple of one, matching an assembly's; empty where it is not known."""
+        known = None if self.statistics is None else self.statistics.strangers
+        return () if known is None else (known,)
 
     @property
     def output(self) -> str | None:
@@ -468,6 +477,12 @@ class AssemblyManifest(Frozen):
     def apart(self) -> bool:
         """Whether each part keeps a network of its own."""
         return self.form in ("parallel", "cascade")
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """For each part, from when on images are strangers to it; empty unless all know, and can be looked into."""
+        found = tuple(limits for part in self.parts for limits in part.stranger_limits)
+        return found if self.apart and len(found) == len(self.parts) else ()
 
     @property
     def outputs(self) -> str:

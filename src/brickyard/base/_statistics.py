@@ -32,12 +32,48 @@ class FamiliarityRecord(Frozen):
     depths: Annotated[tuple[DepthRecord, ...], Field(max_length=64)] = ()
 
 
+Positive = Annotated[float, Field(gt=0)]
+Usual = tuple[float, Positive]
+
+
+class StrangersRecord(Frozen):
+    """How unlike a component's own images one must be to be turned away, as measured on images held back.
+
+    An image has up to three scores: how far its log-sum-exp is below the usual, how far its features are from those of
+    the classes, and how unusual the values inside the network are. For each that is known, this holds the median on
+    `images` images held back, and how far above it the largest tenth begins. Of a score that is above its median by so
+    many of these distances, the logarithm of one more is taken, and the sum over the scores says how unlike an image
+    is. Nine in ten of the images held back have at most `sure`; those above `limit` are turned away.
+    """
+
+    energy: Usual | None = None
+    features: Usual | None = None
+    inside: Usual | None = None
+    sure: Positive
+    limit: Positive
+    images: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> StrangersRecord:
+        if not any(self.scores):
+            raise ValueError("strangers are told by at least one score, and none is there")
+        if self.sure > self.limit:
+            raise ValueError(f"the limit of sure answers, {self.sure}, is above that of strangers, {self.limit}")
+        return self
+
+    @property
+    def scores(self) -> tuple[Usual | None, Usual | None, Usual | None]:
+        """What is usual for each score."""
+        return self.energy, self.features, self.inside
+
+
 class Statistics(Frozen):
     """Statistics for later scaling, measured on the component's own training images.
 
     All lists have one entry per class of the task. `winning_logit` is None if no image of the class was answered
     correctly. `margin` is the mean difference between the highest and the next logit. `energy` is the usual (median)
-    log-sum-exp of an image's logits, and how far below it the lowest tenth begins.
+    log-sum-exp of an image's logits, and how far below it the lowest tenth begins. `strangers` is None where too few
+    images were seen to tell strangers, or where an image need not show any of the classes.
     """
 
     images: tuple[Count, ...]
@@ -46,14 +82,22 @@ class Statistics(Frozen):
     mean_logit: tuple[float | None, ...]
     magnitude: float | None = None
     margin: float | None = None
-    energy: tuple[float, Annotated[float, Field(gt=0)]] | None = None
+    energy: Usual | None = None
     familiarity: FamiliarityRecord | None = None
+    strangers: StrangersRecord | None = None
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Statistics:
         counts = {len(values) for values in (self.images, self.correct, self.winning_logit, self.mean_logit)}
         if len(counts) > 1:
             raise ValueError(f"lists of {' and '.join(map(str, sorted(counts)))} entries, where all have one per class")
-        if self.familiarity is not None and self.familiarity.classes > len(self.images):
-            raise ValueError(f"features of {self.familiarity.classes} classes for {len(self.images)} classes")
+        return self
+
+    @model_validator(mode="after")
+    def _strangers_fit(self) -> Statistics:
+        inside = self.familiarity is not None and bool(self.familiarity.depths)
+        known = {"energy": self.energy is not None, "features": self.familiarity is not None, "inside": inside}
+        for name, there in known.items():
+            if self.strangers is not None and getattr(self.strangers, name) is not None and not there:
+                raise ValueError(f"strangers are told by {name}, of which nothing is known")
         return self

@@ -182,7 +182,7 @@ def predict(
     images: Annotated[list[Path], Argument(help="Image files, folders of them, or arrays (.npy, .npz).")],
     top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
 ) -> Result:
-    """Classify images."""
+    """Classify images, and say which look like none of the classes."""
     from brickyard.component._predictor import REJECT
 
     classifier = model(file)
@@ -191,14 +191,17 @@ def predict(
     lines: list[str] = []
     several = not classifier.outputs.exclusive
     for titles, batch in _asked(images, classifier.input_shape):
-        named = classifier.predict(batch) if several else [None] * len(titles)
-        for title, probabilities, said in zip(titles, classifier.predict_proba(batch), named, strict=True):
+        found = classifier.judge(batch)
+        for title, probabilities, verdict in zip(titles, found.probabilities, found.verdicts(), strict=True):
             best = probabilities.topk(min(top, len(probabilities)))
-            found = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-            classes = [{"name": name, "probability": round(p, 6)} for name, p in found]
-            answers.append({"image": title, "classes": classes, **({"answer": list(said)} if several else {})})
-            answer = [", ".join(said) or "none of the classes"] if several else []
-            text = "; ".join([*answer, ", ".join(f"{name} {p:.1%}" for name, p in found)])
+            pairs = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            classes = [{"name": name, "probability": round(p, 6)} for name, p in pairs]
+            told = {"strangeness": verdict.strangeness, "none": verdict.none, "sure": verdict.sure}
+            answer = {"answer": list(verdict.answer)} if several else {}
+            answers.append({"image": title, "classes": classes, **told, **answer})
+            text = ", ".join(f"{name} {p:.1%}" for name, p in pairs)
+            said = ", ".join(verdict.answer) if several and not verdict.none else verdict.words
+            text = "; ".join([said, text] if several or verdict.none else [text, *([said] if said else [])])
             lines.append(shown(f"{title}: {text}", ""))
     return Result({"predictions": answers}, "\n".join(lines))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from brickyard.base._limits import NUMBERS
 from brickyard.base._messages import first_line
 from brickyard.base._records import ComponentFile, ComponentManifest, Preprocessing
 from brickyard.base._specs import NetworkSpec
+from brickyard.base._statistics import DepthRecord, StrangersRecord
+from brickyard.component._depths import Looking
 from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
 from brickyard.component._names import renamed_component
 from brickyard.component._predictor import Predictor, check_answers
+from brickyard.component._strangers import strangeness
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._fusing import quick
@@ -122,6 +125,22 @@ class Component(Cut, Predictor):
         return self.manifest.reject
 
     @property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the parts that have it, of which there is one."""
+        return ((0,),) * len(self.classes)
+
+    @property
+    def inside(self) -> tuple[DepthRecord, ...]:
+        """The layers before which values are compared with usual ones."""
+        depths = None if self.familiarity is None else self.familiarity.depths
+        return () if depths is None else depths.layers
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """In a tuple of one, from when on images are strangers; empty where that is not known."""
+        return self.manifest.stranger_limits if self.outputs.exclusive else ()
+
+    @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """How raw images are prepared."""
         return (self.manifest.preprocessing,)
@@ -188,9 +207,17 @@ class Component(Cut, Predictor):
         try:
             return self.head(self.network(x))
         except (RuntimeError, IndexError, ValueError) as error:
-            wanted, given = self.manifest.input_shape, tuple(x.shape[1:])
-            if given == wanted:
-                raise
+            self._check_size(x, error)
+            raise
+
+    def _check_size(self, x: Tensor, error: Exception) -> None:
+        """Say so where the network failed on images of another size than it takes.
+
+        Raises:
+            DataError: They have another size.
+        """
+        wanted, given = self.manifest.input_shape, tuple(x.shape[1:])
+        if given != wanted:
             raise DataError(
                 "data-wrong-size",
                 f"the component was cut from a source that was read at {wanted}, and images of {given} do not fit it: "
@@ -201,6 +228,26 @@ class Component(Cut, Predictor):
         """Return the features of preprocessed images, the values they are averages of, and the network's output."""
         return observe(self.network, self.reads_at, x)
 
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the network's output for preprocessed images, their features, and what they put before layers."""
+        looking = Looking(self.network, self.inside)
+        try:
+            features, _, outputs = observe(self.network, self.reads_at, x, looking)
+        except (RuntimeError, IndexError, ValueError) as error:
+            self._check_size(x, error)
+            raise
+        return outputs, features, looking.last()
+
+    def strangeness_of(
+        self, outputs: Tensor, features: Tensor | None, seen: Sequence[Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        """Return how unlike the component's own images others are, (batch,), from what `look` returns of them."""
+        statistics = self.manifest.statistics
+        assert statistics is not None  # as there are limits
+        own = self.head(outputs)[:, : len(self.classes)].to(dtype)
+        read = None if features is None else features.to(dtype)
+        return strangeness(statistics, self.familiarity, own, read, [one.to(dtype) for one in seen])
+
     def preprocess(self, images: Tensor) -> Tensor:
         """Turn raw images, uint8 or in [0, 1], into the component's input."""
         return preprocess(images, self.manifest.preprocessing)
@@ -209,6 +256,12 @@ class Component(Cut, Predictor):
         """Return the logits of the task's classes for raw images, uint8 or in [0, 1]."""
         like = kind(self)
         return self.forward(self.preprocess(images).to(like.device, like.dtype))
+
+    def judged(self, images: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Return logits for raw images, and how strange they are to the component, (batch, 1)."""
+        like = kind(self)
+        found = self.look(self.preprocess(images).to(like.device, like.dtype))
+        return self.head(found[0]), self.strangeness_of(*found, dtype).unsqueeze(1)
 
     def with_scores(self, scores: dict[str, Any]) -> Component:
         """Return the same component with measured scores in its manifest."""

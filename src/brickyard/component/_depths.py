@@ -190,11 +190,15 @@ class Looking:
         """Look at what step `index` is given."""
         if index in self._names:
             name, dims = self._names[index]
-            self._seen[index].append(numbers_of(values[name], dims).double().cpu())
+            self._seen[index].append(numbers_of(values[name], dims))
 
     def seen(self) -> list[Tensor]:
-        """What was put before each layer, (images, numbers)."""
-        return [torch.cat(seen) for seen in self._seen.values()]
+        """What was put before each layer, (images, numbers) in float64."""
+        return [torch.cat(seen).double().cpu() for seen in self._seen.values()]
+
+    def last(self) -> list[Tensor]:
+        """What the last images put there, as it is."""
+        return [seen[-1] for seen in self._seen.values()]
 
 
 def numbers_of(value: Tensor, dims: Sequence[int]) -> Tensor:

@@ -28,6 +28,8 @@ def describe(manifest: ComponentManifest) -> str:
         )
     if manifest.agreement is not None:
         lines.append(f"  agreement    {agreement_text(manifest)}")
+    if manifest.outputs == "one":
+        lines.append(f"  strangers    {strangers_text(manifest)}")
     if manifest.output is not None:
         lines.append(f"  output       {manifest.output}, of what the source returns")
     if located is not None and located.ending is not None:
@@ -76,6 +78,19 @@ def agreement_text(manifest: ComponentManifest) -> str:
     same, count = manifest.agreement
     taught = manifest.tuned is not None and manifest.tuned.best and manifest.tuned.teacher  # its source's is gone then
     return f"with its {'teacher' if taught else 'source'} on {share_text(same, count)} of {count:,} images held back"
+
+
+def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
+    """Say whether images that look like none of the classes are turned away."""
+    if manifest.stranger_limits:
+        counts = " and ".join(f"{limits.images:,}" for limits in manifest.stranger_limits[:4])
+        return f"turned away, by limits measured on {counts}{' ...' * (len(manifest.stranger_limits) > 4)} images"
+    if manifest.kind == "assembly" and not manifest.apart:
+        return f"not known, so none is turned away: parts in {manifest.form} form cannot be looked into"
+    if manifest.kind == "assembly" and manifest.tuned is not None:
+        return "not known, so none is turned away: its parts were trained since"
+    which = "some part was" if manifest.kind == "assembly" else "it was"
+    return f"not known, so none is turned away: {which} cut from too few labelled images, or by an earlier version"
 
 
 def decision_text(manifest: ComponentManifest | AssemblyManifest, most: int = 8) -> str:

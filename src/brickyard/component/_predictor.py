@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brickyard.base._checks import whole
+from brickyard.base._checks import check_choice, whole
 from brickyard.base._errors import BrickyardError, DataError, FileError
 from brickyard.base._messages import brief, first_line, told
 from brickyard.base._records import Preprocessing
+from brickyard.base._statistics import StrangersRecord
+from brickyard.component._strangers import SURE
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._cost_limit import BATCHES
@@ -22,10 +26,75 @@ from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
 
 ResultT = TypeVar("ResultT")
+Strangers = Literal["reject", "answer"]
 
 REJECT = "(none of these)"
+FAR = 1e6  # strangeness that is written, at most
 _HALF = (torch.float16, torch.bfloat16)
 CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run when it is read
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model says to one image.
+
+    Attributes:
+        answer: As from `predict`.
+        strangeness: As from `strangeness`, at most a million, or None where that is not known.
+        sure: As in `Judgement`, or None where that is not known.
+        none: Whether the answer is none of the classes.
+    """
+
+    answer: Any
+    strangeness: float | None
+    sure: bool | None
+    none: bool
+
+    @property
+    def words(self) -> str:
+        """How far the answer can be trusted, in words; "" where that is not known."""
+        if self.none:
+            strange = self.strangeness is not None and self.strangeness > 1
+            several = "none of the classes" if self.answer == () else "none of these"
+            return "none of these (unlike all of its classes)" if strange else several
+        return "" if self.sure is None else "sure" if self.sure else "not sure"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model says to images, and how far that can be trusted.
+
+    Attributes:
+        probabilities: As from `predict_proba`, (images, outputs) in float64.
+        strangeness: As from `strangeness`, (images,) in float64.
+        answers: As from `predict`, one per image.
+        sure: Whether the best class has a probability of 0.9 or more, and the image looks as nine in ten of that
+            class's part do: bool, (images,); False where strangeness is not known.
+    """
+
+    probabilities: Tensor
+    strangeness: Tensor
+    answers: tuple[Any, ...]
+    sure: Tensor
+
+    def verdicts(self) -> list[Verdict]:
+        """The same without probabilities, one per image."""
+        rows = zip(self.strangeness.clamp_max(FAR).tolist(), self.answers, self.sure.tolist(), strict=True)
+        known = ((answer, *((None, None) if math.isnan(far) else (far, sure))) for far, answer, sure in rows)
+        return [Verdict(answer, far, sure, answer in (REJECT, ())) for answer, far, sure in known]
+
+    @classmethod
+    def of(cls, batches: Sequence[Judgement], width: int) -> Judgement:
+        """Several as one, with so many outputs."""
+        blank = torch.zeros(0, dtype=torch.float64)
+        none = cls(blank.reshape(0, width), blank, (), blank.bool())
+        every = batches or [none]
+        return cls(
+            torch.cat([one.probabilities for one in every]),
+            torch.cat([one.strangeness for one in every]),
+            tuple(answer for one in every for answer in one.answers),
+            torch.cat([one.sure for one in every]),
+        )
 
 
 class Predictor(Shown):
@@ -58,6 +127,23 @@ class Predictor(Shown):
         raise NotImplementedError
 
     @property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each class, the parts that have it."""
+        raise NotImplementedError
+
+    @property
+    def stranger_limits(self) -> tuple[StrangersRecord, ...]:
+        """For each part, from when on images are strangers to it; empty where that is not known."""
+        raise NotImplementedError
+
+    def judged(self, images: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Map raw images to `logits`, and to how strange they are to each part, (batch, parts), where that is known.
+
+        A part that did not run finds them infinitely strange.
+        """
+        raise NotImplementedError
+
+    @property
     def classes_(self) -> np.ndarray[Any, np.dtype[np.str_]]:
         """Column names of `predict_proba`, under scikit-learn's name; with reject, "(none of these)" comes last."""
         return np.array([*self.classes, *([REJECT] if self.reject else [])])
@@ -81,26 +167,84 @@ class Predictor(Shown):
         found = self._read(images, batch_size, lambda logits: self.outputs.probabilities(logits).cpu())
         return torch.cat(found) if found else torch.zeros(0, len(self.classes_), dtype=torch.float64)
 
-    def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
-        """Return the class names of images; "(none of these)" where the reject output wins.
+    def predict(self, images: Any, batch_size: int = 64, *, strangers: Strangers = "reject") -> list[Any]:
+        """Return the class names of images; "(none of these)" where the reject output wins, or for strangers.
 
         Args:
             images: As for `predict_proba`.
             batch_size: Number of images to process at once.
+            strangers: What becomes of images that look like none of the classes (`strangeness` above 1): "reject"
+                answers "(none of these)", "answer" names the best class all the same.
 
         Returns:
             One answer per image, in the form its kind of outputs defines: for one of many classes, a class name.
 
         Raises:
             DataError: The images cannot be used.
+            OptionError: `strangers` is neither.
         """
-        names = (*self.classes, REJECT)
-        found = self._read(images, batch_size, lambda logits: self.outputs.named(logits, names))
+        check_choice("strangers", strangers, get_args(Strangers))
+        if strangers == "reject" and self.stranger_limits:
+            return list(self.judge(images, batch_size).answers)
+        found = self._read(images, batch_size, self._named)
         return [answer for batch in found for answer in batch]
 
+    def _named(self, logits: Tensor) -> list[Any]:
+        return self.outputs.named(logits, (*self.classes, REJECT))
+
+    def strangeness(self, images: Any, batch_size: int = 64) -> Tensor:
+        """Return how unlike all classes images look, (images,) in float64.
+
+        About one in a hundred images of the model's own classes is above 1; `predict` turns those away. To an assembly,
+        an image is as strange as to the part that finds it least so, of those that ran.
+
+        It is NaN where it is not known: where a part was cut from fewer than 20 labelled images, or by an earlier
+        version, where the parts are joined into one network, or where images may show several classes or none.
+
+        Args:
+            images: As for `predict_proba`.
+            batch_size: Number of images to process at once.
+
+        Raises:
+            DataError: The images cannot be used.
+        """
+        return self.judge(images, batch_size).strangeness
+
+    def judge(self, images: Any, batch_size: int = 64) -> Judgement:
+        """Return probabilities, answers, and how far these can be trusted, from running the model once.
+
+        Args:
+            images: As for `predict_proba`.
+            batch_size: Number of images to process at once.
+
+        Raises:
+            DataError: The images cannot be used.
+        """
+        if not self.stranger_limits:
+            found = self._read(images, batch_size, lambda logits: self._judgement(logits, None))
+        else:
+            found = self._read(images, batch_size, self._judgement, self.judged)
+        return Judgement.of(found, len(self.classes_))
+
+    def _judgement(self, logits: Tensor, strange: Tensor | None) -> Judgement:
+        """What logits and strangeness to each part, where that is known, say of a batch."""
+        chances, answers = self.outputs.probabilities(logits).cpu(), self._named(logits)
+        sure = torch.zeros(len(logits), dtype=torch.bool)
+        if strange is None:
+            return Judgement(chances, torch.full((len(logits),), torch.nan, dtype=torch.float64), tuple(answers), sure)
+        strange, least = strange.cpu(), strange.amin(1).cpu()
+        near = strange <= torch.tensor([one.sure / one.limit for one in self.stranger_limits], dtype=strange.dtype)
+        highest, best = chances[:, : len(self.classes)].max(1)
+        for row, (share, place, far) in enumerate(zip(highest.tolist(), best.tolist(), least.tolist(), strict=True)):
+            sure[row] = share >= SURE and bool(near[row, list(self.owners[place])].any())
+            answers[row] = REJECT if far > 1 else answers[row]
+        return Judgement(chances, least, tuple(answers), sure)
+
     @guarded
-    def _read(self, images: Any, batch_size: int, how: Callable[[Tensor], ResultT]) -> list[ResultT]:
-        """Apply `how` to each batch's logits in float64."""
+    def _read(
+        self, images: Any, batch_size: int, how: Callable[..., ResultT], run: Callable[[Tensor], Any] | None = None
+    ) -> list[ResultT]:
+        """Apply `how` to each batch's logits in float64, or to what `run` returns of it."""
         batch_size = whole("batch_size", batch_size)
         if any(value.is_meta for value in self.parameters()):
             raise DataError(
@@ -110,10 +254,11 @@ class Predictor(Shown):
             batches = read_images(images, batch_size, self.input_shape)
             for batch, one in itertools.product(batches, self.preprocessings):
                 check_raw(batch, one, "the images")
-            return [how(run_images(self.logits, batch, "the images").double()) for batch in batches]
+            found = (run_images(run or self.logits, batch, "the images") for batch in batches)
+            return [how(*(one.double() for one in (both if isinstance(both, tuple) else (both,)))) for both in found]
 
     def score(self, images: Any, names: Sequence[Any], batch_size: int = 64) -> float:
-        """Return the share of images that are answered correctly.
+        """Return the share of images that are answered correctly; none is turned away as a stranger.
 
         Args:
             images: As for `predict_proba`.
@@ -136,7 +281,7 @@ class Predictor(Shown):
                 "data-unknown-class",
                 f"class {unknown[0]!r} is not one of {', '.join(self.classes_[:8])}; use those names",
             )
-        found = self.predict(images, batch_size)
+        found = self.predict(images, batch_size, strangers="answer")
         if len(found) != len(names) or not found:
             raise DataError(
                 "data-label-mismatch", f"got {len(found)} images and {len(names)} names; give one name per image"

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from brickyard.base._errors import DataError
-from brickyard.base._statistics import Statistics
+from brickyard.base._statistics import DepthRecord, Statistics, StrangersRecord
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths, Looking, find_layers
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe
+from brickyard.component._strangers import limits_of, scores
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.outputs._outputs import ONE, Outputs
@@ -61,12 +62,35 @@ def observed(
         )
     members = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.tensor([component.manifest.places[0][k] for k in component.manifest.task])[members]
-    familiarity = Familiarity.fit(torch.cat(features), members, Depths.fit(looking.layers, looking.seen()))
-    record = None if familiarity is None else familiarity.record
-    statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update={"familiarity": record})
+    entered, seen = torch.cat(features), looking.seen()
+    familiarity = Familiarity.fit(entered, members, Depths.fit(looking.layers, seen))
+    changes = {
+        "familiarity": None if familiarity is None else familiarity.record,
+        "strangers": _strangers(z, entered, seen, members, looking.layers) if component.outputs.exclusive else None,
+    }
+    statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update=changes)
     manifest = component.manifest.model_copy(update={"statistics": statistics})
     known = None if familiarity is None else familiarity.to(like.device)
     return Component(component.network, manifest, component.skeleton, known)
+
+
+def _strangers(
+    logits: Tensor, features: Tensor, seen: Sequence[Tensor], members: Tensor, layers: Sequence[DepthRecord]
+) -> StrangersRecord | None:
+    """From when on images are strangers, measured on each half of some by statistics of the other."""
+
+    def halves(known: Tensor, held: Tensor) -> Sequence[Tensor | None]:
+        depths = Depths.fit(layers, [numbers[known] for numbers in seen])
+        familiarity = Familiarity.fit(features[known], members[known], depths)
+        kept = [] if depths is None else [numbers[held] for numbers in _of_layers(depths, layers, seen)]
+        return scores(_energy(logits[known]), familiarity, logits[held], features[held], kept)
+
+    return limits_of(len(logits), halves)
+
+
+def _of_layers(depths: Depths, layers: Sequence[DepthRecord], seen: Sequence[Tensor]) -> list[Tensor]:
+    """What was put before those layers that are compared: where all distances are alike, one is left out."""
+    return [numbers for layer, numbers in zip(layers, seen, strict=True) if layer in depths.layers]
 
 
 def _first_overflow(component: Component, images: Images, by_class: Mapping[int, Sequence[int]], like: Tensor) -> str:

@@ -30,7 +30,7 @@ from brickyard.base._messages import first_line, told
 from brickyard.base._records import ComponentManifest
 from brickyard.base._sides import NAMES, SIDES, is_picture
 from brickyard.component._component import Component
-from brickyard.component._predictor import REJECT, Predictor, run_images
+from brickyard.component._predictor import REJECT, run_images
 from brickyard.export._int8 import (
     ENOUGH,
     MOST_IMAGES,
@@ -42,6 +42,7 @@ from brickyard.export._int8 import (
     quantised,
     session,
 )
+from brickyard.export._onnx_modules import OUTPUTS, FromRaw, Shares
 from brickyard.export._onnx_turns import check_at_once, in_turn_proto
 from brickyard.inputs._decoding import read_images
 from brickyard.network._network import Network
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 
 TOLERANCE = 1e-5  # of the largest logit of a batch
+NEAR = 1e-2  # of strangeness, which float32 holds less exactly: it counts small differences in small units
 MOST_CHECKED = 100  # real images that the check runs
 KEY = "brickyard"
 STATE_KEY = "brickyard-state"  # another key than that of our own files: it is none of them
@@ -127,31 +129,6 @@ class _Entry:
         return [self.random(count, size, seed) for seed, size in enumerate(sizes) for count in (1, 5)]
 
 
-class _FromRaw(nn.Module):
-    """Maps raw images to logits and probabilities."""
-
-    def __init__(self, model: Predictor) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model.logits(images)
-        return logits, self.model.outputs.probabilities(logits)
-
-
-class _Shares(nn.Module):
-    """Maps logits to probabilities."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        super().__init__()
-        self.outputs = outputs
-        self.eval()
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return self.outputs.probabilities(logits)
-
-
 # -- ONNX --------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +149,10 @@ def export_onnx(
     The input is `images`, (batch, channels, height, width), or signals (batch, channels, length) or cubes (batch,
     channels, depth, height, width) where the model takes those, for any batch size; the outputs are `logits` and
     `probabilities`, (batch, classes), with one more at the end for "(none of these)" if a component has a reject
-    output. All preprocessing is included: scale, channels, padding or resizing, normalisation. If it sets a size, the
-    file takes images of any size; otherwise, images of the source's input size. The file's metadata holds the class
-    names and the manifest's contents as JSON (`classes` and `brickyard`).
+    output, and, where it is known, `strangeness`, (batch,): above 1, an image looks like none of the classes. All
+    preprocessing is included: scale, channels, padding or resizing, normalisation. If it sets a size, the file takes
+    images of any size; otherwise, images of the source's input size. The file's metadata holds the class names and the
+    manifest's contents as JSON (`classes` and `brickyard`).
 
     Before anything is written, onnxruntime runs the file on random images, and on yours, in batches of one and five.
     Its logits must match those of the model in torch (float32, on the CPU, batch norm not folded): the maximum
@@ -184,7 +162,8 @@ def export_onnx(
     With `int8`, the file that passed is then quantised: input and outputs stay the same, the layers of the networks
     compute with int8 weights (one scale per output channel) and 8-bit activations. A fifth of `images` (at least 20,
     at most half) is not calibrated on; the record's `int8` says on how many of these the answers agree with those of
-    the float32 file, and compares the latencies of both. Agreement below 95 % is warned of.
+    the float32 file, and compares the latencies of both. Agreement below 95 % is warned of. An int8 file has no
+    `strangeness`, which was measured on values that are not rounded.
 
     Args:
         model: The component or assembly. Its weights are written as float32, unless `int8` is set.
@@ -224,7 +203,7 @@ def export_onnx(
     entry = _entry(model, dtype, channels)
     given = [] if check_images is None else _in_fives(_fitting(check_images, entry, MOST_CHECKED, "the check"))
     calibration = _for_int8(model, entry, int8, images)
-    found = _float32(model, entry, given, path)
+    found = _float32(model, entry, given, path, bool(model.stranger_limits) and not int8)
     content, record = found.content, None
     if calibration is not None:
         content, record = _int8(model, entry, found, calibration, path)
@@ -245,18 +224,27 @@ class _Float32:
     nodes: Sequence[str]
 
 
-def _float32(model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path) -> _Float32:
-    """Make the ONNX file, and check it on random and given images."""
+def _float32(
+    model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path, strangers: bool
+) -> _Float32:
+    """Make the ONNX file, with strangeness where asked for, and check it on random and given images."""
     plain = _on_cpu(model)
+
+    def said(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not strangers:
+            return plain.logits(images), None
+        logits, strange = plain.judged(images)
+        return logits, strange.amin(1)
+
     with torch.inference_mode():
         checked = (*entry.batches(), *given)
-        expected = [(images, run_images(plain.logits, images, "the images for the check")) for images in checked]
-    count = sum(len(images) for images, _ in expected)
+        expected = [(images, *run_images(said, images, "the images for the check")) for images in checked]
+    count = sum(len(images) for images, *_ in expected)
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
-            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry)
-            nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as _FromRaw holds them
+            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers)
+            nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as FromRaw holds them
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
         except Exception as refusal:  # what the exporter raises differs by version and by operation
@@ -267,6 +255,10 @@ def _float32(model: Component | Assembly, entry: _Entry, given: Sequence[Tensor]
             continue
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
         return _Float32(proto, content, opset, fused, count, error, nodes)
+    if strangers:
+        found = _float32(model, entry, given, path, strangers=False)
+        warnings.warn(f"{path} does not say how strange images are: {problem}", BrickyardWarning, stacklevel=5)
+        return found
     raise _refused(model, path, problem)
 
 
@@ -423,18 +415,19 @@ def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> 
     return written.model_proto
 
 
-def _proto(model: Component | Assembly, entry: _Entry) -> Any:
+def _proto(model: Component | Assembly, entry: _Entry, strangers: bool) -> Any:
     """The ONNX model."""
     if isinstance(model, Component) or not model.stages:
-        return _written(_program(_FromRaw(model), entry), "logits", "probabilities")
+        return _written(_program(FromRaw(model, strangers), entry), *OUTPUTS[: 2 + strangers])
     example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
     with Held(long=True):
-        shares = torch.export.export(_Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
+        shares = torch.export.export(Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)
     return in_turn_proto(
         model,
         list(map(_on_cpu, model.stages)),
-        lambda module, output: _written(_program(module, entry), output),
+        lambda module, *outputs: _written(_program(module, entry), *outputs),
         _written(shares, "probabilities", given="logits"),
+        strangers,
     )
 
 
@@ -471,12 +464,15 @@ def _input(model: Component | Assembly, entry: _Entry) -> dict[str, Any]:
     }
 
 
-def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs: Outputs) -> tuple[float, str]:
+def _compare(
+    content: bytes, expected: Iterable[tuple[Tensor, Tensor, Tensor | None]], outputs: Outputs
+) -> tuple[float, str]:
     """Run the file; return its largest error, and a description of what is wrong, or ""."""
     try:
         file, largest = session(content), 0.0
-        for images, wanted in expected:
-            found, shares = map(torch.from_numpy, file.run(["logits", "probabilities"], {"images": images.numpy()}))
+        for images, wanted, strange in expected:
+            names = list(OUTPUTS[: 2 + (strange is not None)])
+            found, shares, *told = map(torch.from_numpy, file.run(names, {"images": images.numpy()}))
             unit = wanted.abs().max().clamp_min(1e-30)
             error = float((found - wanted).abs().max() / unit) if found.shape == wanted.shape else float("inf")
             if not error <= TOLERANCE:
@@ -487,6 +483,8 @@ def _compare(content: bytes, expected: Iterable[tuple[Tensor, Tensor]], outputs:
                 )
             if not float((shares - outputs.probabilities(found)).abs().max()) <= TOLERANCE:
                 return error, "its probabilities are not those of its logits"
+            if strange is not None and not torch.allclose(told[0].double(), strange, rtol=NEAR, atol=NEAR):
+                return error, "its strangeness is not that of torch"
             largest = max(largest, error)
     except Exception as error:  # what onnxruntime raises is its own
         return float("inf"), f"onnxruntime does not run it: {first_line(error)}"
@@ -523,7 +521,7 @@ def torch_program(
     check_at_once(model, "a torch program has the same steps for every image")
     entry = _entry(model, dtype, channels)
     try:
-        return _program(_FromRaw(_on_cpu(model)), entry)
+        return _program(FromRaw(_on_cpu(model)), entry)
     except Exception as error:
         why = f"cannot convert {_title(model)} to a torch program: {first_line(error)}"
         raise SurgeryError("surgery-export-failed", f"{why}; use it as a module instead") from error

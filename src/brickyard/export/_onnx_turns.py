@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
+from brickyard.export._onnx_modules import OUTPUTS, Order, Said
 
-Write = Callable[[nn.Module, str], Any]
-"""A module of raw images and the name of its output -> an ONNX model with an input called images."""
+Write = Callable[..., Any]
+"""A module of raw images and the names of its outputs -> an ONNX model with an input called images."""
 
 
 def check_at_once(model: object, why: str) -> None:
@@ -28,30 +29,6 @@ def check_at_once(model: object, why: str) -> None:
         raise OptionError("option-needs-parallel-form", f"{why}, and this is a cascade; {advice}")
 
 
-class Order(nn.Module):
-    """Maps raw images to the order of the parts."""
-
-    def __init__(self, model: Assembly) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.order(images)
-
-
-class Logits(nn.Module):
-    """Maps raw images to the logits of one part."""
-
-    def __init__(self, model: Assembly) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(images)
-
-
 class _Graph:
     """Nodes of a graph, one after the other, with names that begin alike."""
 
@@ -62,10 +39,15 @@ class _Graph:
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; returns the name of its output."""
+        return self.several(kind, 1, *inputs, **attributes)[0]
+
+    def several(self, kind: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a node with so many outputs; returns their names."""
         self._count += 1
         name = f"{self._prefix}{kind.lower()}_{self._count}"
-        self.nodes.append(self._helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+        names = [name, *(f"{name}_{k}" for k in range(1, count))]
+        self.nodes.append(self._helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        return names
 
     def constant(self, value: Tensor) -> str:
         """Add a constant; returns its name."""
@@ -80,11 +62,11 @@ class _Graph:
         """Add a constant of whole numbers, in one dimension."""
         return self.constant(torch.tensor(values))
 
-    def include(self, graph: Any, images: str, held: str) -> str:
-        """Add the nodes of another graph that its output needs, with its initializers under `held`.
+    def include(self, graph: Any, images: str, held: str) -> list[str]:
+        """Add the nodes of another graph, with its initializers under `held`.
 
         Returns:
-            The name of the output.
+            The names of its outputs.
         """
         weights = {item.name for item in graph.initializer}
         renamed = {graph.input[0].name: images, "": ""} | {name: f"{held}{name}" for name in weights}
@@ -98,79 +80,90 @@ class _Graph:
             made.name = f"{self._prefix}{node.name}"
             made.input[:], made.output[:] = ([renamed[name] for name in side] for side in (node.input, node.output))
             self.nodes.append(made)
-        return renamed[graph.output[0].name]
+        return [renamed[output.name] for output in graph.output]
 
 
-def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, shares: Any) -> Any:
-    """An ONNX model of a cascade, with the outputs logits and probabilities, for any batch size.
+def in_turn_proto(model: Assembly, stages: Sequence[nn.Module], write: Write, shares: Any, strangers: bool) -> Any:
+    """An ONNX model of a cascade, with the outputs logits, probabilities and perhaps strangeness, for any batch size.
 
     Args:
         model: The cascade.
         stages: What maps raw images to the logits of each part's classes.
         write: Writes a module as an ONNX model.
         shares: The ONNX model that maps logits to probabilities.
+        strangers: Whether it says how strange images are.
     """
     onnx = package("onnx", "onnx", "writing ONNX")
     helper, kinds, record = onnx.helper, onnx.TensorProto, model.manifest.cascade
     assert record is not None
     owner = torch.tensor([owners[0] for owners in model.manifest.owners])
     limits = torch.tensor([torch.inf if one is None else one for one in record.thresholds], dtype=torch.float32)[owner]
-    protos = [_inlined(onnx, write(Logits(stage), "logits")) for stage in stages]  # type: ignore[arg-type]
+    names = OUTPUTS[:: 2 if strangers else 3]
+    protos = [_inlined(onnx, write(Said(stage, strangers), *names)) for stage in stages]  # type: ignore[arg-type]
     first = _inlined(onnx, write(Order(model), "order"))
     main = _Graph(helper, "turns.")
-    order = main.include(first.graph, "images", "glance.")
+    (order,) = main.include(first.graph, "images", "glance.")
     batch = main.add("Slice", main.add("Shape", "images"), main.numbers(0), main.numbers(1))
     wide = main.add("Concat", batch, main.numbers(len(owner)), axis=0)
     logits = main.add("Expand", main.constant(torch.tensor([record.expected], dtype=torch.float32)), wide)
     known = main.add("Expand", main.constant(torch.zeros(1, len(owner), dtype=torch.bool)), wide)
     going = main.add("Expand", main.constant(torch.ones(1, dtype=torch.bool)), batch)
+    said = [logits]  # by image: logits and, if it is asked for, how strange it is to the parts so far
+    if strangers:
+        said.append(main.add("Expand", main.constant(torch.full((1,), torch.inf)), batch))
     for turn in range(len(stages)):
         place = main.add("Gather", order, main.constant(torch.tensor(turn)), axis=1)
         for part, proto in enumerate(protos):
             mine = main.add("And", going, main.add("Equal", place, main.numbers(part)))
             some = main.add("ReduceMax", main.add("Cast", mine, to=kinds.INT32), keepdims=0)
-            run = _branch(helper, f"turn{turn}.part{part}.", proto.graph, f"part{part}.", (mine, logits), owner == part)
+            run = _Graph(helper, f"turn{turn}.part{part}.")
+            found = _branch(run, proto.graph, f"part{part}.", mine, said, owner == part)
             main.initializers += run.initializers
             skip = _Graph(helper, f"turn{turn}.skip{part}.")
-            skip.add("Identity", logits)
-            branches = [_subgraph(helper, kinds, one) for one in (run, skip)]
+            same = [skip.add("Identity", one) for one in said]
+            branches = [_subgraph(helper, kinds, *one) for one in ((run, found), (skip, same))]
             some = main.add("Cast", some, to=kinds.BOOL)
-            logits = main.add("If", some, then_branch=branches[0], else_branch=branches[1])
+            said = main.several("If", len(said), some, then_branch=branches[0], else_branch=branches[1])
             columns = main.add("And", main.add("Unsqueeze", mine, main.numbers(1)), main.constant(owner[None] == part))
             known = main.add("Or", known, columns)
         if turn + 1 < len(stages):
-            seen = main.add("Where", known, logits, main.constant(torch.tensor(-torch.inf)))
+            seen = main.add("Where", known, said[0], main.constant(torch.tensor(-torch.inf)))
             best = main.add("ReduceMax", seen, main.numbers(1), keepdims=0)
             limit = main.add("Gather", main.constant(limits), main.add("ArgMax", seen, axis=1, keepdims=0))
             going = main.add("And", going, main.add("Not", main.add("Greater", best, limit)))
-    main.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))
-    main.nodes.append(helper.make_node("Identity", [main.include(shares.graph, "logits", "")], ["probabilities"]))
-    return _model(onnx, main, [(first, "glance."), *((proto, f"part{i}.") for i, proto in enumerate(protos))], shares)
+    for name, one in zip(names, said, strict=True):
+        main.nodes.append(helper.make_node("Identity", [one], [name], name=name))
+    main.nodes.append(helper.make_node("Identity", main.include(shares.graph, "logits", ""), ["probabilities"]))
+    held = [(first, "glance."), *((proto, f"part{i}.") for i, proto in enumerate(protos))]
+    return _model(onnx, main, held, shares, strangers)
 
 
-def _branch(helper: Any, prefix: str, graph: Any, held: str, given: tuple[str, str], own: Tensor) -> _Graph:
-    """A part's steps for some of the images: the last node gives all logits, with theirs among them."""
-    mine, logits = given
-    made, places = _Graph(helper, prefix), torch.nonzero(own).flatten().tolist()
+def _branch(made: _Graph, graph: Any, held: str, mine: str, said: Sequence[str], own: Tensor) -> list[str]:
+    """A part's steps for some of the images: what is said of all then, with what it says of these."""
+    places = torch.nonzero(own).flatten().tolist()
     rows = made.add("Squeeze", made.add("NonZero", mine), made.numbers(0))
-    found = made.include(graph, made.add("Gather", "images", rows, axis=0), held)
-    before, axis = made.add("Gather", logits, rows, axis=0), made.numbers(1)
+    found, *strange = made.include(graph, made.add("Gather", "images", rows, axis=0), held)
+    before, axis = made.add("Gather", said[0], rows, axis=0), made.numbers(1)
     left = made.add("Slice", before, made.numbers(0), made.numbers(places[0]), axis)
     right = made.add("Slice", before, made.numbers(places[-1] + 1), made.numbers(len(own)), axis)
-    made.add("ScatterND", logits, made.add("Unsqueeze", rows, axis), made.add("Concat", left, found, right, axis=1))
-    return made
+    at = made.add("Unsqueeze", rows, axis)
+    ends = [made.add("ScatterND", said[0], at, made.add("Concat", left, found, right, axis=1))]
+    for one, value in zip(said[1:], strange, strict=True):
+        least = made.add("Min", made.add("Gather", one, rows, axis=0), value)
+        ends.append(made.add("ScatterND", one, at, least))
+    return ends
 
 
-def _subgraph(helper: Any, kinds: Any, made: _Graph) -> Any:
-    last = made.nodes[-1].output[0]
-    return helper.make_graph(made.nodes, last, [], [helper.make_tensor_value_info(last, kinds.FLOAT, None)])
+def _subgraph(helper: Any, kinds: Any, made: _Graph, ends: Sequence[str]) -> Any:
+    outputs = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in ends]
+    return helper.make_graph(made.nodes, made.nodes[-1].name, [], outputs)
 
 
 def _inlined(onnx: Any, proto: Any) -> Any:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any) -> Any:
+def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any, strangers: bool) -> Any:
     """The whole model, with the weights of all its parts."""
     helper, (first, _) = onnx.helper, held[0]
     weights = list(main.initializers) + list(shares.graph.initializer)
@@ -186,5 +179,7 @@ def _model(onnx: Any, main: _Graph, held: Sequence[tuple[Any, str]], shares: Any
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, width.dim_value])
         for name in ("logits", "probabilities")
     ]
+    if strangers:
+        outputs.append(helper.make_tensor_value_info("strangeness", onnx.TensorProto.FLOAT, [batch]))
     graph = helper.make_graph(main.nodes, "brickyard", list(first.graph.input), outputs, weights)
     return helper.make_model(graph, opset_imports=list(first.opset_import), ir_version=first.ir_version)

@@ -17,7 +17,7 @@ from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
-from brickyard.base._records import TuneRecord
+from brickyard.base._records import ComponentManifest, TuneRecord
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.component._statistics import observed
@@ -238,7 +238,7 @@ def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Seq
         parameter.grad = None
     model = model.with_manifest(tuned=record)
     if isinstance(model, Assembly):
-        return model
+        return model.with_manifest(parts=tuple(map(_without_strangers, model.manifest.parts)))
     if record.best:  # it was that of other weights, and on images that may have been trained on since
         model = model.with_manifest(agreement=None)
     (pool,) = examples.pools
@@ -246,3 +246,10 @@ def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Seq
     labels = pool.all_labels()[examples.places]
     by_class = {k: examples.places[model.outputs.members(labels, k)].tolist() for k in model.manifest.task}
     return observed(model, Images(pool, model.manifest.preprocessing), by_class)
+
+
+def _without_strangers(part: ComponentManifest) -> ComponentManifest:
+    """A part's manifest where its network has changed, so that it is no longer known which images are strangers."""
+    if part.statistics is None:
+        return part
+    return part.model_copy(update={"statistics": part.statistics.model_copy(update={"strangers": None})})

@@ -348,26 +348,23 @@ class Bench:
 
     def _answer(self, kept: Kept, title: str, content: bytes, end: float) -> dict[str, Any]:
         image = self._picture(title, content, kept.assembly.manifest.parts, end)
-        chances = kept.assembly.predict_proba([image])[0]
+        judged = kept.assembly.judge([image])
+        chances, verdict = judged.probabilities[0], judged.verdicts()[0]
         owners = dict(zip(kept.assembly.classes, kept.assembly.manifest.owners, strict=True))
         best = _top(chances, kept.assembly.classes, 5)
         classes = [{**item, "bricks": sorted(set(owners[item["name"]]))} for item in best]
         several = not kept.assembly.outputs.exclusive
-        answer = list(kept.assembly.predict([image])[0]) if several else [classes[0]["name"]]
+        answer = list(verdict.answer) if several else [classes[0]["name"]]
         return {
             "picture": title[:80],
             "classes": classes,
             "answer": answer,
             "several": several,
+            "none": verdict.none,
+            "strangeness": verdict.strangeness,
+            "words": verdict.words,
             "answered": sorted({owner for name in answer for owner in owners[name]}) or classes[0]["bricks"],
-            "views": [
-                {
-                    "brick": brick,
-                    "classes": _top(part.predict_proba([image])[0], (*part.classes, REJECT), 3),
-                    "distance": _distance(part, image),
-                }
-                for brick, part in zip(kept.bricks, kept.parts, strict=True)
-            ],
+            "views": [_view(brick, part, image) for brick, part in zip(kept.bricks, kept.parts, strict=True)],
         }
 
     def file(self, name: str, kind: str) -> tuple[bytes, str]:
@@ -407,14 +404,17 @@ def _top(chances: Tensor, names: Sequence[str], most: int) -> list[dict[str, Any
     ]
 
 
-def _distance(part: Component, image: Tensor) -> float | None:
-    """How far a picture is from a brick's own classes; 1 is usual."""
-    if part.familiarity is None:
-        return None
-    with torch.inference_mode():
-        like = next(part.parameters())
-        features, _, _ = part.observe(part.preprocess(image.unsqueeze(0)).to(like.device, like.dtype))
-        return round(float(part.familiarity(features)[0]), 3)
+def _view(brick: str, part: Component, image: Tensor) -> dict[str, Any]:
+    """What a brick says to a picture by itself."""
+    judged = part.judge([image])
+    verdict = judged.verdicts()[0]
+    return {
+        "brick": brick,
+        "classes": _top(judged.probabilities[0], (*part.classes, REJECT), 3),
+        "none": verdict.none,
+        "strangeness": verdict.strangeness,
+        "words": verdict.words,
+    }
 
 
 def _overlap(manifest: AssemblyManifest, scaling: str) -> list[dict[str, Any]]:

@@ -443,7 +443,7 @@ async function classify(files, sample = null, url = null) {
     const found = await (await ask(path, { method: "POST", body: sample === null ? form : null })).json();
     found.answers.forEach((answer, index) => drawAnswer(answer, sample === null ? URL.createObjectURL(files[index]) : url));
     const last = found.answers[found.answers.length - 1];
-    if (last) tell(`${last.picture}: ${headline(last)}, ${percent(last.classes[0].probability)}, answered by ${bricksOf(last).join(" and ")}`);
+    if (last) tell(`${last.picture}: ${headline(last)}, ${percent(last.classes[0].probability)}${last.none ? `, ${sureness(last)}` : `, answered by ${bricksOf(last).join(" and ")}`}`);
   } catch (error) {
     complain("try-error", error);
   } finally {
@@ -458,41 +458,37 @@ function lines(classes) {
   return make("div", { className: "lines" }, ...classes.flatMap((item) => [make("span", {}, item.name), make("div", { className: owner(item) }, bar(item.probability)), make("span", { className: "number" }, percent(item.probability))]));
 }
 
-const headline = (answer) => (answer.answer.length ? answer.answer.join(", ") : "none of the classes");
-
-function sureness(answer) {
-  if (answer.several) return `the highest, ${answer.classes[0].name}`;
-  const [first, second] = answer.classes;
-  if (first.probability >= 0.9) return "confident";
-  if (second && first.probability - second.probability < 0.2) return `undecided between ${first.name} and ${second.name}`;
-  return "not very confident";
+function headline(answer) {
+  if (answer.none && !answer.several) return "none of these";
+  return answer.answer.length ? answer.answer.join(", ") : "none of the classes";
 }
 
-function familiar(distance) {
-  if (distance === null) return "";
-  const word = distance <= 2 ? "familiar" : distance <= 5 ? "somewhat unusual" : "unfamiliar";
-  return `${word}: ${distance.toFixed(1)} × the usual distance`;
+function sureness(answer) {
+  const [first, second] = answer.classes;
+  if (answer.several) return `the highest, ${first.name}`;
+  if (answer.none) return `best guess: ${first.name}`;
+  if (second && first.probability - second.probability < 0.2) return `undecided between ${first.name} and ${second.name}`;
+  return answer.words || "not known whether it looks like its classes";
 }
 
 function drawAnswer(answer, url) {
   $("answers-title").hidden = false;
   const best = answer.classes[0];
   const tags = answer.answered.map((index) => make("span", { className: `tag ${colour(brickOf(state.made.bricks[index]))}` }, state.made.bricks[index]));
-  const own = answer.answered.map((index) => answer.views[index].distance).filter((distance) => distance !== null);
-  const strange = own.length > 0 && Math.min(...own) > 5;
+  const strange = answer.strangeness !== null && answer.strangeness > 1;
   const node = make(
     "li", { className: `answer ${colour(brickOf(state.made.bricks[answer.answered[0]]))}` },
     make("img", { src: url, alt: answer.picture }),
     make(
       "div", {}, make("p", { className: "headline" }, headline(answer)), make("p", {}, `${percent(best.probability)} · ${sureness(answer)}`),
-      make("p", { className: "soft" }, "answered by ", ...tags),
-      strange ? make("p", { className: "soft" }, "The picture is unfamiliar to the brick that answered: treat the answer with caution.") : null,
+      make("p", { className: "soft" }, answer.none ? "guessed by " : "answered by ", ...tags),
+      strange ? make("p", { className: "soft" }, "The picture is unlike all classes of all bricks.") : null,
     ),
     make(
       "details", { open: true }, make("summary", {}, "All scores, and the prediction of each brick"), lines(answer.classes),
       ...answer.views.map((view) => make(
         "div", { className: `view ${colour(brickOf(view.brick))}` },
-        make("p", { className: "soft" }, make("span", { className: "tag" }, view.brick), ` ${familiar(view.distance)}`), lines(view.classes),
+        make("p", { className: "soft" }, make("span", { className: "tag" }, view.brick), ` ${view.words}`), lines(view.classes),
       )),
     ),
   );

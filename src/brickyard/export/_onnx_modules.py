@@ -1,0 +1,69 @@
+"""What of a model becomes one ONNX graph: modules of tensors only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from brickyard.assembly._assembly import Assembly
+from brickyard.component._predictor import Predictor
+from brickyard.outputs._outputs import Outputs
+
+OUTPUTS = ("logits", "probabilities", "strangeness")
+
+
+class FromRaw(nn.Module):
+    """Maps raw images to logits, probabilities and, if that is asked for, strangeness."""
+
+    def __init__(self, model: Predictor, strangers: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.strangers = strangers
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if not self.strangers:
+            logits = self.model.logits(images)
+            return logits, self.model.outputs.probabilities(logits)
+        logits, strange = self.model.judged(images, torch.float32)
+        return logits, self.model.outputs.probabilities(logits), strange.amin(1)
+
+
+class Shares(nn.Module):
+    """Maps logits to probabilities."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.eval()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.outputs.probabilities(logits)
+
+
+class Order(nn.Module):
+    """Maps raw images to the order of the parts."""
+
+    def __init__(self, model: Assembly) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.order(images)
+
+
+class Said(nn.Module):
+    """Maps raw images to the logits of one part and, if that is asked for, to how strange they are to it."""
+
+    def __init__(self, model: Assembly, strangers: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.strangers = strangers
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.strangers:
+            return self.model.logits(images)
+        logits, strange = self.model.judged(images, torch.float32)
+        return logits, strange[:, 0]
