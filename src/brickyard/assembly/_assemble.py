@@ -14,6 +14,7 @@ from brickyard.assembly._forms import formed, quickest
 from brickyard.assembly._labelled import shared_signals
 from brickyard.assembly._merging import merged
 from brickyard.base._checks import check_kind
+from brickyard.base._classes import numbered
 from brickyard.base._declare import declared, verb
 from brickyard.base._errors import OptionError, SurgeryError, TaskError
 from brickyard.base._messages import near
@@ -301,7 +302,7 @@ def _voting(
     if votes:
         return voting
     one = len({part.source.sha256 for part in parts}) == 1
-    trusted = one or not any(part.source.numbered for part in parts)
+    trusted = one or not any(numbered(part.source.classes) for part in parts)
     able = all(part.reject and known <= set(part.source.classes) for part in parts)
     return voting if trusted and able else none
 

@@ -377,7 +377,10 @@ class Labeller(Roles):
         args = map_refs(node.args, expanded)
         kwargs = map_refs(dict(node.kwargs), expanded)
         call = self.network.layer(node.target) if node.op == "layer" else FUNCTIONS[node.target].call
-        moved = call(*args, **kwargs)
+        return self._moved(node, call(*args, **kwargs))
+
+    def _moved(self, node: Node, moved: Any) -> Any:
+        """The labels that a step's result has, where these were moved as numbers are."""
         if isinstance(moved, tuple | list):
             return tuple(self._settled(compress(item.numpy())) for item in moved)
         labels = self._settled(compress(moved.numpy()))

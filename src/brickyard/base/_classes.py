@@ -250,3 +250,8 @@ def _members(name: str, given: Any, names: Sequence[str]) -> list[Any]:
 def _list(names: Sequence[str], most: int = 12) -> str:
     short = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:most]]
     return ", ".join(short) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def numbered(names: Sequence[str]) -> bool:
+    """Whether classes have no names but their numbers."""
+    return list(names) == list(map(str, range(len(names))))

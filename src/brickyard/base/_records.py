@@ -157,11 +157,6 @@ class SourceRecord(Frozen):
     parameters: Count
     flops: Count
 
-    @property
-    def numbered(self) -> bool:
-        """Whether the classes have no names but their numbers."""
-        return self.classes == tuple(map(str, range(len(self.classes))))
-
 
 class AxisRecord(Frozen):
     """How many channels an axis had in the source, and which of them were kept, in order."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from brickyard.base._checks import check_choice, share_or_more
+from brickyard.base._classes import numbered
 from brickyard.base._errors import OptionError
 from brickyard.base._records import ComponentManifest, ScalingRecord
 from brickyard.component._familiarity import Within
@@ -370,7 +371,7 @@ def _foreign(evidence: Evidence) -> Tensor:
 def _could_vote(evidence: Evidence) -> bool:
     """Whether sources know all classes by name, but some part has no output for what is not its own."""
     known = {name for part in evidence.parts for name in part.classes}
-    named = all(not part.source.numbered and known <= set(part.source.classes) for part in evidence.parts)
+    named = all(not numbered(part.source.classes) and known <= set(part.source.classes) for part in evidence.parts)
     return named and not all(part.reject for part in evidence.parts)
 
 
