@@ -46,6 +46,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     """Files of three components of two sources."""
     folder = tmp_path_factory.mktemp("files")
     made = {"a": component(), "b": component(("hen",)), "c": component(("dog", "pig"), seed=1, name="zoo/two?x=1")}
+    made = {name: part.with_scores(by.evaluate(part, DATA, latency=False).as_dict()) for name, part in made.items()}
     return {name: part.save(folder / f"{name}.safetensors") for name, part in made.items()}
 
 
@@ -79,8 +80,7 @@ def test_entries_say_what_files_and_manifests_say(yard, files) -> None:
     assert entry.parameters == sum(p.numel() for p in part.parameters())
     assert entry.flops == part.manifest.selection.flops
     assert (entry.input_shape, entry.reject) == ((3, 8, 8), False)
-    statistics = part.manifest.statistics
-    assert entry.accuracy == sum(statistics.correct) / sum(statistics.images)
+    assert entry.accuracy == by.evaluate(part, DATA, latency=False).row("component").accuracy / 100
     assert Entry(**{**entry.as_dict(), "classes": entry.classes, "input_shape": entry.input_shape}) == entry
     json.dumps(entry.as_dict())
     loaded = yard.load("cat-dog-farm")
@@ -96,7 +96,11 @@ def test_accuracy_is_the_measured_one_on_the_most_images(yard) -> None:
     assert scored.accuracy == many.row("component").accuracy / 100
     assert yard.add(part.with_scores(few.as_dict()), "flat").accuracy == few.row("component").accuracy / 100
     odd = {"rows": [{"name": "component", "images": "many", "accuracy": 99}, {"name": "component", "images": 5}, 7]}
-    assert yard.add(part.with_scores({"odd": odd}), "odd").accuracy == yard.entry("cat-dog-farm").accuracy
+    assert part.manifest.statistics is not None
+    assert yard.add(part.with_scores({"odd": odd}), "odd").accuracy is None  # answers to its own images are no score
+    agreeing = yard.add(part.with_manifest(agreement=(19, 20)), "agreeing")
+    assert (agreeing.accuracy, agreeing.agreement) == (None, 0.95)
+    assert Yard(yard.path).entry("agreeing") == agreeing
     assert yard.entry("hen-farm").accuracy is None  # one class is always answered right
 
 
@@ -242,7 +246,7 @@ def one_page_twice(yard: Yard) -> None:
     """The table's root leads to one page as often as it can: more rows than the file has room for."""
     with closing(sqlite3.connect(yard.path / INDEX)) as base, base:
         row = base.execute("SELECT * FROM files").fetchone()
-        base.executemany("INSERT INTO files VALUES (" + "?," * 13 + "?)", [(f"c{k:04}", *row[1:]) for k in range(300)])
+        base.executemany("INSERT INTO files VALUES (" + "?," * 14 + "?)", [(f"c{k:04}", *row[1:]) for k in range(300)])
         root = base.execute("SELECT rootpage FROM sqlite_master").fetchone()[0]
     data = bytearray((yard.path / INDEX).read_bytes())
     start = (root - 1) * 4096

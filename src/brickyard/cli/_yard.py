@@ -93,13 +93,14 @@ def yard_show(name: Annotated[str, Argument(help="Component name.")], place: Pla
     """Show the index entry of a component."""
     yard = _yard(place)
     entry = yard.entry(name)
-    path = yard.path / f"{entry.name}.safetensors"
+    path, share = yard.path / f"{entry.name}.safetensors", _percent(entry.agreement)
     rows = {
         "classes": ", ".join(map(plain, entry.classes)) + (" + reject" if entry.reject else ""),
         "source": f"{plain(entry.source)}, weights {entry.source_sha256[:12]}",
         "parameters": f"{entry.parameters:,}",
         "FLOPs": f"{entry.flops:,}",
-        "accuracy": _percent(entry.accuracy) or "not known",
+        "accuracy": _percent(entry.accuracy) or "not measured",
+        "agreement": f"with its source on {share} of images held back" if share else "not known",
         "input": "x".join(map(str, entry.input_shape)),
         "architecture": entry.architecture or "not known; joins others in parallel form only",
         "file": f"{plain(str(path))}, {entry.bytes:,} bytes",

@@ -110,8 +110,9 @@ def _why_none(wanted: Sequence[str], free: Sequence[Part], max_parameters: int |
 
 
 def _loss(entry: Entry) -> int:
-    """Share of wrong answers in thousandths; where it is not known, that of a guess."""
-    return round(1000 * (1 - (1 / len(entry.classes) if entry.accuracy is None else entry.accuracy)))
+    """Share of wrong answers in thousandths; unmeasured, of those unlike its source's; else that of a guess."""
+    known = entry.agreement if entry.accuracy is None and len(entry.classes) > 1 else entry.accuracy
+    return round(1000 * (1 - (1 / len(entry.classes) if known is None else known)))
 
 
 def _choice(entry: Entry, owners: dict[str, list[Entry]]) -> Choice:
@@ -130,7 +131,12 @@ def _choice(entry: Entry, owners: dict[str, list[Entry]]) -> Choice:
         why.append(f"also brings {names}, not asked for: no choice brings fewer such classes")
     else:
         why.append("all its classes are wanted")
-    why.append("accuracy not known" if entry.accuracy is None else f"accuracy {entry.accuracy:.1%}")
+    if entry.accuracy is not None:
+        why.append(f"accuracy {entry.accuracy:.1%}")
+    elif entry.agreement is not None:
+        why.append(f"accuracy not measured, answers as its source on {entry.agreement:.1%}")
+    else:
+        why.append("accuracy not known")
     why.append(f"{entry.parameters:,} parameters")
     return Choice(entry, own, "; ".join(why))
 

@@ -46,7 +46,7 @@ OTHER_FILES = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names ano
 SCHEMA = (
     "CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT, bytes INTEGER, classes TEXT, reject INTEGER, source TEXT, "
     "source_sha256 TEXT, parameters INTEGER, flops INTEGER, accuracy REAL, input_shape TEXT, architecture TEXT, "
-    "changed INTEGER, verdict TEXT) WITHOUT ROWID"
+    "agreement REAL, changed INTEGER, verdict TEXT) WITHOUT ROWID"
 )
 
 Stamp = tuple[int, int]  # a file's size and time of change, in bytes and nanoseconds
@@ -66,12 +66,12 @@ class Entry:
         source_sha256: Of the source's weights.
         parameters: Numbers in all parameters.
         flops: Floating-point operations for one image, two a multiply-add.
-        accuracy: Share of images that it answers right, in [0, 1]: as measured, where the manifest has scores (those
-            on the most images); else on training images, those that its statistics were made with. None where neither
-            is there, and for a component of one class, which always answers right.
+        accuracy: Share of images that it answers right, in [0, 1], as the scores of its manifest say (those on the most
+            images). None where nothing was measured, and for a component of one class, which always answers right.
         input_shape: Of one image after preprocessing: channels, height, width.
         architecture: A short hash of the source's structure and input shape, class counts left out. Components with
             equal ones can be padded together. Empty where the file has no structure of the source.
+        agreement: Share of images that nothing was fitted to on which it answers as its source, in [0, 1], or None.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Entry:
     accuracy: float | None
     input_shape: tuple[int, ...]
     architecture: str
+    agreement: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -160,7 +161,7 @@ def _commit(path: Path, known: Known, before: Known | None) -> int:
             if before is None:
                 base.execute(SCHEMA)
             base.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in old.keys() - known.keys()])
-            base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 14)})", rows)
+            base.executemany(f"REPLACE INTO files VALUES ({', '.join('?' * 15)})", rows)
             base.execute(f"PRAGMA user_version = {written}")
     return written
 
@@ -202,7 +203,7 @@ def _check_plain(path: Path) -> None:
 def _row(name: str, stamp: Stamp, found: Entry | str) -> tuple[Any, ...]:
     """A row of the index; see `SCHEMA`."""
     if isinstance(found, str):
-        return (name, None, stamp[0], *[None] * 9, stamp[1], found)
+        return (name, None, stamp[0], *[None] * 10, stamp[1], found)
     texts = {"classes": json.dumps(found.classes), "input_shape": json.dumps(found.input_shape)}
     return (*{**vars(found), **texts}.values(), stamp[1], None)
 
@@ -232,6 +233,7 @@ def _checked(rows: Iterable[tuple[Any, ...]], size: int) -> Known:
 
 def _entry(values: list[Any]) -> Entry:
     """An entry of its values; TypeError or ValueError where one is not as it should be."""
+    *values, agreement = values
     name, sha, size, classes, reject, source, source_sha, parameters, flops, accuracy, shape, architecture = values
     if not (
         is_name(name)
@@ -244,22 +246,26 @@ def _entry(values: list[Any]) -> Entry:
         and classes
         and all(classes)
         and all(type(side) is int and side > 0 for side in shape)
-        and (accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1))
+        and all(share is None or (type(share) in (int, float) and 0 <= share <= 1) for share in (accuracy, agreement))
     ):
         raise ValueError("no entry")
     "".join((source, *classes)).encode("utf-8")  # what is no text, or half a character, is an error
     sizes = parameters, flops, accuracy
-    return Entry(name, sha, size, tuple(classes), reject, source, source_sha, *sizes, tuple(shape), architecture)
+    more = tuple(shape), architecture, agreement
+    return Entry(name, sha, size, tuple(classes), reject, source, source_sha, *sizes, *more)
 
 
 def read_old_index(path: Path) -> Known:
-    """What the index of an earlier version says of components; nothing where it is not believed."""
+    """What the index of an earlier version says of components; nothing where it is not believed.
+
+    Their accuracy may be one on training images: files of which it knows one are read again.
+    """
     try:
         _check_plain(path)
         value = foreign_json(path.read_text(encoding="utf-8"))
         if (value["kind"], value["format"]) != ("brickyard yard", 1):
             return {}
-        return {row[0]: ((row[2], row[12]), _entry(row[:12])) for row in value["components"]}
+        return {row[0]: ((row[2], row[12]), _entry([*row[:12], None])) for row in value["components"] if row[9] is None}
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         return {}
 
@@ -310,6 +316,7 @@ def read_entry(path: Path, name: str) -> Entry:
         accuracy=_accuracy(found),
         input_shape=found.input_shape,
         architecture=architecture,
+        agreement=_agreement(found),
     )
 
 
@@ -327,7 +334,7 @@ def sha256_of(path: Path) -> tuple[str, int]:
 
 
 def _accuracy(manifest: ComponentManifest) -> float | None:
-    """Share of right answers: on the most images that were scored, else on training images."""
+    """Share of right answers, on the most images that were scored."""
     if len(manifest.classes) == 1:
         return None
     measured: list[tuple[int, float]] = []
@@ -338,12 +345,13 @@ def _accuracy(manifest: ComponentManifest) -> float | None:
                 images, percent = row.get("images"), row.get("accuracy")
                 if isinstance(images, int) and isinstance(percent, int | float) and images > 0 and 0 <= percent <= 100:
                     measured.append((images, percent / 100))
-    if measured:
-        return max(measured, key=lambda found: found[0])[1]
-    if manifest.statistics is None:
-        return None
-    images, correct = sum(manifest.statistics.images), sum(manifest.statistics.correct)
-    return correct / images if 0 <= correct <= images and images else None
+    return max(measured, key=lambda found: found[0])[1] if measured else None
+
+
+def _agreement(manifest: ComponentManifest) -> float | None:
+    """Share of the images held back on which it answers as its source."""
+    same, count = manifest.agreement or (0, 0)
+    return min(same, count) / count if count else None
 
 
 def _architecture(skeleton: NetworkSpec, manifest: ComponentManifest) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from brickyard.base._checks import check_kind, given_path, whole
 from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError, passing, reading_code
 from brickyard.base._messages import brief, near, told
-from brickyard.network._untouched import guarded
+from brickyard.network._guarding import guarded_later
 from brickyard.runtime._progress import bar
 from brickyard.storage._atomic import advice, flush_folder, make_folder, surely
 from brickyard.yard._choose import Choice, check_names, choose
@@ -147,7 +147,7 @@ class Yard:
             return found
         raise self._missing(name, known)
 
-    @guarded
+    @guarded_later
     def load(self, name: str) -> Component:
         """Read a component.
 
@@ -217,7 +217,6 @@ class Yard:
 
         return [entry for entry in self.entries() if fits(entry)]
 
-    @guarded
     def choose(
         self, classes: Sequence[str], *, max_parameters: int | None = None, max_flops: int | None = None
     ) -> list[Choice]:
@@ -244,7 +243,7 @@ class Yard:
         """
         return choose(self.entries(), classes, max_parameters=max_parameters, max_flops=max_flops)
 
-    @guarded
+    @guarded_later
     def rank(
         self, data: Any, score: Score = "logme", *, per_class: int | None = 100, seed: int = 0, batch_size: int = 64
     ) -> list[Rank]:
@@ -289,7 +288,7 @@ class Yard:
 
     # -- changing --------------------------------------------------------------------------------------------
 
-    @guarded
+    @guarded_later
     def add(self, item: Component | Path | str, name: str | None = None) -> Entry:
         """Put a component into the yard; content that is there already is not added again.
 
@@ -343,7 +342,7 @@ class Yard:
             self._file(name).unlink(missing_ok=True)
             flush_folder(self.path)
 
-    @guarded
+    @guarded_later
     def verify(self) -> list[Problem]:
         """Load every component whole, and compare it with the index as it stands; nothing is changed.
 

@@ -135,6 +135,7 @@ function card(brick) {
   if (brick.reject) chips.push(make("span", { className: "soft", title: "It can answer “none of these classes”" }, "+ none of these"));
   const meter = (word, value, share, shown) => [make("span", {}, word), bar(share), make("span", { className: "number" }, shown)];
   const accuracy = typeof brick.accuracy === "number" ? brick.accuracy : null;
+  const agreement = typeof brick.agreement === "number" ? brick.agreement : null;
   const toggle = make("button", { type: "button" }, inside ? "Remove" : "Add");
   toggle.setAttribute("aria-label", `${inside ? "Remove" : "Add"} brick ${brick.name}`);
   toggle.addEventListener("click", () => (state.tray.includes(brick.name) ? remove(brick.name, true) : add(brick.name)));
@@ -151,6 +152,7 @@ function card(brick) {
       ...meter("parameters", brick.parameters, brick.parameters / most("parameters"), amount(brick.parameters)),
       ...meter("FLOPs", brick.flops, brick.flops / most("flops"), amount(brick.flops)),
       ...(accuracy === null ? [] : meter("accuracy", accuracy, accuracy, `${(100 * accuracy).toFixed(1)} %`)),
+      ...(accuracy !== null || agreement === null ? [] : meter("as its source", agreement, agreement, `${(100 * agreement).toFixed(1)} %`)),
     ),
     make("div", { className: "row" }, toggle, look),
   );
