@@ -127,9 +127,8 @@ def test_assemblies_quantise_the_layers_of_their_networks_and_nothing_else(form,
     export_onnx(whole, tmp_path / "float.onnx", dtype="uint8")
     small, large = onnx.load(record.path), onnx.load(tmp_path / "float.onnx")
     onnx.checker.check_model(small, full_check=True)
-    for value, other in zip(
-        (*small.graph.input, *small.graph.output), (*large.graph.input, *large.graph.output), strict=True
-    ):
+    known = [value for value in large.graph.output if value.name != "strangeness"]  # which int8 files do not have
+    for value, other in zip((*small.graph.input, *small.graph.output), (*large.graph.input, *known), strict=True):
         assert value == other
     made = {value: node.op_type for node in small.graph.node for value in node.output}
     layers = [node for node in small.graph.node if node.op_type in QUANTISED]

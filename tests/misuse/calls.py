@@ -222,6 +222,7 @@ WITHOUT: dict[str, str] = {
                     "energies",
                     "forward",
                     "inputs",
+                    "judged",
                     "laid",
                     "logits",
                     "order",
@@ -230,7 +231,8 @@ WITHOUT: dict[str, str] = {
                     "signals",
                 ]
             ),
-            *(f"Component.{n}" for n in ["forward", "head", "logits", "observe", "of_source", "preprocess"]),
+            *(f"Component.{n}" for n in ["forward", "head", "judged", "logits", "look", "observe"]),
+            *(f"Component.{n}" for n in ["of_source", "preprocess", "strangeness_of"]),
             *(f"gnn.GraphAssembly.{n}" for n in ["energies", "forward", "laid", "scaled", "side_by_side"]),
             *(f"gnn.GraphComponent.{n}" for n in ["forward", "head", "of_source"]),
             *(f"gnn.GraphNetwork.{n}" for n in ["forward", "steps", "walk"]),

@@ -228,7 +228,7 @@ def test_two_builds_in_one_folder_are_refused_and_the_lock_ends_with_its_process
         stdout=subprocess.PIPE,
     )
     assert other.stdout.readline() == b"held\n"
-    assert "outputs.folder" in run("build", path, code=1).stderr
+    assert "--output-folder" in run("build", path, code=1).stderr
     assert list((tmp_path / "out").iterdir()) == []
     other.kill()
     other.wait()

@@ -221,12 +221,12 @@ def test_a_plan_counts_classes_costs_and_duplicates(page, digits_yard) -> None:
     assert plan["parameters"] == sum(entry.parameters for entry in entries)
     assert plan["flops"] == sum(entry.flops for entry in entries)
     assert plan["duplicates"] == []
-    assert list(plan["forms"]) == ["union", "cascade"]  # other sources, of one structure; and no calibration images
+    assert list(plan["forms"]) == ["union", "cascade", "merged"]  # other sources, one structure; no calibration images
     build(page, form="padded")
     both = ["digits-012", "digits-23"]
     plan = page.post("/api/plan", json={"bricks": both}).json()
     assert plan["duplicates"] == [{"name": "2", "bricks": [0, 1]}]
-    assert list(plan["forms"]) == ["cascade"]
+    assert list(plan["forms"]) == ["cascade", "merged"]
     assert "'2'" in build(page, both, code=400)["error"]
     assert build(page, both, on_duplicate="average")["classes"] == ["0", "1", "2", "3"]
     assert build(page, both, on_duplicate="rename")["classes"] == ["0", "1", "2", "2 (cnn-0)", "3"]

@@ -30,7 +30,7 @@ MOMENTS: dict[str, Exception] = {
 PLACES = {
     "header": "brickyard.storage._safefile._check_header",
     "opening": "brickyard.storage._safefile.safe_open",
-    "text": "brickyard.storage._safefile._check_depth",
+    "text": "brickyard.storage._safefile.own_json",
     "numbers": "brickyard.storage._safefile._own",
     "hash": "brickyard.yard._index.hashlib.file_digest",
     "manifest": "brickyard.base._frozen.validated",
