@@ -78,7 +78,7 @@ def test_a_real_network_answers_as_in_float32_and_one_calibrated_on_dark_images_
     assert record.int8 is not None
     whole = export_onnx(component, tmp_path / "float.onnx")
     assert record.bytes == record.path.stat().st_size
-    assert record.int8.float_bytes == whole.bytes
+    assert 0.9 * whole.bytes < record.int8.float_bytes < whole.bytes  # which says how strange an image is, besides
     assert record.bytes <= 0.35 * whole.bytes
     assert (record.int8.calibration_images, record.int8.held_back) == (160, 40)
     assert record.int8.agreement >= 0.95
