@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,16 @@ def serving(app: Any, limits: Any, plain: bool = False) -> Iterator[int]:
         found.should_exit = found.force_exit = True
         thread.join(60)
         place.close()
+
+
+def raw(port: int, content: bytes, wait: float = 5.0) -> bytes:
+    """What a server says to some bytes, until it closes or says no more."""
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        line.settimeout(wait)
+        found = b""
+        with suppress(OSError):
+            line.sendall(content)
+        with suppress(OSError):
+            while piece := line.recv(1 << 16):
+                found += piece
+        return found

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from workbench_yard import serving
+from workbench_yard import raw, serving
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
@@ -45,14 +45,7 @@ def yard(tmp_path_factory):
 
 def said(port: int, content: bytes, wait: float = 10.0) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to some bytes."""
-    with socket.create_connection(("127.0.0.1", port)) as line:
-        line.settimeout(wait)
-        found = b""
-        with contextlib.suppress(OSError):
-            line.sendall(content)
-        with contextlib.suppress(OSError):
-            while piece := line.recv(1 << 16):
-                found += piece
+    found = raw(port, content, wait)
     top, _, body = found.partition(b"\r\n\r\n")
     first, *rest = top.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (row.partition(": ") for row in rest)}

@@ -30,7 +30,7 @@ from errors import refused
 from misuse.rows import chunk
 from misuse.rows import png as png_of
 from shell import run
-from workbench_yard import serving
+from workbench_yard import raw, serving
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'brickyard[workbench]'")
@@ -339,19 +339,6 @@ def test_requests_in_work_are_bounded() -> None:
     assert statuses == [200] * 2 + [503] * 4 + [200] * 4 + [503] * 2
     most, statuses = asyncio.run(scenario(Limits(requests=99, uploads=99, each=99)))
     assert (most, statuses) == (12, [200] * 12)
-
-
-def raw(port: int, content: bytes, wait: float = 5.0) -> bytes:
-    """What a server says to some bytes, until it closes or says no more."""
-    with socket.create_connection(("127.0.0.1", port)) as line:
-        line.settimeout(wait)
-        found = b""
-        with contextlib.suppress(OSError):
-            line.sendall(content)
-        with contextlib.suppress(OSError):
-            while piece := line.recv(1 << 16):
-                found += piece
-        return found
 
 
 def head(port: int, more: str = "", path: str = "/", method: str = "GET", host: bool = True) -> bytes:

@@ -92,7 +92,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
-    _check_turns(options, strategy)
+    _check_calibration(options, strategy)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
     manifest = assembly_manifest([part.manifest for part in parts], form, on_duplicate, votes, gone)
@@ -121,7 +121,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     return assembly
 
 
-def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
+def _check_calibration(options: Mapping[str, Any], strategy: Scaling) -> None:
     """Refuse options that do not go with a form that needs images, or go with nothing else."""
     form, limited = options["form"], options["budget"] is not None
     judged = form in ("cascade", "merged")
@@ -135,10 +135,10 @@ def _check_turns(options: Mapping[str, Any], strategy: Scaling) -> None:
         return
     if limited:
         why = f"form={form!r} and a budget each take images of their own from calibration="
-        first, then = (
-            ("merge", "with the budget") if form == "merged" else ("assemble with the budget", "form=" + repr(form))
-        )
-        raise OptionError("option-conflict", f"{why}; {first} first, then assemble([that], {then}, calibration=...)")
+        order = "form='merged' first, then assemble([that], budget=..., calibration=...)"
+        if form == "cascade":
+            order = "the budget first, then assemble([that], form='cascade', calibration=...)"
+        raise OptionError("option-conflict", f"{why}; assemble with {order}")
     if form == "merged":
         return
     if options["calibration"] is None:
