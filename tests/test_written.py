@@ -301,13 +301,19 @@ def yard_at(folder: Path) -> Path:
     return folder
 
 
+def yard_then() -> list[dict[str, Any]]:
+    """What the yard's index said then, with what is said now in place of the share of training images answered right."""
+    then = told("yard")
+    assert [row["accuracy"] for row in then] == [0.5, None]  # measured on the images that the component was cut with
+    return [row | {"accuracy": None, "agreement": None} for row in then]
+
+
 def entries(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(json.dumps(entry.as_dict())) for entry in Yard(folder).entries()]
 
 
 def test_a_yard_is_what_it_was(tmp_path) -> None:
-    folder, then = yard_at(tmp_path / "yard"), told("yard")
-    assert len(then) == 2
+    folder, then = yard_at(tmp_path / "yard"), yard_then()
     assert entries(folder) == then
     assert Yard(folder).verify() == []
     assert not (folder / "index.json").exists()  # it was taken over
@@ -319,12 +325,15 @@ def test_a_yard_is_what_it_was(tmp_path) -> None:
     assert entries(folder) == then
 
 
-def test_the_index_of_a_yard_is_believed(tmp_path) -> None:
+def test_the_index_of_a_yard_is_believed_but_for_accuracy_on_training_images(tmp_path) -> None:
     folder = yard_at(tmp_path / "yard")
     index = json.loads((folder / "index.json").read_text())
-    flops = told("yard")[0]["flops"]
-    assert index["components"][0].count(flops) == 1
-    index["components"][0][index["components"][0].index(flops)] += 2
+    then = yard_then()
+    for row, entry in zip(index["components"], then, strict=True):
+        assert row.count(entry["flops"]) == 1
+        row[row.index(entry["flops"])] += 2
     (folder / "index.json").write_text(json.dumps(index))
-    assert entries(folder)[0]["flops"] == flops + 2
-    assert [problem.name for problem in Yard(folder).verify()] == [told("yard")[0]["name"]]
+    read_again, believed = entries(folder)
+    assert read_again == then[0]
+    assert believed == then[1] | {"flops": then[1]["flops"] + 2}
+    assert [problem.name for problem in Yard(folder).verify()] == [then[1]["name"]]
