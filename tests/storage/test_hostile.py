@@ -566,7 +566,9 @@ def test_a_file_that_loads_gives_one_answer_for_each_image(known: dict[str, Seed
 def test_a_file_that_runs_on_paper_only_is_refused(known: dict[str, Seed], tmp_path: Path, monkeypatch) -> None:
     steps = ("argmax", "$", 1), ("float", "$"), ("bitwise_not", "$"), ("unsqueeze", "$", 1)
     unreadable(tmp_path, stepped(known["uncut"], *steps), NETWORK, "bitwise_not")
-    monkeypatch.setattr("brickyard.component._predictor.CHEAP", 0)  # the control: without a run, nobody sees it
+    monkeypatch.setattr("brickyard.component._predictor.CHEAP", 0)  # one that costs more runs once
+    unreadable(tmp_path, stepped(known["uncut"], *steps), NETWORK, "on 1 images")
+    monkeypatch.setattr("brickyard.component._predictor.AFFORDABLE", 0)  # the control: without a run, nobody sees it
     part = loaded(tmp_path, stepped(known["uncut"], *steps))
     with refused("data-wrong-size", "bitwise_not"):
         part.predict(IMAGES)

@@ -16,7 +16,7 @@ from brickyard.base._errors import FileError
 from brickyard.inputs import load_data
 from brickyard.network._cost_limit import Bounds
 from brickyard.network._network import Network, Node, Ref
-from brickyard.network._remembering import Remembering
+from brickyard.runtime._remembering import Remembering
 from brickyard.testing import chain
 from errors import refused
 from fuzzing.drawing import change

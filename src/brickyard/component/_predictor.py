@@ -31,7 +31,8 @@ Strangers = Literal["reject", "answer"]
 REJECT = "(none of these)"
 FAR = 1e6  # strangeness that is written, at most
 _HALF = (torch.float16, torch.bfloat16)
-CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run when it is read
+CHEAP = 1 << 28  # multiply-adds per image, up to which a model is run on batches of several sizes when it is read
+AFFORDABLE = 1 << 33  # up to which it is run on one image
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ class Predictor(Shown):
 
 
 def check_answers(model: Predictor, work: int) -> None:
-    """Run a model that was read from a file on one, two and three drawn images, if that is cheap.
+    """Run a model that was read from a file on one, two and three drawn images, or on one if it costs much.
 
     Args:
         model: The model.
@@ -299,11 +300,13 @@ def check_answers(model: Predictor, work: int) -> None:
     Raises:
         FileError: It does not run, or does not give one answer per image.
     """
-    if work > CHEAP or any(value.dtype in _HALF for value in model.parameters()):  # which not every machine computes
+    if work > AFFORDABLE or any(
+        value.dtype in _HALF for value in model.parameters()
+    ):  # which not every machine computes
         return
     drawn = torch.rand(max(BATCHES), *model.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        for count in BATCHES:
+        for count in BATCHES if work <= CHEAP else (1,):
             try:
                 found = tuple(model.logits(drawn[:count]).shape)
             except Exception as error:  # a network from a file may fail in any way of torch's

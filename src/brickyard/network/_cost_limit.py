@@ -18,7 +18,7 @@ from torch import Tensor
 from brickyard.base import _limits as limits
 from brickyard.base._errors import FileError
 from brickyard.network._network import Network, kind, refs
-from brickyard.network._remembering import Remembering
+from brickyard.runtime._remembering import Remembering
 
 BATCH = 2  # images to run on the meta device first
 BATCHES = (BATCH, 1, 3)  # for one of which a step may be wrong, or cost more, though it is not for others

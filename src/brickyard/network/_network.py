@@ -22,10 +22,10 @@ from brickyard.base._specs import LayerSpec, NetworkSpec, NodeSpec, TensorSpec
 from brickyard.network._arguments import ORDER, argument
 from brickyard.network._functions import FUNCTIONS
 from brickyard.network._layer_types import build_layer, describe_layer, find_type
-from brickyard.network._remembering import Remembering
 from brickyard.network._shown import Shown
 from brickyard.network._torch_private import adopt, child, stored, taken_names
 from brickyard.network._untouched import in_evaluation
+from brickyard.runtime._remembering import Remembering
 
 NodeOp = Literal["input", "layer", "tensor", "function", "output"]
 NetworkT = TypeVar("NetworkT", bound="Network")

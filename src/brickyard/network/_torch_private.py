@@ -1,4 +1,4 @@
-"""Every use of torch beyond its documented interface: if torch changes, fix it here."""
+"""Every use of torch beyond its documented interface but for dispatch modes: if torch changes, fix it here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _device
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 PAD = torch._C._nn.pad  # what `F.pad` is bound to
 ASSERT = torch._assert

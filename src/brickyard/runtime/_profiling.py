@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from brickyard.runtime._remembering import Remembering
+
 MIN_RUNS, MAX_SECONDS = 5, 5.0
 
 
@@ -28,7 +30,7 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     bones = copy.deepcopy(model).to("meta").float()
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _Untracked()  # type: ignore[assignment]
-    with counter, torch.inference_mode():
+    with Remembering(), counter, torch.inference_mode():
         bones(torch.empty(1, *input_shape, device="meta", dtype=torch.float32))
     return int(counter.get_total_flops())
 

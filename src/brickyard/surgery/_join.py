@@ -8,6 +8,7 @@ once per part with that part's own weights, and the results are laid side by sid
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -106,6 +107,7 @@ class _Builder:
         self._steps = {node.name: node for node in self.source.nodes}
         self._live: set[str] = set()  # values that come from the image
         self._names: set[str] = set(self._steps)
+        self._asked: defaultdict[str, int] = defaultdict(lambda: 1)  # how often a name was wanted
         self._joined: dict[str, str] = {}
         self._sizes: dict[tuple[str, int], str] = {}
 
@@ -322,9 +324,10 @@ class _Builder:
         return name
 
     def _new_name(self, wanted: str) -> str:
-        name, number = wanted, 2
+        name = wanted
         while name in self._names:
-            name, number = f"{wanted}_{number}", number + 1
+            self._asked[wanted] += 1
+            name = f"{wanted}_{self._asked[wanted]}"
         self._names.add(name)
         return name
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from brickyard.network._torch_private import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # not documented by torch
 
 Key = tuple[Any, ...]
 
@@ -20,7 +19,7 @@ class Remembering(TorchDispatchMode):
 
     Example:
         >>> import torch
-        >>> from brickyard.network._remembering import Remembering
+        >>> from brickyard.runtime._remembering import Remembering
         >>> x = torch.empty(2, 3, device="meta")
         >>> with Remembering():
         ...     x.exp().shape, x.exp().shape
