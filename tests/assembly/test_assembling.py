@@ -48,16 +48,16 @@ def parts(make=chain, tasks=((2, 0), (1, 3, 2)), preprocessing=(None, None), **o
 def test_each_block_is_its_part_in_every_form(make, reject, how, monkeypatch) -> None:
     monkeypatch.setattr("brickyard.assembly._forms.measure_latency", partial(measure_latency, runs=1))
     pair = parts(make, preprocessing=how, reject=reject)
-    x = DATA[0]
+    x, own = DATA[0], len(pair[0].classes) + len(pair[1].classes)
     alone = [part(part.preprocess(x))[:, : len(part.classes)] for part in pair]
     for form in ("parallel", "padded", "grouped", "auto"):
         whole = assemble(pair, form=form)
         assert whole.classes == ("c", "a", "f", "h", "g")
-        torch.testing.assert_close(whole(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(whole(x)[:, :own], torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
         swapped = assemble(pair[::-1], form=form)
-        torch.testing.assert_close(swapped(x), torch.cat(alone[::-1], 1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(swapped(x)[:, :own], torch.cat(alone[::-1], 1), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(swapped(x)[:, :2], whole(x)[:, :2])
-    assert torch.equal(assemble(pair)(x), torch.cat(alone, 1))
+    assert torch.equal(assemble(pair)(x)[:, :own], torch.cat(alone, 1))
 
 
 def test_one_part_assembled_is_the_part() -> None:
@@ -237,8 +237,8 @@ def test_log_probability_uses_the_reject_output() -> None:
     pair = parts(reject=True)
     whole = assemble(pair, scaling="log-probability")
     expected = torch.cat([p(DATA[0]).log_softmax(1)[:, :-1] for p in pair], 1)
-    torch.testing.assert_close(whole(DATA[0]), expected, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(expected, assemble(pair)(DATA[0]))
+    torch.testing.assert_close(whole(DATA[0])[:, :-1], expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(expected, assemble(pair)(DATA[0])[:, :-1])
 
 
 def test_magnitude_is_relative_to_the_mean() -> None:
@@ -440,11 +440,11 @@ def test_a_part_votes_on_classes_that_its_source_knows() -> None:
     whole = assemble(pair, votes=True)
     assert whole.classes == ("a", "b", "c", "x")
     expected = [(first[:, 0] + second[:, 3]) / 2, first[:, 1], (second[:, 1] + first[:, 2]) / 2, second[:, 2]]
-    torch.testing.assert_close(whole(x), torch.stack(expected, 1))
-    assert not torch.allclose(whole(x), assemble(pair)(x), atol=1e-3)
+    torch.testing.assert_close(whole(x)[:, :4], torch.stack(expected, 1))
+    assert not torch.allclose(whole(x)[:, :4], assemble(pair)(x)[:, :4], atol=1e-3)
     torch.testing.assert_close(assemble(pair, votes=True, form="padded")(x), whole(x), rtol=1e-4, atol=1e-4)
     swapped = assemble(pair[::-1], votes=True)
-    torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1]], whole(x))
+    torch.testing.assert_close(swapped(x)[:, [2, 3, 0, 1, 4]], whole(x))
     for reject in (True, False):
         with refused("task-no-votes", "votes=True"):
             assemble(parts(reject=reject), votes=True)
@@ -456,7 +456,7 @@ def test_scalings_know_of_votes(scaling) -> None:
     few = SCALINGS[scaling].few_shot
     images = [DATA, DATA] if few else None
     whole = assemble(pair, votes=True, scaling=scaling, images=images)
-    assert whole(DATA[0]).shape == (48, 4)
+    assert whole(DATA[0]).shape == (48, 5)  # one for what is none of them
     if few:
         held = assemble(pair, votes=True, scaling=scaling, images=images, strength=1e12)
         plain = assemble(pair, votes=True, scaling="mahalanobis" if scaling == "lda" else "none")
@@ -473,7 +473,7 @@ def test_scores_of_an_assembly_with_votes() -> None:
             inside = torch.isin(DATA[1], torch.tensor(part.manifest.task))
             target = torch.tensor([part.manifest.task.index(int(k)) for k in DATA[1][inside]])
             right["oracle"] += int((part(DATA[0][inside])[:, :2].argmax(1) == target).sum())
-            right["assembled"] += int((whole(DATA[0][inside]).argmax(1) == target + 2 * index).sum())
+            right["assembled"] += int((whole(DATA[0][inside])[:, :4].argmax(1) == target + 2 * index).sum())
     for name, count in right.items():
         assert scores.row(name).accuracy == pytest.approx(100 * count / 48)
 
@@ -688,7 +688,9 @@ def test_a_class_that_is_removed_leaves_all_others_as_they_are(make, form, rejec
     whole = assemble(pair, form=form)
     less = assemble(pair, form=form, without=["a", "g"])
     assert less.classes == ("c", "f", "h")
-    assert torch.equal(less(DATA[0]), whole(DATA[0])[:, [0, 2, 3]])
+    assert torch.equal(less(DATA[0])[:, :3], whole(DATA[0])[:, [0, 2, 3]])
+    if reject:  # what was left out is among the rest now
+        assert bool((less(DATA[0]).softmax(1)[:, 3] > whole(DATA[0]).softmax(1)[:, 5]).all())
     again = by.load(less.save(tmp_path / "less.safetensors"))
     assert torch.equal(again(DATA[0]), less(DATA[0]))
     assert again.manifest == less.manifest
@@ -696,7 +698,7 @@ def test_a_class_that_is_removed_leaves_all_others_as_they_are(make, form, rejec
     if form == "parallel":
         least = assemble([again], without=["h"])
         assert least.classes == ("c", "f")
-        assert torch.equal(least(DATA[0]), whole(DATA[0])[:, [0, 2]])
+        assert torch.equal(least(DATA[0])[:, :2], whole(DATA[0])[:, [0, 2]])
         alone = assemble([again], without=["f", "h"])
         assert len(alone.manifest.parts) == 1
         back = assemble(list(alone.components()))

@@ -276,9 +276,13 @@ def test_each_part_of_an_assembly_merges_its_own(form: Any, reject: bool, make: 
     logits = torch.stack([z[0][:, :2].logsumexp(1), z[0][:, 2], z[1][:, [4, 3]].logsumexp(1), z[1][:, 5]], 1)
     for model in lasting(whole, tmp_path / "whole.safetensors"):
         assert model.classes == ("pet", "truck", "bird", "car")
-        assert (model(TEST[0]) - logits).abs().max() < 1e-9
+        assert (model(TEST[0])[:, :4] - logits).abs().max() < 1e-9
+        assert model(TEST[0]).shape[1] == 4 + reject
+        if reject:
+            rest = [one.softmax(1)[:, known].sum(1) for one, known in zip(z, ([3, 4, 5], [0, 1, 2]), strict=True)]
+            assert (model(TEST[0]).softmax(1)[:, 4] - rest[0] * rest[1]).abs().max() < 1e-9
     highest = torch.stack([z[0][:, :2].amax(1), z[0][:, 2], z[1][:, [4, 3]].amax(1), z[1][:, 5]], 1)
-    assert (whole(TEST[0]) - highest).abs().max() > 0.1  # the control
+    assert (whole(TEST[0])[:, :4] - highest).abs().max() > 0.1  # the control
 
 
 def test_a_union_merges_too() -> None:
@@ -307,7 +311,7 @@ def test_log_probabilities_are_those_of_the_union() -> None:
     whole = by.assemble(pair(reject=True), scaling="log-probability")
     likely = [source(seed=seed)(TEST[0]).softmax(1) for seed in (0, 1)]
     columns = [likely[0][:, :2].sum(1), likely[0][:, 2], likely[1][:, 3:5].sum(1), likely[1][:, 5]]
-    assert (whole(TEST[0]).exp() - torch.stack(columns, 1)).abs().max() < 1e-9
+    assert (whole(TEST[0])[:, :4].exp() - torch.stack(columns, 1)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("scaling", ["logit-mean", "magnitude", "mahalanobis", "affine", "joint-head", "lda"])

@@ -147,7 +147,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path, honest) -> Non
 
 
 def test_the_published_schema_is_current() -> None:
-    from brickyard.base._records import file_schema
+    from brickyard.base._schema import file_schema
 
     published = Path(__file__).parents[2] / "docs" / "format.schema.json"
     assert json.loads(published.read_text()) == json.loads(json.dumps(file_schema()))
@@ -156,7 +156,7 @@ def test_the_published_schema_is_current() -> None:
 def test_every_kind_of_file_fits_the_published_schema(tmp_path) -> None:
     import jsonschema
 
-    from brickyard.base._records import file_schema
+    from brickyard.base._schema import file_schema
 
     paths = [
         component().save(tmp_path / "a.safetensors"),

@@ -251,7 +251,7 @@ def assembly_manifest(
         created=today(),
     )
     outputs_of(manifest)  # refuses what does not fit together
-    return manifest
+    return manifest.model_copy(update={"reject": form != "cascade" and manifest.rejectable})
 
 
 def _members(

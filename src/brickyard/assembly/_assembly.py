@@ -14,7 +14,6 @@ from brickyard.assembly._looking import Lookers, Row, chosen, looked, lookers_of
 from brickyard.assembly._turns import Glance, in_turn, ranked
 from brickyard.base._checks import EVEN, decision_thresholds, given_path
 from brickyard.base._errors import FileError, OptionError, SurgeryError
-from brickyard.base._messages import shown
 from brickyard.base._records import (
     AssemblyFile,
     AssemblyManifest,
@@ -26,7 +25,7 @@ from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import StrangersRecord
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths
-from brickyard.component._describe import decision_text, strangers_text, tuned_text
+from brickyard.component._describe import describe_assembly
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
@@ -38,7 +37,16 @@ from brickyard.network._stored import tensors_of
 from brickyard.network._untouched import all_in_evaluation, guarded, in_evaluation
 from brickyard.outputs._outputs import Outputs, outputs_of, thresholds_for
 from brickyard.runtime._profiling import count_flops, count_parameters
-from brickyard.scaling._scale import Gate, Scale, Signals, combine, owned, shortfall, usual_energies
+from brickyard.scaling._scale import (
+    Gate,
+    Scale,
+    Signals,
+    combine,
+    owned,
+    shortfall,
+    usual_energies,
+    with_reject,
+)
 from brickyard.storage._safefile import write
 from brickyard.surgery._sharing import Sharing, find_sharing, tied
 
@@ -120,8 +128,9 @@ class Joined(nn.Module):
         distances: Tensor | None = None,
         energies: Tensor | None = None,
         depths: Tensor | None = None,
+        unknown: Tensor | None = None,
     ) -> Tensor:
-        """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, and the gate."""
+        """What `signals` gives -> the assembly's outputs: scaling, classes that several parts know, gate and reject."""
         if energies is not None and self.manifest.scaling.energy:
             usual, spread = self._usual.to(logits.dtype)
             lost = shortfall(energies, usual, spread, depths, self.manifest.scaling.depth)
@@ -129,49 +138,28 @@ class Joined(nn.Module):
         if self.matrix is not None and self.shift is not None:
             logits = logits @ self.matrix.T.to(logits.dtype) + self.shift.to(logits.dtype)
         logits = logits if self._plain else combine(self.manifest, logits)
-        if self.gate is None or features is None or distances is None:
-            return logits
-        gain: Tensor = self.gate(features, distances)
-        return logits + gain @ self._share.T.to(logits.dtype)
+        if self.gate is not None and features is not None and distances is not None:
+            gain: Tensor = self.gate(features, distances)
+            logits = logits + gain @ self._share.T.to(logits.dtype)
+        return logits if unknown is None else with_reject(logits, unknown)
+
+    def unknown(self, outputs: Sequence[Tensor]) -> Tensor | None:
+        """With reject, the log-probability that all parts give to classes which are none of the assembly's: (batch,).
+
+        It is the sum of what the parts give to those of their own sources.
+        """
+        if not self.manifest.reject:
+            return None
+        pairs = zip(outputs, self.manifest.rest, strict=True)
+        own = [found[:, list(rest)].logsumexp(1) - found.logsumexp(1) for found, rest in pairs]
+        return torch.stack(own, 1).sum(1)
 
     def _scaling_tensors(self) -> dict[str, Tensor]:
         found = {"scaling.matrix": self.matrix, "scaling.shift": self.shift}
         return {name: value for name, value in found.items() if value is not None}
 
     def __str__(self) -> str:
-        m = self.manifest
-        total = sum(p.selection.parameters for p in m.parts)
-        once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
-        total -= m.shared_parameters
-        c = m.cascade
-        lines = [
-            f"assembly of {len(m.parts)} components, {len(m.classes)} classes",
-            f"  form         {m.form}",
-            f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
-            f"  parameters   {total:,} in the parts{once}",
-        ]
-        lines += [
-            f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
-            for i, p in enumerate(m.parts)
-        ]
-        if c is not None:
-            found = f"{c.flops:.2f} of the FLOPs of all parts, and {c.agreement:.1%} of their answers"
-            lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
-        if m.merged is not None:
-            lines.append(f"  merged       {m.merged.text}")
-        if m.budget is not None:
-            lines.append(f"  budget       {m.budget.text}")
-        if m.outputs == "one":
-            lines.append(f"  strangers    {strangers_text(m)}")
-        if m.decision_thresholds:
-            lines.append(f"  answers      {decision_text(m)}")
-        if m.tuned is not None:
-            lines.append(f"  trained      {tuned_text(m.tuned)}")
-        gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
-        if gone:
-            lines.append(f"  left out     {', '.join(gone)}")
-        lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
-        return "\n".join(shown(line, keep="") for line in lines)
+        return describe_assembly(self.manifest)
 
 
 class Assembly(Joined, Predictor):
@@ -188,7 +176,7 @@ class Assembly(Joined, Predictor):
         stages: Each of these parts by itself, scaled as it is among the others.
 
     Shapes:
-        (batch, channels, height, width) -> (batch, classes); signals and cubes likewise
+        (batch, channels, height, width) -> (batch, classes), plus one output with reject; signals and cubes likewise
 
     Example:
         >>> import brickyard as by, torch
@@ -271,8 +259,8 @@ class Assembly(Joined, Predictor):
 
     @property
     def reject(self) -> bool:
-        """False: an assembly always answers with one of its classes."""
-        return False
+        """Whether a last output stands for "none of these": all parts have one, and the whole is no cascade."""
+        return self.manifest.reject
 
     def networks(self) -> list[Network]:
         """The networks that hold the weights: one per part, or a single joined one."""
@@ -338,14 +326,14 @@ class Assembly(Joined, Predictor):
         if self.lookers:
             unusual = [one(seen) for one, (_, _, seen) in zip(self.depths, rows, strict=True)]
             depths = torch.stack(unusual, 1)
-        logits, energies = self.laid(outputs), self.energies(outputs)
+        logits, energies, unknown = self.laid(outputs), self.energies(outputs), self.unknown(outputs)
         pairs = zip(self.components(), rows, strict=False)
         known = [(part.familiarity, found) for part, (_, found, _) in pairs if features and found is not None]
         distances = [familiarity(found) for familiarity, found in known if familiarity is not None]
         if not distances or len(distances) < len(rows):
-            return Signals(logits, energies=energies, depths=depths)
+            return Signals(logits, energies=energies, depths=depths, unknown=unknown)
         entering = [nn.functional.normalize(found, dim=1) for _, found in known]
-        return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies, depths)
+        return Signals(logits, torch.cat(entering, 1), torch.stack(distances, 1), energies, depths, unknown)
 
     @property
     def depths(self) -> list[Depths]:

@@ -38,8 +38,10 @@ class Examples:
     outputs: Outputs
 
     @classmethod
-    def of(cls, model: Component | Assembly, images: Any, what: str, *, strict: bool = False) -> Examples:
-        """Select the images that belong to a class of the model.
+    def of(
+        cls, model: Component | Assembly, images: Any, what: str, *, strict: bool = False, rest: bool = True
+    ) -> Examples:
+        """Select the images that belong to a class of the model, or to none of them if it has an output for these.
 
         Args:
             model: The model.
@@ -47,6 +49,7 @@ class Examples:
                 indices into the classes of the part's source.
             what: What messages call them.
             strict: Also refuse labels that are no class of the source.
+            rest: False leaves out images of none of the classes all the same.
         """
         outputs, parts = model.outputs, model.manifest.parts
         given = [images] if isinstance(model, Component) else images
@@ -64,8 +67,9 @@ class Examples:
             if strict:
                 outputs.check_labels(pool.all_labels(), len(own))
             classes = torch.tensor(own)
-            if model.reject:
-                classes[classes < 0] = len(model.classes)
+            if model.reject and rest:  # classes of which another part has one of the same name are left out
+                elsewhere = torch.tensor([name in model.classes for name in parts[index].names])
+                classes[(classes < 0) & ~elsewhere] = len(model.classes)
             targets = outputs.targets(pool.all_labels(), classes, len(model.classes))
             places = outputs.cases(targets).images.unique()
             found.append((torch.full_like(places, index), places, targets[places]))
@@ -120,7 +124,7 @@ class Shared(Examples):
     """Labelled images of several parts, and the outputs of all parts for them.
 
     Attributes:
-        signals: The result of `Assembly.signals`, in float64.
+        signals: The result of `Assembly.signals`, in float64, without what reject needs: classes alone are scored.
     """
 
     signals: Signals
@@ -142,7 +146,7 @@ def shared_signals(
 
     With `features`, also compute features and distances; `shots` is the maximum number of images per class.
     """
-    examples = Examples.of(assembly, images, "the labelled images")
+    examples = Examples.of(assembly, images, "the labelled images", rest=False)
     if shots is not None:
         examples = examples.shots(assembly.manifest, shots, seed)
     found: list[Signals] = []
@@ -152,7 +156,7 @@ def shared_signals(
                 found.append(run_images(lambda x: assembly.signals(x, features), x, "the labelled images"))
     logits, *others = (_joined(values) for values in zip(*found, strict=True))
     assert logits is not None
-    return Shared(**vars(examples), signals=Signals(logits, *others))
+    return Shared(**vars(examples), signals=Signals(logits, *others)._replace(unknown=None))
 
 
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:

@@ -406,6 +406,7 @@ class AssemblyManifest(Frozen):
     unchanged.
     `members` lists, for each class, the parts' logits that form it (as indices into all logits side by side: each
     part's task, then its votes). `shared_parameters` and `shared_flops` (per image) count once, not in each part.
+    `reject` adds an output for images of which every part says that they belong to another class of its source.
     """
 
     kind: Literal["assembly"] = "assembly"
@@ -423,6 +424,7 @@ class AssemblyManifest(Frozen):
     scaling: ScalingRecord = ScalingRecord(name="none")
     cascade: CascadeRecord | None = None
     merged: MergedRecord | None = None
+    reject: bool = False
     tuned: TuneRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
@@ -454,6 +456,8 @@ class AssemblyManifest(Frozen):
             raise ValueError("two classes have one name")
         if len({part.outputs for part in self.parts}) > 1:
             raise ValueError("the parts' outputs differ in kind")
+        if self.reject and not self.rejectable:
+            raise ValueError("an output for other classes than theirs, which not every part has")
         return self
 
     @model_validator(mode="after")
@@ -535,6 +539,19 @@ class AssemblyManifest(Frozen):
         return tuple(tuple(groups.get(k, (k,)) for k in columns) for groups, columns in pairs)
 
     @property
+    def rest(self) -> tuple[tuple[int, ...], ...]:
+        """For each part, the classes of its source that no class of the assembly stands for."""
+        named = [{k for group in groups for k in group} for groups in self.groups]
+        pairs = zip(self.parts, named, strict=True)
+        return tuple(tuple(k for k in range(len(p.source.classes)) if k not in own) for p, own in pairs)
+
+    @property
+    def rejectable(self) -> bool:
+        """Whether all parts know other classes than those of the assembly, and look at every image."""
+        able = self.outputs == "one" and self.form != "cascade" and self.cascade is None
+        return able and all(part.reject for part in self.parts) and all(self.rest)
+
+    @property
     def owners(self) -> tuple[tuple[int, ...], ...]:
         """For each class, the parts whose task includes it."""
         tasks = self.tasks
@@ -579,20 +596,3 @@ class RelevanceFile(Frozen):
     source_name: Name
     sums: bool
     outputs: Name = "one"
-
-
-def file_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a file's text, whether it holds a component, an assembly, or relevances."""
-    from pydantic import TypeAdapter
-
-    kinds = (ComponentFile, AssemblyFile, RelevanceFile)
-    schema = TypeAdapter(ComponentFile | AssemblyFile | RelevanceFile).json_schema()
-    for kind in kinds:
-        entry = schema["$defs"][kind.__name__]
-        entry["properties"]["format"] = {
-            "const": FORMAT_VERSION,
-            "title": "Format version",
-            "type": "integer",
-        }
-        entry["required"] = ["format", *entry.get("required", [])]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Brickyard file", **schema}

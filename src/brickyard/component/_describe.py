@@ -45,6 +45,42 @@ def describe(manifest: ComponentManifest) -> str:
     return "\n".join(shown(line, keep="") for line in lines)
 
 
+def describe_assembly(m: AssemblyManifest) -> str:
+    """Summarise an assembly's manifest as a short report."""
+    total = sum(p.selection.parameters for p in m.parts)
+    once = f"; {m.shared_parameters:,} that parts have in common count once" if m.shared_parameters else ""
+    total -= m.shared_parameters
+    c = m.cascade
+    lines = [
+        f"assembly of {len(m.parts)} components, {len(m.classes)} classes{' + reject' if m.reject else ''}",
+        f"  form         {m.form}",
+        f"  scaling      {m.scaling.name}" + (f", {m.scaling.images} images" if m.scaling.images else ""),
+        f"  parameters   {total:,} in the parts{once}",
+    ]
+    lines += [
+        f"  part {i}       {', '.join(p.classes[:6])}{' ...' if len(p.classes) > 6 else ''}  of {p.source.name}"
+        for i, p in enumerate(m.parts)
+    ]
+    if c is not None:
+        found = f"{c.flops:.2f} of the FLOPs of all parts, and {c.agreement:.1%} of their answers"
+        lines.append(f"  in turn      {found}, on {c.held_back:,} images held back of {c.images:,}")
+    if m.merged is not None:
+        lines.append(f"  merged       {m.merged.text}")
+    if m.budget is not None:
+        lines.append(f"  budget       {m.budget.text}")
+    if m.outputs == "one":
+        lines.append(f"  strangers    {strangers_text(m)}")
+    if m.decision_thresholds:
+        lines.append(f"  answers      {decision_text(m)}")
+    if m.tuned is not None:
+        lines.append(f"  trained      {tuned_text(m.tuned)}")
+    gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
+    if gone:
+        lines.append(f"  left out     {', '.join(gone)}")
+    lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+    return "\n".join(shown(line, keep="") for line in lines)
+
+
 def kept_text(manifest: ComponentManifest) -> str:
     cut = [axis for axis in manifest.axes.values() if len(axis.kept) < axis.size]
     kept, size = sum(len(axis.kept) for axis in cut), sum(axis.size for axis in cut)

@@ -251,7 +251,8 @@ def _about(model: Component | Assembly, stem: str) -> list[str]:
     for index, part in enumerate(manifest.parts):
         lines += _origin(part, f"Part {index}: cut" if isinstance(model, Assembly) else "Cut")
     if model.reject:
-        lines.append(f"The last output, {REJECT}, stands for all other classes of the source.")
+        sources = "sources" if isinstance(model, Assembly) else "source"
+        lines.append(f"The last output, {REJECT}, stands for all other classes of the {sources}.")
     if _by_sigmoid(model):
         lines.append("An image may belong to several classes: those with a probability above their threshold.")
     elif manifest.outputs != "one":

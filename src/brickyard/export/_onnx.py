@@ -148,7 +148,7 @@ def export_onnx(
 
     The input is `images`, (batch, channels, height, width), or signals (batch, channels, length) or cubes (batch,
     channels, depth, height, width) where the model takes those, for any batch size; the outputs are `logits` and
-    `probabilities`, (batch, classes), with one more at the end for "(none of these)" if a component has a reject
+    `probabilities`, (batch, classes), with one more at the end for "(none of these)" if the model has a reject
     output, and, where it is known, `strangeness`, (batch,): above 1, an image looks like none of the classes. All
     preprocessing is included: scale, channels, padding or resizing, normalisation. If it sets a size, the file takes
     images of any size; otherwise, images of the source's input size. The file's metadata holds the class names and the

@@ -375,7 +375,7 @@ def _assembly_class(assembly: Assembly, known: Sequence[Familiarity], together: 
         "class Model(nn.Module):",
         f'    """{"The parts side by side" if parallel else "The joined parts"}, and how their outputs become one.',
         "",
-        f"    What `preprocess` returns -> (batch, {len(manifest.classes)})",
+        f"    What `preprocess` returns -> (batch, {len(manifest.classes) + manifest.reject})",
         '    """',
         "",
         "    def __init__(self):",
@@ -391,10 +391,12 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
     """The statements that make an assembly's outputs of those of its parts."""
     manifest, names = assembly.manifest, [f"logits{index}" for index in range(len(assembly.manifest.parts))]
     lines = _run(assembly, names, gated, together)
-    for name, part, groups in zip(names, manifest.parts, manifest.groups, strict=True):
+    for name, part, groups, rest in zip(names, manifest.parts, manifest.groups, manifest.rest, strict=True):
         if manifest.scaling.energy:
             own = f"[:, {literal(list(part.task))}]" if part.reject or part.output_axis is None else ""
             lines.append(f"energy_of_{name} = {name}{own}.logsumexp(1)")
+        if manifest.reject:
+            lines.append(f"none_by_{name} = {name}[:, {literal(list(rest))}].logsumexp(1) - {name}.logsumexp(1)")
         lines += [f"{name} = {text}" for text in _columns(assembly, name, part, groups)]
     lines.append(f"logits = torch.cat([{joined(names)}], 1)")
     if manifest.scaling.energy:
@@ -417,17 +419,31 @@ def _answers(assembly: Assembly, gated: bool, together: bool) -> list[str]:
             raise _unknown(manifest.outputs, "outputs that several parts share")
         reduced = "amax" if manifest.on_duplicate == "max" else "mean"
         lines.append(f"logits = torch.stack([logits[:, member].{reduced}(1) for member in MEMBERS], 1)")
-    if not gated:
-        return [*lines, "return logits"]
+    lines += _gate(names) if gated else []
+    lines += _reject(names) if manifest.reject else []
+    return [*lines, "return logits"]
+
+
+def _gate(names: Sequence[str]) -> list[str]:
+    """The statements that add what a gate gives the classes of each part."""
     found = [f"features{index}" for index in range(len(names))]
     distances = joined(f"self.familiarity[{index}]({one})" for index, one in enumerate(found))
     return [
-        *lines,
         f"distances = torch.stack([{distances}], 1)",
         f"features = torch.cat([{joined(f'F.normalize({one}, dim=1)' for one in found)}], 1)",
         "slopes, weights = self.slopes.to(features.dtype), self.weights.to(features.dtype)",
         "gain = features @ weights.T + self.bias.to(features.dtype) - distances * slopes",
-        "return logits + gain @ self.share.T.to(logits.dtype)",
+        "logits = logits + gain @ self.share.T.to(logits.dtype)",
+    ]
+
+
+def _reject(names: Sequence[str]) -> list[str]:
+    """The statements that add the output for what all parts say is none of the classes."""
+    return [
+        f"none = torch.stack([{joined(f'none_by_{name}' for name in names)}], 1).sum(1)",
+        "none = none.to(logits.dtype).clamp_max(-torch.finfo(logits.dtype).eps)",
+        "odds = none - torch.log(-torch.expm1(none))",
+        "logits = torch.cat([logits, (logits.logsumexp(1) + odds).unsqueeze(1)], 1)",
     ]
 
 

@@ -156,9 +156,9 @@ class GraphAssembly(Joined):
         return found
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Logits of all classes for all nodes."""
+        """Logits of all classes for all nodes; with reject, one more."""
         outputs = self._outputs(x, edge_index)
-        return self.scaled(self.laid(outputs), energies=self.energies(outputs))
+        return self.scaled(self.laid(outputs), energies=self.energies(outputs), unknown=self.unknown(outputs))
 
     def with_scaling(self, fitted: Scale, record: ScalingRecord) -> GraphAssembly:
         """The same assembly, scaled otherwise."""

@@ -160,6 +160,7 @@ class Signals(NamedTuple):
         distances: The distances of these from the parts' own classes, (batch, parts), or None.
         energies: The log-sum-exp of each part's logits, (batch, parts), or None.
         depths: How unusual values inside each part are, (batch, parts), or None.
+        unknown: The log-probability of the classes which are none of the assembly's, (batch,), or None.
     """
 
     logits: Tensor
@@ -167,6 +168,22 @@ class Signals(NamedTuple):
     distances: Tensor | None = None
     energies: Tensor | None = None
     depths: Tensor | None = None
+    unknown: Tensor | None = None
+
+
+def with_reject(logits: Tensor, unknown: Tensor) -> Tensor:
+    """Add the logit of "none of these", so that its probability is as given: (batch, classes) -> (batch, classes + 1).
+
+    The other logits, and so the answers among the classes, do not change: with p the probability, the new logit is
+    `logsumexp(logits) + log p - log(1 - p)`.
+
+    Args:
+        logits: Those of the classes, (batch, classes).
+        unknown: log p, (batch,); p is one less the smallest step of its type at most.
+    """
+    unknown = unknown.to(logits.dtype).clamp_max(-torch.finfo(logits.dtype).eps)
+    odds = unknown - torch.log(-torch.expm1(unknown))
+    return torch.cat([logits, (logits.logsumexp(1) + odds).unsqueeze(1)], 1)
 
 
 def combine(manifest: AssemblyManifest, logits: Tensor) -> Tensor:
