@@ -7,20 +7,30 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from brickyard._version import __version__
+from brickyard.base._declare import declared
 from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError
+from brickyard.base._options import PlaceOptions
 from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
-from brickyard.cli._options import Json, reshape
+from brickyard.cli._options import Json, reshape, shell_option
 from brickyard.cli._output import Result, emit, exit_code
 from brickyard.runtime._progress import say
 
+ResultT = TypeVar("ResultT")
+
 _SHOW = warnings.showwarning
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
+_TRAINING = ("finetune", "distil")  # commands whose gradients need more digits than half of float32's
+_PLACED = {  # commands that compute with networks, and what they let choose of where
+    **dict.fromkeys(("train", "build"), ("device",)),
+    **dict.fromkeys((*_SHARED, *_TRAINING), ("device", "dtype")),
+    **dict.fromkeys(("assemble", "predict", "routes", "report", "yard_rank"), ("device", "dtype")),
+}
 
 app = typer.Typer(
     name="brickyard",
@@ -49,13 +59,15 @@ def _options(
 
 def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
     """Add --json to a command and print its result; turn Brickyard's errors and Ctrl-C into a message and a code."""
+    asked = _PLACED.get(command.__name__, ())
+    work = _computing(command, asked) if asked else command
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool = False, **kwargs: Any) -> None:
         warnings.showwarning = _told
         try:
             several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
-            result = _shared(command, *args, **kwargs) if several else command(*args, **kwargs)
+            result = _shared(work, *args, **kwargs) if several else work(*args, **kwargs)
             if result is not None:
                 emit(result, as_json)
                 if result.code:
@@ -73,11 +85,40 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
             raise typer.Exit(exit_code(told)) from None
 
     hints = get_type_hints(command, include_extras=True)
-    parameters = [item.replace(annotation=hints[item.name]) for item in inspect.signature(command).parameters.values()]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(command).parameters.values()
+    parameters = [item.replace(annotation=hints[item.name], kind=kind) for item in own]
+    at = next((k for k, item in enumerate(parameters) if item.name == "force"), len(parameters))
+    parameters[at:at] = [shell_option(declared(PlaceOptions)[name]) for name in asked]
     if hints["return"] is Result:
-        kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
     reshape(run, parameters)
+    return run
+
+
+def _computing(command: Callable[..., ResultT], asked: Sequence[str]) -> Callable[..., ResultT]:
+    """A command that brings the networks it reads to the device, and to the type of numbers, that it is asked for."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> ResultT:
+        from brickyard.network._place import placed, unsupported
+
+        where = {name: kwargs.pop(name) for name in asked}
+        if command.__name__ in _TRAINING and where["dtype"] in ("float16", "bfloat16"):
+            raise OptionError(
+                "option-conflict",
+                f"{command.__name__} needs more digits than {where['dtype']} has; leave --dtype out"
+                + (", and give --precision for mixed precision" if command.__name__ == "finetune" else ""),
+            )
+        with placed(**where):
+            try:
+                return command(*args, **kwargs)
+            except (BrickyardError, RuntimeError, TypeError) as error:
+                lacking = unsupported(error)
+                if lacking is None:
+                    raise
+                raise lacking from error
+
     return run
 
 

@@ -38,14 +38,15 @@ def train(
     data: Data,
     output: Output,
     classes: Classes = None,
-    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
     """Train a small network from the zoo, to be used as a source."""
     from brickyard.base._classes import parse_classes
+    from brickyard.network._place import Place
     from brickyard.training._sources import train_source
 
+    device = Place.of().device or "cpu"
     resolve.check_free(output, force)
     how = resolve.preprocessing_of(**{name: options.pop(name) for name in declared(words.PreprocessingOptions)})
     images = resolve.data_of(data, how)

@@ -36,7 +36,6 @@ Names = Annotated[
 ]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
-Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -139,7 +138,7 @@ def with_options(
         for name, default in defaults.items():
             known[name] = replace(known[name], default=default, optional=False, unset="")
         more = [shell_option(one) for name, one in known.items() if name not in own]
-        last = [own.pop(name) for name in ("device", "force") if name in own]
+        last = [own.pop(name) for name in ("force",) if name in own]
         reshape(command, [*own.values(), *more, *last], **{"return": hints["return"]})
         return command
 

@@ -28,6 +28,7 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
@@ -87,6 +88,8 @@ def load_source(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    device: Any = None,
+    dtype: Any = None,
 ) -> Source:
     """Load a trained classifier.
 
@@ -105,6 +108,9 @@ def load_source(
             says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
+        device: Bring the network to this device, as for `brickyard.load`. Default: the CPU.
+        dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
+            what was cut from it still knows it. Default: that of its weights.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -124,7 +130,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind = _kind(spec)
+    kind, place = _kind(spec), Place.of(device, dtype)
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
@@ -155,7 +161,9 @@ def load_source(
     source = Source(
         found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
     )
-    return _run_once(source)
+    ready = _run_once(source)
+    place.put(ready.model)
+    return ready
 
 
 @dataclass(frozen=True)
