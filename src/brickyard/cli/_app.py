@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -17,12 +18,14 @@ from brickyard.base._declare import declared
 from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError
 from brickyard.base._options import PlaceOptions
 from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
-from brickyard.cli._options import Json, reshape, shell_option
+from brickyard.cli._options import Json, Quiet, Verbose, reshape, shell_option
 from brickyard.cli._output import Result, emit, exit_code
-from brickyard.runtime._progress import say
+from brickyard.runtime._progress import quiet as is_quiet
+from brickyard.runtime._progress import say, spoken
 
 ResultT = TypeVar("ResultT")
 
+_SPOKEN = {"verbose": False, "quiet": False}  # as given before the command
 _SHOW = warnings.showwarning
 _SHARED = ("locate", "disassemble", "evaluate")  # commands whose work several processes share
 _TRAINING = ("finetune", "distil")  # commands whose gradients need more digits than half of float32's
@@ -53,25 +56,35 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say each step on standard error. Also after the command.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only. Also after the command.")
+    ] = False,
 ) -> None:
-    pass
+    _SPOKEN.update(verbose=verbose, quiet=quiet)
 
 
 def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
     """Add --json to a command and print its result; turn Brickyard's errors and Ctrl-C into a message and a code."""
     asked = _PLACED.get(command.__name__, ())
-    work = _computing(command, asked) if asked else command
+    computed = _computing(command, asked) if asked else command
+
+    def work(*args: Any, as_json: bool, **kwargs: Any) -> None:
+        several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
+        result = _shared(computed, *args, **kwargs) if several else computed(*args, **kwargs)
+        if result is not None:
+            emit(result, as_json)
+            if result.code:
+                raise typer.Exit(result.code)
 
     @functools.wraps(command)
-    def run(*args: Any, as_json: bool = False, **kwargs: Any) -> None:
+    def run(*args: Any, as_json: bool = False, verbose: bool = False, quiet: bool = False, **kwargs: Any) -> None:
         warnings.showwarning = _told
         try:
-            several = os.environ.get("WORLD_SIZE", "1") not in ("0", "1")
-            result = _shared(work, *args, **kwargs) if several else work(*args, **kwargs)
-            if result is not None:
-                emit(result, as_json)
-                if result.code:
-                    raise typer.Exit(result.code)
+            with _aloud(verbose or _SPOKEN["verbose"], quiet or _SPOKEN["quiet"]):
+                work(*args, as_json=as_json, **kwargs)
         except (BrickyardError, KeyboardInterrupt) as error:
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
@@ -92,8 +105,16 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
     parameters[at:at] = [shell_option(declared(PlaceOptions)[name]) for name in asked]
     if hints["return"] is Result:
         parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
+    for name, option in (("verbose", Verbose), ("quiet", Quiet)):
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=option))
     reshape(run, parameters)
     return run
+
+
+def _aloud(verbose: bool, quiet: bool) -> AbstractContextManager[None]:
+    if verbose and quiet:
+        raise OptionError("option-conflict", "--verbose and --quiet cannot be combined; give one of them")
+    return spoken(verbose=verbose, quiet=quiet)
 
 
 def _computing(command: Callable[..., ResultT], asked: Sequence[str]) -> Callable[..., ResultT]:
@@ -126,7 +147,7 @@ def _told(message: Warning | str, category: type[Warning], *place: Any, **more: 
     """Print a warning of Brickyard's as one line; others keep their form."""
     if issubclass(category, BrickyardWarning):
         say(f"warning: {message}")
-    else:
+    elif not is_quiet():
         _SHOW(message, category, *place, **more)
 
 
@@ -151,16 +172,21 @@ def _shared(command: Callable[..., Result | None], *args: Any, **kwargs: Any) ->
             raise
 
 
+def _first(command: Callable[..., Any]) -> str:
+    """The first sentence of a command's help, in full."""
+    return inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0].split(". ")[0].removesuffix(".") + "."
+
+
 for _command in (
     *(_look.demo, _make.train, _make.locate, _make.disassemble, _make.assemble, _train.finetune, _train.distil),
     *(_look.evaluate, _look.rename, _look.show, _look.predict, _report.routes, _report.report),
     *(_export.export, _export.push, _build.build, _serve.workbench),
 ):
-    app.command(_command.__name__)(_guarded(_command))
+    app.command(_command.__name__, short_help=_first(_command))(_guarded(_command))
 
 _yards = typer.Typer(help=_yard.HELP, no_args_is_help=True, rich_markup_mode=None)
 for _other in _yard.COMMANDS:
-    _yards.command(_other.__name__.removeprefix("yard_"))(_guarded(_other))
+    _yards.command(_other.__name__.removeprefix("yard_"), short_help=_first(_other))(_guarded(_other))
 app.add_typer(_yards, name="yard")
 
 

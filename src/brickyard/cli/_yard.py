@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -14,7 +15,7 @@ from brickyard.base._messages import shown
 from brickyard.base._options import Seed
 from brickyard.cli._options import Data, with_options
 from brickyard.cli._output import Result, table
-from brickyard.runtime._progress import say
+from brickyard.runtime._progress import put, say
 from brickyard.sources._resolve import data_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def yard_add(
             lines.append(f"{plain(str(path))}: {entry.name}{'' if new else ', which is there already'}")
     except BrickyardError:
         if lines:
-            say("\n".join([*lines, "what comes after these was not added:"]))
+            put("\n".join([*lines, "what comes after these was not added:"]), sys.stderr)  # a part of the error
         raise
     return Result({"yard": str(place), "added": added}, "\n".join(lines))
 
@@ -164,7 +165,7 @@ def yard_rm(names: Annotated[list[str], Argument(help="Component names.")], plac
             removed.append(name)
     except BrickyardError:
         if removed:
-            say(f"removed {', '.join(removed)}; what comes after these is still there:")
+            put(f"removed {', '.join(removed)}; what comes after these is still there:", sys.stderr)
         raise
     return Result({"yard": str(place), "removed": removed}, f"removed {', '.join(removed)}")
 
@@ -207,7 +208,7 @@ def _listed(yard: Yard, entries: Sequence[Entry], none: str) -> Result:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Format entries as lines of at most 100 columns."""
+    """Format entries as a table."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     lines = [header] + [
         [
@@ -225,7 +226,7 @@ def _table(entries: Sequence[Entry]) -> str:
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
-    """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
+    """Format components and scores as a table, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
     lines = [header] + [
         [
@@ -244,7 +245,7 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
 
 
 def _classes(entry: Entry) -> str:
-    return ", ".join(entry.classes[:20]) + (" + reject" if entry.reject else "")
+    return ", ".join(entry.classes) + (" + reject" if entry.reject else "")
 
 
 def _short(value: int) -> str:
