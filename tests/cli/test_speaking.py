@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import sys
 
@@ -50,7 +51,7 @@ def test_progress_without_a_terminal_is_a_line_every_thirty_seconds(clock, monke
         work()
     times = [time for time, _ in said]
     assert len(times) == 33  # a thousand seconds, in which every thirtieth is the end of a round
-    assert all(late - early >= 30 for early, late in zip(times, times[1:], strict=False))
+    assert all(late - early >= 30 for early, late in itertools.pairwise(times))
     for time, text in said:
         done = int(time / 10)
         left = 10.0 * (100 - done)

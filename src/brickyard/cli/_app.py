@@ -18,7 +18,7 @@ from brickyard.base._declare import declared
 from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError
 from brickyard.base._options import PlaceOptions
 from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
-from brickyard.cli._options import Json, Quiet, Verbose, reshape, shell_option
+from brickyard.cli._options import Command, Json, Quiet, Verbose, reshape, shell_option, with_metavar
 from brickyard.cli._output import Result, emit, exit_code
 from brickyard.runtime._progress import quiet as is_quiet
 from brickyard.runtime._progress import say, spoken
@@ -42,6 +42,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 
 
@@ -107,7 +108,7 @@ def _guarded(command: Callable[..., Result | None]) -> Callable[..., None]:
         parameters.append(inspect.Parameter("as_json", kind, default=False, annotation=Json))
     for name, option in (("verbose", Verbose), ("quiet", Quiet)):
         parameters.append(inspect.Parameter(name, kind, default=False, annotation=option))
-    reshape(run, parameters)
+    reshape(run, [with_metavar(item) for item in parameters])
     return run
 
 
@@ -182,11 +183,11 @@ for _command in (
     *(_look.evaluate, _look.rename, _look.show, _look.predict, _report.routes, _report.report),
     *(_export.export, _export.push, _build.build, _serve.workbench),
 ):
-    app.command(_command.__name__, short_help=_first(_command))(_guarded(_command))
+    app.command(_command.__name__, cls=Command, short_help=_first(_command))(_guarded(_command))
 
 _yards = typer.Typer(help=_yard.HELP, no_args_is_help=True, rich_markup_mode=None)
 for _other in _yard.COMMANDS:
-    _yards.command(_other.__name__.removeprefix("yard_"), short_help=_first(_other))(_guarded(_other))
+    _yards.command(_other.__name__.removeprefix("yard_"), cls=Command, short_help=_first(_other))(_guarded(_other))
 app.add_typer(_yards, name="yard")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer import Argument, Option
-from typer.models import OptionInfo
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
@@ -106,6 +108,38 @@ def _checked(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from None
 
     return check
+
+
+_PLACES = {"source": "SOURCE", "like": "SOURCE", "task": "CLASSES", "classes": "CLASSES", "without": "CLASS"}
+_KINDS = {Path: "PATH", int: "NUMBER", float: "NUMBER", str: "TEXT"}
+
+
+def with_metavar(item: inspect.Parameter) -> inspect.Parameter:
+    """A parameter that help shows with what is to be typed, in place of its Python type."""
+    kind, info, *_ = get_args(item.annotation) if get_origin(item.annotation) is Annotated else (None, None)
+    if not isinstance(info, ParameterInfo) or info.metavar is not None:
+        return item
+    if isinstance(info, ArgumentInfo):
+        word: str | None = item.name.upper()
+    else:
+        kinds = {one for part in (kind, *get_args(kind)) for one in (part, *get_args(part))}
+        word = next((word for one, word in _KINDS.items() if one in kinds), None)
+        if isinstance(info, _Declared) and info.option.names:
+            word = "NAME"
+        word = word and _PLACES.get(item.name, word)
+    named = copy.copy(info)
+    named.metavar = word
+    return item.replace(annotation=Annotated[kind, named])
+
+
+class Command(TyperCommand):
+    """A command whose help shows arguments by their names alone; typer adds their Python types."""
+
+    def __init__(self, *args: Any, **known: Any) -> None:
+        super().__init__(*args, **known)
+        for item in self.params:
+            if item.param_type_name == "argument":
+                setattr(item, "display_type_rich", lambda ctx: None)  # noqa: B010
 
 
 def reshape(command: Callable[..., Any], parameters: Sequence[inspect.Parameter], **more: Any) -> None:
