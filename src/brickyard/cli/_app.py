@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from brickyard._version import __version__
 from brickyard.base._declare import declared
 from brickyard.base._errors import BrickyardError, BrickyardWarning, FileError, OptionError
 from brickyard.base._options import PlaceOptions
-from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _train, _yard
+from brickyard.cli import _build, _export, _look, _make, _report, _serve, _signals, _sources, _train, _yard
 from brickyard.cli._options import Command, Json, Quiet, Verbose, reshape, shell_option, with_metavar
 from brickyard.cli._output import Result, emit, exit_code
 from brickyard.runtime._progress import quiet as is_quiet
@@ -35,8 +36,26 @@ _PLACED = {  # commands that compute with networks, and what they let choose of 
     **dict.fromkeys(("assemble", "predict", "routes", "report", "yard_rank"), ("device", "dtype")),
 }
 
+
+class _Group(TyperGroup):
+    """All commands; a word that is a source, and no command, is told what to do with it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            from brickyard.sources._catalogue import suggestions
+
+            if type(error).__name__ != "UsageError" or "Did you mean" in getattr(error, "message", ""):
+                raise
+            if meant := suggestions(args[0]):
+                error.message += f" To use it as a source: brickyard show {meant[0]}"  # type: ignore[attr-defined]
+            raise
+
+
 app = typer.Typer(
     name="brickyard",
+    cls=_Group,
     help="Cut trained image classifiers into small working models, and assemble these into new classifiers.",
     no_args_is_help=True,
     add_completion=True,
@@ -181,6 +200,7 @@ def _first(command: Callable[..., Any]) -> str:
 for _command in (
     *(_look.demo, _make.train, _make.locate, _make.disassemble, _make.assemble, _train.finetune, _train.distil),
     *(_look.evaluate, _look.rename, _look.show, _look.predict, _report.routes, _report.report),
+    *(_sources.sources,),
     *(_export.export, _export.push, _build.build, _serve.workbench),
 ):
     app.command(_command.__name__, cls=Command, short_help=_first(_command))(_guarded(_command))

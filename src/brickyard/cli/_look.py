@@ -141,7 +141,7 @@ def _free_text(free: dict[str, Any]) -> list[str]:
 def _is_source(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
-    from brickyard.sources._weights import KEY
+    from brickyard.sources._catalogue import KEY
 
     try:
         with safe_open(path, framework="pt") as file:

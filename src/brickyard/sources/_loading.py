@@ -32,6 +32,7 @@ from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
+from brickyard.sources._catalogue import KEY, suggestions
 from brickyard.sources._libraries import (
     Built,
     from_timm,
@@ -42,7 +43,7 @@ from brickyard.sources._libraries import (
     seeded,
 )
 from brickyard.sources._transformers import from_transformers
-from brickyard.sources._weights import KEY, SourceText, check_fit, fill, read_weights, renamed
+from brickyard.sources._weights import SourceText, check_fit, fill, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -206,11 +207,13 @@ def _kind(spec: str) -> str:
         return "file.onnx"
     if ".py:" in spec:
         return "file.py"
+    meant = suggestions(spec)
+    hint = f"did you mean {' or '.join(meant)}? Or give" if meant else "give"
     raise OptionError(
         "option-source-unknown",
-        f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, "
-        "path/to/file.py:function, an .onnx file, or a file that `brickyard train` wrote. The zoo has "
-        f"{', '.join(zoo.available())}",
+        f"source {brief(spec, 100)} is not understood; {hint} zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or "
+        "hf:ID, path/to/file.py:function, an .onnx file, or a file that `brickyard train` wrote; `brickyard sources` "
+        "lists what there is",
     )
 
 
