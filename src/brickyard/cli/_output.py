@@ -122,3 +122,11 @@ def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Se
         return space + text if column in right else text + space
 
     return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines)
+
+
+def short(value: int) -> str:
+    """A count with three digits and a unit."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)

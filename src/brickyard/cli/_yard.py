@@ -14,7 +14,7 @@ from brickyard.base._errors import BrickyardError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import Seed
 from brickyard.cli._options import Data, with_options
-from brickyard.cli._output import Result, table
+from brickyard.cli._output import Result, short, table
 from brickyard.runtime._progress import put, say
 from brickyard.sources._resolve import data_of
 
@@ -215,8 +215,8 @@ def _table(entries: Sequence[Entry]) -> str:
             entry.name,
             _classes(entry),
             entry.source,
-            _short(entry.parameters),
-            _short(entry.flops),
+            short(entry.parameters),
+            short(entry.flops),
             _percent(entry.accuracy),
             entry.architecture,
         ]
@@ -233,8 +233,8 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
             rank.entry.name,
             "-" if rank.score is None else f"{rank.score:.4f}",
             "-" if rank.size is None else str(rank.size),
-            _short(rank.entry.flops),
-            _short(rank.entry.parameters),
+            short(rank.entry.flops),
+            short(rank.entry.parameters),
             _classes(rank.entry),
             rank.entry.source,
         ]
@@ -246,13 +246,6 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
 
 def _classes(entry: Entry) -> str:
     return ", ".join(entry.classes) + (" + reject" if entry.reject else "")
-
-
-def _short(value: int) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return str(value)
 
 
 def _percent(value: float | None) -> str:
