@@ -25,9 +25,10 @@ import brickyard as by
 import tables
 from brickyard.base._options import TrainingOptions
 from brickyard.inputs._datasets import ImageData, load_data
+from brickyard.network._place import device_named
 from brickyard.sources._loading import Source, load_source
 from brickyard.training._finetune import finetune
-from brickyard.training._sources import device_named, train_source
+from brickyard.training._sources import train_source
 
 TASKS = {  # of the paper
     "cifar10": (range(1), range(1, 2), range(3), range(3, 10)),

@@ -13,7 +13,7 @@ from brickyard.cli._app import app
 
 COMMANDS = [
     *("demo", "train", "locate", "disassemble", "assemble", "finetune", "distil"),
-    *("evaluate", "rename", "show", "predict"),
+    *("evaluate", "rename", "show", "predict", "sources"),
     *("routes", "report", "export", "push", "yard", "build", "workbench"),
 ]
 

@@ -30,6 +30,7 @@ HOLDERS = {
     "brickyard.Budget": options.Budget,
     "brickyard.training.TrainingOptions": options.TrainingOptions,
     "brickyard.training.Distillation": options.Distillation,
+    "Commands that compute": options.PlaceOptions,
 }
 SECTIONS: dict[str, tuple[type[recipes.Section], Any]] = {
     "train": (recipes.TrainRecipe, options.TrainingOptions),

@@ -5,6 +5,7 @@ The names below are loaded when they are first used, so that `import brickyard` 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from brickyard._version import __version__
@@ -44,3 +45,5 @@ __all__, __getattr__, __dir__ = lazy_exports(
     },
 )
 __all__ += ["__version__"]
+
+logging.getLogger("brickyard").addHandler(logging.NullHandler())  # who wants to follow the steps adds another one

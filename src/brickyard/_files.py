@@ -40,11 +40,20 @@ def loaded(path: Path, *kinds: type) -> Any:
 
 
 @guarded
-def load(path: str | Path) -> Component | Assembly | Relevance:
+def load(path: str | Path, *, device: Any = None, dtype: Any = None) -> Component | Assembly | Relevance:
     """Read a component, an assembly or relevances from a file; the source's class is not needed.
+
+    Args:
+        path: The file.
+        device: Bring the model to this device: "cpu", "cuda", "cuda:1", "mps", a torch.device, or "auto" for a GPU if
+            there is one. Default: the CPU.
+        dtype: Convert its numbers to this type: "float32", "float64", "float16", "bfloat16", or a torch.dtype.
+            Default: that of the file.
 
     Raises:
         FileError: The file is missing, truncated, foreign, from a newer version, or not consistent.
+        OptionError: There is no such device or type.
+        DataError: A weight is too large for the type.
 
     Example:
         >>> import brickyard as by, tempfile, torch
@@ -60,13 +69,15 @@ def load(path: str | Path) -> Component | Assembly | Relevance:
     """
     from brickyard.assembly._reading import read_assembly
     from brickyard.component._component import read_component
+    from brickyard.network._place import Place
     from brickyard.relevance._relevance import read_relevance
 
+    place = Place.of(device, dtype)
     graphs = ("graph-component", "graph-assembly")
     readers: Readers = {"component": read_component, "assembly": read_assembly, "relevance": read_relevance}
     found: Component | Assembly | Relevance
     found = read_as(path, readers, "a component, an assembly or relevances", graphs, "brickyard.gnn.load")
-    return found
+    return place.put(found)
 
 
 Readers = Mapping[str, Callable[[Path, dict[str, Any], Any], Any]]

@@ -800,13 +800,22 @@ def test_mistakes_are_one_clear_error(yard, files, tmp_path) -> None:
     assert names(yard) == ALL[:2]
 
 
-def test_tables_fit_and_obey_nobody(tmp_path) -> None:
+def test_tables_fit_a_terminal_are_whole_elsewhere_and_obey_nobody(tmp_path, monkeypatch) -> None:
     yard = Yard(tmp_path)
     yard.add(component(["\x1b[31mred", "犬" * 60], classes=["\x1b[31mred", "犬" * 60], name="s" * 200), "n" * 80)
     yard.add(component(), "short")
-    result = run("yard", "list", "--yard", tmp_path)
     from rich.cells import cell_len
 
+    monkeypatch.setenv("COLUMNS", "40")
+    whole = run("yard", "list", "--yard", tmp_path).stdout.splitlines()  # no terminal reads it
+    assert len(whole) == 3
+    for entry, line in zip(yard.entries(), whole[1:], strict=True):
+        shown = [entry.name, ", ".join(entry.classes).replace("\x1b", "\\x1b"), entry.source, entry.architecture]
+        assert [cell.strip() for cell in line.split("  ") if cell][:3] == shown[:3]
+        assert line.endswith(shown[3])
+    assert "…" not in "".join(whole)
+    monkeypatch.setattr("brickyard.cli._output._room", lambda: 100)
+    result = run("yard", "list", "--yard", tmp_path)
     lines = result.stdout.splitlines()
     assert len(lines) == 3
     assert max(map(cell_len, lines)) <= 100

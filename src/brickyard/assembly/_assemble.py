@@ -25,6 +25,7 @@ from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import outputs_of
+from brickyard.runtime._progress import step
 from brickyard.scaling._scale import Evidence
 from brickyard.scaling._strategies import Scaling, find, scale
 
@@ -92,6 +93,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     scaling = _with_images(parts, form) if scaling == "auto" and images is not None else scaling
     parts = _same(parts, options["same"] or {})
     strategy = find(scaling, images)
+    step(f"assemble: {len(parts)} parts in form {form}, scaling {strategy.name}")
     _check_calibration(options, strategy)
     if isinstance(without, str):
         raise OptionError("option-type", f"without must be a list of class names, got {without!r}; put it in a list")
@@ -109,6 +111,7 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
     auto = form == "auto" and not strategy.gated
     assembly = quickest(parts, manifest) if auto else formed(parts, manifest, source)
     manifest = assembly.manifest
+    step(f"assemble: {len(manifest.classes)} classes in form {manifest.form}; scaling: {strategy.name}")
     evidence = Evidence(manifest, inside=form in ("parallel", "cascade", "merged") and bool(assembly.depths))
     more = {key: options[key] for key in options if key not in declared(AssembleOptions)}
     if images is not None:

@@ -287,6 +287,29 @@ Resume = Annotated[
 ]  # fmt: skip
 
 
+DTYPES = {
+    "float32": "the usual type",
+    "float64": "exact, at half the speed or less",
+    "float16": "for GPUs; half the memory, and a small range",
+    "bfloat16": "for GPUs; half the memory, and few digits",
+}
+
+
+class PlaceOptions(TypedDict, total=False):
+    """Where commands compute, and with which numbers; in Python, of `brickyard.load` and `load_source`."""
+
+    device: Annotated[
+        str,
+        Opt(default="auto", only="shell",
+            help="Compute on this device: cpu, cuda, cuda:1 or mps; auto takes a GPU of CUDA if there is one."),
+    ]  # fmt: skip
+    dtype: Annotated[
+        str | None,
+        Opt(default=None, choices=DTYPES, unset="that of the files", only="shell",
+            help="Convert networks to this type of numbers, also in the files that are written"),
+    ]  # fmt: skip
+
+
 class LocateOptions(TypedDict, total=False):
     """Options of `brickyard.locate`."""
 

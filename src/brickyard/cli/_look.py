@@ -15,6 +15,7 @@ from brickyard.base._errors import FileError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import EvaluateOptions
 from brickyard.cli import _options as words
+from brickyard.cli._costs import costs
 from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
 from brickyard.cli._output import Result, loaded, model
 from brickyard.runtime._progress import say, speaks
@@ -141,7 +142,7 @@ def _free_text(free: dict[str, Any]) -> list[str]:
 def _is_source(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
-    from brickyard.sources._weights import KEY
+    from brickyard.sources._catalogue import KEY
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -169,11 +170,14 @@ def _show_file(path: Path, axes: bool) -> Result:
             count = int(found.relevant(name)[list(found.task)].any(0).sum())
             rows[name] = f"{count:>5} of {size} relevant for some class"
     else:
-        value = found.manifest.model_dump(mode="json")
+        cost, line = costs(found)
+        value = {**found.manifest.model_dump(mode="json"), "costs": cost}
         if isinstance(found, Component):
             rows = {name: f"{len(axis.kept):>5} of {axis.size}" for name, axis in found.manifest.axes.items()}
     width = max(map(len, rows), default=0)
     lines = [f"  {name:<{width}}  {text}" for name, text in rows.items()] if axes else []
+    if not isinstance(found, Relevance):
+        lines.insert(0, line)
     return Result(value, "\n".join([str(found), *lines]))
 
 

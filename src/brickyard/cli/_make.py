@@ -12,12 +12,14 @@ from brickyard.base import _options as declarations
 from brickyard.base._declare import checked, declared, flat, gathered
 from brickyard.base._errors import OptionError
 from brickyard.cli import _options as words
+from brickyard.cli._costs import costs
 from brickyard.cli._options import Data, Force, Output, SourceSpec, Weights, check_companion, check_effect, with_options
 from brickyard.cli._output import Result, keep, loaded, model
 from brickyard.runtime._progress import say
 from brickyard.sources import _resolve as resolve
 
 if TYPE_CHECKING:
+    from brickyard.assembly._assembly import Assembly
     from brickyard.base._records import ComponentManifest
     from brickyard.component._component import Component
     from brickyard.inputs._datasets import ImageData
@@ -38,14 +40,15 @@ def train(
     data: Data,
     output: Output,
     classes: Classes = None,
-    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
     """Train a small network from the zoo, to be used as a source."""
     from brickyard.base._classes import parse_classes
+    from brickyard.network._place import Place
     from brickyard.training._sources import train_source
 
+    device = Place.of().device or "cpu"
     resolve.check_free(output, force)
     how = resolve.preprocessing_of(**{name: options.pop(name) for name in declared(words.PreprocessingOptions)})
     images = resolve.data_of(data, how)
@@ -220,11 +223,21 @@ def disassemble(
         more = others or None  # other pictures of the folder tell what the layers do, too
     component = cut(origin.model, found, **chosen, task=classes, images=images, more_images=more)
     keep(component, output, force)
-    return Result(_figures(component, output), f"{component}\n{output}")
+    return Result(_figures(component, output), f"{component}\n{_later(component)}{output}")
+
+
+def _later(component: Component) -> str:
+    """What a component cannot do later, and how it could, in a line each; its summary says some of it."""
+    from brickyard.component._describe import later_texts
+
+    said = str(component)
+    return "".join(f"  later        {text}\n" for text in later_texts(component.manifest) if text not in said)
 
 
 def _figures(component: Component, output: Path) -> dict[str, Any]:
     """What is told of a new component as JSON."""
+    from brickyard.component._describe import later_texts
+
     manifest = component.manifest
     return {
         "output": str(output),
@@ -236,6 +249,7 @@ def _figures(component: Component, output: Path) -> dict[str, Any]:
         "agreement": manifest.agreement,
         "pinned": [pin.model_dump() for pin in manifest.pinned],
         "notes": list(manifest.heal.notes),
+        "later": list(later_texts(manifest)),
     }
 
 
@@ -307,17 +321,20 @@ def assemble(
     given = {**gathered(declarations.AssembleOptions, options), "without": without or [], "images": labelled}
     whole = join(parts, **given, calibration=shown, source=origin)
     whole.save(output, overwrite=force)
-    value = {
-        "output": str(output),
+    cost, line = costs(whole)
+    value = {"output": str(output), "costs": cost, "scaling": options["scaling"], **_joined(whole)}
+    return Result(value | ({"components": chosen} if chosen else {}), f"{whole}\n{line}\n{output}")
+
+
+def _joined(whole: Assembly) -> dict[str, Any]:
+    """What is told of a new assembly as JSON."""
+    manifest = whole.manifest
+    records = {"cascade": manifest.cascade, "merged": manifest.merged, "budget": manifest.budget}
+    return {
         "classes": list(whole.classes),
-        "form": whole.manifest.form,
-        "scaling": options["scaling"],
-        **({"components": chosen} if chosen else {}),
-        **({} if whole.manifest.cascade is None else {"cascade": whole.manifest.cascade.model_dump()}),
-        **({"merged": whole.manifest.merged.model_dump()} if whole.manifest.merged else {}),
-        **({"budget": whole.manifest.budget.model_dump()} if whole.manifest.budget else {}),
+        "form": manifest.form,
+        **{name: record.model_dump() for name, record in records.items() if record is not None},
     }
-    return Result(value, f"{whole}\n{output}")
 
 
 def _unlabelled(specs: list[str], parts: list[ComponentManifest]) -> list[Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer import Argument, Option
-from typer.models import OptionInfo
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 from brickyard.base._declare import Opt, flat
 from brickyard.base._errors import OptionError
@@ -36,7 +38,8 @@ Names = Annotated[
 ]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
-Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Say each step on standard error.", hidden=True)]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors only.", hidden=True)]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -107,6 +110,38 @@ def _checked(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return check
 
 
+_PLACES = {"source": "SOURCE", "like": "SOURCE", "task": "CLASSES", "classes": "CLASSES", "without": "CLASS"}
+_KINDS = {Path: "PATH", int: "NUMBER", float: "NUMBER", str: "TEXT"}
+
+
+def with_metavar(item: inspect.Parameter) -> inspect.Parameter:
+    """A parameter that help shows with what is to be typed, in place of its Python type."""
+    kind, info, *_ = get_args(item.annotation) if get_origin(item.annotation) is Annotated else (None, None)
+    if not isinstance(info, ParameterInfo) or info.metavar is not None:
+        return item
+    if isinstance(info, ArgumentInfo):
+        word: str | None = item.name.upper()
+    else:
+        kinds = {one for part in (kind, *get_args(kind)) for one in (part, *get_args(part))}
+        word = next((word for one, word in _KINDS.items() if one in kinds), None)
+        if isinstance(info, _Declared) and info.option.names:
+            word = "NAME"
+        word = word and _PLACES.get(item.name, word)
+    named = copy.copy(info)
+    named.metavar = word
+    return item.replace(annotation=Annotated[kind, named])
+
+
+class Command(TyperCommand):
+    """A command whose help shows arguments by their names alone; typer adds their Python types."""
+
+    def __init__(self, *args: Any, **known: Any) -> None:
+        super().__init__(*args, **known)
+        for item in self.params:
+            if item.param_type_name == "argument":
+                setattr(item, "display_type_rich", lambda ctx: None)  # noqa: B010
+
+
 def reshape(command: Callable[..., Any], parameters: Sequence[inspect.Parameter], **more: Any) -> None:
     """Give a command these parameters, and more annotations, as typer reads them."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -139,7 +174,7 @@ def with_options(
         for name, default in defaults.items():
             known[name] = replace(known[name], default=default, optional=False, unset="")
         more = [shell_option(one) for name, one in known.items() if name not in own]
-        last = [own.pop(name) for name in ("device", "force") if name in own]
+        last = [own.pop(name) for name in ("force",) if name in own]
         reshape(command, [*own.values(), *more, *last], **{"return": hints["return"]})
         return command
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from brickyard.base._messages import json_text, shown
 from brickyard.cli._signals import no_reader, seen, tell
 from brickyard.runtime._progress import fits, put, speaks
 
-WIDTH = 100  # of tables, in columns
+WIDTH = 100  # of tables on a terminal, in columns, unless that is wider
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,17 @@ def model(path: Path) -> Any:
     return loaded(path, Component, Assembly)
 
 
+def _room() -> float:
+    """How many columns a table may take."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return math.inf
+    return max(WIDTH, shutil.get_terminal_size().columns)
+
+
 def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Sequence[tuple[int, int]] = ()) -> str:
-    """Format a table as lines of at most 100 columns, shortening cells that are too long.
+    """Format a table. On a terminal, cells are shortened where its lines are wider than that and than 100 columns.
+
+    What is read by a program or from a file, or is piped, is never shortened, and nothing is wrapped.
 
     Args:
         lines: Cells by line.
@@ -97,9 +108,9 @@ def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Se
 
     lines = [[shown(cell, keep="") for cell in line] for line in lines]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    over = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    over = sum(widths) + 2 * (len(widths) - 1) - _room()
     for column, least in shorten:
-        cut = max(0, min(over, widths[column] - least))
+        cut = int(max(0, min(over, widths[column] - least)))
         widths[column] -= cut
         over -= cut
 
@@ -111,3 +122,11 @@ def table(lines: Sequence[Sequence[str]], right: Sequence[int] = (), shorten: Se
         return space + text if column in right else text + space
 
     return "\n".join("  ".join(cell(text, column) for column, text in enumerate(line)).rstrip() for line in lines)
+
+
+def short(value: int) -> str:
+    """A count with three digits and a unit."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)

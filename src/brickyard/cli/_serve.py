@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from brickyard.base._errors import OptionError
-from brickyard.runtime._progress import say
+from brickyard.runtime._progress import put
 
 
 def workbench(
@@ -22,6 +22,7 @@ def workbench(
     """Serve a local web page for building classifiers from a yard."""
     import secrets
     import socket
+    import sys
 
     from brickyard.base._lazy import package
 
@@ -39,7 +40,7 @@ def workbench(
         name = f"[{host}]" if ":" in host else host
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else name
         address = f"http://{shown}:{place.getsockname()[1]}/" + (f"?token={token}" if token else "")
-        say(f"the workbench is at {address}  (Ctrl-C stops it)")
+        put(f"the workbench is at {address}  (Ctrl-C stops it)", sys.stderr)
         if open_page:
             import webbrowser
 

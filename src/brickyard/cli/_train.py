@@ -30,7 +30,6 @@ def finetune(
     ] = None,
     source: Annotated[str | None, Option(help="Distil from the component's own source.")] = None,
     weights: words.Weights = None,
-    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -38,21 +37,19 @@ def finetune(
     from brickyard.component._component import Component
     from brickyard.component._predictor import Predictor
     from brickyard.training._finetune import finetune as tune
-    from brickyard.training._sources import device_named
 
     check_free(output, force, file, teacher, source, weights)
     if teacher is not None and source is not None:
         raise OptionError("option-conflict", "--teacher and --source cannot be combined; give one of them")
     check_companion("the component's --source", source is not None, weights=weights, features=options["features"])
     chosen = gathered(FinetuneOptions, options)
-    place = device_named(device)
-    student = model(file).to(place)
+    student = model(file)
     images = labelled_images(data, student.manifest.parts, "--data")
     if teacher is not None:
-        chosen["teacher"] = loaded(teacher, Predictor).to(place)
+        chosen["teacher"] = loaded(teacher, Predictor)
     elif source is not None:
         (own,) = models_of([source], [weights] if weights else [], student.manifest.parts[:1])
-        chosen["teacher"] = own.to(place)
+        chosen["teacher"] = own
     else:
         chosen.pop("distillation", None)
     better = tune(student, images[0] if isinstance(student, Component) else images, **chosen)
@@ -67,19 +64,16 @@ def distil(
         str, Option(help="Photographs without labels: a folder of pictures, or what --data of other commands takes.")
     ],
     output: Output,
-    device: words.Device = "cpu",
     force: Force = False,
     **options: Any,
 ) -> Result:
     """Train one small network to answer like a component or an assembly, without labels."""
     from brickyard.component._predictor import Predictor
-    from brickyard.training._sources import device_named
     from brickyard.training._students import distil as teach
 
     check_free(output, force, file, images)
-    place = device_named(device)
     teacher: Any = loaded(file, Predictor)
-    student = teach(teacher.to(place), images, **gathered(DistilOptions, options)).to("cpu")
+    student = teach(teacher, images, **gathered(DistilOptions, options)).to("cpu")
     student.save(output, overwrite=force)
     return _compared(file, teacher, output, student)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -13,8 +14,8 @@ from brickyard.base._errors import BrickyardError, OptionError
 from brickyard.base._messages import shown
 from brickyard.base._options import Seed
 from brickyard.cli._options import Data, with_options
-from brickyard.cli._output import Result, table
-from brickyard.runtime._progress import say
+from brickyard.cli._output import Result, short, table
+from brickyard.runtime._progress import put, say
 from brickyard.sources._resolve import data_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def yard_add(
             lines.append(f"{plain(str(path))}: {entry.name}{'' if new else ', which is there already'}")
     except BrickyardError:
         if lines:
-            say("\n".join([*lines, "what comes after these was not added:"]))
+            put("\n".join([*lines, "what comes after these was not added:"]), sys.stderr)  # a part of the error
         raise
     return Result({"yard": str(place), "added": added}, "\n".join(lines))
 
@@ -164,7 +165,7 @@ def yard_rm(names: Annotated[list[str], Argument(help="Component names.")], plac
             removed.append(name)
     except BrickyardError:
         if removed:
-            say(f"removed {', '.join(removed)}; what comes after these is still there:")
+            put(f"removed {', '.join(removed)}; what comes after these is still there:", sys.stderr)
         raise
     return Result({"yard": str(place), "removed": removed}, f"removed {', '.join(removed)}")
 
@@ -207,15 +208,15 @@ def _listed(yard: Yard, entries: Sequence[Entry], none: str) -> Result:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    """Format entries as lines of at most 100 columns."""
+    """Format entries as a table."""
     header = ["name", "classes", "source", "parameters", "FLOPs", "accuracy", "architecture"]
     lines = [header] + [
         [
             entry.name,
             _classes(entry),
             entry.source,
-            _short(entry.parameters),
-            _short(entry.flops),
+            short(entry.parameters),
+            short(entry.flops),
             _percent(entry.accuracy),
             entry.architecture,
         ]
@@ -225,15 +226,15 @@ def _table(entries: Sequence[Entry]) -> str:
 
 
 def _ranks(found: Sequence[Rank], score: str) -> str:
-    """Format components and scores as lines of at most 100 columns, then the reasons for missing scores."""
+    """Format components and scores as a table, then the reasons for missing scores."""
     header = ["name", score, "features", "FLOPs", "parameters", "classes", "source"]
     lines = [header] + [
         [
             rank.entry.name,
             "-" if rank.score is None else f"{rank.score:.4f}",
             "-" if rank.size is None else str(rank.size),
-            _short(rank.entry.flops),
-            _short(rank.entry.parameters),
+            short(rank.entry.flops),
+            short(rank.entry.parameters),
             _classes(rank.entry),
             rank.entry.source,
         ]
@@ -244,14 +245,7 @@ def _ranks(found: Sequence[Rank], score: str) -> str:
 
 
 def _classes(entry: Entry) -> str:
-    return ", ".join(entry.classes[:20]) + (" + reject" if entry.reject else "")
-
-
-def _short(value: int) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return str(value)
+    return ", ".join(entry.classes) + (" + reject" if entry.reject else "")
 
 
 def _percent(value: float | None) -> str:

@@ -30,6 +30,7 @@ def describe(manifest: ComponentManifest) -> str:
         lines.append(f"  agreement    {agreement_text(manifest)}")
     if manifest.outputs == "one":
         lines.append(f"  strangers    {strangers_text(manifest)}")
+    lines += [f"  later        {text}" for text in missing_texts(manifest)]
     if manifest.output is not None:
         lines.append(f"  output       {manifest.output}, of what the source returns")
     if located is not None and located.ending is not None:
@@ -127,6 +128,42 @@ def strangers_text(manifest: ComponentManifest | AssemblyManifest) -> str:
         return "not known, so none is turned away: its parts were trained since"
     which = "some part was" if manifest.kind == "assembly" else "it was"
     return f"not known, so none is turned away: {which} cut from too few labelled images, or by an earlier version"
+
+
+ADVICE = "cut it again with labelled images (--data, or images=), eight or more and several per class"
+
+
+def missing_texts(manifest: ComponentManifest) -> list[str]:
+    """Say what assembling will refuse, or do less well, since it was not measured when the component was cut."""
+    known = manifest.statistics
+    refused = []
+    if known is None:
+        refused += ["logit-mean"]
+    if known is None or not known.magnitude:
+        refused += ["magnitude"]
+    if known is None or known.familiarity is None:
+        refused += ["mahalanobis", "lda"]
+    texts = []
+    if refused:
+        texts.append(f"cannot be scaled by {' or '.join(refused)}; {ADVICE}")
+    if manifest.outputs != "one":
+        return texts
+    if known is None or known.energy is None:
+        texts.append(f"scaling auto will leave its logits as they are; {ADVICE}")
+    elif known.familiarity is None:
+        texts.append(f"scaling auto cannot look at the values inside it; {ADVICE}")
+    return texts
+
+
+def later_texts(manifest: ComponentManifest) -> list[str]:
+    """Say all that a component cannot do later, and what to do now so that it can."""
+    texts = missing_texts(manifest)
+    others = len(manifest.source.classes) - len(manifest.task)
+    if manifest.outputs == "one" and not manifest.reject and others:
+        texts.append(
+            "cannot vote on classes of other parts, without a reject output; cut it with --reject if it should"
+        )
+    return texts
 
 
 def decision_text(manifest: ComponentManifest | AssemblyManifest, most: int = 8) -> str:

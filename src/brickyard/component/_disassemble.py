@@ -39,6 +39,7 @@ from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs, find_outputs, thresholds_for
 from brickyard.relevance._relevance import Relevance, Relevances
 from brickyard.runtime._processes import Ranks
+from brickyard.runtime._progress import step
 from brickyard.selection._damage import Selected
 from brickyard.selection._importance import CRITERIA, Evidence
 from brickyard.selection._thresholds import by_thresholds
@@ -74,9 +75,14 @@ def disassemble(model: nn.Module, relevance: Relevance, **options: Unpack[Disass
         True
     """
     job = _job(model, relevance, options)
+    images = 0 if job.images is None else sum(len(batch) for batch in job.shown.fit)
+    step(f"disassemble: {', '.join(job.choice.classes[:6])} of {relevance.source_name}, with {images:,} images")
     chosen = _choose(job)
+    left = sum(map(len, chosen.keep.values()))
+    step(f"disassemble: {left:,} channels are kept on the {len(chosen.keep)} axes that are cut")
     network = cut(chosen.graph, chosen.keep)
     check_cut(chosen.graph, chosen.keep, network, job.example)
+    step(f"disassemble: cut, and the same as the source with those channels alone; healing: {options['heal']}")
     healed = _heal(job, chosen, network)
     narrow(network, weights_like(model).dtype)
     return _describe(job, chosen, network, healed)

@@ -21,6 +21,7 @@ from brickyard.component._strangers import SURE
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._preprocessing import check_raw
 from brickyard.network._cost_limit import BATCHES
+from brickyard.network._place import unsupported
 from brickyard.network._shown import Shown
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs
@@ -324,6 +325,7 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
 
     Raises:
         DataError: The model rejects the images.
+        OptionError: Its device or its type of numbers lacks an operation.
     """
     try:
         found = model(images)
@@ -333,6 +335,8 @@ def run_images(model: Callable[[Tensor], ResultT], images: Tensor, what: str) ->
     except BrickyardError:
         raise
     except Exception as error:  # a network from a file may fail in any way of torch's
+        if (lacking := unsupported(error)) is not None:
+            raise lacking from error
         raise DataError(
             "data-wrong-size",
             f"{what} of shape {tuple(images.shape)} do not fit the model: {first_line(error)}; give "

@@ -31,7 +31,7 @@ from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Cases, find_outputs
 from brickyard.runtime._processes import Ranks
 from brickyard.runtime._profiling import Latency, count_flops, count_parameters, measure_latency
-from brickyard.runtime._progress import bar
+from brickyard.runtime._progress import bar, step
 
 
 @guarded
@@ -68,14 +68,18 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     batch_size = options["batch_size"]
     check_model(model, "evaluate")
     sources = sources_of(model, options["source"])
+    known = sum(source is not None for source in sources)
+    step(f"evaluate: {len(model.classes)} classes of {len(sources)} parts, of which {known} are compared with a source")
     if isinstance(model, Component):
         answered = _component(model, data, sources[0], batch_size)
     else:
         answered = _assembly(model, data, sources, batch_size)
+    step(f"evaluate: {len(answered.right[answered.name]):,} cases scored in {len(answered.right)} rows")
     sizes = _sizes(model, answered.name)
     if answered.flops is not None:
         sizes[answered.name]["flops"] = answered.flops
     if options["latency"]:
+        step(f"evaluate: measuring latency in batches of {options['latency_batch']}")
         for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
     return scored(model.classes, answered, sizes)

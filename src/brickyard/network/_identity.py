@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from brickyard.base._errors import TraceError
 from brickyard.network._torch_private import child, hooked
 
 _QUANTISED = (".quantized.", ".quantizable.")  # in the names of torch's modules of quantised layers
+_CONVERTED: MutableMapping[nn.Module, tuple[str, str]] = WeakKeyDictionary()  # digests: of its weights, before that
 
 
 def source_of(model: Any) -> nn.Module:
@@ -81,10 +83,20 @@ def wrapped(model: nn.Module) -> nn.Module | None:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of a model's weights, whatever torch has wrapped around it.
 
+    A model that was converted when it was loaded has that of its weights before.
+
     Raises:
         TraceError: It is not a module, or has no weights.
     """
-    return digest_of(source_of(model).state_dict())
+    source = source_of(model)
+    found = digest_of(source.state_dict())
+    now, before = _CONVERTED.get(source, (found, found))
+    return before if now == found else found
+
+
+def known_as(model: nn.Module, before: str) -> None:
+    """Let a model that was just converted to another type keep its fingerprint, for as long as nobody changes it."""
+    _CONVERTED[model] = digest_of(model.state_dict()), before
 
 
 def digest_of(state: Mapping[str, Any]) -> str:

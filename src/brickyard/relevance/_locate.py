@@ -32,7 +32,7 @@ from brickyard.relevance._contribution import class_sums
 from brickyard.relevance._quantities import check_labels, check_no_quantity, check_no_rank
 from brickyard.relevance._relevance import Relevance
 from brickyard.runtime._processes import Ranks
-from brickyard.runtime._progress import bar, say
+from brickyard.runtime._progress import bar, say, step
 
 FEW = 20  # images that say nothing about how good a source is
 FAR = 0.1  # below its known accuracy
@@ -97,13 +97,16 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     layout = quick_layout(graph.network, example.to(like.dtype))
     notebook = Notebook(resume, relevance, images)
     run = _Run(graph, kind, images, options["batch_size"], like, notebook, Ranks.current(), layout)
+    step(f"locate: {relevance.source_name} has {len(graph.axes)} channel axes, {graph.channels:,} channels")
     chosen = _choose(run, relevance)
     counts = tuple(len(chosen.get(k, ())) for k in range(len(relevance.classes)))
     relevance.record = relevance.record.model_copy(update={"images": counts})
+    step(f"locate: {sum(counts):,} images of {len(chosen):,} classes, chosen by {options['choose']!r}")
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
     right = _fill(run, relevance, chosen)
     total = right.sum(0).tolist()
     relevance.record = relevance.record.model_copy(update={"right": (total[0], total[1])})
+    step(f"locate: done; the source answers {total[0]:,} of {total[1]:,} images correctly")
     prepared = torch.tensor(int(not images.all_raw))
     run.ranks.add(prepared)
     if int(prepared):

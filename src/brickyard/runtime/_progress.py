@@ -1,20 +1,82 @@
-"""A progress bar with the time left, on standard error, and only when that is a terminal."""
+"""What is said while work goes on: notes, steps, and progress with the time left.
+
+Notes go to standard error. Steps are records of the logger "brickyard". Progress is a bar on a terminal; elsewhere it
+is records of the logger "brickyard.progress", at most one every thirty seconds. The command line prints these.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from brickyard.base._messages import shown
 
+EVERY = 30.0  # seconds between two lines of progress
+
+_STEPS = logging.getLogger("brickyard")
+_LINES = logging.getLogger("brickyard.progress")
+_clock: Callable[[], float] = time.monotonic
+_quiet = False
+
+
+class _Printed(logging.Handler):
+    """Prints records as notes are printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def spoken(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Print progress while the body runs, as the command line does; steps too if `verbose`; nothing if `quiet`."""
+    global _quiet
+    handler, before, levels = _Printed(), _quiet, (_STEPS.level, _LINES.level)
+    _quiet = quiet
+    _STEPS.addHandler(handler)
+    if not quiet:
+        _LINES.setLevel(logging.INFO)
+        _STEPS.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        _quiet = before
+        _STEPS.removeHandler(handler)
+        for logger, level in zip((_STEPS, _LINES), levels, strict=True):
+            logger.setLevel(level)
+
+
+def quiet() -> bool:
+    """Whether nothing but results and errors is wanted."""
+    return _quiet
+
 
 def say(text: object) -> None:
     """Print to standard error: standard output is for results. A terminal obeys nothing that is in the text."""
-    if speaks():
+    if speaks() and not _quiet:
         put(text, sys.stderr)
+
+
+def step(text: str) -> None:
+    """Log a step of a verb, in one line, for those who want to follow it."""
+    _STEPS.info("%s", shown(text, keep=""))
+
+
+def span(seconds: float) -> str:
+    """A time in words, with about two digits.
+
+    Example:
+        >>> from brickyard.runtime._progress import span
+        >>> span(42.4), span(1260), span(9000)
+        ('42 s', '21 minutes', '2.5 hours')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def fits(text: str, stream: TextIO) -> bool:
@@ -49,11 +111,40 @@ def speaks() -> bool:
     return alone or os.environ.get("RANK", "0") == "0"
 
 
+class _Lines:
+    """Logs how far a work is, where no terminal shows a bar. All works share one pace: they may lie in each other."""
+
+    told: float | None = None  # when the last line was logged, or the first work began
+
+    def __init__(self, text: str, total: float | None) -> None:
+        self.text, self.total, self.done, self.began = text, total, 0.0, _clock()
+        if _Lines.told is None:
+            _Lines.told = self.began
+
+    def __call__(self, amount: float = 1, *, text: str | None = None) -> None:
+        self.done += amount
+        self.text = self.text if text is None else text
+        now = _clock()
+        if _Lines.told is not None and now - _Lines.told < EVERY:
+            return
+        _Lines.told = now
+        _LINES.info("%s: %s", shown(self.text, keep=""), self._far(now - self.began))
+
+    def _far(self, took: float) -> str:
+        if self.total is None:
+            return f"{self.done:,.0f} so far"
+        left = took / self.done * max(0.0, self.total - self.done) if self.done > 0 else 0.0
+        return f"{self.done:,.6g} of {self.total:,.6g}" + (f", about {span(left)} left" if left else "")
+
+
 @contextmanager
 def bar(text: str, total: float | None) -> Iterator[Advance]:
-    """Show a bar of `total` units while the body runs; None: it counts."""
-    if not (speaks() and sys.stderr.isatty()):
+    """Show a bar of `total` units while the body runs, or log how far it is; None: it counts."""
+    if _quiet or not speaks():
         yield lambda amount=1, *, text=None: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(text, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -28,9 +28,11 @@ from brickyard.base._frozen import first_problem
 from brickyard.base._messages import brief
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import NAMES, by_sides, is_picture
+from brickyard.network._place import Place
 from brickyard.network._untouched import guarded
 from brickyard.sources import _onnx
 from brickyard.sources import _zoo as zoo
+from brickyard.sources._catalogue import KEY, suggestions
 from brickyard.sources._libraries import (
     Built,
     from_timm,
@@ -41,7 +43,7 @@ from brickyard.sources._libraries import (
     seeded,
 )
 from brickyard.sources._transformers import from_transformers
-from brickyard.sources._weights import KEY, SourceText, check_fit, fill, read_weights, renamed
+from brickyard.sources._weights import SourceText, check_fit, fill, read_weights, renamed
 
 CIFAR = Preprocessing(size=(32, 32), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -87,6 +89,8 @@ def load_source(
     averaged: bool = True,
     input_shape: tuple[int, ...] | None = None,
     output: str | int | None = None,
+    device: Any = None,
+    dtype: Any = None,
 ) -> Source:
     """Load a trained classifier.
 
@@ -105,6 +109,9 @@ def load_source(
             says so.
         output: Which part of what it returns holds the logits, where several could: see `brickyard.axes.trace`. Give
             `output=source.output` to `locate` too.
+        device: Bring the network to this device, as for `brickyard.load`. Default: the CPU.
+        dtype: Convert its numbers to this type, as for `brickyard.load`. The source keeps its fingerprint, so that
+            what was cut from it still knows it. Default: that of its weights.
 
     Raises:
         OptionError: The text is not understood, or a package is missing.
@@ -124,7 +131,7 @@ def load_source(
         )
     if spec.endswith(".safetensors") and ":" not in Path(spec).name:
         weights, spec = weights or spec, "zoo:auto"
-    kind = _kind(spec)
+    kind, place = _kind(spec), Place.of(device, dtype)
     own = str(weights) if kind in ("torchvision", "timm") and is_own(weights) else ""
     inside = own or kind == "file.onnx"  # nothing lies in a file of weights beside it
     tensors, said = ({}, None) if weights is None or inside else read_weights(Path(weights), averaged=averaged)
@@ -155,7 +162,9 @@ def load_source(
     source = Source(
         found.model, found.title, tuple(asked.names or found.classes), how, shape, text.scores, asked.output
     )
-    return _run_once(source)
+    ready = _run_once(source)
+    place.put(ready.model)
+    return ready
 
 
 @dataclass(frozen=True)
@@ -198,11 +207,13 @@ def _kind(spec: str) -> str:
         return "file.onnx"
     if ".py:" in spec:
         return "file.py"
+    meant = suggestions(spec)
+    hint = f"did you mean {' or '.join(meant)}? Or give" if meant else "give"
     raise OptionError(
         "option-source-unknown",
-        f"source {spec!r} is not understood; give zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, "
-        "path/to/file.py:function, an .onnx file, or a file that `brickyard train` wrote. The zoo has "
-        f"{', '.join(zoo.available())}",
+        f"source {brief(spec, 100)} is not understood; {hint} zoo:NAME, torchvision:NAME, timm:NAME, hf:FOLDER or "
+        "hf:ID, path/to/file.py:function, an .onnx file, or a file that `brickyard train` wrote; `brickyard sources` "
+        "lists what there is",
     )
 
 

@@ -20,9 +20,9 @@ from brickyard.base._messages import told
 from brickyard.base._records import Preprocessing
 from brickyard.network._torch_private import with_versions
 from brickyard.runtime._progress import say
+from brickyard.sources._catalogue import KEY
 from brickyard.sources._signatures import foreign, is_pickled, is_safetensors
 
-KEY = "brickyard-source"
 INDEX = ".safetensors.index.json"  # of a network in several files
 # Where training scripts put the tensors; moving averages first, as timm evaluates them.
 AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema_state_dict")

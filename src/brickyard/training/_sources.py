@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from brickyard.base._checks import seed_of, whole
 from brickyard.base._declare import Opt, declared, verb
 from brickyard.base._errors import DataError, OptionError
-from brickyard.base._messages import brief, first_line, told
+from brickyard.base._messages import first_line
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
 from brickyard.base._records import Preprocessing
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._preprocessing import preprocess
+from brickyard.network._place import device_named
 from brickyard.network._untouched import guarded, guarded_but
 from brickyard.outputs._outputs import ONE
 from brickyard.sources import _zoo as zoo
@@ -44,28 +45,6 @@ class ScratchOptions(TypedDict, total=False):
         Opt(default=None, help="Distil from a component or an assembly that knows the classes by name.", unset="none"),
     ]
     distillation: Annotated[Distillation | None, declared(FinetuneOptions)["distillation"]]
-
-
-def device_named(name: str) -> torch.device:
-    """Return a device by name, after checking that it works here.
-
-    Raises:
-        OptionError: There is no such device.
-
-    Example:
-        >>> from brickyard.training._sources import device_named
-        >>> device_named("cpu")
-        device(type='cpu')
-    """
-    try:
-        if not isinstance(name, str):
-            raise TypeError(f"a device is named by a text, not by a {type(name).__name__}")
-        device = torch.device(name)
-        (torch.zeros(1, device=device) + 1).item()  # a driver says only now that it is missing
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        why = f"device {brief(name)} cannot be used here ({told(first_line(error), 100)})"
-        raise OptionError("option-device", f"{why}; use cpu, or cuda if PyTorch sees a GPU") from None
-    return device
 
 
 def build_seeded(name: str, classes: int, width: float = 1.0, seed: int = 0, **options: object) -> nn.Module:
@@ -170,7 +149,7 @@ def train_source(
     *,
     preprocessing: Preprocessing | None = None,
     held_out: ImageData | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     **options: Unpack[ScratchOptions],
 ) -> Trained:
     """Build a zoo network and train it on images.

@@ -43,7 +43,7 @@ from brickyard.inputs._reading import Wanted, note, of_files
 from brickyard.inputs._taken import Taken
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._untouched import guarded
-from brickyard.runtime._progress import bar, say
+from brickyard.runtime._progress import bar, say, span
 from brickyard.sources import _zoo as zoo
 from brickyard.sources._libraries import network_options, seeded
 from brickyard.sources._loading import load_source
@@ -357,11 +357,5 @@ def _announce(lessons: _Lessons, network: nn.Module, training: TrainingOptions, 
     seconds = (time.perf_counter() - begun) / TRIED * steps
     say(
         f"distilling: {training.epochs} passes over {count:,} images, {steps:,} steps; {held:,} images held back; it "
-        f"will take about {_duration(seconds)}"
+        f"will take about {span(seconds)}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
