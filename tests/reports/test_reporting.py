@@ -167,12 +167,13 @@ def test_the_top_says_what_was_measured(made) -> None:
     assert re.sub("<[^>]*>", "", lead) == (
         f"3. assembly 3: 4 classes in {size / 1e3:.1f} kB; "
         f"its parts agree with their sources on {same / count:.0%} of {count} held-back images; "
-        f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.1f} points against the right part for each: "
+        f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.1f} points against its parts by themselves: "
         f"{row.accuracy:.1f} % of 80 images right."
     )
     alone = report([items[0]], data=[TEST], sources=[source])
     row = by.evaluate(items[0], TEST, source=source, latency=False).row("component")
-    assert f"{abs(row.drop):.1f} points against its source on the same classes: {row.accuracy:.1f} % of" in alone
+    lost = f"loses {row.drop:.1f} points" if row.drop else "loses nothing"
+    assert f"{lost} against its source on the same classes: {row.accuracy:.1f} % of {row.images} images" in alone
     assert "no accuracy is known" in report([items[0]])
     assert "no accuracy is known" not in text
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from brickyard._version import __version__
 from brickyard.base._checks import given_path
+from brickyard.base._notebook import COLOURS
 from brickyard.network._identity import fingerprint
 from brickyard.network._untouched import guarded
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._entries import PICTURES, Entry, Item, entries_of, find_routes, score
-from brickyard.reports._route_picture import COLOURS
 from brickyard.reports._sections import SECTIONS
 from brickyard.reports._summary import headline
 from brickyard.reports._templates import page_environment

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._messages import tidy
 from brickyard.component._component import Component
 from brickyard.evaluation._scores import Scores
-from brickyard.relevance._allocation import normalised
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._entries import Entry, listed
 from brickyard.reports._figures import heat_map, routes_figure
@@ -22,7 +20,7 @@ from brickyard.reports._summary import accuracy_plot, costs
 CELLS = 1_200_000  # of all heat maps together: about a byte each in the page
 WIDE, NARROW = 512, 24  # columns of one heat map, at most and at least
 MOST_MATRIX = 20  # classes in a confusion matrix
-MOST_CONFUSIONS = 30
+MOST_CONFUSIONS = 15
 MOST_ROWS = 400  # rows of a table
 MOST_NAMES = 40  # classes in a heat map
 MOST_MAPS = 400
@@ -39,11 +37,12 @@ def _models(entries: Sequence[Entry]) -> list[tuple[Entry, Component | Assembly]
 
 
 def _overview(entries: Sequence[Entry]) -> Found:
-    return {
+    found = {
         "rows": entries if len(entries) > 1 else [],
         "costs": costs(entries),
         "plot": accuracy_plot(entries, listed(entries)),
     }
+    return found if any(found.values()) else None
 
 
 def _scores(entries: Sequence[Entry]) -> Found:
@@ -186,8 +185,7 @@ def _maps(relevance: Relevance, total: int) -> Found:
 
 
 def _layer_map(relevance: Relevance, layer: str, shown: Sequence[int], names: Sequence[str], columns: int) -> Found:
-    sums = relevance.sum(layer)
-    values = np.stack([normalised(sums[k].double()).mean(0).numpy() for k in shown])
+    values = relevance.inputs(layer, shown)
     return heat_map(values, names, f"inputs of layer {tidy(layer, 60)}", columns, float(values.max()) or 1.0)
 
 

@@ -79,7 +79,7 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
     if drop is None:
         return right
     change = "loses nothing" if abs(drop) < 0.05 else f"{'loses' if drop > 0 else 'gains'} {abs(drop):.1f} points"
-    against = "the right part for each" if isinstance(item, Assembly) else "its source on the same classes"
+    against = "its parts by themselves" if isinstance(item, Assembly) else "its source on the same classes"
     return f"{change} against {against}: {right}"
 
 
