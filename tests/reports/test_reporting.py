@@ -166,7 +166,7 @@ def test_the_top_says_what_was_measured(made) -> None:
     size = sum(value.nbytes for part in items[:2] for value in part.state_dict().values())
     assert re.sub("<[^>]*>", "", lead) == (
         f"3. assembly 3: 4 classes in {size / 1e3:.1f} kB; "
-        f"its parts agree with their sources on {same / count:.0%} of {count} held-back images; "
+        f"its parts agree with their sources on {same / count:.1%} of {count} held-back images; "
         f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.1f} points against its parts by themselves: "
         f"{row.accuracy:.1f} % of 80 images right."
     )

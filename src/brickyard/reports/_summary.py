@@ -52,7 +52,7 @@ def _agreed(item: Component | Assembly) -> str:
     if len(known) < len(parts):
         return ""
     same, count = (sum(pair[k] for pair in known) for k in (0, 1))
-    on = f"{same / count:.0%} of {count:,} held-back {NAMES[len(item.input_shape) - 1]}"
+    on = f"{same / count:.1%} of {count:,} held-back {NAMES[len(item.input_shape) - 1]}"
     if isinstance(item, Component):
         tuned = item.manifest.tuned
         return f"agrees with its {'teacher' if tuned and tuned.best and tuned.teacher else 'source'} on {on}"
@@ -73,6 +73,8 @@ def _lost(entry: Entry, item: Component | Assembly) -> str:
     if row is None:
         return "no accuracy is known: the file stores none, and no test images were given"
     value, drop, unit = row.accuracy, row.drop, "% of {:,} {} right"
+    if not item.outputs.exclusive:
+        unit = "% of its yes and no on {:,} {} right"
     if row.auroc is not None and len(entry.classes) == 1:
         value, drop, unit = row.auroc, row.auroc_drop, "AUROC on {:,} {}"
     right = f"{value:.1f} {unit.format(row.images, NAMES[len(item.input_shape) - 1])}"
