@@ -152,6 +152,7 @@ def test_a_page_answers_what_predict_answers(browser, digits_yard, tmp_path) -> 
     opened.close()
 
 
+@pytest.mark.slow
 def test_a_page_says_what_each_kind_of_model_says(browser, tmp_path) -> None:
     data = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(80) % 4
     rows = data[0], (torch.rand(80, 4, generator=torch.Generator().manual_seed(2)) > 0.5).long()
@@ -176,6 +177,7 @@ def test_a_page_says_what_each_kind_of_model_says(browser, tmp_path) -> None:
     assert heard["reject"] != heard["few"]
 
 
+@pytest.mark.slow
 def test_the_camera_and_the_fitting_of_a_model_that_leaves_sizes_open(browser, tmp_path) -> None:
     data = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(80) % 4
     part = by.disassemble(chain(), by.locate(chain(), data), task=[1, 3])
@@ -211,7 +213,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
     def handle_data(self, text):
-        tag, attributes = self.found[-1]
+        tag, attributes = self.found[-1] if self.found else ("", {})
         if tag in ("script", "style") and text.strip():
             self.texts.setdefault(attributes.get("id") or attributes.get("type") or tag, text)
 

@@ -49,9 +49,15 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
     """
     package("matplotlib", "plots", "a figure")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
+    panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for panel in panels:
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.tick_params(axis="x", labelsize=7)
+    return figure, panels
 
 
 def draw_bars(ax: Axes, title: str, rows: Sequence[tuple[str, Sequence[float], float, str]]) -> None:
@@ -80,5 +86,4 @@ def draw_heat(ax: Axes, title: str, names: Sequence[str], values: Any) -> None:
     """A heat map of classes by channels, from nothing to the strongest."""
     ax.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=float(values.max()) or 1.0, interpolation="nearest")
     ax.set_yticks(range(len(names)), [tidy(name, 24) for name in names], fontsize=7, parse_math=False)
-    ax.tick_params(axis="x", labelsize=7)
     ax.set_title(tidy(title, 60), fontsize=9, loc="left", parse_math=False)
