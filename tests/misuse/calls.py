@@ -22,7 +22,7 @@ from brickyard import gnn
 from brickyard.axes import trace
 from brickyard.base._options import TrainingOptions
 from brickyard.evaluation import faithfulness, features
-from brickyard.export import export_module, export_onnx, export_state_dict, save_pretrained, torch_program
+from brickyard.export import export_html, export_module, export_onnx, export_state_dict, save_pretrained, torch_program
 from brickyard.inputs import ImageData
 from brickyard.network import fingerprint, fuse
 from brickyard.network._network import kind
@@ -170,6 +170,7 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "axes.trace": lambda m: str(trace(m.source, X[:2])),
     "evaluation.faithfulness": lambda m: faithfulness(m.source, m.relevance, [1, 3], DATA),
     "evaluation.features": lambda m: features(m.component, DATA),
+    "export.export_html": lambda m: _files(export_html(m.component, m.place("part.html"))),
     "export.export_module": lambda m: _files(export_module(m.component, m.place("part.py"))),
     "export.export_onnx": lambda m: _files(export_onnx(m.component, m.place("part.onnx"))),
     "export.export_onnx, int8": lambda m: _files(

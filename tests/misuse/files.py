@@ -11,6 +11,7 @@ from torch import nn
 
 import brickyard as by
 from brickyard.axes._graph import trace
+from brickyard.export._html import export_html
 from brickyard.export._hub import from_pretrained, push_to_hub, save_pretrained
 from brickyard.export._module import export_module
 from brickyard.export._onnx import export_onnx, export_state_dict
@@ -144,7 +145,7 @@ def shared_page(w: World) -> str:
     return report([w.component], data=[DATA], sources=[w.source])
 
 
-EXPORTS = (export_module, export_onnx, export_state_dict, save_pretrained)
+EXPORTS = (export_html, export_module, export_onnx, export_state_dict, save_pretrained)
 OTHERS = [
     *[
         Case(f"{call.__name__}({name})", partial(exported, call=call, name=name), "option-wrong-object", THINGS[name])

@@ -136,7 +136,8 @@ def test_every_text_of_a_file_is_shown_as_text(kind: str, tmp_path: Path) -> Non
     for error in refused:
         assert str(error).isprintable(), str(error)
     odd, plain = _load(path), _load(WRITTEN / f"{kind}.safetensors")
-    shown = [str(odd), repr(odd)]
+    shown = [str(odd), repr(odd), odd._repr_html_()]
+    assert {tag for tag, _ in Page(odd._repr_html_()).tags} <= {"table", "caption", "tbody", "tr", "th", "td"}
     if not kind.startswith("graph"):
         shown += [run("show", path, "--axes").stdout, run("show", path, "--json").stdout]
         _check_page(report([odd], names=[ORDERS], title=ORDERS), report([plain], names=["x"], title="y"))

@@ -20,6 +20,7 @@ from PIL import Image
 import brickyard as by
 from brickyard.evaluation._faithfulness import faithfulness
 from brickyard.evaluation._scores import Row, Scores
+from brickyard.reports._answers import answers_of, thumbnail
 from brickyard.reports._cards import score_table
 from brickyard.reports._figures import heat_map
 from brickyard.reports._page import report, write_report
@@ -128,8 +129,8 @@ def test_confusion_adds_up_to_the_accuracy(made) -> None:
 def test_kept_channels_and_routes_are_those_of_the_files(made) -> None:
     _, items, _, page = made
     tables = [t for t in page.tables if t[0][:2] == ["axis", "kept"]]
-    manifests = [items[0].manifest, items[1].manifest, *items[2].manifest.parts]
-    assert len(tables) == len(manifests) == 4
+    manifests = [items[0].manifest, items[1].manifest]  # the parts of the assembly are these, and not listed again
+    assert len(tables) == len(manifests) == 2
     for rows, manifest in zip(tables, manifests, strict=True):
         kept = {row[0]: row[1].removesuffix(" pinned") for row in rows[1:]}
         assert kept == {name: f"{len(axis.kept)} of {axis.size}" for name, axis in manifest.axes.items()}
@@ -154,6 +155,88 @@ def test_kept_channels_and_routes_are_those_of_the_files(made) -> None:
     drawn = [a["class"] for a in page.named("path")]
     assert len(drawn) == len(found.links)
     assert sum("k2" in c for c in drawn) == sum(link.owner == 2 for link in found.links)
+
+
+def test_the_top_says_what_was_measured(made) -> None:
+    source, items, text, _ = made
+    whole = by.evaluate(items[2], [TEST, TEST], source=[source, source], latency=False)
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', text, re.DOTALL)
+    same, count = (sum(part.manifest.agreement[k] for part in items[:2]) for k in (0, 1))
+    row = whole.row("assembled")
+    size = sum(value.nbytes for part in items[:2] for value in part.state_dict().values())
+    assert re.sub("<[^>]*>", "", lead) == (
+        f"3. assembly 3: 4 classes in {size / 1e3:.1f} kB; "
+        f"its parts agree with their sources on {same / count:.1%} of {count} held-back images; "
+        f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.1f} points against its parts by themselves: "
+        f"{row.accuracy:.1f} % of 80 images right."
+    )
+    alone = report([items[0]], data=[TEST], sources=[source])
+    row = by.evaluate(items[0], TEST, source=source, latency=False).row("component")
+    lost = f"loses {row.drop:.1f} points" if row.drop else "loses nothing"
+    assert f"{lost} against its source on the same classes: {row.accuracy:.1f} % of {row.images} images" in alone
+    assert "no accuracy is known" in report([items[0]])
+    assert "no accuracy is known" not in text
+
+
+def test_the_plot_has_sources_parts_and_the_whole(made) -> None:
+    source, items, _, page = made
+    rows = {row[0]: row[1:] for row in page.table("model", "parameters", "accuracy")[1:]}
+    whole = by.evaluate(items[2], [TEST, TEST], source=[source, source], latency=False)
+    expected = {"3. assembly 3": whole.row("assembled"), "the sources of assembly 3": whole.row("base")}
+    expected["the sources of assembly 3 on the same classes"] = whole.row("restricted")
+    numbers = whole.row("base").parameters
+    for name, row in expected.items():
+        assert rows[name] == [f"{row.parameters or numbers:,}", f"{row.accuracy:.1f}±{row.error:.1f}"]
+    assert not [name for name in rows if name.startswith("part")]  # the parts are files of this page
+    assert len(page.table("model", "parameters", "accuracy")) == 1 + 3 * 3
+    alone = Page(report([items[2]], data=[[TEST, TEST]]))
+    rows = {row[0]: row[1:] for row in alone.table("model", "parameters", "accuracy")[1:]}
+    for place, (letter, part) in enumerate(zip("ab", items[:2], strict=True)):
+        row = by.evaluate(part, TEST, latency=False).row("component")
+        found = rows[f"1{letter}. part {place} of assembly 1"]
+        assert found == [f"{part.manifest.selection.parameters:,}", f"{row.accuracy:.1f}±{row.error:.1f}"]
+
+
+def test_examples_are_the_pictures_with_what_is_answered(made) -> None:
+    _, items, _, page = made
+    found = [a for a in page.named("img") if not a["alt"].startswith(("axis", "inputs"))]
+    assert 20 < len(found) <= 36
+    codes = (TEST[0] * 255).round().to(torch.uint8)
+    seen = {}
+    for picture in found[:18]:  # of the first component
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["src"].split(",")[1]))))
+        (place,) = [k for k in range(80) if np.array_equal(codes[k].permute(1, 2, 0).numpy(), shown)]
+        wanted, _, answer = picture["alt"].partition(", answered ")
+        chances = items[0].predict_proba(TEST[0][place : place + 1])[0]
+        assert wanted == str(int(TEST[1][place]))
+        assert (answer or wanted) == items[0].classes[int(chances.argmax())]
+        seen[place] = bool(answer), float(chances.max())
+    wrong = [share for is_wrong, share in seen.values() if is_wrong]
+    mine = torch.isin(TEST[1], torch.tensor([1, 3]))
+    every = items[0].predict_proba(TEST[0][mine])
+    names = [items[0].classes[k] for k in every.argmax(1)]
+    missed = torch.tensor([name != str(int(k)) for name, k in zip(names, TEST[1][mine], strict=True)])
+    assert wrong == pytest.approx(every.max(1).values[missed].sort(descending=True).values[: len(wrong)].tolist())
+    assert len(wrong) == min(12, int(missed.sum()))
+    assert len(seen) - len(wrong) == min(6, int((~missed).sum()))
+
+
+def test_examples_are_bounded_and_are_pictures_only(made) -> None:
+    _, items, _, _ = made
+    whole = answers_of(items[0], TEST, 1_000_000)
+    sizes = [len(one.picture) for one in (*whole.right, *whole.wrong)]
+    few = answers_of(items[0], TEST, sum(sizes) // 2)
+    kept = [len(one.picture) for one in (*few.right, *few.wrong)]
+    assert 0 < sum(kept) <= sum(sizes) // 2
+    assert few.right  # each kind in turn, so that both are there
+    assert few.wrong
+    large = torch.rand(3, 300, 200)
+    shown = Image.open(io.BytesIO(base64.b64decode(thumbnail(large).split(",")[1])))
+    assert shown.size == (53, 80)
+    assert thumbnail(large * 2 - 1) == thumbnail(torch.rand(4, 8, 8)) == ""
+    normalised = TEST[0] * 4 - 2, TEST[1]
+    assert answers_of(items[0], normalised, 1_000_000).images == whole.images
+    assert not answers_of(items[0], normalised, 1_000_000).pictured
 
 
 def test_faithfulness_is_what_is_measured(made) -> None:

@@ -29,6 +29,7 @@ from brickyard.component._describe import describe_assembly
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
+from brickyard.component._notebook import InNotebooks
 from brickyard.component._predictor import Predictor
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._fusing import quick
@@ -51,7 +52,7 @@ from brickyard.storage._safefile import write
 from brickyard.surgery._sharing import Sharing, find_sharing, tied
 
 
-class Joined(nn.Module):
+class Joined(InNotebooks, nn.Module):
     """What assemblies of all kinds of networks share: the parts' logits side by side, and their scaling.
 
     Attributes:

@@ -33,20 +33,23 @@ def export(
     ] = None,
     force: Force = False,
 ) -> Result:
-    """Export to ONNX (.onnx), a plain Python module (.py, its weights beside it) or a state dict (.safetensors)."""
+    """Export to ONNX (.onnx), plain Python (.py), a page for any browser (.html) or a state dict (.safetensors).
+
+    A page answers pictures by itself, without a network, on a phone too. Beside plain Python stand its weights.
+    """
     from brickyard.export._onnx import MOST_CHECKED, export_onnx, export_state_dict
 
-    if output.suffix not in (".onnx", ".py", ".safetensors"):
+    if output.suffix not in (".onnx", ".py", ".html", ".safetensors"):
         pickled = output.suffix in (".pt2", ".pt", ".pth")
         why = ": a program of torch.export holds pickled parts, which Brickyard does not write" if pickled else ""
         raise OptionError(
             "option-suffix",
-            f"{output} has no supported suffix{why}; use .onnx, .py for a plain Python module, or .safetensors for the "
-            "state dict",
+            f"{output} has no supported suffix{why}; use .onnx, .py for a plain Python module, .html for a page that "
+            "answers pictures, or .safetensors for the state dict",
         )
     if output.suffix != ".onnx":
         words = {"data": data, "uint8": uint8, "channels": channels, "int8": int8, "calibration_data": calibration_data}
-        what = "a Python module" if output.suffix == ".py" else "a state dict"
+        what = {".py": "a Python module", ".html": "a page"}.get(output.suffix, "a state dict")
         check_effect(f"it applies to ONNX only, not to {what}", **words)
     check_companion("--int8", int8, calibration_data=calibration_data)
     if int8 and not calibration_data:
@@ -62,6 +65,10 @@ def export(
     record: Any
     if output.suffix == ".py":
         record = export_module(exported, output, overwrite=force)
+    elif output.suffix == ".html":
+        from brickyard.export._html import export_html
+
+        record = export_html(exported, output, overwrite=force)
     elif output.suffix == ".safetensors":
         record = export_state_dict(exported, output, overwrite=force)
     else:

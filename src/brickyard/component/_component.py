@@ -23,6 +23,7 @@ from brickyard.component._describe import describe
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe, reader
 from brickyard.component._names import renamed_component
+from brickyard.component._notebook import InNotebooks
 from brickyard.component._predictor import Predictor, check_answers
 from brickyard.component._strangers import strangeness
 from brickyard.inputs._preprocessing import preprocess
@@ -35,7 +36,7 @@ from brickyard.outputs._outputs import check_outputs, outputs_of, thresholds_for
 from brickyard.storage._safefile import write
 
 
-class Cut(nn.Module):
+class Cut(InNotebooks, nn.Module):
     """What components of all kinds of networks share: a network whose outputs are those of a task.
 
     Attributes:
@@ -44,6 +45,7 @@ class Cut(nn.Module):
         outputs: What its outputs mean.
     """
 
+    manifest: ComponentManifest
     _task: Tensor
     _others: Tensor
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from brickyard.base._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from brickyard.export._html import HtmlRecord as HtmlRecord
+    from brickyard.export._html import export_html as export_html
     from brickyard.export._hub import from_pretrained as from_pretrained
     from brickyard.export._hub import push_to_hub as push_to_hub
     from brickyard.export._hub import save_pretrained as save_pretrained
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "export._html": "HtmlRecord export_html",
         "export._hub": "from_pretrained push_to_hub save_pretrained",
         "export._int8": "Int8Record",
         "export._module": "ModuleRecord export_module",

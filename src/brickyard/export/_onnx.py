@@ -222,10 +222,16 @@ class _Float32:
     images: int
     error: float
     nodes: Sequence[str]
+    strangers: bool
+
+
+def onnx_bytes(model: Component | Assembly, path: Path, *, strangers: bool) -> _Float32:
+    """A model of coloured bytes as ONNX for a file of another kind, with its strangeness to each part if asked for."""
+    return _float32(model, _entry(model, "uint8", 3), [], path, strangers, each=True)
 
 
 def _float32(
-    model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path, strangers: bool
+    model: Component | Assembly, entry: _Entry, given: Sequence[Tensor], path: Path, strangers: bool, each: bool = False
 ) -> _Float32:
     """Make the ONNX file, with strangeness where asked for, and check it on random and given images."""
     plain = _on_cpu(model)
@@ -234,7 +240,7 @@ def _float32(
         if not strangers:
             return plain.logits(images), None
         logits, strange = plain.judged(images)
-        return logits, strange.amin(1)
+        return logits, strange if each else strange.amin(1)
 
     with torch.inference_mode():
         checked = (*entry.batches(), *given)
@@ -243,7 +249,7 @@ def _float32(
     for fused in (True, False):
         candidate = plain.fused() if fused else plain
         try:
-            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers)
+            proto = _proto(candidate.to(memory_format=torch.contiguous_format), entry, strangers, each)
             nodes = inner_nodes(proto, [f"model.{name}." for name in _networks(candidate)])  # as FromRaw holds them
             _describe(proto, model, entry)
             content: bytes = proto.SerializeToString(deterministic=True)
@@ -254,7 +260,7 @@ def _float32(
         if problem:
             continue
         opset = next(int(item.version) for item in proto.opset_import if item.domain in ("", "ai.onnx"))
-        return _Float32(proto, content, opset, fused, count, error, nodes)
+        return _Float32(proto, content, opset, fused, count, error, nodes, strangers)
     if strangers:
         found = _float32(model, entry, given, path, strangers=False)
         warnings.warn(f"{path} does not say how strange images are: {problem}", BrickyardWarning, stacklevel=5)
@@ -415,10 +421,10 @@ def _written(program: ExportedProgram, *outputs: str, given: str = "images") -> 
     return written.model_proto
 
 
-def _proto(model: Component | Assembly, entry: _Entry, strangers: bool) -> Any:
+def _proto(model: Component | Assembly, entry: _Entry, strangers: bool, each: bool = False) -> Any:
     """The ONNX model."""
     if isinstance(model, Component) or not model.stages:
-        return _written(_program(FromRaw(model, strangers), entry), *OUTPUTS[: 2 + strangers])
+        return _written(_program(FromRaw(model, strangers, each), entry), *OUTPUTS[: 2 + strangers])
     example, open_sides = torch.zeros(2, len(model.classes)), {0: torch.export.Dim("batch")}
     with Held(long=True):
         shares = torch.export.export(Shares(model.outputs), (example,), dynamic_shapes=(open_sides,), strict=False)

@@ -13,12 +13,13 @@ OUTPUTS = ("logits", "probabilities", "strangeness")
 
 
 class FromRaw(nn.Module):
-    """Maps raw images to logits, probabilities and, if that is asked for, strangeness."""
+    """Maps raw images to logits, probabilities and, if that is asked for, strangeness: the least, or to `each` part."""
 
-    def __init__(self, model: Predictor, strangers: bool = False) -> None:
+    def __init__(self, model: Predictor, strangers: bool = False, each: bool = False) -> None:
         super().__init__()
         self.model = model
         self.strangers = strangers
+        self.each = each
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -26,7 +27,7 @@ class FromRaw(nn.Module):
             logits = self.model.logits(images)
             return logits, self.model.outputs.probabilities(logits)
         logits, strange = self.model.judged(images, torch.float32)
-        return logits, self.model.outputs.probabilities(logits), strange.amin(1)
+        return logits, self.model.outputs.probabilities(logits), strange if self.each else strange.amin(1)
 
 
 class Shares(nn.Module):

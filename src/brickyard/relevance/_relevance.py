@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._frozen import validated
 from brickyard.base._limits import check_axes
 from brickyard.base._messages import shown
+from brickyard.base._notebook import as_html, draw_heat, new_figure
 from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile
 from brickyard.base._sides import BATCHED, INPUTS
@@ -30,6 +31,9 @@ from brickyard.relevance._allocation import LayerRecord, allocate, normalised
 from brickyard.relevance._contribution import ContributionSums
 from brickyard.runtime._processes import Ranks
 from brickyard.storage._safefile import write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False) -> Path:
@@ -264,6 +268,49 @@ class Relevances:
             OptionError: The layer is unknown, or sums were not kept.
         """
         return normalised(self.sum(layer).double()).float()
+
+    def inputs(self, layer: str, classes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The relative contribution of each input of a layer, averaged over its outputs: (classes, in).
+
+        Raises:
+            OptionError: The layer is unknown, or sums were not kept.
+        """
+        sums = self.sum(layer)
+        return np.stack([normalised(sums[k].double()).mean(0).numpy() for k in classes])
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
+
+    def plot(self) -> Figure:
+        """Draw what matters for each class: relative contributions to each layer or, without sums, relevant channels.
+
+        At most 24 layers or axes are drawn, spread evenly, and at most 20 classes.
+
+        Returns:
+            A figure of matplotlib, which notebooks show; `figure.savefig(path)` writes it.
+
+        Raises:
+            OptionError: matplotlib is not installed.
+        """
+        names = list(self.axes if self.sums is None else self.layers)
+        shown = [names[len(names) * k // min(24, len(names))] for k in range(min(24, len(names)))]
+        classes = list(self.task)[:20]
+        rows = -(-len(shown) // 3)
+        figure, panels = new_figure(rows, min(3, len(shown)), 10.5, rows * (0.7 + 0.14 * len(classes)) + 0.5)
+        for panel, name in zip(panels, shown, strict=False):
+            own = self.axis(name)[classes].numpy() if self.sums is None else self.inputs(name, classes)
+            draw_heat(panel, f"axis {name}" if self.sums is None else f"inputs of {name}", self._names(classes), own)
+        for panel in panels[len(shown) :]:
+            panel.axis("off")
+        what = "Relevance of channels" if self.sums is None else "Relative contributions, averaged over outputs"
+        counts = [(len(shown), len(names), "axes" if self.sums is None else "layers")]
+        counts.append((len(classes), len(self.task), "classes"))
+        cut = [f"{some} of {every} {things}" for some, every, things in counts if some < every]
+        figure.suptitle(what + (f" ({', '.join(cut)})" if cut else ""), fontsize=10)
+        return figure
+
+    def _names(self, classes: Sequence[int]) -> list[str]:
+        return [self.classes[k] for k in classes]
 
     def axis(self, name: str) -> Tensor:
         """Soft relevance in [0, 1] of an axis's channels, the highest over its readers: (classes, channels).

@@ -7,29 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from brickyard.assembly._assembly import Assembly
-from brickyard.assembly._cascade import course_of
-from brickyard.assembly._labelled import shared_signals
 from brickyard.base._errors import OptionError
 from brickyard.base._messages import brief, tidy
 from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
-from brickyard.component._predictor import run_images
 from brickyard.evaluation._evaluate import evaluate
 from brickyard.evaluation._faithfulness import Faithfulness, faithfulness
 from brickyard.evaluation._scores import Scores
-from brickyard.inputs._batches import Images
-from brickyard.network._network import kind
 from brickyard.relevance._relevance import Relevance
+from brickyard.reports._answers import Answers, answers_of
 from brickyard.reports._routes import MOST_CLASSES, Routes, routes
 
 Item = Component | Assembly | Relevance
 
-LINKS = 4000  # curves of all routes together
+LINKS, MOST_LINKS = 1500, 250  # curves of all routes together, and of one picture: the strongest
+PICTURES = 800_000  # bytes of all example pictures together
 
 
 @dataclass
@@ -42,7 +38,7 @@ class Entry:
     images: Any = None
     scores: dict[str, Scores] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
-    confusion: tuple[tuple[str, ...], Tensor] | None = None
+    answers: Answers | None = None
     routes: Routes | None = None
     faithful: tuple[Faithfulness, ...] = ()
 
@@ -87,8 +83,25 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
     return entries
 
 
-def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool) -> None:
-    """Collect an item's scores: those stored in its file and, with images, those measured now."""
+def listed(entries: Sequence[Entry]) -> list[list[tuple[Entry, int] | None]]:
+    """For each entry and part: an entry before it with the same part, and the place of that there, or None."""
+    first: dict[str, tuple[Entry, int]] = {}
+    found: list[list[tuple[Entry, int] | None]] = []
+    for entry in entries:
+        keys = [part.model_dump_json(exclude={"scores"}) for part in entry.parts]
+        found.append([first.get(key) for key in keys])
+        for place, key in enumerate(keys):
+            first.setdefault(key, (entry, place))
+    return found
+
+
+def score(
+    entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool, most_bytes: int
+) -> None:
+    """Collect an item's scores: those stored in its file and, with images, those measured now.
+
+    The pictures that are shown of these take at most so many bytes.
+    """
     for name, value in item.manifest.scores.items():
         try:
             entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
@@ -102,28 +115,7 @@ def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module],
         "measured for this page": evaluate(item, entry.images, source=source, latency=latency),
         **entry.scores,
     }
-    entry.confusion = _confusion(item, entry.images)
-
-
-def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
-    """Class names, and a count of images by class (rows) and answer (columns), as `evaluate` counts."""
-    classes = item.classes
-    if len(classes) < 2 or not item.outputs.exclusive:
-        return None
-    if isinstance(item, Assembly):
-        seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
-        logits = item.scaled(*seen.signals)
-        target, answers = seen.targets, (course_of(item, seen, logits).logits if item.stages else logits).argmax(1)
-    else:
-        images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
-        places = torch.tensor(item.manifest.places[0])
-        chosen, target, _ = item.outputs.cases(item.outputs.targets(images.all_labels(), places, len(classes)))
-        like = kind(item)
-        with torch.inference_mode():
-            found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen.tolist(), 128, like)]
-        answers = torch.cat(found)[:, : len(classes)].argmax(1)
-    counts = torch.bincount(target * len(classes) + answers.cpu(), minlength=len(classes) ** 2)
-    return classes, counts.reshape(len(classes), len(classes))
+    entry.answers = answers_of(item, entry.images, most_bytes)
 
 
 def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None) -> None:
@@ -134,6 +126,6 @@ def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], so
     wanted = [k for k in dict.fromkeys(tasks) if k in relevance.task] or list(relevance.task)[:3]
     chosen = wanted[:MOST_CLASSES]
     among = sum(isinstance(other.item, Relevance) for other in entries)
-    entry.routes = routes(relevance, chosen, most_links=min(1500, LINKS // among))
+    entry.routes = routes(relevance, chosen, most_links=min(MOST_LINKS, LINKS // among))
     if entry.images is not None and source is not None:
         entry.faithful = faithfulness(source, relevance, chosen, entry.images)

@@ -79,19 +79,26 @@ def _box(found: Routes, box: Box) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Point:
-    """One score row: file number, name, parameters, and accuracy and error in percent."""
+    """One score: a tag, a name, parameters, accuracy and error in percent.
 
-    number: int
+    `kind` says what it is of: "own" (a file), "part" (of an assembly), "base" (the sources) or "restricted" (these, on
+    the same classes).
+    """
+
+    tag: str
     name: str
     parameters: int
     accuracy: float
     error: float
-    own: bool
+    kind: str
+
+
+_KINDS = {"base": "the sources of {}", "restricted": "the sources of {} on the same classes"}
 
 
 def points(found: Sequence[Point]) -> dict[str, Any]:
-    """Plot accuracy against parameters: dots with file numbers, rings for sources."""
-    width, height, left, top, right, foot = 640, 330, 52, 14, 22, 46
+    """Plot accuracy against parameters: dots with tags for files and parts, rings for sources."""
+    width, height, left, top, right, foot = 560, 300, 44, 16, 22, 44
     logs = [math.log10(point.parameters) for point in found]
     pad = max(0.08, 0.08 * (max(logs) - min(logs)))
     low, high = min(logs) - pad, max(logs) + pad
@@ -104,20 +111,25 @@ def points(found: Sequence[Point]) -> dict[str, Any]:
         return top + (100 - min(100.0, max(floor, value))) / (100 - floor) * (height - top - foot)
 
     def shape(p: Point) -> dict[str, Any]:
-        text = f"{p.number}: {tidy(p.name)}, {p.parameters:,} parameters, {p.accuracy:.1f} %"
+        name = _KINDS.get(p.kind, "{}").format(tidy(p.name))
+        text = f"{name}: {p.parameters:,} parameters, {p.accuracy:.1f} %"
         ends = {"high": y(p.accuracy + p.error), "low": y(p.accuracy - p.error)}
-        return {"number": p.number, "text": text, "x": x(p.parameters), "y": y(p.accuracy), **ends}
+        said = {"tag": p.tag, "kind": p.kind, "text": text}
+        row = {"name": name, "parameters": p.parameters, "accuracy": p.accuracy, "error": p.error}
+        return {**said, **row, "x": x(p.parameters), "y": y(p.accuracy), **ends}
 
     step = next(s for s in (1, 2, 5, 10, 20, 25) if (100 - floor) / s <= 6)
-    own = [point for point in found if point.own]
+    order = ("base", "restricted", "part", "own")  # what matters most lies on top
     return {
-        "spoken": "; ".join(f"{p.number}: {p.accuracy:.1f} % with {p.parameters:,} parameters" for p in own),
+        "spoken": "; ".join(
+            f"{tidy(p.name)}: {p.accuracy:.1f} % with {p.parameters:,} parameters" for p in found if p.kind == "own"
+        ),
         **{"width": width, "height": height, "left": left, "right": width - right, "middle": (left + width) // 2},
         **{"top": top, "bottom": height - foot},
         "across": [(y(v), f"{v:g}") for v in np.arange(math.ceil(floor / step) * step, 100.1, step)],
         "upright": [(x(value), _count(value)) for value in _ticks(10**low, 10**high)],
-        "rings": [shape(point) for point in found if not point.own],
-        "dots": [shape(point) for point in own],
+        "shapes": [shape(point) for point in sorted(found, key=lambda p: order.index(p.kind))],
+        "kinds": {point.kind for point in found},
     }
 
 

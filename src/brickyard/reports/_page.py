@@ -12,12 +12,13 @@ from torch import nn
 
 from brickyard._version import __version__
 from brickyard.base._checks import given_path
+from brickyard.base._notebook import COLOURS
 from brickyard.network._identity import fingerprint
 from brickyard.network._untouched import guarded
 from brickyard.relevance._relevance import Relevance
-from brickyard.reports._entries import Entry, Item, entries_of, find_routes, score
-from brickyard.reports._route_picture import COLOURS
+from brickyard.reports._entries import PICTURES, Entry, Item, entries_of, find_routes, score
 from brickyard.reports._sections import SECTIONS
+from brickyard.reports._summary import headline
 from brickyard.reports._templates import page_environment
 from brickyard.storage._atomic import write_content
 
@@ -65,11 +66,12 @@ def report(
     """
     entries = entries_of(items, names, data)
     known = {fingerprint(source): source for source in sources}
+    most_bytes = PICTURES // max(1, sum(entry.images is not None for entry in entries))
     for entry in entries:
         if isinstance(entry.item, Relevance):
             find_routes(entry, entry.item, entries, known.get(entry.item.source_sha256))
         else:
-            score(entry, entry.item, known, latency)
+            score(entry, entry.item, known, latency=latency, most_bytes=most_bytes)
     return _page(title, entries)
 
 
@@ -101,6 +103,7 @@ def _page(title: str, entries: Sequence[Entry]) -> str:
     page = templates.get_template("page.html.jinja").render(
         page_title=title,
         counted=", ".join(f"{count} {words[count > 1]}" for count, words in counts if count),
+        lead=headline(entries),
         sections=[section for section in sections if section["found"]],
         colours=COLOURS,
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

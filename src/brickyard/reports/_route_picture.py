@@ -13,6 +13,7 @@ import numpy as np
 from brickyard.base._errors import OptionError
 from brickyard.base._lazy import package
 from brickyard.base._messages import tidy
+from brickyard.base._notebook import COLOURS
 from brickyard.evaluation._faithfulness import Faithfulness
 from brickyard.reports._routes import Routes
 from brickyard.storage._atomic import write_atomically
@@ -20,8 +21,6 @@ from brickyard.storage._atomic import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for colour-blind eyes
 
 # -- places --------------------------------------------------------------------------------------------------
 

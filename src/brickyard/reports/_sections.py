@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._messages import tidy
 from brickyard.component._component import Component
 from brickyard.evaluation._scores import Scores
-from brickyard.relevance._allocation import normalised
 from brickyard.relevance._relevance import Relevance
-from brickyard.reports._entries import Entry
-from brickyard.reports._figures import Point, heat_map, points, routes_figure
+from brickyard.reports._entries import Entry, listed
+from brickyard.reports._figures import heat_map, routes_figure
 from brickyard.reports._routes import Routes, Station
-from brickyard.runtime._profiling import count_flops, count_parameters
+from brickyard.reports._summary import accuracy_plot, costs
 
 CELLS = 1_200_000  # of all heat maps together: about a byte each in the page
 WIDE, NARROW = 512, 24  # columns of one heat map, at most and at least
 MOST_MATRIX = 20  # classes in a confusion matrix
-MOST_CONFUSIONS = 30
+MOST_CONFUSIONS = 15
 MOST_ROWS = 400  # rows of a table
 MOST_NAMES = 40  # classes in a heat map
 MOST_MAPS = 400
@@ -39,26 +37,12 @@ def _models(entries: Sequence[Entry]) -> list[tuple[Entry, Component | Assembly]
 
 
 def _overview(entries: Sequence[Entry]) -> Found:
-    rows: list[dict[str, Any]] = []
-    for entry in entries:
-        item = entry.item
-        if isinstance(item, Relevance):
-            rows.append({"entry": entry, "parameters": "", "flops": ""})
-            continue
-        sources = {part.source.sha256: part.source for part in entry.parts}.values()
-        flops = sum(part.selection.flops for part in entry.parts)
-        if isinstance(item, Component):
-            flops = count_flops(item.network, item.manifest.input_shape)
-        else:
-            flops -= item.manifest.shared_flops
-        parameters = _share(count_parameters(item), sum(source.parameters for source in sources))
-        flops_text = _share(flops, sum(source.flops for source in sources))
-        rows.append({"entry": entry, "parameters": parameters, "flops": flops_text})
-    return {"rows": rows, "sized": any(row["parameters"] for row in rows)}
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,} ()"
+    found = {
+        "rows": entries if len(entries) > 1 else [],
+        "costs": costs(entries),
+        "plot": accuracy_plot(entries, listed(entries)),
+    }
+    return found if any(found.values()) else None
 
 
 def _scores(entries: Sequence[Entry]) -> Found:
@@ -88,23 +72,19 @@ def _score_table(name: str, scores: Scores) -> Found:
     }
 
 
-def _size(entries: Sequence[Entry]) -> Found:
-    found: list[Point] = []
-    for entry, item in _models(entries):
-        for scores in list(entry.scores.values())[:1]:
-            for row in scores.rows:
-                own = row.name in ("component", "assembled")
-                parameters = row.parameters or (count_parameters(item) if own else 0)
-                if (own or row.name == "base") and parameters > 0 and 0 <= row.accuracy <= 100:
-                    found.append(Point(entry.number, entry.name, parameters, row.accuracy, min(row.error, 100.0), own))
-    return points(found) if any(point.own for point in found) else None
+def _examples(entries: Sequence[Entry]) -> Found:
+    return [
+        {"entry": entry, "answers": entry.answers}
+        for entry in entries
+        if entry.answers is not None and entry.answers.pictured
+    ]
 
 
 def _confusions(entries: Sequence[Entry]) -> Found:
     return [
-        {"entry": entry, "classes": entry.confusion[0], **_confusion(*entry.confusion)}
+        {"entry": entry, "classes": entry.answers.classes, **_confusion(entry.answers.classes, entry.answers.counts)}
         for entry in entries
-        if entry.confusion is not None
+        if entry.answers is not None
     ]
 
 
@@ -156,8 +136,10 @@ def _axes(found: Routes) -> list[dict[str, Any]]:
 
 def _kept(entries: Sequence[Entry]) -> Found:
     found: list[dict[str, Any]] = []
-    for entry in entries:
+    for entry, same in zip(entries, listed(entries), strict=True):
         for place, part in enumerate(entry.parts):
+            if same[place] is not None:
+                continue
             axes = [(name, len(axis.kept), axis.size, bool(axis.pinned)) for name, axis in part.axes.items()]
             found.append(
                 {
@@ -168,7 +150,6 @@ def _kept(entries: Sequence[Entry]) -> Found:
                     "kept": sum(kept for _, kept, _, _ in axes),
                     "size": sum(size for _, _, size, _ in axes),
                     "axes": axes[:MOST_ROWS],
-                    "open": len(found) < 2 and len(axes) <= 30,
                 }
             )
     return found
@@ -204,18 +185,21 @@ def _maps(relevance: Relevance, total: int) -> Found:
 
 
 def _layer_map(relevance: Relevance, layer: str, shown: Sequence[int], names: Sequence[str], columns: int) -> Found:
-    sums = relevance.sum(layer)
-    values = np.stack([normalised(sums[k].double()).mean(0).numpy() for k in shown])
+    values = relevance.inputs(layer, shown)
     return heat_map(values, names, f"inputs of layer {tidy(layer, 60)}", columns, float(values.max()) or 1.0)
+
+
+def _origins(entries: Sequence[Entry]) -> Found:
+    return [{"entry": entry, "same": same} for entry, same in zip(entries, listed(entries), strict=True)]
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Entry]], Found]], ...] = (
     ("overview", "Overview", _overview),
-    ("scores", "Scores", _scores),
-    ("size", "Accuracy against size", _size),
+    ("examples", "Right and wrong answers", _examples),
     ("confusion", "Confusions", _confusions),
+    ("scores", "Scores", _scores),
     ("routes", "Decision routes", _routes),
     ("kept", "Channels kept", _kept),
     ("relevance", "Channel relevance", _heat_maps),
-    ("origin", "Provenance", list),
+    ("origin", "Provenance", _origins),
 )
