@@ -302,7 +302,7 @@ def yard_at(folder: Path) -> Path:
 
 
 def yard_then() -> list[dict[str, Any]]:
-    """What the yard's index said then, with what is said now in place of the share of training images answered right."""
+    """What the yard's index said then, with what is said now in place of shares of training images."""
     then = told("yard")
     assert [row["accuracy"] for row in then] == [0.5, None]  # measured on the images that the component was cut with
     return [row | {"accuracy": None, "agreement": None} for row in then]

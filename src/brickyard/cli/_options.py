@@ -36,6 +36,9 @@ Names = Annotated[
 ]
 Split = Annotated[str, Option(help="Use this split unless --data names one.")]
 MaxImages = Annotated[int | None, Option(help="Use at most this many images per --data.", min=1)]
+Including = Annotated[
+    bool, Option("--including-calibration", help="Also score images that were used to locate, heal or scale.")
+]
 Device = Annotated[str, Option(help="Train on this device: cpu, or cuda if there is a GPU.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to standard output.")]
 

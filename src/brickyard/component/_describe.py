@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from brickyard.base._history import TuneRecord
 from brickyard.base._messages import shown
-from brickyard.base._records import AssemblyManifest, ComponentManifest, TuneRecord
+from brickyard.base._records import AssemblyManifest, ComponentManifest
 
 
 def describe(manifest: ComponentManifest) -> str:

@@ -411,6 +411,8 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
     """The component: the network with where it came from, and statistics of its features where images are labelled."""
     choice = job.choice
     manifest = choice.manifest(chosen.keep, CostModel(choice.graph), healed, chosen=chosen)
+    used = choice.relevance.used(choice.task).joined(None if job.images is None else job.images.used)
+    manifest = manifest.model_copy(update={"used": used})
     component = Component(network, manifest, skeleton_of(chosen.graph))
     if job.images is not None and job.judged:
         component = _judged(component, job, job.images)

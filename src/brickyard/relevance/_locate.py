@@ -102,6 +102,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     relevance.record = relevance.record.model_copy(update={"images": counts})
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
     right = _fill(run, relevance, chosen)
+    relevance.marks = images.marks([index for indices in chosen.values() for index in indices])
     total = right.sum(0).tolist()
     relevance.record = relevance.record.model_copy(update={"right": (total[0], total[1])})
     prepared = torch.tensor(int(not images.all_raw))

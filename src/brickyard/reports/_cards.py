@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import OptionError
@@ -34,7 +35,8 @@ def model_card(
 
     Args:
         model: The component or assembly.
-        scores: Its score table, or several by name; the metrics of the front matter come from the last one.
+        scores: Its score table, or several by name; the metrics of the front matter come from the last one. Default:
+            those that its file has.
         license: An identifier such as "apache-2.0"; default: the card says that no license is stated.
         title: The heading; default: a description of the model.
         file: Name of the model file, for the usage example.
@@ -64,7 +66,7 @@ def model_card(
         raise OptionError(
             "option-count", f"{len(names)} names were given for {len(parts)} parts; give one per part, or none"
         )
-    tables = {"": scores} if isinstance(scores, Scores) else dict(scores or {})
+    tables = {"": scores} if isinstance(scores, Scores) else dict(scores or stored(manifest)[0])
     title = title or _title(manifest)
     template = card_environment().get_template("card.md.jinja")
     found: str = template.render(
@@ -87,6 +89,18 @@ def model_card(
         license=license,
     )
     return found
+
+
+def stored(manifest: ComponentManifest | AssemblyManifest) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """The score tables that a manifest has, by name, and what it has as scores that is no such table."""
+    tables: dict[str, Scores] = {}
+    others: dict[str, Any] = {}
+    for name, value in manifest.scores.items():
+        try:
+            tables[name] = Scores.model_validate(value)
+        except ValidationError:
+            others[name] = value
+    return tables, others
 
 
 def score_table(scores: Scores) -> str:
@@ -120,7 +134,7 @@ def _front_matter(
         value["license"] = license
     if tables:
         row = list(tables.values())[-1].rows[-1]  # the model itself
-        name = data or _located_with(parts)
+        name = data or list(tables.values())[-1].data or _located_with(parts)
         metrics = [{"type": "accuracy", "name": "accuracy (%)", "value": round(row.accuracy, 4)}]
         metrics.append({"type": "accuracy", "name": "mean over classes (%)", "value": round(row.class_accuracy, 4)})
         if row.auroc is not None:

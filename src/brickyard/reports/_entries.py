@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from brickyard.assembly._assembly import Assembly
@@ -22,9 +21,11 @@ from brickyard.component._predictor import run_images
 from brickyard.evaluation._evaluate import evaluate
 from brickyard.evaluation._faithfulness import Faithfulness, faithfulness
 from brickyard.evaluation._scores import Scores
+from brickyard.evaluation._sieve import Sieve
 from brickyard.inputs._batches import Images
 from brickyard.network._network import kind
 from brickyard.relevance._relevance import Relevance
+from brickyard.reports._cards import stored
 from brickyard.reports._routes import MOST_CLASSES, Routes, routes
 
 Item = Component | Assembly | Relevance
@@ -87,37 +88,38 @@ def entries_of(items: Sequence[Item], names: Sequence[str] | None, data: Sequenc
     return entries
 
 
-def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool) -> None:
+def score(entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], **options: bool) -> None:
     """Collect an item's scores: those stored in its file and, with images, those measured now."""
-    for name, value in item.manifest.scores.items():
-        try:
-            entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
-        except ValidationError:
-            entry.other[name] = tidy(json.dumps(value, ensure_ascii=False), 300)
+    tables, others = stored(item.manifest)
+    entry.scores = {f"from the file: {name}": table for name, table in tables.items()}
+    entry.other = {name: tidy(json.dumps(value, ensure_ascii=False), 300) for name, value in others.items()}
     if entry.images is None:
         return
     own = [known.get(part.source.sha256) for part in entry.parts]
     source = own if isinstance(item, Assembly) else own[0]
     entry.scores = {
-        "measured for this page": evaluate(item, entry.images, source=source, latency=latency),
+        "measured for this page": evaluate(item, entry.images, source=source, **options),
         **entry.scores,
     }
-    entry.confusion = _confusion(item, entry.images)
+    entry.confusion = _confusion(item, entry.images, Sieve.of(item.manifest, options["including_calibration"]))
 
 
-def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], Tensor] | None:
+def _confusion(item: Component | Assembly, data: Any, sieve: Sieve) -> tuple[tuple[str, ...], Tensor] | None:
     """Class names, and a count of images by class (rows) and answer (columns), as `evaluate` counts."""
     classes = item.classes
     if len(classes) < 2 or not item.outputs.exclusive:
         return None
     if isinstance(item, Assembly):
-        seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
+        seen = shared_signals(item, data, features=item.gate is not None, batch_size=128, sieve=sieve.examples)
         logits = item.scaled(*seen.signals)
         target, answers = seen.targets, (course_of(item, seen, logits).logits if item.stages else logits).argmax(1)
     else:
         images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
         places = torch.tensor(item.manifest.places[0])
-        chosen, target, _ = item.outputs.cases(item.outputs.targets(images.all_labels(), places, len(classes)))
+        targets, labels = item.outputs.targets(images.all_labels(), places, len(classes)), images.all_labels()
+        chosen = item.outputs.cases(targets).images.unique()
+        chosen = chosen[sieve.fresh(images, chosen, labels[chosen])]
+        target = item.outputs.cases(targets[chosen]).classes
         like = kind(item)
         with torch.inference_mode():
             found = [run_images(item, x, images.what).cpu() for x, _ in images.batches(chosen.tolist(), 128, like)]
@@ -126,7 +128,9 @@ def _confusion(item: Component | Assembly, data: Any) -> tuple[tuple[str, ...], 
     return classes, counts.reshape(len(classes), len(classes))
 
 
-def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None) -> None:
+def find_routes(
+    entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None, including: bool
+) -> None:
     """Compute the routes of the page's classes and, with images and the source, their faithfulness."""
     if relevance.sums is None:
         return
@@ -136,4 +140,4 @@ def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], so
     among = sum(isinstance(other.item, Relevance) for other in entries)
     entry.routes = routes(relevance, chosen, most_links=min(1500, LINKS // among))
     if entry.images is not None and source is not None:
-        entry.faithful = faithfulness(source, relevance, chosen, entry.images)
+        entry.faithful = faithfulness(source, relevance, chosen, entry.images, including_calibration=including)
