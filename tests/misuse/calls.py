@@ -174,7 +174,7 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "Relevance.save": lambda m: m.relevance.save(m.place("relevance.safetensors")),
     "load": lambda m: by.load(m.folder / "component.safetensors"),
     "axes.trace": lambda m: str(trace(m.source, X[:2])),
-    "evaluation.faithfulness": lambda m: faithfulness(m.source, m.relevance, [1, 3], DATA),
+    "evaluation.faithfulness": lambda m: faithfulness(m.source, m.relevance, [1, 3], DATA, including_calibration=True),
     "evaluation.features": lambda m: features(m.component, DATA),
     "export.export_module": lambda m: _files(export_module(m.component, m.place("part.py"))),
     "export.export_onnx": lambda m: _files(export_onnx(m.component, m.place("part.onnx"))),

@@ -60,7 +60,9 @@ CALLS = {
     "predict_proba": lambda s, r, c, n: c.predict_proba(X, batch_size=n(5)),
     "score": lambda s, r, c, n: c.score(X[:2], ["1", "3"], batch_size=n(5)),
     "features": lambda s, r, c, n: features(c, DATA, batch_size=n(5)),
-    "faithfulness": lambda s, r, c, n: faithfulness(s, r, [n(1)], DATA, seeds=n(2), batch_size=n(5)),
+    "faithfulness": lambda s, r, c, n: faithfulness(
+        s, r, [n(1)], DATA, seeds=n(2), batch_size=n(5), including_calibration=True
+    ),
     "finetune": lambda s, r, c, n: by.finetune(
         c, DATA, validation=0, training=by.base.TrainingOptions(epochs=n(1), batch_size=n(4), seed=n(2))
     ),

@@ -92,3 +92,11 @@ class TuneRecord(Frozen):
     seed: Count = 0
     teacher: Annotated[str, Field(max_length=1024)] = ""
     scores: tuple[float, ...] = ()
+
+
+class Versions(Frozen):
+    """The versions that made the file."""
+
+    brickyard: str
+    torch: str
+    python: str

@@ -16,7 +16,7 @@ from brickyard.base._checks import EVEN
 from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
-from brickyard.base._history import TuneRecord, UsedRecord
+from brickyard.base._history import TuneRecord, UsedRecord, Versions
 from brickyard.base._limits import check_axes
 from brickyard.base._merged import MergedRecord
 from brickyard.base._specs import NetworkSpec
@@ -249,14 +249,6 @@ class HealRecord(Frozen):
     others: Count = 0
     ridges: dict[Name, float] = {}
     steps: Count = 0
-
-
-class Versions(Frozen):
-    """The versions that made the file."""
-
-    brickyard: str
-    torch: str
-    python: str
 
 
 class ComponentManifest(Frozen):

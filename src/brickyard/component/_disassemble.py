@@ -18,6 +18,7 @@ from brickyard.axes._graph import Axes, Graph
 from brickyard.base._classes import resolve_merged
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
+from brickyard.base._history import Versions
 from brickyard.base._options import DisassembleOptions
 from brickyard.base._records import (
     AxisRecord,
@@ -25,7 +26,6 @@ from brickyard.base._records import (
     HealRecord,
     SelectionRecord,
     SourceRecord,
-    Versions,
 )
 from brickyard.base._specs import NetworkSpec
 from brickyard.component._calibration import Calibration, Judge, Pool, calibration
