@@ -26,7 +26,7 @@ from brickyard.base._specs import NetworkSpec
 from brickyard.base._statistics import StrangersRecord
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths
-from brickyard.component._describe import decision_text, strangers_text, tuned_text
+from brickyard.component._describe import decision_text, note_lines, strangers_text, tuned_text
 from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import features_of
 from brickyard.component._names import renamed_assembly
@@ -170,7 +170,7 @@ class Joined(nn.Module):
         gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
         if gone:
             lines.append(f"  left out     {', '.join(gone)}")
-        lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+        lines += note_lines(m)
         return "\n".join(shown(line, keep="") for line in lines)
 
 

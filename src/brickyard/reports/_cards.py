@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.base._doubts import doubts
 from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
@@ -75,6 +76,7 @@ def model_card(
         assembly=manifest if isinstance(manifest, AssemblyManifest) else None,
         classes=manifest.classes,
         several=not model.outputs.exclusive,
+        doubts=doubts(manifest),
         decided=decision_text(manifest, 50),
         parts=parts,
         described=[_described(part, names[k] if names else f"Part {k}") for k, part in enumerate(parts)],
