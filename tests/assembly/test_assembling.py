@@ -466,7 +466,7 @@ def test_scalings_know_of_votes(scaling) -> None:
 
 def test_scores_of_an_assembly_with_votes() -> None:
     pair = voters()
-    scores = by.evaluate(whole := assemble(pair, votes=True), [DATA, DATA], latency=False)
+    scores = by.evaluate(whole := assemble(pair, votes=True), [DATA, DATA], latency=False, including_calibration=True)
     right = {"oracle": 0, "assembled": 0}
     with torch.no_grad():
         for index, part in enumerate(pair):
@@ -512,7 +512,7 @@ def test_few_shot_images_and_shots() -> None:
 def test_scores_of_a_component() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[2, 0])
-    scores = by.evaluate(part, DATA, source=model, latency=False)
+    scores = by.evaluate(part, DATA, source=model, latency=False, including_calibration=True)
     whole, own = model(DATA[0]), part(DATA[0])
     inside = (DATA[1] == 2) | (DATA[1] == 0)
     target = torch.where(DATA[1] == 2, 0, 1)[inside]
@@ -537,7 +537,7 @@ def test_scores_of_a_component() -> None:
 def test_auroc_of_a_single_class() -> None:
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[1], heal="none")
-    scores = by.evaluate(part, DATA, source=model, latency=False)
+    scores = by.evaluate(part, DATA, source=model, latency=False, including_calibration=True)
     whole = model(DATA[0]).double()
     score = {
         "component": part(DATA[0])[:, 0].double(),
@@ -566,7 +566,7 @@ def test_scores_of_an_assembly() -> None:
         for model, names, task in zip(sources, NAMES, ([0, 1], [2, 3, 0]), strict=True)
     ]
     whole = assemble(pair)
-    scores = by.evaluate(whole, [DATA, DATA], source=sources, latency=False)
+    scores = by.evaluate(whole, [DATA, DATA], source=sources, latency=False, including_calibration=True)
     right = {"base": [], "oracle": [], "assembled": []}
     for image, label in zip(*DATA, strict=True):
         for index, part in enumerate(pair):
@@ -588,7 +588,7 @@ def test_scores_print_and_are_written(tmp_path) -> None:
 
     model = chain()
     part = by.disassemble(model, by.locate(model, DATA), task=[2, 0])
-    scores = by.evaluate(part, DATA, source=model)
+    scores = by.evaluate(part, DATA, source=model, including_calibration=True)
     text = str(scores)
     assert f"batch 1, {torch.get_num_threads()} threads" in text
     assert f"{scores.row('component').accuracy:.1f}±" in text
@@ -607,8 +607,11 @@ def test_images_of_the_wrong_size_are_one_clear_error() -> None:
     for call, code in (
         (lambda: part.predict(wrong), "data-wrong-size"),
         (lambda: assemble([part]).predict(wrong), "data-wrong-size"),
-        (lambda: by.evaluate(part, (wrong, labels), latency=False), "data-wrong-size"),
-        (lambda: by.evaluate(assemble([part]), [(wrong, labels)], latency=False), "data-wrong-size"),
+        (lambda: by.evaluate(part, (wrong, labels), latency=False, including_calibration=True), "data-wrong-size"),
+        (
+            lambda: by.evaluate(assemble([part]), [(wrong, labels)], latency=False, including_calibration=True),
+            "data-wrong-size",
+        ),
         (lambda: by.locate(model, (wrong, labels)), "trace-run-failed"),
         (lambda: by.disassemble(model, by.locate(model, DATA), task=[2], images=(wrong, labels)), "data-wrong-size"),
     ):
@@ -618,7 +621,7 @@ def test_images_of_the_wrong_size_are_one_clear_error() -> None:
     nan[2, 0, 0, 0] = float("nan")
     for call in (
         lambda: part.predict(nan),
-        lambda: by.evaluate(part, (nan, DATA[1]), latency=False),
+        lambda: by.evaluate(part, (nan, DATA[1]), latency=False, including_calibration=True),
         lambda: by.locate(model, (nan, DATA[1]), choose="all"),
         lambda: by.disassemble(model, by.locate(model, DATA), task=[2, 3], images=(nan, DATA[1])),
     ):
@@ -721,7 +724,7 @@ def test_scores_leave_out_images_of_a_class_that_was_removed() -> None:
     pair = parts()
     less = assemble(pair, without=["a", "g"])
     sources = [randomised(chain(), seed) for seed in (0, 1)]
-    scores = by.evaluate(less, [DATA, DATA], source=sources, latency=False)
+    scores = by.evaluate(less, [DATA, DATA], source=sources, latency=False, including_calibration=True)
     images, labels = DATA
     first, second = images[labels == 2], [images[labels == k] for k in (1, 3)]
     right = [*(less(first).argmax(1) == 0), *(less(second[0]).argmax(1) == 1), *(less(second[1]).argmax(1) == 2)]

@@ -168,18 +168,26 @@ def test_every_later_step_remembers_it(tmp_path: Path) -> None:
     component = by.load(component.save(tmp_path / "part.safetensors"))
     assert component.manifest.located.output == "aux"
     assert "aux" in str(component)
-    scores = by.evaluate(component, (X, labels), source=model, latency=False)
+    scores = by.evaluate(component, (X, labels), source=model, latency=False, including_calibration=True)
     assert scores.row("base").accuracy == 100  # the labels are this output's own answers
     parts = [by.disassemble(model, relevance, task=[k], heal="none") for k in task]
     whole = by.assemble(parts, form="union", source=model)
-    assert by.evaluate(whole, [(X, labels)], source=model, latency=False).row("base").accuracy == 100
+    assert (
+        by.evaluate(whole, [(X, labels)], source=model, latency=False, including_calibration=True).row("base").accuracy
+        == 100
+    )
     taught = by.finetune(component, (X, labels), teacher=model, training=TrainingOptions(epochs=1))
     assert taught.manifest.tuned is not None
     other = by.disassemble(model, by.locate(model, (X, Y), output="cls"), task=[3], heal="none")
     with refused("surgery-union-sources", "one of its outputs"):
         by.assemble([parts[0], other], form="union")
     both = by.assemble([parts[0], other], on_duplicate="rename")  # one source, two outputs
-    assert by.evaluate(both, [(X, labels), (X, Y)], source=model, latency=False).row("base").images > 0
+    assert (
+        by.evaluate(both, [(X, labels), (X, Y)], source=model, latency=False, including_calibration=True)
+        .row("base")
+        .images
+        > 0
+    )
 
 
 def test_work_on_another_output_is_not_taken_up(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def exports(of: SimpleNamespace) -> list[Job]:
         export_onnx(item, folder / "it.onnx", overwrite=True)
 
     def scored(folder: Path, item: Any) -> None:
-        scores = by.evaluate(item, DATA, latency=False)
+        scores = by.evaluate(item, DATA, latency=False, including_calibration=True)
         scores.to_csv(folder / "rows.csv")
         scores.to_json(folder / "rows.json")
 

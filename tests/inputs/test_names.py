@@ -57,12 +57,12 @@ def test_an_order_of_classes_that_is_not_the_sources_is_told_of(name: str, verb:
     data = Named(*names)
     whole = by.assemble([component, component], on_duplicate="rename")
     calls = {
-        "evaluate": lambda: by.evaluate(component, DataLoader(data, 8), latency=False),
+        "evaluate": lambda: by.evaluate(component, DataLoader(data, 8), latency=False, including_calibration=True),
         "finetune": lambda: by.finetune(component, data, training=TrainingOptions(epochs=1)),
         "assemble": lambda: by.assemble(
             [component, component], on_duplicate="rename", scaling="affine", images=[data, data]
         ),
-        "evaluate an assembly": lambda: by.evaluate(whole, [data, data], latency=False),
+        "evaluate an assembly": lambda: by.evaluate(whole, [data, data], latency=False, including_calibration=True),
     }
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", by.BrickyardWarning)

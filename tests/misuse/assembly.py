@@ -124,7 +124,7 @@ def with_source(w: World) -> Any:
 
 
 def timed(w: World) -> bool:
-    return by.evaluate(w.component, DATA, source=w.source).rows[0].latency is not None
+    return by.evaluate(w.component, DATA, source=w.source, including_calibration=True).rows[0].latency is not None
 
 
 def foreign(w: World) -> Any:

@@ -130,12 +130,18 @@ CALLS: dict[str, Callable[[Models], Any]] = {
         [m.component, m.other], form="cascade", calibration=X.repeat(4, 1, 1, 1), agreement=0.8
     ),
     "assemble, budget": lambda m: by.assemble([m.component, m.other], budget=by.Budget(flops=0.9), calibration=[X, X]),
-    "evaluate": lambda m: by.evaluate(m.component, DATA, source=m.source, latency=False),
-    "evaluate, with latency": lambda m: _untimed(by.evaluate(m.component, DATA, source=m.source, latency=True)),
-    "evaluate of a loaded one": lambda m: by.evaluate(m.loaded, DATA, latency=False),
-    "evaluate of an assembly": lambda m: by.evaluate(m.assembly, [DATA, DATA], source=m.source, latency=False),
-    "evaluate of an assembly, with latency": lambda m: _untimed(by.evaluate(m.assembly, [DATA, DATA], latency=True)),
-    "evaluate of a cascade": lambda m: by.evaluate(m.cascade, [DATA, DATA], latency=False),
+    "evaluate": lambda m: by.evaluate(m.component, DATA, source=m.source, latency=False, including_calibration=True),
+    "evaluate, with latency": lambda m: _untimed(
+        by.evaluate(m.component, DATA, source=m.source, latency=True, including_calibration=True)
+    ),
+    "evaluate of a loaded one": lambda m: by.evaluate(m.loaded, DATA, latency=False, including_calibration=True),
+    "evaluate of an assembly": lambda m: by.evaluate(
+        m.assembly, [DATA, DATA], source=m.source, latency=False, including_calibration=True
+    ),
+    "evaluate of an assembly, with latency": lambda m: _untimed(
+        by.evaluate(m.assembly, [DATA, DATA], latency=True, including_calibration=True)
+    ),
+    "evaluate of a cascade": lambda m: by.evaluate(m.cascade, [DATA, DATA], latency=False, including_calibration=True),
     "finetune": lambda m: by.finetune(m.component, DATA, training=TrainingOptions(epochs=1), teacher=m.source),
     "finetune of an assembly": lambda m: by.finetune(m.assembly, [DATA, DATA], training=TrainingOptions(epochs=1)),
     "Component.predict": lambda m: m.component.predict(X),
@@ -168,7 +174,7 @@ CALLS: dict[str, Callable[[Models], Any]] = {
     "Relevance.save": lambda m: m.relevance.save(m.place("relevance.safetensors")),
     "load": lambda m: by.load(m.folder / "component.safetensors"),
     "axes.trace": lambda m: str(trace(m.source, X[:2])),
-    "evaluation.faithfulness": lambda m: faithfulness(m.source, m.relevance, [1, 3], DATA),
+    "evaluation.faithfulness": lambda m: faithfulness(m.source, m.relevance, [1, 3], DATA, including_calibration=True),
     "evaluation.features": lambda m: features(m.component, DATA),
     "export.export_html": lambda m: _files(export_html(m.component, m.place("part.html"))),
     "export.export_module": lambda m: _files(export_module(m.component, m.place("part.py"))),

@@ -129,7 +129,10 @@ ALONE: dict[str, str | None] = {"RANK": "3", "WORLD_SIZE": None}
 NARROW: dict[str, str | None] = {"COLUMNS": "20", "NO_COLOR": "1", "TERM": "dumb"}
 
 COMMANDS: dict[str, Any] = {
-    **{f"{name}: no arguments": usage(name, f"'{what if what[0] == '-' else what.upper()}'") for name, what in MISSING.items()},
+    **{
+        f"{name}: no arguments": usage(name, f"'{what if what[0] == '-' else what.upper()}'")
+        for name, what in MISSING.items()
+    },
     **{
         f"{name}: an option that is none": usage(f"{name} --colour", "--colour")
         for name in ("demo", *MISSING, "yard list", "yard search", "yard verify")

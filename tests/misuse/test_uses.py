@@ -172,7 +172,7 @@ def everything(source: nn.Module) -> dict[str, Tensor]:
         matrix = by.assemble(parts, scaling=scaling, images=[DATA, DATA]).matrix
         assert matrix is not None
         found[scaling] = matrix
-    rows = by.evaluate(parts[0], DATA, source=source, latency=False).rows
+    rows = by.evaluate(parts[0], DATA, source=source, latency=False, including_calibration=True).rows
     found["scored"] = torch.tensor([[row.accuracy, row.error] for row in rows], dtype=torch.float64, device="cpu")
     return found
 

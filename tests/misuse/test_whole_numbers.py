@@ -54,11 +54,15 @@ CALLS = {
     "disassemble": lambda s, r, c, n: by.disassemble(s, r, task=[n(1), n(3)], heal_images=n(8), seed=n(3)),
     "a budget": lambda s, r, c, n: by.disassemble(s, r, task=[n(1)], budget=by.Budget(flops=0.7, round_to=n(2))),
     "assemble": lambda s, r, c, n: by.assemble([c], scaling="affine", images=[DATA], shots=n(2), seed=n(1)),
-    "evaluate": lambda s, r, c, n: by.evaluate(c, DATA, batch_size=n(5), latency=False, latency_batch=n(2)),
+    "evaluate": lambda s, r, c, n: by.evaluate(
+        c, DATA, batch_size=n(5), latency=False, including_calibration=True, latency_batch=n(2)
+    ),
     "predict_proba": lambda s, r, c, n: c.predict_proba(X, batch_size=n(5)),
     "score": lambda s, r, c, n: c.score(X[:2], ["1", "3"], batch_size=n(5)),
     "features": lambda s, r, c, n: features(c, DATA, batch_size=n(5)),
-    "faithfulness": lambda s, r, c, n: faithfulness(s, r, [n(1)], DATA, seeds=n(2), batch_size=n(5)),
+    "faithfulness": lambda s, r, c, n: faithfulness(
+        s, r, [n(1)], DATA, seeds=n(2), batch_size=n(5), including_calibration=True
+    ),
     "finetune": lambda s, r, c, n: by.finetune(
         c, DATA, validation=0, training=by.base.TrainingOptions(epochs=n(1), batch_size=n(4), seed=n(2))
     ),

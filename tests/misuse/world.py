@@ -62,7 +62,11 @@ class World:
         return by.assemble([self.component, self.other] if parts is ... else parts, **options)
 
     def score(self, data: Any = DATA, item: Any = None, **options: Any) -> Any:
-        return by.evaluate(self.component if item is None else item, data, **{"latency": False, **options})
+        return by.evaluate(
+            self.component if item is None else item,
+            data,
+            **{"latency": False, "including_calibration": True, **options},
+        )
 
     def tune(self, data: Any = DATA, **options: Any) -> by.Component:
         return by.finetune(self.component, data, **{"training": TrainingOptions(epochs=1), "validation": 0, **options})
@@ -79,7 +83,7 @@ def make_world(folder: Path) -> World:
     component = by.disassemble(source, relevance, task=["1", "3"])
     other = by.disassemble(source, relevance, task=["0"])
     assembly = by.assemble([component, other])
-    scores = by.evaluate(component, DATA, source=source, latency=False)
+    scores = by.evaluate(component, DATA, source=source, latency=False, including_calibration=True)
     component.save(folder / "component.safetensors")
     (folder / "text.safetensors").write_text("this is no file of numbers")
     grey, double = grey_component(), double_component()

@@ -185,7 +185,7 @@ def test_faithfulness_counts_what_zeroing_answers() -> None:
     relevance = by.locate(model, DATA)
     graph = relevance.graph(model)
     labels = DATA[1]
-    rows = faithfulness(model, relevance, ["1", "2"], DATA, seeds=3, batch_size=16)
+    rows = faithfulness(model, relevance, ["1", "2"], DATA, seeds=3, batch_size=16, including_calibration=True)
     assert [row.name for row in rows] == ["1", "2"]
 
     def answers(keep, k):
@@ -216,7 +216,7 @@ def test_faithfulness_counts_what_zeroing_answers() -> None:
         assert seen(row.random_only) == pytest.approx(tuple(mean[0]))
         assert seen(row.random_without) == pytest.approx(tuple(mean[1]))
     assert len({(a.hits, a.others) for row in rows for _, a in row.cases()}) > 3  # the masks make a difference
-    assert faithfulness(model, relevance, ["1", "2"], DATA, seeds=3) == rows
+    assert faithfulness(model, relevance, ["1", "2"], DATA, seeds=3, including_calibration=True) == rows
 
 
 def test_what_cannot_be_measured_or_drawn_is_refused(tmp_path) -> None:
@@ -228,7 +228,11 @@ def test_what_cannot_be_measured_or_drawn_is_refused(tmp_path) -> None:
         (lambda: routes(relevance, range(7)), "option-range", "7"),
         (lambda: routes(relevance, ["7"]), "option-not-located"),
         (lambda: routes(relevance, ["9"]), "task-unknown-class", "'9'"),
-        (lambda: faithfulness(model, relevance, ["3"], some), "data-class-without-images", "'3'"),
+        (
+            lambda: faithfulness(model, relevance, ["3"], some, including_calibration=True),
+            "data-class-without-images",
+            "'3'",
+        ),
         (lambda: faithfulness(chain(), relevance, ["3"], data), "data-wrong-source"),
         (lambda: faithfulness(model, relevance, ["3"], data, seeds=0), "option-range"),
         (lambda: draw(routes(relevance, ["0"]), tmp_path / "x.bmp"), "option-suffix"),
@@ -236,7 +240,7 @@ def test_what_cannot_be_measured_or_drawn_is_refused(tmp_path) -> None:
     ]:
         with refused(code, *quoted):
             call()
-    (row,) = faithfulness(model, relevance, ["0"], some)
+    (row,) = faithfulness(model, relevance, ["0"], some, including_calibration=True)
     assert row.whole.others is None
     assert row.whole.auroc is None
 
@@ -244,7 +248,7 @@ def test_what_cannot_be_measured_or_drawn_is_refused(tmp_path) -> None:
 def test_pictures_are_files_with_the_same_bytes_every_time(tmp_path) -> None:
     model = Residual()
     relevance = by.locate(model, DATA)
-    rows = faithfulness(model, relevance, ["0", "2"], DATA, seeds=1)
+    rows = faithfulness(model, relevance, ["0", "2"], DATA, seeds=1, including_calibration=True)
     for kind in ("png", "svg"):
         found = routes(relevance, ["0", "2"])
         first, again = (draw(found, tmp_path / f"{name}.{kind}", rows) for name in ("first", "again"))

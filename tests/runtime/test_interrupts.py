@@ -341,7 +341,10 @@ def test_a_component_that_is_trained_while_it_answers_is_refused() -> None:
     component = by.disassemble(chain(), by.locate(chain(), DATA, per_class=2), task=["1", "3"])
     weight = next(component.network.parameters())
     component.network.register_forward_hook(lambda module, args, out: weight.data.numel() and bump(weight))
-    for call in (lambda: component.predict(X), lambda: by.evaluate(component, DATA, latency=False)):
+    for call in (
+        lambda: component.predict(X),
+        lambda: by.evaluate(component, DATA, latency=False, including_calibration=True),
+    ):
         with pytest.raises(by.BrickyardError, match="changed while it was read"):
             call()
 

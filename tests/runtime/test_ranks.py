@@ -34,7 +34,7 @@ def results() -> dict[str, list[float]]:
             found[f"{name} refit {count}"] = torch.cat([p.flatten() for p in part.parameters()]).tolist()
         moments = by.disassemble(model, relevance, task=[0, 2], budget=by.Budget(flops=0.5), heal="moments")
         found[f"{name} moments"] = torch.cat([p.flatten() for p in moments.parameters()]).tolist()
-        scores = by.evaluate(part, data, source=model, latency=False, batch_size=4)
+        scores = by.evaluate(part, data, source=model, latency=False, including_calibration=True, batch_size=4)
         found[f"{name} scores"] = [row.accuracy for row in scores.rows]
     return found
 

@@ -30,7 +30,9 @@ from conftest import rewritten
 from errors import refused
 from shell import python, run
 
-DATA = (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 4)
+DATA, TEST = (
+    (torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(k)), torch.arange(24) % 4) for k in (1, 2)
+)
 CLASSES = ["cat", "dog", "hen", "pig"]
 
 
@@ -46,7 +48,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     """Files of three components of two sources."""
     folder = tmp_path_factory.mktemp("files")
     made = {"a": component(), "b": component(("hen",)), "c": component(("dog", "pig"), seed=1, name="zoo/two?x=1")}
-    made = {name: part.with_scores(by.evaluate(part, DATA, latency=False).as_dict()) for name, part in made.items()}
+    made = {name: part.with_scores(by.evaluate(part, TEST, latency=False).as_dict()) for name, part in made.items()}
     return {name: part.save(folder / f"{name}.safetensors") for name, part in made.items()}
 
 
@@ -80,7 +82,7 @@ def test_entries_say_what_files_and_manifests_say(yard, files) -> None:
     assert entry.parameters == sum(p.numel() for p in part.parameters())
     assert entry.flops == part.manifest.selection.flops
     assert (entry.input_shape, entry.reject) == ((3, 8, 8), False)
-    assert entry.accuracy == by.evaluate(part, DATA, latency=False).row("component").accuracy / 100
+    assert entry.accuracy == by.evaluate(part, TEST, latency=False).row("component").accuracy / 100
     assert Entry(**{**entry.as_dict(), "classes": entry.classes, "input_shape": entry.input_shape}) == entry
     json.dumps(entry.as_dict())
     loaded = yard.load("cat-dog-farm")
@@ -90,9 +92,13 @@ def test_entries_say_what_files_and_manifests_say(yard, files) -> None:
 
 def test_accuracy_is_the_measured_one_on_the_most_images(yard) -> None:
     part = component()
-    few, many = (by.evaluate(part, (DATA[0][::n], DATA[1][::n]), latency=False) for n in (4, 1))  # cats alone; all
+    few, many = (by.evaluate(part, (TEST[0][::n], TEST[1][::n]), latency=False) for n in (4, 1))  # cats alone; all
+    seen = by.evaluate(part, DATA, latency=False, including_calibration=True)
+    assert seen.row("component").images >= many.row("component").images
     assert few.row("component").accuracy != many.row("component").accuracy
-    scored = yard.add(part.with_scores({"few": few.as_dict(), "many": many.as_dict(), "other": [1, "x"]}), "scored")
+    scored = yard.add(
+        part.with_scores({"few": few.as_dict(), "many": many.as_dict(), "seen": seen.as_dict(), "other": [1]}), "scored"
+    )
     assert scored.accuracy == many.row("component").accuracy / 100
     assert yard.add(part.with_scores(few.as_dict()), "flat").accuracy == few.row("component").accuracy / 100
     odd = {"rows": [{"name": "component", "images": "many", "accuracy": 99}, {"name": "component", "images": 5}, 7]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack, overload
 
@@ -16,13 +17,16 @@ from brickyard.assembly._merging import merged
 from brickyard.base._checks import check_kind
 from brickyard.base._classes import numbered
 from brickyard.base._declare import declared, verb
-from brickyard.base._errors import OptionError, SurgeryError, TaskError
+from brickyard.base._doubts import doubts
+from brickyard.base._errors import BrickyardWarning, OptionError, SurgeryError, TaskError
+from brickyard.base._history import UsedRecord
 from brickyard.base._messages import near
 from brickyard.base._options import AssembleOptions, Duplicates, Form
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.base._sides import NAMES
 from brickyard.component._component import Component
 from brickyard.component._disassemble import made_with, today
+from brickyard.inputs._content import as_bytes
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import outputs_of
 from brickyard.runtime._progress import step
@@ -118,7 +122,11 @@ def assemble(components: Sequence[Component | Assembly], **options: Any) -> Asse
         begun = assembly.with_scaling(*scale("auto", evidence, {}))
         seen = shared_signals(begun, images, features=strategy.gated, shots=options["shots"], seed=options["seed"])
         evidence = seen.evidence(begun.manifest)
+        shown = UsedRecord.of(as_bytes(seen.marks(begun.manifest.parts))).joined(assembly.manifest.used)
+        assembly = assembly.with_manifest(used=shown)
     assembly = assembly.with_scaling(*scale(scaling, evidence, more))
+    if doubted := doubts(assembly.manifest):
+        warnings.warn("; ".join(doubted), BrickyardWarning, stacklevel=4)
     if form == "cascade":
         return cascaded(assembly, options["calibration"], options["agreement"], options["seed"])
     return assembly

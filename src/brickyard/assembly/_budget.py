@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from brickyard.assembly._assembly import Assembly
 from brickyard.assembly._forms import formed
 from brickyard.base._divided import BudgetRecord, PartShare
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._history import UsedRecord
 from brickyard.base._options import Budget
 from brickyard.base._records import AssemblyManifest
 from brickyard.base._sides import BATCHED
@@ -147,7 +148,8 @@ def within_budget(
         parts=shares,
     )
     say(f"a budget for all parts: {record.text}")
-    update = {"parts": tuple(part.manifest for part in made), "budget": record}
+    used = reduce(UsedRecord.joined, [one.used for one in cuts if one is not None], UsedRecord())
+    update = {"parts": tuple(part.manifest for part in made), "budget": record, "used": used}
     return made, manifest.model_copy(update=update)
 
 

@@ -17,9 +17,11 @@ from brickyard.assembly._labelled import Examples
 from brickyard.assembly._turns import Turns, features, fitted, ranked, separable, turns
 from brickyard.base._cascades import CascadeRecord
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError
+from brickyard.base._history import UsedRecord
 from brickyard.base._records import AssemblyManifest
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import as_bytes, marks
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
@@ -76,7 +78,7 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
         why = f"scaling={name!r} reads the logits of all parts at once, and a cascade runs without some"
         advice = "choose scaling='auto' without images=, or 'affine', or form='parallel'"
         raise OptionError("option-needs-parallel-form", f"{why}; {advice}")
-    logits, seen = _observed(whole, given, batch_size)
+    logits, seen, used = _observed(whole, given, batch_size)
     least, held = math.ceil(math.log(DOUBT) / math.log(wanted)), len(logits) // 2
     if held < least:
         why = f"{len(logits):,} calibration images are too few to see whether {wanted:.4g} of the answers agree"
@@ -101,7 +103,7 @@ def cascaded(whole: Assembly, given: Any, wanted: float | None, seed: int, batch
     if record.flops >= 1:
         why = f"parts that run in turn took {record.flops:.2f} of the FLOPs of all at once on the calibration images"
         warnings.warn(f"{why}; use form='parallel'", BrickyardWarning, stacklevel=5)
-    changes = {"form": "cascade", "cascade": record}
+    changes = {"form": "cascade", "cascade": record, "used": used.joined(whole.manifest.used)}
     known = [part.familiarity for part in whole.components()]
     made = whole.manifest.model_copy(update=changes)
     return Assembly(
@@ -206,8 +208,13 @@ def _doubtful(best: Tensor, order: Tensor, least: Tensor, usual: Tensor, spread:
 # -- images ------------------------------------------------------------------------------------------------
 
 
-def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The logits of all classes, and the features of a glance, for each image: (images, classes or features)."""
+def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Tensor, UsedRecord]:
+    """The logits of all classes, and the features of a glance, for each image: (images, classes or features).
+
+    Also which images these are, as each part is shown them.
+    """
+    ways = list({how.frame: how for how in whole.preprocessings}.values())
+    shown: set[bytes] = set()
     first = whole.manifest.parts[0]
     logits: list[Tensor] = []
     seen: list[Tensor] = []
@@ -215,6 +222,7 @@ def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Ten
         for batch in _batches(given, batch_size, first.input_shape):
             for how in whole.preprocessings:
                 check_raw(batch, how, WHAT)
+            shown.update(mark for how in ways for mark in as_bytes(marks(batch, how)))
             logits.append(run_images(whole.logits, batch, WHAT).double().cpu())
             seen.append(features(preprocess(batch, first.preprocessing).float()).cpu())
     if not logits:
@@ -222,7 +230,7 @@ def _observed(whole: Assembly, given: Any, batch_size: int) -> tuple[Tensor, Ten
     if len({values.shape[1] for values in seen}) > 1:
         why = "the calibration images differ in size, and the first part takes them as they are"
         raise DataError("data-not-batchable", f"{why}; bring them to one size")
-    return torch.cat(logits), torch.cat(seen)
+    return torch.cat(logits), torch.cat(seen), UsedRecord.of(shown)
 
 
 def _batches(given: Any, batch_size: int, shape: Sequence[int]) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from brickyard.assembly._assembly import Assembly
 from brickyard.base._errors import DataError
-from brickyard.base._records import AssemblyManifest
+from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.inputs._batches import Images, warn_of_names
@@ -109,6 +109,12 @@ class Examples:
                 chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()
         return self.some(torch.tensor(list(dict.fromkeys(chosen))))
 
+    def marks(self, parts: Sequence[ComponentManifest]) -> Tensor:
+        """What each image shows, made for the preprocessing of its own part: (images, 16)."""
+        pairs = zip(self.pools, self.chosen, parts, strict=True)
+        found = [pool.marks(own, part.preprocessing) for pool, own, part in pairs if pool is not None and own]
+        return torch.cat(found)
+
     def raw(self, chosen: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Raw images and targets, one batch per pool, since image sizes may differ between pools."""
         found: list[tuple[Tensor, Tensor]] = []
@@ -140,15 +146,24 @@ class Shared(Examples):
 
 
 def shared_signals(
-    assembly: Assembly, images: Any, *, features: bool, shots: int | None = None, seed: int = 0, batch_size: int = 64
+    assembly: Assembly,
+    images: Any,
+    *,
+    features: bool,
+    shots: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    sieve: Callable[[Examples], Examples] | None = None,
 ) -> Shared:
     """Run labelled images of every part, given as for `Examples.of`, through all parts.
 
-    With `features`, also compute features and distances; `shots` is the maximum number of images per class.
+    With `features`, also compute features and distances; `shots` is the maximum number of images per class. `sieve`
+    leaves some of the images out.
     """
     examples = Examples.of(assembly, images, "the labelled images", rest=False)
     if shots is not None:
         examples = examples.shots(assembly.manifest, shots, seed)
+    examples = examples if sieve is None else sieve(examples)
     found: list[Signals] = []
     with torch.inference_mode():
         for pool, own in zip(examples.pools, examples.chosen, strict=True):

@@ -174,5 +174,6 @@ def _component(one: Further, network: Network) -> Component:
         held=one.images.held,
         others=one.images.others,
     )
-    manifest = before.manifest.model_copy(update={"heal": healed, "agreement": None, "statistics": None, "scores": {}})
+    fresh: dict[str, Any] = {"heal": healed, "agreement": None, "statistics": None, "used": one.used, "scores": {}}
+    manifest = before.manifest.model_copy(update=fresh)
     return one.described(Component(network, manifest, before.skeleton))

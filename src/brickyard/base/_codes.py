@@ -6,6 +6,7 @@ CODES: dict[str, str] = {
     "data-class-names": "The class names of the data contain a duplicate or cannot be written as UTF-8; rename the classes.",
     "data-class-without-images": "A class that needs examples has no labelled image or node in the data; add at least one per class, or leave the class out.",
     "data-damaged-file": "A file of images or labels is damaged, incomplete or not written as its form requires; download or create it again.",
+    "data-download-failed": "An image cannot be downloaded from its address; check the address and the network, or give a file.",
     "data-graph": "The features, edges or node selection of a graph do not have the form that the graph network needs.",
     "data-image-too-large": "One image, or all images of a request together, exceed the limit for pixels, bytes or decoding work; make them smaller, save them again, or send fewer.",
     "data-index-out-of-range": "An index refers to an image or node that does not exist in the data.",

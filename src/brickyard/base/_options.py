@@ -486,6 +486,9 @@ class EvaluateOptions(TypedDict, total=False):
         Module | Sequence[Module | None] | None,
         Opt(default=None, help="Also score the source, or a list with one source per part.", unset="none"),
     ]
+    including_calibration: Annotated[
+        bool, Opt(default=False, help="Also score images that were used to locate, heal or scale.")
+    ]
     latency: Annotated[bool, Opt(default=True, help="Measure the latency of one batch.")]
     latency_batch: Annotated[int, Opt(default=1, least=1, help="Measure latency with batches of this size.")]
     batch_size: Annotated[int, Opt(default=128, least=1, only="shell", help="Score images in batches of this size.")]

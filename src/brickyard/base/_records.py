@@ -16,6 +16,7 @@ from brickyard.base._checks import EVEN
 from brickyard.base._divided import BudgetRecord
 from brickyard.base._errors import OptionError
 from brickyard.base._frozen import Count, Frozen, Json, Name, first_problem
+from brickyard.base._history import TuneRecord, UsedRecord, Versions
 from brickyard.base._limits import check_axes
 from brickyard.base._merged import MergedRecord
 from brickyard.base._specs import NetworkSpec
@@ -135,6 +136,11 @@ class Preprocessing(Frozen):
         return cls(**_pipelines.readable(_pipelines.from_processor, processor))
 
     @property
+    def frame(self) -> tuple[Any, ...]:
+        """What says which pixels a network is shown: all but colours and normalisation."""
+        return self.size, self.fit, self.crop, self.interpolation, self.antialias
+
+    @property
     def crops(self) -> bool:
         """Whether the middle of a larger image is taken."""
         return self.fit == "crop" or (self.fit == "resize" and self.crop < 1)
@@ -245,33 +251,6 @@ class HealRecord(Frozen):
     steps: Count = 0
 
 
-class TuneRecord(Frozen):
-    """How a model was trained after it was made.
-
-    `best` is the epoch whose weights it has; 0 means before training. `scores` are the validation accuracies, averaged
-    over classes, before the first epoch and after each; empty without validation images.
-    """
-
-    images: Count
-    validation: Count = 0
-    epochs: Count
-    best: Count
-    optimizer: Literal["sgd", "adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=1, le=1 << 62)]
-    seed: Count = 0
-    teacher: Annotated[str, Field(max_length=1024)] = ""
-    scores: tuple[float, ...] = ()
-
-
-class Versions(Frozen):
-    """The versions that made the file."""
-
-    brickyard: str
-    torch: str
-    python: str
-
-
 class ComponentManifest(Frozen):
     """What a component is and where it came from.
 
@@ -279,7 +258,8 @@ class ComponentManifest(Frozen):
     the task, and how many were looked at. `decision_thresholds` has, for each class, the probability above which an
     answer includes it, where classes do not exclude each other; none stands for one half each. `task` has the classes
     of the source that were cut for. `members` divides these among the component's classes, where one of them stands for
-    several or has a name of its own; none stands for one each, of the same name.
+    several or has a name of its own; none stands for one each, of the same name. `used` says which images the component
+    was located, repaired and measured with.
     """
 
     kind: Literal["component"] = "component"
@@ -301,6 +281,7 @@ class ComponentManifest(Frozen):
     outputs: Name = "one"
     decision_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     statistics: Statistics | None = None
+    used: UsedRecord | None = None
     scores: dict[str, Json] = {}
     versions: Versions
     created: str
@@ -351,6 +332,13 @@ class ComponentManifest(Frozen):
         """The decision thresholds of some of `leads`; none where the component has none."""
         found = dict(zip(self.leads, self.decision_thresholds, strict=False))
         return tuple(found[k] for k in leads) if found else ()
+
+    @property
+    def uses(self) -> tuple[UsedRecord, ...]:
+        """The images that it was made with, in a tuple of one; files of earlier versions only know how many."""
+        located = () if self.located is None else self.located.images
+        told = [located[k] for k in self.task if k < len(located)] + [self.heal.images, self.heal.held]
+        return (self.used or UsedRecord(unknown=sum(told) + (0 if self.tuned is None else self.tuned.images)),)
 
     @property
     def parts(self) -> tuple[ComponentManifest, ...]:
@@ -426,6 +414,7 @@ class AssemblyManifest(Frozen):
     merged: MergedRecord | None = None
     reject: bool = False
     tuned: TuneRecord | None = None
+    used: UsedRecord | None = None
     notes: tuple[str, ...] = ()
     scores: dict[str, Json] = {}
     versions: Versions
@@ -471,6 +460,12 @@ class AssemblyManifest(Frozen):
             raise ValueError("a cascade has two parts or more, each class in one of them, and no gate")
         found.check([owners[0] for owners in self.owners], len(self.parts))
         return self
+
+    @property
+    def uses(self) -> tuple[UsedRecord, ...]:
+        """The images that its parts were made with, part by part, then those that it was made with itself."""
+        told = [self.scaling.images] + [one.images for one in (self.tuned, self.cascade) if one is not None]
+        return (*(use for part in self.parts for use in part.uses), self.used or UsedRecord(unknown=sum(told)))
 
     @property
     def apart(self) -> bool:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from brickyard.base._declare import gathered
-from brickyard.base._errors import FileError, OptionError
-from brickyard.base._messages import shown
+from brickyard.base._errors import OptionError
 from brickyard.base._options import EvaluateOptions
 from brickyard.cli import _options as words
 from brickyard.cli._costs import costs
 from brickyard.cli._options import DATA_HELP, File, Force, check_effect, with_options
-from brickyard.cli._output import Result, loaded, model
+from brickyard.cli._output import Result, keep, loaded, model
 from brickyard.runtime._progress import say, speaks
 from brickyard.sources import _resolve as resolve
 
@@ -36,6 +35,9 @@ def evaluate(
     split: words.Split = "test",
     max_images: words.MaxImages = None,
     csv: Annotated[Path | None, Option(help="Also write the rows to this CSV file.")] = None,
+    remember: Annotated[
+        bool, Option("--remember", help="Keep the scores in FILE, for cards, yards, reports and the Hub.")
+    ] = False,
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -58,6 +60,9 @@ def evaluate(
     scores = score(scored, images, **gathered(EvaluateOptions, options), source=models)
     if csv is not None and speaks():
         scores.to_csv(csv, overwrite=force)
+    if remember:
+        keep(scored.with_manifest(scores={**scored.manifest.scores, **scores.remembered()}), file, True)
+        say(f"the scores are kept in {file}")
     return Result(scores.as_dict(), scores)
 
 
@@ -183,57 +188,38 @@ def _show_file(path: Path, axes: bool) -> Result:
 
 def predict(
     file: File,
-    images: Annotated[list[Path], Argument(help="Image files, folders of them, or arrays (.npy, .npz).")],
+    images: Annotated[
+        list[str],
+        Argument(
+            help="Image files, folders, patterns in quotes, http(s) addresses, arrays (.npy, .npz), or - for standard "
+            "input: a picture, or one of these per line."
+        ),
+    ],
     top: Annotated[int, Option(help="Print this many classes per image.", min=1)] = 3,
+    csv: Annotated[Path | None, Option(help="Also write the answers to this CSV file; - prints CSV instead.")] = None,
+    draw: Annotated[Path | None, Option(help="Also write pictures with their answers to this folder.")] = None,
+    force: Force = False,
 ) -> Result:
-    """Classify images, and say which look like none of the classes."""
-    from brickyard.component._predictor import REJECT
+    """Classify images, and say which look like none of the classes. Exit code 1 if some could not be read."""
+    from brickyard.cli._answers import Answers, Drawing
+    from brickyard.cli._asked import asked
+    from brickyard.storage._atomic import folder_for, write_content
 
+    printed = csv is not None and str(csv) == "-"
+    if csv is not None and not printed:
+        resolve.check_free(csv, force, file)
     classifier = model(file)
-    names = (*classifier.classes, REJECT)
-    answers: list[dict[str, Any]] = []
-    lines: list[str] = []
-    several = not classifier.outputs.exclusive
-    for titles, batch in _asked(images, classifier.input_shape):
-        found = classifier.judge(batch)
-        for title, probabilities, verdict in zip(titles, found.probabilities, found.verdicts(), strict=True):
-            best = probabilities.topk(min(top, len(probabilities)))
-            pairs = [(names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-            classes = [{"name": name, "probability": round(p, 6)} for name, p in pairs]
-            told = {"strangeness": verdict.strangeness, "none": verdict.none, "sure": verdict.sure}
-            answer = {"answer": list(verdict.answer)} if several else {}
-            answers.append({"image": title, "classes": classes, **told, **answer})
-            text = ", ".join(f"{name} {p:.1%}" for name, p in pairs)
-            said = ", ".join(verdict.answer) if several and not verdict.none else verdict.words
-            text = "; ".join([said, text] if several or verdict.none else [text, *([said] if said else [])])
-            lines.append(shown(f"{title}: {text}", ""))
-    return Result({"predictions": answers}, "\n".join(lines))
-
-
-def _asked(paths: Sequence[Path], shape: Sequence[int]) -> list[tuple[list[str], Any]]:
-    """Images by their titles: pictures, in folders too, and arrays.
-
-    Raises:
-        FileError: A path leads nowhere.
-    """
-    from brickyard.inputs._arrays import ARRAYS, read_images
-    from brickyard.inputs._folders import pictures_in
-    from brickyard.inputs._taken import Taken
-
-    found: list[tuple[list[str], Any]] = []
-    for path in paths:
-        if path.is_dir():
-            inside = pictures_in(path)
-            found.append(([str(picture) for picture in inside], inside))
-        elif not path.is_file():
-            why = "it is no plain file" if path.exists() else "there is no such file"
-            raise FileError("file-missing", f"cannot read image {path}: {why}; check the path")
-        elif path.suffix.lower() in ARRAYS:
-            array = read_images(path, Taken.of(shape))
-            found.append(([f"{path}[{k}]" for k in range(len(array))], array))
-        else:
-            found.append(([str(path)], [path]))
-    return found
+    answers = Answers(classifier, top)
+    drawing = None if draw is None else Drawing(draw, force)
+    with nullcontext() if draw is None else folder_for(draw, "give another folder for --draw"):
+        answers.take(asked(images, classifier.input_shape), drawing)
+    if csv is not None and not printed and speaks():
+        write_content(csv, answers.csv, overwrite=force)
+    for line in answers.losses:
+        say(line)
+    if drawing is not None:
+        say(f"{len(drawing.files):,} pictures with their answers: {draw}")
+    return Result(answers.value, answers.csv.rstrip("\n") if printed else answers.text, int(bool(answers.left_out)))
 
 
 def demo(

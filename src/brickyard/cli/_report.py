@@ -31,6 +31,7 @@ def routes(
     split: words.Split = "test",
     max_images: words.MaxImages = None,
     seeds: Annotated[int, Option(help="Compare with this many random routes.", min=1)] = 5,
+    including: words.Including = False,
     force: Force = False,
     **options: Any,
 ) -> Result:
@@ -56,7 +57,7 @@ def routes(
     if data is not None:
         kind: Any = {"outputs": known.outputs, "shape": known.input_shape}
         images = resolve.fitted(resolve.data_of(data, known.preprocessing, split, max_images, **kind), known.classes)
-        rows = faithfulness(origin.model, known, chosen, images, seeds=seeds)
+        rows = faithfulness(origin.model, known, chosen, images, seeds=seeds, including_calibration=including)
     draw(found, output, rows, overwrite=force)
     value = {
         "source": found.source,
@@ -102,6 +103,7 @@ def report(
         bool, Option("--faithfulness", help="Also measure routes; needs --source and exactly one --data. Slow.")
     ] = False,
     latency: Annotated[bool, Option("--latency", help="Measure latency.")] = False,
+    including: words.Including = False,
     title: Annotated[str, Option(help="Set the page title.")] = "Brickyard report",
     force: Force = False,
 ) -> Result:
@@ -131,6 +133,7 @@ def report(
             images.append(None if not mine else mine if isinstance(item, Assembly) else mine[0])
     models = resolve.models_of(specs, weights or [], [every[0] if every else None] * len(specs))
     names = [path.name for path in paths]
-    write_report(output, items, names=names, data=images, sources=models, title=title, latency=latency, overwrite=force)
+    measured = {"latency": latency, "including_calibration": including}
+    write_report(output, items, names=names, data=images, sources=models, title=title, overwrite=force, **measured)
     size = output.stat().st_size
     return Result({"report": str(output), "items": names, "bytes": size}, f"{output} ({size / 1e6:.2f} MB)")

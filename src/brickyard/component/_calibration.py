@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from brickyard.axes._graph import Graph
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._history import UsedRecord
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import BATCHED, BATCHES
 from brickyard.healing._heal import Shown
 from brickyard.healing._more_images import copies_needed
 from brickyard.inputs._augment import with_copies
 from brickyard.inputs._batches import Images, warn_of_names
+from brickyard.inputs._content import as_bytes, marks
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import read_images
 from brickyard.inputs._folders import pictures_in
@@ -41,6 +43,7 @@ class Calibration:
         batches: How many batches to fit with are no copies.
         others: How many of them belong to none of the task's classes, or to none that is known.
         held_at: Which of the pool's images of the task are held back.
+        used: Which images these are.
     """
 
     shown: Shown
@@ -48,6 +51,7 @@ class Calibration:
     batches: int
     others: int = 0
     held_at: tuple[int, ...] = ()
+    used: UsedRecord = field(default_factory=UsedRecord)
 
     @property
     def fitted(self) -> int:
@@ -181,22 +185,26 @@ def calibration(graph: Graph, pool: Pool | None, options: Any, wanted_by: str, *
     held, fit = parted(drawn, seed)
     sides = [[*read(pool.images, some)] for some in (fit, held)]
     others = 0
+    marked = list(drawn)
     if strangers:
         more = pool.draw_others(len(drawn) // 2, seed)
         others = len(more)
+        marked += more
         for side, some in zip(sides, reversed(parted(more, seed)), strict=True):
             side += read(pool.images, some)
+    used = UsedRecord.of(as_bytes(pool.images.marks(marked)))
     if options["more_images"] is not None:
-        added = _added(graph, pool.images.preprocessing, options, count)
+        added, shown_marks = _added(graph, pool.images.preprocessing, options, count)
+        used = used.joined(UsedRecord.of(as_bytes(shown_marks)))
         others += sum(map(len, added))
         sides[0] += added
     copies = copies_needed(graph, sum(map(len, sides[0])))
     shown = Shown(with_copies(sides[0], copies, seed), sides[1], seed)
-    return Calibration(shown, copies, len(sides[0]), others, tuple(held))
+    return Calibration(shown, copies, len(sides[0]), others, tuple(held), used)
 
 
-def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Tensor]:
-    """Images without labels to fit with, preprocessed: at most so many, drawn at random.
+def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> tuple[list[Tensor], Tensor]:
+    """Images without labels to fit with, preprocessed: at most so many, drawn at random; and their marks.
 
     Raises:
         DataError: They cannot be used.
@@ -208,14 +216,16 @@ def _added(graph: Graph, how: Preprocessing, options: Any, most: int) -> list[Te
         drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(options["seed"]))[:most].tolist()
         images = images.subset(drawn).images if isinstance(images, ImageData) else [images[place] for place in drawn]
     found: list[Tensor] = []
+    shown: list[Tensor] = []
     for batch in read_images(images, options["batch_size"], graph.input_shape):
         check_raw(batch, how, "more_images")
         x = preprocess(batch, how).to(like.device, like.dtype)
         _check_size(graph, x, "more_images need")
         found.append(x)
+        shown.append(marks(batch, how))
     if not found:
         raise DataError("data-no-images", "more_images is empty; give at least one image, or leave it out")
-    return list(torch.cat(found)[:most].split(options["batch_size"]))
+    return list(torch.cat(found)[:most].split(options["batch_size"])), torch.cat(shown)[:most]
 
 
 def parted(indices: Sequence[int], seed: int, most: int | None = None) -> tuple[list[int], list[int]]:

@@ -154,7 +154,10 @@ class Component(Cut, Predictor):
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Component:
         """Return the same component with another way to prepare raw images, as where its source's was unknown."""
-        return self.with_manifest(preprocessing=preprocessing)
+        before, used = self.manifest.preprocessing, self.manifest.used
+        if used is not None and before.frame != preprocessing.frame:
+            used = used.forgotten()  # an image is known by the pixels that the network is shown
+        return self.with_manifest(preprocessing=preprocessing, used=used)
 
     def renamed(self, names: Mapping[str, str]) -> Component:
         """Return the same component with other class names; those that are left out stay.

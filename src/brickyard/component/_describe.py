@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from brickyard.base._doubts import doubts
+from brickyard.base._history import TuneRecord
 from brickyard.base._messages import shown
-from brickyard.base._records import AssemblyManifest, ComponentManifest, TuneRecord
+from brickyard.base._records import AssemblyManifest, ComponentManifest
 
 
 def describe(manifest: ComponentManifest) -> str:
@@ -43,6 +45,7 @@ def describe(manifest: ComponentManifest) -> str:
         lines.append(f"  trained      {tuned_text(manifest.tuned)}")
     lines += [f"  pinned       {p.axis} ({p.channels} channels): {p.reason}" for p in manifest.pinned]
     lines += [f"  note         {note}" for note in manifest.heal.notes]
+    lines += [f"  warning      {text}" for text in doubts(manifest)]
     return "\n".join(shown(line, keep="") for line in lines)
 
 
@@ -78,8 +81,14 @@ def describe_assembly(m: AssemblyManifest) -> str:
     gone = [p.names[k] for p, out in zip(m.parts, m.left_out, strict=False) for k in out]
     if gone:
         lines.append(f"  left out     {', '.join(gone)}")
-    lines += [f"  note         {note}" for note in (*m.notes, *m.scaling.notes)]
+    lines += note_lines(m)
     return "\n".join(shown(line, keep="") for line in lines)
+
+
+def note_lines(manifest: AssemblyManifest) -> list[str]:
+    """What an assembly's manifest notes, and where it is likely to be bad."""
+    notes = [f"  note         {note}" for note in (*manifest.notes, *manifest.scaling.notes)]
+    return [*notes, *(f"  warning      {text}" for text in doubts(manifest))]
 
 
 def kept_text(manifest: ComponentManifest) -> str:

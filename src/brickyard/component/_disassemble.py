@@ -17,7 +17,9 @@ from brickyard._version import __version__
 from brickyard.axes._graph import Axes, Graph
 from brickyard.base._classes import resolve_merged
 from brickyard.base._declare import verb
+from brickyard.base._doubts import of_repair, of_statistics
 from brickyard.base._errors import BrickyardWarning, DataError, FileError, OptionError, TaskError
+from brickyard.base._history import Versions
 from brickyard.base._options import DisassembleOptions
 from brickyard.base._records import (
     AxisRecord,
@@ -25,7 +27,6 @@ from brickyard.base._records import (
     HealRecord,
     SelectionRecord,
     SourceRecord,
-    Versions,
 )
 from brickyard.base._specs import NetworkSpec
 from brickyard.component._calibration import Calibration, Judge, Pool, calibration
@@ -417,25 +418,34 @@ def _describe(job: _Job, chosen: Selected, network: Network, healed: HealRecord)
     """The component: the network with where it came from, and statistics of its features where images are labelled."""
     choice = job.choice
     manifest = choice.manifest(chosen.keep, CostModel(choice.graph), healed, chosen=chosen)
+    used = choice.relevance.used(choice.task).joined(None if job.images is None else job.images.used)
+    manifest = manifest.model_copy(update={"used": used})
     component = Component(network, manifest, skeleton_of(chosen.graph))
+    told = False
     if job.images is not None and job.judged:
-        component = _judged(component, job, job.images)
-    if job.pool is None or job.pool.by_class is None:
-        return component
-    return observed(component, job.pool.images, job.pool.by_class, choice.options["batch_size"])
+        component, told = _judged(component, job, job.images)
+    if job.pool is not None and job.pool.by_class is not None:
+        component = observed(component, job.pool.images, job.pool.by_class, choice.options["batch_size"])
+    doubted = [] if told else of_repair(component.manifest)
+    doubted += [] if component.manifest.statistics is None else of_statistics(component.manifest)
+    if doubted:
+        names = ", ".join(component.classes[:3]) + (", ..." if len(component.classes) > 3 else "")
+        warnings.warn(f"the component for {names}: {'; '.join(doubted)}", BrickyardWarning, stacklevel=5)
+    return component
 
 
 MINUTES = 5.0  # of training, where none are given
 FEW = 0.1  # images to fit with are too few where others agree less often by this
 
 
-def _judged(component: Component, job: _Job, images: Calibration) -> Component:
-    """The component with how often it agrees with its source on images held back."""
+def _judged(component: Component, job: _Job, images: Calibration) -> tuple[Component, bool]:
+    """The component with how often it agrees with its source on images held back; whether these are warned of."""
     same, count = job.judge.agreeing(component.network, images.shown.held)
     if not count:
-        return component
+        return component, False
     fitted, shown = job.judge.agreeing(component.network, images.shown.fit[: images.batches])
-    if shown and fitted / shown - same / count > FEW:
+    few = bool(shown) and fitted / shown - same / count > FEW
+    if few:
         warnings.warn(
             f"the component gives its source's answer on {same / count:.1%} of {count} images held back, but on "
             f"{fitted / shown:.1%} of those that it was fitted to: {shown} are too few. Give some hundred more (any "
@@ -443,7 +453,7 @@ def _judged(component: Component, job: _Job, images: Calibration) -> Component:
             BrickyardWarning,
             stacklevel=5,
         )
-    return component.with_manifest(agreement=(same, count))
+    return component.with_manifest(agreement=(same, count)), few
 
 
 def narrow(network: Network, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from brickyard.axes._graph import analyse
 from brickyard.base._declare import checked
+from brickyard.base._history import UsedRecord
 from brickyard.base._options import Budget, DisassembleOptions
 from brickyard.base._records import AxisRecord, ComponentManifest, HealRecord, SelectionRecord
 from brickyard.component._calibration import Pool, calibration
@@ -59,6 +60,11 @@ class Further:
         whole = CostModel(self.graph).whole
         self.cost = int(getattr(whole, budget.resource))
         self.least = round((1 - getattr(Removable.of(self.graph), budget.resource)) * self.cost)
+
+    @property
+    def used(self) -> UsedRecord:
+        """The images that the component was made with, and those that are at hand to cut it with."""
+        return self.images.used.joined(*self.component.manifest.uses)
 
     @cached_property
     def descent(self) -> Descent:
@@ -151,6 +157,7 @@ class Further:
                 ),
                 "heal": healed,
                 "agreement": None,
+                "used": self.used,
                 "statistics": None,
                 "scores": {},
                 "versions": made_with(),

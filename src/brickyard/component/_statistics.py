@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from brickyard.base._errors import DataError
+from brickyard.base._history import UsedRecord
 from brickyard.base._statistics import DepthRecord, Statistics, StrangersRecord
 from brickyard.component._component import Component
 from brickyard.component._depths import Depths, Looking, find_layers
@@ -15,6 +16,7 @@ from brickyard.component._familiarity import Familiarity
 from brickyard.component._features import observe
 from brickyard.component._strangers import limits_of, scores
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import as_bytes
 from brickyard.network._identity import weights_like
 from brickyard.outputs._outputs import ONE, Outputs
 
@@ -69,7 +71,9 @@ def observed(
         "strangers": _strangers(z, entered, seen, members, looking.layers) if component.outputs.exclusive else None,
     }
     statistics = statistics_of(z, labels, size / numbers, component.outputs).model_copy(update=changes)
-    manifest = component.manifest.model_copy(update={"statistics": statistics})
+    wanted = [index for k in component.manifest.task for index in by_class[k][:PER_CLASS]]
+    used = UsedRecord.of(as_bytes(images.marks(wanted))).joined(*component.manifest.uses)
+    manifest = component.manifest.model_copy(update={"statistics": statistics, "used": used})
     known = None if familiarity is None else familiarity.to(like.device)
     return Component(component.network, manifest, component.skeleton, known)
 

@@ -23,6 +23,7 @@ from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
 from brickyard.evaluation._scores import Row, Scores
+from brickyard.evaluation._sieve import Sieve, named
 from brickyard.inputs._batches import Images, warn_of_names
 from brickyard.inputs._preprocessing import preprocess
 from brickyard.network._identity import fingerprint, source_of
@@ -42,8 +43,8 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
     Args:
         model: The component or assembly.
         data: Labelled test images, as for `locate`: labels are indices into the source's classes. For an
-            assembly, a list with one entry per part. They must not
-            include images used to locate, heal or scale.
+            assembly, a list with one entry per part. Those that were
+            used to locate, heal or scale are known again, and left out.
 
     Returns:
         Rows with accuracies, sizes and latencies; prints as a table, writes JSON and CSV.
@@ -53,27 +54,32 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
 
     Raises:
         DataError: The images cannot be used, none belongs to the task, or a source is not that of its component.
+            All images were used to locate, heal or scale.
         OptionError: `model` is neither a component nor an assembly.
 
     Example:
         >>> import brickyard as by, torch
         >>> from brickyard.testing import chain
-        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+        >>> images, labels = torch.rand(80, 3, 8, 8), torch.arange(80) % 4
         >>> source = chain()
-        >>> component = by.disassemble(source, by.locate(source, data), task=["1", "3"])
-        >>> scores = by.evaluate(component, data, source=source, latency=False)
-        >>> [row.name for row in scores.rows]
-        ['base', 'restricted', 'component']
+        >>> relevance = by.locate(source, (images[:60], labels[:60]))
+        >>> component = by.disassemble(source, relevance, task=["1", "3"])
+        >>> scores = by.evaluate(component, (images, labels), source=source, latency=False)
+        >>> [row.name for row in scores.rows], scores.rows[0].images
+        (['base', 'restricted', 'component'], 10)
+        >>> print(scores.notes[0])
+        30 of 40 images were used to locate, heal or scale, and are left out (--including-calibration scores them too)
     """
     batch_size = options["batch_size"]
     check_model(model, "evaluate")
     sources = sources_of(model, options["source"])
     known = sum(source is not None for source in sources)
     step(f"evaluate: {len(model.classes)} classes of {len(sources)} parts, of which {known} are compared with a source")
+    sieve = Sieve.of(model.manifest, options["including_calibration"])
     if isinstance(model, Component):
-        answered = _component(model, data, sources[0], batch_size)
+        answered = _component(model, data, sources[0], batch_size, sieve)
     else:
-        answered = _assembly(model, data, sources, batch_size)
+        answered = _assembly(model, data, sources, batch_size, sieve)
     step(f"evaluate: {len(answered.right[answered.name]):,} cases scored in {len(answered.right)} rows")
     sizes = _sizes(model, answered.name)
     if answered.flops is not None:
@@ -82,7 +88,9 @@ def evaluate(model: Component | Assembly, data: Any, **options: Unpack[EvaluateO
         step(f"evaluate: measuring latency in batches of {options['latency_batch']}")
         for name, value in _times(model, answered.name, sources, options["latency_batch"]).items():
             sizes[name]["latency"] = dict(value.__dict__)
-    return scored(model.classes, answered, sizes)
+    found = scored(model.classes, answered, sizes)
+    told = {"notes": (*found.notes, *sieve.notes), "overlap": sieve.overlap}
+    return found.model_copy(update={**told, "data": named(data), "data_sha256": sieve.sha256})
 
 
 def scored(classes: Sequence[str], answered: Answered, sizes: Mapping[str, Mapping[str, Any]]) -> Scores:
@@ -149,20 +157,36 @@ class Answered:
         return list(self.right)[-1]
 
 
-def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int) -> Answered:
+def _component(component: Component, data: Any, source: nn.Module | None, batch_size: int, sieve: Sieve) -> Answered:
     warn_of_names(data, component.manifest.source.classes, "the images to score")
     images = Images(data, component.manifest.preprocessing, "the images to score", component.outputs.label_dims)
     output = component.manifest.output
     whole = (
         None if source is None else lambda some: _logits(_network_of(source, images, output), images, batch_size, some)
     )
-    return component_answers(component, images.all_labels(), partial(_logits, component, images, batch_size), whole)
+    labels = images.all_labels()
+
+    def fresh(chosen: Tensor) -> Tensor:
+        return chosen[sieve.fresh(images, chosen, labels[chosen])]
+
+    own = partial(_logits, component, images, batch_size)
+    return component_answers(component, labels, own, whole, fresh=fresh, check=sieve.check)
 
 
-def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | None, what: str = "images") -> Answered:
+def component_answers(
+    component: Any,
+    labels: Tensor,
+    own: Ask,
+    whole: Ask | None,
+    what: str = "images",
+    *,
+    fresh: Callable[[Tensor], Tensor] = lambda chosen: chosen,
+    check: Callable[[bool], None] = lambda left: None,
+) -> Answered:
     """What a component of any kind answers right, and its source, which `whole` asks, if there is one.
 
-    `labels` are those of all examples, as the source counts classes, and `what` is what messages call these.
+    `labels` are those of all examples, as the source counts classes, and `what` is what messages call these. `fresh`
+    leaves some examples out, and `check` is told whether any of the task are left.
     """
     manifest, outputs, task = component.manifest, component.outputs, torch.tensor(component.manifest.leads)
     targets = outputs.targets(labels, torch.tensor(manifest.places[0]), len(task))
@@ -173,7 +197,9 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
         raise DataError("data-no-task-class", f"{why}: {advice}")
     single = len(task) == 1
     chosen = torch.arange(len(labels)) if single else cases.images.unique()  # AUROC wants the other images too
+    chosen = fresh(chosen)
     cases, inside = outputs.cases(targets[chosen]), outputs.members_of(labels[chosen], manifest.groups[0])
+    check(bool(cases.wanted.any()))
     found = own(chosen)
     answers, scores = {"component": found[:, : len(task)]}, {}
     if single and not inside.all():
@@ -195,9 +221,12 @@ def component_answers(component: Any, labels: Tensor, own: Ask, whole: Ask | Non
     return Answered(title, cases, right, scores, inside, notes, measures)
 
 
-def _assembly(assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int) -> Answered:
+def _assembly(
+    assembly: Assembly, data: Any, sources: Sequence[nn.Module | None], batch_size: int, sieve: Sieve
+) -> Answered:
     manifest, outputs = assembly.manifest, assembly.outputs
-    seen = shared_signals(assembly, data, features=assembly.gate is not None, batch_size=batch_size)
+    gated = assembly.gate is not None
+    seen = shared_signals(assembly, data, features=gated, batch_size=batch_size, sieve=sieve.examples)
     found: dict[str, list[Tensor]] = {"base": [], "restricted": [], "oracle": []}
     networks: dict[tuple[int, str | None], nn.Module] = {}
     logits = seen.signals[0].split([len(columns) for columns in manifest.columns], 1)

@@ -17,6 +17,7 @@ from brickyard.base._classes import resolve_task
 from brickyard.base._errors import DataError
 from brickyard.component._predictor import run_images
 from brickyard.evaluation._roc import Roc
+from brickyard.evaluation._sieve import Sieve
 from brickyard.inputs._batches import Images
 from brickyard.network._identity import weights_like
 from brickyard.network._layer_types import mixing_of
@@ -24,7 +25,7 @@ from brickyard.network._network import Network
 from brickyard.network._untouched import guarded
 from brickyard.outputs._outputs import Outputs, find_outputs
 from brickyard.relevance._relevance import Relevance
-from brickyard.runtime._progress import bar
+from brickyard.runtime._progress import bar, say
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def faithfulness(
     *,
     seeds: int = 5,
     batch_size: int = 128,
+    including_calibration: bool = False,
 ) -> tuple[Faithfulness, ...]:
     """Measure how faithfully the routes of classes explain the source's decisions.
 
@@ -103,9 +105,11 @@ def faithfulness(
         model: The source that was located.
         relevance: Its relevances.
         classes: Classes by name or index.
-        images: Labelled images, as for `locate`, that were not used to locate; also of other classes.
+        images: Labelled images, as for `locate`; also of other classes. Those that were used to locate are left out,
+            which is said.
         seeds: Number of random routes to compare with, each with equally many channels per axis.
         batch_size: Images per batch.
+        including_calibration: Keep images that were used to locate.
 
     Raises:
         TaskError: A class is unknown.
@@ -116,9 +120,9 @@ def faithfulness(
         >>> import brickyard as by, torch
         >>> from brickyard.evaluation._faithfulness import faithfulness
         >>> from brickyard.testing import chain
-        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
-        >>> relevance = by.locate(chain(), data)
-        >>> (row,) = faithfulness(chain(), relevance, ["3"], data)
+        >>> images, labels = torch.rand(80, 3, 8, 8), torch.arange(80) % 4
+        >>> relevance = by.locate(chain(), (images[40:], labels[40:]))
+        >>> (row,) = faithfulness(chain(), relevance, ["3"], (images, labels))
         >>> row.name, row.images, row.other_images, row.channels
         ('3', 10, 30, 14)
     """
@@ -127,18 +131,24 @@ def faithfulness(
     graph = relevance.graph(model)
     outputs = find_outputs(relevance.outputs)
     data = Images(images, relevance.preprocessing, "the images to measure routes with", outputs.label_dims)
-    labels = data.all_labels()
+    sieve, labels = Sieve([relevance.used()], [relevance.preprocessing], including_calibration), data.all_labels()
+    places = torch.arange(len(labels))
+    places = places[sieve.fresh(data, places, labels)]
+    sieve.check(len(places) > 0)
+    for line in sieve.notes:
+        say(line)
+    labels = labels[places]
     inside = {k: outputs.members(labels, k) for k in chosen}
     missing = [relevance.classes[k] for k in chosen if not bool(inside[k].any())]
     if missing:
-        why = f"none of the {len(labels)} images is of class {missing[0]!r}"
+        why = f"none of the {len(labels)} images{' that are left' if sieve.used else ''} is of class {missing[0]!r}"
         raise DataError("data-class-without-images", f"{why}; give some, or leave the class out")
     keeps: list[dict[str, Tensor]] = [{}]
     for k in chosen:
         route = {axis.name: relevance.relevant(axis.name)[k] for axis in graph.free}
         routes = [route, *(_random(route, seed) for seed in range(seeds))]
         keeps += [*routes, *({name: ~mask for name, mask in one.items()} for one in routes)]
-    said, logits = _answers(graph, keeps, chosen, data, outputs, batch_size)
+    said, logits = _answers(graph, keeps, chosen, data, places.tolist(), outputs, batch_size)
     rows: list[Faithfulness] = []
     for place, k in enumerate(chosen):
         first = 1 + place * 2 * (1 + seeds)
@@ -183,19 +193,23 @@ def _answers(
     keeps: Sequence[Mapping[str, Tensor]],
     chosen: Sequence[int],
     data: Images,
+    places: Sequence[int],
     outputs: Outputs,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Per set of channels, whether each chosen class is answered, and its logits, (sets, images, chosen)."""
-    said = torch.zeros(len(keeps), len(data), len(chosen), dtype=torch.bool)
+    """Per set of channels, whether each chosen class is answered, and its logits, for the images at these places.
+
+    (sets, images, chosen)
+    """
+    said = torch.zeros(len(keeps), len(places), len(chosen), dtype=torch.bool)
     logits = torch.zeros(said.shape)
     like = weights_like(graph.network)
     network = copy.deepcopy(graph.network).eval()
-    with torch.inference_mode(), bar("measuring routes", len(keeps) * len(data)) as advance:
+    with torch.inference_mode(), bar("measuring routes", len(keeps) * len(places)) as advance:
         for row, keep in enumerate(keeps):
             run = masked(graph, keep, network)
             place = 0
-            for x, _ in data.batches(None, size, like):
+            for x, _ in data.batches(places, size, like):
                 output = run_images(run, x, data.what).float().cpu()
                 some = slice(place, place + len(x))
                 said[row, some] = outputs.says(output)[:, list(chosen)]

@@ -48,22 +48,64 @@ class Row(Frozen):
     latency: dict[str, float] | None = None
 
 
+class Overlap(Frozen):
+    """How many of the images given for scoring were used to locate, heal or scale.
+
+    Attributes:
+        given: How many were given.
+        used: How many of them were used.
+        left_out: How many of these were not scored.
+        unknown: How many images were used of which it is not known which they are.
+    """
+
+    given: int
+    used: int
+    left_out: int
+    unknown: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it; nothing where no image was used."""
+        found: list[str] = []
+        if self.used:
+            said = f"{self.used:,} of {self.given:,} images were used to locate, heal or scale"
+            kept = ", and are scored too: figures on such images are too good"
+            out = ", and are left out (--including-calibration scores them too)"
+            found.append(said + (out if self.left_out else kept))
+        if self.unknown:
+            many = f"{self.unknown:,} {'more ' if self.used else ''}images"
+            found.append(f"{many} were used to locate, heal or scale, and it is not known which: some may be scored")
+        return tuple(found)
+
+
 class Scores(Frozen):
     """A score table.
+
+    Attributes:
+        title: What was scored.
+        rows: The rows.
+        notes: What is to be said of them.
+        per_class: Accuracy of each class, in percent.
+        data: What the images are called; "" where they have no name.
+        data_sha256: A hash of the images and their labels, in whatever order and form they were given.
+        overlap: How many of the images were used to locate, heal or scale.
 
     Example:
         >>> from brickyard.evaluation._scores import Row, Scores
         >>> row = Row(name="component", images=100, accuracy=90, error=3, class_accuracy=90, class_error=3)
         >>> print(Scores(title="digits", rows=(row,)))
         digits
-                   accuracy  class mean  drop  parameters  FLOPs  latency
-        component  90.0±3.0  90.0±3.0
+                   accuracy  class mean  drop            parameters  FLOPs  latency
+        component  90.0±3.0  90.0±3.0    needs --source
     """
 
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     per_class: dict[str, float] = {}
+    data: str = ""
+    data_sha256: str = ""
+    overlap: Overlap | None = None
 
     def row(self, name: str) -> Row:
         """Return the row with this name.
@@ -76,6 +118,17 @@ class Scores(Frozen):
     def as_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
         return self.model_dump(mode="json")
+
+    def remembered(self) -> dict[str, Any]:
+        """The values to keep with a model, under the name of the images: all but times, which are of one machine.
+
+        Example:
+            >>> from brickyard.evaluation._scores import Scores
+            >>> list(Scores(title="six digits", rows=(), data="digits/test").remembered())
+            ['digits/test']
+        """
+        rows = tuple(row.model_copy(update={"latency": None}) for row in self.rows)
+        return {self.data or "test images": self.model_copy(update={"rows": rows}).as_dict()}
 
     def to_json(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write all values as JSON.
@@ -122,6 +175,8 @@ class Scores(Frozen):
 
     def __str__(self) -> str:
         table = self.cells()
+        if all(row.drop is None for row in self.rows):
+            table[-1][table[0].index("drop")] = "needs --source"
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table

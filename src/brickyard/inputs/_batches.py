@@ -19,7 +19,7 @@ from brickyard.base._errors import BrickyardError, BrickyardWarning, DataError
 from brickyard.base._messages import first_line
 from brickyard.base._records import Preprocessing
 from brickyard.base._sides import BATCHED
-from brickyard.inputs._content import digests
+from brickyard.inputs._content import SIZE, digests, marks
 from brickyard.inputs._datasets import ImageData
 from brickyard.inputs._decoding import decode_image
 from brickyard.inputs._pictures import MAX_BYTES
@@ -114,6 +114,30 @@ def _plain_pair(item: Any, how: Preprocessing) -> Any:
     return item
 
 
+class _Marks:
+    """The marks of a data set's images, as far as these were read.
+
+    Attributes:
+        values: (images, 16), uint8.
+        there: Which of them are known, (images,).
+    """
+
+    def __init__(self, how: Preprocessing, count: int) -> None:
+        self.how = how
+        self.values = np.zeros(
+            (count, SIZE), dtype=np.uint8
+        )  # images may be read in torch's inference mode or out of it
+        self.there = np.zeros(count, dtype=bool)
+
+    def note(self, indices: Sequence[int], images: Tensor) -> None:
+        """Note images that were read."""
+        new = [row for row, index in enumerate(indices[: len(images)]) if not self.there[index]]
+        if new:
+            places = [indices[row] for row in new]
+            self.values[places] = marks(images[new], self.how).numpy()
+            self.there[places] = True
+
+
 class Images:
     """Random access to labelled images, in batches, ready for a network.
 
@@ -140,6 +164,7 @@ class Images:
         self._collate, self._workers = None, 0
         self._bytes = 0  # of an iterable, as far as it was read
         self._plain = True  # nothing of the user's puts images together
+        self._marks: dict[Any, _Marks] = {}  # by the frame that they are made for
         self._tensors: tuple[Tensor, Tensor] | None = None
         self._data: ImageData | None = None
         self._dataset: Any = None
@@ -256,8 +281,11 @@ class Images:
             DataError: Images are not finite or have other dimensions, labels are not integers, or sizes differ.
         """
         order = list(range(len(self))) if indices is None else list(indices)
+        place = 0
         for images, labels in self._batches(order, batch_size):
             check_images(images, self.what)
+            self._known(self.preprocessing).note(order[place : place + len(images)], images)
+            place += len(images)
             yield images, labels
 
     def _batches(self, order: list[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -329,6 +357,28 @@ class Images:
             self.all_raw &= check_raw(images, self.preprocessing, self.what)
             found.append(digests(images))
         return torch.cat(found)
+
+    def marks(self, indices: Sequence[int], how: Preprocessing | None = None, batch_size: int = 64) -> Tensor:
+        """What these images show, as `marks` says: (images, 16). Those that were read before are not read again.
+
+        Args:
+            indices: The images.
+            how: The preprocessing that marks are made for; default: that of the images.
+            batch_size: Number of images to read at once.
+        """
+        known = self._known(how or self.preprocessing)
+        order = [index for index in dict.fromkeys(indices) if not known.there[index]]
+        place = 0
+        for images, _ in self.raw(order, batch_size) if order else ():
+            known.note(order[place : place + len(images)], images)
+            place += len(images)
+        return torch.from_numpy(known.values[list(indices)])
+
+    def _known(self, how: Preprocessing) -> _Marks:
+        """The marks of images that were read, made for a preprocessing."""
+        if how.frame not in self._marks:
+            self._marks[how.frame] = _Marks(how, len(self))
+        return self._marks[how.frame]
 
     def example(self, like: Tensor | None = None) -> Tensor:
         """Return two preprocessed images, (2, channels, sides ...)."""

@@ -143,6 +143,18 @@ def sized(picture: Tensor, how: Preprocessing) -> Tensor:
     return picture if how.size is None else _to_size(picture[None], how, margin=True)[0]
 
 
+def framed(images: Tensor, how: Preprocessing) -> Tensor:
+    """Bring pictures (B, C, H, W), uint8, to what `sized` brings each to; those that were brought to it stay."""
+    return images if how.size is None or list(images.shape[2:]) == _goals(how) else _to_size(images, how, margin=True)
+
+
+def _goals(how: Preprocessing) -> list[int]:
+    """The sides of which `size` is taken."""
+    assert how.size is not None
+    share = how.crop if how.crops else 1.0
+    return [math.floor(side / share + 1e-6) for side in how.size]
+
+
 def _to_size(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     """Pad (B, C, H, W) to `size` where that is asked for and they are smaller, else resize them: (B, C, *size)."""
     assert how.size is not None
@@ -169,8 +181,7 @@ def _resized(x: Tensor, how: Preprocessing, margin: bool = False) -> Tensor:
     `margin`, all of `size / crop` is taken, around the same middle.
     """
     assert how.size is not None
-    share = how.crop if how.crops else 1.0
-    goals = [math.floor(side / share + 1e-6) for side in how.size]
+    goals = _goals(how)
     if not _is_open(x) and list(x.shape[2:]) == goals == list(how.size):
         return x
     sides = [_number(side, x) for side in (x.shape[2], x.shape[3])]

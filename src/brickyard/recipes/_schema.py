@@ -173,7 +173,7 @@ class AssemblyRecipe(Section):
     parts: Texts | None = None
 
 
-@options_of(EvaluateOptions, "latency", latency=False)
+@options_of(EvaluateOptions, "latency", "including_calibration", latency=False)
 class EvaluateRecipe(Section):
     """What is scored; see `brickyard.evaluate`."""
 

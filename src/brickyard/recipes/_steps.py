@@ -42,7 +42,7 @@ _relevance_file = "relevance/{}.safetensors".format
 _component_file = "components/{}.safetensors".format
 _component_scores = "scores/components/{}.json".format
 
-_HASHED = 256  # images that are read at once
+_READ = 256  # images that are read at once
 Say = Callable[[object], None]
 Status = Literal["run", "up to date"]
 
@@ -199,7 +199,8 @@ class Work:
             kind: Any = {"outputs": outputs, "shape": source.input_shape}
             images = data_of(text, source.preprocessing, "test", said.max_images, **kind)
             found = fitted(images, source.classes)
-            self._scored[name] = found, _shared_images(training, found, name)
+            including = bool(dict(said)["including_calibration"])
+            self._scored[name] = found, _shared_images(training, found, name, source.preprocessing, including)
         return self._scored[name]
 
     def _how(self, name: str) -> Preprocessing | None:
@@ -462,28 +463,29 @@ def _few_shot(scaling: str) -> bool:
     return find(scaling).few_shot
 
 
-def _shared_images(training: ImageData, scored: ImageData, source: str) -> str | None:
-    """What to say of images that are scored and were there to locate, heal and scale with.
+def _shared_images(
+    training: ImageData, scored: ImageData, source: str, how: Preprocessing | None, including: bool
+) -> str | None:
+    """What to say of images to score that are among those that a source's components may be made with.
 
     Raises:
         DataError: All of them are.
     """
+    from brickyard.inputs._batches import Images
+    from brickyard.inputs._content import as_bytes
 
-    def hashes(data: ImageData) -> list[bytes]:
-        return [
-            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
-            for images in data.batches(_HASHED)
-            for image in images
-        ]
+    def shown(data: ImageData) -> list[bytes]:
+        images = Images(data, how, label_dims=data.labels.ndim)
+        return as_bytes(images.marks(range(len(images)), batch_size=_READ))
 
-    known = set(hashes(training))
-    count = sum(item in known for item in hashes(scored))
+    known = set(shown(training))
+    count = sum(item in known for item in shown(scored))
     if not count:
         return None
-    if count == len(scored):
+    if count == len(scored) and not including:
         why = f"all {count} images to score of source {source!r} are among its training images"
         raise DataError("data-seen-in-training", f"{why}; give others at evaluate.data")
-    return f"{count} of the {len(scored)} scored images of {source} are equal to one of its training images"
+    return f"{count} of the {len(scored)} images to score of {source} are equal to one of its training images"
 
 
 def _called(text: str) -> str:

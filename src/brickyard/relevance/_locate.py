@@ -104,6 +104,7 @@ def located(model: nn.Module, data: Any, options: LocateOptions, look: Callable[
     step(f"locate: {sum(counts):,} images of {len(chosen):,} classes, chosen by {options['choose']!r}")
     relevance.attach(images, [index for indices in chosen.values() for index in indices], graph)
     right = _fill(run, relevance, chosen)
+    relevance.marks = images.marks([index for indices in chosen.values() for index in indices])
     total = right.sum(0).tolist()
     relevance.record = relevance.record.model_copy(update={"right": (total[0], total[1])})
     step(f"locate: done; the source answers {total[0]:,} of {total[1]:,} images correctly")

@@ -16,6 +16,7 @@ from brickyard.base import _limits as limits
 from brickyard.base._checks import check_kind, given_path
 from brickyard.base._errors import DataError, FileError, OptionError
 from brickyard.base._frozen import validated
+from brickyard.base._history import MARK, UsedRecord
 from brickyard.base._limits import check_axes
 from brickyard.base._messages import shown
 from brickyard.base._notebook import as_html, draw_heat, new_figure
@@ -23,6 +24,7 @@ from brickyard.base._options import Thresholds
 from brickyard.base._records import LocateRecord, Preprocessing, RelevanceFile
 from brickyard.base._sides import BATCHED, INPUTS
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import as_bytes
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._stored import check_all_used, taken
 from brickyard.network._untouched import guarded
@@ -44,6 +46,8 @@ def save_relevance(relevance: Relevance, path: Path, *, overwrite: bool = False)
         tensors[f"writes.{name}"] = torch.from_numpy(layer.writes)
         if relevance.sums is not None:
             tensors[f"sums.{name}"] = relevance.sums[name]
+    if relevance.marks is not None:
+        tensors["marks"] = relevance.marks
     text = RelevanceFile(
         classes=relevance.classes,
         task=relevance.task,
@@ -83,6 +87,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         hard[name] = take(f"hard.{name}", torch.bool, count, len(reads))
         if sums is not None:
             sums[name] = take(f"sums.{name}", torch.float32, count, len(writes), len(reads))
+    marks = take("marks", torch.uint8, sum(file.record.images), MARK) if "marks" in tensors else None
     check_all_used(tensors)
     check_outputs(file)
     _check_stations(file, layers)
@@ -101,6 +106,7 @@ def read_relevance(path: Path, text: dict[str, Any], tensors: dict[str, Tensor])
         sums=sums,
         hard_masks=hard,
         scores=scores,
+        marks=marks,
     )
 
 
@@ -376,6 +382,9 @@ class Relevances:
 class Relevance(Relevances):
     """Which channels matter for which class; made by `locate`, saved and loaded as safetensors; see `Relevances`.
 
+    Attributes:
+        marks: What the images that were located on show, class by class: (images, 16); None where that is not known.
+
     Example:
         >>> import brickyard as by, torch
         >>> from brickyard.testing import chain
@@ -384,12 +393,22 @@ class Relevance(Relevances):
         (torch.Size([4, 8, 6]), torch.Size([4, 6]))
     """
 
+    marks: Tensor | None = None
     _images: Images | None = field(default=None, repr=False)
     _indices: list[int] = field(default_factory=list, repr=False)
 
     def attach(self, images: Images, indices: list[int], graph: Graph) -> None:
         """Remember the images and the graph, in memory only."""
         self._images, self._indices, self._graph = images, indices, graph
+
+    def used(self, task: Sequence[int] | None = None) -> UsedRecord:
+        """The images that some classes, or all, were located on."""
+        counts = [self.record.images[k] if k < len(self.record.images) else 0 for k in self.task]
+        wanted = [task is None or k in task for k in self.task]
+        if self.marks is None:
+            return UsedRecord(unknown=sum(count for count, own in zip(counts, wanted, strict=True) if own))
+        classes = zip(self.marks.split(counts), wanted, strict=True)
+        return UsedRecord.of(mark for rows, own in classes if own for mark in as_bytes(rows))
 
     def take(self, k: int) -> dict[str, Tensor]:
         """All that is known of one class."""

@@ -17,6 +17,7 @@ from brickyard.assembly._labelled import Shared, shared_signals
 from brickyard.base._sides import is_picture
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
+from brickyard.evaluation._sieve import Sieve
 from brickyard.inputs._batches import Images
 from brickyard.network._network import kind
 
@@ -80,16 +81,18 @@ Picture = Callable[[int], Tensor]
 """The number of a scored image -> that image as it was given."""
 
 
-def answers_of(item: Component | Assembly, data: Any, most_bytes: int) -> Answers | None:
-    """Ask a model, and keep what a page shows of it, with pictures of at most so many bytes.
+def answers_of(item: Component | Assembly, data: Any, most_bytes: int, sieve: Sieve) -> Answers | None:
+    """Ask a model about images that the sieve lets through, and keep what a page shows, with so many bytes of pictures.
 
     None where there is only one class, or where classes do not exclude each other.
     """
     classes = item.classes
     if len(classes) < 2 or not item.outputs.exclusive:
         return None
-    asked = _of_assembly(item, data) if isinstance(item, Assembly) else _of_component(item, data)
-    target, logits, picture, parts = asked
+    if isinstance(item, Assembly):
+        target, logits, picture, parts = _of_assembly(item, data, sieve)
+    else:
+        target, logits, picture, parts = _of_component(item, data, sieve)
     share, answer = item.outputs.probabilities(logits)[:, : len(classes)].max(1)
     counts = torch.bincount(target * len(classes) + answer, minlength=len(classes) ** 2)
     right, wrong = ((target == answer).nonzero().flatten(), (target != answer).nonzero().flatten())
@@ -108,18 +111,21 @@ def answers_of(item: Component | Assembly, data: Any, most_bytes: int) -> Answer
 Asked = tuple[Tensor, Tensor, Picture, dict[int, Part]]
 
 
-def _of_component(item: Component, data: Any) -> Asked:
+def _of_component(item: Component, data: Any, sieve: Sieve) -> Asked:
     images = Images(data, item.manifest.preprocessing, "the images to score", item.outputs.label_dims)
     places = torch.tensor(item.manifest.places[0])
-    chosen, target, _ = item.outputs.cases(item.outputs.targets(images.all_labels(), places, len(item.classes)))
+    labels = images.all_labels()
+    chosen, target, _ = item.outputs.cases(item.outputs.targets(labels, places, len(item.classes)))
+    fresh = sieve.fresh(images, chosen, labels[chosen])
+    chosen, target = chosen[fresh], target[fresh]
     like, order = kind(item), chosen.tolist()
     with torch.inference_mode():
         found = [run_images(item, x, images.what).double().cpu() for x, _ in images.batches(order, 128, like)]
     return target.cpu(), torch.cat(found), lambda k: next(images.raw([order[k]], 1))[0][0], {}
 
 
-def _of_assembly(item: Assembly, data: Any) -> Asked:
-    seen = shared_signals(item, data, features=item.gate is not None, batch_size=128)
+def _of_assembly(item: Assembly, data: Any, sieve: Sieve) -> Asked:
+    seen = shared_signals(item, data, features=item.gate is not None, batch_size=128, sieve=sieve.examples)
     logits = item.scaled(*seen.signals)
     if item.stages:
         logits = course_of(item, seen, logits).logits

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from brickyard.assembly._assembly import Assembly
+from brickyard.base._doubts import doubts
 from brickyard.base._errors import OptionError
 from brickyard.base._records import AssemblyManifest, ComponentManifest
 from brickyard.component._component import Component
@@ -34,7 +36,8 @@ def model_card(
 
     Args:
         model: The component or assembly.
-        scores: Its score table, or several by name; the metrics of the front matter come from the last one.
+        scores: Its score table, or several by name; the metrics of the front matter come from the last one. Default:
+            those that its file has.
         license: An identifier such as "apache-2.0"; default: the card says that no license is stated.
         title: The heading; default: a description of the model.
         file: Name of the model file, for the usage example.
@@ -64,7 +67,7 @@ def model_card(
         raise OptionError(
             "option-count", f"{len(names)} names were given for {len(parts)} parts; give one per part, or none"
         )
-    tables = {"": scores} if isinstance(scores, Scores) else dict(scores or {})
+    tables = {"": scores} if isinstance(scores, Scores) else dict(scores or stored(manifest)[0])
     title = title or _title(manifest)
     template = card_environment().get_template("card.md.jinja")
     found: str = template.render(
@@ -73,6 +76,7 @@ def model_card(
         assembly=manifest if isinstance(manifest, AssemblyManifest) else None,
         classes=manifest.classes,
         several=not model.outputs.exclusive,
+        doubts=doubts(manifest),
         decided=decision_text(manifest, 50),
         parts=parts,
         described=[_described(part, names[k] if names else f"Part {k}") for k, part in enumerate(parts)],
@@ -87,6 +91,18 @@ def model_card(
         license=license,
     )
     return found
+
+
+def stored(manifest: ComponentManifest | AssemblyManifest) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """The score tables that a manifest has, by name, and what it has as scores that is no such table."""
+    tables: dict[str, Scores] = {}
+    others: dict[str, Any] = {}
+    for name, value in manifest.scores.items():
+        try:
+            tables[name] = Scores.model_validate(value)
+        except ValidationError:
+            others[name] = value
+    return tables, others
 
 
 def score_table(scores: Scores) -> str:
@@ -120,7 +136,7 @@ def _front_matter(
         value["license"] = license
     if tables:
         row = list(tables.values())[-1].rows[-1]  # the model itself
-        name = data or _located_with(parts)
+        name = data or list(tables.values())[-1].data or _located_with(parts)
         metrics = [{"type": "accuracy", "name": "accuracy (%)", "value": round(row.accuracy, 4)}]
         metrics.append({"type": "accuracy", "name": "mean over classes (%)", "value": round(row.class_accuracy, 4)})
         if row.auroc is not None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from brickyard.assembly._assembly import Assembly
@@ -18,8 +17,10 @@ from brickyard.component._component import Component
 from brickyard.evaluation._evaluate import evaluate
 from brickyard.evaluation._faithfulness import Faithfulness, faithfulness
 from brickyard.evaluation._scores import Scores
+from brickyard.evaluation._sieve import Sieve
 from brickyard.relevance._relevance import Relevance
 from brickyard.reports._answers import Answers, answers_of
+from brickyard.reports._cards import stored
 from brickyard.reports._routes import MOST_CLASSES, Routes, routes
 
 Item = Component | Assembly | Relevance
@@ -96,29 +97,31 @@ def listed(entries: Sequence[Entry]) -> list[list[tuple[Entry, int] | None]]:
 
 
 def score(
-    entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], latency: bool, most_bytes: int
+    entry: Entry, item: Component | Assembly, known: dict[str, nn.Module], most_bytes: int, **options: bool
 ) -> None:
     """Collect an item's scores: those stored in its file and, with images, those measured now.
 
     The pictures that are shown of these take at most so many bytes.
     """
-    for name, value in item.manifest.scores.items():
-        try:
-            entry.scores[f"from the file: {name}"] = Scores.model_validate(value)
-        except ValidationError:
-            entry.other[name] = tidy(json.dumps(value, ensure_ascii=False), 300)
+    tables, others = stored(item.manifest)
+    entry.scores = {f"from the file: {name}": table for name, table in tables.items()}
+    entry.other = {name: tidy(json.dumps(value, ensure_ascii=False), 300) for name, value in others.items()}
     if entry.images is None:
         return
     own = [known.get(part.source.sha256) for part in entry.parts]
     source = own if isinstance(item, Assembly) else own[0]
     entry.scores = {
-        "measured for this page": evaluate(item, entry.images, source=source, latency=latency),
+        "measured for this page": evaluate(item, entry.images, source=source, **options),
         **entry.scores,
     }
-    entry.answers = answers_of(item, entry.images, most_bytes)
+    entry.answers = answers_of(
+        item, entry.images, most_bytes, Sieve.of(item.manifest, options["including_calibration"])
+    )
 
 
-def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None) -> None:
+def find_routes(
+    entry: Entry, relevance: Relevance, entries: Sequence[Entry], source: nn.Module | None, including: bool
+) -> None:
     """Compute the routes of the page's classes and, with images and the source, their faithfulness."""
     if relevance.sums is None:
         return
@@ -128,4 +131,4 @@ def find_routes(entry: Entry, relevance: Relevance, entries: Sequence[Entry], so
     among = sum(isinstance(other.item, Relevance) for other in entries)
     entry.routes = routes(relevance, chosen, most_links=min(MOST_LINKS, LINKS // among))
     if entry.images is not None and source is not None:
-        entry.faithful = faithfulness(source, relevance, chosen, entry.images)
+        entry.faithful = faithfulness(source, relevance, chosen, entry.images, including_calibration=including)

@@ -32,6 +32,7 @@ def report(
     sources: Sequence[nn.Module] = (),
     title: str = "Brickyard report",
     latency: bool = False,
+    including_calibration: bool = False,
 ) -> str:
     """Create an HTML report on components, assemblies and relevances.
 
@@ -45,6 +46,7 @@ def report(
         sources: Sources; each is used for the parts and relevances derived from it.
         title: Title of the page.
         latency: Also measure latency; the page then differs each time.
+        including_calibration: Also score images that were used to locate, heal or scale; they are left out otherwise.
 
     Returns:
         The HTML text.
@@ -57,10 +59,10 @@ def report(
         >>> import brickyard as by, torch
         >>> from brickyard.reports import report
         >>> from brickyard.testing import chain
-        >>> data = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+        >>> data, test = ((torch.rand(40, 3, 8, 8), torch.arange(40) % 4) for _ in range(2))
         >>> relevance = by.locate(chain(), data)
         >>> component = by.disassemble(chain(), relevance, task=["1", "3"])
-        >>> page = report([component, relevance], data=[data, None], sources=[chain()])
+        >>> page = report([component, relevance], data=[test, None], sources=[chain()])
         >>> page.startswith("<!doctype html>"), "Decision routes" in page
         (True, True)
     """
@@ -69,9 +71,10 @@ def report(
     most_bytes = PICTURES // max(1, sum(entry.images is not None for entry in entries))
     for entry in entries:
         if isinstance(entry.item, Relevance):
-            find_routes(entry, entry.item, entries, known.get(entry.item.source_sha256))
+            find_routes(entry, entry.item, entries, known.get(entry.item.source_sha256), including_calibration)
         else:
-            score(entry, entry.item, known, latency=latency, most_bytes=most_bytes)
+            options = {"latency": latency, "including_calibration": including_calibration}
+            score(entry, entry.item, known, most_bytes, **options)
     return _page(title, entries)
 
 

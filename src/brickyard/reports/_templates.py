@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from brickyard.base._doubts import doubts
 from brickyard.base._messages import tidy
 from brickyard.base._records import Preprocessing
 from brickyard.component._describe import agreement_text, merged_text
@@ -26,6 +27,7 @@ def page_environment() -> Environment:
         tidy=tidy,
         preprocessing=_preprocessing,
         agreement=agreement_text,
+        doubts=doubts,
         merged=merged_text,
         thousands=lambda value: f"{value:,}",
         fixed=lambda value, digits=1: f"{value:.{digits}f}",

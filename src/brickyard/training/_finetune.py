@@ -16,13 +16,15 @@ from brickyard.assembly._labelled import Examples
 from brickyard.base._checks import given_path
 from brickyard.base._declare import verb
 from brickyard.base._errors import BrickyardWarning, DataError, OptionError
+from brickyard.base._history import TuneRecord, UsedRecord
 from brickyard.base._options import Distillation, FinetuneOptions, TrainingOptions
-from brickyard.base._records import ComponentManifest, TuneRecord
+from brickyard.base._records import ComponentManifest
 from brickyard.component._component import Component
 from brickyard.component._predictor import run_images
 from brickyard.component._statistics import observed
 from brickyard.inputs._augment import shifted_and_mirrored
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import as_bytes
 from brickyard.network._identity import fingerprint, weights_like
 from brickyard.network._untouched import guarded
 from brickyard.training._distillation import Lesson, lesson_loss, taught_by, teacher_name
@@ -112,7 +114,7 @@ def finetune(model: ModelT, images: Any, **options: Unpack[FinetuneOptions]) -> 
         teacher="" if teacher is None else teacher_name(teacher, model),
         scores=fitted.scores,
     )
-    return _finished(trained, record, examples, before)
+    return _finished(trained, record, examples, held_out, before)
 
 
 FEW = 2_000  # images; with fewer, labels alone take back what a refit has gained
@@ -231,12 +233,17 @@ def _digest(examples: Examples) -> str:
     return found.hexdigest()
 
 
-def _finished(model: ModelT, record: TuneRecord, examples: Examples, before: Sequence[bool]) -> ModelT:
+def _finished(
+    model: ModelT, record: TuneRecord, examples: Examples, held_out: Examples | None, before: Sequence[bool]
+) -> ModelT:
     """Finish the model: record the training, restore what was trainable, and measure its statistics again."""
     for parameter, was in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(was)
         parameter.grad = None
-    model = model.with_manifest(tuned=record)
+    seen = [examples] if held_out is None else [examples, held_out]
+    shown = UsedRecord.of(mark for some in seen for mark in as_bytes(some.marks(model.manifest.parts)))
+    own = model.manifest.uses if isinstance(model, Component) else (model.manifest.used,)
+    model = model.with_manifest(tuned=record, used=shown.joined(*own))
     if isinstance(model, Assembly):
         return model.with_manifest(parts=tuple(map(_without_strangers, model.manifest.parts)))
     if record.best:  # it was that of other weights, and on images that may have been trained on since

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from functools import reduce
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,6 +16,7 @@ from brickyard.assembly._assembly import Assembly, check_model
 from brickyard.axes._graph import Graph, trace
 from brickyard.base._declare import verb
 from brickyard.base._errors import DataError, OptionError
+from brickyard.base._history import TuneRecord, UsedRecord
 from brickyard.base._messages import brief, first_line
 from brickyard.base._options import DistilOptions, TrainingOptions
 from brickyard.base._records import (
@@ -23,7 +25,6 @@ from brickyard.base._records import (
     Preprocessing,
     SelectionRecord,
     SourceRecord,
-    TuneRecord,
 )
 from brickyard.base._sides import by_sides, is_picture
 from brickyard.component._calibration import parted
@@ -34,6 +35,7 @@ from brickyard.component._statistics import observed
 from brickyard.inputs._arrays import ARRAYS, read_images
 from brickyard.inputs._augment import varied
 from brickyard.inputs._batches import Images
+from brickyard.inputs._content import as_bytes
 from brickyard.inputs._datasets import ImageData, load_data
 from brickyard.inputs._decoding import read_images as batches_of
 from brickyard.inputs._folders import is_picture as called_picture
@@ -126,8 +128,10 @@ def distil(teacher: Component | Assembly, images: Any, **options: Unpack[DistilO
         seed=training.seed,
         teacher=teacher_name(teacher, teacher),
     )
+    shown = UsedRecord.of(as_bytes(Images(data, how).marks(range(len(data)))))
+    used = reduce(UsedRecord.joined, teacher.manifest.uses, shown)
     manifest = _manifest(teacher, title, graph, how).model_copy(
-        update={"tuned": record, "agreement": (same, len(held))}
+        update={"tuned": record, "agreement": (same, len(held)), "used": used}
     )
     return _observed(Component(network, manifest, network.to_spec()), lessons)
 

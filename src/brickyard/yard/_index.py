@@ -339,13 +339,19 @@ def _accuracy(manifest: ComponentManifest) -> float | None:
         return None
     measured: list[tuple[int, float]] = []
     for scores in (manifest.scores, *manifest.scores.values()):
-        rows = scores.get("rows") if isinstance(scores, dict) else None
+        rows = scores.get("rows") if isinstance(scores, dict) and not _flattered(scores) else None
         for row in rows if isinstance(rows, list | tuple) else ():
             if isinstance(row, dict) and row.get("name") == "component":
                 images, percent = row.get("images"), row.get("accuracy")
                 if isinstance(images, int) and isinstance(percent, int | float) and images > 0 and 0 <= percent <= 100:
                     measured.append((images, percent / 100))
     return max(measured, key=lambda found: found[0])[1] if measured else None
+
+
+def _flattered(scores: dict[str, Any]) -> bool:
+    """Whether images that the component was made with were scored too."""
+    overlap = scores.get("overlap")
+    return isinstance(overlap, dict) and overlap.get("used") != overlap.get("left_out")
 
 
 def _agreement(manifest: ComponentManifest) -> float | None:
