@@ -1,12 +1,12 @@
-"""A progress bar with the time left, on standard error, and only when that is a terminal."""
+"""A progress bar with the time left, on standard error, and only when that is a terminal; or told to a listener."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from brickyard.base._messages import shown
 
@@ -49,9 +49,49 @@ def speaks() -> bool:
     return alone or os.environ.get("RANK", "0") == "0"
 
 
+Hear = Callable[[str, float, float | None], None]
+"""Told what is done, how much of it, and of how much in all, if that is known."""
+
+_heard: list[Hear] = []
+
+
+@contextmanager
+def listening(hear: Hear) -> Iterator[None]:
+    """While the body runs, tell all progress of this process to a function, in place of drawing bars.
+
+    Example:
+        >>> from brickyard.runtime._progress import bar, listening
+        >>> with listening(lambda text, done, total: print(text, done, total)), bar("counting", 3) as advance:
+        ...     advance(2)
+        counting 0 3
+        counting 2 3
+    """
+    _heard.append(hear)
+    try:
+        yield
+    finally:
+        _heard.remove(hear)
+
+
+def _told(hear: Hear, text: str, total: float | None) -> Advance:
+    """What tells a listener of a bar's progress."""
+    at: dict[str, Any] = {"text": text, "done": 0}
+
+    def advance(amount: float = 1, *, text: str | None = None) -> None:
+        at["done"] += amount
+        at["text"] = at["text"] if text is None else text
+        hear(at["text"], at["done"], total)
+
+    hear(text, 0, total)
+    return advance
+
+
 @contextmanager
 def bar(text: str, total: float | None) -> Iterator[Advance]:
     """Show a bar of `total` units while the body runs; None: it counts."""
+    if _heard:
+        yield _told(_heard[-1], text, total)
+        return
     if not (speaks() and sys.stderr.isatty()):
         yield lambda amount=1, *, text=None: None
         return
